@@ -1,0 +1,99 @@
+"""
+# Hourly log rollup
+
+Waits until a stream's raw hour is settled, packs its many small objects into parts of `part_size` through a
+capped set of S3 connections, proves that nothing was lost or doubled, and only then marks the hour complete.
+
+| task | what it does | when it fails |
+|---|---|---|
+| `wait_for_raw_hour` | waits until no object came for `quiet_period`, or the stream's marker is there | the hour is empty or still being written to: see its message, then clear it |
+| `plan_hour` | lists the raw hour and writes into the bucket which object goes into which part | the bucket, the credentials or a setting of the stream: mend it, then clear it |
+| `pack_shard` | packs one run of parts; parts that stand already are left alone | clear the failed ones; finished parts are not packed again |
+| `validate_hour` | compares raw objects and parts, in number, bytes and CRC, and writes the manifest | the raw hour changed, or a part is not right: clear the run from `plan_hour` on |
+| `complete_hour` | writes `_SUCCESS` and tells the Dags downstream | clear the run from `plan_hour` on |
+
+**An hour is complete if and only if `_SUCCESS` lies beside its parts.** Clearing is always safe: a complete
+hour that has not changed is left as it is and takes seconds, and one that has changed loses its `_SUCCESS`
+before the first part is touched.
+
+**To roll up an hour by hand**, trigger the Dag and give the hour in the form. **To roll up a past range**,
+use a backfill. What cannot be mended by a retry fails at once; throttling and network faults are retried.
+
+The pool `s3_connections` caps the connections to S3 of all tasks of all streams together: a task takes as
+many slots as it may open connections.
+"""
+
+from datetime import timedelta
+
+from airflow.sdk import DAG, CronDataIntervalTimetable, Param
+
+from include.log_rollup.streams import POOL, check_pool, load_streams, pool_slots
+from log_rollup_plugin.operators import (
+    CONTROL_CONNECTIONS,
+    CompleteHourOperator,
+    PackShardOperator,
+    PlanHourOperator,
+    ValidateHourOperator,
+)
+from log_rollup_plugin.policy import RETRIES, RETRY_DELAY, retry_policy
+from log_rollup_plugin.sensor import LISTING_CONNECTIONS, RawHourSensor
+
+streams = load_streams()
+check_pool(streams, pool_slots())
+
+for stream in streams:
+    with DAG(
+        dag_id=f"log_rollup_{stream.name}",
+        description=f"{stream.raw} -> {stream.aggregated}, hour by hour",
+        doc_md=__doc__,
+        schedule=CronDataIntervalTimetable("0 * * * *", timezone="UTC"),
+        start_date=stream.start,
+        catchup=True,
+        max_active_runs=stream.max_active_runs,
+        tags=["log-rollup", stream.name],
+        params={
+            "hour": Param(
+                None,
+                type=["null", "string"],
+                format="date-time",
+                title="Hour",
+                description="The UTC hour to roll up, like 2026-11-23T08:00:00Z; empty for the run's own hour.",
+            )
+        },
+        default_args={
+            "owner": stream.owner,
+            "pool": POOL,
+            "retries": RETRIES,
+            "retry_delay": RETRY_DELAY,
+            "retry_policy": retry_policy(),
+            "execution_timeout": stream.task_timeout,
+        },
+    ):
+        wait = RawHourSensor(
+            task_id="wait_for_raw_hour",
+            stream=stream,
+            pool_slots=LISTING_CONNECTIONS,
+            execution_timeout=timedelta(minutes=10),
+        )
+        plan = PlanHourOperator(task_id="plan_hour", stream=stream, pool_slots=CONTROL_CONNECTIONS)
+        pack = PackShardOperator.partial(
+            task_id="pack_shard",
+            stream=stream,
+            pool_slots=stream.max_connections,
+            map_index_template="{{ task.title }}",
+        ).expand(shard=plan.output)
+        validate = ValidateHourOperator(
+            task_id="validate_hour",
+            stream=stream,
+            pool_slots=CONTROL_CONNECTIONS,
+            # A complete hour that has not changed has no shards, so packing is skipped.
+            trigger_rule="none_failed",
+        )
+        complete = CompleteHourOperator(
+            task_id="complete_hour",
+            stream=stream,
+            pool_slots=CONTROL_CONNECTIONS,
+            execution_timeout=timedelta(minutes=10),
+        )
+
+        wait >> plan >> pack >> validate >> complete

@@ -1,0 +1,1 @@
+"""The rollup pipeline without Airflow: streams, hours, plan, pack, validate, complete."""

@@ -1,0 +1,91 @@
+"""The step complete_hour: the completion marker, written last."""
+
+import logging
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+from include.log_rollup.errors import ProofError, SupersededError
+from include.log_rollup.hours import HourPaths, format_hour
+from include.log_rollup.planning import clean_up, is_intact, standing_parts
+from include.log_rollup.records import MARKER_FORMAT, HourTotals, Manifest, Records
+from include.log_rollup.store import ObjectStore
+from include.log_rollup.streams import Stream
+
+log = logging.getLogger(__name__)
+
+
+def complete_hour(store: ObjectStore, stream: Stream, hour: datetime) -> HourTotals:
+    """Mark a proven hour complete, if its parts are still those that were proven.
+
+    A marker that stands already for the same plan stays as it is.
+
+    :returns: the totals of the hour, from its manifest
+    :raises SupersededError: if the hour is being built under another plan than was proven
+    :raises ProofError: if a part changed after it was proven
+    """
+    paths = stream.at(hour)
+    records = Records(store)
+    manifest = records.read_manifest(paths.manifest)
+    if manifest is None:
+        raise ProofError(f"hour {format_hour(hour)}: there is no {paths.manifest}; clear validate_hour")
+    plan_id = manifest.totals.plan_id
+    if not is_intact(manifest, plan_id, standing_parts(store, paths)):
+        raise ProofError(
+            f"hour {format_hour(hour)}: the parts under {paths.aggregated} are not those that were proven as "
+            f"plan {plan_id}: another run is changing them, or somebody is. Clear the run from plan_hour on."
+        )
+    marker = records.read_marker(paths.marker)
+    claimed = records.read_claim(paths.claim)
+    if marker and marker.get("plan_id") == plan_id and claimed in (None, plan_id):
+        log.info("the completion marker is there already: %s", paths.marker)
+    else:
+        _check_claim(paths, plan_id, claimed)
+        records.write_marker(paths.marker, marker_of(manifest, datetime.now(UTC)))
+        claimed = records.read_claim(paths.claim)
+        if claimed != plan_id:
+            # Another run began between the check and the marker: it must not find the hour complete.
+            store.delete(paths.marker.bucket, [paths.marker.key])
+            _check_claim(paths, plan_id, claimed)
+        log.info("complete: %s", paths.marker)
+    clean_up(store, paths)
+    return manifest.totals
+
+
+def _check_claim(paths: HourPaths, plan_id: str, claimed: str | None) -> None:
+    if claimed != plan_id:
+        raise SupersededError(
+            f"{paths.aggregated} was proven as plan {plan_id}, but plan {claimed} is being built there now; if "
+            f"its run is not at work any more, clear this one from plan_hour on"
+        )
+
+
+def marker_of(manifest: Manifest, now: datetime) -> dict[str, Any]:
+    """The content of ``_SUCCESS``; sizes in bytes, durations in seconds."""
+    totals = manifest.totals
+    measured = totals.measured
+    return {
+        "format": MARKER_FORMAT,
+        "stream": totals.stream,
+        "hour": totals.hour,
+        "plan_id": totals.plan_id,
+        "objects": totals.objects,
+        "bytes_in": totals.bytes_in,
+        "separator_bytes": totals.separator_bytes,
+        "bytes_out": totals.bytes_out,
+        "parts": totals.parts,
+        "left_out": asdict(totals.left_out),
+        "verified": asdict(totals.verified),
+        "validated_at": manifest.validated_at,
+        "completed_at": now.isoformat(timespec="seconds"),
+        "max_connections": measured.max_connections,
+        "peak": {
+            "sockets": measured.sockets,
+            "open_files": measured.open_files,
+            "rss_bytes": measured.rss_bytes,
+        },
+        "requests": dict(measured.requests),
+        "retries": measured.retries,
+        "throttles": measured.throttles,
+        "seconds": {"pack": measured.seconds, "pack_cpu": measured.cpu_seconds},
+    }

@@ -1,0 +1,49 @@
+"""CRC64-NVME: of bytes, of bytes end to end, and as S3 writes it."""
+
+import base64
+from collections.abc import Iterable
+
+from awscrt import checksums
+
+
+def crc64(data: bytes | memoryview) -> int:
+    """The CRC64-NVME of these bytes, unsigned."""
+    return int(checksums.crc64nvme(data))
+
+
+def concatenate(pieces: Iterable[tuple[int, int]]) -> int:
+    """The CRC of pieces laid end to end.
+
+    :param pieces: CRC and length in bytes of each piece, in order
+    """
+    total = 0
+    for crc, length in pieces:
+        total = checksums.combine_crc64nvme(total, crc, length)
+    return total
+
+
+def to_header(crc: int) -> str:
+    """As in ``x-amz-checksum-crc64nvme``: eight bytes, big-endian, in base64."""
+    return base64.b64encode(crc.to_bytes(8, "big")).decode()
+
+
+def from_header(value: str | None) -> int | None:
+    """Read a CRC of a whole object; None if there is none or it is one of parts (``…-3``)."""
+    if not value or "-" in value:
+        return None
+    return int.from_bytes(base64.b64decode(value), "big")
+
+
+def to_hex(crc: int) -> str:
+    """As in receipts and manifests: 16 hexadecimal digits."""
+    return f"{crc:016x}"
+
+
+def by_algorithm(algorithm: str, data: bytes | memoryview) -> int:
+    """The CRC of these bytes by S3's name of the algorithm: ``crc64nvme``, ``crc32c`` or ``crc32``."""
+    return int(_ALGORITHMS[algorithm](data))
+
+
+_ALGORITHMS = {"crc64nvme": checksums.crc64nvme, "crc32c": checksums.crc32c, "crc32": checksums.crc32}
+# In the order of their speed here.
+ALGORITHMS = tuple(_ALGORITHMS)

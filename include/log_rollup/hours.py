@@ -1,0 +1,107 @@
+"""Hours of a stream: UTC, and the names under which they lie in the bucket."""
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+
+from include.log_rollup.errors import ConfigurationError
+from include.log_rollup.store import Location
+
+_PART = re.compile(r"part-(\d{5,})\.log(\.[a-z0-9]+)?")
+
+
+def parse_hour(value: str) -> datetime:
+    """Read an hour such as ``2026-11-23T08:00:00Z``; minutes are cut off.
+
+    :raises ConfigurationError: if it is no time, or has no offset from UTC
+    """
+    try:
+        instant = datetime.fromisoformat(value)
+    except (TypeError, ValueError):
+        instant = None
+    if instant is None or instant.tzinfo is None:
+        raise ConfigurationError(
+            f"hour: {value!r} is not a time with an offset; write it like 2026-11-23T08:00:00Z"
+        )
+    return floor_hour(instant)
+
+
+def floor_hour(instant: datetime) -> datetime:
+    """The UTC hour in which an instant lies."""
+    return instant.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
+
+
+def format_hour(hour: datetime) -> str:
+    """An hour as it stands in markers, messages and partition keys: ``2026-11-23T08:00:00Z``."""
+    return hour.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+@dataclass(frozen=True)
+class HourPaths:
+    """Where one hour of a stream lies: its raw objects, its parts and what stands beside them."""
+
+    raw_prefix: Location
+    aggregated_prefix: Location
+    hour: datetime
+
+    @property
+    def end(self) -> datetime:
+        """The instant at which the hour is over."""
+        return self.hour + timedelta(hours=1)
+
+    @cached_property
+    def raw(self) -> Location:
+        """``raw/app/20261123/08/``"""
+        return self.raw_prefix.child(f"{self.hour:%Y%m%d/%H}/")
+
+    @cached_property
+    def aggregated(self) -> Location:
+        """``aggregated/app/20261123/08/``"""
+        return self.aggregated_prefix.child(f"{self.hour:%Y%m%d/%H}/")
+
+    @property
+    def marker(self) -> Location:
+        """The completion marker: the hour is complete if and only if it is there."""
+        return self.aggregated.child("_SUCCESS")
+
+    @property
+    def manifest(self) -> Location:
+        """For every raw object its part, offset, length, ETag and CRC."""
+        return self.aggregated.child("_manifest.jsonl.gz")
+
+    @property
+    def work(self) -> Location:
+        """The prefix of everything that is needed only while the hour is being built."""
+        return self.aggregated.child("_rollup/")
+
+    @property
+    def claim(self) -> Location:
+        """Which plan is being built at present."""
+        return self.work.child("claim.json")
+
+    def plan(self, plan_id: str) -> Location:
+        """The plan's summary, written after its shards: a plan without it is not whole."""
+        return self.work.child(f"{plan_id}/plan.json")
+
+    def shard(self, plan_id: str, shard: int) -> Location:
+        """Which raw objects lie in which parts of one shard."""
+        return self.work.child(f"{plan_id}/shard-{shard:05d}.json.gz")
+
+    def receipt(self, plan_id: str, shard: int) -> Location:
+        """What one shard wrote and measured."""
+        return self.work.child(f"{plan_id}/receipt-{shard:05d}.json.gz")
+
+    def part(self, name: str) -> Location:
+        """A part by its name."""
+        return self.aggregated.child(name)
+
+    def part_name_of(self, key: str) -> str | None:
+        """The name of the part that lies under this key; None if the key is not that of a part."""
+        name = key.removeprefix(self.aggregated.key)
+        return name if name != key and _PART.fullmatch(name) else None
+
+
+def part_name(index: int, encoding: str) -> str:
+    """``part-00007.log``, ``part-00008.log.gz``"""
+    return f"part-{index:05d}.log{encoding}"

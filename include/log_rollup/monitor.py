@@ -1,0 +1,124 @@
+"""Open files, sockets and memory of this process: checked before the work, watched and logged during it."""
+
+import logging
+import os
+import resource
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import psutil
+
+from include.log_rollup.errors import ResourceLimitError
+from include.log_rollup.units import format_size
+
+# What a task may open beside its connections: event loop, DNS, log and heartbeat channels, modules that
+# are imported late. Airflow's own 17 to 29 files are open already when the check counts them.
+FILES_BESIDE_CONNECTIONS = 24
+
+SAMPLE_SECONDS = 0.25
+LOG_SECONDS = 5.0
+
+
+def open_files() -> int:
+    """How many file descriptors this process has open."""
+    return psutil.Process().num_fds()
+
+
+def check_open_file_limit(max_connections: int) -> None:
+    """Refuse to start where the connections could exhaust the open-file limit half way.
+
+    :raises ResourceLimitError: with the numbers and the remedy
+    """
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    opened = open_files()
+    needed = opened + max_connections + FILES_BESIDE_CONNECTIONS
+    if limit != resource.RLIM_INFINITY and needed > limit:
+        most = limit - opened - FILES_BESIDE_CONNECTIONS
+        lower = f"max_connections of the stream to {most} or less" if most >= 4 else "nothing: it is too low"
+        raise ResourceLimitError(
+            f"the open-file limit of this process is {limit}, but the task may need {needed}: {opened} are "
+            f"open, max_connections is {max_connections}, and {FILES_BESIDE_CONNECTIONS} are for the rest. "
+            f"Raise the worker's limit (ulimits.nofile in docker-compose, LimitNOFILE in systemd, ulimit -n "
+            f"in a shell) to at least {needed}, or lower {lower}."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Peaks:
+    """The highest counts seen."""
+
+    sockets: int = 0
+    open_files: int = 0
+    rss_bytes: int = 0
+
+
+class Monitor:
+    """Samples this process from a thread and writes a line to the log every few seconds.
+
+    :param port: only TCP connections to this port count as sockets to S3
+    :param max_connections: the cap, named in the line
+    :param progress: what to say of the work itself
+    """
+
+    def __init__(
+        self, log: logging.Logger, port: int, max_connections: int, progress: Callable[[], str]
+    ) -> None:
+        self._log = log
+        self._port = port
+        self._cap = max_connections
+        self._progress = progress
+        self._process = psutil.Process()
+        self._limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="log-rollup-monitor", daemon=True)
+        self.peaks = Peaks()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._sample()
+
+    def _run(self) -> None:
+        samples_a_line = round(LOG_SECONDS / SAMPLE_SECONDS)
+        count = 0
+        while not self._stop.wait(SAMPLE_SECONDS):
+            now = self._sample()
+            count += 1
+            if count % samples_a_line == 0:
+                self._log.info("%s | %s", self._progress(), self._line(now))
+
+    def _sample(self) -> Peaks:
+        sockets = sum(
+            1
+            for connection in self._process.net_connections(kind="tcp")
+            if connection.raddr and connection.raddr.port == self._port
+        )
+        now = Peaks(sockets, self._process.num_fds(), self._process.memory_info().rss)
+        peak = self.peaks
+        self.peaks = Peaks(
+            max(peak.sockets, now.sockets),
+            max(peak.open_files, now.open_files),
+            max(peak.rss_bytes, now.rss_bytes),
+        )
+        return now
+
+    def _line(self, now: Peaks) -> str:
+        return (
+            f"sockets {now.sockets}/{self._cap} | open files {now.open_files}/{self._limit} | "
+            f"memory {format_size(now.rss_bytes)}"
+        )
+
+
+def cpu_seconds() -> float:
+    """User and system time of this process so far."""
+    times = os.times()
+    return times.user + times.system

@@ -1,0 +1,155 @@
+"""The step pack_shard: what of a shard is missing is packed, and a receipt is kept of it."""
+
+import logging
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from include.log_rollup.errors import SupersededError
+from include.log_rollup.hours import HourPaths, parse_hour
+from include.log_rollup.monitor import Monitor, check_open_file_limit, cpu_seconds
+from include.log_rollup.pack import PackSettings, ShardPacker
+from include.log_rollup.plan import ShardRef
+from include.log_rollup.planning import standing_parts, stands
+from include.log_rollup.records import Measured, PackedPart, Receipt, Records, ShardPlan
+from include.log_rollup.store import Location, ObjectStore
+from include.log_rollup.streams import Stream
+from include.log_rollup.units import format_size
+
+log = logging.getLogger(__name__)
+
+
+def pack_shard(store: ObjectStore, stream: Stream, ref: ShardRef) -> Measured:
+    """Pack what is missing of a shard.
+
+    Parts that stand as the receipt says are left alone. The receipt is written after each part, so that a
+    retry goes on where this try ended.
+
+    :returns: what this try measured
+    :raises SupersededError: if the hour is being built under another plan
+    :raises ResourceLimitError: if the open-file limit is too low for the stream's connections
+    :raises RollupError: as :meth:`ShardPacker.run` and the store raise
+    """
+    check_open_file_limit(stream.max_connections)
+    started, cpu_before = time.monotonic(), cpu_seconds()
+    paths = stream.at(parse_hour(ref.hour))
+    records = Records(store)
+    if is_complete_under(records, paths, ref.plan_id):
+        log.info("the hour is complete under plan %s; nothing is to be done", ref.plan_id)
+        return Measured(max_connections=stream.max_connections)
+    shard = records.read_shard(paths.shard(ref.plan_id, ref.shard), paths.raw.key)
+    if shard is None:
+        raise SupersededError(
+            f"shard {ref.shard} of plan {ref.plan_id} is not under {paths.work} any more, or another version "
+            f"wrote it; clear the run from plan_hour on"
+        )
+    target = paths.receipt(ref.plan_id, ref.shard)
+    before = records.read_receipt(target) or Receipt(ref.plan_id, ref.shard)
+    standing = standing_parts(store, paths)
+    done = [part for part in before.parts if stands(part, standing)]
+    kept = {(part.name, part.fingerprint) for part in done}
+    todo = [part for part in shard.parts if (part.name, part.fingerprint) not in kept]
+    log.info(
+        "shard %d: %d parts, %d objects, %s; %d parts stand already",
+        ref.shard, ref.parts, ref.objects, format_size(ref.bytes), len(shard.parts) - len(todo),
+    )  # fmt: skip
+    # While an hour has a marker, no part of it may change.
+    if todo and records.read_marker(paths.marker) is not None:
+        store.delete(paths.marker.bucket, [paths.marker.key])
+
+    journal = Journal(records, target, before, done)
+    transfer = store.open_transfer(stream.raw.bucket, stream.aggregated.bucket)
+    packer = ShardPacker(
+        store, transfer, paths.aggregated, stream.raw.bucket, settings_of(stream), journal.add
+    )
+    with Monitor(log, store.port, stream.max_connections, packer.progress) as monitor:
+        try:
+            packer.run(todo)
+        except BaseException:
+            journal.save()
+            raise
+        finally:
+            transfer.close()
+    requests = dict(store.requests)
+    for name, count in packer.requests.items():
+        requests[name] = requests.get(name, 0) + count
+    measured = Measured(
+        max_connections=stream.max_connections,
+        sockets=monitor.peaks.sockets,
+        open_files=monitor.peaks.open_files,
+        rss_bytes=monitor.peaks.rss_bytes,
+        seconds=round(time.monotonic() - started, 3),
+        cpu_seconds=round(cpu_seconds() - cpu_before, 3),
+        requests=requests,
+        retries=packer.retries,
+        throttles=packer.throttles,
+        parts_written=len(todo),
+        parts_left_alone=len(shard.parts) - len(todo),
+    )
+    journal.close(shard, measured)
+    log.info("done: %s | peak sockets %d/%d", packer.progress(), measured.sockets, stream.max_connections)
+    return measured
+
+
+def is_complete_under(records: Records, paths: HourPaths, plan_id: str) -> bool:
+    """Whether the hour is finished under this plan; False means that it is being built under it.
+
+    :raises SupersededError: if it is neither
+    """
+    claimed = records.read_claim(paths.claim)
+    if claimed == plan_id:
+        return False
+    if claimed is None:
+        marker = records.read_marker(paths.marker)
+        if marker and marker.get("plan_id") == plan_id:
+            return True
+    now = "is not being built" if claimed is None else f"is being built under plan {claimed}"
+    raise SupersededError(
+        f"{paths.aggregated} was planned as {plan_id}, but {now}: another run has planned it anew. If that "
+        f"run is not at work any more, clear this one from plan_hour on."
+    )
+
+
+def settings_of(stream: Stream) -> PackSettings:
+    """How the parts of a stream are written."""
+    headers: Mapping[str, str] = {"x-amz-storage-class": stream.storage_class} if stream.storage_class else {}
+    return PackSettings(stream.ensure_newline, headers, stream.connect_timeout, stream.response_timeout)
+
+
+class Journal:
+    """Keeps a shard's receipt in step with the parts that are written, without holding the packing up."""
+
+    def __init__(self, records: Records, target: Location, before: Receipt, done: list[PackedPart]) -> None:
+        self._records = records
+        self._target = target
+        self._before = before
+        self._parts = done
+        self._executor = ThreadPoolExecutor(1, "log-rollup-journal")
+        self._pending: Future[None] | None = None
+
+    def add(self, part: PackedPart) -> None:
+        """Note a part; if an earlier note is still being written, the next one carries this part too."""
+        self._parts.append(part)
+        if self._pending is not None:
+            if not self._pending.done():
+                return
+            self._pending.result()
+        self._pending = self._executor.submit(self._write, self._snapshot(self._before.measured))
+
+    def save(self) -> None:
+        """After a failure of the packing: note all parts that stand, for the next try."""
+        self._executor.shutdown()
+        self._write(self._snapshot(self._before.measured))
+
+    def close(self, shard: ShardPlan, measured: Measured) -> None:
+        """Write the finished receipt, its parts in the order of the plan."""
+        self._executor.shutdown()
+        order = {part.name: number for number, part in enumerate(shard.parts)}
+        self._parts.sort(key=lambda part: order[part.name])
+        self._write(self._snapshot(self._before.measured + measured))
+
+    def _snapshot(self, measured: Measured) -> Receipt:
+        return Receipt(self._before.plan_id, self._before.shard, tuple(self._parts), measured)
+
+    def _write(self, receipt: Receipt) -> None:
+        self._records.write_receipt(self._target, receipt)

@@ -1,0 +1,198 @@
+"""The step plan_hour: from the raw listing to a plan in the bucket."""
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from include.log_rollup.errors import EmptyHourError, ProofError
+from include.log_rollup.hours import HourPaths, format_hour
+from include.log_rollup.plan import Plan, ShardRef, make_plan, make_shards, select, shard_refs
+from include.log_rollup.records import (
+    Manifest,
+    Measured,
+    PackedPart,
+    PlanSummary,
+    Receipt,
+    Records,
+    ShardPlan,
+)
+from include.log_rollup.store import Location, ObjectInfo, ObjectStore
+from include.log_rollup.streams import Stream
+from include.log_rollup.units import format_size
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """The outcome of planning: the shards to pack, none where the hour is complete and unchanged."""
+
+    plan_id: str
+    shards: list[ShardRef]
+    unchanged: bool
+
+
+def plan_hour(store: ObjectStore, stream: Stream, hour: datetime, run_id: str) -> Planned:
+    """Plan an hour as it is listed now, and write the plan into the bucket.
+
+    An hour that is complete under the very same plan, with all its parts in place, is left untouched.
+    Otherwise the plan is written, then claimed, and then the completion marker is removed: it is gone before
+    any part changes. Parts that already stand as planned are noted in the receipts, so that they are left
+    alone.
+
+    :param run_id: named in the claim, for people who look
+    :raises EmptyHourError: if there is nothing to pack and the stream does not allow that
+    :raises RollupError: as the store raises
+    """
+    paths = stream.at(hour)
+    records = Records(store)
+    listed = list_all(store, paths.raw)
+    chosen, left_out = select(listed, paths.raw.key, stream.marker)
+    if not chosen and not stream.allow_empty:
+        raise EmptyHourError(
+            f"hour {format_hour(hour)}: nothing to pack under {paths.raw} ({len(listed)} objects listed, "
+            f"{left_out.hidden} hidden, {left_out.placeholders} folder placeholders). If that is as it should "
+            f"be, set 'allow_empty: true' for the stream {stream.name!r}; otherwise clear the run when the "
+            f"objects are there."
+        )
+    plan = make_plan(chosen, left_out, stream.part_size, stream.ensure_newline, stream.storage_class)
+    log.info(
+        "plan %s: %d objects, %s -> %d parts (left out: %d hidden, %d placeholders, %d markers)",
+        plan.plan_id, plan.objects, format_size(plan.bytes_in), len(plan.parts),
+        left_out.hidden, left_out.placeholders, left_out.markers,
+    )  # fmt: skip
+    standing = standing_parts(store, paths)
+    manifest = _readable_manifest(records, paths)
+    marker = records.read_marker(paths.marker)
+    if (
+        marker
+        and marker.get("plan_id") == plan.plan_id
+        and manifest
+        and is_intact(manifest, plan.plan_id, standing)
+    ):
+        clean_up(store, paths)
+        log.info("the hour is complete under this very plan; nothing is to be done")
+        return Planned(plan.plan_id, [], True)
+    shards = _write_plan(store, records, stream, paths, plan, manifest, standing)
+    records.write_claim(paths.claim, plan.plan_id, run_id)
+    if marker is not None:
+        log.info("the hour was complete under another plan: its completion marker is removed")
+        store.delete(paths.marker.bucket, [paths.marker.key])
+    clean_up(store, paths, keep=plan.plan_id)
+    return Planned(plan.plan_id, shards, False)
+
+
+def list_all(store: ObjectStore, prefix: Location) -> list[ObjectInfo]:
+    """Everything under a prefix."""
+    return [item for page in store.list_pages(prefix) for item in page.objects]
+
+
+def standing_parts(store: ObjectStore, paths: HourPaths) -> dict[str, ObjectInfo]:
+    """The parts that lie in the aggregated hour now, by name."""
+    # Names of parts sort after "part-" and before everything that begins with "_".
+    pages = store.list_pages(paths.aggregated.child("part-"))
+    named = ((paths.part_name_of(item.key), item) for page in pages for item in page.objects)
+    return {name: item for name, item in named if name}
+
+
+def is_intact(manifest: Manifest, plan_id: str, standing: Mapping[str, ObjectInfo]) -> bool:
+    """Whether exactly the parts of a manifest stand, as they were when they were proven."""
+    return manifest.totals.plan_id == plan_id and {
+        part.name: (part.size, part.etag) for part in manifest.packed
+    } == {name: (item.size, item.etag) for name, item in standing.items()}
+
+
+def stands(part: PackedPart, standing: Mapping[str, ObjectInfo]) -> bool:
+    """Whether a part lies in the bucket as it was written."""
+    item = standing.get(part.name)
+    return item is not None and (item.size, item.etag) == (part.size, part.etag)
+
+
+def clean_up(store: ObjectStore, paths: HourPaths, keep: str | None = None) -> None:
+    """Remove what was needed only to build the hour.
+
+    :param keep: the plan that is still being built, with its claim
+    """
+    kept = () if keep is None else (paths.work.child(f"{keep}/").key, paths.claim.key)
+    gone = [item.key for item in list_all(store, paths.work) if not item.key.startswith(kept)]
+    store.delete(paths.work.bucket, gone)
+
+
+def _readable_manifest(records: Records, paths: HourPaths) -> Manifest | None:
+    try:
+        return records.read_manifest(paths.manifest)
+    except ProofError as error:
+        log.warning("%s; the hour is planned without it", error)
+        return None
+
+
+def _write_plan(
+    store: ObjectStore,
+    records: Records,
+    stream: Stream,
+    paths: HourPaths,
+    plan: Plan,
+    manifest: Manifest | None,
+    standing: Mapping[str, ObjectInfo],
+) -> list[ShardRef]:
+    shards = make_shards(plan, stream.shard_size, stream.max_shards)
+    hour = format_hour(paths.hour)
+    refs = shard_refs(stream.name, hour, plan.plan_id, shards)
+    before = _receipts(store, records, paths)
+    known = {
+        (part.name, part.fingerprint): part
+        for part in _packed_before(before, manifest)
+        if stands(part, standing)
+    }
+    measured = {receipt.shard: receipt.measured for receipt in before if receipt.plan_id == plan.plan_id}
+    left_alone = 0
+    for ref, parts in zip(refs, shards, strict=True):
+        names = ((part.name, part.fingerprint) for part in parts)
+        seeds = tuple(known[name] for name in names if name in known)
+        left_alone += len(seeds)
+        records.write_shard(
+            paths.shard(plan.plan_id, ref.shard),
+            ShardPlan(plan.plan_id, ref.shard, tuple(parts)),
+            paths.raw.key,
+        )
+        target = paths.receipt(plan.plan_id, ref.shard)
+        if seeds:
+            kept = measured.get(ref.shard, Measured())
+            records.write_receipt(target, Receipt(plan.plan_id, ref.shard, seeds, kept))
+        else:
+            store.delete(target.bucket, [target.key])
+    if left_alone:
+        log.info("%d of %d parts stand already as planned", left_alone, len(plan.parts))
+    records.write_plan(
+        paths.plan(plan.plan_id),
+        PlanSummary(
+            plan.plan_id,
+            stream.name,
+            hour,
+            len(plan.parts),
+            plan.objects,
+            plan.bytes_in,
+            plan.left_out,
+            tuple(refs),
+        ),
+    )
+    return refs
+
+
+def _receipts(store: ObjectStore, records: Records, paths: HourPaths) -> list[Receipt]:
+    found = []
+    for item in list_all(store, paths.work):
+        if "/receipt-" in item.key:
+            receipt = records.read_receipt(Location(paths.work.bucket, item.key))
+            if receipt:
+                found.append(receipt)
+    return found
+
+
+def _packed_before(receipts: Iterable[Receipt], manifest: Manifest | None) -> Iterable[PackedPart]:
+    """What earlier runs wrote; the manifest last, because its parts are proven."""
+    for receipt in receipts:
+        yield from receipt.parts
+    if manifest:
+        yield from manifest.packed

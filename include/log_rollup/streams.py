@@ -1,0 +1,234 @@
+"""The streams file: what is rolled up, from where to where, and within which limits."""
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from itertools import combinations
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from include.log_rollup.errors import ConfigurationError
+from include.log_rollup.hours import HourPaths, floor_hour
+from include.log_rollup.store import Location
+from include.log_rollup.units import GIB, MIB, Duration, Size, format_size
+
+INCLUDE = Path(__file__).resolve().parent.parent
+POOL = "s3_connections"
+
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_S3_URL = re.compile(r"s3://([^/]+)/(.*)")
+
+# https://docs.aws.amazon.com/AmazonS3/latest/API/API_PutObject.html, without the archives, whose objects
+# cannot be read back at once.
+StorageClass = Literal[
+    "STANDARD", "STANDARD_IA", "ONEZONE_IA", "INTELLIGENT_TIERING", "GLACIER_IR", "REDUCED_REDUNDANCY",
+    "EXPRESS_ONEZONE",
+]  # fmt: skip
+
+
+def parse_prefix(value: Any) -> Location:
+    """Read ``s3://bucket/prefix/``; the closing slash is added where it is missing.
+
+    :raises ValueError: if it is anything else
+    """
+    if isinstance(value, Location):
+        return value
+    match = _S3_URL.fullmatch(str(value))
+    if not match or not _BUCKET.fullmatch(match[1]):
+        raise ValueError(f"{value!r} is not an S3 prefix; write it like s3://my-bucket/raw/app/")
+    prefix = match[2]
+    return Location(match[1], prefix if prefix.endswith("/") or not prefix else prefix + "/")
+
+
+def _between(low: int, high: int) -> AfterValidator:
+    def check(size_bytes: int) -> int:
+        if not low <= size_bytes <= high:
+            raise ValueError(
+                f"{format_size(size_bytes)} is out of range; give {format_size(low)} to {format_size(high)}"
+            )
+        return size_bytes
+
+    return AfterValidator(check)
+
+
+def _at_least(low: timedelta) -> AfterValidator:
+    def check(duration: timedelta) -> timedelta:
+        if duration < low:
+            raise ValueError(f"{duration} is too short; give at least {low}")
+        return duration
+
+    return AfterValidator(check)
+
+
+def _whole_hour(start: datetime) -> datetime:
+    if start.tzinfo is None:
+        raise ValueError("has no offset from UTC; write it like 2026-11-01T00:00:00Z")
+    if start.astimezone(UTC) != floor_hour(start):
+        raise ValueError(f"{start} is not a whole hour; write it like 2026-11-01T00:00:00Z")
+    return floor_hour(start)
+
+
+class Stream(BaseModel):
+    """One log source and its settings; sizes are in bytes, durations are timedeltas."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,100}$")]
+    raw: Location
+    aggregated: Location
+    start: Annotated[datetime, AfterValidator(_whole_hour)]
+    aws_conn_id: str = "aws_default"
+    # An S3 multipart upload's parts have 5 MiB at least, and readers want no smaller files than that; above
+    # 1 GiB a part would be more memory than a task should hold.
+    part_size: Annotated[Size, _between(5 * MIB, GIB)] = 32 * MIB
+    shard_size: Annotated[Size, _between(5 * MIB, 1024 * GIB)] = GIB
+    # 1024 is Airflow's core.max_map_length.
+    max_shards: Annotated[int, Field(ge=1, le=1024)] = 64
+    # Two for the control plane and two for the data plane, where raw and aggregated lie on two hosts.
+    max_connections: Annotated[int, Field(ge=4, le=1000)] = 25
+    max_active_runs: Annotated[int, Field(ge=1, le=1000)] = 4
+    quiet_period: Annotated[Duration, _at_least(timedelta(seconds=1))] = timedelta(minutes=10)
+    poll_interval: Annotated[Duration, _at_least(timedelta(seconds=1))] = timedelta(minutes=1)
+    timeout: Annotated[Duration, _at_least(timedelta(seconds=1))] = timedelta(hours=6)
+    task_timeout: Annotated[Duration, _at_least(timedelta(minutes=1))] = timedelta(hours=1)
+    connect_timeout: Annotated[Duration, _at_least(timedelta(seconds=1))] = timedelta(seconds=5)
+    response_timeout: Annotated[Duration, _at_least(timedelta(seconds=1))] = timedelta(seconds=5)
+    marker: Annotated[str, Field(min_length=1)] | None = None
+    allow_empty: bool = False
+    ensure_newline: bool = False
+    storage_class: StorageClass | None = None
+    owner: str = "log-rollup"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _locations(cls, values: Any) -> Any:
+        for key in ("raw", "aggregated"):
+            if key in values:
+                try:
+                    values = {**values, key: parse_prefix(values[key])}
+                except ValueError as error:
+                    raise ValueError(f"{key}: {error}") from None
+        return values
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "Stream":
+        if self.shard_size < self.part_size:
+            raise ValueError(
+                f"shard_size: {format_size(self.shard_size)} is less than part_size "
+                f"{format_size(self.part_size)}; a shard holds at least one part"
+            )
+        return self
+
+    def at(self, hour: datetime) -> HourPaths:
+        """Where an hour of this stream lies."""
+        return HourPaths(self.raw, self.aggregated, hour)
+
+
+def streams_path() -> Path:
+    """The streams file: LOG_ROLLUP_STREAMS, or ``include/streams.yaml``."""
+    return Path(os.environ.get("LOG_ROLLUP_STREAMS") or INCLUDE / "streams.yaml")
+
+
+def load_streams(path: Path | None = None) -> list[Stream]:
+    """Read and check the streams file.
+
+    :param path: the file; :func:`streams_path` where it is left out
+    :raises ConfigurationError: naming the file, the stream, the key and the fix
+    """
+    path = path or streams_path()
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(
+            f"{path}: cannot be read ({error.strerror}); LOG_ROLLUP_STREAMS has to name a readable file"
+        ) from None
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{path}: is not YAML: {error}") from None
+    try:
+        streams = _parse(document)
+        _refuse_overlaps(streams)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{path}: {error}") from None
+    return streams
+
+
+def pool_slots(path: Path = INCLUDE / "pools.json") -> int:
+    """The slots that the pool is created with: the cap on S3 connections of the whole fleet."""
+    return int(json.loads(path.read_text(encoding="utf-8"))[POOL]["slots"])
+
+
+def check_pool(streams: Iterable[Stream], slots: int) -> None:
+    """Refuse streams whose tasks could never get their slots and would wait for ever.
+
+    :param slots: of the pool, as in ``include/pools.json``
+    :raises ConfigurationError: naming the stream and both numbers
+    """
+    for stream in streams:
+        if stream.max_connections > slots:
+            raise ConfigurationError(
+                f"stream {stream.name!r}: max_connections: {stream.max_connections} is more than the "
+                f"{slots} slots of the pool {POOL!r} in include/pools.json, so its tasks would wait for "
+                f"ever; lower max_connections or give the pool more slots"
+            )
+
+
+def _parse(document: Any) -> list[Stream]:
+    if not isinstance(document, Mapping) or not isinstance(document.get("streams"), list):
+        raise ConfigurationError("needs a list under the key 'streams'")
+    known = ", ".join(sorted({"defaults", "streams"}))
+    for key in document:
+        if key not in ("defaults", "streams"):
+            raise ConfigurationError(f"unknown key {key!r}; the keys at the top are {known}")
+    defaults = document.get("defaults") or {}
+    if not isinstance(defaults, Mapping):
+        raise ConfigurationError("'defaults' has to be a mapping of keys to values")
+    streams = [_parse_stream(defaults, entry, number) for number, entry in enumerate(document["streams"], 1)]
+    names = [stream.name for stream in streams]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigurationError(
+                f"stream {name!r}: there are {names.count(name)} of this name; rename one"
+            )
+    return streams
+
+
+def _parse_stream(defaults: Mapping[str, Any], entry: Any, number: int) -> Stream:
+    if not isinstance(entry, Mapping):
+        raise ConfigurationError(f"stream number {number}: has to be a mapping of keys to values")
+    title = f"stream {entry['name']!r}" if "name" in entry else f"stream number {number}"
+    try:
+        return Stream.model_validate({**defaults, **entry})
+    except ValidationError as error:
+        raise ConfigurationError(
+            "; ".join(f"{title}: {_explain(problem)}" for problem in error.errors())
+        ) from None
+
+
+def _explain(problem: Any) -> str:
+    key = ".".join(str(step) for step in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, Stream.model_fields, n=1)
+        hint = (
+            f"did you mean {near[0]}?" if near else f"known keys are {', '.join(sorted(Stream.model_fields))}"
+        )
+        return f"{key}: unknown key; {hint}"
+    if problem["type"] == "missing":
+        return f"{key}: is missing; every stream needs it"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{key}: {message}" if key else message
+
+
+def _refuse_overlaps(streams: Iterable[Stream]) -> None:
+    prefixes = [(stream, key, getattr(stream, key)) for stream in streams for key in ("raw", "aggregated")]
+    for (one, one_key, a), (other, other_key, b) in combinations(prefixes, 2):
+        if a.bucket == b.bucket and (a.key.startswith(b.key) or b.key.startswith(a.key)):
+            raise ConfigurationError(
+                f"stream {one.name!r}: {one_key}: {a} overlaps with {other_key} {b} of stream "
+                f"{other.name!r}; give each a prefix of its own"
+            )

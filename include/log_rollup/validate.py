@@ -1,0 +1,368 @@
+"""The step validate_hour: what lies in the bucket is exactly the raw hour, part for part and byte for byte."""
+
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from operator import itemgetter
+
+from awscrt import checksums
+
+from include.log_rollup import crc
+from include.log_rollup.errors import InputChangedError, ProofError, SupersededError
+from include.log_rollup.hours import HourPaths, format_hour
+from include.log_rollup.plan import LeftOut, PlannedPart, select
+from include.log_rollup.planning import list_all, standing_parts
+from include.log_rollup.records import (
+    PROVEN_BY_READING,
+    PROVEN_BY_STORE,
+    READ_BY_ETAG,
+    READ_BY_LENGTH,
+    HourTotals,
+    Manifest,
+    Measured,
+    PackedObject,
+    PackedPart,
+    Records,
+    Verified,
+)
+from include.log_rollup.store import Location, ObjectInfo, ObjectStore
+from include.log_rollup.streams import Stream
+from include.log_rollup.units import MIB, format_size
+
+log = logging.getLogger(__name__)
+
+READ_BACK_BYTES = 8 * MIB
+SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What is to be proven: a plan and what was written for it; complete where the marker stands."""
+
+    plan_id: str
+    planned: tuple[PlannedPart, ...]
+    packed: dict[str, PackedPart]
+    left_out: LeftOut
+    measured: Measured
+    complete: bool
+
+
+def validate_hour(store: ObjectStore, stream: Stream, hour: datetime) -> HourTotals:
+    """Prove an hour from what is in the bucket alone, and write its manifest.
+
+    Raw and aggregated are listed anew. The raw hour must still be what was planned. Each part must have the
+    size, ETag and CRC of its receipt, and its CRC must be the combination of its raw objects' CRCs in order.
+    What the store cannot vouch for, because it keeps no CRC, is read back: the part's CRC is computed again,
+    and each raw object's bytes are held against its ETag where that is an MD5. Parts that the plan does not
+    know are removed. A part that fails is removed too, so that clearing the run writes it again.
+
+    A complete hour is proven in the same way from its manifest, and keeps its marker if it holds.
+
+    :raises InputChangedError: if raw objects came late, changed or vanished
+    :raises ProofError: if the parts are not what they should be
+    :raises SupersededError: if nothing is planned
+    """
+    paths = stream.at(hour)
+    records = Records(store)
+    work = _load(records, paths)
+    listed = list_all(store, paths.raw)
+    chosen, left_out = select(listed, paths.raw.key, stream.marker)
+    _check_raw(paths, work, chosen)
+    standing = standing_parts(store, paths)
+    prover = _Prover(store, stream.raw.bucket, paths, standing)
+    with ThreadPoolExecutor(store.control_connections, "log-rollup-validate") as threads:
+        outcomes = list(
+            threads.map(lambda part: prover.prove(part, work.packed.get(part.name)), work.planned)
+        )
+    failures = [outcome for outcome in outcomes if isinstance(outcome, _Failure)]
+    if failures:
+        _reject(store, paths, work, failures, standing)
+    proven = [outcome for outcome in outcomes if isinstance(outcome, PackedPart)]
+    totals = _totals(stream, paths, work, proven, left_out)
+    _remove_unknown(store, paths, work, standing)
+    if not work.complete:
+        manifest = Manifest(
+            totals, work.planned, tuple(proven), datetime.now(UTC).isoformat(timespec="seconds")
+        )
+        records.write_manifest(paths.manifest, manifest, paths.raw.key)
+    log.info(
+        "proven: %d objects, %s in = %s out in %d parts; parts: %s; raw objects: %s",
+        totals.objects, format_size(totals.bytes_in), format_size(totals.bytes_out), totals.parts,
+        dict(totals.verified.parts), dict(totals.verified.objects),
+    )  # fmt: skip
+    return totals
+
+
+def _load(records: Records, paths: HourPaths) -> Work:
+    plan_id = records.read_claim(paths.claim)
+    if plan_id is None:
+        return _load_complete(records, paths)
+    summary = records.read_plan(paths.plan(plan_id))
+    if summary is None:
+        raise SupersededError(
+            f"plan {plan_id} is not whole under {paths.work}; clear the run from plan_hour on"
+        )
+    planned: list[PlannedPart] = []
+    packed: dict[str, PackedPart] = {}
+    measured = Measured()
+    for ref in summary.shards:
+        shard = records.read_shard(paths.shard(plan_id, ref.shard), paths.raw.key)
+        if shard is None:
+            raise SupersededError(
+                f"shard {ref.shard} of plan {plan_id} is gone; clear the run from plan_hour on"
+            )
+        planned.extend(shard.parts)
+        receipt = records.read_receipt(paths.receipt(plan_id, ref.shard))
+        if receipt is not None:
+            packed.update((part.name, part) for part in receipt.parts)
+            measured += receipt.measured
+    return Work(plan_id, tuple(planned), packed, summary.left_out, measured, False)
+
+
+def _load_complete(records: Records, paths: HourPaths) -> Work:
+    marker = records.read_marker(paths.marker)
+    manifest = records.read_manifest(paths.manifest)
+    if not marker or manifest is None or marker.get("plan_id") != manifest.totals.plan_id:
+        raise SupersededError(
+            f"nothing is planned for {format_hour(paths.hour)} under {paths.work}, and the hour is not "
+            f"complete; clear the run from plan_hour on"
+        )
+    totals = manifest.totals
+    packed = {part.name: part for part in manifest.packed}
+    return Work(totals.plan_id, manifest.planned, packed, totals.left_out, totals.measured, True)
+
+
+def _check_raw(paths: HourPaths, work: Work, chosen: Sequence[ObjectInfo]) -> None:
+    planned = {item.key: (item.size, item.etag) for part in work.planned for item in part.objects}
+    now = {item.key: (item.size, item.etag) for item in chosen}
+    if planned == now:
+        return
+    late = sorted(now.keys() - planned.keys())
+    vanished = sorted(planned.keys() - now.keys())
+    changed = sorted(key for key in now.keys() & planned.keys() if now[key] != planned[key])
+    found = [
+        f"{len(keys):,} {what} ({', '.join(keys[:SHOWN])}{', …' if len(keys) > SHOWN else ''})"
+        for what, keys in (("came late", late), ("changed", changed), ("vanished", vanished))
+        if keys
+    ]
+    raise InputChangedError(
+        f"{paths.raw} is not what was planned as {work.plan_id}: {'; '.join(found)}. Nothing is lost: clear the "
+        f"run from plan_hour on, and the hour is planned and packed as it is now."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    name: str
+    reason: str
+
+
+class _Prover:
+    """Proves one part at a time; safe to use from several threads.
+
+    The store's CRCs count only where it was seen to refuse a wrong one.
+    """
+
+    def __init__(
+        self, store: ObjectStore, raw_bucket: str, paths: HourPaths, standing: dict[str, ObjectInfo]
+    ) -> None:
+        self._store = store
+        self._raw_bucket = raw_bucket
+        self._paths = paths
+        self._standing = standing
+        self._crc_is_checked = store.refuses_wrong_crc(paths.work.child("crc-probe"))
+
+    def prove(self, planned: PlannedPart, packed: PackedPart | None) -> PackedPart | _Failure:
+        """The part with its proof, or why it has none."""
+        problem = self._compare(planned, packed)
+        if problem or packed is None:
+            return _Failure(planned.name, problem or "it was not packed")
+        head = self._store.head(self._paths.part(planned.name))
+        if head is None or head.etag != packed.etag:
+            return _Failure(planned.name, "it was overwritten while it was validated")
+        stored = head.crc64nvme if self._crc_is_checked else None
+        if planned.copied:
+            return self._prove_copy(planned, packed, stored)
+        if stored not in (None, packed.crc64nvme):
+            return _Failure(
+                planned.name, f"the store has CRC64NVME {stored:x}, {packed.crc64nvme:x} was sent"
+            )
+        wants_reading = any(item.checked == READ_BY_LENGTH and item.etag_is_md5 for item in packed.objects)
+        if stored is not None and not wants_reading:
+            return replace(packed, proof=PROVEN_BY_STORE)
+        if packed.proof == PROVEN_BY_READING:
+            # Proven when it had this very ETag; nothing was written since.
+            return packed
+        return self._read_back(planned, packed)
+
+    def _compare(self, planned: PlannedPart, packed: PackedPart | None) -> str | None:
+        stands = self._standing.get(planned.name)
+        if packed is None or packed.fingerprint != planned.fingerprint:
+            return "it was not packed under this plan"
+        if stands is None:
+            return "it is not in the bucket"
+        if stands.size != packed.size:
+            return f"it has {stands.size} bytes, {packed.size} were written"
+        if stands.etag != packed.etag:
+            return f"its ETag is {stands.etag}, {packed.etag} was written"
+        if len(packed.objects) != len(planned.objects):
+            return f"it holds {len(packed.objects)} objects, {len(planned.objects)} were planned"
+        if planned.size + packed.separators != packed.size:
+            return (
+                f"it has {packed.size} bytes, its raw objects {planned.size}, separators {packed.separators}"
+            )
+        if not planned.copied and crc.concatenate(_pieces(planned, packed)) != packed.crc64nvme:
+            return "its CRC is not the combination of its raw objects' CRCs"
+        return None
+
+    def _prove_copy(
+        self, planned: PlannedPart, packed: PackedPart, stored: int | None
+    ) -> PackedPart | _Failure:
+        (item,), (done,) = planned.objects, packed.objects
+        source = Location(self._raw_bucket, item.key)
+        before = self._store.head(source)
+        if before is None or before.etag != item.etag:
+            return _Failure(planned.name, f"{source} changed while it was validated")
+        if stored is not None and stored == before.crc64nvme:
+            proven = PackedObject(stored, "crc64nvme", False)
+            return replace(packed, proof=PROVEN_BY_STORE, crc64nvme=stored, objects=(proven,))
+        if packed.proof == PROVEN_BY_READING:
+            return packed
+        if done.etag_is_md5:
+            return self._read_back(planned, packed)
+        target = self._paths.part(planned.name)
+        value = self._crc_of(target, packed.etag, packed.size)
+        if value != self._crc_of(source, item.etag, item.size):
+            return _Failure(planned.name, f"its bytes are not those of {source}")
+        proven = PackedObject(value, PROVEN_BY_READING, False)
+        return replace(packed, proof=PROVEN_BY_READING, crc64nvme=value, objects=(proven,))
+
+    def _crc_of(self, source: Location, etag: str, size: int) -> int:
+        value = 0
+        for chunk in self._chunks(source, etag, size):
+            value = checksums.crc64nvme(chunk, value)
+        return value
+
+    def _chunks(self, source: Location, etag: str, size: int) -> Iterator[bytes]:
+        for offset in range(0, size, READ_BACK_BYTES):
+            yield self._store.read_range(source, etag, offset, min(READ_BACK_BYTES, size - offset))
+
+    def _read_back(self, planned: PlannedPart, packed: PackedPart) -> PackedPart | _Failure:
+        value = 0
+        md5s = [hashlib.md5(usedforsecurity=False) for _ in planned.objects]
+        spans = _spans(planned, packed)
+        position = first = 0
+        for chunk in self._chunks(self._paths.part(planned.name), packed.etag, packed.size):
+            value = checksums.crc64nvme(chunk, value)
+            view = memoryview(chunk)
+            for index in range(first, len(spans)):
+                start, end = spans[index]
+                if start >= position + len(chunk):
+                    break
+                if packed.objects[index].etag_is_md5:
+                    md5s[index].update(view[max(start - position, 0) : end - position])
+                if end <= position + len(chunk):
+                    first = index + 1
+            position += len(chunk)
+        if packed.crc64nvme not in (None, value):
+            return _Failure(
+                planned.name, f"read back it has CRC64NVME {value:x}, {packed.crc64nvme:x} was sent"
+            )
+        objects = []
+        for item, done, md5 in zip(planned.objects, packed.objects, md5s, strict=True):
+            checked = done.checked
+            if done.etag_is_md5 and md5.hexdigest() != item.etag:
+                return _Failure(
+                    planned.name, f"its bytes of {item.key} have MD5 {md5.hexdigest()}, not {item.etag}"
+                )
+            if done.etag_is_md5 and checked == READ_BY_LENGTH:
+                checked = READ_BY_ETAG
+            objects.append(
+                replace(done, checked=checked, crc64nvme=value if planned.copied else done.crc64nvme)
+            )
+        return replace(packed, proof=PROVEN_BY_READING, crc64nvme=value, objects=tuple(objects))
+
+
+def _pieces(planned: PlannedPart, packed: PackedPart) -> Iterator[tuple[int, int]]:
+    newline = crc.crc64(b"\n")
+    for item, done in zip(planned.objects, packed.objects, strict=True):
+        yield done.crc64nvme or 0, item.size
+        if done.separator:
+            yield newline, done.separator
+
+
+def _spans(planned: PlannedPart, packed: PackedPart) -> list[tuple[int, int]]:
+    """Where each raw object begins and ends in the part as it was written, in bytes."""
+    spans = []
+    offset = 0
+    for item, done in zip(planned.objects, packed.objects, strict=True):
+        spans.append((offset, offset + item.size))
+        offset += item.size + done.separator
+    return spans
+
+
+def _reject(
+    store: ObjectStore,
+    paths: HourPaths,
+    work: Work,
+    failures: Sequence[_Failure],
+    standing: dict[str, ObjectInfo],
+) -> None:
+    if work.complete:
+        store.delete(paths.marker.bucket, [paths.marker.key])
+    bad = [standing[failure.name].key for failure in failures if failure.name in standing]
+    store.delete(paths.aggregated.bucket, bad)
+    shown = "; ".join(f"{failure.name}: {failure.reason}" for failure in failures[:SHOWN])
+    more = f" and {len(failures) - SHOWN} more" if len(failures) > SHOWN else ""
+    undone = " The hour is not complete any more, its marker is removed." if work.complete else ""
+    raise ProofError(
+        f"hour {format_hour(paths.hour)}: {len(failures)} of {len(work.planned)} parts are not proven: "
+        f"{shown}{more}.{undone} The raw objects are untouched: clear the run from plan_hour on, and the "
+        f"missing parts are packed again."
+    )
+
+
+def _totals(
+    stream: Stream, paths: HourPaths, work: Work, proven: Sequence[PackedPart], left_out: LeftOut
+) -> HourTotals:
+    bytes_in = sum(part.size for part in work.planned)
+    separators = sum(part.separators for part in proven)
+    bytes_out = sum(part.size for part in proven)
+    if bytes_in + separators != bytes_out:
+        raise ProofError(
+            f"hour {format_hour(paths.hour)}: {bytes_in} bytes of raw objects and {separators} of separators "
+            f"are not the {bytes_out} bytes of the parts; clear the run from plan_hour on"
+        )
+    kinds = Counter(item.checked for part in proven for item in part.objects)
+    proofs = Counter(part.proof or "" for part in proven)
+    return HourTotals(
+        stream=stream.name,
+        hour=format_hour(paths.hour),
+        plan_id=work.plan_id,
+        objects=sum(len(part.objects) for part in work.planned),
+        bytes_in=bytes_in,
+        separator_bytes=separators,
+        bytes_out=bytes_out,
+        parts=len(proven),
+        left_out=left_out,
+        verified=Verified(_sorted(proofs), _sorted(kinds)),
+        measured=work.measured,
+    )
+
+
+def _sorted(counts: Counter[str]) -> dict[str, int]:
+    return dict(sorted(counts.items(), key=itemgetter(0)))
+
+
+def _remove_unknown(
+    store: ObjectStore, paths: HourPaths, work: Work, standing: dict[str, ObjectInfo]
+) -> None:
+    known = {part.name for part in work.planned}
+    stale = [item.key for name, item in standing.items() if name not in known]
+    if stale:
+        log.info("removing %d parts that the plan does not know: %s", len(stale), ", ".join(stale[:SHOWN]))
+        store.delete(paths.aggregated.bucket, stale)

@@ -1,0 +1,1 @@
+"""What connects the pipeline to Airflow: hook, transfer, operators, sensor, trigger, listener."""

@@ -1,0 +1,25 @@
+"""Which hour a Dag run is for."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from include.log_rollup.errors import ConfigurationError
+from include.log_rollup.hours import floor_hour, parse_hour
+
+
+def hour_of(context: Mapping[str, Any]) -> datetime:
+    """The hour in the trigger form, or else the one at which the run's data interval starts.
+
+    :raises ConfigurationError: if the run has neither
+    """
+    explicit = context["params"].get("hour")
+    if explicit:
+        return parse_hour(explicit)
+    start = context.get("data_interval_start")
+    if start is None:
+        raise ConfigurationError(
+            "this run was triggered without an hour and has no data interval; trigger it again and give the "
+            "hour in the form, like 2026-11-23T08:00:00Z"
+        )
+    return floor_hour(start)
