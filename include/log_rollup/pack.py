@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 from include.log_rollup import crc
-from include.log_rollup.errors import InputChangedError, ThrottledError, TransientError
+from include.log_rollup.errors import InputChangedError, NotFoundError, ThrottledError, TransientError
 from include.log_rollup.plan import PLAIN, PlannedPart
 from include.log_rollup.records import READ_BY_LENGTH, PackedObject, PackedPart
 from include.log_rollup.store import (
@@ -274,7 +274,9 @@ class ShardPacker:
             return 1
         self._in_flight.discard(subject)
         subject.handle = None
-        problem = result if isinstance(result, Exception) else self._check(subject, result)
+        problem = (
+            self._failure(subject, result) if isinstance(result, Exception) else self._check(subject, result)
+        )
         if problem:
             self._retry(subject, problem)
             return 0
@@ -283,6 +285,13 @@ class ShardPacker:
             return self._uploaded(subject.part, result)
         self._downloaded(subject.part, subject.index, result)
         return 0
+
+    def _failure(self, request: _Request, error: Exception) -> Exception:
+        """An object that is gone, or whose ETag S3 does not find, changed after it was planned."""
+        if request.index is None or not isinstance(error, NotFoundError | InputChangedError):
+            return error
+        item = request.part.planned.objects[request.index]
+        return changed(Location(self._raw_bucket, item.key), str(error))
 
     def _check(self, request: _Request, result: Downloaded | Uploaded) -> Exception | None:
         if isinstance(result, Uploaded):
@@ -359,6 +368,8 @@ class ShardPacker:
                 continue
             if isinstance(subject, _Request):
                 self._in_flight.discard(subject)
+                # Whoever looks at the failure's frames would keep the connection's client alive.
+                subject.handle = None
 
     # -- parts -----------------------------------------------------------------------------------------
 

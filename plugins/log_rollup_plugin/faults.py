@@ -42,6 +42,7 @@ _CREDENTIALS = {
     "RequestTimeTooSkewed": "the clock of this machine is off by more than 15 minutes; set it",
 }
 _MISSING_BUCKET = {"NoSuchBucket", "PermanentRedirect", "InvalidBucketName"}
+_CRT_THROTTLES = {"AWS_ERROR_S3_SLOW_DOWN"}
 # Signed with credentials that ran out under way: the next try takes renewed ones.
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"}
 
@@ -96,6 +97,9 @@ def from_crt(operation: str, target: Location, error: Exception) -> Exception:
         code = _field(body, "Code") or str(error.status_code)
         return from_response(operation, target, error.status_code, code, _field(body, "Message"), headers)
     if isinstance(error, AwsCrtError):
+        # The CRT keeps the answers of requests that it gave up retrying to itself.
+        if error.name in _CRT_THROTTLES:
+            return ThrottledError(f"{operation} {target}: {error.name}: {error.message}")
         return TransientError(f"{operation} {target}: {error.name}: {error.message}")
     return error
 

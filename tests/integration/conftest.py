@@ -1,0 +1,29 @@
+"""Pipelines on real servers."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.integration.pipeline import Pipeline, stream_on
+from tests.support.servers import S3Server
+
+PipelineFactory = Callable[..., Pipeline]
+
+
+@pytest.fixture
+def pipeline_on(monkeypatch: pytest.MonkeyPatch) -> PipelineFactory:
+    """Makes a pipeline: ``pipeline_on(server, bucket, endpoint=None, **settings of the stream)``."""
+
+    def make(server: S3Server, bucket: str, endpoint: str | None = None, **settings: Any) -> Pipeline:
+        connection = server.airflow_connection_json(endpoint)
+        monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", connection)
+        return Pipeline(stream_on(bucket, **settings), server.client(), bucket)
+
+    return make
+
+
+@pytest.fixture
+def pipeline(s3_server: S3Server, bucket: str, pipeline_on: PipelineFactory) -> Pipeline:
+    """A pipeline on each server in turn."""
+    return pipeline_on(s3_server, bucket)

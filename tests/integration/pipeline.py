@@ -1,0 +1,95 @@
+"""Runs the steps of an hour against a real server, as the operators do, without Airflow's scheduler."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from include.log_rollup.complete import complete_hour
+from include.log_rollup.packing import pack_shard
+from include.log_rollup.plan import ShardRef
+from include.log_rollup.planning import Planned, plan_hour
+from include.log_rollup.records import HourTotals, Measured
+from include.log_rollup.streams import Stream
+from include.log_rollup.validate import validate_hour
+from log_rollup_plugin.hook import PooledS3Hook
+from log_rollup_plugin.operators import CONTROL_CONNECTIONS, PACKING_CONTROL_CONNECTIONS
+from tests.support.servers import S3Client
+from tests.support.verify import VerifiedHour, assert_not_complete, verify_hour
+
+HOUR = datetime(2026, 11, 23, 8, tzinfo=UTC)
+RAW = "raw/app/20261123/08/"
+AGGREGATED = "aggregated/app/20261123/08/"
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """One stream on one server.
+
+    :param client: a plain client of the server itself, for preparing and for looking
+    """
+
+    stream: Stream
+    client: S3Client
+    bucket: str
+
+    def plan(self) -> Planned:
+        """Run plan_hour."""
+        return plan_hour(self._control(), self.stream, HOUR, "test")
+
+    def pack(self, ref: ShardRef) -> Measured:
+        """Run one pack_shard."""
+        hook = PooledS3Hook.for_stream(self.stream, self.stream.max_connections, PACKING_CONTROL_CONNECTIONS)
+        return pack_shard(hook, self.stream, ref)
+
+    def validate(self) -> HourTotals:
+        """Run validate_hour."""
+        return validate_hour(self._control(), self.stream, HOUR)
+
+    def complete(self) -> HourTotals:
+        """Run complete_hour."""
+        return complete_hour(self._control(), self.stream, HOUR)
+
+    def run(self) -> list[Measured]:
+        """Run all steps; what the shards measured."""
+        measured = [self.pack(ref) for ref in self.plan().shards]
+        self.validate()
+        self.complete()
+        return measured
+
+    def verify(self, expected: Mapping[str, bytes] | None = None) -> VerifiedHour:
+        """Compare the hour byte by byte, with none of the project's code."""
+        return verify_hour(
+            self.client, self.bucket, RAW, AGGREGATED,
+            part_size=self.stream.part_size, ensure_newline=self.stream.ensure_newline,
+            marker_name=self.stream.marker, expected=expected,
+        )  # fmt: skip
+
+    def assert_not_complete(self) -> None:
+        """The hour bears no marker."""
+        assert_not_complete(self.client, self.bucket, AGGREGATED)
+
+    def keys(self, prefix: str = AGGREGATED) -> list[str]:
+        """Every key under a prefix."""
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
+        return [item["Key"] for page in pages for item in page.get("Contents", ())]
+
+    def _control(self) -> PooledS3Hook:
+        return PooledS3Hook.for_stream(self.stream, CONTROL_CONNECTIONS, CONTROL_CONNECTIONS)
+
+
+def stream_on(bucket: str, **settings: Any) -> Stream:
+    """A stream ``app`` in a bucket, with small parts unless told otherwise."""
+    return Stream.model_validate(
+        {
+            "name": "app",
+            "raw": f"s3://{bucket}/raw/app/",
+            "aggregated": f"s3://{bucket}/aggregated/app/",
+            "start": "2026-11-01T00:00:00Z",
+            "part_size": "5MiB",
+            "shard_size": "10MiB",
+            "max_connections": 8,
+            **settings,
+        }
+    )

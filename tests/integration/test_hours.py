@@ -1,0 +1,321 @@
+"""Whole hours on both servers, compared byte by byte without the project's code."""
+
+import pytest
+
+from include.log_rollup.errors import (
+    EmptyHourError,
+    InputChangedError,
+    MissingBucketError,
+    ProofError,
+    SupersededError,
+    UnsupportedInputError,
+)
+from tests.integration.conftest import PipelineFactory
+from tests.integration.pipeline import AGGREGATED, MIB, RAW, Pipeline
+from tests.support.faults import Rule, VerifyUpload, on
+from tests.support.fixtures import BucketFactory, ProxyFactory
+from tests.support.hours import ODD_NAMES_BEYOND_FILES, make_hour, odd_hour, put_objects
+from tests.support.servers import MotoServer, RcloneServer, S3Server
+
+
+def test_plain_and_compressed_objects_of_several_hosts_become_parts_of_their_own(pipeline: Pipeline) -> None:
+    made = make_hour(pipeline.client, pipeline.bucket, RAW, objects=20, encodings=("", "", "", ".gz"))
+    pipeline.run()
+    facts = pipeline.verify(made)
+    assert facts.objects == 20
+    extensions = {key.partition(".log")[2] for key in pipeline.keys() if "/part-" in key}
+    assert extensions == {"", ".gz"}
+
+
+def test_every_odd_key_arrives(pipeline: Pipeline) -> None:
+    made = odd_hour(RAW)
+    put_objects(pipeline.client, pipeline.bucket, made)
+    pipeline.run()
+    pipeline.verify(made)
+
+
+def test_keys_that_no_file_system_could_hold_arrive(
+    moto_server: MotoServer, make_bucket: BucketFactory, pipeline_on: PipelineFactory
+) -> None:
+    pipeline = pipeline_on(moto_server, make_bucket(moto_server))
+    # A step of the path that begins with a dot is hidden, by Spark's rule and ours.
+    made = odd_hour(RAW, ODD_NAMES_BEYOND_FILES)
+    put_objects(pipeline.client, pipeline.bucket, made)
+    pipeline.run()
+    assert pipeline.verify(made).hidden == 2
+
+
+def test_more_objects_than_one_page_of_a_listing_holds(
+    moto_server: MotoServer, make_bucket: BucketFactory, pipeline_on: PipelineFactory
+) -> None:
+    pipeline = pipeline_on(moto_server, make_bucket(moto_server))
+    made = {f"{RAW}{number:05d}.log": f"{number}\n".encode() for number in range(1100)}
+    put_objects(pipeline.client, pipeline.bucket, made)
+    pipeline.run()
+    assert pipeline.verify(made).objects == 1100
+
+
+def test_zero_byte_objects_hidden_ones_and_placeholders(pipeline: Pipeline) -> None:
+    made = {
+        f"{RAW}a.log": b"",
+        f"{RAW}b.log": b"something\n",
+        f"{RAW}c.log": b"",
+        f"{RAW}_temporary/d.log": b"hidden\n",
+        f"{RAW}.e.log": b"hidden\n",
+    }
+    put_objects(pipeline.client, pipeline.bucket, made)
+    pipeline.run()
+    facts = pipeline.verify(made)
+    assert (facts.objects, facts.hidden, facts.bytes_out) == (3, 2, 10)
+    assert facts.marker["left_out"]["hidden"] == 2
+
+
+def test_an_hour_of_nothing_but_empty_objects(pipeline: Pipeline) -> None:
+    made = {f"{RAW}{number}.log": b"" for number in range(3)}
+    put_objects(pipeline.client, pipeline.bucket, made)
+    pipeline.run()
+    facts = pipeline.verify(made)
+    assert (facts.objects, facts.parts, facts.bytes_out) == (3, 1, 0)
+
+
+def test_an_object_larger_than_a_part_is_copied_by_the_store_as_a_part_by_itself(
+    s3_server: S3Server, bucket: str, pipeline_on: PipelineFactory, fault_proxy: ProxyFactory
+) -> None:
+    proxy = fault_proxy(s3_server)
+    pipeline = pipeline_on(s3_server, bucket, proxy.endpoint_url)
+    made = {
+        f"{RAW}a.log": b"a" * 1000,
+        f"{RAW}b.log": b"b" * (6 * MIB),
+        f"{RAW}c.log": b"c" * 1000,
+        f"{RAW}d.log.gz": b"d" * (5 * MIB + 1),
+    }
+    put_objects(pipeline.client, bucket, made)
+    for ref in pipeline.plan().shards:
+        pipeline.pack(ref)
+    assert proxy.count("CopyObject", status=200) == 2
+    read = {exchange.request.key for exchange in proxy.exchanges if exchange.request.operation == "GetObject"}
+    assert f"{RAW}b.log" not in read
+    pipeline.validate()
+    pipeline.complete()
+    pipeline.verify(made)
+
+
+def test_newlines_are_added_where_they_are_missing_and_only_there(
+    s3_server: S3Server, bucket: str, pipeline_on: PipelineFactory
+) -> None:
+    pipeline = pipeline_on(s3_server, bucket, ensure_newline=True)
+    made = {
+        f"{RAW}a.log": b"without",
+        f"{RAW}b.log": b"with\n",
+        f"{RAW}c.log": b"",
+        f"{RAW}d.log": b"without again",
+        f"{RAW}e.log.gz": b"\x1f\x8bnever in an archive",
+    }
+    put_objects(pipeline.client, bucket, made)
+    pipeline.run()
+    facts = pipeline.verify(made)
+    assert facts.separator_bytes == 2
+    body = pipeline.client.get_object(Bucket=bucket, Key=f"{AGGREGATED}part-00000.log")["Body"].read()
+    assert body == b"without\nwith\nwithout again\n"
+
+
+def test_a_second_run_of_a_finished_hour_writes_no_part_and_leaves_the_marker(
+    s3_server: S3Server, bucket: str, pipeline_on: PipelineFactory, fault_proxy: ProxyFactory
+) -> None:
+    proxy = fault_proxy(s3_server)
+    pipeline = pipeline_on(s3_server, bucket, proxy.endpoint_url)
+    made = make_hour(pipeline.client, bucket, RAW, objects=20)
+    pipeline.run()
+    marker = pipeline.client.head_object(Bucket=bucket, Key=f"{AGGREGATED}_SUCCESS")
+    proxy.reset_records()
+    assert pipeline.plan().unchanged
+    pipeline.validate()
+    pipeline.complete()
+    written = [
+        exchange.request.key for exchange in proxy.exchanges if exchange.request.operation == "PutObject"
+    ]
+    assert written == [f"{AGGREGATED}_rollup/crc-probe"]
+    again = pipeline.client.head_object(Bucket=bucket, Key=f"{AGGREGATED}_SUCCESS")
+    assert (again["ETag"], again["LastModified"]) == (marker["ETag"], marker["LastModified"])
+    pipeline.verify(made)
+
+
+def test_a_late_object_makes_only_the_parts_anew_that_it_touches(
+    s3_server: S3Server, bucket: str, pipeline_on: PipelineFactory, fault_proxy: ProxyFactory
+) -> None:
+    proxy = fault_proxy(s3_server)
+    pipeline = pipeline_on(s3_server, bucket, proxy.endpoint_url)
+    made = make_hour(pipeline.client, bucket, RAW, objects=24)
+    pipeline.run()
+    late = {f"{RAW}zz-late.log": b"late\n" * 100}
+    put_objects(pipeline.client, bucket, late)
+    proxy.reset_records()
+    pipeline.run()
+    facts = pipeline.verify({**made, **late})
+    written = {
+        exchange.request.key
+        for exchange in proxy.exchanges
+        if exchange.request.operation == "PutObject" and "/part-" in exchange.request.key
+    }
+    assert written == {f"{AGGREGATED}part-{facts.parts - 1:05d}.log"}
+
+
+def test_parts_of_a_longer_plan_are_gone_before_the_marker_is_back(
+    s3_server: S3Server, bucket: str, pipeline_on: PipelineFactory
+) -> None:
+    pipeline = pipeline_on(s3_server, bucket)
+    made = make_hour(pipeline.client, bucket, RAW, objects=24)
+    pipeline.run()
+    before = len([key for key in pipeline.keys() if "/part-" in key])
+    kept = dict(sorted(made.items())[:8])
+    for key in made.keys() - kept.keys():
+        pipeline.client.delete_object(Bucket=bucket, Key=key)
+    pipeline.run()
+    assert pipeline.verify(kept).parts < before
+
+
+def test_the_store_is_trusted_for_its_crcs_only_if_it_refuses_wrong_ones(
+    moto_server: MotoServer,
+    make_bucket: BucketFactory,
+    pipeline_on: PipelineFactory,
+    fault_proxy: ProxyFactory,
+) -> None:
+    bucket = make_bucket(moto_server)
+    proxy = fault_proxy(moto_server)
+    proxy.add(Rule(on("PutObject"), VerifyUpload()))
+    pipeline = pipeline_on(moto_server, bucket, proxy.endpoint_url)
+    for number in range(12):
+        # With a CRC of the whole object, as producers of today send it.
+        pipeline.client.put_object(
+            Bucket=bucket, Key=f"{RAW}{number}.log", Body=b"%d" % number * 300_000, ChecksumAlgorithm="CRC32"
+        )
+    pipeline.run()
+    facts = pipeline.verify()
+    assert facts.marker["verified"]["parts"] == {"stored-crc64nvme": facts.parts}
+    assert facts.marker["verified"]["objects"] == {"crc32": 12}
+    assert not [
+        exchange
+        for exchange in proxy.exchanges
+        if exchange.request.operation == "GetObject" and "/part-" in exchange.request.key
+    ]
+
+
+def test_what_the_store_cannot_prove_is_read_back(
+    rclone_server: RcloneServer, make_bucket: BucketFactory, pipeline_on: PipelineFactory
+) -> None:
+    pipeline = pipeline_on(rclone_server, make_bucket(rclone_server))
+    make_hour(pipeline.client, pipeline.bucket, RAW, objects=12)
+    pipeline.run()
+    verified = pipeline.verify().marker["verified"]
+    assert set(verified["parts"]) == {"read-back"}
+
+
+def test_an_object_that_changes_between_plan_and_pack_is_an_error_and_a_new_plan_mends_it(
+    pipeline: Pipeline,
+) -> None:
+    made = make_hour(pipeline.client, pipeline.bucket, RAW, objects=12)
+    planned = pipeline.plan()
+    key = sorted(made)[3]
+    made[key] = b"changed" * 10_000
+    put_objects(pipeline.client, pipeline.bucket, {key: made[key]})
+    with pytest.raises(InputChangedError, match="clear the run"):
+        for ref in planned.shards:
+            pipeline.pack(ref)
+    pipeline.assert_not_complete()
+    pipeline.run()
+    pipeline.verify(made)
+
+
+def test_an_object_that_vanishes_between_plan_and_pack_is_an_error_and_a_new_plan_mends_it(
+    pipeline: Pipeline,
+) -> None:
+    made = make_hour(pipeline.client, pipeline.bucket, RAW, objects=12)
+    planned = pipeline.plan()
+    key = sorted(made)[3]
+    del made[key]
+    pipeline.client.delete_object(Bucket=pipeline.bucket, Key=key)
+    with pytest.raises(InputChangedError, match=key.rpartition("/")[2]):
+        for ref in planned.shards:
+            pipeline.pack(ref)
+    pipeline.assert_not_complete()
+    pipeline.run()
+    pipeline.verify(made)
+
+
+def test_an_object_that_comes_between_pack_and_validate_is_named(pipeline: Pipeline) -> None:
+    made = make_hour(pipeline.client, pipeline.bucket, RAW, objects=12)
+    for ref in pipeline.plan().shards:
+        pipeline.pack(ref)
+    late = {f"{RAW}late.log": b"late\n"}
+    put_objects(pipeline.client, pipeline.bucket, late)
+    with pytest.raises(InputChangedError, match=r"1 came late \(raw/app/20261123/08/late.log\)"):
+        pipeline.validate()
+    pipeline.assert_not_complete()
+    pipeline.run()
+    pipeline.verify({**made, **late})
+
+
+def test_a_part_that_was_changed_after_completion_loses_the_marker_and_is_packed_again(
+    pipeline: Pipeline,
+) -> None:
+    made = make_hour(pipeline.client, pipeline.bucket, RAW, objects=12)
+    pipeline.run()
+    pipeline.client.put_object(Bucket=pipeline.bucket, Key=f"{AGGREGATED}part-00000.log", Body=b"not it")
+    with pytest.raises(ProofError, match=r"part-00000.log.*marker is removed"):
+        pipeline.validate()
+    pipeline.assert_not_complete()
+    pipeline.run()
+    pipeline.verify(made)
+
+
+def test_an_hour_with_no_objects_is_an_error_or_completed_empty(
+    s3_server: S3Server, bucket: str, pipeline_on: PipelineFactory
+) -> None:
+    with pytest.raises(EmptyHourError, match="allow_empty"):
+        pipeline_on(s3_server, bucket).plan()
+    pipeline = pipeline_on(s3_server, bucket, allow_empty=True)
+    pipeline.assert_not_complete()
+    pipeline.run()
+    assert pipeline.verify({}).parts == 0
+
+
+def test_files_that_cannot_be_joined_are_refused(pipeline: Pipeline) -> None:
+    put_objects(pipeline.client, pipeline.bucket, {f"{RAW}a.parquet": b"PAR1"})
+    with pytest.raises(UnsupportedInputError, match="a.parquet"):
+        pipeline.plan()
+
+
+def test_a_bucket_that_does_not_exist_is_named(
+    s3_server: S3Server, bucket_name: str, pipeline_on: PipelineFactory
+) -> None:
+    with pytest.raises(MissingBucketError, match=bucket_name):
+        pipeline_on(s3_server, bucket_name).plan()
+
+
+def test_nothing_is_validated_or_packed_without_a_plan(pipeline: Pipeline) -> None:
+    make_hour(pipeline.client, pipeline.bucket, RAW, objects=3)
+    with pytest.raises(SupersededError, match="clear the run from plan_hour"):
+        pipeline.validate()
+    planned = pipeline.plan()
+    for key in pipeline.keys(f"{AGGREGATED}_rollup/"):
+        pipeline.client.delete_object(Bucket=pipeline.bucket, Key=key)
+    with pytest.raises(SupersededError, match="clear this one from plan_hour"):
+        pipeline.pack(planned.shards[0])
+    pipeline.assert_not_complete()
+
+
+def test_two_plans_at_once_never_mix(s3_server: S3Server, bucket: str, pipeline_on: PipelineFactory) -> None:
+    pipeline = pipeline_on(s3_server, bucket, shard_size="5MiB")
+    made = make_hour(pipeline.client, pipeline.bucket, RAW, objects=20)
+    first = pipeline.plan()
+    pipeline.pack(first.shards[0])
+    late = {f"{RAW}late.log": b"late\n"}
+    put_objects(pipeline.client, pipeline.bucket, late)
+    second = pipeline.plan()
+    with pytest.raises(SupersededError, match=f"being built under plan {second.plan_id}"):
+        pipeline.pack(first.shards[1])
+    for ref in second.shards:
+        pipeline.pack(ref)
+    pipeline.validate()
+    pipeline.complete()
+    pipeline.verify({**made, **late})

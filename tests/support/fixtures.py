@@ -1,0 +1,142 @@
+"""The pytest plugin that hands out servers, buckets and proxies, and sees to it that nothing is left running.
+
+A conftest loads it with ``pytest_plugins = ["tests.support.fixtures"]``.
+"""
+
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from tests.support.observe import (
+    describe_process,
+    is_running,
+    processes_with_environment,
+    with_descendants,
+)
+from tests.support.proxy import FaultProxy
+from tests.support.servers import SESSION_VARIABLE, MotoServer, RcloneServer, S3Server
+from tests.support.tls import TlsFiles, make_tls_files
+
+_SETTLE_SECONDS = 2.0
+# Python's own helper of multiprocessing, which ends with the interpreter and not before.
+_RESOURCE_TRACKER = "multiprocessing.resource_tracker"
+
+_here_before = pytest.StashKey[frozenset[int]]()
+_left_over = pytest.StashKey[list[str]]()
+
+BucketFactory = Callable[[S3Server], str]
+
+
+class ProxyFactory(Protocol):
+    """What the fixture ``fault_proxy`` gives."""
+
+    def __call__(self, server: S3Server, tls: TlsFiles | None = None) -> FaultProxy:
+        """A running proxy before a server, which speaks TLS to its clients where files are given."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Mark everything that this session will start, and note what was there before."""
+    os.environ[SESSION_VARIABLE] = uuid.uuid4().hex
+    config.stash[_here_before] = frozenset(with_descendants(os.getpid())())
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail the session if a process that it started is left, as a child or as an orphan with its mark."""
+    deadline = time.monotonic() + _SETTLE_SECONDS
+    while (left := _left_processes(session.config)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    session.config.stash[_left_over] = left
+    if left and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Name the processes that are left."""
+    left = config.stash.get(_left_over, [])
+    if left:
+        terminalreporter.section("processes left running", red=True, bold=True)
+        for line in left:
+            terminalreporter.line(line, red=True)
+
+
+def _left_processes(config: pytest.Config) -> list[str]:
+    mine = {os.getpid(), *config.stash[_here_before]}
+    found = set(with_descendants(os.getpid())())
+    found.update(processes_with_environment(SESSION_VARIABLE, os.environ[SESSION_VARIABLE]))
+    described = [describe_process(pid) for pid in sorted(found - mine) if is_running(pid)]
+    return [line for line in described if _RESOURCE_TRACKER not in line]
+
+
+@pytest.fixture(scope="session")
+def rclone_server() -> Iterator[RcloneServer]:
+    """A fast S3 server for the whole session; every test takes a bucket of its own."""
+    with RcloneServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def moto_server() -> Iterator[MotoServer]:
+    """A strict S3 server for the whole session; every test takes a bucket of its own."""
+    with MotoServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def tls_files(tmp_path_factory: pytest.TempPathFactory) -> TlsFiles:
+    """An authority and a server's certificate for 127.0.0.1."""
+    return make_tls_files(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture(params=["rclone", "moto"])
+def s3_server(request: pytest.FixtureRequest) -> S3Server:
+    """Each server in turn: the test runs once on either."""
+    server: S3Server = request.getfixturevalue(f"{request.param}_server")
+    return server
+
+
+@pytest.fixture
+def bucket_name() -> str:
+    """A bucket name that no other test has; no bucket is made."""
+    return f"bucket-{uuid.uuid4().hex[:16]}"
+
+
+@pytest.fixture
+def make_bucket() -> Iterator[BucketFactory]:
+    """Makes empty buckets on the servers it is given; after the test they are removed with all in them."""
+    with ExitStack() as stack:
+
+        def make(server: S3Server) -> str:
+            name = f"bucket-{uuid.uuid4().hex[:16]}"
+            server.create_bucket(name)
+            stack.callback(server.delete_bucket, name)
+            return name
+
+        yield make
+
+
+@pytest.fixture
+def bucket(s3_server: S3Server, make_bucket: BucketFactory) -> str:
+    """An empty bucket on ``s3_server``, removed after the test."""
+    return make_bucket(s3_server)
+
+
+@pytest.fixture
+def fault_proxy() -> Iterator[ProxyFactory]:
+    """Makes proxies: ``fault_proxy(server)`` or ``fault_proxy(server, tls=tls_files)``; ended after the test.
+
+    A rule whose own function raised fails the test then.
+    """
+    with ExitStack() as stack:
+
+        def make(server: S3Server, tls: TlsFiles | None = None) -> FaultProxy:
+            authority: Path | None = server.tls.ca if server.tls else None
+            return stack.enter_context(FaultProxy(server.endpoint_url, tls=tls, upstream_ca=authority))
+
+        yield make

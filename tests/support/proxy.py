@@ -1,0 +1,863 @@
+"""A reverse proxy before an S3 server, which sees every request and connection and breaks what it is told to.
+
+The client is given :attr:`FaultProxy.endpoint_url` and signs for the proxy's own host and port; the proxy
+hands the ``Host`` header and every other byte of the request on as they came, so signatures hold. Each client
+connection has one connection of its own to the server. Faults come from rules (:mod:`tests.support.faults`),
+which may be changed at any time::
+
+    with FaultProxy(server.endpoint_url) as proxy:
+        proxy.add(Rule(on("GetObject"), slow_down(retry_after_seconds=1), probability=0.1, seed=7))
+        proxy.add(Rule(on("PutObject", nth=3), Reset("before_response")))
+        ...
+        assert proxy.peak_connections <= 25
+
+The proxy works in a thread of its own, on asyncio. Rules' functions run on that thread and must be quick;
+only the function of a :class:`Call` may take its time, it gets a thread for itself.
+"""
+
+import asyncio
+import fcntl
+import functools
+import socket
+import ssl
+import struct
+import termios
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from email.utils import formatdate
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
+from urllib.parse import urlsplit
+from xml.sax.saxutils import escape
+
+from tests.support.faults import (
+    Answer,
+    Call,
+    CorruptRequest,
+    CorruptResponse,
+    Delay,
+    Fault,
+    ReplaceHeaders,
+    Request,
+    Reset,
+    Rule,
+    Stall,
+    Truncate,
+    VerifyUpload,
+    classify,
+    refuse_upload,
+    share_of,
+)
+from tests.support.tls import TlsFiles
+from tests.support.wire import CHUNK_BYTES, Body, Event, Head, StoppedError, once, read_head, suffer
+
+_BUFFER_BYTES = 1024 * 1024
+_CONTINUE_SECONDS = 1.0
+_UPSTREAM_CONNECT_SECONDS = 10.0
+_FLUSH_SECONDS = 5.0
+_LINGER_SECONDS = 2.0
+
+T = TypeVar("T")
+
+
+class RuleError(RuntimeError):
+    """A rule's own function raised something; the cause says what."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A request and what became of it. Times are seconds since the proxy started."""
+
+    request: Request
+    started_seconds: float
+    first_byte_seconds: float | None
+    """When the answer's first byte went to the client; None if none did."""
+    ended_seconds: float | None
+    """None while it is under way."""
+    status: int | None
+    """The status that the client was sent; None if none was."""
+    response_headers: Mapping[str, str]
+    request_bytes: int
+    """Of the request's body, as received from the client."""
+    response_bytes: int
+    """Of the answer's body, as handed to the client's socket."""
+    faults: tuple[str, ...]
+    error: str | None
+    """What went wrong other than by a rule, such as a client that went away."""
+
+
+class FaultProxy:
+    """The proxy, see the module's own page.
+
+    :param upstream_url: the server's endpoint, http or https
+    :param tls: speak TLS to the client with these files
+    :param upstream_ca: the authority of an https server
+    """
+
+    def __init__(
+        self, upstream_url: str, *, tls: TlsFiles | None = None, upstream_ca: Path | None = None
+    ) -> None:
+        upstream = urlsplit(upstream_url)
+        self._upstream_host = upstream.hostname or "127.0.0.1"
+        self._upstream_port = upstream.port or (443 if upstream.scheme == "https" else 80)
+        self._upstream_ssl = (
+            ssl.create_default_context(cafile=str(upstream_ca) if upstream_ca else None)
+            if upstream.scheme == "https"
+            else None
+        )
+        self.tls = tls
+        self._client_ssl = tls.server_context() if tls else None
+        self.port = 0
+        self._rules: tuple[Rule, ...] = ()
+        self._fired: Counter[Rule] = Counter()
+        self._lock = threading.Lock()
+        self._zero = time.monotonic()
+        self._records: list[_Record] = []
+        self._operations: Counter[str] = Counter()
+        self._attempts: Counter[tuple[str, str, str]] = Counter()
+        self._open = 0
+        self._peak = 0
+        self._accepted = 0
+        self._in_flight = 0
+        self._peak_in_flight = 0
+        self._series: list[tuple[float, int]] = []
+        self._errors: list[BaseException] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._listener: socket.socket | None = None
+        self._accepting: asyncio.Task[None] | None = None
+        self._serving: set[asyncio.Task[None]] = set()
+
+    @property
+    def endpoint_url(self) -> str:
+        """``http://127.0.0.1:PORT``, or https with TLS."""
+        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Listen on a free port of 127.0.0.1 (or on the same one as before)."""
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="fault-proxy", daemon=True)
+        self._thread.start()
+        self._run(self._listen())
+
+    def stop(self) -> None:
+        """Reset every connection and end the thread. Records stay readable."""
+        if self._loop is None or self._thread is None:
+            return
+        self._run(self._shut_down())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+        self._loop = self._thread = None
+
+    def refuse_connections(self) -> None:
+        """Be as dead as a server that is down: reset what is open, refuse what comes."""
+        self._run(self._shut_down())
+
+    def accept_connections(self) -> None:
+        """Come up again after :meth:`refuse_connections`, on the same port."""
+        self._run(self._listen())
+
+    def add(self, *rules: Rule) -> None:
+        """Add rules; they hold from the next request on."""
+        self._rules = (*self._rules, *rules)
+
+    def remove(self, rule: Rule) -> None:
+        """Take a rule out."""
+        self._rules = tuple(kept for kept in self._rules if kept is not rule)
+
+    def clear_rules(self) -> None:
+        """Take all rules out: from the next request on nothing is broken."""
+        self._rules = ()
+
+    def fired(self, rule: Rule) -> int:
+        """How many requests have suffered this rule's fault."""
+        return self._fired[rule]
+
+    @property
+    def exchanges(self) -> tuple[Exchange, ...]:
+        """All requests since the start or the last :meth:`reset_records`, in the order of their arrival.
+
+        A client that has its answer may look at once: requests, statuses and sizes are then there, only
+        ``ended_seconds`` may lag behind (see :meth:`wait_idle`).
+        """
+        with self._lock:
+            return tuple(record.snapshot() for record in self._records)
+
+    def count(self, operation: str | None = None, status: int | None = None, key: str | None = None) -> int:
+        """How many requests there were, of this operation, with this status, for this key."""
+        return sum(
+            1
+            for exchange in self.exchanges
+            if (operation is None or exchange.request.operation == operation)
+            and (status is None or exchange.status == status)
+            and (key is None or exchange.request.key == key)
+        )
+
+    @property
+    def operations(self) -> dict[str, int]:
+        """How many requests there were of each operation."""
+        return dict(Counter(exchange.request.operation for exchange in self.exchanges))
+
+    @property
+    def open_connections(self) -> int:
+        """How many client connections are open now."""
+        return self._open
+
+    @property
+    def peak_connections(self) -> int:
+        """The largest number of client connections that were open at one time, handshakes included."""
+        return self._peak
+
+    @property
+    def accepted_connections(self) -> int:
+        """How many client connections there were in all."""
+        return self._accepted
+
+    @property
+    def connection_series(self) -> tuple[tuple[float, int], ...]:
+        """Open client connections after each change, with the time in seconds since the proxy started."""
+        with self._lock:
+            return tuple(self._series)
+
+    @property
+    def peak_in_flight(self) -> int:
+        """The largest number of requests that were under way at one time."""
+        return self._peak_in_flight
+
+    @property
+    def errors(self) -> tuple[BaseException, ...]:
+        """What rules' own functions raised."""
+        return tuple(self._errors)
+
+    def reset_records(self) -> None:
+        """Forget all exchanges, counters and peaks; connections that are open now count on."""
+        with self._lock:
+            self._records.clear()
+            self._operations.clear()
+            self._attempts.clear()
+            self._fired.clear()
+            self._series.clear()
+            self._accepted = 0
+            self._peak = self._open
+            self._peak_in_flight = self._in_flight
+
+    def wait_idle(self, timeout_seconds: float = 10.0) -> None:
+        """Wait until no request is under way.
+
+        :raises TimeoutError: naming those that still are
+        """
+        deadline = time.monotonic() + timeout_seconds
+        while self._in_flight:
+            if time.monotonic() > deadline:
+                waiting = [e.request for e in self.exchanges if e.ended_seconds is None]
+                raise TimeoutError(f"{len(waiting)} requests still under way, the first is {waiting[:1]}")
+            time.sleep(0.005)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+        if error is None and self._errors:
+            raise AssertionError(f"{len(self._errors)} errors in rules' own functions") from self._errors[0]
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        assert self._loop is not None, "the proxy is not started"
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
+
+    def _now(self) -> float:
+        return time.monotonic() - self._zero
+
+    async def _listen(self) -> None:
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", self.port))
+        listener.listen(1024)
+        listener.setblocking(False)
+        self.port = listener.getsockname()[1]
+        self._listener = listener
+        self._accepting = asyncio.get_running_loop().create_task(self._accept(listener))
+
+    async def _shut_down(self) -> None:
+        if self._accepting is not None:
+            self._accepting.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._accepting
+            self._accepting = None
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+        serving = tuple(self._serving)
+        for task in serving:
+            task.cancel()
+        await asyncio.gather(*serving, return_exceptions=True)
+        # Transports close their sockets in callbacks of their own; let those run.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            accepted, _address = await loop.sock_accept(listener)
+            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # Counted here and not after a TLS handshake: a connection in its handshake is one, too.
+            self._count_connection(+1)
+            task = loop.create_task(self._serve(accepted, self._accepted))
+            self._serving.add(task)
+            task.add_done_callback(self._served)
+
+    def _served(self, task: asyncio.Task[None]) -> None:
+        self._serving.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            self._errors.append(error)
+
+    def _count_connection(self, change: int) -> None:
+        with self._lock:
+            self._open += change
+            self._accepted += change > 0
+            self._peak = max(self._peak, self._open)
+            self._series.append((self._now(), self._open))
+
+    async def _serve(self, accepted: socket.socket, number: int) -> None:
+        """Serve a client's connection from its handshake to its end."""
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader(limit=_BUFFER_BYTES, loop=loop)
+        protocol = _ClientProtocol(reader, functools.partial(self._count_connection, -1))
+        try:
+            transport, _ = await loop.connect_accepted_socket(
+                lambda: protocol, accepted, ssl=self._client_ssl
+            )
+        except (OSError, asyncio.CancelledError):
+            protocol.count_once()
+            accepted.close()
+            return
+        transport.set_write_buffer_limits(_BUFFER_BYTES)
+        client = _Client(reader, asyncio.StreamWriter(transport, protocol, reader, loop), protocol.gone)
+        upstream = _Upstream(self._upstream_host, self._upstream_port, self._upstream_ssl)
+        ended_well = False
+        try:
+            while await self._exchange(client, upstream, number):
+                pass
+            ended_well = True
+        except (OSError, EOFError):
+            # The other side of the one connection or of the other; the exchange has it on record.
+            pass
+        finally:
+            upstream.abort()
+            if ended_well:
+                client.writer.close()
+                # Unsent bytes for a client that does not read would keep the transport for ever.
+                loop.call_later(_FLUSH_SECONDS, transport.abort)
+            else:
+                _abort_with_reset(transport)
+
+    async def _exchange(self, client: "_Client", upstream: "_Upstream", connection: int) -> bool:
+        """Serve one request; whether the client's connection can carry another."""
+        head = await read_head(client.reader)
+        if head is None:
+            return False
+        record = self._record(head, connection)
+        try:
+            self._apply_rules(record)
+            return await _Handling(client, upstream, head, record, self._call).run()
+        except (OSError, EOFError) as error:
+            record.error = f"{type(error).__name__}: {error}"
+            raise
+        except asyncio.CancelledError:
+            record.error = "the proxy was stopped"
+            raise
+        finally:
+            record.ended = self._now()
+            with self._lock:
+                self._in_flight -= 1
+
+    def _record(self, head: Head, connection: int) -> "_Record":
+        method, target, _version = head.first_line.split(" ", 2)
+        path, _, query = target.partition("?")
+        headers = head.lower()
+        operation, bucket, key = classify(method, path, query, headers)
+        with self._lock:
+            self._operations[operation] += 1
+            self._attempts[method, path, query] += 1
+            request = Request(
+                number=len(self._records) + 1,
+                nth=self._operations[operation],
+                attempt=self._attempts[method, path, query],
+                connection=connection,
+                method=method,
+                path=path,
+                query=query,
+                headers=headers,
+                operation=operation,
+                bucket=bucket,
+                key=key,
+            )
+            record = _Record(request, self._now)
+            self._records.append(record)
+            self._in_flight += 1
+            self._peak_in_flight = max(self._peak_in_flight, self._in_flight)
+        return record
+
+    def _apply_rules(self, record: "_Record") -> None:
+        for rule in self._rules:
+            if self._fires(rule, record.request):
+                self._fired[rule] += 1
+                record.faults.append(rule.fault)
+
+    def _fires(self, rule: Rule, request: Request) -> bool:
+        if rule.count is not None and self._fired[rule] >= rule.count:
+            return False
+        try:
+            matches = rule.match(request)
+        except Exception as error:
+            raise RuleError(f"match of {rule} for {request.operation} {request.key}: {error!r}") from error
+        return matches and (rule.probability >= 1 or share_of(rule.seed, request) < rule.probability)
+
+    async def _call(self, call: Call, request: Request) -> Answer | None:
+        try:
+            return await asyncio.to_thread(call.function, request)
+        except Exception as error:
+            raise RuleError(f"{call} for {request.operation} {request.key}: {error!r}") from error
+
+
+def _abort_with_reset(transport: asyncio.WriteTransport) -> None:
+    """Close at once, and with RST instead of FIN: that is what SO_LINGER with a time of 0 is for."""
+    raw = transport.get_extra_info("socket")
+    if raw is not None:
+        with suppress(OSError):
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()
+
+
+class _Record:
+    """An exchange while it happens; written by the proxy's thread alone."""
+
+    def __init__(self, request: Request, now: Callable[[], float]) -> None:
+        self.request = request
+        self.now = now
+        self.started = now()
+        self.first_byte: float | None = None
+        self.ended: float | None = None
+        self.status: int | None = None
+        self.response_headers: Mapping[str, str] = {}
+        self.request_bytes = 0
+        self.response_bytes = 0
+        self.faults: list[Fault] = []
+        self.error: str | None = None
+
+    def answered(self, status: int, headers: Mapping[str, str]) -> None:
+        """Called before the client can see a byte: a client that has its answer finds it on record."""
+        self.status = status
+        self.response_headers = headers
+        self.first_byte = self.now()
+
+    def snapshot(self) -> Exchange:
+        return Exchange(
+            request=self.request,
+            started_seconds=self.started,
+            first_byte_seconds=self.first_byte,
+            ended_seconds=self.ended,
+            status=self.status,
+            response_headers=self.response_headers,
+            request_bytes=self.request_bytes,
+            response_bytes=self.response_bytes,
+            faults=tuple(type(fault).__name__ for fault in self.faults),
+            error=self.error,
+        )
+
+
+class _ClientProtocol(asyncio.StreamReaderProtocol):
+    """Notes the moment at which the client's side of a connection ends, whatever is being done then."""
+
+    def __init__(self, reader: asyncio.StreamReader, on_gone: Callable[[], None]) -> None:
+        super().__init__(reader)
+        self.gone = asyncio.Event()
+        self._on_gone = on_gone
+
+    def count_once(self) -> None:
+        if not self.gone.is_set():
+            self.gone.set()
+            self._on_gone()
+
+    def eof_received(self) -> bool | None:
+        self.count_once()
+        return super().eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.count_once()
+        super().connection_lost(exc)
+
+
+class _Client:
+    """The client's side of a connection."""
+
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, gone: asyncio.Event
+    ) -> None:
+        self.reader = reader
+        self.writer = writer
+        self._gone = gone
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait, but not for a client that is gone."""
+        if seconds > 0:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._gone.wait(), seconds)
+
+    async def reset(self) -> None:
+        """End with RST, as soon as all that was written before has arrived: RST discards what has not."""
+        # Not 0: with TLS, asyncio takes an empty buffer for a full one then, and waits for ever.
+        self.writer.transport.set_write_buffer_limits(high=1)
+        with suppress(OSError):
+            await self.writer.drain()
+            await self._all_acknowledged()
+        _abort_with_reset(self.writer.transport)
+
+    async def linger(self) -> None:
+        """Read on for a moment: closing on unread bytes would be an RST, and cost the client its answer."""
+        with suppress(TimeoutError, OSError):
+            async with asyncio.timeout(_LINGER_SECONDS):
+                while await self.reader.read(CHUNK_BYTES):
+                    pass
+
+    async def _all_acknowledged(self) -> None:
+        raw = self.writer.get_extra_info("socket")
+        deadline = time.monotonic() + _FLUSH_SECONDS
+        while time.monotonic() < deadline:
+            # The kernel's count of bytes that the other side has not acknowledged, see tcp(7), SIOCOUTQ.
+            if not struct.unpack("i", fcntl.ioctl(raw.fileno(), termios.TIOCOUTQ, bytes(4)))[0]:
+                return
+            await asyncio.sleep(0.001)
+
+
+class _Upstream:
+    """The server's side of a connection: opened when needed, kept while both sides allow."""
+
+    def __init__(self, host: str, port: int, context: ssl.SSLContext | None) -> None:
+        self._host = host
+        self._port = port
+        self._ssl = context
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if self._streams is not None and (self._streams[0].at_eof() or self._streams[1].is_closing()):
+            self.abort()
+        if self._streams is None:
+            async with asyncio.timeout(_UPSTREAM_CONNECT_SECONDS):
+                reader, writer = await asyncio.open_connection(
+                    self._host, self._port, limit=_BUFFER_BYTES, ssl=self._ssl
+                )
+            writer.transport.set_write_buffer_limits(_BUFFER_BYTES)
+            self._streams = reader, writer
+        return self._streams
+
+    def abort(self) -> None:
+        if self._streams is not None:
+            self._streams[1].transport.abort()
+            self._streams = None
+
+
+class _Handling:
+    """One request on its way to the server and its answer on the way back."""
+
+    def __init__(
+        self,
+        client: _Client,
+        upstream: _Upstream,
+        head: Head,
+        record: _Record,
+        call: Callable[[Call, Request], Awaitable[Answer | None]],
+    ) -> None:
+        self._client = client
+        self._upstream = upstream
+        self._head = head
+        self._record = record
+        self._request = record.request
+        self._faults = record.faults
+        self._call = call
+        self._body = Body(client.reader, record.request.headers, until_close=False)
+        self._expects = "100-continue" in record.request.headers.get("expect", "").lower()
+        self._body_invited = asyncio.Event()
+        if not self._expects:
+            self._body_invited.set()
+        self._body_read = not self._body.expected
+        self._body_broken = False
+        connection = record.request.headers.get("connection", "").lower()
+        self._keeps = head.first_line.endswith("HTTP/1.1") and "close" not in connection
+
+    async def run(self) -> bool:
+        """Do all that is to be done; whether the client's connection can carry another request."""
+        if self._resets("request"):
+            await self._client.reset()
+            return False
+        if answer := await self._answer_instead("before"):
+            return await self._send_answer(answer)
+        try:
+            answered = await self._forward()
+        except StoppedError:
+            self._upstream.abort()
+            await self._client.reset()
+            return False
+        if isinstance(answered, Answer):
+            return await self._send_answer(answered)
+        reader, head = answered
+        headers = head.lower()
+        no_body = self._request.method == "HEAD" or head.status in (204, 304)
+        body = Body(reader, {} if no_body else headers, until_close=not no_body)
+        answer = await self._answer_instead("after")
+        if answer or self._resets("before_response"):
+            async for _ in body.pieces():
+                pass
+            self._done_with_upstream(head, body)
+            if answer:
+                return await self._send_answer(answer)
+            await self._client.reset()
+            return False
+        return await self._relay(head, body)
+
+    def _resets(self, at: str) -> bool:
+        return any(isinstance(fault, Reset) and fault.at == at for fault in self._faults)
+
+    async def _answer_instead(self, when: Literal["before", "after"]) -> Answer | None:
+        answer: Answer | None = None
+        for fault in self._faults:
+            if isinstance(fault, Call) and fault.when == when:
+                answer = answer or await self._call(fault, self._request)
+            elif isinstance(fault, Answer) and fault.after_effect == (when == "after"):
+                answer = answer or fault
+        return answer
+
+    async def _delay(self) -> None:
+        await self._client.sleep(sum(fault.seconds for fault in self._faults if isinstance(fault, Delay)))
+
+    async def _send_answer(self, answer: Answer) -> bool:
+        """Answer in the server's stead."""
+        if self._body_invited.is_set() and not self._body_broken:
+            await self._discard_body()
+        await self._delay()
+        keeps = self._keeps and self._body_read
+        body = (
+            '<?xml version="1.0" encoding="UTF-8"?>\n'
+            f"<Error><Code>{escape(answer.code)}</Code><Message>{escape(answer.message)}</Message>"
+            f"<Resource>{escape(self._request.path)}</Resource><RequestId>{uuid.uuid4().hex[:16]}</RequestId></Error>"
+        ).encode()
+        if self._request.method == "HEAD":
+            body = b""
+        headers = {
+            "Date": formatdate(usegmt=True),
+            "Content-Type": "application/xml",
+            "Content-Length": str(len(body)),
+            **({} if keeps else {"Connection": "close"}),
+            **answer.headers,
+        }
+        self._write_head(answer.status, "Answered by the test", headers)
+        await self._write(body)
+        if not self._body_read:
+            await self._client.writer.drain()
+            await self._client.linger()
+        return keeps
+
+    async def _discard_body(self) -> None:
+        if not self._body_read:
+            async for piece in self._body.pieces():
+                self._record.request_bytes += len(piece)
+            self._body_read = True
+
+    async def _forward(self) -> tuple[asyncio.StreamReader, Head] | Answer:
+        """Hand the request to the server; the answer's head and the stream that its body will come from.
+
+        :raises StoppedError: where a rule resets the client's connection within the body
+        """
+        verifies = any(isinstance(fault, VerifyUpload) for fault in self._faults)
+        pieces: AsyncIterator[bytes]
+        if self._body.expected and (verifies or (self._body.chunked and self._request_events(1))):
+            self._invite_body()
+            held = await self._body.whole()
+            self._body_read = True
+            self._record.request_bytes = len(held)
+            suffered = suffer(once(held), self._request_events(len(held)), self._client.sleep)
+            held = b"".join([piece async for piece in suffered])
+            if verifies and (refusal := refuse_upload(held, self._request.headers)):
+                return refusal
+            pieces = once(b"%x\r\n%b\r\n0\r\n\r\n" % (len(held), held) if self._body.chunked else held)
+        else:
+            events = self._request_events(self._body.length or 0)
+            pieces = suffer(self._counted(self._body.pieces()), events, self._client.sleep)
+        reader, writer = await self._upstream.open()
+        writer.write(self._head.raw)
+        answer_head = asyncio.ensure_future(self._answer_head(reader))
+        # Where the request ends in another way, nobody asks any more what became of its answer.
+        answer_head.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+        try:
+            if not self._body_invited.is_set():
+                await self._await_invitation(answer_head)
+            if self._body_invited.is_set() and self._body.expected:
+                await self._send_body(pieces, writer, answer_head)
+            return reader, await answer_head
+        finally:
+            answer_head.cancel()
+
+    async def _await_invitation(self, answer_head: "asyncio.Future[Head]") -> None:
+        """Wait until the server invites the body or refuses it, or until a client would lose patience."""
+        invited = asyncio.ensure_future(self._body_invited.wait())
+        first: set[asyncio.Future[Any]] = {invited, answer_head}
+        try:
+            await asyncio.wait(first, timeout=_CONTINUE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            invited.cancel()
+        if not answer_head.done():
+            self._invite_body()
+
+    async def _send_body(
+        self, pieces: AsyncIterator[bytes], writer: asyncio.StreamWriter, answer_head: "asyncio.Future[Head]"
+    ) -> None:
+        """Send the body until it ends, or until the server answers without waiting for the end."""
+
+        async def send() -> None:
+            async for piece in pieces:
+                try:
+                    writer.write(piece)
+                    await writer.drain()
+                except ConnectionError:
+                    # A server that refuses a body may close before all is sent, and have answered even so.
+                    return
+            self._body_read = True
+
+        sending = asyncio.ensure_future(send())
+        try:
+            first: set[asyncio.Future[Any]] = {sending, answer_head}
+            await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+            if sending.done():
+                sending.result()
+            else:
+                self._body_broken = True
+        finally:
+            sending.cancel()
+
+    async def _answer_head(self, reader: asyncio.StreamReader) -> Head:
+        """The head of the final answer; an interim one that invites the body is passed on."""
+        while True:
+            head = await read_head(reader)
+            if head is None:
+                raise EOFError("the server closed the connection instead of answering")
+            if head.status >= 200:
+                return head
+            if head.status == 100:
+                self._invite_body()
+
+    def _invite_body(self) -> None:
+        if not self._body_invited.is_set():
+            self._body_invited.set()
+            self._client.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    async def _counted(self, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        async for piece in pieces:
+            self._record.request_bytes += len(piece)
+            yield piece
+
+    def _request_events(self, length: int) -> list[Event]:
+        events = []
+        for fault in self._faults:
+            if isinstance(fault, CorruptRequest):
+                events.append(Event(_position(length, fault.fraction), "corrupt"))
+            elif isinstance(fault, Stall) and fault.at == "request":
+                events.append(Event(_position(length, fault.fraction), "stall", fault.seconds))
+            elif isinstance(fault, Reset) and fault.at == "mid_request":
+                events.append(Event(_position(length, fault.fraction), "reset"))
+        return events
+
+    def _response_events(self, length: int) -> list[Event]:
+        events = []
+        for fault in self._faults:
+            if isinstance(fault, CorruptResponse):
+                events.append(Event(_position(length, fault.fraction), "corrupt"))
+            elif isinstance(fault, Stall) and fault.at == "response":
+                events.append(Event(_position(length, fault.fraction), "stall", fault.seconds))
+            elif isinstance(fault, Truncate):
+                events.append(Event(_position(length, fault.fraction), "close"))
+            elif isinstance(fault, Reset) and fault.at == "mid_response":
+                events.append(Event(_position(length, fault.fraction), "reset"))
+        return events
+
+    async def _relay(self, head: Head, body: Body) -> bool:
+        """Pass the server's answer on."""
+        # Of one hop alone, and this is another one.
+        headers = {
+            name: value for name, value in head.headers if name.lower() not in ("connection", "keep-alive")
+        }
+        pieces = body.pieces()
+        length = body.length or 0
+        if body.expected and body.length is None and self._response_events(1):
+            # To break a body at a fraction of it, its length must be known.
+            held = await body.whole()
+            length = len(held)
+            pieces = once(held)
+            headers = {name: value for name, value in headers.items() if name.lower() != "transfer-encoding"}
+            headers["Content-Length"] = str(length)
+        await self._delay()
+        for fault in self._faults:
+            if isinstance(fault, ReplaceHeaders):
+                headers = _replace(headers, fault.headers)
+        # An answer that came before the request was all sent, or one that only a close can end.
+        keeps = self._keeps and self._body_read and not (body.until_close and "Content-Length" not in headers)
+        if not keeps:
+            headers["Connection"] = "close"
+        self._write_head(head.status, head.reason, headers)
+        try:
+            async for piece in suffer(pieces, self._response_events(length), self._client.sleep):
+                await self._write(piece)
+        except StoppedError as stopped:
+            if stopped.act == "reset":
+                await self._client.reset()
+            return False
+        self._done_with_upstream(head, body)
+        if self._resets("after_response"):
+            await self._client.reset()
+            return False
+        if not self._body_read:
+            await self._client.writer.drain()
+            await self._client.linger()
+        return keeps
+
+    def _done_with_upstream(self, head: Head, body: Body) -> None:
+        closes = "close" in head.lower().get("connection", "").lower() or head.first_line.startswith(
+            "HTTP/1.0"
+        )
+        if closes or body.until_close or not self._body_read:
+            self._upstream.abort()
+
+    def _write_head(self, status: int, reason: str, headers: Mapping[str, str]) -> None:
+        self._record.answered(status, {name.lower(): value for name, value in headers.items()})
+        lines = [
+            f"HTTP/1.1 {status} {reason}",
+            *(f"{name}: {value}" for name, value in headers.items()),
+            "",
+            "",
+        ]
+        self._client.writer.write("\r\n".join(lines).encode("latin-1"))
+
+    async def _write(self, piece: bytes) -> None:
+        self._record.response_bytes += len(piece)
+        self._client.writer.write(piece)
+        await self._client.writer.drain()
+
+
+def _position(length: int, fraction: float) -> int:
+    """The offset of a fraction of a body, always short of its end."""
+    return max(0, min(length - 1, int(length * fraction)))
+
+
+def _replace(headers: Mapping[str, str], changes: Mapping[str, str | None]) -> dict[str, str]:
+    changed = {name.lower() for name in changes}
+    kept = {name: value for name, value in headers.items() if name.lower() not in changed}
+    return kept | {name: value for name, value in changes.items() if value is not None}

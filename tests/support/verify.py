@@ -1,0 +1,534 @@
+"""A second opinion on a finished hour, which shares no code and no word with the pipeline that built it.
+
+It reads every byte of the raw hour and of the aggregated hour with a plain client, several objects at a time
+and never one as a whole, and compares digests object by object.
+"""
+
+import base64
+import binascii
+import gzip
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from awscrt.checksums import crc64nvme
+
+from tests.support.servers import S3Client
+
+ENCODINGS = (".gz", ".zst", ".bz2", ".xz", ".lz4")
+"""Endings of a raw object's name, in any case, that keep it apart from plain ones."""
+
+_PART_NAME = re.compile(r"part-(\d{5,})\.log(\.[a-z0-9]+)?")
+_CHUNK_BYTES = 1024 * 1024
+_HEAD_BYTES = 48
+_THREADS = 6
+_MOST_PROBLEMS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedHour:
+    """What lies in the bucket, as counted by this module; sizes in bytes."""
+
+    objects: int
+    bytes_in: int
+    separator_bytes: int
+    bytes_out: int
+    parts: int
+    hidden: int
+    placeholders: int
+    marker: Mapping[str, Any]
+    """``_SUCCESS``, parsed."""
+    manifest_header: Mapping[str, Any]
+    """The first line of ``_manifest.jsonl.gz``, parsed."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    key: str
+    size: int
+    etag: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """What was learned from reading some bytes to their end."""
+
+    size: int
+    digest: str
+    crc64nvme: int
+    head: bytes
+    last: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Segment:
+    """Where a raw object has to lie, if the sizes of objects and parts are what they should be."""
+
+    raw: _Listed
+    part: str
+    offset: int
+    separator: int
+
+
+@dataclass(slots=True)
+class _Findings:
+    """What is wrong, each in a sentence."""
+
+    problems: list[str] = field(default_factory=list)
+
+    def check(self, holds: bool, problem: str) -> None:
+        if not holds:
+            self.problems.append(problem)
+
+    def raise_any(self, title: str) -> None:
+        if self.problems:
+            shown = self.problems[:_MOST_PROBLEMS]
+            more = len(self.problems) - len(shown)
+            rest = f"\n  ... and {more} more" if more else ""
+            raise AssertionError(f"{title}: {len(self.problems)} problems\n  " + "\n  ".join(shown) + rest)
+
+
+def verify_hour(
+    client: S3Client,
+    bucket: str,
+    raw_prefix: str,
+    aggregated_prefix: str,
+    *,
+    part_size: int,
+    ensure_newline: bool = False,
+    marker_name: str | None = None,
+    expected: Mapping[str, bytes] | None = None,
+    aggregated_bucket: str | None = None,
+) -> VerifiedHour:
+    """Prove that an aggregated hour is complete, is what the raw hour holds, and is nothing else.
+
+    :param client: a plain boto3 client, of the server itself and not of a proxy that breaks things
+    :param raw_prefix: of the hour, such as ``raw/app/20261123/08/``
+    :param aggregated_prefix: of the hour, such as ``aggregated/app/20261123/08/``
+    :param part_size: the largest size in bytes of a part of more than one raw object
+    :param ensure_newline: whether a newline has to follow each plain object that does not end with one
+    :param marker_name: name below the raw prefix of the stream's marker object, which is no input
+    :param expected: what the raw hour has to hold, key to body, hidden objects and placeholders included
+    :param aggregated_bucket: where the aggregated hour lies in another bucket
+    :raises AssertionError: naming every key, part, offset and number that is not as it should be
+    """
+    target = aggregated_bucket or bucket
+    findings = _Findings()
+    listed = list(_list(client, bucket, raw_prefix))
+    raw, hidden, placeholders = _select(listed, raw_prefix, marker_name)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        contents = dict(
+            zip(
+                (item.key for item in raw),
+                pool.map(lambda item: _read(client, bucket, item, findings), raw),
+                strict=True,
+            )
+        )
+        if expected is not None:
+            _check_expected(contents, expected, raw_prefix, marker_name, findings)
+        found = {
+            item.key.removeprefix(aggregated_prefix): item
+            for item in _list(client, target, aggregated_prefix)
+        }
+        parts = _check_names(found, findings)
+        segments: list[_Segment] = []
+        for encoding in sorted(
+            {_encoding(item.key) for item in raw} | {_part_encoding(name) for name in parts}
+        ):
+            segments += _lay_out(
+                [item for item in raw if _encoding(item.key) == encoding],
+                [found[name] for name in parts if _part_encoding(name) == encoding],
+                aggregated_prefix,
+                contents,
+                part_size,
+                ensure_newline and not encoding,
+                _Peek(client, target, contents),
+                findings,
+            )
+        by_part: dict[str, list[_Segment]] = {name: [] for name in parts}
+        for segment in segments:
+            by_part[segment.part].append(segment)
+        for _ in pool.map(
+            lambda name: _compare_part(client, target, found[name], by_part[name], contents, findings), parts
+        ):
+            pass
+    header, entries = _read_manifest(client, target, aggregated_prefix, found, findings)
+    if header:
+        _check_manifest(
+            entries, segments, raw, contents, {name: found[name].size for name in parts}, findings
+        )
+    marker = _read_marker(client, target, aggregated_prefix, found, findings)
+    facts = VerifiedHour(
+        objects=len(raw),
+        bytes_in=sum(item.size for item in raw),
+        separator_bytes=sum(segment.separator for segment in segments),
+        bytes_out=sum(found[name].size for name in parts),
+        parts=len(parts),
+        hidden=hidden,
+        placeholders=placeholders,
+        marker=marker,
+        manifest_header=header,
+    )
+    if marker:
+        _check_totals("_SUCCESS", marker, facts, findings)
+    if header:
+        _check_totals("_manifest.jsonl.gz", header, facts, findings)
+    findings.raise_any(f"s3://{target}/{aggregated_prefix}")
+    return facts
+
+
+def assert_not_complete(client: S3Client, bucket: str, aggregated_prefix: str) -> None:
+    """Prove that no reader who honours the marker takes the hour for complete.
+
+    :raises AssertionError: if ``_SUCCESS`` is there
+    """
+    keys = [item.key for item in _list(client, bucket, f"{aggregated_prefix}_SUCCESS")]
+    assert not keys, f"the hour bears a completion marker: s3://{bucket}/{keys[0]}"
+
+
+def _list(client: S3Client, bucket: str, prefix: str) -> Iterator[_Listed]:
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+        for item in page.get("Contents", []):
+            yield _Listed(item["Key"], item["Size"], item["ETag"].strip('"'))
+
+
+def _select(
+    listed: Iterable[_Listed], prefix: str, marker_name: str | None
+) -> tuple[list[_Listed], int, int]:
+    """What is input, in the order of the keys' bytes; how many hidden objects and placeholders are not."""
+    chosen: list[_Listed] = []
+    hidden = placeholders = 0
+    for item in listed:
+        name = item.key.removeprefix(prefix)
+        if marker_name is not None and name == marker_name:
+            continue
+        if any(step[:1] in ("_", ".") for step in name.split("/") if step):
+            hidden += 1
+        elif not item.size and (not name or name[-1] == "/"):
+            placeholders += 1
+        else:
+            chosen.append(item)
+    return sorted(chosen, key=lambda item: item.key.encode()), hidden, placeholders
+
+
+def _encoding(key: str) -> str:
+    return next((ending for ending in ENCODINGS if key.lower().endswith(ending)), "")
+
+
+def _part_encoding(name: str) -> str:
+    match = _PART_NAME.fullmatch(name)
+    return (match[2] if match else None) or ""
+
+
+def _part_number(name: str) -> int:
+    match = _PART_NAME.fullmatch(name)
+    return int(match[1]) if match else -1
+
+
+class _Meter:
+    """Takes bytes as they come and says in the end what they were."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.blake2b(digest_size=20)
+        self._crc = 0
+        self._size = 0
+        self._head = b""
+        self._last = b""
+
+    def take(self, piece: bytes) -> None:
+        if piece:
+            self._digest.update(piece)
+            self._crc = crc64nvme(piece, self._crc)
+            self._size += len(piece)
+            self._head += piece[: _HEAD_BYTES - len(self._head)]
+            self._last = piece[-1:]
+
+    def content(self) -> _Content:
+        return _Content(self._size, self._digest.hexdigest(), self._crc, self._head, self._last)
+
+
+def _pieces(client: S3Client, bucket: str, key: str) -> Iterator[bytes]:
+    body = client.get_object(Bucket=bucket, Key=key)["Body"]
+    while piece := body.read(_CHUNK_BYTES):
+        yield piece
+
+
+def _read(client: S3Client, bucket: str, item: _Listed, findings: _Findings) -> _Content:
+    meter = _Meter()
+    for piece in _pieces(client, bucket, item.key):
+        meter.take(piece)
+    content = meter.content()
+    findings.check(
+        content.size == item.size, f"{item.key}: {item.size} bytes listed, {content.size} bytes read"
+    )
+    return content
+
+
+def _check_expected(
+    contents: Mapping[str, _Content],
+    expected: Mapping[str, bytes],
+    prefix: str,
+    marker_name: str | None,
+    findings: _Findings,
+) -> None:
+    """The raw hour is still what was put there."""
+    bodies = [_Listed(key, len(expected[key]), "") for key in expected]
+    wanted = {item.key for item in _select(bodies, prefix, marker_name)[0]}
+    for key in sorted(wanted - contents.keys()):
+        findings.check(False, f"{key}: the raw object is gone")
+    for key in sorted(contents.keys() - wanted):
+        findings.check(False, f"{key}: a raw object that nobody put there")
+    for key in sorted(wanted & contents.keys()):
+        meter = _Meter()
+        meter.take(expected[key])
+        findings.check(meter.content() == contents[key], f"{key}: the raw object is not what was put there")
+
+
+def _check_names(found: Mapping[str, _Listed], findings: _Findings) -> list[str]:
+    """The parts' names in the order of their numbers; whatever else lies there is a problem."""
+    parts = []
+    for name, item in found.items():
+        if _PART_NAME.fullmatch(name):
+            parts.append(name)
+        elif name not in ("_SUCCESS", "_manifest.jsonl.gz") and not (
+            name in ("", "_rollup/") and not item.size
+        ):
+            findings.check(False, f"{name}: does not belong into a finished hour ({item.size} bytes)")
+    for number, count in Counter(map(_part_number, parts)).items():
+        findings.check(count == 1, f"part number {number} is borne by {count} parts")
+    return sorted(parts, key=_part_number)
+
+
+@dataclass(frozen=True, slots=True)
+class _Peek:
+    """Looks what lies at an offset where something else should, to name it in the message."""
+
+    client: S3Client
+    bucket: str
+    contents: Mapping[str, _Content]
+
+    def __call__(self, part: _Listed, offset: int) -> str:
+        if offset >= part.size:
+            return "the part ends there"
+        end = min(offset + _HEAD_BYTES, part.size) - 1
+        reply = self.client.get_object(Bucket=self.bucket, Key=part.key, Range=f"bytes={offset}-{end}")
+        there = reply["Body"].read()
+        owners = [
+            key for key, content in self.contents.items() if content.head and there.startswith(content.head)
+        ]
+        if owners:
+            return f"what begins there is {owners[0]}"
+        return f"what lies there is {there[:24]!r}..., the beginning of no raw object"
+
+
+def _lay_out(
+    raw: Sequence[_Listed],
+    parts: Sequence[_Listed],
+    prefix: str,
+    contents: Mapping[str, _Content],
+    part_size: int,
+    separated: bool,
+    peek: _Peek,
+    findings: _Findings,
+) -> list[_Segment]:
+    """Where each raw object of one encoding has to lie, by sizes and order alone."""
+    segments: list[_Segment] = []
+    waiting = list(reversed(raw))
+    for part in parts:
+        name = part.key.removeprefix(prefix)
+        offset = members = 0
+        while offset < part.size:
+            if not waiting:
+                findings.check(
+                    False, f"{name}: {part.size - offset} bytes at offset {offset} are of no raw object"
+                )
+                return segments
+            item = waiting.pop()
+            separator = int(separated and item.size > 0 and contents[item.key].last != b"\n")
+            if separator and item.size == part.size and item.size + 1 > part_size:
+                # Too large to be packed: S3 copied it, and nothing can be put behind it.
+                separator = 0
+            if offset + item.size + separator > part.size:
+                findings.check(
+                    False,
+                    f"{name}: has {part.size} bytes and ends within {item.key}, which should lie at offset "
+                    f"{offset} with {item.size} bytes and {separator} of separator: it is cut, or an object "
+                    f"before it is missing, doubled or out of order ({peek(part, offset)})",
+                )
+                return segments
+            segments.append(_Segment(item, name, offset, separator))
+            offset += item.size + separator
+            members += item.size > 0
+        findings.check(
+            part.size <= part_size or members == 1,
+            f"{name}: has {part.size} bytes, more than the {part_size} of a part, and {members} objects",
+        )
+    if waiting and any(item.size for item in waiting):
+        missing = [item.key for item in reversed(waiting)]
+        findings.check(
+            False,
+            f"{len(missing)} raw objects of {sum(item.size for item in waiting)} bytes are in no part, "
+            f"if all before them are; the first is {missing[0]}",
+        )
+    return segments
+
+
+def _compare_part(
+    client: S3Client,
+    bucket: str,
+    part: _Listed,
+    segments: Sequence[_Segment],
+    contents: Mapping[str, _Content],
+    findings: _Findings,
+) -> None:
+    """Read a part and compare what lies at each place with the raw object that has to lie there."""
+    pieces = _pieces(client, bucket, part.key)
+    rest = b""
+    total = 0
+
+    def take(size: int) -> Iterator[bytes]:
+        nonlocal rest, total
+        while size:
+            rest = rest or next(pieces, b"")
+            if not rest:
+                return
+            piece, rest = rest[:size], rest[size:]
+            size -= len(piece)
+            total += len(piece)
+            yield piece
+
+    for segment in segments:
+        meter = _Meter()
+        for piece in take(segment.raw.size):
+            meter.take(piece)
+        if meter.content() != contents[segment.raw.key]:
+            peek = _Peek(client, bucket, contents)
+            findings.check(
+                False,
+                f"{segment.part}: at offset {segment.offset}, {segment.raw.size} bytes, should lie "
+                f"{segment.raw.key} but does not ({peek(part, segment.offset)})",
+            )
+        separator = b"".join(take(segment.separator))
+        findings.check(
+            separator == b"\n" * segment.separator,
+            f"{segment.part}: {segment.raw.key} should be followed by a newline, not by {separator!r}",
+        )
+    for _ in take(part.size + 1):
+        pass
+    findings.check(total == part.size, f"{part.key}: {part.size} bytes listed, {total} bytes read")
+
+
+def _read_manifest(
+    client: S3Client, bucket: str, prefix: str, found: Mapping[str, _Listed], findings: _Findings
+) -> tuple[Mapping[str, Any], list[dict[str, Any]]]:
+    if "_manifest.jsonl.gz" not in found:
+        findings.check(False, "_manifest.jsonl.gz: is not there")
+        return {}, []
+    body = client.get_object(Bucket=bucket, Key=f"{prefix}_manifest.jsonl.gz")["Body"].read()
+    try:
+        # Cut at newlines alone: a key may hold other characters that Python takes for the end of a line.
+        header, *lines = [json.loads(line) for line in gzip.decompress(body).rstrip(b"\n").split(b"\n")]
+    except (OSError, EOFError, ValueError) as error:
+        findings.check(False, f"_manifest.jsonl.gz: cannot be read: {error}")
+        return {}, []
+    return header, lines
+
+
+def _check_manifest(
+    entries: Sequence[Mapping[str, Any]],
+    segments: Sequence[_Segment],
+    raw: Sequence[_Listed],
+    contents: Mapping[str, _Content],
+    part_sizes: Mapping[str, int],
+    findings: _Findings,
+) -> None:
+    wanted = {item.key: item for item in raw}
+    members = Counter(entry.get("part") for entry in entries)
+    for name in sorted(part_sizes.keys() - members.keys()):
+        findings.check(False, f"{name}: is in no line of the manifest, it is a part of no plan")
+    places = {segment.raw.key: (segment.part, segment.offset) for segment in segments}
+    for key, count in Counter(str(entry.get("key")) for entry in entries).items():
+        findings.check(count == 1, f"manifest: {key} has {count} lines")
+        findings.check(key in wanted, f"manifest: {key} is no raw object of this hour")
+    for key in sorted(wanted.keys() - {entry.get("key") for entry in entries}):
+        findings.check(False, f"manifest: {key} has no line")
+    for entry in entries:
+        item = wanted.get(str(entry.get("key")))
+        if item is None:
+            continue
+        for name, value in (("length", item.size), ("etag", item.etag)):
+            found = entry.get(name)
+            findings.check(
+                (found.strip('"') if isinstance(found, str) else found) == value,
+                f"manifest: {item.key} has the {name} {found!r}, it should be {value!r}",
+            )
+        crc = _crc(entry.get("crc64nvme"))
+        # Where S3 copied an object into a part of its own, nobody but S3 had its bytes in hand.
+        findings.check(
+            crc == contents[item.key].crc64nvme or (crc is None and members[entry.get("part")] == 1),
+            f"manifest: {item.key} has the crc64nvme {entry.get('crc64nvme')!r}, it should be "
+            f"{contents[item.key].crc64nvme:016x}",
+        )
+        part, offset = entry.get("part"), entry.get("offset")
+        if not item.size:
+            # Between two parts, an empty object may lie at the end of the one or at the start of the other.
+            findings.check(
+                isinstance(offset, int) and 0 <= offset <= part_sizes.get(str(part), -1),
+                f"manifest: {item.key} is said to lie in {part} at {offset}, which is no place",
+            )
+        elif item.key in places:
+            findings.check(
+                (part, offset) == places[item.key],
+                f"manifest: {item.key} is said to lie in {part} at {offset}, it lies in {places[item.key]}",
+            )
+
+
+def _crc(value: object) -> int | None:
+    """A CRC as a number, as 16 hexadecimal digits, or in S3's base64; None for none."""
+    if value is None or isinstance(value, int):
+        return value
+    text = str(value)
+    try:
+        return int(text, 16) if len(text) == 16 else int.from_bytes(base64.b64decode(text, validate=True))
+    except (ValueError, binascii.Error):
+        return -1
+
+
+def _read_marker(
+    client: S3Client, bucket: str, prefix: str, found: Mapping[str, _Listed], findings: _Findings
+) -> Mapping[str, Any]:
+    if "_SUCCESS" not in found:
+        findings.check(False, "_SUCCESS: is not there, the hour is not complete")
+        return {}
+    try:
+        marker = json.loads(client.get_object(Bucket=bucket, Key=f"{prefix}_SUCCESS")["Body"].read())
+    except ValueError as error:
+        findings.check(False, f"_SUCCESS: is not JSON: {error}")
+        return {}
+    if not isinstance(marker, dict):
+        findings.check(False, f"_SUCCESS: should be a JSON object, is {marker!r}")
+        return {}
+    return marker
+
+
+def _check_totals(where: str, record: Mapping[str, Any], facts: VerifiedHour, findings: _Findings) -> None:
+    """The totals, at the top of the record or under ``totals``."""
+    nested = record.get("totals")
+    totals = nested if isinstance(nested, Mapping) else record
+    for name in ("objects", "bytes_in", "separator_bytes", "bytes_out", "parts"):
+        value: int = getattr(facts, name)
+        findings.check(
+            totals.get(name) == value, f"{where}: {name} is {totals.get(name)!r}, it should be {value}"
+        )
+    left_out = totals.get("left_out")
+    if isinstance(left_out, Mapping):
+        for name, value in (("hidden", facts.hidden), ("placeholders", facts.placeholders)):
+            findings.check(
+                left_out.get(name) == value,
+                f"{where}: {name} is {left_out.get(name)!r}, it should be {value}",
+            )

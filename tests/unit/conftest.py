@@ -1,0 +1,27 @@
+"""Property tests that are the same in every run, and waits between tries that cost no time."""
+
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from include.log_rollup import pack
+
+settings.register_profile(
+    "log-rollup",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    max_examples=100,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("log-rollup")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def short_waits() -> Iterator[None]:
+    """The packer's waits, a thousandth as long."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pack, "FIRST_WAIT_SECONDS", pack.FIRST_WAIT_SECONDS / 1000)
+        patch.setattr(pack, "LONGEST_WAIT_SECONDS", pack.LONGEST_WAIT_SECONDS / 1000)
+        yield

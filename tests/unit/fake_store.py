@@ -1,0 +1,542 @@
+"""Object storage in memory, behind the pipeline's own protocols, whose every request can be made to go wrong.
+
+It behaves as S3 does where that matters: keys are listed in the order of their UTF-8 bytes and in pages, an
+ETag is the MD5 of the content (or is not, where told so), a CRC that comes with an object is checked and kept
+(or is not), If-Match is honoured, and a copy keeps what S3 would keep. Deleting several objects is one request,
+but not one step: a crash may come between any two of them.
+"""
+
+import hashlib
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from enum import Enum, auto
+from itertools import count
+from typing import Any
+
+from include.log_rollup import crc
+from include.log_rollup.errors import (
+    InputChangedError,
+    MissingBucketError,
+    NotFoundError,
+    TransientError,
+)
+from include.log_rollup.store import (
+    Checksum,
+    Downloaded,
+    ListPage,
+    Location,
+    ObjectHead,
+    ObjectInfo,
+    Uploaded,
+)
+
+WRITES = frozenset({"WRITE", "PUT", "COPY", "DELETE"})
+
+
+class Effect(Enum):
+    """What can go wrong with a request, other than an error that is raised instead of doing it."""
+
+    LOST_ANSWER = auto()
+    """It is done, but the client is told that the connection broke."""
+    WRONG_BYTES = auto()
+    """One bit of the body is flipped on its way."""
+    TRUNCATED = auto()
+    """The last byte of a GET does not come, and nobody says so."""
+    WRONG_ETAG = auto()
+    """A GET is answered with another object's ETag."""
+    WRONG_CRC = auto()
+    """A PUT is answered with another CRC than was sent."""
+    STALLED = auto()
+    """A GET or PUT is not answered until it is cancelled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One request, or one object of a DELETE. ``detail`` is what else it was about, such as an offset."""
+
+    kind: str
+    bucket: str
+    key: str
+    detail: str = ""
+
+    @property
+    def name(self) -> str:
+        """The last step of the key."""
+        return self.key.rpartition("/")[2]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.key}"
+
+
+@dataclass(slots=True)
+class Rule:
+    """What happens to requests of a kind whose key contains a text, for a number of times."""
+
+    kind: str
+    contains: str
+    effect: "Effect | Exception | Callable[[], None]"
+    times: int
+    hits: int = 0
+
+    def applies(self, operation: Operation) -> bool:
+        """Whether it still holds for this request."""
+        return (
+            self.hits < self.times and self.kind in (operation.kind, "ANY") and self.contains in operation.key
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """An object as the store holds it. ``checksum`` is what it would state, right or not."""
+
+    body: bytes
+    etag: str
+    etag_is_md5: bool
+    modified: float
+    checksum: Checksum | None
+    content_type: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+class CrashError(Exception):
+    """The process died: nothing that it still tries has any effect."""
+
+
+class FakeStore:
+    """Implements :class:`include.log_rollup.store.ObjectStore`.
+
+    :param keeps_crc: whether it keeps a CRC64-NVME for each object
+    :param checks_crc: whether it refuses an object with a wrong CRC; one that keeps CRCs without checking
+        them gives back what it was sent, unread
+    :param etag_is_md5: whether the ETags of what the pipeline writes are MD5s; otherwise they tell nothing
+    :param page_size: of listings
+    :param threads: of a transfer, for its callbacks; 0 has them called before ``get`` and ``put`` return
+    """
+
+    def __init__(
+        self,
+        *,
+        keeps_crc: bool = True,
+        checks_crc: bool = True,
+        etag_is_md5: bool = True,
+        page_size: int = 1000,
+        threads: int = 0,
+        max_connections: int = 8,
+        control_connections: int = 4,
+        buckets: Sequence[str] = ("logs",),
+    ) -> None:
+        self.max_connections = max_connections
+        self.control_connections = control_connections
+        self.requests: Counter[str] = Counter()
+        self.port = 1
+        self.now = datetime(2026, 11, 23, 12, tzinfo=UTC)
+        self.log: list[Operation] = []
+        self.transfers: list[FakeTransfer] = []
+        self.watcher: Callable[[Operation], None] | None = None
+        self.threads = threads
+        self.crashed = False
+        self._keeps_crc = keeps_crc
+        self._checks_crc = checks_crc
+        self._etag_is_md5 = etag_is_md5
+        self._page_size = page_size
+        self._buckets: dict[str, dict[str, Stored]] = {bucket: {} for bucket in buckets}
+        self._rules: list[Rule] = []
+        self._serial = count(1)
+        self._writes_until_crash: int | None = None
+        self._lock = threading.RLock()
+
+    # -- what a test does to it ------------------------------------------------------------------------
+
+    def produce(
+        self,
+        key: str,
+        body: bytes,
+        *,
+        bucket: str = "logs",
+        algorithm: str | None = "crc64nvme",
+        md5_etag: bool = True,
+        modified: float | None = None,
+    ) -> str:
+        """Put an object there as a producer would; it is no operation of the log.
+
+        :param algorithm: of the CRC that the store states for it, if it keeps any
+        :returns: its ETag
+        """
+        checksum = None
+        if algorithm and self._keeps_crc:
+            checksum = Checksum(algorithm, crc.by_algorithm(algorithm, body))
+        stored = Stored(
+            body,
+            self._etag(body, md5_etag),
+            md5_etag,
+            self.now.timestamp() - 7200 if modified is None else modified,
+            checksum,
+        )
+        with self._lock:
+            self._buckets[bucket][key] = stored
+        return stored.etag
+
+    def vanish(self, key: str, bucket: str = "logs") -> None:
+        """Have an object disappear; it is no operation of the log."""
+        with self._lock:
+            del self._buckets[bucket][key]
+
+    def corrupt(self, key: str, bucket: str = "logs", *, keep_etag: bool = False) -> None:
+        """Flip a bit of an object, as a disk or another writer would do.
+
+        :param keep_etag: whether the store does not notice, and states ETag and CRC of what it was
+        """
+        with self._lock:
+            was = self._buckets[bucket][key]
+            body = _flipped(was.body)
+            if keep_etag:
+                self._buckets[bucket][key] = replace(was, body=body)
+            else:
+                self._buckets[bucket][key] = replace(
+                    was,
+                    body=body,
+                    etag=self._etag(body, was.etag_is_md5),
+                    checksum=self._checksum(body, None),
+                )
+
+    def on(
+        self,
+        kind: str,
+        contains: str,
+        effect: "Effect | Exception | Callable[[], None]",
+        times: int = 1,
+    ) -> Rule:
+        """Have something happen to the next requests of a kind (or ``ANY``) whose key contains a text.
+
+        :param effect: an error is raised instead of doing it; a function is called before it is done
+        """
+        rule = Rule(kind, contains, effect, times)
+        with self._lock:
+            self._rules.append(rule)
+        return rule
+
+    def crash_after_writes(self, number: int) -> None:
+        """Die as soon as this many objects have been written, copied or deleted from now on."""
+        self._writes_until_crash = number
+        self.crashed = number == 0
+
+    def revive(self) -> None:
+        """Let another process come."""
+        self._writes_until_crash = None
+        self.crashed = False
+
+    def keys(self, prefix: str = "", bucket: str = "logs") -> list[str]:
+        """The keys under a prefix, in order."""
+        with self._lock:
+            return sorted(
+                (key for key in self._buckets[bucket] if key.startswith(prefix)), key=lambda key: key.encode()
+            )
+
+    def stored(self, key: str, bucket: str = "logs") -> Stored:
+        """An object in full."""
+        return self._buckets[bucket][key]
+
+    def body(self, key: str, bucket: str = "logs") -> bytes:
+        """An object's bytes."""
+        return self._buckets[bucket][key].body
+
+    def writes(self) -> list[Operation]:
+        """What changed the store, in order."""
+        return [operation for operation in self.log if operation.kind in WRITES]
+
+    # -- the protocol ----------------------------------------------------------------------------------
+
+    def open_transfer(self, read_bucket: str, write_bucket: str) -> "FakeTransfer":
+        transfer = FakeTransfer(self, self.max_connections - self.control_connections)
+        self.transfers.append(transfer)
+        return transfer
+
+    def list_pages(self, prefix: Location, start_after: str = "") -> Iterator[ListPage]:
+        after = start_after
+        while True:
+            self.begin("LIST", prefix, after)
+            with self._lock:
+                rest = [key for key in self.keys(prefix.key, prefix.bucket) if key.encode() > after.encode()]
+                rows = [self._info(prefix.bucket, key) for key in rest[: self._page_size]]
+            yield ListPage(rows, self.now)
+            if len(rest) <= self._page_size:
+                return
+            after = rows[-1].key
+
+    def head(self, target: Location) -> ObjectHead | None:
+        self.begin("HEAD", target)
+        found = self._find(target)
+        if found is None:
+            return None
+        stated = found.checksum
+        value = stated.value if stated and stated.algorithm == "crc64nvme" else None
+        return ObjectHead(len(found.body), found.etag, value, found.etag_is_md5)
+
+    def read(self, source: Location) -> bytes | None:
+        self.begin("READ", source)
+        found = self._find(source)
+        return None if found is None else found.body
+
+    def read_range(self, source: Location, etag: str, offset: int, length: int) -> bytes:
+        effect = self.begin("RANGE", source, f"{offset}+{length}")
+        body = self.matching(source, etag).body[offset : offset + length]
+        return _flipped(body) if effect is Effect.WRONG_BYTES else body
+
+    def write(self, target: Location, body: bytes, content_type: str) -> None:
+        effect = self.begin("WRITE", target)
+        self.keep("WRITE", target, body, content_type=content_type)
+        _lose_answer(effect, target)
+
+    def refuses_wrong_crc(self, scratch: Location) -> bool:
+        if not self._checks_crc:
+            self.write(scratch, b"\n", "")
+            self.delete(scratch.bucket, [scratch.key])
+        return self._checks_crc
+
+    def delete(self, bucket: str, keys: Sequence[str]) -> None:
+        for key in keys:
+            target = Location(bucket, key)
+            effect = self.begin("DELETE", target)
+            with self._lock:
+                self._buckets[bucket].pop(key, None)
+                self._changed("DELETE", target)
+            _lose_answer(effect, target)
+
+    def copy(
+        self, source: Location, etag: str, size: int, target: Location, headers: Mapping[str, str]
+    ) -> None:
+        effect = self.begin("COPY", target)
+        try:
+            found = self.matching(source, etag)
+        except NotFoundError as error:
+            raise InputChangedError(str(error)) from error
+        body = _flipped(found.body) if effect is Effect.WRONG_BYTES else found.body
+        self.keep("COPY", target, body, headers=headers)
+        _lose_answer(effect, target)
+
+    # -- for this module's own use ---------------------------------------------------------------------
+
+    def begin(self, kind: str, target: Location, detail: str = "") -> Effect | None:
+        """Note a request, and do to it what the rules say; returns an effect that its own code must bring."""
+        operation = Operation(kind, target.bucket, target.key, detail)
+        with self._lock:
+            if self.crashed:
+                raise CrashError(f"dead before {operation}")
+            if target.bucket not in self._buckets:
+                raise MissingBucketError(f"{kind} {target}: S3 answered 404 NoSuchBucket")
+            self.log.append(operation)
+            self.requests[kind] += 1
+            rule = next((rule for rule in self._rules if rule.applies(operation)), None)
+            if rule is not None:
+                rule.hits += 1
+        if rule is None:
+            return None
+        if isinstance(rule.effect, Effect):
+            return rule.effect
+        if isinstance(rule.effect, Exception):
+            raise rule.effect
+        rule.effect()
+        if self.crashed:
+            raise CrashError(f"dead before {operation}")
+        return None
+
+    def keep(
+        self,
+        kind: str,
+        target: Location,
+        body: bytes,
+        sent_crc: int | None = None,
+        content_type: str = "",
+        headers: Mapping[str, str] | None = None,
+    ) -> Stored:
+        """Store an object that the pipeline writes."""
+        stored = Stored(
+            body,
+            self._etag(body, self._etag_is_md5),
+            self._etag_is_md5,
+            self.now.timestamp(),
+            self._checksum(body, sent_crc),
+            content_type,
+            dict(headers or {}),
+        )
+        with self._lock:
+            if self.crashed:
+                raise CrashError(f"dead before {kind} {target}")
+            self._buckets[target.bucket][target.key] = stored
+            self._changed(kind, target)
+        return stored
+
+    def matching(self, source: Location, etag: str) -> Stored:
+        """An object under the condition If-Match."""
+        found = self._find(source)
+        if found is None:
+            raise NotFoundError(f"GET {source}: S3 answered 404 NoSuchKey")
+        if found.etag != etag:
+            raise InputChangedError(f"GET {source}: S3 answered 412 PreconditionFailed")
+        return found
+
+    def refuses(self, body: bytes, sent_crc: int) -> bool:
+        """Whether an object would be refused for its CRC."""
+        return self._keeps_crc and self._checks_crc and crc.crc64(body) != sent_crc
+
+    def _find(self, target: Location) -> Stored | None:
+        with self._lock:
+            return self._buckets[target.bucket].get(target.key)
+
+    def _info(self, bucket: str, key: str) -> ObjectInfo:
+        found = self._buckets[bucket][key]
+        return ObjectInfo(key, len(found.body), found.etag, found.modified)
+
+    def _changed(self, kind: str, target: Location) -> None:
+        if self._writes_until_crash is not None:
+            self._writes_until_crash -= 1
+            self.crashed = self.crashed or self._writes_until_crash <= 0
+        if self.watcher is not None:
+            self.watcher(Operation(kind, target.bucket, target.key))
+
+    def _etag(self, body: bytes, is_md5: bool) -> str:
+        if is_md5:
+            return hashlib.md5(body).hexdigest()
+        return f"{hashlib.md5(str(next(self._serial)).encode()).hexdigest()}-1"
+
+    def _checksum(self, body: bytes, sent: int | None) -> Checksum | None:
+        if not self._keeps_crc:
+            return None
+        return Checksum("crc64nvme", crc.crc64(body) if sent is None or self._checks_crc else sent)
+
+
+class FakeTransfer:
+    """Implements :class:`include.log_rollup.store.Transfer`, and sees to it that its contract is kept."""
+
+    def __init__(self, store: FakeStore, connections: int) -> None:
+        self.connections = connections
+        self.closed = False
+        self.ticks = 0
+        self.most_in_flight = 0
+        self.in_flight = 0
+        self._store = store
+        self._lock = threading.Lock()
+        self._executor = ThreadPoolExecutor(store.threads, "fake-transfer") if store.threads else None
+
+    def get(
+        self, source: Location, etag: str, into: memoryview, done: Callable[[Downloaded | Exception], None]
+    ) -> "FakeRequest":
+        request = FakeRequest(self, done)
+        self._run(request, lambda: self._get(source, etag, into))
+        return request
+
+    def put(
+        self,
+        target: Location,
+        body: memoryview,
+        crc64nvme: int,
+        headers: Mapping[str, str],
+        done: Callable[[Uploaded | Exception], None],
+    ) -> "FakeRequest":
+        request = FakeRequest(self, done)
+        self._run(request, lambda: self._put(target, body, crc64nvme, headers))
+        return request
+
+    def tick(self) -> None:
+        self.ticks += 1
+
+    def close(self) -> None:
+        assert self.in_flight == 0, f"closed with {self.in_flight} requests under way"
+        self.closed = True
+        if self._executor is not None:
+            self._executor.shutdown()
+
+    def ended(self) -> None:
+        """One request less is under way."""
+        with self._lock:
+            self.in_flight -= 1
+
+    def _run(self, request: "FakeRequest", work: Callable[[], object]) -> None:
+        assert not self.closed, "used after it was closed"
+        with self._lock:
+            self.in_flight += 1
+            self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        if self._executor is None:
+            request.answer(work)
+        else:
+            self._executor.submit(request.answer, work)
+
+    def _get(self, source: Location, etag: str, into: memoryview) -> Downloaded | None:
+        effect = self._store.begin("GET", source)
+        if effect is Effect.STALLED:
+            return None
+        _lose_answer(effect, source)
+        found = self._store.matching(source, etag)
+        body = _flipped(found.body) if effect is Effect.WRONG_BYTES else found.body
+        if effect is Effect.TRUNCATED:
+            body = body[:-1]
+        if len(body) > len(into):
+            raise TransientError(f"GET {source}: more than {len(into)} bytes came")
+        into[: len(body)] = body
+        stated = "0" * 32 if effect is Effect.WRONG_ETAG else found.etag
+        return Downloaded(len(body), stated, found.checksum, found.etag_is_md5)
+
+    def _put(
+        self, target: Location, body: memoryview, sent_crc: int, headers: Mapping[str, str]
+    ) -> Uploaded | None:
+        effect = self._store.begin("PUT", target)
+        if effect is Effect.STALLED:
+            return None
+        arrived = _flipped(bytes(body)) if effect is Effect.WRONG_BYTES else bytes(body)
+        if self._store.refuses(arrived, sent_crc):
+            raise TransientError(f"PUT {target}: S3 answered 400 BadDigest")
+        stored = self._store.keep("PUT", target, arrived, sent_crc, headers=headers)
+        _lose_answer(effect, target)
+        stated = stored.checksum.value if stored.checksum else None
+        if effect is Effect.WRONG_CRC and stated is not None:
+            stated ^= 1
+        return Uploaded(stored.etag, stated)
+
+
+class FakeRequest:
+    """A request under way; its callback comes once, when nothing touches its memory any more."""
+
+    def __init__(self, transfer: FakeTransfer, done: Callable[[Any], None]) -> None:
+        self._transfer = transfer
+        self._done = done
+        self._lock = threading.Lock()
+        self._stalled = self._cancelled = False
+
+    def answer(self, work: Callable[[], object]) -> None:
+        """Do it and call back; not if it has no result, because it stalled."""
+        try:
+            result = work()
+        except Exception as error:
+            result = error
+        with self._lock:
+            self._stalled = result is None and not self._cancelled
+            if self._cancelled:
+                result = _cancelled()
+        if result is not None:
+            self._transfer.ended()
+            self._done(result)
+
+    def cancel(self) -> None:
+        with self._lock:
+            self._cancelled = True
+            stalled, self._stalled = self._stalled, False
+        if stalled:
+            self._transfer.ended()
+            self._done(_cancelled())
+
+
+def _cancelled() -> TransientError:
+    return TransientError("the request was cancelled")
+
+
+def _flipped(body: bytes) -> bytes:
+    return bytes([body[0] ^ 1]) + body[1:] if body else b"?"
+
+
+def _lose_answer(effect: Effect | None, target: Location) -> None:
+    if effect is Effect.LOST_ANSWER:
+        raise TransientError(f"{target}: the connection broke before the answer came")

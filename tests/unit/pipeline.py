@@ -1,0 +1,198 @@
+"""A small hour over the fake store: its steps as the Dag runs them, and a judge who shares no code with them."""
+
+import gzip
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from awscrt.checksums import crc64nvme
+
+from include.log_rollup.complete import complete_hour
+from include.log_rollup.packing import pack_shard
+from include.log_rollup.plan import make_plan, select
+from include.log_rollup.planning import Planned, plan_hour
+from include.log_rollup.records import HourTotals
+from include.log_rollup.store import Location, ObjectInfo
+from include.log_rollup.streams import Stream
+from include.log_rollup.validate import validate_hour
+from tests.unit.fake_store import FakeStore, Operation
+
+HOUR = datetime(2026, 11, 23, 8, tzinfo=UTC)
+RAW = "raw/app/20261123/08/"
+AGGREGATED = "aggregated/app/20261123/08/"
+WORK = AGGREGATED + "_rollup/"
+MARKER = AGGREGATED + "_SUCCESS"
+MANIFEST = AGGREGATED + "_manifest.jsonl.gz"
+CLAIM = WORK + "claim.json"
+
+ENDINGS = (".gz", ".zst", ".bz2", ".xz", ".lz4")
+
+
+def make_stream(**settings: Any) -> Stream:
+    """A stream with parts of 64 bytes and shards of 128, which the streams file would not allow."""
+    stream = Stream(
+        name="app",
+        raw=Location("logs", "raw/app/"),
+        aggregated=Location("logs", "aggregated/app/"),
+        start=datetime(2026, 11, 1, tzinfo=UTC),
+        max_connections=8,
+    )
+    return stream.model_copy(update={"part_size": 64, "shard_size": 128, **settings})
+
+
+def produce(store: FakeStore, hour: Mapping[str, bytes], **how: Any) -> None:
+    """Write raw objects, by their names below the hour's prefix."""
+    for name, body in hour.items():
+        store.produce(RAW + name, body, **how)
+
+
+def run_hour(store: FakeStore, stream: Stream, run_id: str = "a run") -> HourTotals:
+    """All steps, as the Dag runs them."""
+    return finish_hour(store, stream, plan_hour(store, stream, HOUR, run_id))
+
+
+def finish_hour(store: FakeStore, stream: Stream, planned: Planned) -> HourTotals:
+    """The steps after plan_hour."""
+    for ref in planned.shards:
+        pack_shard(store, stream, ref)
+    validate_hour(store, stream, HOUR)
+    return complete_hour(store, stream, HOUR)
+
+
+def encoding_of(name: str) -> str:
+    """The ending by which an object is kept apart from the plain ones."""
+    return next((ending for ending in ENDINGS if name.lower().endswith(ending)), "")
+
+
+def inputs(store: FakeStore, stream: Stream) -> dict[str, bytes]:
+    """The raw objects that belong into the parts, in the order of their keys' bytes."""
+    chosen = {}
+    for key in store.keys(RAW):
+        name, body = key.removeprefix(RAW), store.body(key)
+        hidden = any(step.startswith(("_", ".")) for step in name.split("/"))
+        placeholder = not body and (name == "" or name.endswith("/"))
+        if not hidden and not placeholder and name != stream.marker:
+            chosen[name] = body
+    return chosen
+
+
+def expected(store: FakeStore, stream: Stream) -> dict[str, bytes]:
+    """For each encoding, all bytes that its parts have to hold end to end."""
+    joined: dict[str, bytes] = {}
+    for name, body in inputs(store, stream).items():
+        encoding = encoding_of(name)
+        # An object that does not fit into a part is copied as it is.
+        if stream.ensure_newline and not encoding and body and len(body) < stream.part_size:
+            body = body.removesuffix(b"\n") + b"\n"
+        joined[encoding] = joined.get(encoding, b"") + body
+    return joined
+
+
+def parts(store: FakeStore) -> dict[str, bytes]:
+    """The parts that stand, by name."""
+    return {key.removeprefix(AGGREGATED): store.body(key) for key in store.keys(AGGREGATED + "part-")}
+
+
+def joined_parts(store: FakeStore) -> dict[str, bytes]:
+    """For each encoding, its parts end to end in the order of their numbers."""
+    joined: dict[str, bytes] = {}
+    for name, body in parts(store).items():
+        encoding = name.partition(".log")[2]
+        joined[encoding] = joined.get(encoding, b"") + body
+    return joined
+
+
+def marker_of(store: FakeStore) -> dict[str, Any]:
+    """The completion marker."""
+    marker: dict[str, Any] = json.loads(store.body(MARKER))
+    return marker
+
+
+def manifest_of(store: FakeStore) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The header and the rows of the manifest."""
+    header, *rows = gzip.decompress(store.body(MANIFEST)).decode().removesuffix("\n").split("\n")
+    return json.loads(header), [json.loads(row) for row in rows]
+
+
+def assert_complete(store: FakeStore, stream: Stream) -> None:
+    """The hour is complete, holds what it should and nothing else, and its records are true."""
+    raw = inputs(store, stream)
+    found = parts(store)
+    assert joined_parts(store) == expected(store, stream)
+    assert [int(name[5:10]) for name in found] == list(range(len(found)))
+    header, rows = manifest_of(store)
+    assert sorted(row["key"] for row in rows) == sorted(RAW + name for name in raw)
+    for row in rows:
+        body = raw[row["key"].removeprefix(RAW)]
+        assert found[row["part"]][row["offset"] : row["offset"] + row["length"]] == body
+        assert row["length"] == len(body)
+        assert row["etag"] == store.stored(row["key"]).etag
+        assert row["crc64nvme"] == f"{crc64nvme(body):016x}"
+    for entry in header["parts_table"]:
+        body = found[entry["name"]]
+        assert (entry["size"], entry["crc64nvme"]) == (len(body), f"{crc64nvme(body):016x}")
+        assert len(body) <= stream.part_size or entry["objects"] == 1
+    marker = marker_of(store)
+    sizes = {
+        "objects": len(raw),
+        "bytes_in": sum(map(len, raw.values())),
+        "bytes_out": sum(map(len, found.values())),
+        "parts": len(found),
+    }
+    sizes["separator_bytes"] = sizes["bytes_out"] - sizes["bytes_in"]
+    for record in (marker, header):
+        assert {name: record[name] for name in sizes} == sizes
+    assert store.keys(AGGREGATED) == [MARKER, MANIFEST, *(AGGREGATED + name for name in found)]
+
+
+def assert_not_complete(store: FakeStore) -> None:
+    """No reader who honours the marker reads this hour."""
+    assert MARKER not in store.keys()
+
+
+def plan_id_of(store: FakeStore, stream: Stream) -> str:
+    """The plan_id of the raw hour as it is."""
+    listed = [
+        ObjectInfo(key, len(store.body(key)), store.stored(key).etag, 0.0) for key in store.keys(RAW)
+    ]
+    chosen, left_out = select(listed, RAW, stream.marker)
+    return make_plan(
+        chosen, left_out, stream.part_size, stream.ensure_newline, stream.storage_class
+    ).plan_id
+
+
+class MarkerGuard:
+    """Looks at the store after each write: while the marker is there, the parts are exactly the right ones.
+
+    Right is what the raw hour was when the plan that the marker names was made. After a test has damaged a
+    part itself, nothing is expected until the pipeline has removed the marker.
+    """
+
+    def __init__(self, store: FakeStore, stream: Stream) -> None:
+        self.violations: list[str] = []
+        self.looks = 0
+        self._store = store
+        self._stream = stream
+        self._right: dict[str, dict[str, bytes]] = {}
+        self._damaged = False
+        store.watcher = self.look
+        self.learn()
+
+    def learn(self) -> None:
+        """Take the raw hour as it is now for one that may be planned."""
+        self._right[plan_id_of(self._store, self._stream)] = expected(self._store, self._stream)
+
+    def damaged(self) -> None:
+        """A test has changed a part behind the pipeline's back."""
+        self._damaged = MARKER in self._store.keys()
+
+    def look(self, operation: Operation) -> None:
+        """Judge the store after a write."""
+        self.looks += 1
+        if MARKER not in self._store.keys():
+            self._damaged = False
+        elif not self._damaged:
+            plan_id = marker_of(self._store)["plan_id"]
+            if joined_parts(self._store) != self._right.get(plan_id):
+                self.violations.append(f"after {operation} the marker of {plan_id} stands over other parts")

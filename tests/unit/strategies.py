@@ -1,0 +1,43 @@
+"""Raw hours of every kind, for property tests."""
+
+from hypothesis import strategies as st
+
+from include.log_rollup.store import ObjectInfo
+from tests.unit.pipeline import RAW
+
+# What something between a key and a URL, a line, a path or UTF-16 gets wrong.
+ODD_CHARACTERS = " +%&=?#;'\"\\~é中\u2028\u0308\uff5e\U0001f600\t_.-/A0"
+ENDINGS = ("", ".log", ".txt", ".gz", ".log.gz", ".LOG.GZ", ".zst", ".bz2", ".xz", ".lz4", ".gz.log")
+CONTAINERS = (".zip", ".7z", ".parquet", ".orc", ".avro")
+
+_stems = st.text(st.sampled_from(ODD_CHARACTERS), max_size=4) | st.text(
+    st.characters(exclude_categories=["Cs"]), max_size=4
+)
+names = st.builds(str.__add__, _stems, st.sampled_from(ENDINGS)).filter(
+    lambda name: not name.lower().endswith(CONTAINERS)
+)
+visible_names = names.filter(
+    lambda name: name != "" and not any(step.startswith(("_", ".")) for step in name.split("/"))
+)
+lines = st.lists(st.binary(max_size=6), max_size=4).map(b"\n".join)
+bodies = st.binary(max_size=24) | lines
+raw_hours = st.dictionaries(names, bodies, max_size=12)
+"""Names below the hour's prefix and bodies; hidden objects and placeholders occur."""
+
+etags = st.sampled_from("abcdef").map(lambda digit: digit * 32)
+
+
+def _infos(rows: dict[str, tuple[int, str]]) -> list[ObjectInfo]:
+    return [ObjectInfo(RAW + name, size, etag, 0.0) for name, (size, etag) in sorted(rows.items())]
+
+
+def listings(max_size: int = 80, max_objects: int = 30) -> st.SearchStrategy[list[ObjectInfo]]:
+    """What select() makes of a listing: visible objects in key order, no empty placeholders."""
+    rows = st.dictionaries(
+        visible_names, st.tuples(st.integers(0, max_size), etags), max_size=max_objects
+    )
+    return rows.map(
+        lambda chosen: _infos(
+            {name: row for name, row in chosen.items() if row[0] or not name.endswith("/")}
+        )
+    )

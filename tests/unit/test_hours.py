@@ -1,0 +1,93 @@
+"""Hours are UTC, whatever the offset of the time that names them, and have their fixed places in the bucket."""
+
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from include.log_rollup.errors import ConfigurationError
+from include.log_rollup.hours import HourPaths, floor_hour, format_hour, parse_hour, part_name
+from include.log_rollup.store import Location
+from tests.unit.pipeline import AGGREGATED, HOUR, RAW, WORK, make_stream
+
+instants = st.datetimes(
+    datetime(2000, 1, 1), datetime(2100, 1, 1), timezones=st.sampled_from([UTC, timezone(timedelta(hours=5.5))])
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2026-11-23T08:00:00Z",
+        "2026-11-23T08:59:59.999Z",
+        "2026-11-23T09:30:00+01:00",
+        "2026-11-23T13:40:00+05:30",
+        "2026-11-23 08:00+00:00",
+    ],
+)
+def test_a_time_in_any_offset_names_the_utc_hour_in_which_it_lies(text: str) -> None:
+    assert parse_hour(text) == HOUR
+
+
+@pytest.mark.parametrize("text", ["2026-11-23T08:00:00", "2026-11-23", "08:00Z", "now", "", None])
+def test_anything_else_is_refused_with_the_right_form(text: str) -> None:
+    with pytest.raises(ConfigurationError, match="hour: .* write it like 2026-11-23T08:00:00Z"):
+        parse_hour(text)
+
+
+@pytest.mark.parametrize("text", ["0001-01-01T00:00:00+05:00", "9999-12-31T23:30:00-05:00"])
+def test_a_time_beyond_the_calendar_is_refused_like_any_other_bad_hour(text: str) -> None:
+    with pytest.raises(ConfigurationError, match="hour: "):
+        parse_hour(text)
+
+
+@given(instants)
+def test_a_written_hour_is_read_back(instant: datetime) -> None:
+    hour = floor_hour(instant)
+    assert parse_hour(format_hour(hour)) == hour
+    assert hour <= instant < hour + timedelta(hours=1)
+    assert hour.tzinfo is UTC
+
+
+def test_an_hour_has_its_places_under_the_two_prefixes() -> None:
+    paths = make_stream().at(HOUR)
+    assert paths.raw == Location("logs", RAW)
+    assert paths.aggregated == Location("logs", AGGREGATED)
+    assert paths.marker.key == AGGREGATED + "_SUCCESS"
+    assert paths.manifest.key == AGGREGATED + "_manifest.jsonl.gz"
+    assert paths.claim.key == WORK + "claim.json"
+    assert paths.plan("f00").key == WORK + "f00/plan.json"
+    assert paths.shard("f00", 3).key == WORK + "f00/shard-00003.json.gz"
+    assert paths.receipt("f00", 3).key == WORK + "f00/receipt-00003.json.gz"
+    assert paths.part(part_name(7, ".gz")).key == AGGREGATED + "part-00007.log.gz"
+    assert paths.end - paths.hour == timedelta(hours=1)
+
+
+@given(st.integers(0, 10**6), st.sampled_from(["", ".gz", ".zst", ".bz2", ".xz", ".lz4"]))
+def test_the_name_of_a_part_is_known_again_from_its_key(index: int, encoding: str) -> None:
+    paths = make_stream().at(HOUR)
+    name = part_name(index, encoding)
+    assert paths.part_name_of(paths.part(name).key) == name
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        AGGREGATED + "_SUCCESS",
+        AGGREGATED + "part-1.log",
+        AGGREGATED + "part-00001.txt",
+        AGGREGATED + "part-00001.log/x",
+        AGGREGATED + "sub/part-00001.log",
+        AGGREGATED + "part-0000\u0661.log",
+        "part-00001.log",
+        "aggregated/app/20261123/09/part-00001.log",
+    ],
+)
+def test_what_no_plan_would_name_is_not_taken_for_a_part(key: str) -> None:
+    assert make_stream().at(HOUR).part_name_of(key) is None
+
+
+def test_a_stream_over_a_whole_bucket_has_its_hours_at_the_top() -> None:
+    paths = HourPaths(Location("raw-logs", ""), Location("logs", "a/"), HOUR)
+    assert str(paths.raw) == "s3://raw-logs/20261123/08/"

@@ -1,0 +1,301 @@
+"""A good streams file gives streams; every bad one gives an error that names the stream, the key and the fix."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from include.log_rollup.errors import ConfigurationError
+from include.log_rollup.store import Location
+from include.log_rollup.streams import (
+    INCLUDE,
+    Stream,
+    check_pool,
+    load_streams,
+    parse_prefix,
+    pool_slots,
+    streams_path,
+)
+from include.log_rollup.units import GIB, MIB
+
+APP: dict[str, Any] = {
+    "name": "app",
+    "raw": "s3://logs/raw/app/",
+    "aggregated": "s3://logs/aggregated/app/",
+    "start": "2026-11-01T00:00:00Z",
+}
+
+
+@pytest.fixture
+def streams_file(tmp_path: Path) -> Path:
+    return tmp_path / "streams.yaml"
+
+
+def load(path: Path, *streams: dict[str, Any], **document: Any) -> list[Stream]:
+    path.write_text(yaml.safe_dump({**document, "streams": list(streams)}), encoding="utf-8")
+    return load_streams(path)
+
+
+def refusal(path: Path, *streams: Any, **document: Any) -> str:
+    with pytest.raises(ConfigurationError) as caught:
+        load(path, *streams, **document)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    return message.removeprefix(f"{path}: ")
+
+
+# -- good files ----------------------------------------------------------------------------------------
+
+
+def test_a_stream_needs_four_keys_and_has_the_documented_defaults(streams_file: Path) -> None:
+    (stream,) = load(streams_file, APP)
+    assert stream.raw == Location("logs", "raw/app/")
+    assert stream.aggregated == Location("logs", "aggregated/app/")
+    assert stream.start == datetime(2026, 11, 1, tzinfo=UTC)
+    assert (stream.part_size, stream.shard_size, stream.max_shards) == (32 * MIB, GIB, 64)
+    assert (stream.max_connections, stream.aws_conn_id) == (25, "aws_default")
+    assert (stream.quiet_period, stream.timeout) == (timedelta(minutes=10), timedelta(hours=6))
+    assert (stream.marker, stream.storage_class) == (None, None)
+    assert not stream.allow_empty
+    assert not stream.ensure_newline
+
+
+def test_the_keys_of_a_stream_go_before_the_defaults(streams_file: Path) -> None:
+    app, web = load(
+        streams_file,
+        {**APP, "part_size": "64MiB"},
+        {**APP, "name": "web", "raw": "s3://logs/raw/web", "aggregated": "s3://logs/aggregated/web"},
+        defaults={"part_size": "16MiB", "quiet_period": "1h30m", "marker": "_DONE"},
+    )
+    assert (app.part_size, web.part_size) == (64 * MIB, 16 * MIB)
+    assert app.quiet_period == web.quiet_period == timedelta(minutes=90)
+    assert app.marker == web.marker == "_DONE"
+    assert web.raw == Location("logs", "raw/web/")
+
+
+def test_the_streams_file_of_the_project_is_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOG_ROLLUP_STREAMS", raising=False)
+    assert streams_path() == INCLUDE / "streams.yaml"
+    streams = load_streams()
+    assert streams
+    check_pool(streams, pool_slots())
+
+
+def test_an_environment_variable_names_another_streams_file(
+    streams_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load(streams_file, {**APP, "name": "from-elsewhere"})
+    monkeypatch.setenv("LOG_ROLLUP_STREAMS", str(streams_file))
+    assert [stream.name for stream in load_streams()] == ["from-elsewhere"]
+
+
+def test_a_start_in_another_offset_is_the_same_instant_in_utc(streams_file: Path) -> None:
+    (stream,) = load(streams_file, {**APP, "start": "2026-11-01T02:00:00+02:00"})
+    assert stream.start == datetime(2026, 11, 1, tzinfo=UTC)
+    assert stream.start.tzinfo is UTC
+
+
+def test_the_file_may_write_its_start_as_a_yaml_time(streams_file: Path) -> None:
+    streams_file.write_text(
+        "streams:\n- {name: app, raw: s3://logs/r/, aggregated: s3://logs/a/, start: 2026-11-01T00:00:00Z}\n",
+        encoding="utf-8",
+    )
+    assert load_streams(streams_file)[0].start == datetime(2026, 11, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("url", "location"),
+    [
+        ("s3://my-bucket/raw/app/", Location("my-bucket", "raw/app/")),
+        ("s3://my-bucket/raw/app", Location("my-bucket", "raw/app/")),
+        ("s3://my.bucket.1/", Location("my.bucket.1", "")),
+        ("s3://my-bucket/a b+%/ü/", Location("my-bucket", "a b+%/ü/")),
+    ],
+)
+def test_a_prefix_is_a_bucket_and_a_folder(url: str, location: Location) -> None:
+    assert parse_prefix(url) == location
+    assert parse_prefix(str(location)) == location
+
+
+# -- bad files -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        ({"part_sise": "32MiB"}, ["part_sise", "unknown key", "did you mean part_size?"]),
+        ({"zzz": 1}, ["zzz", "unknown key", "known keys are", "quiet_period"]),
+        ({"part_size": "4MiB"}, ["part_size", "4.0 MiB is out of range", "5.0 MiB to 1.0 GiB"]),
+        ({"part_size": 5 * MIB - 1}, ["part_size", "out of range"]),
+        ({"part_size": "2GiB"}, ["part_size", "2.0 GiB is out of range"]),
+        ({"part_size": "big"}, ["part_size", "'big' is not a size", "32MiB"]),
+        ({"part_size": "-32MiB"}, ["part_size", "-32MiB"]),
+        ({"part_size": None}, ["part_size", "is not a size"]),
+        ({"part_size": float("inf")}, ["part_size", "is not a size"]),
+        ({"part_size": "64MiB", "shard_size": "32MiB"}, ["shard_size", "less than part_size"]),
+        ({"shard_size": "huge"}, ["shard_size", "is not a size"]),
+        ({"quiet_period": 10}, ["quiet_period", "10 is not a duration", "10m"]),
+        ({"quiet_period": "0s"}, ["quiet_period", "too short"]),
+        ({"timeout": "soon"}, ["timeout", "'soon' is not a duration"]),
+        ({"timeout": "999999999999d"}, ["timeout", "duration"]),
+        ({"task_timeout": "30s"}, ["task_timeout", "too short", "0:01:00"]),
+        ({"max_connections": 3}, ["max_connections", "4"]),
+        ({"max_connections": "many"}, ["max_connections", "integer"]),
+        ({"max_shards": 1025}, ["max_shards", "1024"]),
+        ({"max_shards": 0}, ["max_shards", "1"]),
+        ({"raw": "logs/raw/"}, ["raw", "'logs/raw/' is not an S3 prefix", "s3://my-bucket/raw/app/"]),
+        ({"raw": "s3://Logs/raw/"}, ["raw", "is not an S3 prefix"]),
+        ({"raw": "s3://logs"}, ["raw", "is not an S3 prefix"]),
+        ({"raw": None}, ["raw", "None is not an S3 prefix"]),
+        ({"aggregated": "file:///tmp"}, ["aggregated", "is not an S3 prefix"]),
+        ({"start": "2026-11-01T00:00:00"}, ["start", "has no offset from UTC", "2026-11-01T00:00:00Z"]),
+        ({"start": "2026-11-01T00:30:00Z"}, ["start", "not a whole hour", "2026-11-01T00:00:00Z"]),
+        ({"start": "yesterday"}, ["start"]),
+        ({"storage_class": "GLACIER"}, ["storage_class", "STANDARD_IA"]),
+        ({"marker": ""}, ["marker"]),
+        ({"allow_empty": "perhaps"}, ["allow_empty"]),
+        ({"name": "a b"}, ["name"]),
+        ({"name": 5}, ["name"]),
+        ({5: "x"}, ["5"]),
+    ],
+)
+def test_a_bad_value_is_refused_with_the_stream_the_key_and_the_fix(
+    streams_file: Path, change: dict[Any, Any], wanted: list[str]
+) -> None:
+    message = refusal(streams_file, {**APP, **change})
+    assert message.startswith(f"stream {change.get('name', 'app')!r}: ")
+    for part in wanted:
+        assert part in message
+
+
+def test_a_bad_default_is_refused_by_its_key(streams_file: Path) -> None:
+    message = refusal(streams_file, APP, defaults={"max_conections": 25})
+    assert "max_conections: unknown key; did you mean max_connections?" in message
+
+
+@pytest.mark.parametrize("key", ["name", "raw", "aggregated", "start"])
+def test_a_key_that_every_stream_needs_is_missed(streams_file: Path, key: str) -> None:
+    message = refusal(streams_file, {name: value for name, value in APP.items() if name != key})
+    title = "stream number 1" if key == "name" else "stream 'app'"
+    assert message == f"{title}: {key}: is missing; every stream needs it"
+
+
+def test_all_bad_keys_of_a_stream_are_told_at_once(streams_file: Path) -> None:
+    message = refusal(streams_file, {**APP, "max_shards": 0, "quiet_period": "x", "zzz": 1})
+    assert all(f"stream 'app': {key}: " in message for key in ("max_shards", "quiet_period", "zzz"))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"aggregated": "s3://logs/raw/app/"}, {}),
+        ({"aggregated": "s3://logs/raw/app/out/"}, {}),
+        ({"aggregated": "s3://logs/"}, {}),
+        ({"aggregated": "s3://logs/raw/"}, {}),
+        ({}, {"raw": "s3://logs/raw/app/web/"}),
+        ({}, {"raw": "s3://logs/raw/"}),
+        ({}, {"aggregated": "s3://logs/aggregated/app"}),
+        ({}, {"raw": "s3://logs/aggregated/app/"}),
+    ],
+)
+def test_overlapping_prefixes_are_refused_with_both_streams_and_keys(
+    streams_file: Path, one: dict[str, Any], other: dict[str, Any]
+) -> None:
+    web = {**APP, "name": "web", "raw": "s3://logs/raw/web/", "aggregated": "s3://logs/aggregated/web/"}
+    message = refusal(streams_file, {**APP, **one}, {**web, **other})
+    assert message.startswith("stream 'app': ")
+    assert "overlaps with" in message
+    for url in (*one.values(), *other.values()):
+        assert url in message
+    if other:
+        assert "of stream 'web'" in message
+    assert "a prefix of its own" in message
+
+
+def test_prefixes_that_only_begin_alike_or_lie_in_two_buckets_do_not_overlap(streams_file: Path) -> None:
+    streams = load(
+        streams_file,
+        {**APP, "raw": "s3://logs/raw/app", "aggregated": "s3://logs/raw/app-rolled"},
+        {**APP, "name": "web", "raw": "s3://other/raw/app", "aggregated": "s3://logs/raw/app2"},
+    )
+    assert len(streams) == 2
+
+
+def test_two_streams_of_one_name_are_refused(streams_file: Path) -> None:
+    other = {**APP, "raw": "s3://logs/raw/2/", "aggregated": "s3://logs/aggregated/2/"}
+    assert refusal(streams_file, APP, other) == "stream 'app': there are 2 of this name; rename one"
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("", "needs a list under the key 'streams'"),
+        ("streams: {}", "needs a list under the key 'streams'"),
+        ("- app", "needs a list under the key 'streams'"),
+        ("{streams: [], stream: []}", "unknown key 'stream'"),
+        ("{streams: [], 5: []}", "unknown key 5"),
+        ("{streams: [], defaults: [1]}", "'defaults' has to be a mapping"),
+        ("streams: [app]", "stream number 1: has to be a mapping"),
+        ("streams: [", "is not YAML"),
+        ("streams: !!python/object:os.system {}", "is not YAML"),
+    ],
+)
+def test_a_file_of_another_shape_is_refused(streams_file: Path, text: str, wanted: str) -> None:
+    streams_file.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigurationError) as caught:
+        load_streams(streams_file)
+    assert str(caught.value).startswith(f"{streams_file}: {wanted}")
+
+
+def test_a_file_that_is_not_text_is_refused(streams_file: Path) -> None:
+    streams_file.write_bytes(b"\xff\xfe\x00streams")
+    with pytest.raises(ConfigurationError, match="streams.yaml"):
+        load_streams(streams_file)
+
+
+def test_a_file_that_is_not_there_is_named_with_the_variable_that_names_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"none\.yaml: cannot be read .*LOG_ROLLUP_STREAMS"):
+        load_streams(tmp_path / "none.yaml")
+
+
+_anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=4,
+)
+
+
+@given(st.sampled_from(sorted(Stream.model_fields)), _anything)
+def test_no_value_of_any_key_gives_anything_but_a_stream_or_an_error_that_names_the_key(
+    key: str, value: object
+) -> None:
+    from include.log_rollup import streams
+
+    try:
+        (stream,) = streams._parse({"streams": [{**APP, key: value}]})
+    except ConfigurationError as error:
+        assert key in str(error)
+    else:
+        assert isinstance(stream, Stream)
+
+
+# -- the pool ------------------------------------------------------------------------------------------
+
+
+def test_a_stream_that_wants_more_connections_than_the_pool_has_slots_is_refused(
+    streams_file: Path, tmp_path: Path
+) -> None:
+    pools = tmp_path / "pools.json"
+    pools.write_text(json.dumps({"s3_connections": {"slots": 40, "description": ""}}), encoding="utf-8")
+    web = {**APP, "name": "web", "raw": "s3://logs/raw/web/", "aggregated": "s3://logs/aggregated/web/"}
+    streams = load(streams_file, {**APP, "max_connections": 40}, {**web, "max_connections": 41})
+    check_pool(streams[:1], pool_slots(pools))
+    with pytest.raises(ConfigurationError) as caught:
+        check_pool(streams, pool_slots(pools))
+    for part in ("stream 'web'", "max_connections", "41", "40 slots", "s3_connections", "pools.json"):
+        assert part in str(caught.value)

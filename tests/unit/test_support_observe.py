@@ -1,0 +1,137 @@
+"""Watching from outside counts what another process really holds."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.support.fixtures import ProxyFactory
+from tests.support.observe import (
+    Watch,
+    describe_process,
+    is_running,
+    processes_with_environment,
+    with_descendants,
+)
+from tests.support.servers import RcloneServer
+
+# Opens connections and files, grows, says so, lets go of half the connections, says so, waits to be ended.
+WORKER = """
+import os, socket, sys
+port, connections, files, size = map(int, sys.argv[1:])
+opened = [socket.create_connection(("127.0.0.1", port)) for _ in range(connections)]
+others = [open(os.devnull) for _ in range(files)]
+memory = b"x" * size
+print("holding", flush=True)
+sys.stdin.readline()
+for one in opened[: connections // 2]:
+    one.close()
+print("let go", flush=True)
+sys.stdin.readline()
+"""
+MIB = 1024 * 1024
+
+
+@contextmanager
+def _worker(port: int, connections: int, files: int, size: int) -> Iterator["subprocess.Popen[str]"]:
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", WORKER, *map(str, (port, connections, files, size))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "holding\n"
+        yield process
+
+
+def _next_step(process: "subprocess.Popen[str]") -> None:
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+def test_connections_files_and_memory_of_a_process_are_seen(
+    rclone_server: RcloneServer, fault_proxy: ProxyFactory
+) -> None:
+    proxy = fault_proxy(rclone_server)
+    other = fault_proxy(rclone_server)
+    with (
+        _worker(other.port, connections=3, files=0, size=0) as stranger,
+        _worker(proxy.port, connections=12, files=20, size=64 * MIB) as worker,
+    ):
+        with Watch(worker.pid, [proxy.port], interval_seconds=0.01) as watch:
+            _await(lambda: bool(watch.samples))
+            _next_step(worker)
+            _await(lambda: watch.samples[-1].sockets == 6)
+            _next_step(worker)
+            worker.wait(5)
+            _await(lambda: not watch.samples[-1].processes)
+        _next_step(stranger)
+        _next_step(stranger)
+    assert watch.peak_sockets == watch.peak_sockets_of_one == proxy.peak_connections == 12
+    # Standard input, output and error, 12 sockets, 20 files.
+    assert watch.peak_open_files == 35
+    assert 64 * MIB < watch.peak_rss_bytes < 128 * MIB
+    assert watch.seen_pids == {worker.pid}
+    assert [sample.seconds for sample in watch.samples] == sorted(sample.seconds for sample in watch.samples)
+
+
+def test_several_processes_and_ports_are_added_up(
+    rclone_server: RcloneServer, fault_proxy: ProxyFactory
+) -> None:
+    one, two = fault_proxy(rclone_server), fault_proxy(rclone_server)
+    with _worker(one.port, 4, 0, 0) as first, _worker(two.port, 5, 0, 0) as second:
+        with Watch(with_descendants(os.getpid()), [one.port, two.port]) as watch:
+            _await(lambda: len(watch.samples) > 1)
+        assert (watch.peak_sockets, watch.peak_sockets_of_one) == (9, 5)
+        assert {first.pid, second.pid, os.getpid()} <= watch.seen_pids
+        for process in (first, second):
+            _next_step(process)
+            _next_step(process)
+
+
+def test_descendants_are_found_at_any_depth() -> None:
+    script = "import subprocess, sys; subprocess.run([sys.executable, '-I', '-S', '-c', 'input()'])"
+    with subprocess.Popen([sys.executable, "-I", "-S", "-c", script], stdin=subprocess.PIPE) as parent:
+        _await(lambda: len(with_descendants(parent.pid)()) == 2)
+        assert parent.pid in with_descendants(os.getpid())()
+        child = next(pid for pid in with_descendants(parent.pid)() if pid != parent.pid)
+        assert "input()" in describe_process(child)
+        assert is_running(child)
+        assert parent.stdin is not None
+        parent.stdin.write(b"\n")
+        parent.stdin.close()
+        parent.wait(5)
+    assert with_descendants(parent.pid)() == []
+    assert not is_running(child)
+
+
+def test_a_process_is_found_by_its_environment() -> None:
+    environment = {**os.environ, "LOG_ROLLUP_TEST_PROBE": "some value"}
+    with subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", "input()"], stdin=subprocess.PIPE, env=environment
+    ) as process:
+        _await(lambda: processes_with_environment("LOG_ROLLUP_TEST_PROBE", "some value") == [process.pid])
+        assert processes_with_environment("LOG_ROLLUP_TEST_PROBE", "some") == []
+        process.communicate(b"\n")
+
+
+def test_a_watch_that_breaks_off_fails_the_test() -> None:
+    def pids() -> list[int]:
+        raise RuntimeError("no idea")
+
+    with pytest.raises(RuntimeError, match="broke off"), Watch(pids, [80]) as watch:
+        watch._thread.join()
+
+
+def _await(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true within 5 s"
+        time.sleep(0.005)

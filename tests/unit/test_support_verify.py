@@ -1,0 +1,441 @@
+"""The second opinion accepts what is right, and finds everything that could be wrong with an hour."""
+
+import base64
+import gzip
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from awscrt.checksums import crc64nvme
+
+from tests.support.fixtures import BucketFactory
+from tests.support.hours import ODD_NAMES, ODD_NAMES_BEYOND_FILES, RawHour, make_hour, odd_hour, put_objects
+from tests.support.servers import MotoServer, RcloneServer, S3Client, S3Server
+from tests.support.verify import ENCODINGS, VerifiedHour, assert_not_complete, verify_hour
+
+RAW = "raw/app/20261123/08/"
+AGGREGATED = "aggregated/app/20261123/08/"
+PART_SIZE = 8000
+
+Member = tuple[str, bytes]
+
+
+def _encoding(key: str) -> str:
+    return next((ending for ending in ENCODINGS if key.lower().endswith(ending)), "")
+
+
+@dataclass
+class Layout:
+    """Which bytes lie in which part under the name of which raw object; what is written is made from this."""
+
+    parts: dict[str, list[Member]]
+    newline: bool = False
+    manifest_edits: list[Callable[[list[dict[str, Any]]], None]] = field(default_factory=list)
+    marker_edits: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, bytes | None] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, raw: Mapping[str, bytes], newline: bool = False) -> "Layout":
+        """As a simple and right packer would do it."""
+        parts: dict[str, list[Member]] = {}
+        for encoding in sorted({_encoding(key) for key in raw}):
+            used = PART_SIZE + 1
+            for key in sorted((key for key in raw if _encoding(key) == encoding), key=str.encode):
+                if used + len(raw[key]) + 1 > PART_SIZE:
+                    parts[f"part-{len(parts):05d}.log{encoding}"] = []
+                    used = 0
+                list(parts.values())[-1].append((key, raw[key]))
+                used += len(raw[key]) + 1
+        return cls(parts, newline)
+
+    def aggregated(self) -> dict[str, bytes]:
+        """Parts, manifest and marker, name to content."""
+        files: dict[str, bytes | None] = {}
+        lines: list[dict[str, Any]] = []
+        separators = 0
+        for name, members in self.parts.items():
+            body = b""
+            for key, data in members:
+                lines.append(
+                    {
+                        "key": key,
+                        "part": name,
+                        "offset": len(body),
+                        "length": len(data),
+                        "etag": hashlib.md5(data, usedforsecurity=False).hexdigest(),
+                        "crc64nvme": f"{crc64nvme(data):016x}",
+                    }
+                )
+                body += data
+                if (
+                    self.newline
+                    and data
+                    and data[-1:] != b"\n"
+                    and not _encoding(key)
+                    and len(data) < PART_SIZE
+                ):
+                    body += b"\n"
+                    separators += 1
+            files[name] = body
+        totals = {
+            "objects": len(lines),
+            "bytes_in": sum(line["length"] for line in lines),
+            "separator_bytes": separators,
+            "bytes_out": sum(len(body) for body in files.values() if body),
+            "parts": len(files),
+        }
+        marker = {"stream": "app", **totals, **self.marker_edits}
+        for edit in self.manifest_edits:
+            edit(lines)
+        text = "\n".join(json.dumps(line) for line in [totals, *lines])
+        files["_manifest.jsonl.gz"] = gzip.compress(text.encode())
+        files["_SUCCESS"] = json.dumps(marker).encode()
+        files |= self.files
+        return {name: body for name, body in files.items() if body is not None}
+
+
+@dataclass
+class Store:
+    """A bucket with a raw hour in it."""
+
+    client: S3Client
+    bucket: str
+    raw: dict[str, bytes]
+
+    def verify(self, layout: Layout, **options: Any) -> VerifiedHour:
+        """Write the aggregated hour and ask for the second opinion."""
+        files = {AGGREGATED + name: body for name, body in layout.aggregated().items()}
+        put_objects(self.client, self.bucket, files, threads=4)
+        return verify_hour(
+            self.client,
+            self.bucket,
+            RAW,
+            AGGREGATED,
+            part_size=PART_SIZE,
+            **{"expected": self.raw, **options},
+        )
+
+    def refuse(self, layout: Layout, *messages: str, **options: Any) -> None:
+        """The second opinion has to be against it, for these reasons."""
+        with pytest.raises(AssertionError) as error:
+            self.verify(layout, **options)
+        for message in messages:
+            assert message in str(error.value)
+
+
+@pytest.fixture
+def store(rclone_server: RcloneServer, make_bucket: BucketFactory) -> Store:
+    bucket, client = make_bucket(rclone_server), rclone_server.client()
+    raw = make_hour(
+        client, bucket, RAW, objects=12, min_bytes=1024, max_bytes=2500, encodings=("", "", ".gz")
+    )
+    return Store(client, bucket, raw)
+
+
+def _keys(raw: Mapping[str, bytes]) -> list[str]:
+    """The plain ones, in order."""
+    return sorted(key for key in raw if not _encoding(key))
+
+
+def test_a_right_hour_is_accepted_and_counted(store: Store) -> None:
+    facts = store.verify(Layout.of(store.raw))
+    assert (facts.objects, facts.parts, facts.hidden, facts.placeholders) == (12, 3, 0, 0)
+    assert facts.bytes_in == facts.bytes_out == sum(map(len, store.raw.values()))
+    assert facts.marker["stream"] == "app"
+    assert facts.manifest_header["objects"] == 12
+
+
+def test_a_right_hour_of_every_oddity_is_accepted(s3_server: S3Server, bucket: str) -> None:
+    is_moto = isinstance(s3_server, MotoServer)
+    odd = odd_hour(RAW, ODD_NAMES + (ODD_NAMES_BEYOND_FILES if is_moto else ()))
+    # Steps of a path that begin with a dot are hidden, these two among them.
+    dots = {key: body for key, body in odd.items() if "/./" in key or "/../" in key}
+    packed = {key: odd[key] for key in odd.keys() - dots.keys()} | dict(
+        RawHour(RAW, 9, 1024, 2000, ("", ".gz", ".bz2", ".xz", ".zst"), seed=5)
+    )
+    packed |= {RAW + "upper.GZ": gzip.compress(b"x"), RAW + "empty.gz": b"", RAW + "vast.log": b"v" * 20_000}
+    hidden = {RAW + "_temporary/0/x.log": b"1", RAW + ".x.crc": b"2", RAW + "a/b/_c/d.log": b"3"} | dots
+    placeholders = {RAW + "folder/": b"", RAW: b""} if is_moto else {}
+    raw = packed | hidden | placeholders
+    client = s3_server.client()
+    put_objects(client, bucket, raw)
+    facts = Store(client, bucket, raw).verify(Layout.of(packed))
+    assert (facts.objects, facts.hidden, facts.placeholders) == (len(packed), len(hidden), len(placeholders))
+
+
+def test_separators_are_asked_for_where_a_line_is_open(
+    rclone_server: RcloneServer, make_bucket: BucketFactory
+) -> None:
+    raw = {RAW + f"{n}.log": (b"open line", b"closed line\n", b"")[n % 3] for n in range(9)}
+    raw |= {RAW + "z.gz": gzip.compress(b"x")}
+    # Too large for a newline: S3 copied it as it is.
+    raw |= {RAW + "vast.log": b"v" * PART_SIZE}
+    store = Store(rclone_server.client(), make_bucket(rclone_server), raw)
+    put_objects(store.client, store.bucket, raw)
+    facts = store.verify(Layout.of(raw, newline=True), ensure_newline=True)
+    assert (facts.separator_bytes, facts.bytes_out - facts.bytes_in) == (3, 3)
+    store.refuse(Layout.of(raw), "ends within", ensure_newline=True)
+    store.refuse(Layout.of(raw, newline=True), "should lie")
+
+
+def test_an_hour_without_objects_is_accepted(rclone_server: RcloneServer, make_bucket: BucketFactory) -> None:
+    store = Store(rclone_server.client(), make_bucket(rclone_server), {})
+    assert store.verify(Layout({})).objects == 0
+
+
+def test_parts_go_by_their_numbers_beyond_five_digits(
+    rclone_server: RcloneServer, make_bucket: BucketFactory
+) -> None:
+    store = Store(rclone_server.client(), make_bucket(rclone_server), dict(RawHour(RAW, 12, 1024, 2500)))
+    put_objects(store.client, store.bucket, store.raw)
+    parts = list(Layout.of(store.raw).parts.values())
+    assert len(parts) == 3
+    names = ("part-99998.log", "part-99999.log", "part-100000.log")
+    assert store.verify(Layout(dict(zip(names, parts, strict=True)))).parts == 3
+
+
+def test_a_crc_may_be_missing_only_for_an_object_that_s3_copied(store: Store) -> None:
+    vast = RAW + "zz-vast.log"
+    store.raw[vast] = b"v" * 20_000
+    put_objects(store.client, store.bucket, {vast: store.raw[vast]})
+    layout = Layout.of(store.raw)
+    layout.manifest_edits = [lambda lines: _line(lines, vast).update(crc64nvme=None)]
+    store.verify(layout)
+    first = _keys(store.raw)[0]
+    layout.manifest_edits = [lambda lines: _line(lines, first).update(crc64nvme=None)]
+    store.refuse(layout, f"{first} has the crc64nvme None")
+
+
+def test_a_crc_may_be_written_as_s3_writes_it(store: Store) -> None:
+    def in_base64(lines: list[dict[str, Any]]) -> None:
+        for line in lines:
+            line["crc64nvme"] = base64.b64encode(bytes.fromhex(line["crc64nvme"])).decode()
+
+    layout = Layout.of(store.raw)
+    layout.manifest_edits = [in_base64]
+    store.verify(layout)
+
+
+@pytest.mark.parametrize("index", [0, 3, -1])
+def test_a_missing_object_is_found(store: Store, index: int) -> None:
+    key = _keys(store.raw)[index]
+    store.refuse(
+        Layout.of({other: body for other, body in store.raw.items() if other != key}),
+        f"manifest: {key} has no line",
+        "_SUCCESS: objects is 11, it should be 12",
+    )
+
+
+def test_an_object_missing_behind_the_back_of_marker_and_manifest_is_found(store: Store) -> None:
+    right = Layout.of(store.raw).aggregated()
+    broken = Layout.of({key: store.raw[key] for key in store.raw if key != _keys(store.raw)[2]})
+    broken.files = {name: right[name] for name in ("_SUCCESS", "_manifest.jsonl.gz")}
+    store.refuse(broken, _keys(store.raw)[2], "is missing, doubled or out of order")
+
+
+def test_a_doubled_object_is_found(store: Store) -> None:
+    layout = Layout.of(store.raw)
+    members = layout.parts["part-00001.log"]
+    members.insert(1, members[0])
+    store.refuse(layout, f"manifest: {members[0][0]} has 2 lines")
+    layout.manifest_edits = [lambda lines: lines.remove(_line(lines, members[0][0]))]
+    store.refuse(layout, f"what begins there is {members[0][0]}")
+
+
+def test_a_doubled_last_object_is_found(store: Store) -> None:
+    layout = Layout.of(store.raw)
+    last = max(name for name in layout.parts if name.endswith(".log"))
+    layout.parts[last].append(layout.parts[last][-1])
+    store.refuse(layout, f"{last}: ", "are of no raw object")
+
+
+def test_a_swapped_order_is_found(store: Store) -> None:
+    layout = Layout.of(store.raw)
+    members = layout.parts["part-00000.log"]
+    members[0], members[1] = members[1], members[0]
+    store.refuse(layout, f"should lie {members[1][0]} but does not", f"what begins there is {members[0][0]}")
+
+
+def test_a_swapped_order_of_objects_of_one_size_is_found(
+    rclone_server: RcloneServer, make_bucket: BucketFactory
+) -> None:
+    raw = {RAW + f"{n}.log": bytes([65 + n]) * 500 for n in range(6)}
+    store = Store(rclone_server.client(), make_bucket(rclone_server), raw)
+    put_objects(store.client, store.bucket, raw)
+    right = Layout.of(raw).aggregated()
+    layout = Layout.of(raw)
+    members = layout.parts["part-00000.log"]
+    members[2], members[3] = members[3], members[2]
+    layout.files = {name: right[name] for name in ("_SUCCESS", "_manifest.jsonl.gz")}
+    store.refuse(layout, f"at offset 1000, 500 bytes, should lie {RAW}2.log", f"begins there is {RAW}3.log")
+
+
+def test_swapped_parts_are_found(store: Store) -> None:
+    layout = Layout.of(store.raw)
+    first, second = layout.parts["part-00000.log"], layout.parts["part-00001.log"]
+    layout.parts |= {"part-00000.log": second, "part-00001.log": first}
+    store.refuse(layout, "part-00000.log: ", second[0][0])
+
+
+def test_a_cut_object_is_found(store: Store) -> None:
+    layout = Layout.of(store.raw)
+    key, body = layout.parts["part-00000.log"].pop()
+    layout.parts["part-00000.log"].append((key, body[:400]))
+    layout.parts["part-00001.log"].insert(0, (key, body[400:]))
+    store.refuse(layout, f"part-00000.log: has {_size(layout, 'part-00000.log')} bytes and ends within {key}")
+
+
+def test_an_object_without_its_last_byte_is_found(store: Store) -> None:
+    layout = Layout.of(store.raw)
+    key, body = layout.parts["part-00000.log"][1]
+    layout.parts["part-00000.log"][1] = (key, body[:-1])
+    store.refuse(layout, key, f"has the length {len(body) - 1}, it should be {len(body)}")
+
+
+def test_a_changed_byte_is_found(store: Store) -> None:
+    right = Layout.of(store.raw).aggregated()
+    layout = Layout.of(store.raw)
+    key, body = layout.parts["part-00000.log"][1]
+    layout.parts["part-00000.log"][1] = (key, body[:-2] + b"#" + body[-1:])
+    layout.files = {name: right[name] for name in ("_SUCCESS", "_manifest.jsonl.gz")}
+    store.refuse(layout, f"should lie {key} but does not (what begins there is {key})")
+
+
+def test_a_stale_part_is_found(store: Store) -> None:
+    right = Layout.of(store.raw).aggregated()
+    layout = Layout.of(store.raw)
+    layout.files = {"part-00009.log": right["part-00000.log"]}
+    store.refuse(
+        layout,
+        "part-00009.log: ",
+        "are of no raw object",
+        "it is a part of no plan",
+        "parts is 3, it should be 4",
+    )
+
+
+def test_a_stale_part_without_bytes_is_found(store: Store) -> None:
+    layout = Layout.of(store.raw)
+    layout.files = {"part-00009.log": b""}
+    store.refuse(layout, "part-00009.log: is in no line of the manifest")
+
+
+def test_a_part_that_is_too_large_is_found(store: Store) -> None:
+    layout = Layout.of(store.raw)
+    layout.parts["part-00000.log"] += layout.parts["part-00001.log"]
+    del layout.parts["part-00001.log"]
+    store.refuse(layout, "part-00000.log: has", "more than the 8000 of a part")
+
+
+def test_an_object_of_another_encoding_in_a_part_is_found(store: Store) -> None:
+    layout = Layout.of(store.raw)
+    zipped = next(name for name in layout.parts if name.endswith(".gz"))
+    layout.parts[zipped].insert(0, layout.parts["part-00000.log"].pop())
+    store.refuse(layout, zipped)
+
+
+def test_a_part_number_that_two_parts_bear_is_found(store: Store) -> None:
+    layout = Layout.of(store.raw)
+    layout.parts = {
+        "part-00000.log.gz" if name.endswith(".gz") else name: members
+        for name, members in layout.parts.items()
+    }
+    store.refuse(layout, "part number 0 is borne by 2 parts")
+
+
+def test_a_hidden_object_that_was_packed_is_found(store: Store) -> None:
+    hidden = {RAW + "_tmp/x.log": b"hidden\n" * 200}
+    put_objects(store.client, store.bucket, hidden)
+    store.raw |= hidden
+    store.refuse(Layout.of(store.raw), f"manifest: {RAW}_tmp/x.log is no raw object of this hour")
+
+
+@pytest.mark.parametrize(
+    "name", ["_rollup/1234/plan.json", "notes.txt", "part-1.log", "part-00000.log.tmp-1"]
+)
+def test_whatever_else_lies_there_is_found(store: Store, name: str) -> None:
+    layout = Layout.of(store.raw)
+    layout.files = {name: b"x"}
+    store.refuse(layout, f"{name}: does not belong into a finished hour")
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        ({"offset": 1}, "is said to lie in part-00000.log at 1, it lies in ('part-00000.log', 0)"),
+        ({"part": "part-00001.log"}, "is said to lie in part-00001.log at 0"),
+        ({"length": 1}, "has the length 1, it should be"),
+        ({"etag": "0" * 32}, f"has the etag '{'0' * 32}', it should be"),
+        ({"crc64nvme": "0" * 16}, f"has the crc64nvme '{'0' * 16}', it should be"),
+        ({"crc64nvme": "what?"}, "has the crc64nvme 'what?', it should be"),
+        ({"key": RAW + "stranger.log"}, f"{RAW}stranger.log is no raw object of this hour"),
+    ],
+)
+def test_a_wrong_line_of_the_manifest_is_found(store: Store, edit: dict[str, Any], message: str) -> None:
+    layout = Layout.of(store.raw)
+    layout.manifest_edits = [lambda lines: _line(lines, _keys(store.raw)[0]).update(edit)]
+    store.refuse(layout, "1 problems" if "key" not in edit else "2 problems", message)
+
+
+@pytest.mark.parametrize("name", ["objects", "bytes_in", "separator_bytes", "bytes_out", "parts"])
+def test_a_wrong_total_is_found(store: Store, name: str) -> None:
+    layout = Layout.of(store.raw)
+    layout.marker_edits = {name: 77}
+    store.refuse(layout, "1 problems", f"_SUCCESS: {name} is 77, it should be")
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "message"),
+    [
+        ("_SUCCESS", None, "_SUCCESS: is not there"),
+        ("_SUCCESS", b"", "_SUCCESS: is not JSON"),
+        ("_SUCCESS", b"[]", "_SUCCESS: should be a JSON object"),
+        ("_manifest.jsonl.gz", None, "_manifest.jsonl.gz: is not there"),
+        ("_manifest.jsonl.gz", b"{}", "_manifest.jsonl.gz: cannot be read"),
+        ("_manifest.jsonl.gz", gzip.compress(b"{}\n{}\n")[:-4], "_manifest.jsonl.gz: cannot be read"),
+    ],
+)
+def test_a_missing_or_broken_record_is_found(
+    store: Store, name: str, body: bytes | None, message: str
+) -> None:
+    layout = Layout.of(store.raw)
+    layout.files = {name: body}
+    store.refuse(layout, message)
+
+
+def test_a_raw_hour_that_is_not_what_was_put_there_is_found(store: Store) -> None:
+    changed, gone = _keys(store.raw)[:2]
+    expected = store.raw | {changed: b"something else", RAW + "gone.log": b"x"}
+    del expected[gone]
+    store.refuse(
+        Layout.of(store.raw),
+        f"{changed}: the raw object is not what was put there",
+        f"{RAW}gone.log: the raw object is gone",
+        f"{gone}: a raw object that nobody put there",
+        expected=expected,
+    )
+
+
+def test_the_streams_marker_object_is_no_input(store: Store) -> None:
+    marker = {RAW + "DONE": b"done"}
+    put_objects(store.client, store.bucket, marker)
+    store.verify(Layout.of(store.raw), marker_name="DONE")
+    store.refuse(Layout.of(store.raw), "DONE")
+
+
+def test_an_hour_is_not_complete_without_its_marker(store: Store) -> None:
+    assert_not_complete(store.client, store.bucket, AGGREGATED)
+    store.verify(Layout.of(store.raw))
+    with pytest.raises(AssertionError, match="completion marker"):
+        assert_not_complete(store.client, store.bucket, AGGREGATED)
+
+
+def _line(lines: Sequence[dict[str, Any]], key: str) -> dict[str, Any]:
+    return next(line for line in lines if line["key"] == key)
+
+
+def _size(layout: Layout, name: str) -> int:
+    return sum(len(body) for _, body in layout.parts[name])

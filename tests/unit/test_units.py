@@ -1,0 +1,73 @@
+"""Sizes and durations are read as people write them, and anything else is refused with the right form."""
+
+from datetime import timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from include.log_rollup.units import GIB, KIB, MIB, TIB, format_size, parse_duration, parse_size
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90s", 90), ("10m", 600), ("6h", 21600), ("2d", 172800), ("1h30m", 5400), (" 1h 30 m ", 5400)],
+)
+def test_a_duration_is_read_with_its_units(text: str, seconds: int) -> None:
+    assert parse_duration(text) == timedelta(seconds=seconds)
+
+
+def test_a_duration_that_is_one_already_stays_as_it_is() -> None:
+    assert parse_duration(timedelta(minutes=3)) == timedelta(minutes=3)
+
+
+@pytest.mark.parametrize("value", ["", "10", 10, "10 minutes", "m", "-5m", "1.5h", "5M", None, True, "1h30"])
+def test_anything_else_is_no_duration_and_the_form_is_shown(value: object) -> None:
+    with pytest.raises(ValueError, match=r"is not a duration; write it like 90s, 10m, 6h, 2d or 1h30m"):
+        parse_duration(value)
+
+
+@pytest.mark.parametrize("value", ["999999999999d", "9" * 30 + "s"])
+def test_a_duration_beyond_all_measure_is_refused_as_a_bad_value(value: str) -> None:
+    with pytest.raises(ValueError, match="duration"):
+        parse_duration(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "size"),
+    [("32MiB", 32 * MIB), ("1GiB", GIB), ("500MB", 500_000_000), ("33554432", 33554432), (5, 5), ("1 KiB", KIB)],
+)
+def test_a_size_is_read_with_its_unit(value: object, size: int) -> None:
+    assert parse_size(value) == size
+
+
+@pytest.mark.parametrize("value", ["", "big", "32 XiB", None, [], "MiB", "0x20", {}])
+def test_anything_else_is_no_size_and_the_form_is_shown(value: object) -> None:
+    with pytest.raises(ValueError, match="is not a size; write it like 32MiB, 1GiB or 33554432"):
+        parse_size(value)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), "inf", "1e400"])
+def test_a_number_that_is_no_number_of_bytes_is_refused_as_a_bad_value(value: object) -> None:
+    with pytest.raises(ValueError, match="size"):
+        parse_size(value)
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (KIB, "1.0 KiB"),
+        (31.94 * MIB, "31.9 MiB"),
+        (16.2 * GIB, "16.2 GiB"),
+        (2 * TIB, "2.0 TiB"),
+    ],
+)
+def test_a_size_is_written_with_a_binary_unit(size: float, text: str) -> None:
+    assert format_size(size) == text
+
+
+@given(st.integers(0, 2**50))
+def test_a_written_size_is_read_back_to_within_its_precision(size: int) -> None:
+    assert parse_size(format_size(size)) == pytest.approx(size, rel=0.06, abs=1)
