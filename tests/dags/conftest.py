@@ -1,0 +1,36 @@
+"""Dags as Airflow parses them, with a metadata database of their own."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from airflow.dag_processing.dagbag import DagBag
+
+from tests.conftest import ROOT
+
+LoadDags = Callable[..., DagBag]
+
+
+@pytest.fixture(scope="session")
+def database() -> None:
+    """A fresh metadata database in this session's AIRFLOW_HOME."""
+    subprocess.run(
+        [str(Path(sys.executable).with_name("airflow")), "db", "migrate"], check=True, capture_output=True
+    )
+
+
+@pytest.fixture
+def load_dags(database: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LoadDags:
+    """Parses the Dag file with a streams file: ``load_dags(stream, ...)``, each a dict of settings."""
+
+    def load(*streams: dict[str, Any], **document: Any) -> DagBag:
+        path = tmp_path / "streams.yaml"
+        path.write_text(yaml.safe_dump({"streams": list(streams), **document}))
+        monkeypatch.setenv("LOG_ROLLUP_STREAMS", str(path))
+        return DagBag(ROOT / "dags", collect_dags=True)
+
+    return load

@@ -1,0 +1,105 @@
+"""What holds of every Dag, and what a bad streams file looks like to an operator."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from include.log_rollup.errors import (
+    AccessError,
+    InputChangedError,
+    MissingBucketError,
+    ThrottledError,
+    TransientError,
+)
+from log_rollup_plugin.policy import retry_policy
+from tests.dags.conftest import LoadDags
+
+STEPS = ["wait_for_raw_hour", "plan_hour", "pack_shard", "validate_hour", "complete_hour"]
+
+
+def stream(name: str = "app", **settings: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "raw": f"s3://logs/raw/{name}/",
+        "aggregated": f"s3://logs/aggregated/{name}/",
+        "start": "2026-11-01T00:00:00Z",
+        **settings,
+    }
+
+
+def test_each_stream_is_a_dag_of_the_five_steps_in_order(load_dags: LoadDags) -> None:
+    bag = load_dags(stream("app"), stream("web-2", max_active_runs=7))
+    assert bag.import_errors == {}
+    assert set(bag.dags) == {"log_rollup_app", "log_rollup_web-2"}
+    for dag in bag.dags.values():
+        assert [task.task_id for task in dag.topological_sort()] == STEPS
+    assert bag.dags["log_rollup_web-2"].max_active_runs == 7
+
+
+def test_the_shipped_streams_file_is_in_order(database: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from airflow.dag_processing.dagbag import DagBag
+
+    from tests.conftest import ROOT
+
+    monkeypatch.delenv("LOG_ROLLUP_STREAMS", raising=False)
+    bag = DagBag(ROOT / "dags")
+    assert bag.import_errors == {}
+    assert bag.dags
+
+
+def test_every_dag_catches_up_hourly_from_its_stream_start_with_a_runbook_tags_and_an_owner(
+    load_dags: LoadDags,
+) -> None:
+    dag = load_dags(stream(owner="logs-team")).dags["log_rollup_app"]
+    assert dag.catchup is True
+    assert dag.start_date == datetime(2026, 11, 1, tzinfo=UTC)
+    assert dag.timetable.expression == "0 * * * *"
+    assert {"log-rollup", "app"} <= dag.tags
+    assert dag.doc_md is not None
+    for step in STEPS:
+        assert step in dag.doc_md
+    assert {task.owner for task in dag.tasks} == {"logs-team"}
+
+
+def test_every_task_has_a_pool_a_time_limit_and_retries_by_policy(load_dags: LoadDags) -> None:
+    dag = load_dags(stream(max_connections=40, task_timeout="2h")).dags["log_rollup_app"]
+    for task in dag.tasks:
+        settings = task.partial_kwargs if task.is_mapped else vars(task)
+        assert settings["pool"] == "s3_connections"
+        assert settings["execution_timeout"] > timedelta(0)
+        assert settings["retries"] > 0
+        assert settings["retry_policy"] is not None
+    packing = dag.get_task("pack_shard").partial_kwargs
+    assert packing["pool_slots"] == 40
+    assert packing["execution_timeout"] == timedelta(hours=2)
+
+
+@pytest.mark.parametrize("error", [AccessError, InputChangedError, MissingBucketError])
+def test_what_a_retry_cannot_mend_fails_at_once(error: type[Exception]) -> None:
+    assert retry_policy().evaluate(error("no"), 1, 4).action.value == "fail"
+
+
+@pytest.mark.parametrize("error", [TransientError("later"), ThrottledError("later"), OSError("later")])
+def test_what_may_pass_is_retried(error: Exception) -> None:
+    assert retry_policy().evaluate(error, 1, 4).action.value in {"retry", "default"}
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        (stream(part_sise="32MiB"), "part_sise: unknown key; did you mean part_size?"),
+        (stream(part_size="4MiB"), "part_size: 4.0 MiB is out of range; give 5.0 MiB to 1.0 GiB"),
+        (stream(part_size="big"), "part_size: 'big' is not a size"),
+        (stream(aggregated="s3://logs/raw/app/rolled/"), "overlaps with"),
+        (stream(max_connections=251), "250 slots of the pool 's3_connections'"),
+    ],
+)
+def test_a_bad_streams_file_is_an_import_error_that_names_stream_key_and_fix(
+    load_dags: LoadDags, bad: dict[str, Any], says: str
+) -> None:
+    bag = load_dags(bad)
+    assert bag.dags == {}
+    (error,) = bag.import_errors.values()
+    assert "stream 'app'" in error
+    assert says in error
