@@ -13,22 +13,24 @@ log = logging.getLogger(__name__)
 
 @hookimpl
 def on_starting(component: Any) -> None:
-    """Create what is missing of the pools in ``include/pools.json``, when a scheduler starts.
+    """Create what is missing of the pools in ``include/pools.json``, when a scheduler or a triggerer starts.
 
     A pool that exists is left as it is: an operator may have resized it. Without its pool a task would stay
     scheduled for ever.
     """
-    # The listener is loaded in every process; only the scheduler has the database and needs the pool.
-    from airflow.jobs.scheduler_job_runner import SchedulerJobRunner
+    # Tasks call this too, but have no database, and must not load its models.
+    if getattr(component, "__tablename__", None) != "job":
+        return
     from airflow.models.pool import Pool
     from airflow.utils.session import create_session
+    from sqlalchemy.exc import IntegrityError
 
-    if not isinstance(getattr(component, "job_runner", component), SchedulerJobRunner):
-        return
     for name, pool in json.loads((INCLUDE / "pools.json").read_text(encoding="utf-8")).items():
-        with create_session() as session:
-            if Pool.get_pool(name, session=session) is None:
-                Pool.create_or_update_pool(
-                    name, pool["slots"], pool["description"], pool["include_deferred"], session=session
-                )
-                log.info("created the pool %s with %d slots", name, pool["slots"])
+        try:
+            with create_session() as session:
+                if Pool.get_pool(name, session=session) is None:
+                    session.add(Pool(pool=name, **pool))
+                    log.info("created the pool %s with %d slots", name, pool["slots"])
+        except IntegrityError:
+            # Scheduler, Dag processor and triggerer start together; another one was faster.
+            log.info("the pool %s is there already", name)

@@ -2,7 +2,8 @@
 
 A request that several rules match suffers all their faults, in this order: reset on arrival; calls and
 answers in the server's stead; what befalls the request's body; calls and answers after the server has done
-its work; delay; changed headers; what befalls the answer's body; reset at the end.
+its work; delay; changed headers; what befalls the answer's body; reset at the end. What befalls a body does
+nothing where the body is empty.
 """
 
 import base64
@@ -103,8 +104,8 @@ class CorruptResponse:
 class CorruptRequest:
     """One byte of the request's body is changed on its way to the server; length and headers stay.
 
-    Over plain HTTP boto3 signs the body's SHA-256; a server that checks it will refuse the request. With
-    ``x-amz-content-sha256: UNSIGNED-PAYLOAD`` it will not.
+    Neither test server notices, even where the body's SHA-256 is signed; with :class:`VerifyUpload` behind it
+    the upload is refused as S3 would.
     """
 
     fraction: float = 0.5

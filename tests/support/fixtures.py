@@ -28,6 +28,7 @@ _SETTLE_SECONDS = 2.0
 _RESOURCE_TRACKER = "multiprocessing.resource_tracker"
 
 _here_before = pytest.StashKey[frozenset[int]]()
+_mark = pytest.StashKey[str]()
 _left_over = pytest.StashKey[list[str]]()
 
 BucketFactory = Callable[[S3Server], str]
@@ -42,7 +43,7 @@ class ProxyFactory(Protocol):
 
 def pytest_configure(config: pytest.Config) -> None:
     """Mark everything that this session will start, and note what was there before."""
-    os.environ[SESSION_VARIABLE] = uuid.uuid4().hex
+    config.stash[_mark] = os.environ[SESSION_VARIABLE] = uuid.uuid4().hex
     config.stash[_here_before] = frozenset(with_descendants(os.getpid())())
 
 
@@ -69,7 +70,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 def _left_processes(config: pytest.Config) -> list[str]:
     mine = {os.getpid(), *config.stash[_here_before]}
     found = set(with_descendants(os.getpid())())
-    found.update(processes_with_environment(SESSION_VARIABLE, os.environ[SESSION_VARIABLE]))
+    found.update(processes_with_environment(SESSION_VARIABLE, config.stash[_mark]))
     described = [describe_process(pid) for pid in sorted(found - mine) if is_running(pid)]
     return [line for line in described if _RESOURCE_TRACKER not in line]
 

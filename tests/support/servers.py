@@ -1,4 +1,46 @@
-"""Real S3 servers, each a process of its own."""
+"""Real S3 servers, each a process of its own.
+
+What each does was seen with rclone 1.75.2 and moto 5.2.5; ``tests/unit/test_support_servers.py`` holds them to
+most of it. What S3 does and neither of them is made up for by rules of :mod:`tests.support.faults`.
+
+====================================  ================================  ====================================
+request                               rclone                            moto
+====================================  ================================  ====================================
+wrong access key, wrong secret        403 InvalidAccessKeyId,           accepted; the same 403s, and a
+                                      SignatureDoesNotMatch             user's policy, within
+                                                                        ``enforced_authentication``
+PUT with x-amz-checksum-crc64nvme     stored as sent, right or wrong;   the same, if the request bears
+                                      every HEAD and GET returns it,    x-amz-sdk-checksum-algorithm, too;
+                                      asked or not                      returned where asked for, not with
+                                                                        a Range
+PUT with a wrong Content-MD5          400 BadDigest                     accepted
+PUT whose body is not the signed one  accepted                          accepted
+If-Match, If-None-Match               ignored                           honoured: 412
+x-amz-copy-source-if-match            ignored                           ignored (if-none-match is honoured)
+CopyObject                            keeps metadata and CRC; REPLACE   keeps both; REPLACE replaces; makes
+                                      merges the old with the new       a CRC where asked for
+UploadPartCopy                        stores an empty part              copies
+multipart upload, its ETag            MD5 of the whole in HEAD, LIST    ``...-N``
+user metadata                         names come back ``Like-This``     names come back as sent
+restart                               keeps bodies, loses metadata,     loses everything
+                                      CRCs and storage classes
+LIST                                  ETags without quotes; KeyCount    as S3
+                                      missing where it is 0
+keys with ``//``, ``/./``, ``/../``   400 InvalidArgument               as S3
+an object ``a`` and one ``a/b``       500 InternalError for the second  as S3
+a key's step of over 255 bytes        500 InternalError                 as S3
+control characters                    listed as other characters        as S3, newline 404
+placeholder ``a/``                    becomes the object ``a``          as S3
+uploads into a new folder at once     now and then a 500                as S3
+connections                           kept alive                        closed after every answer
+====================================  ================================  ====================================
+
+The same on both and as in S3: spaces, ``+``, ``%``, ``&``, quotes and any Unicode in keys; the order of a LIST;
+StartAfter, Delimiter, MaxKeys, encoding-type=url; empty objects; Range; DeleteObjects; ListMultipartUploads; a
+Date in every answer; 100-continue; presigned URLs.
+
+So rclone is for volume, speed, signatures and restarts; moto for preconditions, odd keys, placeholders, policies.
+"""
 
 import abc
 import functools

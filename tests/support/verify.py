@@ -234,7 +234,7 @@ class _Meter:
     """Takes bytes as they come and says in the end what they were."""
 
     def __init__(self) -> None:
-        self._digest = hashlib.blake2b(digest_size=20)
+        self._digest = hashlib.sha256()
         self._crc = 0
         self._size = 0
         self._head = b""

@@ -35,6 +35,16 @@ from include.log_rollup.store import (
 )
 
 WRITES = frozenset({"WRITE", "PUT", "COPY", "DELETE"})
+# What S3 calls the requests of the control plane, as the hook counts them; a transfer's are not its own.
+S3_NAMES = {
+    "LIST": "ListObjectsV2",
+    "HEAD": "HeadObject",
+    "READ": "GetObject",
+    "RANGE": "GetObject",
+    "WRITE": "PutObject",
+    "DELETE": "DeleteObjects",
+    "COPY": "CopyObject",
+}
 
 
 class Effect(Enum):
@@ -329,7 +339,8 @@ class FakeStore:
             if target.bucket not in self._buckets:
                 raise MissingBucketError(f"{kind} {target}: S3 answered 404 NoSuchBucket")
             self.log.append(operation)
-            self.requests[kind] += 1
+            if kind in S3_NAMES:
+                self.requests[S3_NAMES[kind]] += 1
             rule = next((rule for rule in self._rules if rule.applies(operation)), None)
             if rule is not None:
                 rule.hits += 1

@@ -166,16 +166,15 @@ class MarkerGuard:
     """Looks at the store after each write: while the marker is there, the parts are exactly the right ones.
 
     Right is what the raw hour was when the plan that the marker names was made. After a test has damaged a
-    part itself, nothing is expected until the pipeline has removed the marker.
+    part itself, the pipeline must not touch the parts further before it has removed the marker.
     """
 
     def __init__(self, store: FakeStore, stream: Stream) -> None:
         self.violations: list[str] = []
-        self.looks = 0
         self._store = store
         self._stream = stream
         self._right: dict[str, dict[str, bytes]] = {}
-        self._damaged = False
+        self._damaged: dict[str, bytes] | None = None
         store.watcher = self.look
         self.learn()
 
@@ -185,14 +184,13 @@ class MarkerGuard:
 
     def damaged(self) -> None:
         """A test has changed a part behind the pipeline's back."""
-        self._damaged = MARKER in self._store.keys()
+        self._damaged = parts(self._store)
 
     def look(self, operation: Operation) -> None:
         """Judge the store after a write."""
-        self.looks += 1
         if MARKER not in self._store.keys():
-            self._damaged = False
-        elif not self._damaged:
+            self._damaged = None
+        elif parts(self._store) != self._damaged:
             plan_id = marker_of(self._store)["plan_id"]
             if joined_parts(self._store) != self._right.get(plan_id):
                 self.violations.append(f"after {operation} the marker of {plan_id} stands over other parts")

@@ -20,7 +20,7 @@ def _session(directory: Path, test: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [*command, f"--rootdir={directory}", str(directory / "test_it.py")],
         cwd=directory,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         capture_output=True,
         text=True,
         timeout=60,

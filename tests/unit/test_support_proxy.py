@@ -144,7 +144,8 @@ def test_one_connection_carries_many_requests(
 def test_an_expected_continue_is_not_waited_for(bench: Bench) -> None:
     began = time.monotonic()
     bench.through.put_object(Bucket=bench.bucket, Key="new", Body=BODY)
-    assert time.monotonic() - began < 0.8
+    # A client that hears nothing waits for a whole second.
+    assert time.monotonic() - began < 0.9
     assert bench.proxy.exchanges[-1].request.headers["expect"] == "100-continue"
 
 
@@ -255,13 +256,13 @@ def test_a_truncated_body_ends_without_a_reset(bench: Bench, fraction: float) ->
 
 
 def test_a_stalled_body_goes_on_after_the_time(bench: Bench) -> None:
-    bench.suffer("GetObject", Stall(0.3))
+    bench.suffer("GetObject", Stall(0.8))
     began = time.monotonic()
     answer = bench.connect("GET", "key").getresponse()
     assert answer.read(len(BODY) // 2) == BODY[: len(BODY) // 2]
-    assert time.monotonic() - began < 0.25
+    assert time.monotonic() - began < 0.7
     assert answer.read() == BODY[len(BODY) // 2 :]
-    assert time.monotonic() - began >= 0.3
+    assert time.monotonic() - began >= 0.8
 
 
 def test_a_stall_is_not_kept_up_for_a_client_that_is_gone(bench: Bench) -> None:
@@ -285,7 +286,7 @@ def test_latency_comes_before_the_first_byte(bench: Bench) -> None:
     bench.suffer("GetObject", Delay(0.2))
     began = time.monotonic()
     answer = bench.connect("GET", "key").getresponse()
-    assert 0.2 <= time.monotonic() - began < 0.6
+    assert time.monotonic() - began >= 0.2
     assert answer.read() == BODY
     exchange = bench.proxy.exchanges[-1]
     assert exchange.first_byte_seconds is not None
@@ -311,10 +312,13 @@ def test_wrong_bytes_come_with_the_right_length(bench: Bench) -> None:
     assert answer["ETag"] == bench.direct.head_object(Bucket=bench.bucket, Key="key")["ETag"]
 
 
-def test_wrong_bytes_in_an_unsigned_upload_are_stored(bench: Bench) -> None:
-    bench.suffer("PutObject", CorruptRequest(0.0))
-    assert bench.connect("PUT", "new", BODY).getresponse().status == 200
-    assert bench.stored("new") == b"\xff" + BODY[1:]
+def test_wrong_bytes_in_an_upload_are_stored(
+    s3_server: S3Server, bucket: str, fault_proxy: ProxyFactory
+) -> None:
+    proxy = fault_proxy(s3_server)
+    proxy.add(Rule(on("PutObject"), CorruptRequest(0.0)))
+    s3_server.client(proxy.endpoint_url).put_object(Bucket=bucket, Key="new", Body=BODY)
+    assert s3_server.client().get_object(Bucket=bucket, Key="new")["Body"].read() == b"\xff" + BODY[1:]
 
 
 def test_headers_can_be_changed_and_taken_out(bench: Bench) -> None:

@@ -233,6 +233,26 @@ def test_a_copy_from_a_changed_source_is_refused_by_neither(s3_server: S3Server,
     assert client.get_object(Bucket=bucket, Key="copy")["Body"].read() == BODY
 
 
+def test_a_wrong_md5_is_refused_by_rclone_alone(s3_server: S3Server, bucket: str) -> None:
+    md5 = base64.b64encode(bytes(16)).decode()
+    code = _code(lambda: s3_server.client().put_object(Bucket=bucket, Key="key", Body=BODY, ContentMD5=md5))
+    assert code == ("BadDigest" if isinstance(s3_server, RcloneServer) else None)
+
+
+def test_metadata_that_a_copy_replaces_is_merged_by_rclone(s3_server: S3Server, bucket: str) -> None:
+    client = s3_server.client()
+    client.put_object(Bucket=bucket, Key="key", Body=BODY, Metadata={"old": "1"})
+    client.copy_object(
+        Bucket=bucket,
+        Key="copy",
+        CopySource={"Bucket": bucket, "Key": "key"},
+        Metadata={"new": "2"},
+        MetadataDirective="REPLACE",
+    )
+    found = {name.lower() for name in client.head_object(Bucket=bucket, Key="copy")["Metadata"]}
+    assert found - {"mtime"} == ({"new"} if isinstance(s3_server, MotoServer) else {"old", "new"})
+
+
 def _keys(client: S3Client, bucket: str) -> list[str]:
     pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, PaginationConfig={"PageSize": 10})
     return [item["Key"] for page in pages for item in page.get("Contents", [])]

@@ -4,8 +4,9 @@ import base64
 import gzip
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -17,7 +18,6 @@ from tests.support.servers import MotoServer, RcloneServer, S3Client, S3Server
 from tests.support.verify import ENCODINGS, VerifiedHour, assert_not_complete, verify_hour
 
 RAW = "raw/app/20261123/08/"
-AGGREGATED = "aggregated/app/20261123/08/"
 PART_SIZE = 8000
 
 Member = tuple[str, bytes]
@@ -104,19 +104,14 @@ class Store:
     client: S3Client
     bucket: str
     raw: dict[str, bytes]
+    aggregated: str = "aggregated/app/20261123/08/"
 
     def verify(self, layout: Layout, **options: Any) -> VerifiedHour:
         """Write the aggregated hour and ask for the second opinion."""
-        files = {AGGREGATED + name: body for name, body in layout.aggregated().items()}
+        files = {self.aggregated + name: body for name, body in layout.aggregated().items()}
         put_objects(self.client, self.bucket, files, threads=4)
-        return verify_hour(
-            self.client,
-            self.bucket,
-            RAW,
-            AGGREGATED,
-            part_size=PART_SIZE,
-            **{"expected": self.raw, **options},
-        )
+        options = {"part_size": PART_SIZE, "expected": self.raw, **options}
+        return verify_hour(self.client, self.bucket, RAW, self.aggregated, **options)
 
     def refuse(self, layout: Layout, *messages: str, **options: Any) -> None:
         """The second opinion has to be against it, for these reasons."""
@@ -126,13 +121,31 @@ class Store:
             assert message in str(error.value)
 
 
-@pytest.fixture
-def store(rclone_server: RcloneServer, make_bucket: BucketFactory) -> Store:
-    bucket, client = make_bucket(rclone_server), rclone_server.client()
-    raw = make_hour(
-        client, bucket, RAW, objects=12, min_bytes=1024, max_bytes=2500, encodings=("", "", ".gz")
-    )
+def _make(server: RcloneServer, bucket: str) -> Store:
+    client = server.client()
+    encodings = ("", "", ".gz")
+    raw = make_hour(client, bucket, RAW, objects=12, min_bytes=1024, max_bytes=2500, encodings=encodings)
     return Store(client, bucket, raw)
+
+
+@pytest.fixture(scope="module")
+def shared_store(rclone_server: RcloneServer) -> Iterator[Store]:
+    bucket = f"bucket-{uuid.uuid4().hex[:16]}"
+    rclone_server.create_bucket(bucket)
+    yield _make(rclone_server, bucket)
+    rclone_server.delete_bucket(bucket)
+
+
+@pytest.fixture
+def store(shared_store: Store) -> Store:
+    """A raw hour that is not to be changed, and a place for an aggregated one that no other test has."""
+    return replace(shared_store, aggregated=f"aggregated/{uuid.uuid4().hex}/20261123/08/")
+
+
+@pytest.fixture
+def own_store(rclone_server: RcloneServer, make_bucket: BucketFactory) -> Store:
+    """A raw hour that the test may change."""
+    return _make(rclone_server, make_bucket(rclone_server))
 
 
 def _keys(raw: Mapping[str, bytes]) -> list[str]:
@@ -197,16 +210,16 @@ def test_parts_go_by_their_numbers_beyond_five_digits(
     assert store.verify(Layout(dict(zip(names, parts, strict=True)))).parts == 3
 
 
-def test_a_crc_may_be_missing_only_for_an_object_that_s3_copied(store: Store) -> None:
+def test_a_crc_may_be_missing_only_for_an_object_that_s3_copied(own_store: Store) -> None:
     vast = RAW + "zz-vast.log"
-    store.raw[vast] = b"v" * 20_000
-    put_objects(store.client, store.bucket, {vast: store.raw[vast]})
-    layout = Layout.of(store.raw)
+    own_store.raw[vast] = b"v" * 20_000
+    put_objects(own_store.client, own_store.bucket, {vast: own_store.raw[vast]})
+    layout = Layout.of(own_store.raw)
     layout.manifest_edits = [lambda lines: _line(lines, vast).update(crc64nvme=None)]
-    store.verify(layout)
-    first = _keys(store.raw)[0]
+    own_store.verify(layout)
+    first = _keys(own_store.raw)[0]
     layout.manifest_edits = [lambda lines: _line(lines, first).update(crc64nvme=None)]
-    store.refuse(layout, f"{first} has the crc64nvme None")
+    own_store.refuse(layout, f"{first} has the crc64nvme None")
 
 
 def test_a_crc_may_be_written_as_s3_writes_it(store: Store) -> None:
@@ -346,11 +359,11 @@ def test_a_part_number_that_two_parts_bear_is_found(store: Store) -> None:
     store.refuse(layout, "part number 0 is borne by 2 parts")
 
 
-def test_a_hidden_object_that_was_packed_is_found(store: Store) -> None:
+def test_a_hidden_object_that_was_packed_is_found(own_store: Store) -> None:
     hidden = {RAW + "_tmp/x.log": b"hidden\n" * 200}
-    put_objects(store.client, store.bucket, hidden)
-    store.raw |= hidden
-    store.refuse(Layout.of(store.raw), f"manifest: {RAW}_tmp/x.log is no raw object of this hour")
+    put_objects(own_store.client, own_store.bucket, hidden)
+    own_store.raw |= hidden
+    own_store.refuse(Layout.of(own_store.raw), f"manifest: {RAW}_tmp/x.log is no raw object of this hour")
 
 
 @pytest.mark.parametrize(
@@ -419,18 +432,18 @@ def test_a_raw_hour_that_is_not_what_was_put_there_is_found(store: Store) -> Non
     )
 
 
-def test_the_streams_marker_object_is_no_input(store: Store) -> None:
+def test_the_streams_marker_object_is_no_input(own_store: Store) -> None:
     marker = {RAW + "DONE": b"done"}
-    put_objects(store.client, store.bucket, marker)
-    store.verify(Layout.of(store.raw), marker_name="DONE")
-    store.refuse(Layout.of(store.raw), "DONE")
+    put_objects(own_store.client, own_store.bucket, marker)
+    own_store.verify(Layout.of(own_store.raw), marker_name="DONE")
+    own_store.refuse(Layout.of(own_store.raw), "DONE")
 
 
 def test_an_hour_is_not_complete_without_its_marker(store: Store) -> None:
-    assert_not_complete(store.client, store.bucket, AGGREGATED)
+    assert_not_complete(store.client, store.bucket, store.aggregated)
     store.verify(Layout.of(store.raw))
     with pytest.raises(AssertionError, match="completion marker"):
-        assert_not_complete(store.client, store.bucket, AGGREGATED)
+        assert_not_complete(store.client, store.bucket, store.aggregated)
 
 
 def _line(lines: Sequence[dict[str, Any]], key: str) -> dict[str, Any]:

@@ -1,0 +1,75 @@
+# The project's commands. `make` alone lists them.
+# It keeps to what GNU make 3.81 knows, because that is the one that macOS ships.
+
+SHELL := /bin/sh
+PYTHON ?= python3
+
+VENV := .venv
+BIN := $(VENV)/bin
+# There only if the environment is complete and made from the present locks.
+ENVIRONMENT := $(VENV)/.stamp
+
+COMPILE := pip compile --universal --python-version 3.11 --no-emit-index-url --no-header -q
+
+# Without it uv fetches an interpreter of its own when it likes none of those that are there.
+export UV_PYTHON_DOWNLOADS := never
+
+.DEFAULT_GOAL := help
+.PHONY: help demo up down test lint bench lock check-lock
+
+help: ## list these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+demo: HOURS ?= 3
+demo: OBJECTS ?= 300
+demo: $(ENVIRONMENT) ## roll up made raw hours in a real Airflow, from nothing to a table (HOURS=3 OBJECTS=300)
+	@$(BIN)/python -m demo run --hours $(HOURS) --objects $(OBJECTS)
+
+up: $(ENVIRONMENT) ## leave the same Airflow running, and say where it is
+	@$(BIN)/python -m demo up
+
+down: $(ENVIRONMENT) ## stop what `make up` has left running
+	@$(BIN)/python -m demo down
+
+test: $(ENVIRONMENT) ## run the whole test suite
+	$(BIN)/python -m pytest
+
+lint: $(ENVIRONMENT) check-lock ## check style, types, and that the locks are in step with their inputs
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+bench: OBJECTS ?= 3000
+bench: $(ENVIRONMENT) ## measure against boto3, s5cmd and others; writes build/bench.json (OBJECTS=3000)
+	$(BIN)/python -m benchmarks --objects $(OBJECTS)
+
+lock: $(ENVIRONMENT) ## resolve requirements*.in into the locked requirements*.txt (UPGRADE=1: to the newest releases)
+	$(BIN)/uv $(COMPILE) $(if $(UPGRADE),--upgrade) requirements.in -o requirements.txt
+	$(BIN)/uv $(COMPILE) $(if $(UPGRADE),--upgrade) requirements-dev.in -o requirements-dev.txt
+
+# The copy starts from the present locks, whose versions uv keeps wherever the inputs allow it: a release
+# somewhere upstream changes nothing, an edited input or lock does.
+check-lock: $(ENVIRONMENT)
+	@copy=$$(mktemp -d) && trap 'rm -rf "$$copy"' EXIT && \
+	cp requirements.in requirements.txt requirements-dev.in requirements-dev.txt "$$copy" && \
+	uv="$(CURDIR)/$(BIN)/uv" && python="$(CURDIR)/$(BIN)/python" && \
+	(cd "$$copy" && \
+	"$$uv" $(COMPILE) --python "$$python" requirements.in -o requirements.txt && \
+	"$$uv" $(COMPILE) --python "$$python" requirements-dev.in -o requirements-dev.txt) && \
+	for lock in requirements.txt requirements-dev.txt; do \
+		diff -u "$$lock" "$$copy/$$lock" || { echo "$$lock is not in step with its .in file: run make lock"; exit 1; }; \
+	done
+
+# Without its stamp an environment is half made, and is made anew from scratch. One that was complete is
+# brought to the new locks, its stamp removed for as long as that takes.
+$(ENVIRONMENT): requirements.txt requirements-dev.txt
+	@command -v "$(PYTHON)" >/dev/null || { \
+		echo "$(PYTHON) is missing: install Python 3.11, 3.12 or 3.13, or name one, as in make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else "Log Rollup needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is %d.%d: say which to use, as in make PYTHON=python3.12" % v)'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "$(PYTHON) has no venv or no ensurepip: install them (on Debian and Ubuntu the package python3-venv)" >&2; exit 1; }
+	@if [ -f $@ ]; then rm $@; else rm -rf $(VENV) && $(PYTHON) -m venv $(VENV) && \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+			"$$(sed -n 's/^\(uv==[^ ;]*\).*/\1/p' requirements-dev.txt)"; fi
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python requirements.txt requirements-dev.txt
+	@touch $@

@@ -1,0 +1,173 @@
+"""Starts processes in sessions of their own, and stops each of them with everything that it has started."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import psutil
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# Start times are read from a clock that is set now and then; two processes that share a number and were
+# born within this many seconds don't occur, since process numbers aren't used again so soon.
+_SAME_START_SECONDS = 2.0
+_KILL_WAIT_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class ProcessRecord:
+    """A process that we started: enough to find it later, and to know that it is still the same one.
+
+    It leads a session of its own, so `pid` is also the session's number.
+    """
+
+    name: str
+    pid: int
+    started: float
+    log: str
+
+
+def spawn(name: str, argv: Sequence[str], env: Mapping[str, str], cwd: Path, log: Path) -> ProcessRecord:
+    """Start a process in a session of its own, with no terminal, its output going to `log`.
+
+    :raises OSError: when the program can't be run or the log can't be opened.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        child = subprocess.Popen(
+            argv,
+            env=dict(env),
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    # It outlives this function and, with `up`, this process; without this line Python would complain of it.
+    child.returncode = 0
+    try:
+        started = psutil.Process(child.pid).create_time()
+    except psutil.NoSuchProcess:
+        started = time.time()
+    return ProcessRecord(name=name, pid=child.pid, started=started, log=str(log))
+
+
+def find(record: ProcessRecord) -> psutil.Process | None:
+    """Return the recorded process if it lives and is still the one that was recorded."""
+    try:
+        process = psutil.Process(record.pid)
+        same = abs(process.create_time() - record.started) < _SAME_START_SECONDS
+        alive = same and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return None
+    return process if alive else None
+
+
+def family(records: Iterable[ProcessRecord]) -> set[psutil.Process]:
+    """Return the recorded processes that live and all that descend from them, the orphaned ones too.
+
+    Airflow's workers and tasks put themselves into process groups of their own, and lose their parent
+    when it is killed, but none of them leaves the session. So: what descends, and what is in the session.
+    """
+    found: set[psutil.Process] = set()
+    sessions: dict[int, float] = {}
+    for record in records:
+        root = find(record)
+        # A number that now belongs to somebody else's process says nothing about a session of that number.
+        if root is None and psutil.pid_exists(record.pid) and not _is_zombie(record.pid):
+            continue
+        sessions[record.pid] = record.started
+        if root is not None:
+            found.add(root)
+            with suppress(psutil.NoSuchProcess):
+                found.update(root.children(recursive=True))
+    for process in psutil.process_iter():
+        try:
+            began = sessions.get(os.getsid(process.pid))
+            if began is not None and process.create_time() > began - _SAME_START_SECONDS:
+                found.add(process)
+        except (OSError, psutil.Error):
+            continue
+    return {process for process in found if not _is_zombie(process.pid)}
+
+
+def stop(records: Sequence[ProcessRecord], grace_seconds: float) -> int:
+    """Stop the recorded processes and their families, and return how many processes that were.
+
+    They are asked first (SIGTERM) and killed after `grace_seconds`. Processes that are started meanwhile
+    are found, since it is looked again until nothing is left.
+
+    :raises RuntimeError: when something can't even be killed.
+    """
+    members = family(records)
+    everyone = set(members)
+    for process in members:
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
+    psutil.wait_procs(members, timeout=grace_seconds)
+    deadline = time.monotonic() + _KILL_WAIT_SECONDS
+    while left := family(records) | {member for member in everyone if _lives(member)}:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"these processes can't be killed: {sorted(process.pid for process in left)}")
+        everyone |= left
+        for process in left:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(left, timeout=1)
+    return len(everyone)
+
+
+def tail(path: Path, lines: int) -> str:
+    """Return the last lines of a log file, or a note that it is empty."""
+    try:
+        with path.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            # Enough for the lines that one wants to see; a log of a long run has many megabytes.
+            file.seek(max(0, file.tell() - 64 * 1024))
+            text = file.read().decode(errors="replace")
+    except FileNotFoundError:
+        return "(there is no such file)"
+    return "\n".join(text.splitlines()[-lines:]) or "(the log is empty)"
+
+
+@contextmanager
+def signals_deferred() -> Iterator[None]:
+    """Hold back Ctrl-C and the like until the block is through, so that it is done wholly or not at all."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+
+    def hold(number: int, _frame: FrameType | None) -> None:
+        held.append(number)
+
+    before = {number: signal.signal(number, hold) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if held:
+            signal.raise_signal(held[0])
+
+
+def _is_zombie(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

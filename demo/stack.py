@@ -1,0 +1,288 @@
+"""The local stack: an S3 server and a real Airflow of four processes, started and stopped together."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psutil
+
+from demo import processes
+from demo.airflow_api import AirflowApi, ApiUnavailableError
+from demo.environment import (
+    Addresses,
+    AirflowFolders,
+    Secrets,
+    airflow_environment,
+    clean_environment,
+    load_secrets,
+)
+from demo.layout import DAG_FOLDER, PLUGINS_FOLDER, PROJECT, Layout, read_json, write_json
+from demo.processes import ProcessRecord
+
+S3 = "s3"
+MIGRATE = "db-migrate"
+API_SERVER = "api-server"
+# The log servers of scheduler and triggerer listen on all interfaces, and are for other machines.
+_WORKERS: Mapping[str, Sequence[str]] = {
+    "scheduler": ("scheduler", "--skip-serve-logs"),
+    "dag-processor": ("dag-processor",),
+    "triggerer": ("triggerer", "--skip-serve-logs"),
+}
+# Idle processes end within a second or two. A task takes no notice of SIGTERM, and waiting for it to be
+# done would take as long as it takes.
+_WORKER_GRACE_SECONDS = 5.0
+_SERVER_GRACE_SECONDS = 6.0
+_POLL_SECONDS = 0.5
+_LOG_TAIL_LINES = 30
+
+
+class StackError(Exception):
+    """The stack couldn't be started or didn't stay up; the message says which process, and shows its log."""
+
+
+@dataclass(frozen=True)
+class StackRecord:
+    """A stack as it was started, in `stack.json`: its addresses and processes."""
+
+    addresses: Addresses
+    processes: tuple[ProcessRecord, ...]
+
+    def dead(self) -> list[ProcessRecord]:
+        """Return the processes that should live and don't."""
+        return [record for record in self.processes if processes.find(record) is None]
+
+
+@dataclass
+class LocalStack:
+    """A context manager that runs the stack under a directory; on leaving, nothing of it still runs.
+
+    With `ui_port` or `s3_port` None a free port is taken. `streams`, `dags` and `plugins` name other files
+    and folders than those of the demo and the project, and `extra_env` adds variables for Airflow's
+    processes. `say` is called with what is being done.
+    """
+
+    state: Path
+    project: Path = PROJECT
+    streams: Path | None = None
+    dags: Path | None = None
+    plugins: Path | None = None
+    ui_port: int | None = None
+    s3_port: int | None = None
+    parallelism: int = 8
+    extra_env: Mapping[str, str] = field(default_factory=dict)
+    boot_timeout_seconds: float = 300
+    say: Callable[[str], None] = lambda _message: None
+
+    def __post_init__(self) -> None:
+        """Choose the addresses and make the keys, so that both are known before anything runs."""
+        self.layout = Layout(self.state.resolve())
+        ui_port, s3_port = _free_ports(self.ui_port, self.s3_port)
+        self.addresses = Addresses(ui_port=ui_port, s3_port=s3_port)
+        self.secrets: Secrets = load_secrets(self.layout)
+        self.api = AirflowApi(self.addresses.ui_url)
+        self._records: list[ProcessRecord] = []
+
+    @property
+    def s3_endpoint(self) -> str:
+        """Address of the S3 server."""
+        return self.addresses.s3_endpoint
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The whole environment of the Airflow processes, for an `airflow` command beside them too."""
+        folders = AirflowFolders(
+            project=self.project.resolve(),
+            dags=(self.dags or self.project / DAG_FOLDER).resolve(),
+            plugins=(self.plugins or self.project / PLUGINS_FOLDER).resolve(),
+            streams=(self.streams or self.layout.streams).resolve(),
+        )
+        settings = airflow_environment(self.layout, folders, self.addresses, self.secrets, self.parallelism)
+        return clean_environment(os.environ) | settings | dict(self.extra_env)
+
+    def __enter__(self) -> Self:
+        """Start everything and wait until all of it is healthy."""
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop everything."""
+        self.stop()
+
+    def start(self) -> None:
+        """Start everything and wait until all of it is healthy; what was started is stopped on any error.
+
+        :raises StackError: when a process ends, or isn't healthy after `boot_timeout_seconds`.
+        """
+        deadline = time.monotonic() + self.boot_timeout_seconds
+        try:
+            self.layout.s3.mkdir(parents=True, exist_ok=True)
+            self.layout.airflow_home.mkdir(parents=True, exist_ok=True)
+            self.say(f"starting S3 at {self.s3_endpoint}")
+            self._spawn(S3, self._s3_command(), self._s3_env())
+            self.say("making Airflow's database")
+            self._migrate(deadline)
+            self.say(f"starting Airflow at {self.addresses.ui_url}")
+            # First the server that tasks report to, until it answers them: the scheduler starts tasks as soon
+            # as it runs, and on a slow machine they would give up before a server that starts beside them.
+            self._spawn(API_SERVER, self._airflow_command((API_SERVER,)), self.env)
+            self._wait_until(self._server_faults, deadline)
+            for name, arguments in _WORKERS.items():
+                self._spawn(name, self._airflow_command(arguments), self.env)
+            self._wait_until(self.api.unhealthy, deadline)
+        except BaseException:
+            self.stop()
+            raise
+
+    def check(self) -> None:
+        """Raise when a process of the stack has ended.
+
+        :raises StackError: naming it and showing the end of its log.
+        """
+        dead = StackRecord(self.addresses, tuple(self._records)).dead()
+        if dead:
+            raise StackError(_obituary(dead[0]))
+
+    def stop(self) -> int:
+        """Stop every process of the stack, and return how many there were, their children counted."""
+        with processes.signals_deferred():
+            self.api.close()
+            count = _stop_in_order(self._records)
+            self._records.clear()
+            self.layout.stack.unlink(missing_ok=True)
+        return count
+
+    def _s3_command(self) -> list[str]:
+        rclone = Path(sys.executable).parent / "rclone"
+        if not rclone.exists():
+            raise StackError(
+                f"{rclone} is missing, the environment isn't complete: delete .venv, run make again"
+            )
+        # No configuration file of the user's; nothing cached on disk. Reading without rclone's own check
+        # (--no-checksum) costs a third of the CPU time, and the Dag verifies all that it reads.
+        return [
+            *(str(rclone), "serve", "s3", str(self.layout.s3), "--config", ""),
+            *("--addr", f"127.0.0.1:{self.addresses.s3_port}", "--cache-dir", str(self.layout.cache)),
+            *("--vfs-cache-mode", "off", "--no-checksum", "--buffer-size", "0"),
+        ]
+
+    def _s3_env(self) -> dict[str, str]:
+        # Not as --auth-key: other users of the machine see the command lines of all processes.
+        keys = f'"{self.secrets.s3_access_key},{self.secrets.s3_secret_key}"'
+        return clean_environment(os.environ) | {"RCLONE_AUTH_KEY": keys}
+
+    def _airflow_command(self, arguments: Sequence[str]) -> list[str]:
+        # Not the `airflow` script: its first line holds the path at which the environment was made.
+        return [sys.executable, "-m", "airflow", *arguments]
+
+    def _spawn(self, name: str, argv: Sequence[str], env: Mapping[str, str]) -> ProcessRecord:
+        """Start a process and record it; a signal can't come between the two."""
+        with processes.signals_deferred():
+            record = processes.spawn(name, argv, env, self.layout.state, self.layout.logs / f"{name}.log")
+            self._records.append(record)
+            write_record(self.layout, StackRecord(self.addresses, tuple(self._records)))
+        return record
+
+    def _migrate(self, deadline: float) -> None:
+        record = self._spawn(MIGRATE, self._airflow_command(("db", "migrate")), self.env)
+        try:
+            status = psutil.Process(record.pid).wait(timeout=max(0.0, deadline - time.monotonic()))
+        except psutil.TimeoutExpired as error:
+            raise StackError(f"`airflow db migrate` did not end in time; {_log_end(record)}") from error
+        if status != 0:
+            raise StackError(f"`airflow db migrate` ended with status {status}; {_log_end(record)}")
+        self._records.remove(record)
+
+    def _server_faults(self) -> list[str]:
+        self.api.wake_execution_api()
+        return []
+
+    def _wait_until(self, faults: Callable[[], list[str]], deadline: float) -> None:
+        while True:
+            self.check()
+            try:
+                waiting_for = faults()
+            except ApiUnavailableError:
+                waiting_for = [API_SERVER]
+            if not waiting_for:
+                return
+            if time.monotonic() > deadline:
+                raise StackError(
+                    f"Airflow isn't healthy after {self.boot_timeout_seconds:.0f} s "
+                    f"({', '.join(waiting_for)}); its logs are in {self.layout.logs}"
+                )
+            time.sleep(_POLL_SECONDS)
+
+
+def write_record(layout: Layout, record: StackRecord) -> None:
+    """Write down the running stack, so that another command can find and stop it."""
+    write_json(layout.stack, asdict(record))
+
+
+def read_record(layout: Layout) -> StackRecord | None:
+    """Return the stack that was started and not stopped under this directory, or None."""
+    content = read_json(layout.stack)
+    if content is None:
+        return None
+    return StackRecord(
+        addresses=Addresses(**content["addresses"]),
+        processes=tuple(ProcessRecord(**entry) for entry in content["processes"]),
+    )
+
+
+def stop_recorded(layout: Layout, record: StackRecord) -> int:
+    """Stop a stack that another command has started, and return how many processes that were."""
+    with processes.signals_deferred():
+        count = _stop_in_order(record.processes)
+        layout.stack.unlink(missing_ok=True)
+    return count
+
+
+def _stop_in_order(records: Sequence[ProcessRecord]) -> int:
+    """Stop what works first, then what it talks to, so that the logs aren't full of refused connections."""
+    servers = (API_SERVER, S3)
+    workers = [record for record in records if record.name not in servers]
+    count = processes.stop(workers, _WORKER_GRACE_SECONDS)
+    return count + processes.stop([r for r in records if r.name in servers], _SERVER_GRACE_SECONDS)
+
+
+def _obituary(record: ProcessRecord) -> str:
+    return f"the process {record.name} (pid {record.pid}) has ended by itself; {_log_end(record)}"
+
+
+def _log_end(record: ProcessRecord) -> str:
+    return f"the end of {record.log}:\n{processes.tail(Path(record.log), _LOG_TAIL_LINES)}"
+
+
+def _free_ports(*wanted: int | None) -> list[int]:
+    """Return the wanted ports, and where none is wanted a free one, all different from each other."""
+    with ExitStack() as held:
+        ports = []
+        for port in wanted:
+            # Held open until all are chosen, so that none is handed out twice.
+            probe = held.enter_context(socket.create_server(("127.0.0.1", 0)))
+            ports.append(port or int(probe.getsockname()[1]))
+    return ports
+
+
+def port_is_free(port: int) -> bool:
+    """Return whether nobody serves a port of 127.0.0.1, neither there nor on all interfaces."""
+    with closing(socket.socket()) as probe:
+        # Binding alone wouldn't tell: macOS lets one bind a single address of a port that is served on all.
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            return False
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError:
+        return False
+    return True

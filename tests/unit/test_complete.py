@@ -1,0 +1,199 @@
+"""complete_hour writes the marker last, over exactly the parts that were proven, and never for another run's plan."""
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+import pytest
+
+from include.log_rollup.complete import complete_hour
+from include.log_rollup.errors import ProofError, SupersededError, TransientError
+from include.log_rollup.packing import pack_shard
+from include.log_rollup.planning import plan_hour
+from include.log_rollup.validate import validate_hour
+from tests.unit.fake_store import FakeStore
+from tests.unit.pipeline import (
+    AGGREGATED,
+    HOUR,
+    MANIFEST,
+    MARKER,
+    RAW,
+    WORK,
+    assert_complete,
+    assert_not_complete,
+    make_stream,
+    manifest_of,
+    marker_of,
+    produce,
+    run_hour,
+)
+
+RAW_HOUR: Mapping[str, bytes] = {
+    **{f"{letter}.log": letter.encode() * 30 for letter in "abcdef"},
+    "_hidden": b"x",
+    "folder/": b"",
+}
+STREAM = make_stream()
+
+
+@pytest.fixture
+def store() -> FakeStore:
+    """A store with an hour that is proven and not yet complete."""
+    store = FakeStore()
+    produce(store, RAW_HOUR)
+    for ref in plan_hour(store, STREAM, HOUR, "run").shards:
+        pack_shard(store, STREAM, ref)
+    validate_hour(store, STREAM, HOUR)
+    store.log.clear()
+    return store
+
+
+def test_the_marker_is_written_before_anything_is_cleaned_up(store: FakeStore) -> None:
+    complete_hour(store, STREAM, HOUR)
+    first, *others = store.writes()
+    assert (first.kind, first.key) == ("WRITE", MARKER)
+    assert {operation.kind for operation in others} == {"DELETE"}
+    assert all(operation.key.startswith(WORK) for operation in others)
+    assert_complete(store, STREAM)
+
+
+def test_over_the_whole_pipeline_nothing_but_cleaning_up_comes_after_the_marker() -> None:
+    store = FakeStore()
+    produce(store, RAW_HOUR)
+    run_hour(store, STREAM)
+    names = [f"{operation.kind} {operation.key.removeprefix(AGGREGATED)}" for operation in store.writes()]
+    marker = names.index("WRITE _SUCCESS")
+    assert names.index("WRITE _manifest.jsonl.gz") < marker
+    assert max(number for number, name in enumerate(names) if "part-" in name) < names.index(
+        "WRITE _manifest.jsonl.gz"
+    )
+    assert all(name.startswith("DELETE _rollup/") for name in names[marker + 1 :])
+
+
+def test_the_marker_tells_what_the_hour_amounts_to_and_what_it_took(store: FakeStore) -> None:
+    totals = complete_hour(store, STREAM, HOUR)
+    marker = marker_of(store)
+    told = {name: marker[name] for name in ("stream", "hour", "plan_id", "objects", "bytes_in", "parts")}
+    assert told == {
+        "stream": "app",
+        "hour": "2026-11-23T08:00:00Z",
+        "plan_id": totals.plan_id,
+        "objects": 6,
+        "bytes_in": 180,
+        "parts": 3,
+    }
+    assert marker["left_out"] == {"hidden": 1, "placeholders": 1, "markers": 0}
+    assert marker["verified"] == {"parts": {"stored-crc64nvme": 3}, "objects": {"crc64nvme": 6}}
+    assert marker["max_connections"] == 8
+    assert marker["peak"]["sockets"] == 0
+    assert marker["peak"]["open_files"] > 0
+    assert marker["requests"]["GET"] == 6
+    assert (marker["retries"], marker["throttles"]) == (0, 0)
+    assert marker["validated_at"] == manifest_of(store)[0]["validated_at"]
+    for name in ("validated_at", "completed_at"):
+        assert datetime.fromisoformat(marker[name]).tzinfo == UTC
+
+
+def test_the_totals_are_those_of_the_proof(store: FakeStore) -> None:
+    proven = validate_hour(store, STREAM, HOUR)
+    assert complete_hour(store, STREAM, HOUR) == proven
+
+
+def test_a_marker_that_stands_for_this_plan_stays_as_it_is(store: FakeStore) -> None:
+    complete_hour(store, STREAM, HOUR)
+    before = store.stored(MARKER)
+    store.log.clear()
+    complete_hour(store, STREAM, HOUR)
+    assert store.stored(MARKER) is before
+    assert store.writes() == []
+
+
+def test_a_rerun_of_a_complete_hour_uploads_nothing_and_keeps_every_object() -> None:
+    store = FakeStore()
+    produce(store, RAW_HOUR)
+    totals = run_hour(store, STREAM)
+    before = {key: store.stored(key) for key in store.keys()}
+    store.log.clear()
+    assert run_hour(store, STREAM, "again") == totals
+    assert store.writes() == []
+    assert {key: store.stored(key) for key in store.keys()} == before
+
+
+def test_cleaning_up_that_was_cut_short_is_finished_by_the_next_try(store: FakeStore) -> None:
+    store.on("DELETE", "plan.json", TransientError("the connection broke"))
+    with pytest.raises(TransientError):
+        complete_hour(store, STREAM, HOUR)
+    before = store.stored(MARKER)
+    complete_hour(store, STREAM, HOUR)
+    assert store.stored(MARKER) is before
+    assert_complete(store, STREAM)
+
+
+def test_a_marker_of_an_older_plan_is_replaced(store: FakeStore) -> None:
+    store.produce(MARKER, json.dumps({"format": 1, "plan_id": "older"}).encode())
+    complete_hour(store, STREAM, HOUR)
+    assert_complete(store, STREAM)
+
+
+@pytest.mark.parametrize("damage", ["corrupted", "deleted", "stale"])
+def test_parts_that_changed_after_they_were_proven_get_no_marker(store: FakeStore, damage: str) -> None:
+    if damage == "corrupted":
+        store.corrupt(AGGREGATED + "part-00001.log")
+    elif damage == "deleted":
+        store.vanish(AGGREGATED + "part-00001.log")
+    else:
+        store.produce(AGGREGATED + "part-00003.log", b"of another plan")
+    with pytest.raises(ProofError, match="Clear the run from plan_hour on") as caught:
+        complete_hour(store, STREAM, HOUR)
+    assert AGGREGATED in str(caught.value)
+    assert store.writes() == []
+    assert_not_complete(store)
+    run_hour(store, STREAM)
+    assert_complete(store, STREAM)
+
+
+def test_an_hour_without_a_manifest_gets_no_marker(store: FakeStore) -> None:
+    store.vanish(MANIFEST)
+    with pytest.raises(ProofError, match="clear validate_hour"):
+        complete_hour(store, STREAM, HOUR)
+    assert_not_complete(store)
+
+
+def test_an_hour_that_another_run_has_planned_anew_gets_no_marker(store: FakeStore) -> None:
+    store.produce(RAW + "g.log", b"late")
+    other = plan_hour(store, STREAM, HOUR, "another run")
+    with pytest.raises(SupersededError) as caught:
+        complete_hour(store, STREAM, HOUR)
+    assert f"plan {other.plan_id} is being built there now" in str(caught.value)
+    assert_not_complete(store)
+    run_hour(store, STREAM)
+    assert_complete(store, STREAM)
+
+
+@pytest.mark.parametrize("point", ["READ _SUCCESS", "READ claim.json", "WRITE _SUCCESS"])
+def test_a_run_that_begins_between_the_check_and_the_marker_takes_the_marker_with_it(
+    store: FakeStore, point: str
+) -> None:
+    kind, name = point.split()
+    store.produce(RAW + "g.log", b"late")
+    store.on(kind, name, lambda: _discard(plan_hour(store, STREAM, HOUR, "another run")))
+    with pytest.raises(SupersededError, match="is being built there now"):
+        complete_hour(store, STREAM, HOUR)
+    assert_not_complete(store)
+    run_hour(store, STREAM)
+    assert_complete(store, STREAM)
+
+
+def _discard(_: object) -> None:
+    """A rule's function returns nothing."""
+
+
+def test_an_hour_whose_marker_somebody_removed_is_not_marked_without_a_plan(store: FakeStore) -> None:
+    complete_hour(store, STREAM, HOUR)
+    store.vanish(MARKER)
+    with pytest.raises(SupersededError) as caught:
+        complete_hour(store, STREAM, HOUR)
+    assert "plan None" not in str(caught.value)
+    assert "plan_hour" in str(caught.value)
+    run_hour(store, STREAM)
+    assert_complete(store, STREAM)

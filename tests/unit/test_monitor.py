@@ -1,0 +1,162 @@
+"""Open files, sockets and memory are watched while the work runs, and checked before it begins."""
+
+import logging
+import os
+import re
+import resource
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+
+import pytest
+
+from include.log_rollup import monitor
+from include.log_rollup.errors import ResourceLimitError
+from include.log_rollup.monitor import FILES_BESIDE_CONNECTIONS, Monitor, check_open_file_limit, open_files
+
+log = logging.getLogger("tests.unit.monitor")
+
+
+class Lines(logging.Handler):
+    """Keeps the lines, and says when there are so many."""
+
+    def __init__(self, awaited: int) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+        self.enough = threading.Event()
+        self._awaited = awaited
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+        if len(self.lines) >= self._awaited:
+            self.enough.set()
+
+
+@pytest.fixture
+def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lines]:
+    """The lines of a monitor that writes often."""
+    monkeypatch.setattr(monitor, "SAMPLE_SECONDS", 0.005)
+    monkeypatch.setattr(monitor, "LOG_SECONDS", 0.01)
+    handler = Lines(2)
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    yield handler
+    log.removeHandler(handler)
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server
+
+
+def port_of(server: socket.socket) -> int:
+    return int(server.getsockname()[1])
+
+
+def limit_to(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
+
+
+# -- before the work -----------------------------------------------------------------------------------
+
+
+def test_a_limit_that_just_suffices_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    limit_to(monkeypatch, open_files() + 25 + FILES_BESIDE_CONNECTIONS)
+    check_open_file_limit(25)
+
+
+def test_a_limit_that_is_one_too_low_is_refused_with_the_numbers_and_the_remedy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    opened = open_files()
+    needed = opened + 25 + FILES_BESIDE_CONNECTIONS
+    limit_to(monkeypatch, needed - 1)
+    with pytest.raises(ResourceLimitError) as caught:
+        check_open_file_limit(25)
+    for part in (
+        f"is {needed - 1}",
+        f"may need {needed}",
+        f"{opened} are open",
+        "max_connections is 25",
+        f"at least {needed}",
+        "max_connections of the stream to 24 or less",
+        "ulimit",
+    ):
+        assert part in str(caught.value)
+
+
+def test_a_limit_that_allows_no_connections_at_all_has_only_one_remedy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    limit_to(monkeypatch, open_files() + FILES_BESIDE_CONNECTIONS + 3)
+    with pytest.raises(ResourceLimitError) as caught:
+        check_open_file_limit(25)
+    assert "it is too low" in str(caught.value)
+    assert "or less" not in str(caught.value)
+
+
+def test_no_limit_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    limit_to(monkeypatch, resource.RLIM_INFINITY)
+    check_open_file_limit(1000)
+
+
+# -- during the work -----------------------------------------------------------------------------------
+
+
+def test_lines_with_the_progress_and_the_counts_against_their_limits_are_written(
+    lines: Lines, listener: socket.socket
+) -> None:
+    with closing(socket.create_connection(listener.getsockname())):  # noqa: SIM117
+        with Monitor(log, port_of(listener), 25, lambda: "parts 3/9"):
+            assert lines.enough.wait(30)
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    pattern = rf"parts 3/9 \| sockets 1/25 \| open files \d+/{limit} \| memory [\d.]+ [KMG]iB"
+    assert all(re.fullmatch(pattern, line) for line in lines.lines)
+
+
+def test_only_sockets_to_the_port_count_and_their_peak_outlives_them(
+    lines: Lines, listener: socket.socket
+) -> None:
+    with ExitStack() as stack, Monitor(log, port_of(listener), 25, str) as watching:
+        other = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        stack.enter_context(socket.create_connection(other.getsockname()))
+        with ExitStack() as connections:
+            for _ in range(5):
+                connections.enter_context(socket.create_connection(listener.getsockname()))
+            lines.lines.clear()
+            lines.enough.clear()
+            assert lines.enough.wait(30)
+    assert watching.peaks.sockets == 5
+
+
+def test_the_peak_of_open_files_outlives_them(lines: Lines) -> None:
+    before = open_files()
+    with Monitor(log, 1, 25, str) as watching:
+        opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(50)]
+        try:
+            lines.lines.clear()
+            lines.enough.clear()
+            assert lines.enough.wait(30)
+        finally:
+            for descriptor in opened:
+                os.close(descriptor)
+    assert before + 50 <= watching.peaks.open_files < before + 100
+    assert open_files() < before + 50
+    assert watching.peaks.rss_bytes > 1024**2
+
+
+def test_work_that_is_shorter_than_a_sample_is_measured_all_the_same(listener: socket.socket) -> None:
+    with closing(socket.create_connection(listener.getsockname())):
+        with Monitor(log, port_of(listener), 25, str) as watching:
+            pass
+    assert watching.peaks.sockets == 1
+    assert watching.peaks.open_files > 0
+
+
+def test_the_watching_ends_with_the_work_even_when_it_fails(lines: Lines) -> None:
+    with pytest.raises(RuntimeError, match="broke off"), Monitor(log, 1, 25, str):
+        assert lines.enough.wait(30)
+        raise RuntimeError("broke off")
+    assert "log-rollup-monitor" not in [thread.name for thread in threading.enumerate()]

@@ -1,0 +1,505 @@
+"""The packer moves every byte to its place, believes nothing unchecked, and retries what may pass."""
+
+import logging
+import threading
+from collections.abc import Mapping
+from datetime import timedelta
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from include.log_rollup import crc, pack
+from include.log_rollup.errors import (
+    AccessError,
+    InputChangedError,
+    RollupError,
+    ThrottledError,
+    TransientError,
+)
+from include.log_rollup.pack import ATTEMPTS, PackSettings, ShardPacker
+from include.log_rollup.plan import PlannedPart, make_plan, select
+from include.log_rollup.records import PackedPart
+from include.log_rollup.store import Location, ObjectInfo
+from tests.unit.fake_store import Effect, FakeStore, FakeTransfer
+from tests.unit.pipeline import AGGREGATED, RAW, make_stream, produce
+from tests.unit.pipeline import expected as expected_of
+from tests.unit.pipeline import joined_parts, parts as standing
+from tests.unit.strategies import bodies, visible_names
+
+hours = st.dictionaries(visible_names, bodies, min_size=1, max_size=12).map(
+    lambda hour: {name: body for name, body in hour.items() if body or not name.endswith("/")}
+)
+PART_SIZE = 30
+THREE: Mapping[str, bytes] = {"a.log": b"a" * 20, "b.log": b"b" * 20, "c.log": b"c" * 20}
+
+
+class Packing:
+    """One packer over a fake store, with what it reported and the transfer that it used."""
+
+    def __init__(
+        self,
+        store: FakeStore,
+        hour: Mapping[str, bytes],
+        *,
+        part_size: int = PART_SIZE,
+        separators: bool = False,
+        settings: PackSettings | None = None,
+        connections: int = 4,
+        **how: object,
+    ) -> None:
+        produce(store, hour, **how)
+        self.store = store
+        listed = [
+            ObjectInfo(key, len(store.body(key)), store.stored(key).etag, 0.0) for key in store.keys(RAW)
+        ]
+        chosen, left_out = select(listed, RAW, None)
+        self.planned = make_plan(chosen, left_out, part_size, separators, None).parts
+        self.written: list[PackedPart] = []
+        self.transfer = FakeTransfer(store, connections)
+        self.packer = ShardPacker(
+            store,
+            self.transfer,
+            Location("logs", AGGREGATED),
+            "logs",
+            settings or PackSettings(separators=separators),
+            self.written.append,
+        )
+
+    def run(self, parts: tuple[PlannedPart, ...] | None = None) -> None:
+        """Pack; nothing may be under way behind it, whatever comes of it."""
+        try:
+            self.packer.run(self.planned if parts is None else parts)
+        finally:
+            self.transfer.close()
+
+    def refusal(self) -> RollupError:
+        """What it fails with; the parts that it reported stand all the same."""
+        with pytest.raises(RollupError) as caught:
+            self.run()
+        found = standing(self.store)
+        assert all(crc.crc64(found[part.name]) == part.crc64nvme for part in self.written)
+        return caught.value
+
+
+# -- bytes ---------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=150)
+@given(
+    hour=hours,
+    part_size=st.integers(1, 60),
+    separators=st.booleans(),
+    keeps_crc=st.booleans(),
+    threads=st.sampled_from([0, 3]),
+    connections=st.integers(1, 6),
+)
+def test_parts_hold_the_raw_objects_end_to_end(
+    hour: dict[str, bytes], part_size: int, separators: bool, keeps_crc: bool, threads: int, connections: int
+) -> None:
+    store = FakeStore(keeps_crc=keeps_crc, threads=threads)
+    packing = Packing(store, hour, part_size=part_size, separators=separators, connections=connections)
+    packing.run()
+    stream = make_stream(part_size=part_size, ensure_newline=separators)
+    assert joined_parts(store) == expected_of(store, stream)
+    assert all(len(body) <= part_size or body in hour.values() for body in standing(store).values())
+    by_name = {part.name: part for part in packing.written}
+    assert list(by_name) == list(dict.fromkeys(by_name))
+    assert by_name.keys() == {part.name for part in packing.planned}
+    for planned in packing.planned:
+        packed, body = by_name[planned.name], store.body(AGGREGATED + planned.name)
+        assert (packed.size, packed.fingerprint) == (len(body), planned.fingerprint)
+        assert packed.etag == store.stored(AGGREGATED + planned.name).etag
+        assert packed.crc64nvme == (None if planned.copied else crc.crc64(body))
+        wanted = [None if planned.copied else crc.crc64(store.body(item.key)) for item in planned.objects]
+        assert [item.crc64nvme for item in packed.objects] == wanted
+
+
+@settings(max_examples=150)
+@given(
+    hour=hours,
+    separators=st.booleans(),
+    threads=st.sampled_from([0, 3]),
+    faults=st.lists(
+        st.tuples(
+            st.sampled_from(["GET", "PUT"]),
+            st.sampled_from(
+                [
+                    TransientError("the connection broke"),
+                    ThrottledError("slow down"),
+                    ThrottledError("slow down", retry_after=0.001),
+                    Effect.LOST_ANSWER,
+                    Effect.WRONG_BYTES,
+                    Effect.TRUNCATED,
+                    Effect.WRONG_CRC,
+                ]
+            ),
+            st.sampled_from(["", "a", ".log", ".gz", "part-00001"]),
+            st.integers(1, 2),
+        ),
+        max_size=(ATTEMPTS - 1) // 2,
+    ),
+)
+def test_faults_that_pass_leave_no_trace_in_the_parts(
+    hour: dict[str, bytes],
+    separators: bool,
+    threads: int,
+    faults: list[tuple[str, Effect | Exception, str, int]],
+) -> None:
+    store = FakeStore(threads=threads)
+    packing = Packing(store, hour, separators=separators)
+    rules = [store.on(kind, contains, effect, times) for kind, effect, contains, times in faults]
+    packing.run()
+    assert joined_parts(store) == expected_of(
+        store, make_stream(part_size=PART_SIZE, ensure_newline=separators)
+    )
+    # A PUT cannot be cut off here, nor a GET be answered with the CRC of a PUT.
+    harmless = {("PUT", Effect.TRUNCATED), ("GET", Effect.WRONG_CRC)}
+    hits = sum(
+        rule.hits for rule, (kind, effect, *_) in zip(rules, faults, strict=True) if (kind, effect) not in harmless
+    )
+    assert packing.packer.retries == hits
+
+
+def test_a_newline_follows_each_plain_object_that_has_none_and_no_other() -> None:
+    store = FakeStore()
+    hour = {"a": b"one", "b": b"two\n", "c": b"", "d": b"\n", "e": b"x\r", "f.gz": b"zipped", "g": b"y" * 30}
+    packing = Packing(store, hour, separators=True)
+    packing.run()
+    assert standing(store) == {
+        "part-00000.log": b"one\ntwo\n\nx\r\n",
+        "part-00001.log": b"y" * 30,
+        "part-00002.log.gz": b"zipped",
+    }
+    by_name = {part.name: part for part in packing.written}
+    assert [item.separator for item in by_name["part-00000.log"].objects] == [1, 0, 0, 0, 1]
+    assert by_name["part-00000.log"].separators == 2
+    assert by_name["part-00001.log"].separators == by_name["part-00002.log.gz"].separators == 0
+
+
+def test_zero_byte_objects_are_in_the_parts_without_being_fetched() -> None:
+    store = FakeStore()
+    packing = Packing(store, {"a": b"", "b": b"bytes", "c": b"", "d.gz": b""})
+    packing.run()
+    assert standing(store) == {"part-00000.log": b"bytes", "part-00001.log.gz": b""}
+    assert [operation.key for operation in store.log if operation.kind == "GET"] == [RAW + "b"]
+    assert [len(part.objects) for part in sorted(packing.written, key=lambda part: part.name)] == [3, 1]
+
+
+def test_an_object_larger_than_a_part_is_copied_by_the_store_and_passes_through_nothing_else() -> None:
+    store = FakeStore()
+    packing = Packing(store, {"a": b"a" * 31, "b": b"b" * 10}, settings=PackSettings(headers={"x": "y"}))
+    packing.run()
+    assert standing(store) == {"part-00000.log": b"a" * 31, "part-00001.log": b"b" * 10}
+    assert [str(operation) for operation in store.log if operation.kind in ("GET", "COPY")] in (
+        [f"COPY {AGGREGATED}part-00000.log", f"GET {RAW}b"],
+        [f"GET {RAW}b", f"COPY {AGGREGATED}part-00000.log"],
+    )
+    assert {store.stored(AGGREGATED + name).headers["x"] for name in standing(store)} == {"y"}
+    assert packing.packer.requests == {"GET": 1, "PUT": 1}
+
+
+def test_only_the_parts_that_are_asked_for_are_written() -> None:
+    store = FakeStore()
+    packing = Packing(store, THREE)
+    packing.run(packing.planned[1:2])
+    assert list(standing(store)) == ["part-00001.log"]
+    assert [operation.key for operation in store.log if operation.kind == "GET"] == [RAW + "b.log"]
+
+
+def test_nothing_to_pack_asks_nothing_of_the_store() -> None:
+    store = FakeStore()
+    Packing(store, {}).run()
+    assert store.log == []
+
+
+@pytest.mark.parametrize("algorithm", ["crc64nvme", "crc32c", "crc32"])
+def test_a_body_is_held_against_whichever_crc_the_store_keeps_of_it(algorithm: str) -> None:
+    store = FakeStore()
+    store.on("GET", "b.log", Effect.WRONG_BYTES)
+    packing = Packing(store, THREE, algorithm=algorithm)
+    packing.run()
+    assert packing.packer.retries == 1
+    assert [item.checked for part in packing.written for item in part.objects] == [algorithm] * 3
+    assert joined_parts(store)[""] == b"".join(THREE.values())
+
+
+@pytest.mark.parametrize("md5_etag", [True, False])
+def test_a_body_without_a_crc_is_checked_by_its_length_which_is_told(md5_etag: bool) -> None:
+    packing = Packing(FakeStore(keeps_crc=False), THREE, md5_etag=md5_etag)
+    packing.run()
+    objects = [item for part in packing.written for item in part.objects]
+    assert [(item.checked, item.etag_is_md5) for item in objects] == [("length", md5_etag)] * 3
+
+
+# -- requests ------------------------------------------------------------------------------------------
+
+
+class Held:
+    """Holds the first GETs back until there are so many of them, then lets the last one go first."""
+
+    def __init__(self, until: int) -> None:
+        self.most = 0
+        self.order: list[int] = []
+        self._until = until
+        self._come = self._waiting = 0
+        self._condition = threading.Condition()
+
+    def __call__(self) -> None:
+        with self._condition:
+            mine = self._come
+            self._come += 1
+            self._waiting += 1
+            self.most = max(self.most, self._waiting)
+            self._condition.notify_all()
+            assert self._condition.wait_for(lambda: self._come >= self._until, 30)
+            if mine < self._until:
+                assert self._condition.wait_for(lambda: len(self.order) == self._until - 1 - mine, 30)
+                self.order.append(mine)
+            self._waiting -= 1
+            self._condition.notify_all()
+
+
+@pytest.mark.parametrize("separators", [False, True])
+def test_objects_that_arrive_in_the_reverse_order_lie_where_they_should(separators: bool) -> None:
+    store = FakeStore(threads=12)
+    held = Held(until=9)
+    store.on("GET", "", held, times=100)
+    hour = {f"{number:02d}.log": bytes([65 + number]) * (number % 7 + 1) for number in range(20)}
+    packing = Packing(store, hour, connections=8, separators=separators)
+    packing.run()
+    assert held.order == [8, 7, 6, 5, 4, 3, 2, 1, 0]
+    assert joined_parts(store) == expected_of(
+        store, make_stream(part_size=PART_SIZE, ensure_newline=separators)
+    )
+
+
+def test_requests_in_flight_are_bound_by_the_connections_however_many_objects_there_are() -> None:
+    store = FakeStore(threads=32)
+    hour = {f"{number:03d}.log": b"x" for number in range(200)}
+    held = Held(until=7)
+    store.on("GET", "", held, times=1000)
+    packing = Packing(store, hour, connections=4)
+    packing.run()
+    # A few more than there are connections wait in the transfer, so that none is ever idle.
+    assert held.most <= packing.transfer.most_in_flight <= 4 + 4 // 2 + 1
+    assert held.most == 7
+
+
+def test_the_next_parts_are_fetched_while_one_is_written() -> None:
+    store = FakeStore(threads=4)
+    fetched = threading.Event()
+    store.on("GET", "c.log", fetched.set)
+    store.on("PUT", "part-00000", lambda: _wait(fetched))
+    Packing(store, {name: body[:2] for name, body in THREE.items()}, part_size=2).run()
+    assert joined_parts(store)[""] == b"aabbcc"
+
+
+def _wait(event: threading.Event) -> None:
+    assert event.wait(30)
+
+
+def test_parts_are_written_and_reported_one_after_the_other_within_bounded_memory() -> None:
+    store = FakeStore()
+    hour = {f"{number}.log": b"x" * 20 for number in range(9)}
+    packing = Packing(store, hour, connections=1)
+    seen: list[int] = []
+    store.on("GET", "", lambda: seen.append(len(packing.written)), times=9)
+    packing.run()
+    # Two buffers: the third part waits until the first is written.
+    assert all(written >= number - 1 for number, written in enumerate(seen))
+    assert len(seen) == len(packing.written) == 9
+
+
+def test_the_transfer_is_ticked_while_the_packer_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pack, "TICK_SECONDS", 0.001)
+    store = FakeStore(threads=1)
+    packing = Packing(store, {"a.log": b"a"})
+    ticked = threading.Event()
+    plain_tick = packing.transfer.tick
+
+    def tick() -> None:
+        plain_tick()
+        ticked.set()
+
+    monkeypatch.setattr(packing.transfer, "tick", tick)
+    store.on("GET", "a.log", lambda: _wait(ticked))
+    packing.run()
+    assert packing.transfer.ticks > 0
+
+
+@pytest.mark.parametrize(("kind", "name"), [("GET", "b.log"), ("PUT", "part-00001")])
+def test_a_request_without_an_answer_is_cancelled_after_its_time_and_tried_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, kind: str, name: str
+) -> None:
+    monkeypatch.setattr(pack, "TICK_SECONDS", 0.002)
+    store = FakeStore()
+    store.on(kind, name, Effect.STALLED, times=2)
+    at_once = PackSettings(connect_timeout=timedelta(0), response_timeout=timedelta(0))
+    packing = Packing(store, THREE, settings=at_once)
+    with caplog.at_level(logging.WARNING):
+        packing.run()
+    assert packing.packer.retries == 2
+    assert joined_parts(store)[""] == b"".join(THREE.values())
+    assert f"trying again: {kind} " in caplog.text
+    assert name in caplog.text
+
+
+def test_the_time_of_a_request_grows_with_its_body() -> None:
+    times = PackSettings(connect_timeout=timedelta(seconds=2), response_timeout=timedelta(seconds=3))
+    assert times.request_seconds(0) == 2 + 2 + 3
+    assert times.request_seconds(pack.SLOWEST_BYTES_PER_SECOND * 10) == 7 + 10
+
+
+# -- failures ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "name"), [("GET", "b.log"), ("PUT", "part-00001")])
+def test_what_goes_wrong_every_time_ends_after_the_last_try_with_its_number(kind: str, name: str) -> None:
+    store = FakeStore()
+    rule = store.on(kind, name, TransientError("the connection broke"), times=999)
+    error = Packing(store, THREE).refusal()
+    assert isinstance(error, TransientError)
+    assert str(error) == f"the connection broke (after {ATTEMPTS} tries)"
+    assert rule.hits == ATTEMPTS
+
+
+def test_throttling_that_does_not_end_is_told_as_throttling() -> None:
+    store = FakeStore()
+    store.on("GET", "b.log", ThrottledError("slow down"), times=999)
+    assert isinstance(Packing(store, THREE).refusal(), ThrottledError)
+
+
+@pytest.mark.parametrize(("throttled", "in_flight"), [(0, range(7, 8)), (7, range(1, 4))])
+def test_throttling_lowers_the_number_of_requests_in_flight_and_is_counted_and_told(
+    monkeypatch: pytest.MonkeyPatch, throttled: int, in_flight: range
+) -> None:
+    monkeypatch.setattr(pack, "TICK_SECONDS", 0.002)
+    store = FakeStore()
+    store.on("GET", "", ThrottledError("slow down"), times=throttled)
+    # In this store only what stalls is in flight for longer than a moment.
+    store.on("GET", "", Effect.STALLED, times=9)
+    hour = {f"{number:03d}.log": b"x" for number in range(60)}
+    at_once = PackSettings(connect_timeout=timedelta(0), response_timeout=timedelta(0))
+    packing = Packing(store, hour, connections=4, settings=at_once)
+    lines: list[str] = []
+    store.on("GET", "", lambda: lines.append(packing.packer.progress()))
+    packing.run()
+    assert packing.transfer.most_in_flight in in_flight
+    assert packing.packer.throttles == throttled
+    assert packing.packer.retries == throttled + 9
+    assert ("slowed down to " in lines[0]) == bool(throttled)
+    assert joined_parts(store)[""] == b"x" * 60
+
+
+def test_a_refusal_fails_at_once() -> None:
+    store = FakeStore()
+    rule = store.on("GET", "b.log", AccessError("GET b.log: S3 answered 403"), times=9)
+    assert isinstance(Packing(store, THREE).refusal(), AccessError)
+    assert rule.hits == 1
+
+
+@pytest.mark.parametrize("threads", [0, 3])
+@pytest.mark.parametrize("size", [20, 31])
+@pytest.mark.parametrize("what", ["changed", "vanished"])
+def test_an_object_that_is_not_what_was_planned_is_named_with_the_way_out(
+    threads: int, size: int, what: str
+) -> None:
+    store = FakeStore(threads=threads)
+    packing = Packing(store, {**THREE, "b.log": b"b" * size})
+    if what == "changed":
+        store.produce(RAW + "b.log", b"B" * size)
+    else:
+        store.vanish(RAW + "b.log")
+    error = packing.refusal()
+    assert isinstance(error, InputChangedError)
+    assert f"s3://logs/{RAW}b.log" in str(error)
+    assert "Nothing is lost: clear the run from plan_hour on" in str(error)
+    assert "part-00001.log" not in standing(store)
+
+
+@pytest.mark.parametrize("size", [10, 30])
+def test_an_object_of_another_size_than_planned_never_gets_into_a_part(size: int) -> None:
+    store = FakeStore()
+    packing = Packing(store, THREE)
+    store.produce(RAW + "b.log", b"B" * size)
+    assert isinstance(packing.refusal(), InputChangedError)
+    assert "part-00001.log" not in standing(store)
+
+
+def test_an_object_that_changes_while_it_is_copied_is_named() -> None:
+    store = FakeStore()
+    packing = Packing(store, {"b.log": b"b" * 40})
+    store.on("COPY", "", lambda: _discard(store.produce(RAW + "b.log", b"B" * 40)))
+    error = packing.refusal()
+    assert isinstance(error, InputChangedError)
+    assert f"{RAW}b.log" in str(error)
+    assert standing(store) == {}
+
+
+def _discard(_: object) -> None:
+    """A rule's function returns nothing."""
+
+
+def test_an_answer_with_another_etag_than_asked_for_is_believed_only_twice() -> None:
+    once, twice = FakeStore(), FakeStore()
+    once.on("GET", "b.log", Effect.WRONG_ETAG)
+    Packing(once, THREE).run()
+    assert joined_parts(once)[""] == b"".join(THREE.values())
+    twice.on("GET", "b.log", Effect.WRONG_ETAG, times=2)
+    error = Packing(twice, THREE).refusal()
+    assert isinstance(error, InputChangedError)
+    assert "0" * 32 in str(error)
+    assert twice.stored(RAW + "b.log").etag in str(error)
+
+
+def test_bytes_that_stay_wrong_never_get_into_a_part() -> None:
+    store = FakeStore()
+    store.on("GET", "b.log", Effect.WRONG_BYTES, times=99)
+    error = Packing(store, THREE).refusal()
+    assert isinstance(error, TransientError)
+    assert "crc64nvme" in str(error)
+    assert "part-00001.log" not in standing(store)
+
+
+def test_the_parts_before_a_failure_stay_and_are_reported() -> None:
+    store = FakeStore()
+    store.on("GET", "c.log", AccessError("denied"), times=9)
+    packing = Packing(store, THREE, connections=1)
+    packing.refusal()
+    assert [part.name for part in packing.written] == list(standing(store))
+    assert "part-00000.log" in standing(store)
+    assert "part-00002.log" not in standing(store)
+
+
+def test_after_a_failure_no_request_is_left_under_way() -> None:
+    store = FakeStore()
+    store.on("GET", "a.log", Effect.STALLED)
+    store.on("GET", "c.log", AccessError("denied"))
+    packing = Packing(store, THREE)
+    packing.refusal()
+    assert packing.transfer.in_flight == 0
+    assert standing(store).keys() <= {"part-00001.log"}
+
+
+def test_a_report_that_fails_ends_the_packing() -> None:
+    store = FakeStore()
+    packing = Packing(store, THREE)
+
+    def fail(part: PackedPart) -> None:
+        raise AccessError(f"the receipt of {part.name} was refused")
+
+    packing.packer = ShardPacker(
+        store, packing.transfer, Location("logs", AGGREGATED), "logs", PackSettings(), fail
+    )
+    with pytest.raises(AccessError, match="the receipt of part-0000"):
+        packing.run()
+
+
+def test_progress_names_parts_bytes_and_retries() -> None:
+    store = FakeStore()
+    store.on("GET", "b.log", TransientError("once"))
+    packing = Packing(store, THREE)
+    packing.run()
+    assert packing.packer.progress().startswith("parts 3/3 | 60 B written | ")
+    assert "retries 1" in packing.packer.progress()

@@ -1,0 +1,377 @@
+"""pack_shard does only what is missing, keeps its receipt in step, and stops where another plan has taken over."""
+
+import gzip
+import json
+import logging
+import resource
+import threading
+from collections.abc import Mapping
+
+import pytest
+
+from include.log_rollup import monitor
+from include.log_rollup.errors import (
+    AccessError,
+    InputChangedError,
+    ResourceLimitError,
+    SupersededError,
+    TransientError,
+)
+from include.log_rollup.packing import pack_shard
+from include.log_rollup.plan import ShardRef
+from include.log_rollup.planning import plan_hour
+from include.log_rollup.store import Location
+from tests.unit.fake_store import CrashError, Effect, FakeStore
+from tests.unit.pipeline import (
+    AGGREGATED,
+    HOUR,
+    MARKER,
+    RAW,
+    WORK,
+    assert_complete,
+    assert_not_complete,
+    finish_hour,
+    make_stream,
+    parts,
+    produce,
+    run_hour,
+)
+
+RAW_HOUR: Mapping[str, bytes] = {f"{letter}.log": letter.encode() * 30 for letter in "abcdef"}
+# All three parts in one shard.
+STREAM = make_stream(shard_size=1024)
+
+
+@pytest.fixture
+def store() -> FakeStore:
+    store = FakeStore()
+    produce(store, RAW_HOUR)
+    return store
+
+
+def planned_shard(store: FakeStore) -> ShardRef:
+    (ref,) = plan_hour(store, STREAM, HOUR, "run").shards
+    store.log.clear()
+    return ref
+
+
+def receipt_of(store: FakeStore, ref: ShardRef) -> dict[str, object]:
+    body = store.body(f"{WORK}{ref.plan_id}/receipt-00000.json.gz")
+    receipt: dict[str, object] = json.loads(gzip.decompress(body))
+    return receipt
+
+
+def noted(store: FakeStore, ref: ShardRef) -> list[str]:
+    rows = receipt_of(store, ref)["parts"]
+    assert isinstance(rows, list)
+    return [row[0] for row in rows]
+
+
+def put(store: FakeStore) -> list[str]:
+    return [operation.name for operation in store.log if operation.kind == "PUT"]
+
+
+# -- what is missing -----------------------------------------------------------------------------------
+
+
+def test_a_shard_is_packed_and_its_receipt_lists_the_parts_in_order(store: FakeStore) -> None:
+    ref = planned_shard(store)
+    measured = pack_shard(store, STREAM, ref)
+    names = ["part-00000.log", "part-00001.log", "part-00002.log"]
+    assert list(parts(store)) == noted(store, ref) == names
+    assert b"".join(parts(store).values()) == b"".join(RAW_HOUR.values())
+    assert (measured.parts_written, measured.parts_left_alone) == (3, 0)
+
+
+def test_a_packed_shard_packed_again_moves_no_data(store: FakeStore) -> None:
+    ref = planned_shard(store)
+    pack_shard(store, STREAM, ref)
+    store.log.clear()
+    measured = pack_shard(store, STREAM, ref)
+    assert not {"GET", "PUT", "COPY"} & {operation.kind for operation in store.log}
+    assert (measured.parts_written, measured.parts_left_alone) == (0, 3)
+    assert len(noted(store, ref)) == 3
+
+
+def test_a_retry_goes_on_where_the_failed_try_ended(store: FakeStore) -> None:
+    ref = planned_shard(store)
+    store.on("PUT", "part-00001", AccessError("denied"))
+    with pytest.raises(AccessError):
+        pack_shard(store, STREAM, ref)
+    stood = [name for name in noted(store, ref) if name in parts(store)]
+    assert "part-00000.log" in stood
+    store.log.clear()
+    measured = pack_shard(store, STREAM, ref)
+    assert sorted(put(store)) == sorted(set(parts(store)) - set(stood))
+    assert measured.parts_left_alone == len(stood)
+    assert noted(store, ref) == list(parts(store))
+
+
+@pytest.mark.parametrize("damage", ["corrupted", "deleted"])
+def test_a_part_that_is_not_as_the_receipt_says_is_packed_again(store: FakeStore, damage: str) -> None:
+    ref = planned_shard(store)
+    pack_shard(store, STREAM, ref)
+    if damage == "corrupted":
+        store.corrupt(AGGREGATED + "part-00001.log")
+    else:
+        store.vanish(AGGREGATED + "part-00001.log")
+    store.log.clear()
+    pack_shard(store, STREAM, ref)
+    assert put(store) == ["part-00001.log"]
+    assert b"".join(parts(store).values()) == b"".join(RAW_HOUR.values())
+
+
+def test_a_part_that_stands_without_a_receipt_is_packed_again(store: FakeStore) -> None:
+    ref = planned_shard(store)
+    pack_shard(store, STREAM, ref)
+    store.vanish(f"{WORK}{ref.plan_id}/receipt-00000.json.gz")
+    store.log.clear()
+    pack_shard(store, STREAM, ref)
+    assert len(put(store)) == 3
+
+
+def test_the_marker_is_gone_before_any_part_changes(store: FakeStore) -> None:
+    ref = planned_shard(store)
+    store.produce(MARKER, b"{}")
+    pack_shard(store, STREAM, ref)
+    names = [f"{operation.kind} {operation.name}" for operation in store.writes()]
+    assert names[0] == "DELETE _SUCCESS"
+    assert_not_complete(store)
+
+
+# -- the receipt ---------------------------------------------------------------------------------------
+
+
+def test_the_receipt_is_written_while_the_packing_goes_on(store: FakeStore) -> None:
+    ref = planned_shard(store)
+    noted_first = threading.Event()
+    store.on("WRITE", "receipt-", noted_first.set)
+    packed_last: list[bool] = []
+    store.on("PUT", "part-00002", lambda: packed_last.append(noted_first.wait(30)))
+    one_connection = make_stream(shard_size=1024, max_connections=5)
+    store.max_connections = 5
+    pack_shard(store, one_connection, ref)
+    assert packed_last == [True]
+
+
+def test_after_a_crash_in_the_middle_the_receipt_says_nothing_that_is_not_so(store: FakeStore) -> None:
+    ref = planned_shard(store)
+    for writes in range(1, 8):
+        store.crash_after_writes(writes)
+        try:
+            pack_shard(store, STREAM, ref)
+        except CrashError:
+            store.revive()
+            if store.keys(f"{WORK}{ref.plan_id}/receipt"):
+                rows = receipt_of(store, ref)["parts"]
+                assert isinstance(rows, list)
+                for row in rows:
+                    assert row[3] == store.stored(AGGREGATED + row[0]).etag
+    store.revive()
+    pack_shard(store, STREAM, ref)
+    assert b"".join(parts(store).values()) == b"".join(RAW_HOUR.values())
+
+
+def test_a_receipt_that_cannot_be_written_fails_the_task(store: FakeStore) -> None:
+    ref = planned_shard(store)
+    store.on("WRITE", "receipt-", AccessError("denied"), times=99)
+    with pytest.raises(AccessError, match="denied"):
+        pack_shard(store, STREAM, ref)
+
+
+def test_a_receipt_that_could_not_be_written_once_is_complete_in_the_end(store: FakeStore) -> None:
+    ref = planned_shard(store)
+    store.on("WRITE", "receipt-", TransientError("the connection broke"))
+    for _ in range(2):
+        try:
+            pack_shard(store, STREAM, ref)
+        except TransientError:
+            continue
+        break
+    assert noted(store, ref) == list(parts(store))
+
+
+def test_measurements_of_all_tries_are_added_up_in_the_receipt(store: FakeStore) -> None:
+    ref = planned_shard(store)
+    store.on("GET", "b.log", TransientError("once"))
+    first = pack_shard(store, STREAM, ref)
+    assert (first.retries, first.requests["GET"], first.requests["PUT"]) == (1, 7, 3)
+    store.vanish(AGGREGATED + "part-00002.log")
+    pack_shard(store, STREAM, ref)
+    total = receipt_of(store, ref)["measured"]
+    assert isinstance(total, dict)
+    assert (total["retries"], total["parts_written"], total["parts_left_alone"]) == (1, 4, 2)
+    assert (total["requests"]["GET"], total["requests"]["PUT"]) == (9, 4)
+    assert total["max_connections"] == 8
+    assert total["open_files"] > 0
+    assert total["rss_bytes"] > 1024**2
+
+
+def test_what_a_failed_try_measured_is_in_the_receipt_too(store: FakeStore) -> None:
+    ref = planned_shard(store)
+    store.on("GET", "b.log", TransientError("once"))
+    store.on("PUT", "part-00002", AccessError("denied"))
+    with pytest.raises(AccessError):
+        pack_shard(store, STREAM, ref)
+    pack_shard(store, STREAM, ref)
+    total = receipt_of(store, ref)["measured"]
+    assert isinstance(total, dict)
+    assert total["retries"] == 1
+    assert total["requests"]["GET"] >= 7
+
+
+# -- another plan --------------------------------------------------------------------------------------
+
+
+def test_a_shard_of_a_plan_that_another_run_replaced_is_not_packed(store: FakeStore) -> None:
+    ref = planned_shard(store)
+    store.produce(RAW + "g.log", b"late")
+    other = planned_shard(store)
+    with pytest.raises(SupersededError) as caught:
+        pack_shard(store, STREAM, ref)
+    for part in (ref.plan_id, other.plan_id, AGGREGATED, "clear this one from plan_hour on"):
+        assert part in str(caught.value)
+    assert store.writes() == []
+
+
+def test_a_shard_of_an_hour_that_is_complete_under_its_plan_has_nothing_to_do(store: FakeStore) -> None:
+    ref = planned_shard(store)
+    run_hour(store, STREAM)
+    before = {key: store.stored(key) for key in store.keys()}
+    measured = pack_shard(store, STREAM, ref)
+    assert (measured.parts_written, measured.max_connections) == (0, 8)
+    assert {key: store.stored(key) for key in store.keys()} == before
+
+
+def test_a_shard_of_an_hour_that_is_complete_under_another_plan_is_not_packed(store: FakeStore) -> None:
+    ref = planned_shard(store)
+    store.produce(RAW + "g.log", b"late")
+    run_hour(store, STREAM)
+    before = {key: store.stored(key) for key in store.keys()}
+    with pytest.raises(SupersededError, match="clear this one from plan_hour on"):
+        pack_shard(store, STREAM, ref)
+    assert {key: store.stored(key) for key in store.keys()} == before
+    assert_complete(store, STREAM)
+
+
+def test_a_shard_whose_plan_is_gone_is_not_packed(store: FakeStore) -> None:
+    ref = planned_shard(store)
+    store.vanish(f"{WORK}{ref.plan_id}/shard-00000.json.gz")
+    with pytest.raises(SupersededError, match="clear the run from plan_hour on"):
+        pack_shard(store, STREAM, ref)
+    assert store.writes() == []
+
+
+# -- limits and failures -------------------------------------------------------------------------------
+
+
+def test_too_low_an_open_file_limit_fails_before_anything_is_opened(
+    store: FakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref = planned_shard(store)
+    limit = monitor.open_files() + 10
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
+    with pytest.raises(ResourceLimitError, match=f"is {limit}"):
+        pack_shard(store, STREAM, ref)
+    assert store.log == []
+    assert store.transfers == []
+
+
+@pytest.mark.parametrize(
+    "fault", [None, AccessError("denied"), TransientError("no end"), CrashError("died")], ids=str
+)
+def test_the_transfer_is_closed_whatever_happens(store: FakeStore, fault: Exception | None) -> None:
+    ref = planned_shard(store)
+    if fault is None:
+        pack_shard(store, STREAM, ref)
+    else:
+        store.on("GET", "d.log", fault, times=99)
+        with pytest.raises(type(fault)):
+            pack_shard(store, STREAM, ref)
+    assert [transfer.closed for transfer in store.transfers] == [True]
+    left = [thread.name for thread in threading.enumerate() if thread.name.startswith("log-rollup")]
+    assert left == []
+
+
+def test_the_error_of_the_packing_is_not_hidden_by_one_of_its_receipt(store: FakeStore) -> None:
+    ref = planned_shard(store)
+    store.produce(RAW + "a.log", b"changed")
+    store.on("WRITE", "receipt-", TransientError("the connection broke"), times=99)
+    with pytest.raises(InputChangedError, match=r"a\.log"):
+        pack_shard(store, STREAM, ref)
+    assert_not_complete(store)
+
+
+@pytest.mark.parametrize("what", ["changed", "vanished"])
+def test_an_object_that_is_not_what_was_planned_fails_the_shard_and_clearing_packs_the_hour_as_it_is(
+    store: FakeStore, what: str
+) -> None:
+    ref = planned_shard(store)
+    if what == "changed":
+        store.produce(RAW + "c.log", b"C" * 31)
+    else:
+        store.vanish(RAW + "c.log")
+    with pytest.raises(InputChangedError, match=r"c\.log"):
+        pack_shard(store, STREAM, ref)
+    assert_not_complete(store)
+    run_hour(store, STREAM)
+    assert_complete(store, STREAM)
+
+
+def test_an_object_that_changes_while_it_is_read_fails_the_shard(store: FakeStore) -> None:
+    ref = planned_shard(store)
+    store.on("GET", "c.log", lambda: _discard(store.produce(RAW + "c.log", b"C" * 30)))
+    with pytest.raises(InputChangedError, match=r"c\.log"):
+        pack_shard(store, STREAM, ref)
+    assert_not_complete(store)
+
+
+def _discard(_: object) -> None:
+    """A rule's function returns nothing."""
+
+
+def test_a_part_whose_answer_was_lost_is_written_again_and_stands_once(store: FakeStore) -> None:
+    ref = planned_shard(store)
+    store.on("PUT", "part-00001", Effect.LOST_ANSWER)
+    pack_shard(store, STREAM, ref)
+    assert sorted(put(store)) == ["part-00000.log", "part-00001.log", "part-00001.log", "part-00002.log"]
+    assert b"".join(parts(store).values()) == b"".join(RAW_HOUR.values())
+
+
+@pytest.mark.parametrize(("storage_class", "header"), [(None, None), ("STANDARD_IA", "STANDARD_IA")])
+def test_parts_carry_the_storage_class_of_the_stream_copied_ones_too(
+    store: FakeStore, storage_class: str | None, header: str | None
+) -> None:
+    store.produce(RAW + "z.log", b"z" * 100)
+    run_hour(store, make_stream(storage_class=storage_class))
+    headers = {name: store.stored(AGGREGATED + name).headers for name in parts(store)}
+    assert {found.get("x-amz-storage-class") for found in headers.values()} == {header}
+    assert len(headers) == 4
+
+
+def test_raw_and_aggregated_may_lie_in_two_buckets() -> None:
+    store = FakeStore(buckets=["raw-logs", "logs"])
+    stream = make_stream(raw=Location("raw-logs", "raw/app/"))
+    for name, body in {**RAW_HOUR, "z.log": b"z" * 100}.items():
+        store.produce(RAW + name, body, bucket="raw-logs")
+    run_hour(store, stream)
+    assert b"".join(parts(store).values()) == b"".join(RAW_HOUR.values()) + b"z" * 100
+    assert MARKER in store.keys()
+
+
+def test_the_log_tells_how_much_stood_already_and_how_it_ended(
+    store: FakeStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    ref = planned_shard(store)
+    pack_shard(store, STREAM, ref)
+    store.vanish(AGGREGATED + "part-00002.log")
+    with caplog.at_level(logging.INFO):
+        pack_shard(store, STREAM, ref)
+    assert "shard 0: 3 parts, 6 objects, 180 B; 2 parts stand already" in caplog.text
+    assert "done: parts 1/1 | 60 B written" in caplog.text
+    assert "peak sockets 0/8" in caplog.text
+
+
+def test_finished_shards_make_a_complete_hour(store: FakeStore) -> None:
+    finish_hour(store, STREAM, plan_hour(store, STREAM, HOUR, "run"))
+    assert_complete(store, STREAM)

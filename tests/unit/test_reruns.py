@@ -1,0 +1,438 @@
+"""Whatever a run dies of and wherever, and whatever else happens to the hour, the next run ends it right.
+
+While the marker is there, the parts are right: that is looked at after every single write.
+"""
+
+from collections.abc import Callable, Mapping
+from itertools import count
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from include.log_rollup.complete import complete_hour
+from include.log_rollup.errors import RollupError, SupersededError
+from include.log_rollup.packing import pack_shard
+from include.log_rollup.plan import ShardRef
+from include.log_rollup.planning import plan_hour
+from include.log_rollup.validate import validate_hour
+from tests.unit.fake_store import CrashError, Effect, FakeStore
+from tests.unit.pipeline import (
+    AGGREGATED,
+    HOUR,
+    MARKER,
+    RAW,
+    WORK,
+    MarkerGuard,
+    assert_complete,
+    assert_not_complete,
+    make_stream,
+    parts,
+    produce,
+    run_hour,
+)
+
+# Plain parts, an empty object, a copied one, gzip; two shards or three.
+RAW_HOUR: Mapping[str, bytes] = {
+    **{f"{letter}.log": letter.encode() * 30 for letter in "abcde"},
+    "f.log": b"",
+    "g.log": b"g" * 100,
+    "h.gz": b"h" * 30,
+}
+STREAM = make_stream()
+
+
+def fresh(store: FakeStore) -> None:
+    """The raw hour alone."""
+
+
+def complete_and_unchanged(store: FakeStore) -> None:
+    run_hour(store, STREAM)
+
+
+def late_objects(store: FakeStore) -> None:
+    run_hour(store, STREAM)
+    produce(store, {"aa.log": b"late" * 10, "z.log": b"late" * 20, "z.gz": b"late"})
+
+
+def fewer_objects(store: FakeStore) -> None:
+    run_hour(store, STREAM)
+    for name in ("b.log", "g.log", "h.gz"):
+        store.vanish(RAW + name)
+
+
+def changed_object(store: FakeStore) -> None:
+    run_hour(store, STREAM)
+    produce(store, {"c.log": b"C" * 30, "g.log": b"G" * 90})
+
+
+def fewer_parts_that_all_stand(store: FakeStore) -> None:
+    run_hour(store, STREAM)
+    store.vanish(RAW + "h.gz")
+
+
+def corrupted_part(store: FakeStore) -> None:
+    run_hour(store, STREAM)
+    store.corrupt(AGGREGATED + "part-00001.log")
+
+
+def deleted_part(store: FakeStore) -> None:
+    run_hour(store, STREAM)
+    store.vanish(AGGREGATED + "part-00001.log")
+
+
+def unfinished_other_plan(store: FakeStore) -> None:
+    planned = plan_hour(store, STREAM, HOUR, "an earlier run")
+    for ref in planned.shards[:2]:
+        pack_shard(store, STREAM, ref)
+    produce(store, {"aa.log": b"late" * 10})
+
+
+def stale_parts(store: FakeStore) -> None:
+    run_hour(store, STREAM)
+    store.vanish(MARKER)
+    for number in (1, 8, 9):
+        store.produce(f"{AGGREGATED}part-{number:05d}.log", b"stale")
+
+
+STATES = {
+    state.__name__.replace("_", " "): state
+    for state in (
+        fresh,
+        complete_and_unchanged,
+        late_objects,
+        fewer_objects,
+        fewer_parts_that_all_stand,
+        changed_object,
+        corrupted_part,
+        deleted_part,
+        unfinished_other_plan,
+        stale_parts,
+    )
+}
+
+
+def store_in(state: Callable[[FakeStore], None], **options: bool) -> tuple[FakeStore, MarkerGuard]:
+    """A store with the hour in a state, and a guard that knows every raw hour that was packed to get there."""
+    store = FakeStore(**options)
+    produce(store, RAW_HOUR)
+    guard = MarkerGuard(store, STREAM)
+    state(store)
+    guard.learn()
+    if state in (corrupted_part, deleted_part):
+        guard.damaged()
+    store.log.clear()
+    return store, guard
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_a_run_ends_right_from_every_state(state: str) -> None:
+    store, guard = store_in(STATES[state])
+    run_hour(store, STREAM)
+    assert_complete(store, STREAM)
+    assert guard.violations == []
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("checks_crc", [True, False])
+def test_after_a_crash_at_each_single_write_the_next_run_ends_right(state: str, checks_crc: bool) -> None:
+    crashes = 0
+    for writes in count():
+        store, guard = store_in(STATES[state], keeps_crc=checks_crc, checks_crc=checks_crc)
+        store.crash_after_writes(writes)
+        try:
+            run_hour(store, STREAM)
+        except CrashError:
+            crashes += 1
+        else:
+            break
+        store.revive()
+        assert guard.violations == []
+        run_hour(store, STREAM, "the next run")
+        assert_complete(store, STREAM)
+        assert guard.violations == []
+    assert crashes > 12 or state == "complete and unchanged"
+
+
+@pytest.mark.parametrize("state", ["fresh", "late objects"])
+def test_after_a_crash_each_step_may_simply_be_tried_again(state: str) -> None:
+    """As Airflow does with a task that was killed: the same step, not the whole run."""
+    for writes in count():
+        store, guard = store_in(STATES[state])
+        store.crash_after_writes(writes)
+        shards: list[ShardRef] = []
+        crashed = [
+            _retried(store, lambda: shards.extend(plan_hour(store, STREAM, HOUR, "run").shards)),
+            *(_retried(store, lambda ref=ref: pack_shard(store, STREAM, ref)) for ref in shards),  # type: ignore[misc]
+            _retried(store, lambda: validate_hour(store, STREAM, HOUR)),
+            _retried(store, lambda: complete_hour(store, STREAM, HOUR)),
+        ]
+        assert_complete(store, STREAM)
+        assert guard.violations == []
+        if not any(crashed):
+            break
+
+
+def _retried(store: FakeStore, step: Callable[[], object]) -> bool:
+    try:
+        step()
+    except CrashError:
+        store.revive()
+        step()
+        return True
+    return False
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_an_answer_lost_at_each_single_write_does_no_harm(state: str) -> None:
+    for number in count():
+        store, guard = store_in(STATES[state])
+        rules = []
+        for kind in ("WRITE", "PUT", "COPY", "DELETE"):
+            store.on(kind, "", _nothing, times=number)
+            rules.append(store.on(kind, "", Effect.LOST_ANSWER))
+        for _ in range(6):
+            try:
+                run_hour(store, STREAM)
+            except RollupError:
+                continue
+            break
+        assert_complete(store, STREAM)
+        assert guard.violations == []
+        if not any(rule.hits for rule in rules):
+            break
+
+
+def _nothing() -> None:
+    """A write that goes as it should."""
+
+
+# -- what a rerun does and leaves ----------------------------------------------------------------------
+
+
+def put(store: FakeStore) -> list[str]:
+    return [operation.name for operation in store.log if operation.kind in ("PUT", "COPY")]
+
+
+def test_a_complete_unchanged_hour_uploads_nothing_and_keeps_its_marker() -> None:
+    store, _ = store_in(complete_and_unchanged)
+    before = {key: store.stored(key) for key in store.keys()}
+    run_hour(store, STREAM)
+    assert store.writes() == []
+    assert not {"GET", "RANGE"} & {operation.kind for operation in store.log}
+    assert {key: store.stored(key) for key in store.keys()} == before
+
+
+def test_a_late_object_moves_only_the_parts_that_it_changes() -> None:
+    store, _ = store_in(complete_and_unchanged)
+    store.produce(RAW + "ee.log", b"late")
+    run_hour(store, STREAM)
+    assert put(store) == ["part-00002.log"]
+    assert_complete(store, STREAM)
+
+
+@pytest.mark.parametrize("state", ["corrupted part", "deleted part"])
+def test_a_damaged_part_is_found_and_it_alone_is_packed_again(state: str) -> None:
+    store, guard = store_in(STATES[state])
+    run_hour(store, STREAM)
+    assert put(store) == ["part-00001.log"]
+    assert_complete(store, STREAM)
+    assert guard.violations == []
+
+
+def test_parts_of_no_use_any_more_are_removed_before_the_marker_is_written() -> None:
+    store, guard = store_in(fewer_objects)
+    before = set(parts(store))
+    run_hour(store, STREAM)
+    names = [f"{operation.kind} {operation.name}" for operation in store.writes()]
+    gone = before - set(parts(store))
+    assert gone
+    for name in gone:
+        assert names.index("DELETE _SUCCESS") < names.index(f"DELETE {name}") < names.index("WRITE _SUCCESS")
+    assert guard.violations == []
+
+
+def test_objects_that_come_and_go_end_where_they_began() -> None:
+    store, guard = store_in(complete_and_unchanged)
+    before = parts(store)
+    store.produce(RAW + "aa.log", b"late" * 10)
+    guard.learn()
+    run_hour(store, STREAM)
+    assert parts(store) != before
+    store.vanish(RAW + "aa.log")
+    run_hour(store, STREAM)
+    assert parts(store) == before
+    assert_complete(store, STREAM)
+    assert guard.violations == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"part_size": 128}, {"part_size": 48}, {"ensure_newline": True}, {"shard_size": 64}, {"max_shards": 1}],
+    ids=str,
+)
+def test_a_stream_with_other_settings_packs_its_hours_anew_when_they_are_cleared(
+    change: dict[str, int | bool],
+) -> None:
+    store, _ = store_in(complete_and_unchanged)
+    other = make_stream(**change)
+    run_hour(store, other)
+    assert_complete(store, other)
+    assert bool(put(store)) == ("part_size" in change or "ensure_newline" in change)
+
+
+# -- any mixture of all this ---------------------------------------------------------------------------
+
+FAULTS = st.sampled_from([Effect.LOST_ANSWER, Effect.WRONG_BYTES, Effect.TRUNCATED, RollupError("failed")])
+ACTIONS = st.one_of(
+    st.tuples(st.just("run"), st.none() | st.integers(0, 40)),
+    st.tuples(st.just("plan"), st.none() | st.integers(0, 12)),
+    st.tuples(st.just("pack"), st.none() | st.integers(0, 12)),
+    st.tuples(st.just("validate"), st.none() | st.integers(0, 3)),
+    st.tuples(st.just("complete"), st.none() | st.integers(0, 9)),
+    st.tuples(st.just("produce"), st.sampled_from("acegjmz")),
+    st.tuples(st.just("vanish"), st.sampled_from("acegjmz")),
+    st.tuples(st.just("corrupt"), st.integers(0, 5)),
+    st.tuples(st.just("delete"), st.integers(0, 5)),
+    st.tuples(st.just("fault"), FAULTS),
+)
+
+
+class Story:
+    """Acts on one hour as runs, retries, operators, producers and bad luck do."""
+
+    def __init__(self, checks_crc: bool) -> None:
+        self.store = FakeStore(keeps_crc=checks_crc, checks_crc=checks_crc)
+        produce(self.store, RAW_HOUR)
+        self.stream = make_stream(allow_empty=True)
+        self.guard = MarkerGuard(self.store, self.stream)
+        self.shards: list[ShardRef] = []
+        self.serial = count()
+
+    def act(self, what: str, how: object) -> None:
+        """Do one thing; what fails, fails."""
+        store, stream = self.store, self.stream
+        if what == "produce":
+            store.produce(f"{RAW}{how}.log", f"{how}{next(self.serial)}".encode() * 9)
+        elif what == "vanish":
+            if f"{RAW}{how}.log" in store.keys():
+                store.vanish(f"{RAW}{how}.log")
+        elif what in ("corrupt", "delete"):
+            found = store.keys(AGGREGATED + "part-")
+            if found:
+                assert isinstance(how, int)
+                key = found[how % len(found)]
+                store.corrupt(key) if what == "corrupt" else store.vanish(key)
+                self.guard.damaged()
+        elif what == "fault":
+            assert isinstance(how, Effect | Exception)
+            store.on("ANY", "", how)
+        else:
+            steps: dict[str, Callable[[], object]] = {
+                "run": lambda: run_hour(store, stream),
+                "plan": self._plan,
+                "pack": lambda: [pack_shard(store, stream, ref) for ref in self.shards],
+                "validate": lambda: validate_hour(store, stream, HOUR),
+                "complete": lambda: complete_hour(store, stream, HOUR),
+            }
+            if isinstance(how, int):
+                store.crash_after_writes(how)
+            try:
+                steps[what]()
+            except (RollupError, CrashError):
+                pass
+            store.revive()
+        self.guard.learn()
+        assert self.guard.violations == []
+
+    def _plan(self) -> None:
+        self.shards = plan_hour(self.store, self.stream, HOUR, "run").shards
+
+
+@settings(max_examples=400)
+@given(actions=st.lists(ACTIONS, max_size=12), checks_crc=st.booleans())
+def test_no_mixture_of_runs_crashes_faults_and_changes_leaves_a_marker_over_wrong_parts(
+    actions: list[tuple[str, object]], checks_crc: bool
+) -> None:
+    story = Story(checks_crc)
+    for what, how in actions:
+        story.act(what, how)
+    for _ in range(len(actions) + 1):
+        # A fault that is still to come may fail the first of these.
+        story.act("run", None)
+    assert_complete(story.store, story.stream)
+
+
+# -- two runs of one hour ------------------------------------------------------------------------------
+
+
+def operations_of_a_run(state: Callable[[FakeStore], None]) -> int:
+    store, _ = store_in(state)
+    run_hour(store, STREAM)
+    return len(store.log)
+
+
+@pytest.mark.parametrize("state", ["fresh", "late objects", "complete and unchanged"])
+def test_a_run_that_plans_anew_at_any_moment_supersedes_the_one_at_work(state: str) -> None:
+    for number in range(operations_of_a_run(STATES[state])):
+        store, guard = store_in(STATES[state])
+
+        def interrupt(store: FakeStore = store, guard: MarkerGuard = guard) -> None:
+            store.produce(RAW + "bb.log", b"later")
+            guard.learn()
+            plan_hour(store, STREAM, HOUR, "another run")
+
+        store.on("ANY", "", _nothing, times=number)
+        store.on("ANY", "", interrupt)
+        try:
+            run_hour(store, STREAM)
+        except RollupError:
+            pass
+        assert guard.violations == [], f"another run began at {store.log[number]}"
+        run_hour(store, STREAM, "another run, cleared")
+        assert_complete(store, STREAM)
+        assert guard.violations == []
+
+
+def test_the_older_of_two_runs_stops_and_the_newer_one_ends_right() -> None:
+    store, guard = store_in(fresh)
+    older = plan_hour(store, STREAM, HOUR, "older")
+    pack_shard(store, STREAM, older.shards[0])
+    store.produce(RAW + "bb.log", b"later")
+    guard.learn()
+    newer = plan_hour(store, STREAM, HOUR, "newer")
+    with pytest.raises(SupersededError, match=newer.plan_id):
+        pack_shard(store, STREAM, older.shards[1])
+    for ref in newer.shards:
+        pack_shard(store, STREAM, ref)
+    validate_hour(store, STREAM, HOUR)
+    complete_hour(store, STREAM, HOUR)
+    assert_complete(store, STREAM)
+    assert guard.violations == []
+
+
+def test_two_runs_under_the_same_plan_share_the_work() -> None:
+    store, guard = store_in(fresh)
+    one = plan_hour(store, STREAM, HOUR, "one")
+    pack_shard(store, STREAM, one.shards[0])
+    packed = len(put(store))
+    other = plan_hour(store, STREAM, HOUR, "other")
+    assert one == other
+    for ref in other.shards:
+        pack_shard(store, STREAM, ref)
+    for ref in one.shards:
+        pack_shard(store, STREAM, ref)
+    assert len(put(store)) == len(parts(store)) > packed
+    validate_hour(store, STREAM, HOUR)
+    complete_hour(store, STREAM, HOUR)
+    complete_hour(store, STREAM, HOUR)
+    assert_complete(store, STREAM)
+    assert guard.violations == []
+
+
+def test_nothing_that_an_unfinished_run_left_outlives_the_next_one() -> None:
+    store, _ = store_in(unfinished_other_plan)
+    assert store.keys(WORK)
+    assert_not_complete(store)
+    run_hour(store, STREAM)
+    assert store.keys(WORK) == []

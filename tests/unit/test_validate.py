@@ -1,0 +1,544 @@
+"""validate_hour takes nothing on trust: whatever is not what it should be, in raw or in parts, keeps the hour open."""
+
+import gzip
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from include.log_rollup import validate
+from include.log_rollup.complete import complete_hour
+from include.log_rollup.errors import InputChangedError, ProofError, RollupError, SupersededError
+from include.log_rollup.packing import pack_shard
+from include.log_rollup.planning import plan_hour
+from include.log_rollup.streams import Stream
+from include.log_rollup.validate import validate_hour
+from tests.unit.fake_store import Effect, FakeStore
+from tests.unit.pipeline import (
+    AGGREGATED,
+    CLAIM,
+    HOUR,
+    MANIFEST,
+    MARKER,
+    RAW,
+    WORK,
+    assert_complete,
+    assert_not_complete,
+    make_stream,
+    manifest_of,
+    marker_of,
+    parts,
+    produce,
+    run_hour,
+)
+from tests.unit.strategies import raw_hours
+
+# Three plain parts, one of gzip, one that is copied.
+RAW_HOUR: Mapping[str, bytes] = {
+    **{f"{letter}.log": letter.encode() * 30 for letter in "abcdef"},
+    "g.log": b"g" * 100,
+    "h.gz": b"h" * 30,
+    "i.gz": b"",
+}
+STREAM = make_stream()
+
+
+def packed_hour(stream: Stream = STREAM, **options: Any) -> FakeStore:
+    """A store with a planned and packed hour."""
+    store = FakeStore(**options)
+    produce(store, RAW_HOUR)
+    for ref in plan_hour(store, stream, HOUR, "run").shards:
+        pack_shard(store, stream, ref)
+    store.log.clear()
+    return store
+
+
+def refusal(store: FakeStore, kind: type[RollupError], stream: Stream = STREAM) -> str:
+    with pytest.raises(kind) as caught:
+        validate_hour(store, stream, HOUR)
+    assert_not_complete(store)
+    return str(caught.value)
+
+
+def assert_mended(store: FakeStore, stream: Stream = STREAM) -> None:
+    """Clearing the run from plan_hour on ends well."""
+    run_hour(store, stream)
+    assert_complete(store, stream)
+
+
+# -- what is proven ------------------------------------------------------------------------------------
+
+
+def test_a_packed_hour_is_proven_and_its_manifest_written() -> None:
+    store = packed_hour()
+    totals = validate_hour(store, STREAM, HOUR)
+    assert (totals.objects, totals.bytes_in, totals.bytes_out, totals.parts) == (9, 310, 310, 5)
+    assert [operation.key for operation in store.writes()] == [MANIFEST]
+    header, rows = manifest_of(store)
+    assert (header["plan_id"], len(rows)) == (totals.plan_id, 9)
+    assert_not_complete(store)
+    complete_hour(store, STREAM, HOUR)
+    assert_complete(store, STREAM)
+
+
+@pytest.mark.parametrize(
+    ("options", "raw_md5", "by_parts", "by_objects"),
+    [
+        # A store that keeps and checks CRCs vouches for all.
+        ({}, True, {"stored-crc64nvme": 5}, {"crc64nvme": 8, "length": 1}),
+        # One that keeps them unread vouches for nothing.
+        ({"checks_crc": False}, True, {"read-back": 5}, {"crc64nvme": 7, "etag-md5": 1, "length": 1}),
+        # One that keeps none: parts are read back and held against the raw objects' MD5s.
+        ({"keeps_crc": False, "checks_crc": False}, True, {"read-back": 5}, {"etag-md5": 8, "length": 1}),
+        # Nor are the ETags MD5s: only what is copied can be held against its source.
+        (
+            {"keeps_crc": False, "checks_crc": False, "etag_is_md5": False},
+            False,
+            {"read-back": 5},
+            {"length": 8, "read-back": 1},
+        ),
+    ],
+)
+def test_the_totals_say_how_each_part_and_object_was_proven(
+    options: dict[str, bool], raw_md5: bool, by_parts: dict[str, int], by_objects: dict[str, int]
+) -> None:
+    store = FakeStore(**options)
+    produce(store, RAW_HOUR, md5_etag=raw_md5)
+    totals = run_hour(store, STREAM)
+    assert (totals.verified.parts, totals.verified.objects) == (by_parts, by_objects)
+    assert marker_of(store)["verified"] == {"parts": by_parts, "objects": by_objects}
+    assert_complete(store, STREAM)
+
+
+def test_raw_objects_without_a_crc_are_held_against_their_md5_by_reading_the_part_back() -> None:
+    store = FakeStore()
+    produce(store, RAW_HOUR, algorithm=None)
+    totals = run_hour(store, STREAM)
+    assert totals.verified.parts == {"read-back": 4, "stored-crc64nvme": 1} or totals.verified.parts == {
+        "read-back": 5
+    }
+    assert totals.verified.objects["etag-md5"] >= 7
+    assert_complete(store, STREAM)
+
+
+def test_where_the_store_vouches_for_all_no_body_is_read() -> None:
+    store = packed_hour()
+    validate_hour(store, STREAM, HOUR)
+    assert not {"RANGE", "GET"} & {operation.kind for operation in store.log}
+
+
+@given(hour=raw_hours, separators=st.booleans(), md5_etag=st.booleans(), chunk=st.integers(1, 40))
+def test_reading_back_proves_every_hour_whatever_the_size_of_its_chunks(
+    hour: dict[str, bytes], separators: bool, md5_etag: bool, chunk: int
+) -> None:
+    stream = make_stream(ensure_newline=separators, allow_empty=True)
+    store = FakeStore(keeps_crc=False, checks_crc=False)
+    produce(store, hour, md5_etag=md5_etag)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(validate, "READ_BACK_BYTES", chunk)
+        totals = run_hour(store, stream)
+    assert_complete(store, stream)
+    assert set(totals.verified.parts) <= {"read-back"}
+    if md5_etag:
+        read = sum(count for kind, count in totals.verified.objects.items() if kind == "etag-md5")
+        assert read >= sum(1 for body in hour.values() if body) - totals.left_out.hidden
+
+
+def test_proof_covers_every_byte_that_is_read_back() -> None:
+    store = packed_hour(keeps_crc=False, checks_crc=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(validate, "READ_BACK_BYTES", 7)
+        validate_hour(store, STREAM, HOUR)
+    read: dict[str, list[tuple[int, int]]] = {}
+    for operation in store.log:
+        if operation.kind == "RANGE":
+            offset, length = map(int, operation.detail.split("+"))
+            read.setdefault(operation.name, []).append((offset, length))
+    sizes = {name: len(body) for name, body in parts(store).items()}
+    assert read.keys() == sizes.keys()
+    for name, size in sizes.items():
+        assert read[name] == [(start, min(7, size - start)) for start in range(0, size, 7)]
+
+
+def test_parts_are_proven_side_by_side_on_as_many_threads_as_there_are_connections() -> None:
+    store = FakeStore(control_connections=3)
+    produce(store, {f"{number}.log": b"x" * 60 for number in range(6)})
+    for ref in plan_hour(store, STREAM, HOUR, "run").shards:
+        pack_shard(store, STREAM, ref)
+    together = threading.Barrier(3)
+    inside = threading.Semaphore(3)
+    too_many: list[bool] = []
+
+    def enter() -> None:
+        too_many.append(not inside.acquire(blocking=False))
+        together.wait(30)
+        inside.release()
+
+    store.on("HEAD", "part-", enter, times=6)
+    validate_hour(store, STREAM, HOUR)
+    assert too_many == [False] * 6
+
+
+# -- the raw hour is not what was planned --------------------------------------------------------------
+
+
+RawChange = Callable[[FakeStore], object]
+RAW_CHANGES: dict[str, tuple[RawChange, str]] = {
+    "late": (lambda store: store.produce(RAW + "z.log", b"late"), f"1 came late ({RAW}z.log)"),
+    "late and empty": (lambda store: store.produce(RAW + "z.log", b""), f"1 came late ({RAW}z.log)"),
+    "a late container": (lambda store: store.produce(RAW + "z.orc", b"ORC"), f"1 came late ({RAW}z.orc)"),
+    "changed": (lambda store: store.produce(RAW + "c.log", b"C" * 30), f"1 changed ({RAW}c.log)"),
+    "longer": (lambda store: store.produce(RAW + "c.log", b"c" * 31), f"1 changed ({RAW}c.log)"),
+    "no more empty": (lambda store: store.produce(RAW + "i.gz", b"now"), f"1 changed ({RAW}i.gz)"),
+    "oversize one changed": (lambda store: store.produce(RAW + "g.log", b"G" * 100), f"1 changed ({RAW}g.log)"),
+    "vanished": (lambda store: store.vanish(RAW + "c.log"), f"1 vanished ({RAW}c.log)"),
+    "empty one vanished": (lambda store: store.vanish(RAW + "i.gz"), f"1 vanished ({RAW}i.gz)"),
+}
+
+
+@pytest.mark.parametrize("change", RAW_CHANGES)
+def test_a_raw_hour_that_is_not_what_was_planned_is_told_by_its_keys_and_nothing_is_touched(
+    change: str,
+) -> None:
+    store = packed_hour()
+    happens, found = RAW_CHANGES[change]
+    happens(store)
+    message = refusal(store, InputChangedError)
+    assert found in message
+    assert "Nothing is lost: clear the run from plan_hour on" in message
+    assert store.writes() == []
+    assert MANIFEST not in store.keys()
+
+
+@pytest.mark.parametrize("change", sorted({*RAW_CHANGES} - {"a late container"}))
+def test_clearing_packs_the_raw_hour_as_it_is_now(change: str) -> None:
+    store = packed_hour()
+    RAW_CHANGES[change][0](store)
+    refusal(store, InputChangedError)
+    assert_mended(store)
+
+
+def test_many_late_objects_are_counted_and_the_first_few_named() -> None:
+    store = packed_hour()
+    produce(store, {f"z{number:04d}.log": b"late" for number in range(1200)})
+    store.vanish(RAW + "a.log")
+    message = refusal(store, InputChangedError)
+    assert f"1,200 came late ({RAW}z0000.log, " in message
+    assert "z0004.log, …)" in message
+    assert "z0005.log" not in message
+    assert f"1 vanished ({RAW}a.log)" in message
+
+
+def test_late_hidden_objects_and_placeholders_change_nothing() -> None:
+    store = packed_hour()
+    produce(store, {"_late": b"x", "host/": b"", ".late": b"y"})
+    totals = validate_hour(store, STREAM, HOUR)
+    assert (totals.left_out.hidden, totals.left_out.placeholders) == (2, 1)
+
+
+# -- the parts are not what was written ----------------------------------------------------------------
+
+
+PartDamage = Callable[[FakeStore], object]
+FIRST = AGGREGATED + "part-00000.log"
+COPIED = AGGREGATED + "part-00003.log"
+DAMAGES: dict[str, tuple[PartDamage, str]] = {
+    "corrupted": (lambda store: store.corrupt(FIRST), "part-00000.log: its ETag is "),
+    "deleted": (lambda store: store.vanish(FIRST), "part-00000.log: it is not in the bucket"),
+    "longer": (
+        lambda store: store.produce(FIRST, store.body(FIRST) + b"x"),
+        "part-00000.log: it has 61 bytes, 60 were written",
+    ),
+    "copy corrupted": (lambda store: store.corrupt(COPIED), "part-00003.log: its ETag is "),
+    "copy deleted": (lambda store: store.vanish(COPIED), "part-00003.log: it is not in the bucket"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_part_that_is_not_as_it_was_written_is_told_removed_and_packed_again(damage: str) -> None:
+    store = packed_hour()
+    happens, found = DAMAGES[damage]
+    happens(store)
+    message = refusal(store, ProofError)
+    assert found in message
+    assert "1 of 5 parts are not proven" in message
+    assert "The raw objects are untouched: clear the run from plan_hour on" in message
+    assert len(parts(store)) == 4
+    assert MANIFEST not in store.keys()
+    assert_mended(store)
+
+
+@pytest.mark.parametrize(("key", "name"), [(FIRST, "part-00000.log"), (COPIED, "part-00003.log")])
+@pytest.mark.parametrize("keeps_crc", [True, False])
+def test_bytes_that_changed_behind_the_etag_are_found_where_the_store_keeps_no_checked_crc(
+    key: str, name: str, keeps_crc: bool
+) -> None:
+    store = packed_hour(keeps_crc=keeps_crc, checks_crc=False)
+    store.corrupt(key, keep_etag=True)
+    message = refusal(store, ProofError)
+    assert f"{name}: " in message
+    assert name not in parts(store)
+    assert_mended(store)
+
+
+@pytest.mark.parametrize("raw_md5", [True, False])
+def test_a_copy_with_other_bytes_is_found_even_where_no_etag_is_an_md5(raw_md5: bool) -> None:
+    store = FakeStore(keeps_crc=False, checks_crc=False, etag_is_md5=False)
+    produce(store, RAW_HOUR, md5_etag=raw_md5)
+    store.on("COPY", "part-00003", Effect.WRONG_BYTES)
+    with pytest.raises(ProofError, match=r"part-00003\.log: its bytes"):
+        run_hour(store, STREAM)
+    assert_not_complete(store)
+    assert_mended(store)
+
+
+def test_a_part_that_was_stored_with_other_bytes_than_were_sent_is_found_by_reading_it_back() -> None:
+    store = FakeStore(keeps_crc=False, checks_crc=False)
+    produce(store, RAW_HOUR)
+    store.on("PUT", "part-00001", Effect.WRONG_BYTES)
+    with pytest.raises(ProofError, match=r"part-00001\.log: read back it has CRC64NVME"):
+        run_hour(store, STREAM)
+    assert_not_complete(store)
+    assert_mended(store)
+
+
+@pytest.mark.parametrize("effect", [Effect.WRONG_BYTES, Effect.WRONG_ETAG])
+def test_raw_bytes_that_came_wrong_without_a_crc_to_tell_are_found_by_their_md5(effect: Effect) -> None:
+    store = FakeStore(keeps_crc=False, checks_crc=False)
+    produce(store, RAW_HOUR)
+    store.on("GET", "b.log", effect)
+    if effect is Effect.WRONG_ETAG:
+        run_hour(store, STREAM)
+    else:
+        with pytest.raises(ProofError, match=r"its bytes of .*b\.log have MD5"):
+            run_hour(store, STREAM)
+        assert_not_complete(store)
+        assert_mended(store)
+    assert_complete(store, STREAM)
+
+
+def test_a_store_that_gives_back_the_crc_it_was_sent_is_not_believed() -> None:
+    store = FakeStore(keeps_crc=True, checks_crc=False)
+    produce(store, RAW_HOUR)
+    store.on("PUT", "part-00001", Effect.WRONG_BYTES)
+    with pytest.raises(ProofError, match=r"part-00001\.log: "):
+        run_hour(store, STREAM)
+    assert_not_complete(store)
+    assert_mended(store)
+
+
+def test_a_stored_crc_that_is_not_what_was_sent_is_not_accepted() -> None:
+    store = packed_hour()
+    body, etag = store.body(FIRST), store.stored(FIRST).etag
+    # The same ETag and length over other bytes, as only a store that breaks its word would have it.
+    store.produce(FIRST, b"?" + body[1:])
+    other = store.stored(FIRST)
+    object.__setattr__(other, "etag", etag)
+    message = refusal(store, ProofError)
+    assert "part-00000.log: the store has CRC64NVME" in message
+    assert_mended(store)
+
+
+def test_a_part_that_is_overwritten_while_it_is_validated_is_not_accepted() -> None:
+    store = packed_hour()
+    store.on("HEAD", "part-00000", lambda: store.corrupt(FIRST))
+    message = refusal(store, ProofError)
+    assert "part-00000.log: it was overwritten while it was validated" in message
+    assert_mended(store)
+
+
+def test_an_oversize_object_that_changes_while_it_is_validated_is_not_accepted() -> None:
+    store = packed_hour()
+    store.on("HEAD", "g.log", lambda: _discard(store.produce(RAW + "g.log", b"G" * 100)))
+    message = refusal(store, ProofError)
+    assert f"s3://logs/{RAW}g.log changed while it was validated" in message
+    assert_mended(store)
+
+
+def _discard(_: object) -> None:
+    """A rule's function returns nothing."""
+
+
+def test_a_shard_that_was_not_packed_leaves_the_hour_open() -> None:
+    store = FakeStore()
+    produce(store, RAW_HOUR)
+    first, *_ = plan_hour(store, STREAM, HOUR, "run").shards
+    pack_shard(store, STREAM, first)
+    message = refusal(store, ProofError)
+    assert "it was not packed under this plan" in message
+    assert_mended(store)
+
+
+def test_more_failures_than_can_be_shown_are_counted() -> None:
+    store = FakeStore()
+    produce(store, {f"{number:03d}.log": b"x" * 60 for number in range(12)})
+    plan_hour(store, STREAM, HOUR, "run")
+    message = refusal(store, ProofError)
+    assert "12 of 12 parts are not proven" in message
+    assert "and 7 more" in message
+    assert message.count("part-0") == 5
+
+
+def _tampered(store: FakeStore, change: Callable[[list[list[object]]], None]) -> None:
+    """Change the rows of a receipt behind the pipeline's back."""
+    (key, *_) = [key for key in store.keys(WORK) if "/receipt-00000" in key]
+    receipt = json.loads(gzip.decompress(store.body(key)))
+    change(receipt["parts"])
+    store.produce(key, gzip.compress(json.dumps(receipt).encode()))
+
+
+def _drop_object(rows: list[list[object]]) -> None:
+    objects = rows[0][6]
+    assert isinstance(objects, list)
+    objects.pop()
+
+
+def _add_separator(rows: list[list[object]]) -> None:
+    objects = rows[0][6]
+    assert isinstance(objects, list)
+    objects[0][3] = 1
+
+
+def _change_crc(rows: list[list[object]]) -> None:
+    objects = rows[0][6]
+    assert isinstance(objects, list)
+    objects[0][0] = "0" * 16
+
+
+def _swap_crcs(rows: list[list[object]]) -> None:
+    objects = rows[0][6]
+    assert isinstance(objects, list)
+    objects[0], objects[1] = objects[1], objects[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (_drop_object, "it holds 1 objects, 2 were planned"),
+        (_add_separator, "it has 60 bytes, its raw objects 60, separators 1"),
+        (_change_crc, "its CRC is not the combination of its raw objects' CRCs"),
+        (_swap_crcs, "its CRC is not the combination of its raw objects' CRCs"),
+        (lambda rows: rows.pop(0), "it was not packed under this plan"),
+    ],
+)
+def test_a_receipt_that_does_not_add_up_proves_nothing(
+    change: Callable[[list[list[object]]], None], found: str
+) -> None:
+    store = packed_hour()
+    _tampered(store, change)
+    assert f"part-00000.log: {found}" in refusal(store, ProofError)
+    assert_mended(store)
+
+
+def test_a_part_that_the_plan_does_not_know_is_removed_before_the_manifest_is_written() -> None:
+    store = packed_hour()
+    store.produce(AGGREGATED + "part-00099.log", b"of an older plan")
+    store.produce(AGGREGATED + "part-00000.log.gz", b"of an older plan")
+    validate_hour(store, STREAM, HOUR)
+    assert [f"{operation.kind} {operation.name}" for operation in store.writes()] == [
+        "DELETE part-00000.log.gz", "DELETE part-00099.log", "WRITE _manifest.jsonl.gz",
+    ]  # fmt: skip
+    complete_hour(store, STREAM, HOUR)
+    assert_complete(store, STREAM)
+
+
+def test_an_unknown_part_is_not_removed_before_all_others_are_proven() -> None:
+    store = packed_hour()
+    store.produce(AGGREGATED + "part-00099.log", b"perhaps somebody's")
+    store.corrupt(FIRST)
+    refusal(store, ProofError)
+    assert "part-00099.log" in parts(store)
+
+
+# -- plans that are not there --------------------------------------------------------------------------
+
+
+def test_an_hour_that_was_never_planned_cannot_be_validated() -> None:
+    store = FakeStore()
+    produce(store, RAW_HOUR)
+    message = refusal(store, SupersededError)
+    assert "nothing is planned for 2026-11-23T08:00:00Z" in message
+    assert "clear the run from plan_hour on" in message
+
+
+@pytest.mark.parametrize("name", ["plan.json", "shard-00001.json.gz"])
+def test_a_plan_that_is_not_whole_cannot_be_validated(name: str) -> None:
+    store = packed_hour()
+    (key,) = [key for key in store.keys(WORK) if key.endswith(name)]
+    store.vanish(key)
+    assert "clear the run from plan_hour on" in refusal(store, SupersededError)
+    assert_mended(store)
+
+
+def test_a_hour_whose_marker_is_of_another_plan_than_its_manifest_counts_as_unplanned() -> None:
+    store = packed_hour()
+    run_hour(store, STREAM)
+    marker = marker_of(store)
+    store.produce(MARKER, json.dumps({**marker, "plan_id": "another"}).encode())
+    with pytest.raises(SupersededError, match="clear the run from plan_hour on"):
+        validate_hour(store, STREAM, HOUR)
+
+
+# -- hours that are complete ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("checks_crc", [True, False])
+def test_a_complete_hour_is_proven_again_and_keeps_marker_and_manifest(checks_crc: bool) -> None:
+    store = FakeStore(keeps_crc=checks_crc, checks_crc=checks_crc)
+    produce(store, RAW_HOUR)
+    before = run_hour(store, STREAM)
+    kept = {key: store.stored(key) for key in store.keys()}
+    store.log.clear()
+    assert validate_hour(store, STREAM, HOUR).bytes_out == before.bytes_out
+    assert {key: store.stored(key) for key in store.keys()} == kept
+    # Proven when they had these very ETags.
+    assert "RANGE" not in {operation.kind for operation in store.log}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_complete_hour_with_a_damaged_part_loses_its_marker_before_anything_else(damage: str) -> None:
+    store = packed_hour()
+    run_hour(store, STREAM)
+    DAMAGES[damage][0](store)
+    store.log.clear()
+    message = refusal(store, ProofError)
+    assert "The hour is not complete any more, its marker is removed." in message
+    assert store.writes()[0].key == MARKER
+    assert_mended(store)
+
+
+def test_a_complete_hour_with_a_late_object_keeps_its_marker() -> None:
+    store = packed_hour()
+    run_hour(store, STREAM)
+    store.produce(RAW + "z.log", b"late")
+    with pytest.raises(InputChangedError, match=r"z\.log"):
+        validate_hour(store, STREAM, HOUR)
+    assert MARKER in store.keys()
+    assert_mended(store)
+
+
+def test_a_damaged_part_takes_the_marker_along_where_cleaning_up_was_cut_short() -> None:
+    store = packed_hour()
+    validate_hour(store, STREAM, HOUR)
+    store.on("DELETE", "_rollup/", RollupError("cut short"))
+    with pytest.raises(RollupError, match="cut short"):
+        complete_hour(store, STREAM, HOUR)
+    assert {MARKER, CLAIM} <= set(store.keys())
+    store.corrupt(FIRST)
+    store.log.clear()
+    with pytest.raises(ProofError):
+        validate_hour(store, STREAM, HOUR)
+    assert_not_complete(store)
+    assert store.writes()[0].key == MARKER
+    assert_mended(store)
+
+
+def test_an_empty_objects_etag_is_the_md5_of_nothing() -> None:
+    # What makes the zero-byte objects above comparable with a listing.
+    store = FakeStore()
+    assert store.produce(RAW + "x", b"") == hashlib.md5(b"").hexdigest()
