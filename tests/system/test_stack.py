@@ -1,0 +1,104 @@
+"""The Dag under a real scheduler: catchup, the pool, clearing, and waiting in the triggerer."""
+
+from datetime import datetime
+
+import pytest
+
+from demo.airflow_api import DagRun
+from demo.layout import BUCKET
+from tests.support.hours import hour_prefix, make_hour
+from tests.support.verify import VerifiedHour, verify_hour
+from tests.system.conftest import OBJECTS, POOL, Running
+
+APP = "log_rollup_app"
+QUIET = "log_rollup_quiet"
+PART_SIZE = 5 * 1024 * 1024
+
+
+def verify(running: Running, stream: str, hour: datetime) -> VerifiedHour:
+    """Compare an hour byte by byte."""
+    return verify_hour(
+        running.client, BUCKET,
+        hour_prefix(f"raw/{stream}/", hour), hour_prefix(f"aggregated/{stream}/", hour), part_size=PART_SIZE,
+    )  # fmt: skip
+
+
+def state_of(running: Running, run: DagRun) -> str:
+    """The state of a run now."""
+    return next(one.state for one in running.stack.api.dag_runs(APP) if one.run_id == run.run_id)
+
+
+@pytest.fixture(scope="module")
+def runs(running: Running) -> list[DagRun]:
+    """The catchup runs of the made hours, once they have ended."""
+    return [running.finished_run(APP, made.hour) for made in running.dataset.hours]
+
+
+def test_catchup_makes_every_hour_complete_and_right(running: Running, runs: list[DagRun]) -> None:
+    assert [run.state for run in runs] == ["success"] * len(runs)
+    for made in running.dataset.hours:
+        facts = verify(running, "app", made.hour)
+        assert facts.objects == OBJECTS
+        assert 0 < facts.marker["peak"]["sockets"] <= facts.marker["max_connections"]
+
+
+def test_shards_are_mapped_tasks_with_names_in_the_pool(running: Running, runs: list[DagRun]) -> None:
+    tasks = running.instances(APP, runs[0])
+    shards = tasks["pack_shard"]
+    assert len(shards) > 1
+    assert {(shard.pool, shard.pool_slots) for shard in shards} == {(POOL, 25)}
+    rows = running.stack.api.request(
+        "GET", f"/dags/{APP}/dagRuns/{runs[0].run_id}/taskInstances/pack_shard/listMapped"
+    )["task_instances"]
+    names = sorted(row["rendered_map_index"] for row in rows)
+    assert names[0].startswith("part")
+    assert all("objects" in name for name in names)
+
+
+def test_the_pool_was_made_and_the_sockets_of_all_processes_stayed_within_it(
+    running: Running, runs: list[DagRun]
+) -> None:
+    assert running.stack.api.pools()[POOL] == 250
+    assert 0 < running.watch.peak_sockets <= 250
+    assert running.watch.peak_sockets_of_one <= 25
+
+
+def test_clearing_a_finished_hour_writes_no_part_and_leaves_its_marker(
+    running: Running, runs: list[DagRun]
+) -> None:
+    hour = running.dataset.hours[0].hour
+    prefix = hour_prefix("aggregated/app/", hour)
+
+    def stamps() -> dict[str, datetime]:
+        listing = running.client.list_objects_v2(Bucket=BUCKET, Prefix=prefix)["Contents"]
+        return {item["Key"]: item["LastModified"] for item in listing}
+
+    before = stamps()
+    running.clear(APP, runs[0])
+    running.wait_for("the cleared run at work", lambda: state_of(running, runs[0]) != "success")
+    again = running.finished_run(APP, hour)
+    assert again.state == "success"
+    assert stamps() == before
+    # The old map indexes are gone from the run's result.
+    assert {shard.state for shard in running.instances(APP, again)["pack_shard"]} <= {"skipped", "removed"}
+
+
+def test_an_hour_that_is_still_written_to_waits_in_the_triggerer_until_it_is_quiet(
+    running: Running,
+) -> None:
+    hour = running.dataset.hours[-1].hour
+    make_hour(running.client, BUCKET, hour_prefix("raw/quiet/", hour), objects=5)
+
+    def deferred() -> bool:
+        if not running.stack.api.dag_is_known(QUIET):
+            return False
+        started = [run for run in running.stack.api.dag_runs(QUIET) if run.hour == hour]
+        return any(
+            instance.task_id == "wait_for_raw_hour" and instance.state == "deferred"
+            for run in started
+            for instance in running.stack.api.task_instances(QUIET, run.run_id)
+        )
+
+    running.wait_for("the deferral", deferred)
+    assert running.finished_run(QUIET, hour).state == "success"
+    verify(running, "quiet", hour)
