@@ -7,7 +7,7 @@ from typing import Any
 
 from include.log_rollup.errors import ProofError, SupersededError
 from include.log_rollup.hours import HourPaths, format_hour
-from include.log_rollup.planning import clean_up, is_intact, standing_parts
+from include.log_rollup.planning import is_intact, list_all, standing_parts
 from include.log_rollup.records import MARKER_FORMAT, HourTotals, Manifest, Records
 from include.log_rollup.store import ObjectStore
 from include.log_rollup.streams import Stream
@@ -48,15 +48,24 @@ def complete_hour(store: ObjectStore, stream: Stream, hour: datetime) -> HourTot
             store.delete(paths.marker.bucket, [paths.marker.key])
             _check_claim(paths, plan_id, claimed)
         log.info("complete: %s", paths.marker)
-    clean_up(store, paths)
+    _clean_up(store, records, paths, plan_id)
     return manifest.totals
+
+
+def _clean_up(store: ObjectStore, records: Records, paths: HourPaths, plan_id: str) -> None:
+    """Remove what this plan needed; of another run that has begun meanwhile, nothing."""
+    gone = [item.key for item in list_all(store, paths.work.child(f"{plan_id}/"))]
+    if records.read_claim(paths.claim) == plan_id:
+        gone.append(paths.claim.key)
+    store.delete(paths.work.bucket, gone)
 
 
 def _check_claim(paths: HourPaths, plan_id: str, claimed: str | None) -> None:
     if claimed != plan_id:
+        now = "nothing is" if claimed is None else f"plan {claimed} is"
         raise SupersededError(
-            f"{paths.aggregated} was proven as plan {plan_id}, but plan {claimed} is being built there now; if "
-            f"its run is not at work any more, clear this one from plan_hour on"
+            f"{paths.aggregated} was proven as plan {plan_id}, but {now} being built there now; if no other run "
+            f"is at work, clear this one from plan_hour on"
         )
 
 

@@ -8,7 +8,7 @@ from functools import cached_property
 from include.log_rollup.errors import ConfigurationError
 from include.log_rollup.store import Location
 
-_PART = re.compile(r"part-(\d{5,})\.log(\.[a-z0-9]+)?")
+_PART = re.compile(r"part-([0-9]{5,})\.log(\.[a-z0-9]+)?")
 
 
 def parse_hour(value: str) -> datetime:
@@ -18,13 +18,13 @@ def parse_hour(value: str) -> datetime:
     """
     try:
         instant = datetime.fromisoformat(value)
-    except (TypeError, ValueError):
-        instant = None
-    if instant is None or instant.tzinfo is None:
-        raise ConfigurationError(
-            f"hour: {value!r} is not a time with an offset; write it like 2026-11-23T08:00:00Z"
-        )
-    return floor_hour(instant)
+        if instant.tzinfo is not None:
+            return floor_hour(instant)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise ConfigurationError(
+        f"hour: {value!r} is not a time with an offset; write it like 2026-11-23T08:00:00Z"
+    )
 
 
 def floor_hour(instant: datetime) -> datetime:

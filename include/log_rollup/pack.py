@@ -98,6 +98,7 @@ class ShardPacker:
     :param transfer: moves the bodies; its ``connections`` bound what is in flight
     :param aggregated: prefix under which the parts lie
     :param raw_bucket: bucket of the raw objects
+    :param allowed: called before each part is written, from a thread of its own; raises if it may not be
     :param written: called with each part once it stands, from the thread of :meth:`run`
     """
 
@@ -108,6 +109,7 @@ class ShardPacker:
         aggregated: Location,
         raw_bucket: str,
         settings: PackSettings,
+        allowed: Callable[[], None],
         written: Callable[[PackedPart], None],
     ) -> None:
         self._store = store
@@ -115,15 +117,19 @@ class ShardPacker:
         self._aggregated = aggregated
         self._raw_bucket = raw_bucket
         self._settings = settings
+        self._allowed = allowed
         self._written = written
         # A few more than there are connections, so that none waits for this thread to wake up.
         self._most_in_flight = transfer.connections + transfer.connections // 2 + 1
         self._limit = float(self._most_in_flight)
         self._paused_until = 0.0
-        self._events: queue.SimpleQueue[tuple[_Request | PlannedPart, Any]] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[tuple[_Request | _Building | PlannedPart, Any]] = queue.SimpleQueue()
+        # Copies and looks at the claim: one at a time, over the connection that boto3 has.
+        self._control = ThreadPoolExecutor(1, "log-rollup-control")
         self._in_flight: set[_Request] = set()
         self._waiting: list[tuple[float, int, _Request]] = []
         self._order = itertools.count()
+        self._copies: deque[PlannedPart] = deque()
         self._free: deque[memoryview] = deque()
         self._total_parts = self._done_parts = self._done_bytes = 0
         self._started = 0.0
@@ -139,17 +145,18 @@ class ShardPacker:
         self._total_parts = len(parts)
         self._started = time.monotonic()
         packed = [part for part in parts if not part.copied]
-        copied = [part for part in parts if part.copied]
-        with ThreadPoolExecutor(1, "log-rollup-copy") as copier:
-            futures = [copier.submit(self._copy, part) for part in copied]
-            for future, part in zip(futures, copied, strict=True):
-                future.add_done_callback(partial(self._copy_done, part))
-            try:
-                self._pump(self._gets(packed), len(parts))
-            finally:
-                for future in futures:
-                    future.cancel()
-                self._abandon()
+        try:
+            self._copies.extend(part for part in parts if part.copied)
+            self._copy_next()
+            self._pump(self._gets(packed), len(parts))
+        finally:
+            self._control.shutdown(cancel_futures=True)
+            self._abandon()
+
+    @property
+    def parts_written(self) -> int:
+        """How many parts stand by now."""
+        return self._done_parts
 
     def progress(self) -> str:
         """One line on how far it is; safe from any thread."""
@@ -262,14 +269,31 @@ class ShardPacker:
             request.handle = self._transfer.get(source, item.etag, self._window(part, request.index), done)
         self._in_flight.add(request)
 
-    def _put_event(self, subject: _Request | PlannedPart, result: object) -> None:
+    def _put_event(self, subject: _Request | _Building | PlannedPart, result: object) -> None:
         self._events.put((subject, result))
 
-    def _handle(self, subject: _Request | PlannedPart, result: Any) -> int:
+    def _in_control(
+        self, subject: _Building | PlannedPart, do: Callable[..., object], *arguments: object
+    ) -> None:
+        """Have something done beside the loop; its outcome comes back as an event."""
+
+        def done(future: Future[object]) -> None:
+            if not future.cancelled():
+                self._put_event(subject, future.exception() or future.result())
+
+        self._control.submit(do, *arguments).add_done_callback(done)
+
+    def _handle(self, subject: _Request | _Building | PlannedPart, result: Any) -> int:
         """Take one result; returns how many parts it finished."""
-        if isinstance(subject, PlannedPart):
+        if not isinstance(subject, _Request):
             if isinstance(result, Exception):
                 raise result
+            if isinstance(subject, _Building):
+                # Before the GETs of later parts: it gives a buffer back.
+                request = _Request(subject, None, len(subject.body))
+                heapq.heappush(self._waiting, (0.0, next(self._order), request))
+                return 0
+            self._copy_next()
             self._finished(result)
             return 1
         self._in_flight.discard(subject)
@@ -386,9 +410,7 @@ class ShardPacker:
         part.crc64nvme = crc.crc64(part.body)
         if part.crc64nvme != crc.concatenate(pieces):
             raise TransientError(f"{part.planned.name}: its buffer changed after its objects were read")
-        request = _Request(part, None, len(part.body))
-        # Before the GETs of later parts: it gives a buffer back.
-        heapq.heappush(self._waiting, (0.0, next(self._order), request))
+        self._in_control(part, self._allowed)
 
     def _pieces(self, part: _Building) -> list[tuple[int, int]]:
         return [
@@ -437,6 +459,12 @@ class ShardPacker:
         self._done_bytes += packed.size
         self._written(packed)
 
+    def _copy_next(self) -> None:
+        """Start one copy; the next one waits for it, so that looks at the claim come in between."""
+        if self._copies:
+            part = self._copies.popleft()
+            self._in_control(part, self._copy, part)
+
     def _copy(self, planned: PlannedPart) -> PackedPart:
         (item,) = planned.objects
         source = Location(self._raw_bucket, item.key)
@@ -444,16 +472,13 @@ class ShardPacker:
         before = self._store.head(source)
         if before is None or before.etag != item.etag:
             raise changed(source, "it is gone" if before is None else f"its ETag is {before.etag} now")
+        self._allowed()
         self._store.copy(source, item.etag, item.size, target, self._settings.headers)
         after = self._store.head(target)
         if after is None:
             raise TransientError(f"{target}: is not there after S3 copied it")
         checked = PackedObject(None, READ_BY_LENGTH, before.etag_is_md5)
         return PackedPart(planned.name, planned.fingerprint, after.size, after.etag, None, (checked,))
-
-    def _copy_done(self, planned: PlannedPart, future: Future[PackedPart]) -> None:
-        if not future.cancelled():
-            self._put_event(planned, future.exception() or future.result())
 
 
 _NEWLINE_CRC = crc.crc64(NEWLINE)

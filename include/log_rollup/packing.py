@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from include.log_rollup.errors import SupersededError
+from include.log_rollup.errors import RollupError, SupersededError
 from include.log_rollup.hours import HourPaths, parse_hour
 from include.log_rollup.monitor import Monitor, check_open_file_limit, cpu_seconds
 from include.log_rollup.pack import PackSettings, ShardPacker
@@ -57,38 +57,49 @@ def pack_shard(store: ObjectStore, stream: Stream, ref: ShardRef) -> Measured:
     if todo and records.read_marker(paths.marker) is not None:
         store.delete(paths.marker.bucket, [paths.marker.key])
 
+    def still_ours() -> None:
+        claimed = records.read_claim(paths.claim)
+        if claimed != ref.plan_id:
+            raise superseded(paths, ref.plan_id, claimed)
+
     journal = Journal(records, target, before, done)
     transfer = store.open_transfer(stream.raw.bucket, stream.aggregated.bucket)
     packer = ShardPacker(
-        store, transfer, paths.aggregated, stream.raw.bucket, settings_of(stream), journal.add
+        store, transfer, paths.aggregated, stream.raw.bucket, settings_of(stream), still_ours, journal.add
     )
-    with Monitor(log, store.port, stream.max_connections, packer.progress) as monitor:
-        try:
-            packer.run(todo)
-        except BaseException:
-            journal.save()
-            raise
-        finally:
-            transfer.close()
-    requests = dict(store.requests)
-    for name, count in packer.requests.items():
-        requests[name] = requests.get(name, 0) + count
-    measured = Measured(
-        max_connections=stream.max_connections,
-        sockets=monitor.peaks.sockets,
-        open_files=monitor.peaks.open_files,
-        rss_bytes=monitor.peaks.rss_bytes,
-        seconds=round(time.monotonic() - started, 3),
-        cpu_seconds=round(cpu_seconds() - cpu_before, 3),
-        requests=requests,
-        retries=packer.retries,
-        throttles=packer.throttles,
-        parts_written=len(todo),
-        parts_left_alone=len(shard.parts) - len(todo),
-    )
-    journal.close(shard, measured)
-    log.info("done: %s | peak sockets %d/%d", packer.progress(), measured.sockets, stream.max_connections)
-    return measured
+    monitor = Monitor(log, store.port, stream.max_connections, packer.progress)
+
+    def measured() -> Measured:
+        requests = dict(store.requests)
+        for name, count in packer.requests.items():
+            requests[name] = requests.get(name, 0) + count
+        return Measured(
+            max_connections=stream.max_connections,
+            sockets=monitor.peaks.sockets,
+            open_files=monitor.peaks.open_files,
+            rss_bytes=monitor.peaks.rss_bytes,
+            seconds=round(time.monotonic() - started, 3),
+            cpu_seconds=round(cpu_seconds() - cpu_before, 3),
+            requests=requests,
+            retries=packer.retries,
+            throttles=packer.throttles,
+            parts_written=packer.parts_written,
+            parts_left_alone=len(shard.parts) - len(todo),
+        )
+
+    try:
+        with monitor:
+            try:
+                packer.run(todo)
+            finally:
+                transfer.close()
+    except BaseException:
+        journal.save(measured())
+        raise
+    result = measured()
+    journal.close(shard, result)
+    log.info("done: %s | peak sockets %d/%d", packer.progress(), result.sockets, stream.max_connections)
+    return result
 
 
 def is_complete_under(records: Records, paths: HourPaths, plan_id: str) -> bool:
@@ -103,8 +114,13 @@ def is_complete_under(records: Records, paths: HourPaths, plan_id: str) -> bool:
         marker = records.read_marker(paths.marker)
         if marker and marker.get("plan_id") == plan_id:
             return True
+    raise superseded(paths, plan_id, claimed)
+
+
+def superseded(paths: HourPaths, plan_id: str, claimed: str | None) -> SupersededError:
+    """The error for a shard of a plan that is not the hour's any more."""
     now = "is not being built" if claimed is None else f"is being built under plan {claimed}"
-    raise SupersededError(
+    return SupersededError(
         f"{paths.aggregated} was planned as {plan_id}, but {now}: another run has planned it anew. If that "
         f"run is not at work any more, clear this one from plan_hour on."
     )
@@ -136,10 +152,16 @@ class Journal:
             self._pending.result()
         self._pending = self._executor.submit(self._write, self._snapshot(self._before.measured))
 
-    def save(self) -> None:
-        """After a failure of the packing: note all parts that stand, for the next try."""
+    def save(self, measured: Measured) -> None:
+        """After a failure of the packing, note all parts that stand, for the next try.
+
+        That this fails too is only logged: the failure of the packing is the one to tell.
+        """
         self._executor.shutdown()
-        self._write(self._snapshot(self._before.measured))
+        try:
+            self._write(self._snapshot(self._before.measured + measured))
+        except RollupError as error:
+            log.warning("could not note what was packed, so it will be packed again: %s", error)
 
     def close(self, shard: ShardPlan, measured: Measured) -> None:
         """Write the finished receipt, its parts in the order of the plan."""

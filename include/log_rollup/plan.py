@@ -165,8 +165,9 @@ def make_plan(
     for encoding in sorted(by_encoding):
         slack = 1 if separators and encoding == PLAIN else 0
         for members, copied in _fill(by_encoding[encoding], part_size, slack):
-            parts.append(_part(len(parts), encoding, members, copied, slack))
-    digest = hashlib.blake2b(f"{PLAN_FORMAT} {storage_class}\n".encode(), digest_size=10)
+            written_as = f"{PLAN_FORMAT} {encoding} {copied} {slack} {storage_class}\n"
+            parts.append(_part(len(parts), encoding, members, copied, written_as))
+    digest = hashlib.blake2b(f"{PLAN_FORMAT}\n".encode(), digest_size=10)
     for part in parts:
         digest.update(f"{part.name} {part.fingerprint}\n".encode())
     return Plan(digest.hexdigest(), tuple(parts), left_out)
@@ -192,10 +193,12 @@ def _fill(
         yield members, False
 
 
-def _part(index: int, encoding: str, members: Sequence[ObjectInfo], copied: bool, slack: int) -> PlannedPart:
+def _part(
+    index: int, encoding: str, members: Sequence[ObjectInfo], copied: bool, written_as: str
+) -> PlannedPart:
     objects = []
     offset = 0
-    digest = hashlib.blake2b(f"{encoding} {copied} {slack}\n".encode(), digest_size=16)
+    digest = hashlib.blake2b(written_as.encode(), digest_size=16)
     for item in members:
         objects.append(PlannedObject(item.key, item.size, item.etag, offset))
         offset += item.size

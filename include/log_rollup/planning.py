@@ -76,7 +76,9 @@ def plan_hour(store: ObjectStore, stream: Stream, hour: datetime, run_id: str) -
         return Planned(plan.plan_id, [], True)
     shards = _write_plan(store, records, stream, paths, plan, manifest, standing)
     records.write_claim(paths.claim, plan.plan_id, run_id)
-    if marker is not None:
+    # Looked at again after the claim: a run that is about to complete the hour looks at the claim again
+    # after its marker, so that one of the two sees the other.
+    if records.read_marker(paths.marker) is not None:
         log.info("the hour was complete under another plan: its completion marker is removed")
         store.delete(paths.marker.bucket, [paths.marker.key])
     clean_up(store, paths, keep=plan.plan_id)

@@ -2,15 +2,21 @@
 
 import gzip
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from itertools import islice
+from typing import Any, TypeVar
 
 from include.log_rollup import crc
 from include.log_rollup.errors import ProofError
 from include.log_rollup.plan import PLAN_FORMAT, LeftOut, PlannedObject, PlannedPart, ShardRef
 from include.log_rollup.store import Location, ObjectStore
 
+T = TypeVar("T")
+
+CLAIM_FORMAT = 1
 RECEIPT_FORMAT = 1
 MANIFEST_FORMAT = 1
 MARKER_FORMAT = 1
@@ -179,7 +185,9 @@ class Records:
     """Reads and writes these records in one hour's place in the bucket.
 
     A record that is not there, or is of another version of this code, reads as None: what it described is
-    then planned, packed or proven anew. One that cannot be read at all is a :class:`ProofError`.
+    then planned, packed or proven anew.
+
+    :raises ProofError: on reading one that is damaged
     """
 
     def __init__(self, store: ObjectStore) -> None:
@@ -199,14 +207,15 @@ class Records:
 
     def read_shard(self, source: Location, raw_prefix: str) -> ShardPlan | None:
         """Read the parts of a shard."""
-        body = self._read(source, PLAN_FORMAT)
-        if body is None:
-            return None
-        parts = tuple(
-            PlannedPart(name, encoding, size, copied, fingerprint, _objects(raw_prefix, rows))
-            for name, encoding, size, copied, fingerprint, rows in body["parts"]
-        )
-        return ShardPlan(body["plan_id"], body["shard"], parts)
+
+        def parse(body: dict[str, Any]) -> ShardPlan:
+            parts = tuple(
+                PlannedPart(name, encoding, size, copied, fingerprint, _objects(raw_prefix, rows))
+                for name, encoding, size, copied, fingerprint, rows in body["parts"]
+            )
+            return ShardPlan(body["plan_id"], body["shard"], parts)
+
+        return self._read(source, PLAN_FORMAT, parse)
 
     def write_plan(self, target: Location, summary: PlanSummary) -> None:
         """Write a plan's summary, which makes the plan whole."""
@@ -214,21 +223,23 @@ class Records:
 
     def read_plan(self, source: Location) -> PlanSummary | None:
         """Read a plan's summary."""
-        body = self._read(source, PLAN_FORMAT)
-        if body is None:
-            return None
-        body["left_out"] = LeftOut(**body["left_out"])
-        body["shards"] = tuple(ShardRef(**ref) for ref in body["shards"])
-        return PlanSummary(**body)
+
+        def parse(body: dict[str, Any]) -> PlanSummary:
+            left_out = LeftOut(**body.pop("left_out"))
+            shards = tuple(ShardRef(**ref) for ref in body.pop("shards"))
+            return PlanSummary(**body, left_out=left_out, shards=shards)
+
+        return self._read(source, PLAN_FORMAT, parse)
 
     def write_claim(self, target: Location, plan_id: str, run_id: str) -> None:
         """Say which plan is being built, and by which run."""
-        self._store.write(target, _json({"format": 1, "plan_id": plan_id, "run_id": run_id}).encode(), JSON)
+        self._store.write(
+            target, _json({"format": CLAIM_FORMAT, "plan_id": plan_id, "run_id": run_id}).encode(), JSON
+        )
 
     def read_claim(self, source: Location) -> str | None:
         """The plan that is being built."""
-        body = self._read(source, 1)
-        return None if body is None else str(body["plan_id"])
+        return self._read(source, CLAIM_FORMAT, lambda body: str(body["plan_id"]))
 
     def write_receipt(self, target: Location, receipt: Receipt) -> None:
         """Write what a shard has done so far."""
@@ -243,15 +254,12 @@ class Records:
 
     def read_receipt(self, source: Location) -> Receipt | None:
         """Read what a shard has done so far."""
-        body = self._read(source, RECEIPT_FORMAT)
-        if body is None:
-            return None
-        return Receipt(
-            body["plan_id"],
-            body["shard"],
-            tuple(_packed_part(row) for row in body["parts"]),
-            Measured(**body["measured"]),
-        )
+
+        def parse(body: dict[str, Any]) -> Receipt:
+            parts = tuple(_packed_part(row) for row in body["parts"])
+            return Receipt(body["plan_id"], body["shard"], parts, Measured(**body["measured"]))
+
+        return self._read(source, RECEIPT_FORMAT, parse)
 
     def write_manifest(self, target: Location, manifest: Manifest, raw_prefix: str) -> None:
         """Write the header line, then a line for each raw object in the order of the parts."""
@@ -289,17 +297,13 @@ class Records:
         body = self._store.read(source)
         if body is None:
             return None
-        try:
+        with _told(source):
             # Not splitlines(): it would cut at U+2028, which a key may hold.
-            lines = iter(_unzip(body).removesuffix("\n").split("\n"))
-            header = json.loads(next(lines))
+            lines = _unzip(body).removesuffix("\n").split("\n")
+            header = json.loads(lines[0])
             if header.pop("format") != MANIFEST_FORMAT:
                 return None
-            return _manifest(header, [json.loads(line) for line in lines])
-        except (OSError, EOFError, ValueError, KeyError, TypeError, StopIteration) as error:
-            raise ProofError(
-                f"{source}: is no manifest of this project ({error}); delete it and clear the run"
-            ) from None
+            return _manifest(header, [json.loads(line) for line in lines[1:]])
 
     def write_marker(self, target: Location, marker: Mapping[str, Any]) -> None:
         """Write the completion marker."""
@@ -316,15 +320,22 @@ class Records:
             return {}
         return marker if isinstance(marker, dict) and marker.get("format") == MARKER_FORMAT else {}
 
-    def _read(self, source: Location, version: int) -> dict[str, Any] | None:
+    def _read(self, source: Location, version: int, parse: Callable[[dict[str, Any]], T]) -> T | None:
         body = self._store.read(source)
         if body is None:
             return None
-        try:
+        with _told(source):
             value = json.loads(_unzip(body) if source.key.endswith(".gz") else body)
-            return value if value.pop("format") == version else None
-        except (OSError, EOFError, ValueError, KeyError, AttributeError) as error:
-            raise ProofError(f"{source}: cannot be read ({error}); delete it and clear the run") from None
+            return parse(value) if value.pop("format") == version else None
+
+
+@contextmanager
+def _told(source: Location) -> Iterator[None]:
+    """Say of a record that is damaged, or of another shape, where it lies."""
+    try:
+        yield
+    except (OSError, EOFError, zlib.error, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ProofError(f"{source}: cannot be read ({error}); delete it and clear the run") from error
 
 
 def _objects(raw_prefix: str, rows: Sequence[tuple[str, int, str]]) -> tuple[PlannedObject, ...]:
@@ -377,7 +388,7 @@ def _manifest(header: dict[str, Any], rows: Sequence[dict[str, Any]]) -> Manifes
 def _proven_part(
     entry: dict[str, Any], remaining: Iterator[dict[str, Any]]
 ) -> tuple[PlannedPart, PackedPart]:
-    rows = [next(remaining) for _ in range(entry["objects"])]
+    rows = list(islice(remaining, entry["objects"]))
     ends = [row["offset"] for row in rows[1:]] + [entry["size"]]
     offsets = 0
     objects, done = [], []

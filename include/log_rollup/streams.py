@@ -148,7 +148,7 @@ def load_streams(path: Path | None = None) -> list[Stream]:
         raise ConfigurationError(
             f"{path}: cannot be read ({error.strerror}); LOG_ROLLUP_STREAMS has to name a readable file"
         ) from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path}: is not YAML: {error}") from None
     try:
         streams = _parse(document)

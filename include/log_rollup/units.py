@@ -12,7 +12,7 @@ GIB = 1024 * MIB
 TIB = 1024 * GIB
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_DURATION = re.compile(r"(\d+)\s*([smhd])")
+_DURATION = re.compile(r"([0-9]+)\s*([smhd])")
 
 
 def parse_duration(value: Any) -> timedelta:
@@ -25,7 +25,12 @@ def parse_duration(value: Any) -> timedelta:
     text = str(value).strip()
     if not re.fullmatch(rf"({_DURATION.pattern}\s*)+", text):
         raise ValueError(f"{value!r} is not a duration; write it like 90s, 10m, 6h, 2d or 1h30m")
-    return timedelta(seconds=sum(int(number) * _SECONDS[unit] for number, unit in _DURATION.findall(text)))
+    try:
+        return timedelta(
+            seconds=sum(int(number) * _SECONDS[unit] for number, unit in _DURATION.findall(text))
+        )
+    except OverflowError:
+        raise ValueError(f"{value!r} is too long for a duration") from None
 
 
 def parse_size(value: Any) -> int:

@@ -79,11 +79,17 @@ def validate_hour(store: ObjectStore, stream: Stream, hour: datetime) -> HourTot
             threads.map(lambda part: prover.prove(part, work.packed.get(part.name)), work.planned)
         )
     failures = [outcome for outcome in outcomes if isinstance(outcome, _Failure)]
-    if failures:
-        _reject(store, paths, work, failures, standing)
+    unknown = sorted(standing.keys() - {part.name for part in work.planned})
+    if failures or (work.complete and unknown):
+        failures += [_Failure(name, "the plan does not know it") for name in unknown if work.complete]
+        _reject(store, records, paths, work, failures, standing)
     proven = [outcome for outcome in outcomes if isinstance(outcome, PackedPart)]
     totals = _totals(stream, paths, work, proven, left_out)
-    _remove_unknown(store, paths, work, standing)
+    if unknown:
+        log.info(
+            "removing %d parts that the plan does not know: %s", len(unknown), ", ".join(unknown[:SHOWN])
+        )
+        _remove(store, records, paths, work, [standing[name].key for name in unknown])
     if not work.complete:
         manifest = Manifest(
             totals, work.planned, tuple(proven), datetime.now(UTC).isoformat(timespec="seconds")
@@ -307,15 +313,14 @@ def _spans(planned: PlannedPart, packed: PackedPart) -> list[tuple[int, int]]:
 
 def _reject(
     store: ObjectStore,
+    records: Records,
     paths: HourPaths,
     work: Work,
     failures: Sequence[_Failure],
     standing: dict[str, ObjectInfo],
 ) -> None:
-    if work.complete:
-        store.delete(paths.marker.bucket, [paths.marker.key])
     bad = [standing[failure.name].key for failure in failures if failure.name in standing]
-    store.delete(paths.aggregated.bucket, bad)
+    _remove(store, records, paths, work, bad)
     shown = "; ".join(f"{failure.name}: {failure.reason}" for failure in failures[:SHOWN])
     more = f" and {len(failures) - SHOWN} more" if len(failures) > SHOWN else ""
     undone = " The hour is not complete any more, its marker is removed." if work.complete else ""
@@ -358,11 +363,18 @@ def _sorted(counts: Counter[str]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=itemgetter(0)))
 
 
-def _remove_unknown(
-    store: ObjectStore, paths: HourPaths, work: Work, standing: dict[str, ObjectInfo]
-) -> None:
-    known = {part.name for part in work.planned}
-    stale = [item.key for name, item in standing.items() if name not in known]
-    if stale:
-        log.info("removing %d parts that the plan does not know: %s", len(stale), ", ".join(stale[:SHOWN]))
-        store.delete(paths.aggregated.bucket, stale)
+def _remove(store: ObjectStore, records: Records, paths: HourPaths, work: Work, keys: Sequence[str]) -> None:
+    """Remove parts, and in the same request the marker, which must not stand over what is left.
+
+    :raises SupersededError: if another run has planned or completed the hour meanwhile: they are its parts
+    """
+    claimed = records.read_claim(paths.claim)
+    marker = records.read_marker(paths.marker) if work.complete else None
+    if claimed != (None if work.complete else work.plan_id) or (
+        work.complete and (marker or {}).get("plan_id") != work.plan_id
+    ):
+        raise SupersededError(
+            f"{paths.aggregated} was validated as plan {work.plan_id}, but another run has planned it anew "
+            f"meanwhile; if that run is not at work any more, clear this one from plan_hour on"
+        )
+    store.delete(paths.aggregated.bucket, [paths.marker.key, *keys])

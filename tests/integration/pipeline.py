@@ -43,6 +43,10 @@ class Pipeline:
         hook = PooledS3Hook.for_stream(self.stream, self.stream.max_connections, PACKING_CONTROL_CONNECTIONS)
         return pack_shard(hook, self.stream, ref)
 
+    def pack_all(self, planned: Planned) -> list[Measured]:
+        """Run pack_shard for each shard of a plan."""
+        return [self.pack(ref) for ref in planned.shards]
+
     def validate(self) -> HourTotals:
         """Run validate_hour."""
         return validate_hour(self._control(), self.stream, HOUR)
@@ -53,7 +57,7 @@ class Pipeline:
 
     def run(self) -> list[Measured]:
         """Run all steps; what the shards measured."""
-        measured = [self.pack(ref) for ref in self.plan().shards]
+        measured = self.pack_all(self.plan())
         self.validate()
         self.complete()
         return measured
@@ -70,7 +74,7 @@ class Pipeline:
         """The hour bears no marker."""
         assert_not_complete(self.client, self.bucket, AGGREGATED)
 
-    def keys(self, prefix: str = AGGREGATED) -> list[str]:
+    def listed(self, prefix: str = AGGREGATED) -> list[str]:
         """Every key under a prefix."""
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
         return [item["Key"] for page in pages for item in page.get("Contents", ())]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from include.log_rollup.errors import AccessError, InputChangedError, TransientError
+from include.log_rollup.errors import AccessError, InputChangedError, ProofError, TransientError
 from tests.integration.conftest import PipelineFactory
 from tests.integration.pipeline import RAW, Pipeline
 from tests.support.faults import (
@@ -59,13 +59,12 @@ PASSING: dict[str, tuple[str, Fault]] = {
 @pytest.mark.parametrize("kind", PASSING)
 def test_faults_that_pass_are_ridden_out(proxy: FaultProxy, planned: Pipeline, kind: str) -> None:
     operation, fault = PASSING[kind]
-    shards = planned.plan().shards
+    plan = planned.plan()
     # Few parts, so every one of their uploads; many objects, so some of their downloads.
     share = 1.0 if operation == "PutObject" else 0.3
     rule = Rule(on(operation, key=r"raw/|/part-", attempt=1), fault, probability=share, seed=7)
     proxy.add(rule)
-    for ref in shards:
-        planned.pack(ref)
+    planned.pack_all(plan)
     proxy.clear_rules()
     assert proxy.fired(rule) > 0
     planned.validate()
@@ -77,32 +76,31 @@ def test_an_s3_that_always_throttles_fails_in_bounded_time_and_is_mended_by_a_re
     proxy: FaultProxy, planned: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("include.log_rollup.pack.LONGEST_WAIT_SECONDS", 0.5)
-    shards = planned.plan().shards
+    plan = planned.plan()
     proxy.add(Rule(on("GetObject", key="raw/"), slow_down()))
-    with pytest.raises(TransientError, match="(?i)throttl.*tries"):
-        planned.pack(shards[0])
+    with pytest.raises(TransientError, match=r"(?i)throttl.*tries"):
+        planned.pack(plan.shards[0])
     proxy.clear_rules()
-    for ref in shards:
-        planned.pack(ref)
+    planned.pack_all(plan)
     planned.validate()
     planned.complete()
     planned.verify()
 
 
 def test_a_denied_read_fails_at_once(proxy: FaultProxy, planned: Pipeline) -> None:
-    shards = planned.plan().shards
+    plan = planned.plan()
     rule = Rule(on("GetObject", key="raw/"), access_denied())
     proxy.add(rule)
     with pytest.raises(AccessError, match="AccessDenied"):
-        planned.pack(shards[0])
+        planned.pack(plan.shards[0])
     planned.assert_not_complete()
 
 
 def test_an_etag_that_stays_wrong_is_a_changed_object(proxy: FaultProxy, planned: Pipeline) -> None:
-    shards = planned.plan().shards
+    plan = planned.plan()
     proxy.add(Rule(on("GetObject", key="raw/"), wrong_etag()))
     with pytest.raises(InputChangedError, match="its ETag is"):
-        planned.pack(shards[0])
+        planned.pack(plan.shards[0])
     planned.assert_not_complete()
 
 
@@ -114,10 +112,10 @@ def test_a_body_that_stalls_is_given_up_and_fetched_again(
         connect_timeout="1s", response_timeout="1s",
     )  # fmt: skip
     made = make_hour(pipeline.client, pipeline.bucket, RAW, objects=12, min_bytes=20_000, max_bytes=400_000)
-    shards = pipeline.plan().shards
+    plan = pipeline.plan()
     rule = Rule(on("GetObject", key="raw/", attempt=1), Stall(60.0), count=2)
     proxy.add(rule)
-    measured = [pipeline.pack(ref) for ref in shards]
+    measured = pipeline.pack_all(plan)
     assert proxy.fired(rule) == 2
     assert sum(item.retries for item in measured) >= 2
     pipeline.validate()
@@ -138,10 +136,10 @@ def test_wrong_bytes_of_the_right_length_are_caught_by_the_raw_objects_own_crc(
         pipeline.client.put_object(
             Bucket=bucket, Key=f"{RAW}{number}.log", Body=b"%d" % number * 200_000, ChecksumAlgorithm="CRC32C"
         )
-    shards = pipeline.plan().shards
+    plan = pipeline.plan()
     rule = Rule(on("GetObject", key="raw/", attempt=1), CorruptResponse())
     proxy.add(rule)
-    measured = [pipeline.pack(ref) for ref in shards]
+    measured = pipeline.pack_all(plan)
     assert proxy.fired(rule) == 6
     assert sum(item.retries for item in measured) == 6
     pipeline.validate()
@@ -152,12 +150,9 @@ def test_wrong_bytes_of_the_right_length_are_caught_by_the_raw_objects_own_crc(
 def test_wrong_bytes_from_a_store_without_crcs_are_caught_when_the_part_is_read_back(
     proxy: FaultProxy, planned: Pipeline
 ) -> None:
-    from include.log_rollup.errors import ProofError
-
-    shards = planned.plan().shards
+    plan = planned.plan()
     proxy.add(Rule(on("GetObject", key="raw/"), CorruptResponse(), count=1))
-    for ref in shards:
-        planned.pack(ref)
+    planned.pack_all(plan)
     proxy.clear_rules()
     with pytest.raises(ProofError, match="MD5"):
         planned.validate()
@@ -169,11 +164,10 @@ def test_wrong_bytes_from_a_store_without_crcs_are_caught_when_the_part_is_read_
 def test_an_upload_whose_bytes_change_on_the_way_is_refused_and_sent_again(
     proxy: FaultProxy, planned: Pipeline
 ) -> None:
-    shards = planned.plan().shards
+    plan = planned.plan()
     rule = Rule(on("PutObject", key="/part-", attempt=1), CorruptRequest())
     proxy.add(rule, Rule(on("PutObject", key="/part-"), VerifyUpload()))
-    for ref in shards:
-        planned.pack(ref)
+    planned.pack_all(plan)
     assert proxy.fired(rule) > 0
     proxy.clear_rules()
     planned.validate()

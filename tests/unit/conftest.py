@@ -5,14 +5,15 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
-from include.log_rollup import pack
+from include.log_rollup import pack, packing
+from tests.unit.pipeline import Unwatched
 
 settings.register_profile(
     "log-rollup",
     derandomize=True,
     database=None,
     deadline=None,
-    max_examples=100,
+    max_examples=50,
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("log-rollup")
@@ -24,4 +25,12 @@ def short_waits() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pack, "FIRST_WAIT_SECONDS", pack.FIRST_WAIT_SECONDS / 1000)
         patch.setattr(pack, "LONGEST_WAIT_SECONDS", pack.LONGEST_WAIT_SECONDS / 1000)
+        yield
+
+
+@pytest.fixture(scope="module")
+def unwatched() -> Iterator[None]:
+    """For tests of thousands of runs: no thread that watches open files, which has tests of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "Monitor", Unwatched)
         yield

@@ -141,7 +141,8 @@ class FakeStore:
     ) -> None:
         self.max_connections = max_connections
         self.control_connections = control_connections
-        self.requests: Counter[str] = Counter()
+        self._requests: Counter[str] = Counter()
+        self.requests: Mapping[str, int] = self._requests
         self.port = 1
         self.now = datetime(2026, 11, 23, 12, tzinfo=UTC)
         self.log: list[Operation] = []
@@ -149,6 +150,15 @@ class FakeStore:
         self.watcher: Callable[[Operation], None] | None = None
         self.threads = threads
         self.crashed = False
+        self._options: dict[str, Any] = {
+            "keeps_crc": keeps_crc,
+            "checks_crc": checks_crc,
+            "etag_is_md5": etag_is_md5,
+            "page_size": page_size,
+            "threads": threads,
+            "max_connections": max_connections,
+            "control_connections": control_connections,
+        }
         self._keeps_crc = keeps_crc
         self._checks_crc = checks_crc
         self._etag_is_md5 = etag_is_md5
@@ -160,6 +170,14 @@ class FakeStore:
         self._lock = threading.RLock()
 
     # -- what a test does to it ------------------------------------------------------------------------
+
+    def fork(self) -> "FakeStore":
+        """Another store of the same kind, with the same objects and nothing else of this one."""
+        other = FakeStore(**self._options, buckets=list(self._buckets))
+        other.now = self.now
+        other._buckets = {bucket: dict(objects) for bucket, objects in self._buckets.items()}
+        other._serial = count(next(self._serial))
+        return other
 
     def produce(
         self,
@@ -234,17 +252,32 @@ class FakeStore:
         self._writes_until_crash = number
         self.crashed = number == 0
 
+    @property
+    def pending_crash(self) -> bool:
+        """Whether there were fewer writes than it takes to die."""
+        return self._writes_until_crash is not None and not self.crashed
+
     def revive(self) -> None:
         """Let another process come."""
         self._writes_until_crash = None
         self.crashed = False
 
-    def keys(self, prefix: str = "", bucket: str = "logs") -> list[str]:
+    def listing(self, prefix: str = "", bucket: str = "logs") -> list[str]:
         """The keys under a prefix, in order."""
         with self._lock:
             return sorted(
                 (key for key in self._buckets[bucket] if key.startswith(prefix)), key=lambda key: key.encode()
             )
+
+    def snapshot(self, prefix: str = "", bucket: str = "logs") -> dict[str, Stored]:
+        """The objects under a prefix in full."""
+        with self._lock:
+            objects = self._buckets[bucket]
+            return {key: found for key, found in objects.items() if key.startswith(prefix)}
+
+    def has(self, key: str, bucket: str = "logs") -> bool:
+        """Whether there is an object of this key."""
+        return key in self._buckets[bucket]
 
     def stored(self, key: str, bucket: str = "logs") -> Stored:
         """An object in full."""
@@ -270,7 +303,9 @@ class FakeStore:
         while True:
             self.begin("LIST", prefix, after)
             with self._lock:
-                rest = [key for key in self.keys(prefix.key, prefix.bucket) if key.encode() > after.encode()]
+                rest = [
+                    key for key in self.listing(prefix.key, prefix.bucket) if key.encode() > after.encode()
+                ]
                 rows = [self._info(prefix.bucket, key) for key in rest[: self._page_size]]
             yield ListPage(rows, self.now)
             if len(rest) <= self._page_size:
@@ -340,7 +375,7 @@ class FakeStore:
                 raise MissingBucketError(f"{kind} {target}: S3 answered 404 NoSuchBucket")
             self.log.append(operation)
             if kind in S3_NAMES:
-                self.requests[S3_NAMES[kind]] += 1
+                self._requests[S3_NAMES[kind]] += 1
             rule = next((rule for rule in self._rules if rule.applies(operation)), None)
             if rule is not None:
                 rule.hits += 1

@@ -4,11 +4,12 @@ import gzip
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Self
 
 from awscrt.checksums import crc64nvme
 
 from include.log_rollup.complete import complete_hour
+from include.log_rollup.monitor import Peaks
 from include.log_rollup.packing import pack_shard
 from include.log_rollup.plan import make_plan, select
 from include.log_rollup.planning import Planned, plan_hour
@@ -68,7 +69,7 @@ def encoding_of(name: str) -> str:
 def inputs(store: FakeStore, stream: Stream) -> dict[str, bytes]:
     """The raw objects that belong into the parts, in the order of their keys' bytes."""
     chosen = {}
-    for key in store.keys(RAW):
+    for key in store.listing(RAW):
         name, body = key.removeprefix(RAW), store.body(key)
         hidden = any(step.startswith(("_", ".")) for step in name.split("/"))
         placeholder = not body and (name == "" or name.endswith("/"))
@@ -91,7 +92,7 @@ def expected(store: FakeStore, stream: Stream) -> dict[str, bytes]:
 
 def parts(store: FakeStore) -> dict[str, bytes]:
     """The parts that stand, by name."""
-    return {key.removeprefix(AGGREGATED): store.body(key) for key in store.keys(AGGREGATED + "part-")}
+    return {key.removeprefix(AGGREGATED): store.body(key) for key in store.listing(AGGREGATED + "part-")}
 
 
 def joined_parts(store: FakeStore) -> dict[str, bytes]:
@@ -143,23 +144,34 @@ def assert_complete(store: FakeStore, stream: Stream) -> None:
     sizes["separator_bytes"] = sizes["bytes_out"] - sizes["bytes_in"]
     for record in (marker, header):
         assert {name: record[name] for name in sizes} == sizes
-    assert store.keys(AGGREGATED) == [MARKER, MANIFEST, *(AGGREGATED + name for name in found)]
+    assert store.listing(AGGREGATED) == [MARKER, MANIFEST, *(AGGREGATED + name for name in found)]
 
 
 def assert_not_complete(store: FakeStore) -> None:
     """No reader who honours the marker reads this hour."""
-    assert MARKER not in store.keys()
+    assert not store.has(MARKER)
 
 
 def plan_id_of(store: FakeStore, stream: Stream) -> str:
     """The plan_id of the raw hour as it is."""
     listed = [
-        ObjectInfo(key, len(store.body(key)), store.stored(key).etag, 0.0) for key in store.keys(RAW)
+        ObjectInfo(key, len(store.body(key)), store.stored(key).etag, 0.0) for key in store.listing(RAW)
     ]
     chosen, left_out = select(listed, RAW, stream.marker)
-    return make_plan(
-        chosen, left_out, stream.part_size, stream.ensure_newline, stream.storage_class
-    ).plan_id
+    return make_plan(chosen, left_out, stream.part_size, stream.ensure_newline, stream.storage_class).plan_id
+
+
+class Unwatched:
+    """Stands in for the monitor, and sees nothing."""
+
+    def __init__(self, *_: object) -> None:
+        self.peaks = Peaks()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
 
 
 class MarkerGuard:
@@ -182,13 +194,24 @@ class MarkerGuard:
         """Take the raw hour as it is now for one that may be planned."""
         self._right[plan_id_of(self._store, self._stream)] = expected(self._store, self._stream)
 
+    def over(self, store: FakeStore) -> "MarkerGuard":
+        """A guard of a fork of the store, which knows what this one knows."""
+        other = MarkerGuard(store, self._stream)
+        other._right = {**self._right, **other._right}
+        return other
+
     def damaged(self) -> None:
         """A test has changed a part behind the pipeline's back."""
         self._damaged = parts(self._store)
 
+    def forgive(self) -> None:
+        """Expect nothing of the parts as they are now, but that they are left alone or mended."""
+        self.violations.clear()
+        self.damaged()
+
     def look(self, operation: Operation) -> None:
         """Judge the store after a write."""
-        if MARKER not in self._store.keys():
+        if not self._store.has(MARKER):
             self._damaged = None
         elif parts(self._store) != self._damaged:
             plan_id = marker_of(self._store)["plan_id"]

@@ -33,11 +33,7 @@ def _infos(rows: dict[str, tuple[int, str]]) -> list[ObjectInfo]:
 
 def listings(max_size: int = 80, max_objects: int = 30) -> st.SearchStrategy[list[ObjectInfo]]:
     """What select() makes of a listing: visible objects in key order, no empty placeholders."""
-    rows = st.dictionaries(
-        visible_names, st.tuples(st.integers(0, max_size), etags), max_size=max_objects
-    )
+    rows = st.dictionaries(visible_names, st.tuples(st.integers(0, max_size), etags), max_size=max_objects)
     return rows.map(
-        lambda chosen: _infos(
-            {name: row for name, row in chosen.items() if row[0] or not name.endswith("/")}
-        )
+        lambda chosen: _infos({name: row for name, row in chosen.items() if row[0] or not name.endswith("/")})
     )

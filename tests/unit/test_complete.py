@@ -1,4 +1,4 @@
-"""complete_hour writes the marker last, over exactly the parts that were proven, and never for another run's plan."""
+"""complete_hour writes the marker last, over exactly the parts that were proven, and never for another plan."""
 
 import json
 from collections.abc import Mapping
@@ -112,11 +112,11 @@ def test_a_rerun_of_a_complete_hour_uploads_nothing_and_keeps_every_object() -> 
     store = FakeStore()
     produce(store, RAW_HOUR)
     totals = run_hour(store, STREAM)
-    before = {key: store.stored(key) for key in store.keys()}
+    before = store.snapshot()
     store.log.clear()
     assert run_hour(store, STREAM, "again") == totals
     assert store.writes() == []
-    assert {key: store.stored(key) for key in store.keys()} == before
+    assert store.snapshot() == before
 
 
 def test_cleaning_up_that_was_cut_short_is_finished_by_the_next_try(store: FakeStore) -> None:

@@ -108,9 +108,11 @@ def test_no_limit_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_lines_with_the_progress_and_the_counts_against_their_limits_are_written(
     lines: Lines, listener: socket.socket
 ) -> None:
-    with closing(socket.create_connection(listener.getsockname())):  # noqa: SIM117
-        with Monitor(log, port_of(listener), 25, lambda: "parts 3/9"):
-            assert lines.enough.wait(30)
+    with (
+        closing(socket.create_connection(listener.getsockname())),
+        Monitor(log, port_of(listener), 25, lambda: "parts 3/9"),
+    ):
+        assert lines.enough.wait(30)
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     pattern = rf"parts 3/9 \| sockets 1/25 \| open files \d+/{limit} \| memory [\d.]+ [KMG]iB"
     assert all(re.fullmatch(pattern, line) for line in lines.lines)
@@ -148,15 +150,21 @@ def test_the_peak_of_open_files_outlives_them(lines: Lines) -> None:
 
 
 def test_work_that_is_shorter_than_a_sample_is_measured_all_the_same(listener: socket.socket) -> None:
-    with closing(socket.create_connection(listener.getsockname())):
-        with Monitor(log, port_of(listener), 25, str) as watching:
-            pass
+    with (
+        closing(socket.create_connection(listener.getsockname())),
+        Monitor(log, port_of(listener), 25, str) as watching,
+    ):
+        pass
     assert watching.peaks.sockets == 1
     assert watching.peaks.open_files > 0
 
 
 def test_the_watching_ends_with_the_work_even_when_it_fails(lines: Lines) -> None:
-    with pytest.raises(RuntimeError, match="broke off"), Monitor(log, 1, 25, str):
-        assert lines.enough.wait(30)
-        raise RuntimeError("broke off")
+    def break_off() -> None:
+        with Monitor(log, 1, 25, str):
+            assert lines.enough.wait(30)
+            raise RuntimeError("broke off")
+
+    with pytest.raises(RuntimeError, match="broke off"):
+        break_off()
     assert "log-rollup-monitor" not in [thread.name for thread in threading.enumerate()]

@@ -22,9 +22,9 @@ from include.log_rollup.plan import PlannedPart, make_plan, select
 from include.log_rollup.records import PackedPart
 from include.log_rollup.store import Location, ObjectInfo
 from tests.unit.fake_store import Effect, FakeStore, FakeTransfer
-from tests.unit.pipeline import AGGREGATED, RAW, make_stream, produce
+from tests.unit.pipeline import AGGREGATED, RAW, joined_parts, make_stream, produce
 from tests.unit.pipeline import expected as expected_of
-from tests.unit.pipeline import joined_parts, parts as standing
+from tests.unit.pipeline import parts as standing
 from tests.unit.strategies import bodies, visible_names
 
 hours = st.dictionaries(visible_names, bodies, min_size=1, max_size=12).map(
@@ -51,7 +51,7 @@ class Packing:
         produce(store, hour, **how)
         self.store = store
         listed = [
-            ObjectInfo(key, len(store.body(key)), store.stored(key).etag, 0.0) for key in store.keys(RAW)
+            ObjectInfo(key, len(store.body(key)), store.stored(key).etag, 0.0) for key in store.listing(RAW)
         ]
         chosen, left_out = select(listed, RAW, None)
         self.planned = make_plan(chosen, left_out, part_size, separators, None).parts
@@ -63,6 +63,7 @@ class Packing:
             Location("logs", AGGREGATED),
             "logs",
             settings or PackSettings(separators=separators),
+            lambda: None,
             self.written.append,
         )
 
@@ -85,7 +86,7 @@ class Packing:
 # -- bytes ---------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(
     hour=hours,
     part_size=st.integers(1, 60),
@@ -115,7 +116,7 @@ def test_parts_hold_the_raw_objects_end_to_end(
         assert [item.crc64nvme for item in packed.objects] == wanted
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(
     hour=hours,
     separators=st.booleans(),
@@ -156,7 +157,9 @@ def test_faults_that_pass_leave_no_trace_in_the_parts(
     # A PUT cannot be cut off here, nor a GET be answered with the CRC of a PUT.
     harmless = {("PUT", Effect.TRUNCATED), ("GET", Effect.WRONG_CRC)}
     hits = sum(
-        rule.hits for rule, (kind, effect, *_) in zip(rules, faults, strict=True) if (kind, effect) not in harmless
+        rule.hits
+        for rule, (kind, effect, *_) in zip(rules, faults, strict=True)
+        if (kind, effect) not in harmless
     )
     assert packing.packer.retries == hits
 
@@ -490,7 +493,7 @@ def test_a_report_that_fails_ends_the_packing() -> None:
         raise AccessError(f"the receipt of {part.name} was refused")
 
     packing.packer = ShardPacker(
-        store, packing.transfer, Location("logs", AGGREGATED), "logs", PackSettings(), fail
+        store, packing.transfer, Location("logs", AGGREGATED), "logs", PackSettings(), lambda: None, fail
     )
     with pytest.raises(AccessError, match="the receipt of part-0000"):
         packing.run()

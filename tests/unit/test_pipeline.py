@@ -1,7 +1,10 @@
-"""From plan to marker: whatever the hour holds and whatever passes by, the parts are the raw objects end to end."""
+"""From plan to marker: whatever the hour holds and whatever goes wrong, the parts are its objects end to end."""
 
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from itertools import count
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import given, settings
@@ -17,7 +20,6 @@ from include.log_rollup.errors import (
     TransientError,
 )
 from include.log_rollup.packing import pack_shard
-from include.log_rollup.plan import ShardRef
 from include.log_rollup.planning import plan_hour
 from include.log_rollup.streams import Stream
 from include.log_rollup.validate import validate_hour
@@ -37,6 +39,10 @@ from tests.unit.pipeline import (
     run_hour,
 )
 from tests.unit.strategies import raw_hours
+
+Outcome = TypeVar("Outcome")
+
+pytestmark = pytest.mark.usefixtures("unwatched")
 
 ODD_NAMES = (
     "space in name.log",
@@ -67,7 +73,7 @@ ODD_NAMES = (
     "n" * 800,
 )
 
-stores = st.sampled_from(
+stores: st.SearchStrategy[dict[str, Any]] = st.sampled_from(
     [
         {"keeps_crc": True, "checks_crc": True},
         {"keeps_crc": True, "checks_crc": False},
@@ -85,10 +91,12 @@ streams = st.builds(
 )
 
 
-@settings(max_examples=250)
-@given(hour=raw_hours, stream=streams, how=stores, page_size=st.integers(1, 5), threads=st.sampled_from([0, 2]))
+@settings(max_examples=100)
+@given(
+    hour=raw_hours, stream=streams, how=stores, page_size=st.integers(1, 5), threads=st.sampled_from([0, 2])
+)
 def test_any_hour_is_packed_whole_in_order_and_proven(
-    hour: dict[str, bytes], stream: Stream, how: dict[str, bool], page_size: int, threads: int
+    hour: dict[str, bytes], stream: Stream, how: dict[str, Any], page_size: int, threads: int
 ) -> None:
     store = FakeStore(**how, page_size=page_size, threads=threads)
     produce(store, hour, md5_etag=how.get("etag_is_md5", True))
@@ -98,32 +106,29 @@ def test_any_hour_is_packed_whole_in_order_and_proven(
     assert guard.violations == []
     assert sum(totals.verified.objects.values()) == totals.objects == len(inputs(store, stream))
     assert sum(totals.verified.parts.values()) == totals.parts == len(parts(store))
-    assert {key: store.body(key) for key in store.keys(RAW)} == {RAW + name: hour[name] for name in hour}
+    assert {key: store.body(key) for key in store.listing(RAW)} == {RAW + name: hour[name] for name in hour}
 
 
-def until_done(step: Callable[[], object]) -> None:
+def until_done(step: Callable[[], Outcome]) -> Outcome:
     """Try as Airflow would: again after what may pass."""
     for _ in range(50):
-        try:
-            step()
-        except TransientError:
-            continue
-        return
+        with suppress(TransientError):
+            return step()
     raise AssertionError("still failing after 50 tries")
 
 
 def run_with_retries(store: FakeStore, stream: Stream) -> None:
-    shards: list[ShardRef] = []
-    until_done(lambda: shards.__setitem__(slice(None), plan_hour(store, stream, HOUR, "run").shards))
-    for ref in shards:
-        until_done(lambda ref=ref: pack_shard(store, stream, ref))  # type: ignore[misc]
-    until_done(lambda: validate_hour(store, stream, HOUR))
-    until_done(lambda: complete_hour(store, stream, HOUR))
+    for ref in until_done(partial(plan_hour, store, stream, HOUR, "run")).shards:
+        until_done(partial(pack_shard, store, stream, ref))
+    until_done(partial(validate_hour, store, stream, HOUR))
+    until_done(partial(complete_hour, store, stream, HOUR))
 
 
 passing = st.tuples(
     st.sampled_from(["ANY", "GET", "PUT", "LIST", "READ", "WRITE", "DELETE", "HEAD", "COPY", "RANGE"]),
-    st.sampled_from(["", "part-0000", "shard-", "receipt-", "claim", "plan.json", "_SUCCESS", "_manifest", "raw/"]),
+    st.sampled_from(
+        ["", "part-0000", "shard-", "receipt-", "claim", "plan.json", "_SUCCESS", "_manifest", "raw/"]
+    ),
     st.sampled_from(
         [
             TransientError("the connection broke"),
@@ -136,12 +141,18 @@ passing = st.tuples(
 )
 
 
-@settings(max_examples=250)
-@given(hour=raw_hours, stream=streams, how=stores, faults=st.lists(passing, max_size=5), threads=st.sampled_from([0, 2]))
+@settings(max_examples=100)
+@given(
+    hour=raw_hours,
+    stream=streams,
+    how=stores,
+    faults=st.lists(passing, max_size=5),
+    threads=st.sampled_from([0, 2]),
+)
 def test_faults_that_pass_at_any_request_cost_only_tries(
     hour: dict[str, bytes],
     stream: Stream,
-    how: dict[str, bool],
+    how: dict[str, Any],
     faults: list[tuple[str, str, Effect | Exception, int]],
     threads: int,
 ) -> None:
@@ -223,7 +234,10 @@ def test_odd_names_are_packed_like_any_other(keeps_crc: bool) -> None:
 def test_mixed_encodings_each_keep_their_own_parts() -> None:
     store, stream = FakeStore(), make_stream()
     endings = ("", ".log", ".gz", ".GZ", ".zst", ".bz2", ".xz", ".lz4")
-    produce(store, {f"{number:02d}{ending}": bytes([65 + number]) * 20 for number in range(9) for ending in endings})
+    produce(
+        store,
+        {f"{number:02d}{ending}": bytes([65 + number]) * 20 for number in range(9) for ending in endings},
+    )
     run_hour(store, stream)
     assert_complete(store, stream)
     assert {name.partition(".log")[2] for name in parts(store)} == {"", ".gz", ".zst", ".bz2", ".xz", ".lz4"}
@@ -259,7 +273,9 @@ def test_an_object_of_exactly_a_part_is_a_part_and_one_byte_more_is_copied() -> 
 
 def test_several_thousand_objects_over_many_pages_are_packed_whole() -> None:
     store, stream = FakeStore(), make_stream(part_size=4096, shard_size=16384)
-    produce(store, {f"host-{number % 7}/{number:05d}.log": str(number).encode() * 3 for number in range(3000)})
+    produce(
+        store, {f"host-{number % 7}/{number:05d}.log": str(number).encode() * 3 for number in range(3000)}
+    )
     totals = run_hour(store, stream)
     assert_complete(store, stream)
     assert totals.objects == 3000
@@ -273,8 +289,8 @@ def test_containers_and_other_bad_input_leave_no_marker_and_lose_nothing() -> No
     with pytest.raises(RollupError, match=r"b\.parquet"):
         run_hour(store, make_stream())
     assert_not_complete(store)
-    assert store.keys(AGGREGATED) == []
-    assert store.keys(RAW) == [RAW + "a.log", RAW + "b.parquet"]
+    assert store.listing(AGGREGATED) == []
+    assert store.listing(RAW) == [RAW + "a.log", RAW + "b.parquet"]
     store.vanish(RAW + "b.parquet")
     run_hour(store, make_stream())
     assert_complete(store, make_stream())
@@ -285,7 +301,5 @@ def test_the_crc_of_a_part_is_the_combination_of_its_rows_in_the_manifest() -> N
     run_hour(store, make_stream())
     header, rows = manifest_of(store)
     for entry in header["parts_table"]:
-        pieces = [
-            (int(row["crc64nvme"], 16), row["length"]) for row in rows if row["part"] == entry["name"]
-        ]
+        pieces = [(int(row["crc64nvme"], 16), row["length"]) for row in rows if row["part"] == entry["name"]]
         assert f"{crc.concatenate(pieces):016x}" == entry["crc64nvme"]

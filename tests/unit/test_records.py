@@ -1,4 +1,4 @@
-"""What is written beside the parts reads back as it was; what is damaged says so, and never reads as something else."""
+"""What is written beside the parts reads back as it was; what is damaged says so, and reads as nothing else."""
 
 import gzip
 import json
@@ -130,7 +130,10 @@ def test_a_manifest_is_read_back_as_it_was(
 ) -> None:
     records = Records(FakeStore())
     manifest = Manifest(
-        of_hour, tuple(one for one, _ in found), tuple(other for _, other in found), "2026-11-23T09:30:00+00:00"
+        of_hour,
+        tuple(one for one, _ in found),
+        tuple(other for _, other in found),
+        "2026-11-23T09:30:00+00:00",
     )
     records.write_manifest(AT, manifest, RAW)
     assert records.read_manifest(AT) == manifest
@@ -192,7 +195,9 @@ TOTALS = HourTotals(
 )
 WRITERS: dict[str, Callable[[Records], None]] = {
     "shard": lambda records: records.write_shard(AT, ShardPlan("f00", 0, (PART,)), RAW),
-    "plan": lambda records: records.write_plan(PLAIN_AT, PlanSummary("f00", "app", "", 0, 0, 0, LeftOut(), ())),
+    "plan": lambda records: records.write_plan(
+        PLAIN_AT, PlanSummary("f00", "app", "", 0, 0, 0, LeftOut(), ())
+    ),
     "claim": lambda records: records.write_claim(PLAIN_AT, "f00", "run"),
     "receipt": lambda records: records.write_receipt(AT, Receipt("f00", 0, (PACKED,))),
     "manifest": lambda records: records.write_manifest(AT, Manifest(TOTALS, (PART,), (PACKED,), ""), RAW),
@@ -240,13 +245,13 @@ def test_a_damaged_record_is_told_by_its_place_and_never_reads_as_another(
     body = bytearray(store.body(at.key))
     body[place % len(body)] ^= mask
     store.produce(at.key, bytes(body))
+    told: object = None
     try:
         found = READERS[kind](Records(store), at)
     except ProofError as error:
-        assert str(at) in str(error)
-    else:
-        # Some bytes of gzip's header mean nothing.
-        assert found == right
+        told = error
+    # Some bytes of gzip's header mean nothing.
+    assert str(at) in str(told) if told else found == right
 
 
 @pytest.mark.parametrize("kind", ZIPPED)

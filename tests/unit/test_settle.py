@@ -1,6 +1,7 @@
 """An hour is settled by the store's own clock and listing, and by nothing else."""
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ QUIET = Rule(timedelta(minutes=10), None, False)
 AFTER = HOUR + timedelta(hours=1)
 
 
-def store_at(now: datetime, *written: datetime, **options: int) -> FakeStore:
+def store_at(now: datetime, *written: datetime, **options: Any) -> FakeStore:
     """A store with an object for each of these times."""
     store = FakeStore(**options)
     store.now = now
@@ -123,5 +124,12 @@ def test_giving_up_on_a_busy_hour_says_when_it_was_written_to_last() -> None:
     newest = datetime(2026, 11, 23, 9, 7, 5, tzinfo=UTC)
     error = unsettled(PATHS, QUIET, Look(State.BEING_WRITTEN, 1234, 2048, newest, AFTER))
     assert isinstance(error, UnsettledHourError)
-    for part in ("being written", "1,234 objects", "2.0 KiB", "2026-11-23 09:07:05Z", "0:10:00", "quiet_period"):
+    for part in (
+        "being written",
+        "1,234 objects",
+        "2.0 KiB",
+        "2026-11-23 09:07:05Z",
+        "0:10:00",
+        "quiet_period",
+    ):
         assert part in str(error)

@@ -1,0 +1,25 @@
+"""Dependencies point one way: the pipeline knows neither Airflow nor boto3 nor the plugin that serves it."""
+
+import subprocess
+import sys
+
+from include.log_rollup.streams import INCLUDE
+
+FORBIDDEN = ("airflow", "boto3", "botocore", "log_rollup_plugin", "dags", "tests")
+# Imports every module of the pipeline in an interpreter of its own, and tells what that has brought along.
+PROBE = """
+import importlib, pkgutil, sys
+import include.log_rollup as pipeline
+for module in pkgutil.iter_modules(pipeline.__path__):
+    importlib.import_module(f"include.log_rollup.{module.name}")
+print(*sorted({name.partition(".")[0] for name in sys.modules}))
+"""
+
+
+def test_the_pipeline_imports_neither_airflow_nor_boto3_nor_its_own_plugin() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE], cwd=INCLUDE.parent, capture_output=True, text=True, check=True
+    )
+    imported = set(done.stdout.split())
+    assert "include" in imported
+    assert imported.isdisjoint(FORBIDDEN)
