@@ -75,7 +75,7 @@ def test_faults_that_pass_are_ridden_out(proxy: FaultProxy, planned: Pipeline, k
 def test_an_s3_that_always_throttles_fails_in_bounded_time_and_is_mended_by_a_retry(
     proxy: FaultProxy, planned: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("include.log_rollup.pack.LONGEST_WAIT_SECONDS", 0.5)
+    monkeypatch.setattr("include.log_rollup.pack.ATTEMPTS", 3)
     plan = planned.plan()
     proxy.add(Rule(on("GetObject", key="raw/"), slow_down()))
     with pytest.raises(TransientError, match=r"(?i)throttl.*tries"):

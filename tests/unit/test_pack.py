@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 
 import pytest
@@ -14,6 +14,7 @@ from include.log_rollup.errors import (
     AccessError,
     InputChangedError,
     RollupError,
+    SupersededError,
     ThrottledError,
     TransientError,
 )
@@ -46,6 +47,7 @@ class Packing:
         separators: bool = False,
         settings: PackSettings | None = None,
         connections: int = 4,
+        allowed: Callable[[], None] = lambda: None,
         **how: object,
     ) -> None:
         produce(store, hour, **how)
@@ -454,6 +456,32 @@ def test_an_answer_with_another_etag_than_asked_for_is_believed_only_twice() -> 
     assert isinstance(error, InputChangedError)
     assert "0" * 32 in str(error)
     assert twice.stored(RAW + "b.log").etag in str(error)
+
+
+def test_a_body_that_is_cut_off_without_a_crc_to_tell_is_told_by_its_length() -> None:
+    store = FakeStore(keeps_crc=False)
+    store.on("GET", "b.log", Effect.TRUNCATED, times=99)
+    error = Packing(store, THREE).refusal()
+    assert isinstance(error, TransientError)
+    assert "19 of 20 bytes came" in str(error)
+    assert "part-00001.log" not in standing(store)
+
+
+@pytest.mark.parametrize("size", [20, 40])
+def test_a_part_that_may_not_be_written_any_more_is_not_written(size: int) -> None:
+    store = FakeStore()
+    looks: list[list[str]] = []
+
+    def allowed() -> None:
+        looks.append(list(standing(store)))
+        if standing(store):
+            raise SupersededError("another run has planned the hour anew")
+
+    hour = {name: body[:1] * size for name, body in THREE.items()}
+    packing = Packing(store, hour, allowed=allowed, connections=1)
+    assert isinstance(packing.refusal(), SupersededError)
+    assert looks[0] == []
+    assert len(standing(store)) == 1
 
 
 def test_bytes_that_stay_wrong_never_get_into_a_part() -> None:
