@@ -465,15 +465,20 @@ def test_a_validation_never_takes_away_what_another_run_has_completed_meanwhile(
         assert_mended(store, guard)
 
 
-def test_a_shard_writes_no_part_over_those_that_another_run_has_completed_meanwhile() -> None:
+def test_a_shard_that_is_overtaken_by_a_completed_run_writes_at_most_what_it_had_looked_up_and_is_mended() -> (
+    None
+):
     def pack_all(store: FakeStore) -> None:
         for ref in plan_hour(store, STREAM, HOUR, "run").shards:
             pack_shard(store, STREAM, ref)
 
-    for store, guard, moment in moments(lambda: store_in(fresh), pack_all, change_and_run):
-        # Between the last look and the write itself nothing can be known.
-        if moment.kind not in ("PUT", "COPY"):
-            assert guard.violations == [], f"another run completed the hour before {moment}"
+    for store, guard, _ in moments(lambda: store_in(fresh), pack_all, change_and_run):
+        # Between the last look at the claim and the write itself nothing can be known, and looks, reads and
+        # writes of several parts are under way at once; but no more parts than there are buffers.
+        overwritten = {
+            violation.split()[2] for violation in guard.violations if violation.startswith("after PUT")
+        }
+        assert len(overwritten) <= 2
         guard.forgive()
         assert_mended(store, guard)
 
