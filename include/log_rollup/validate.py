@@ -364,7 +364,7 @@ def _sorted(counts: Counter[str]) -> dict[str, int]:
 
 
 def _remove(store: ObjectStore, records: Records, paths: HourPaths, work: Work, keys: Sequence[str]) -> None:
-    """Remove parts, and in the same request the marker, which must not stand over what is left.
+    """Remove parts, and before them the marker, which must not stand over what is left.
 
     :raises SupersededError: if another run has planned or completed the hour meanwhile: they are its parts
     """
@@ -377,4 +377,5 @@ def _remove(store: ObjectStore, records: Records, paths: HourPaths, work: Work, 
             f"{paths.aggregated} was validated as plan {work.plan_id}, but another run has planned it anew "
             f"meanwhile; if that run is not at work any more, clear this one from plan_hour on"
         )
-    store.delete(paths.aggregated.bucket, [paths.marker.key, *keys])
+    store.delete(paths.marker.bucket, [paths.marker.key])
+    store.delete(paths.aggregated.bucket, keys)

@@ -3,7 +3,7 @@
 It behaves as S3 does where that matters: keys are listed in the order of their UTF-8 bytes and in pages, an
 ETag is the MD5 of the content (or is not, where told so), a CRC that comes with an object is checked and kept
 (or is not), If-Match is honoured, and a copy keeps what S3 would keep. Deleting several objects is one request,
-but not one step: a crash may come between any two of them.
+but not one step: a crash may come between any two of them, and one may be refused while the others go.
 """
 
 import hashlib
@@ -343,13 +343,24 @@ class FakeStore:
         return self._checks_crc
 
     def delete(self, bucket: str, keys: Sequence[str]) -> None:
+        refused: list[Exception] = []
         for key in keys:
-            target = Location(bucket, key)
-            effect = self.begin("DELETE", target)
-            with self._lock:
-                self._buckets[bucket].pop(key, None)
-                self._changed("DELETE", target)
-            _lose_answer(effect, target)
+            try:
+                self._delete(Location(bucket, key))
+            except CrashError:
+                raise
+            except Exception as error:
+                # S3 tells of one that it could not delete when it has tried all of them.
+                refused.append(error)
+        if refused:
+            raise refused[0]
+
+    def _delete(self, target: Location) -> None:
+        effect = self.begin("DELETE", target)
+        with self._lock:
+            self._buckets[target.bucket].pop(target.key, None)
+            self._changed("DELETE", target)
+        _lose_answer(effect, target)
 
     def copy(
         self, source: Location, etag: str, size: int, target: Location, headers: Mapping[str, str]

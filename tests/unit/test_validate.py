@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 
 from include.log_rollup import validate
 from include.log_rollup.complete import complete_hour
-from include.log_rollup.errors import InputChangedError, ProofError, RollupError, SupersededError
+from include.log_rollup.errors import (
+    AccessError,
+    InputChangedError,
+    ProofError,
+    RollupError,
+    SupersededError,
+    TransientError,
+)
 from include.log_rollup.packing import pack_shard
 from include.log_rollup.planning import plan_hour
 from include.log_rollup.streams import Stream
@@ -528,9 +535,10 @@ def test_a_complete_hour_with_a_late_object_keeps_its_marker() -> None:
 def test_a_damaged_part_takes_the_marker_along_where_cleaning_up_was_cut_short() -> None:
     store = packed_hour()
     validate_hour(store, STREAM, HOUR)
-    store.on("DELETE", "_rollup/", RollupError("cut short"))
+    rule = store.on("DELETE", "_rollup/", RollupError("cut short"), times=99)
     with pytest.raises(RollupError, match="cut short"):
         complete_hour(store, STREAM, HOUR)
+    rule.times = 0
     assert store.has(MARKER)
     assert store.has(CLAIM)
     store.corrupt(FIRST)
@@ -539,6 +547,20 @@ def test_a_damaged_part_takes_the_marker_along_where_cleaning_up_was_cut_short()
         validate_hour(store, STREAM, HOUR)
     assert_not_complete(store)
     assert store.writes()[0].key == MARKER
+    assert_mended(store)
+
+
+@pytest.mark.parametrize("error", [AccessError("denied"), TransientError("internal error")], ids=str)
+def test_a_damaged_part_stays_where_the_marker_over_it_cannot_be_removed(error: RollupError) -> None:
+    store = packed_hour()
+    run_hour(store, STREAM)
+    store.corrupt(FIRST)
+    before = parts(store)
+    store.on("DELETE", "_SUCCESS", error)
+    with pytest.raises(type(error)):
+        validate_hour(store, STREAM, HOUR)
+    assert store.has(MARKER)
+    assert parts(store) == before
     assert_mended(store)
 
 
