@@ -1,0 +1,234 @@
+"""Figures of programs as a table for people, verdicts against our targets, and rows of JSON."""
+
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+import psutil
+
+from benchmarks import peers
+from benchmarks.settings import CONNECTIONS
+
+MEGABYTE = 1e6
+MEBIBYTE = 1024**2
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One round of one program."""
+
+    seconds: float
+    cpu_seconds: float
+    peak_rss_bytes: int
+    peak_sockets: int
+
+    def __add__(self, other: "Measurement") -> "Measurement":
+        """Of two programs that ran one after the other."""
+        return Measurement(
+            self.seconds + other.seconds,
+            self.cpu_seconds + other.cpu_seconds,
+            max(self.peak_rss_bytes, other.peak_rss_bytes),
+            max(self.peak_sockets, other.peak_sockets),
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"{self.seconds:.2f} s, {self.cpu_seconds:.2f} s CPU, {self.peak_rss_bytes / MEBIBYTE:.0f} MiB, "
+            f"{self.peak_sockets} sockets"
+        )
+
+
+@dataclass(slots=True)
+class Outcome:
+    """All rounds of one program, or why there are none."""
+
+    rounds: list[Measurement] = field(default_factory=list)
+    missing: str | None = None
+    broken: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A program's line: medians over its rounds, and their spread."""
+
+    name: str
+    what: str
+    tls: bool
+    objects: int
+    bytes: int
+    outcome: Outcome
+
+    @property
+    def measured(self) -> bool:
+        """Whether there is anything to show."""
+        return bool(self.outcome.rounds)
+
+    @property
+    def seconds(self) -> float:
+        """Median of the wall time."""
+        return median(one.seconds for one in self.outcome.rounds)
+
+    @property
+    def cpu_ms_per_object(self) -> float:
+        """Median of the client's CPU time for an object, in milliseconds."""
+        return median(self._cpu())
+
+    @property
+    def peak_rss_mib(self) -> float:
+        """The most of all rounds."""
+        return max(one.peak_rss_bytes for one in self.outcome.rounds) / MEBIBYTE
+
+    @property
+    def peak_sockets(self) -> int:
+        """The most of all rounds."""
+        return max(one.peak_sockets for one in self.outcome.rounds)
+
+    def _cpu(self) -> list[float]:
+        return [one.cpu_seconds * 1000 / self.objects for one in self.outcome.rounds]
+
+    def spread(self, of: Callable[[Measurement], float]) -> tuple[float, float]:
+        """Lowest and highest over the rounds."""
+        values = [of(one) for one in self.outcome.rounds]
+        return min(values), max(values)
+
+    def as_json(self) -> Mapping[str, Any]:
+        """The row of ``bench.json``; a program without figures has nulls, and says why."""
+        head = {
+            "name": self.name,
+            "what": self.what,
+            "tls": self.tls,
+            "objects": self.objects,
+            "bytes": self.bytes,
+        }
+        if not self.measured:
+            figures = (
+                "seconds",
+                "objects_per_s",
+                "mb_per_s",
+                "cpu_ms_per_object",
+                "peak_rss_mb",
+                "peak_sockets",
+            )
+            why = {"missing": self.outcome.missing, "failed": self.outcome.broken}
+            return {**head, **dict.fromkeys(figures), **{key: text for key, text in why.items() if text}}
+        cpu = self._cpu()
+        return {
+            **head,
+            "seconds": round(self.seconds, 3),
+            "objects_per_s": round(self.objects / self.seconds, 1),
+            "mb_per_s": round(self.bytes / MEGABYTE / self.seconds, 1),
+            "cpu_ms_per_object": round(self.cpu_ms_per_object, 4),
+            "peak_rss_mb": round(self.peak_rss_mib * MEBIBYTE / MEGABYTE, 1),
+            "peak_sockets": self.peak_sockets,
+            "rounds": len(cpu),
+            "spread": {
+                "seconds": [round(value, 3) for value in self.spread(lambda one: one.seconds)],
+                "cpu_ms_per_object": [round(min(cpu), 4), round(max(cpu), 4)],
+            },
+            **({"failed": self.outcome.broken} if self.outcome.broken else {}),
+        }
+
+
+def machine() -> str:
+    """The machine's size and versions, without its name."""
+    memory = psutil.virtual_memory().total / 1024**3
+    load = os.getloadavg()[0]
+    return (
+        f"{os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()} {platform.release()}, "
+        f"Python {platform.python_version()}, load {load:.1f} at the start"
+    )
+
+
+def print_table(rows: Sequence[Row]) -> None:
+    """Medians, with the lowest and highest of time and CPU, and how many times ours they are."""
+    titles = (
+        "",
+        "s",
+        "(min-max)",
+        "obj/s",
+        "MB/s",
+        "CPU ms/obj",
+        "(min-max)",
+        "x ours",
+        "RSS MiB",
+        "sockets",
+    )
+    for secure in sorted({row.tls for row in rows}):
+        mine = _find(rows, peers.OURS, secure)
+        print(f"\n{'TLS' if secure else 'plain HTTP'}")
+        lines: list[tuple[str, ...]] = [titles]
+        notes = []
+        for row in (row for row in rows if row.tls == secure):
+            if row.measured:
+                lines.append(_cells(row, mine))
+            for kind, why in (("missing", row.outcome.missing), ("failed", row.outcome.broken)):
+                if why:
+                    notes.append(f"{row.name}: {kind}: {why}")
+        widths = [max(len(line[column]) for line in lines) for column in range(len(titles))]
+        for line in lines:
+            first, *others = (
+                cell.ljust(width) if column == 0 else cell.rjust(width)
+                for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+            )
+            print("  ".join((first, *others)))
+        for note in notes:
+            print(note)
+
+
+def _cells(row: Row, mine: Row | None) -> tuple[str, ...]:
+    fastest, slowest = row.spread(lambda one: one.seconds)
+    least, most = row.spread(lambda one: one.cpu_seconds * 1000 / row.objects)
+    ratio = f"{row.cpu_ms_per_object / mine.cpu_ms_per_object:.2f}" if mine else ""
+    return (
+        row.name, f"{row.seconds:.2f}", f"{fastest:.2f}-{slowest:.2f}", f"{row.objects / row.seconds:.0f}",
+        f"{row.bytes / MEGABYTE / row.seconds:.0f}", f"{row.cpu_ms_per_object:.3f}",
+        f"{least:.3f}-{most:.3f}", ratio, f"{row.peak_rss_mib:.0f}", str(row.peak_sockets),
+    )  # fmt: skip
+
+
+def _find(rows: Sequence[Row], name: str, secure: bool) -> Row | None:
+    return next((row for row in rows if row.name == name and row.tls == secure and row.measured), None)
+
+
+def print_verdicts(rows: Sequence[Row]) -> None:
+    """Our figures against what they are to be."""
+    for secure in sorted({row.tls for row in rows}):
+        mine = _find(rows, peers.OURS, secure)
+        if mine is None:
+            continue
+        print(f"\ntargets, {'TLS' if secure else 'plain HTTP'}")
+        for name, most in ((peers.S5CMD, 1 / 4), (peers.BOTO3, 1 / 5)):
+            if other := _find(rows, name, secure):
+                verdict(f"CPU per object / {name}'s", mine.cpu_ms_per_object / other.cpu_ms_per_object, most)
+        floors = (_find(rows, name, secure) for name in (peers.FLOOR_GET_PUT, peers.CRT_GET_PUT))
+        floor = min((row for row in floors if row), key=lambda row: row.seconds, default=None)
+        # Where the server, on the same cores, is the limit, to be near the floor is enough.
+        near = floor is not None and mine.seconds <= 1.15 * floor.seconds
+        for name, least in (
+            (peers.S5CMD, 2.5), (peers.BOTO3, 2.0), (peers.GO_UNBOUNDED, 2.0), (peers.GO_BOUNDED, 2.0),
+        ):  # fmt: skip
+            if other := _find(rows, name, secure):
+                verdict(
+                    f"times as fast as {name}",
+                    other.seconds / mine.seconds,
+                    least,
+                    at_least=True,
+                    or_else=near,
+                )
+        if floor:
+            verdict(f"wall time / {floor.name}'s", mine.seconds / floor.seconds, 1.15)
+        verdict("peak RSS, MiB", mine.peak_rss_mib, 256)
+        verdict("peak sockets", mine.peak_sockets, CONNECTIONS)
+
+
+def verdict(what: str, value: float, bound: float, at_least: bool = False, or_else: bool = False) -> None:
+    """Print a figure beside its bound.
+
+    :param or_else: whether it will do all the same, because we are near the floor
+    """
+    good = value >= bound if at_least else value <= bound
+    word = "reached" if good else "not reached, but near the floor" if or_else else "NOT REACHED"
+    print(f"  {what}: {value:.2f} (to be at {'least' if at_least else 'most'} {bound:.2f}): {word}")

@@ -1,0 +1,161 @@
+"""What all programs are measured against: one raw hour, in memory where there is room, and real S3 servers."""
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+
+import psutil
+
+from benchmarks.clients.clock import Job
+from benchmarks.settings import CONNECTIONS, PART_BYTES
+from demo.logs import MEAN_OBJECT_BYTES, write_hour
+from tests.support.servers import RcloneServer
+from tests.support.tls import TlsFiles, make_tls_files
+
+BUCKET = "bench"
+STREAM_PREFIX = "raw/app/"
+HOUR = datetime(2026, 11, 23, 8, tzinfo=UTC)
+RAW_PREFIX = f"{STREAM_PREFIX}{HOUR:%Y%m%d/%H}/"
+SEED = 250
+SHARED_MEMORY = Path("/dev/shm")
+# The raw hour, the parts of one program, and two copies that some programs keep in files meanwhile.
+COPIES = 4
+# For what is measured, the server, and whoever else uses the machine.
+SPARE_BYTES = 5 * 1024**3
+
+
+class NoRoomError(Exception):
+    """Neither memory nor disk has room for the hour."""
+
+
+class BenchServer(RcloneServer):
+    """``rclone serve s3`` over a folder that several servers share, as fast as it can be made."""
+
+    def __init__(self, state_dir: Path, data_dir: Path, tls: TlsFiles | None) -> None:
+        super().__init__(state_dir, tls)
+        self.data_dir = data_dir
+
+    def command(self) -> list[str]:
+        """See :meth:`tests.support.servers.S3Server.command`.
+
+        The server spares itself its own checks of what it reads and writes, and a buffer, which would cost all
+        clients alike; it never forgets what it has listed, because to list anew is to hash all objects anew.
+        """
+        fast = ("--no-checksum", "--ignore-checksum", "--buffer-size=0", "--dir-cache-time=24h")
+        return [*super().command(), *fast]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The raw hour, and a server for plain HTTP and one for TLS."""
+
+    folder: Path
+    in_memory: bool
+    objects: int
+    bytes: int
+    servers: dict[bool, BenchServer]
+
+    def __str__(self) -> str:
+        where = (
+            "in memory"
+            if self.in_memory
+            else f"on disk under {self.folder.parent}: memory has no room for it"
+        )
+        return f"{self.objects:,} raw objects, {self.bytes / 1e6:,.0f} MB, {where}"
+
+    @property
+    def raw_folder(self) -> Path:
+        """Where the raw objects lie as files."""
+        return self.folder / "data" / BUCKET / RAW_PREFIX
+
+    def out_folder(self, out_prefix: str) -> Path:
+        """Where the parts under a prefix lie as files."""
+        return self.folder / "data" / BUCKET / out_prefix
+
+    def job(self, tls: bool, out_prefix: str, result: Path, **options: object) -> Job:
+        """A job for one of the programs in Python."""
+        server = self.servers[tls]
+        return Job(
+            endpoint=server.endpoint_url,
+            ca=str(server.tls.ca) if server.tls else "",
+            access_key=server.access_key,
+            secret_key=server.secret_key,
+            region=server.region,
+            bucket=BUCKET,
+            raw_prefix=RAW_PREFIX,
+            out_prefix=out_prefix,
+            part_bytes=PART_BYTES,
+            connections=CONNECTIONS,
+            result=str(result),
+            options={"hour": HOUR.isoformat(), "stream_prefix": STREAM_PREFIX, **options},
+        )
+
+    def written(self, out_prefix: str) -> list[Path]:
+        """The parts under a prefix, in the order of their names; what lies under ``_`` is no part."""
+        folder = self.out_folder(out_prefix)
+        files = (path for path in folder.rglob("*") if path.is_file())
+        return sorted(path for path in files if "/_" not in f"/{path.relative_to(folder).as_posix()}")
+
+    @cached_property
+    def raw_md5(self) -> str:
+        """MD5 of all raw objects end to end: those without an extension of a compression first, by key."""
+        files = [path for path in self.raw_folder.rglob("*") if path.is_file()]
+        keys = {path.relative_to(self.raw_folder).as_posix(): path for path in files}
+        order = sorted(keys, key=lambda key: (key.endswith(".gz"), key.encode()))
+        return md5_of(keys[key] for key in order)
+
+
+def md5_of(files: Iterator[Path] | list[Path]) -> str:
+    """MD5 of files end to end."""
+    digest = hashlib.md5(usedforsecurity=False)
+    for path in files:
+        with path.open("rb") as file:
+            while block := file.read(1024**2):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def stage(objects: int, tls: tuple[bool, ...]) -> Iterator[Stage]:
+    """Make the hour and start the servers; nothing of either is left afterwards.
+
+    :raises NoRoomError: with how much is needed
+    """
+    needed = objects * MEAN_OBJECT_BYTES * COPIES
+    parent, in_memory = _place(needed)
+    with ExitStack() as left_behind:
+        folder = Path(tempfile.mkdtemp(prefix="log-rollup-bench-", dir=parent))
+        left_behind.callback(shutil.rmtree, folder, ignore_errors=True)
+        raw = folder / "data" / BUCKET / RAW_PREFIX
+        made = write_hour(raw, HOUR, objects, SEED)
+        certificates = make_tls_files(folder / "tls")
+        servers = {}
+        for secure in tls:
+            server = BenchServer(
+                folder / f"server-{'tls' if secure else 'http'}",
+                folder / "data",
+                certificates if secure else None,
+            )
+            servers[secure] = left_behind.enter_context(server)
+        yield Stage(folder, in_memory, made.objects, made.bytes, servers)
+
+
+def _place(needed_bytes: int) -> tuple[Path, bool]:
+    with suppress(OSError):
+        free = min(shutil.disk_usage(SHARED_MEMORY).free, psutil.virtual_memory().available - SPARE_BYTES)
+        if free > needed_bytes:
+            return SHARED_MEMORY, True
+    parent = Path(tempfile.gettempdir())
+    free = shutil.disk_usage(parent).free
+    if free < needed_bytes:
+        raise NoRoomError(
+            f"{needed_bytes / 1e9:.0f} GB are needed, neither {SHARED_MEMORY} nor {parent} ({free / 1e9:.0f} GB "
+            f"free) has them; ask for fewer OBJECTS, or set TMPDIR"
+        )
+    return parent, False
