@@ -42,6 +42,13 @@ _CREDENTIALS = {
     "RequestTimeTooSkewed": "the clock of this machine is off by more than 15 minutes; set it",
 }
 _MISSING_BUCKET = {"NoSuchBucket", "PermanentRedirect", "InvalidBucketName"}
+# ConnectionError is botocore's: a refused connection and a host that is not found are no HTTPClientError.
+_NETWORK = (
+    boto.ConnectionError,
+    boto.HTTPClientError,
+    boto.ResponseStreamingError,
+    boto.IncompleteReadError,
+)
 _CRT_THROTTLES = {"AWS_ERROR_S3_SLOW_DOWN"}
 # Signed with credentials that ran out under way: the next try takes renewed ones.
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"}
@@ -126,7 +133,7 @@ def translated(operation: str, target: Location) -> Iterator[None]:
         raise ConfigurationError(
             f"{what}: {error}; the connection's extra 'verify' can name the CA file of a private endpoint"
         ) from error
-    except (boto.HTTPClientError, boto.ResponseStreamingError, boto.IncompleteReadError) as error:
+    except _NETWORK as error:
         raise TransientError(f"{what}: {error}") from error
     except boto.BotoCoreError as error:
         raise ConfigurationError(f"{what}: {error}; mend the Airflow connection or the stream") from error

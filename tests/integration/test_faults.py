@@ -173,3 +173,13 @@ def test_an_upload_whose_bytes_change_on_the_way_is_refused_and_sent_again(
     planned.validate()
     planned.complete()
     planned.verify()
+
+
+def test_a_server_that_is_down_is_worth_a_retry(proxy: FaultProxy, planned: Pipeline) -> None:
+    plan = planned.plan()
+    proxy.refuse_connections()
+    with pytest.raises(TransientError):
+        planned.pack_all(plan)
+    proxy.accept_connections()
+    planned.run()
+    planned.verify()
