@@ -250,6 +250,20 @@ def test_a_damaged_part_is_found_and_it_alone_is_packed_again(state: str) -> Non
     assert guard.violations == []
 
 
+def test_a_part_that_a_run_has_mended_before_it_died_is_not_packed_again() -> None:
+    # The manifest still tells of the part as it was before, with another ETag.
+    store = FakeStore(etag_is_md5=False)
+    produce(store, RAW_HOUR)
+    run_hour(store, STREAM)
+    store.vanish(AGGREGATED + "part-00001.log")
+    for ref in plan_hour(store, STREAM, HOUR, "a run that dies").shards:
+        pack_shard(store, STREAM, ref)
+    store.log.clear()
+    run_hour(store, STREAM)
+    assert put(store) == []
+    assert_complete(store, STREAM)
+
+
 def test_parts_of_no_use_any_more_are_removed_before_the_marker_is_written() -> None:
     store, guard = store_in(fewer_objects)
     before = set(parts(store))
