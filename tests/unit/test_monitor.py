@@ -144,7 +144,8 @@ def test_the_peak_of_open_files_outlives_them(lines: Lines) -> None:
         finally:
             for descriptor in opened:
                 os.close(descriptor)
-    assert before + 50 <= watching.peaks.open_files < before + 100
+    # Others in this process may have closed a file of theirs meanwhile.
+    assert before + 40 <= watching.peaks.open_files < before + 100
     assert open_files() < before + 50
     assert watching.peaks.rss_bytes > 1024**2
 

@@ -262,6 +262,25 @@ def test_a_shard_whose_plan_is_gone_is_not_packed(store: FakeStore) -> None:
     assert store.writes() == []
 
 
+def test_a_shard_that_another_run_overtakes_in_the_middle_stops_at_its_next_look(store: FakeStore) -> None:
+    produce(store, {f"x{number}.log": b"x" * 60 for number in range(12)})
+    ref = planned_shard(store)
+    meanwhile: list[int] = []
+
+    def overtake() -> None:
+        store.produce(RAW + "aa.log", b"later")
+        run_hour(store, STREAM, "another run")
+        meanwhile.append(len(store.log))
+
+    store.on("PUT", "part-00001", overtake)
+    with pytest.raises(SupersededError, match=ref.plan_id):
+        pack_shard(store, STREAM, ref)
+    # Of 15 parts: what it had looked up already, which is no more than it has buffers for.
+    assert sum(operation.kind == "PUT" for operation in store.log[meanwhile[0] :]) <= 8
+    run_hour(store, STREAM)
+    assert_complete(store, STREAM)
+
+
 # -- limits and failures -------------------------------------------------------------------------------
 
 
@@ -289,7 +308,11 @@ def test_the_transfer_is_closed_whatever_happens(store: FakeStore, fault: Except
         with pytest.raises(type(fault)):
             pack_shard(store, STREAM, ref)
     assert [transfer.closed for transfer in store.transfers] == [True]
-    left = [thread.name for thread in threading.enumerate() if thread.name.startswith("log-rollup")]
+    left = [
+        thread.name
+        for thread in threading.enumerate()
+        if thread.name.startswith("log-rollup") and "poll" not in thread.name
+    ]
     assert left == []
 
 

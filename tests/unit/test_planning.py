@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import pytest
 
+from include.log_rollup.complete import complete_hour
 from include.log_rollup.errors import (
     AccessError,
     EmptyHourError,
@@ -15,6 +16,7 @@ from include.log_rollup.errors import (
 )
 from include.log_rollup.packing import pack_shard
 from include.log_rollup.planning import plan_hour
+from include.log_rollup.validate import validate_hour
 from tests.unit.fake_store import FakeStore
 from tests.unit.pipeline import (
     AGGREGATED,
@@ -134,6 +136,20 @@ def test_a_late_object_takes_the_marker_away_after_the_new_plan_is_claimed(store
     assert [name for name in names if "part-" in name] == []
     assert_not_complete(store)
     assert len(parts(store)) == 3
+
+
+def test_a_marker_that_an_older_run_writes_while_the_hour_is_planned_anew_does_not_outlive_the_plan(
+    store: FakeStore,
+) -> None:
+    for ref in plan_hour(store, make_stream(), HOUR, "older").shards:
+        pack_shard(store, make_stream(), ref)
+    validate_hour(store, make_stream(), HOUR)
+    store.vanish(RAW + "e.log")
+    completed: list[object] = []
+    store.on("WRITE", "plan.json", lambda: completed.append(complete_hour(store, make_stream(), HOUR)))
+    plan_hour(store, make_stream(), HOUR, "newer")
+    assert completed
+    assert_not_complete(store)
 
 
 def test_parts_that_stand_as_planned_are_noted_so_that_they_are_left_alone(store: FakeStore) -> None:
