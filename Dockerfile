@@ -1,12 +1,16 @@
-# The official image of the locked Airflow, with exactly the packages of the lock.
-FROM apache/airflow:3.3.2-python3.12
+# The official image of the locked Airflow, the slim one, so that every package beside it comes from the locks.
+FROM apache/airflow:slim-3.3.2-python3.12
 
-COPY --chown=airflow:0 requirements.txt /opt/log-rollup/requirements.txt
-RUN pip install --no-cache-dir -r /opt/log-rollup/requirements.txt
+COPY --chown=airflow:0 requirements.txt requirements-fleet.txt /opt/log-rollup/
+RUN pip install --no-cache-dir -r /opt/log-rollup/requirements.txt -r /opt/log-rollup/requirements-fleet.txt
 
 COPY --chown=airflow:0 dags /opt/log-rollup/dags
 COPY --chown=airflow:0 plugins /opt/log-rollup/plugins
 COPY --chown=airflow:0 include /opt/log-rollup/include
+COPY --chown=airflow:0 deploy /opt/log-rollup/deploy
+COPY --chown=airflow:0 demo /opt/log-rollup/demo
+# A volume takes over the owner of the folder that it is mounted on.
+RUN mkdir -p /opt/airflow/demo /opt/airflow/logs
 
 # Every Airflow process imports the pipeline as include.log_rollup.
 ENV PYTHONPATH=/opt/log-rollup \

@@ -6,6 +6,7 @@ PYTHON ?= python3
 
 VENV := .venv
 BIN := $(VENV)/bin
+LOCKS := requirements.txt requirements-fleet.txt requirements-dev.txt
 # There only if the environment is complete and made from the present locks.
 ENVIRONMENT := $(VENV)/.stamp
 
@@ -15,10 +16,10 @@ COMPILE := pip compile --universal --python-version 3.11 --no-emit-index-url --n
 export UV_PYTHON_DOWNLOADS := never
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down test lint bench lock check-lock
+.PHONY: help demo up down test test-soak fleet-test mwaa lint bench lock check-lock
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
 demo: HOURS ?= 3
 demo: OBJECTS ?= 300
@@ -34,6 +35,15 @@ down: $(ENVIRONMENT) ## stop what `make up` has left running
 test: $(ENVIRONMENT) ## run the whole test suite
 	$(BIN)/python -m pytest
 
+test-soak: $(ENVIRONMENT) ## run the tests that take longer than the suite may
+	$(BIN)/python -m pytest -m soak
+
+fleet-test: $(ENVIRONMENT) ## run PostgreSQL, Redis, Airflow and Celery workers as the compose file says, and watch the cap
+	$(BIN)/python -m pytest -m fleet -s tests/fleet
+
+mwaa: $(ENVIRONMENT) ## build what Amazon MWAA takes, in build/mwaa
+	@$(BIN)/python -m deploy.mwaa build/mwaa
+
 lint: $(ENVIRONMENT) check-lock ## check style, types, and that the locks are in step with their inputs
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
@@ -45,24 +55,26 @@ bench: $(ENVIRONMENT) ## measure against boto3, s5cmd and others; writes build/b
 
 lock: $(ENVIRONMENT) ## resolve requirements*.in into the locked requirements*.txt (UPGRADE=1: to the newest releases)
 	$(BIN)/uv $(COMPILE) $(if $(UPGRADE),--upgrade) requirements.in -o requirements.txt
+	$(BIN)/uv $(COMPILE) $(if $(UPGRADE),--upgrade) requirements-fleet.in -o requirements-fleet.txt
 	$(BIN)/uv $(COMPILE) $(if $(UPGRADE),--upgrade) requirements-dev.in -o requirements-dev.txt
 
 # The copy starts from the present locks, whose versions uv keeps wherever the inputs allow it: a release
 # somewhere upstream changes nothing, an edited input or lock does.
 check-lock: $(ENVIRONMENT)
 	@copy=$$(mktemp -d) && trap 'rm -rf "$$copy"' EXIT && \
-	cp requirements.in requirements.txt requirements-dev.in requirements-dev.txt "$$copy" && \
+	cp requirements*.in requirements*.txt "$$copy" && \
 	uv="$(CURDIR)/$(BIN)/uv" && python="$(CURDIR)/$(BIN)/python" && \
 	(cd "$$copy" && \
 	"$$uv" $(COMPILE) --python "$$python" requirements.in -o requirements.txt && \
+	"$$uv" $(COMPILE) --python "$$python" requirements-fleet.in -o requirements-fleet.txt && \
 	"$$uv" $(COMPILE) --python "$$python" requirements-dev.in -o requirements-dev.txt) && \
-	for lock in requirements.txt requirements-dev.txt; do \
+	for lock in $(LOCKS); do \
 		diff -u "$$lock" "$$copy/$$lock" || { echo "$$lock is not in step with its .in file: run make lock"; exit 1; }; \
 	done
 
 # Without its stamp an environment is half made, and is made anew from scratch. One that was complete is
 # brought to the new locks, its stamp removed for as long as that takes.
-$(ENVIRONMENT): requirements.txt requirements-dev.txt
+$(ENVIRONMENT): $(LOCKS)
 	@command -v "$(PYTHON)" >/dev/null || { \
 		echo "$(PYTHON) is missing: install Python 3.11, 3.12 or 3.13, or name one, as in make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else "Log Rollup needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is %d.%d: say which to use, as in make PYTHON=python3.12" % v)'
@@ -71,5 +83,5 @@ $(ENVIRONMENT): requirements.txt requirements-dev.txt
 	@if [ -f $@ ]; then rm $@; else rm -rf $(VENV) && $(PYTHON) -m venv $(VENV) && \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 			"$$(sed -n 's/^\(uv==[^ ;]*\).*/\1/p' requirements-dev.txt)"; fi
-	$(BIN)/uv pip sync --quiet --python $(BIN)/python requirements.txt requirements-dev.txt
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python $(LOCKS)
 	@touch $@

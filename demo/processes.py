@@ -125,6 +125,16 @@ def stop(records: Sequence[ProcessRecord], grace_seconds: float) -> int:
     return len(everyone)
 
 
+def kill(record: ProcessRecord, children: bool) -> None:
+    """Kill the recorded process, and its family too where `children` says so, and wait until it is gone."""
+    root = find(record)
+    victims = family([record]) if children else {root} if root else set()
+    for process in victims:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(victims, timeout=_KILL_WAIT_SECONDS)
+
+
 def tail(path: Path, lines: int) -> str:
     """Return the last lines of a log file, or a note that it is empty."""
     try:

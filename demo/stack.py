@@ -31,6 +31,10 @@ from demo.processes import ProcessRecord
 S3 = "s3"
 MIGRATE = "db-migrate"
 API_SERVER = "api-server"
+POSTGRES = "postgres"
+REDIS = "redis"
+# In this order they are stopped, after everything else.
+_SERVERS = ((API_SERVER,), (S3, POSTGRES, REDIS))
 # The log servers of scheduler and triggerer listen on all interfaces, and are for other machines.
 _WORKERS: Mapping[str, Sequence[str]] = {
     "scheduler": ("scheduler", "--skip-serve-logs"),
@@ -85,11 +89,12 @@ class LocalStack:
     def __post_init__(self) -> None:
         """Choose the addresses and make the keys, so that both are known before anything runs."""
         self.layout = Layout(self.state.resolve())
-        ui_port, s3_port = _free_ports(self.ui_port, self.s3_port)
+        ui_port, s3_port = free_ports(self.ui_port, self.s3_port)
         self.addresses = Addresses(ui_port=ui_port, s3_port=s3_port)
         self.secrets: Secrets = load_secrets(self.layout)
         self.api = AirflowApi(self.addresses.ui_url)
         self._records: list[ProcessRecord] = []
+        self._killed: list[ProcessRecord] = []
 
     @property
     def s3_endpoint(self) -> str:
@@ -130,14 +135,15 @@ class LocalStack:
             self.layout.airflow_home.mkdir(parents=True, exist_ok=True)
             self.say(f"starting S3 at {self.s3_endpoint}")
             self._spawn(S3, self._s3_command(), self._s3_env())
+            self._start_stores(deadline)
             self.say("making Airflow's database")
-            self._migrate(deadline)
+            self._run_to_end(MIGRATE, self._init_command(), deadline)
             self.say(f"starting Airflow at {self.addresses.ui_url}")
             # First the server that tasks report to, until it answers them: the scheduler starts tasks as soon
             # as it runs, and on a slow machine they would give up before a server that starts beside them.
             self._spawn(API_SERVER, self._airflow_command((API_SERVER,)), self.env)
             self._wait_until(self._server_faults, deadline)
-            for name, arguments in _WORKERS.items():
+            for name, arguments in self._workers().items():
                 self._spawn(name, self._airflow_command(arguments), self.env)
             self._wait_until(self.api.unhealthy, deadline)
         except BaseException:
@@ -157,10 +163,48 @@ class LocalStack:
         """Stop every process of the stack, and return how many there were, their children counted."""
         with processes.signals_deferred():
             self.api.close()
-            count = _stop_in_order(self._records)
+            count = _stop_in_order([*self._records, *self._killed])
             self._records.clear()
+            self._killed.clear()
             self.layout.stack.unlink(missing_ok=True)
         return count
+
+    def process(self, name: str) -> ProcessRecord:
+        """Return the process of this name: `s3`, `api-server`, `scheduler`, `dag-processor` or `triggerer`."""
+        return next(record for record in self._records if record.name == name)
+
+    def kill(self, name: str, children: bool = False) -> None:
+        """Kill a process with SIGKILL, as a crash would; `start_again` has to follow.
+
+        :param children: kill all that it has started with it, as the loss of its machine would; without it,
+            they live on until they end or `stop` ends them.
+        """
+        record = self.process(name)
+        self._records.remove(record)
+        self._killed.append(record)
+        processes.kill(record, children)
+
+    def start_again(self, name: str) -> None:
+        """Start a killed process again and wait until all of the stack is healthy.
+
+        :raises StackError: when a process ends, or isn't healthy after `boot_timeout_seconds`.
+        """
+        if name == S3:
+            self._spawn(S3, self._s3_command(), self._s3_env())
+        else:
+            self._spawn(name, self._airflow_command(_WORKERS[name]), self.env)
+        self._wait_until(self.api.unhealthy, time.monotonic() + self.boot_timeout_seconds)
+
+    def _start_stores(self, deadline: float) -> None:
+        """Start what Airflow keeps its state in; nothing here, where that is a file."""
+
+    def _init_command(self) -> list[str]:
+        """Return what has to have ended well before Airflow starts."""
+        return self._airflow_command(("db", "migrate"))
+
+    def _workers(self) -> Mapping[str, Sequence[str]]:
+        """Return the arguments of the Airflow processes beside the server, by name."""
+        return _WORKERS
 
     def _s3_command(self) -> list[str]:
         rclone = Path(sys.executable).parent / "rclone"
@@ -193,14 +237,16 @@ class LocalStack:
             write_record(self.layout, StackRecord(self.addresses, tuple(self._records)))
         return record
 
-    def _migrate(self, deadline: float) -> None:
-        record = self._spawn(MIGRATE, self._airflow_command(("db", "migrate")), self.env)
+    def _run_to_end(
+        self, name: str, argv: Sequence[str], deadline: float, env: Mapping[str, str] | None = None
+    ) -> None:
+        record = self._spawn(name, argv, self.env if env is None else env)
         try:
             status = psutil.Process(record.pid).wait(timeout=max(0.0, deadline - time.monotonic()))
         except psutil.TimeoutExpired as error:
-            raise StackError(f"`airflow db migrate` did not end in time; {_log_end(record)}") from error
+            raise StackError(f"{name} did not end in time; {_log_end(record)}") from error
         if status != 0:
-            raise StackError(f"`airflow db migrate` ended with status {status}; {_log_end(record)}")
+            raise StackError(f"{name} ended with status {status}; {_log_end(record)}")
         self._records.remove(record)
 
     def _server_faults(self) -> list[str]:
@@ -218,7 +264,7 @@ class LocalStack:
                 return
             if time.monotonic() > deadline:
                 raise StackError(
-                    f"Airflow isn't healthy after {self.boot_timeout_seconds:.0f} s "
+                    f"the stack isn't healthy after {self.boot_timeout_seconds:.0f} s "
                     f"({', '.join(waiting_for)}); its logs are in {self.layout.logs}"
                 )
             time.sleep(_POLL_SECONDS)
@@ -250,10 +296,11 @@ def stop_recorded(layout: Layout, record: StackRecord) -> int:
 
 def _stop_in_order(records: Sequence[ProcessRecord]) -> int:
     """Stop what works first, then what it talks to, so that the logs aren't full of refused connections."""
-    servers = (API_SERVER, S3)
-    workers = [record for record in records if record.name not in servers]
-    count = processes.stop(workers, _WORKER_GRACE_SECONDS)
-    return count + processes.stop([r for r in records if r.name in servers], _SERVER_GRACE_SECONDS)
+    servers = {name for group in _SERVERS for name in group}
+    count = processes.stop([r for r in records if r.name not in servers], _WORKER_GRACE_SECONDS)
+    for group in _SERVERS:
+        count += processes.stop([r for r in records if r.name in group], _SERVER_GRACE_SECONDS)
+    return count
 
 
 def _obituary(record: ProcessRecord) -> str:
@@ -264,7 +311,7 @@ def _log_end(record: ProcessRecord) -> str:
     return f"the end of {record.log}:\n{processes.tail(Path(record.log), _LOG_TAIL_LINES)}"
 
 
-def _free_ports(*wanted: int | None) -> list[int]:
+def free_ports(*wanted: int | None) -> list[int]:
     """Return the wanted ports, and where none is wanted a free one, all different from each other."""
     with ExitStack() as held:
         ports = []

@@ -1,0 +1,158 @@
+"""The cap across Celery workers: what `make fleet-test` runs. One story, judged by several tests."""
+
+import json
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from demo.layout import BUCKET
+from tests.fleet.plot import sockets_plot
+from tests.fleet.stack import FleetStack, MissingProgramError
+from tests.fleet.story import (
+    BACKFILL_HOURS,
+    CATCHUP_HOURS,
+    HALVED_SLOTS,
+    MAX_CONNECTIONS,
+    OBJECTS,
+    PART_SIZE,
+    POOL_SLOTS,
+    Story,
+    utc_now,
+)
+from tests.support.compose import ROOT
+from tests.support.hours import hour_prefix
+from tests.support.servers import plain_client
+from tests.support.verify import verify_hour
+
+pytestmark = [pytest.mark.fleet, pytest.mark.timeout(480)]
+BUILD = ROOT / "build"
+# What differs from the compose file, so that the story fits into minutes on a small machine.
+SETTINGS = {
+    "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "True",
+    # Three tasks at once for each worker: more than the pool lets pack, less than this machine has memory for.
+    "AIRFLOW__CELERY__WORKER_CONCURRENCY": "3",
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "25",
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "5",
+    "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT": "30",
+    "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT_CHECK_INTERVAL": "10",
+    "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "30",
+}
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+    """The whole story, told once; the fleet stays up for the tests that look at it."""
+    began = time.monotonic()
+
+    def say(message: str) -> None:
+        print(f"[{time.monotonic() - began:5.0f} s] {message}", flush=True)
+
+    # So that the fleet is stopped when this process is asked to end.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        stack = FleetStack(tmp_path_factory.mktemp("fleet"), extra_env=SETTINGS, say=say)
+    except MissingProgramError as error:
+        pytest.fail(str(error), pytrace=False)
+    one = Story(stack, say, utc_now())
+    one.prepare()
+    one.make_new_version(tmp_path_factory.mktemp("new-version"))
+    with stack:
+        say("the fleet is healthy")
+        one.scale()
+        one.hold_the_cap()
+        _report(one)
+        yield one
+
+
+def _report(story: Story) -> None:
+    """Print what was seen, and leave it in build/ with the plot."""
+    BUILD.mkdir(exist_ok=True)
+    curve = [(round(seconds, 2), sockets) for seconds, sockets in story.sockets]
+    peak = max(sockets for _, sockets in curve)
+    after = max((sockets for seconds, sockets in curve if seconds >= story.followed_at), default=0)
+    plot = sockets_plot(
+        f"Sockets to S3 of all processes: peak {peak} of {POOL_SLOTS}, after halving {after} of {HALVED_SLOTS}",
+        curve,
+        [(0.0, POOL_SLOTS), (story.followed_at, HALVED_SLOTS)],
+        [
+            (story.halved_at, "pool halved"),
+            (story.followed_at, "running tasks have ended"),
+            (story.killed_at, "a worker is killed"),
+            (story.upgraded_at, "new version of the code"),
+        ],
+    )
+    (BUILD / "fleet-sockets.svg").write_text(plot)
+    figures = {
+        "pool": [POOL_SLOTS, HALVED_SLOTS], "peak": peak, "peak_after_halving": after,
+        "samples": len(curve), "seconds": curve[-1][0], "scaling": [asdict(work) for work in story.work],
+    }  # fmt: skip
+    (BUILD / "fleet.json").write_text(json.dumps(figures, indent=1) + "\n")
+    print(
+        f"\npeak sockets {peak} of {POOL_SLOTS}; after halving {after} of {HALVED_SLOTS}; {len(curve)} samples"
+    )
+    print("workers  hours  objects     MB  tasks  seconds  CPU s")
+    for work in story.work:
+        print(
+            f"{work.workers:7}  {work.hours:5}  {work.objects:7}  {work.bytes / 1e6:5.0f}  {work.tasks:5}  "
+            f"{work.seconds:7.1f}  {work.cpu_seconds:5.1f}"
+        )
+
+
+def test_every_hour_ends_complete_and_right(story: Story) -> None:
+    assert list(story.states.values()) == ["success"] * (CATCHUP_HOURS + BACKFILL_HOURS)
+    client = plain_client(story.stack.s3_endpoint, *story.stack.keys)
+    for name, hours in story.made.items():
+        for made in hours:
+            facts = verify_hour(
+                client, BUCKET,
+                hour_prefix(f"raw/{name}/", made.hour), hour_prefix(f"aggregated/{name}/", made.hour),
+                part_size=PART_SIZE,
+            )  # fmt: skip
+            assert (facts.objects, facts.bytes_in) == (OBJECTS, made.bytes)
+
+
+def test_the_sockets_of_all_processes_never_exceed_the_pool(story: Story) -> None:
+    assert MAX_CONNECTIONS < max(sockets for _, sockets in story.sockets) <= POOL_SLOTS + of_triggerer(story)
+    assert max(process.sockets for sample in story.samples for process in sample.processes) <= MAX_CONNECTIONS
+
+
+def test_a_halved_pool_is_obeyed_as_soon_as_running_tasks_have_ended(story: Story) -> None:
+    later = [sockets for seconds, sockets in story.sockets if seconds >= story.followed_at]
+    assert 0 < max(later) <= HALVED_SLOTS + of_triggerer(story)
+
+
+def of_triggerer(story: Story) -> int:
+    """The most of the triggerer's, which are outside of the pool: none, unless an hour begins just now."""
+    peak = max(
+        sum(process.sockets for process in sample.processes if process.pid in story.triggerer)
+        for sample in story.samples
+    )
+    assert peak <= 2
+    return peak
+
+
+def test_the_worker_was_killed_at_work_and_another_one_took_over(story: Story) -> None:
+    assert story.sockets_of_killed > 2
+    assert {shard.state for shard in story.shards} == {"success"}
+    assert any(shard.try_number > 1 for shard in story.shards)
+
+
+def test_a_new_version_of_the_code_took_over_in_the_middle_of_the_backfill(story: Story) -> None:
+    bucket = story.stack.layout.bucket
+    markers = [bucket / hour_prefix("aggregated/app/", one.hour) / "_SUCCESS" for one in story.made["app"]]
+    by_new = [marker.read_text().startswith('{\n   "') for marker in markers]
+    assert any(by_new)
+    assert {worker.name for worker in story.stack.workers()} == {"airflow-worker-3"}
+
+
+def test_the_healthchecks_of_the_compose_file_say_that_it_is_healthy(story: Story) -> None:
+    for name in ("airflow-scheduler", "airflow-dag-processor", "airflow-triggerer", "airflow-worker"):
+        story.stack.run_healthcheck(name)
+
+
+def test_the_plot_is_there(story: Story) -> None:
+    assert Path(BUILD / "fleet-sockets.svg").read_text().startswith("<svg")

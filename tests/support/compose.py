@@ -1,0 +1,79 @@
+"""Reads docker-compose.yaml and the Dockerfile as the container engine would: what each service is given."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+COMPOSE_FILE = ROOT / "docker-compose.yaml"
+DOCKERFILE = ROOT / "Dockerfile"
+# Interpolation as in the compose specification: ${NAME}, ${NAME:-default}, ${NAME:?message}, and $$ for a dollar.
+_REFERENCE = re.compile(r"\$\$|\$\{(?P<name>\w+)(?::(?P<kind>[-?])(?P<word>[^}]*))?\}")
+
+
+@dataclass(frozen=True)
+class Service:
+    """A service: its command, its own environment, and everything else that the file says of it."""
+
+    name: str
+    command: tuple[str, ...]
+    environment: dict[str, str]
+    definition: Mapping[str, Any]
+
+
+def services(variables: Mapping[str, str]) -> dict[str, Service]:
+    """Return all services by name, those of profiles too.
+
+    :param variables: what .env says
+    :raises KeyError: naming a variable that the file demands and .env lacks
+    """
+    document = yaml.safe_load(COMPOSE_FILE.read_text())
+    found = {}
+    for name, definition in document["services"].items():
+        given = _interpolated(definition, variables)
+        found[name] = Service(
+            name, tuple(given.get("command", ())), given.get("environment", {}), definition=given
+        )
+    return found
+
+
+def references() -> set[str]:
+    """Return the names of all variables that the file takes from .env."""
+    document = yaml.safe_load(COMPOSE_FILE.read_text())
+    return {match["name"] for match in _REFERENCE.finditer(str(document)) if match["name"]}
+
+
+def dotenv(text: str) -> dict[str, str]:
+    """Return the variables of a .env file, of which each line is a comment, empty, or NAME=VALUE, not quoted."""
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    return {name: value for name, _, value in (line.partition("=") for line in lines)}
+
+
+def image_environment() -> dict[str, str]:
+    """Return what the Dockerfile sets by ENV."""
+    text = DOCKERFILE.read_text().replace("\\\n", " ")
+    pairs = [pair for line in text.splitlines() if line.startswith("ENV ") for pair in line.split()[1:]]
+    return {name: value for name, _, value in (pair.partition("=") for pair in pairs)}
+
+
+def _interpolated(value: Any, variables: Mapping[str, str]) -> Any:
+    if isinstance(value, str):
+        return _REFERENCE.sub(lambda match: _value_of(match, variables), value)
+    if isinstance(value, list):
+        return [_interpolated(item, variables) for item in value]
+    if isinstance(value, dict):
+        return {name: _interpolated(item, variables) for name, item in value.items()}
+    return value
+
+
+def _value_of(match: re.Match[str], variables: Mapping[str, str]) -> str:
+    if match[0] == "$$":
+        return "$"
+    value = variables.get(match["name"], "")
+    if not value and match["kind"] == "?":
+        raise KeyError(match["name"])
+    return value or (match["word"] if match["kind"] == "-" else "")
