@@ -5,9 +5,10 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from include.log_rollup.errors import ProofError, SupersededError
+from include.log_rollup.errors import ProofError, RollupError, SupersededError
 from include.log_rollup.hours import HourPaths, format_hour
-from include.log_rollup.planning import is_intact, list_all, standing_parts
+from include.log_rollup.listing import list_all
+from include.log_rollup.planning import is_intact, standing_parts
 from include.log_rollup.records import MARKER_FORMAT, HourTotals, Manifest, Records
 from include.log_rollup.store import ObjectStore
 from include.log_rollup.streams import Stream
@@ -28,7 +29,10 @@ def complete_hour(store: ObjectStore, stream: Stream, hour: datetime) -> HourTot
     records = Records(store)
     manifest = records.read_manifest(paths.manifest)
     if manifest is None:
-        raise ProofError(f"hour {format_hour(hour)}: there is no {paths.manifest}; clear validate_hour")
+        raise ProofError(
+            f"hour {format_hour(hour)}: there is no {paths.manifest}, or another version wrote it; clear "
+            f"validate_hour, or after a change of versions the run from plan_hour on"
+        )
     plan_id = manifest.totals.plan_id
     if not is_intact(manifest, plan_id, standing_parts(store, paths)):
         raise ProofError(
@@ -58,6 +62,15 @@ def _clean_up(store: ObjectStore, records: Records, paths: HourPaths, plan_id: s
     if records.read_claim(paths.claim) == plan_id:
         gone.append(paths.claim.key)
     store.delete(paths.work.bucket, gone)
+    try:
+        aborted = store.abort_uploads(paths.aggregated)
+    except RollupError as error:
+        # The hour is complete whatever S3 says to this. Only a crash within the copy of an object above 5 GiB
+        # leaves one, and it costs only its storage.
+        log.info("could not look for multipart uploads that a crash may have left: %s", error)
+    else:
+        if aborted:
+            log.info("gave up %d multipart uploads that a crash had left unfinished", aborted)
 
 
 def _check_claim(paths: HourPaths, plan_id: str, claimed: str | None) -> None:

@@ -29,6 +29,10 @@ class InputChangedError(PermanentError):
     """The raw hour is no longer what was planned; clearing the run plans it anew."""
 
 
+class VanishedInputError(PermanentError):
+    """Raw objects are gone whose bytes nothing but the hour's parts may still hold."""
+
+
 class EmptyHourError(PermanentError):
     """The raw hour holds nothing to pack and the stream does not allow that."""
 

@@ -4,7 +4,6 @@ import heapq
 import itertools
 import logging
 import mmap
-import queue
 import random
 import time
 from collections import deque
@@ -13,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 from include.log_rollup import crc
@@ -64,9 +64,10 @@ class PackSettings:
 
 @dataclass(slots=True, eq=False)
 class _Building:
-    """A part whose objects are on their way into its buffer."""
+    """A part whose objects are on their way into its buffer; with separators, ``starts`` leaves room for each."""
 
     planned: PlannedPart
+    starts: list[int]
     buffer: memoryview
     missing: int
     objects: list[PackedObject | None]
@@ -123,7 +124,7 @@ class ShardPacker:
         self._most_in_flight = transfer.connections + transfer.connections // 2 + 1
         self._limit = float(self._most_in_flight)
         self._paused_until = 0.0
-        self._events: queue.SimpleQueue[tuple[_Request | _Building | PlannedPart, Any]] = queue.SimpleQueue()
+        self._events: deque[tuple[_Request | _Building | PlannedPart, Any]] = deque()
         # Copies and looks at the claim: one at a time, over the connection that boto3 has.
         self._control = ThreadPoolExecutor(1, "log-rollup-control")
         self._in_flight: set[_Request] = set()
@@ -186,15 +187,12 @@ class ShardPacker:
                     if request is None:
                         break
                     self._send(request)
-            try:
-                subject, result = self._events.get(timeout=self._nap(now))
-            except queue.Empty:
-                pass
-            else:
-                outstanding -= self._handle(subject, result)
+            if not self._events:
+                self._transfer.wait(self._nap(now))
+            while self._events:
+                outstanding -= self._handle(*self._events.popleft())
             if time.monotonic() >= next_tick:
                 next_tick = time.monotonic() + TICK_SECONDS
-                self._transfer.tick()
                 self._cancel_stalled()
 
     def _has_room(self, now: float) -> bool:
@@ -241,13 +239,14 @@ class ShardPacker:
         objects: list[PackedObject | None] = [
             None if item.size else PackedObject(0, READ_BY_LENGTH, False) for item in planned.objects
         ]
-        return _Building(planned, buffer, objects.count(None), objects, buffer[: planned.size])
+        slack = self._slack(planned)
+        starts = list(accumulate((item.size + slack for item in planned.objects), initial=0))
+        return _Building(planned, starts, buffer, objects.count(None), objects, buffer[: planned.size])
 
     def _window(self, part: _Building, index: int) -> memoryview:
-        """Where an object lies while the part is filled; with separators, each has room for its own."""
-        item = part.planned.objects[index]
-        start = item.offset + index * self._slack(part.planned)
-        return part.buffer[start : start + item.size]
+        """Where an object lies while the part is filled."""
+        start = part.starts[index]
+        return part.buffer[start : start + part.planned.objects[index].size]
 
     # -- requests --------------------------------------------------------------------------------------
 
@@ -270,7 +269,7 @@ class ShardPacker:
         self._in_flight.add(request)
 
     def _put_event(self, subject: _Request | _Building | PlannedPart, result: object) -> None:
-        self._events.put((subject, result))
+        self._events.append((subject, result))
 
     def _in_control(
         self, subject: _Building | PlannedPart, do: Callable[..., object], *arguments: object
@@ -280,6 +279,7 @@ class ShardPacker:
         def done(future: Future[object]) -> None:
             if not future.cancelled():
                 self._put_event(subject, future.exception() or future.result())
+                self._transfer.wake()
 
         self._control.submit(do, *arguments).add_done_callback(done)
 
@@ -363,7 +363,7 @@ class ShardPacker:
 
     def _cancel_stalled(self) -> None:
         now = time.monotonic()
-        for request in self._in_flight:
+        for request in list(self._in_flight):
             if now > request.deadline and request.handle is not None:
                 log.warning(
                     "no complete answer in %.0f s, trying again: %s",
@@ -372,7 +372,6 @@ class ShardPacker:
                 )
                 # Its callback brings it back as a failure that may pass.
                 request.handle.cancel()
-                request.deadline = now + TICK_SECONDS * 10
 
     def _name(self, request: _Request) -> str:
         if request.index is None:
@@ -384,16 +383,10 @@ class ShardPacker:
         for request in self._in_flight:
             if request.handle is not None:
                 request.handle.cancel()
-        until = time.monotonic() + 30
-        while self._in_flight and time.monotonic() < until:
-            try:
-                subject, _ = self._events.get(timeout=TICK_SECONDS)
-            except queue.Empty:
-                continue
-            if isinstance(subject, _Request):
-                self._in_flight.discard(subject)
-                # Whoever looks at the failure's frames would keep the connection's client alive.
-                subject.handle = None
+                # Whoever looks at the failure's frames would keep the buffers alive.
+                request.handle = None
+        self._in_flight.clear()
+        self._events.clear()
 
     # -- parts -----------------------------------------------------------------------------------------
 
@@ -427,7 +420,7 @@ class ShardPacker:
             if not item.size:
                 continue
             source = self._window(part, index)
-            if source.nbytes and item.offset + index != end:
+            if source.nbytes and part.starts[index] != end:
                 # Within one memoryview CPython moves overlapping ranges as memmove does.
                 buffer[end : end + item.size] = source
             end += item.size

@@ -18,12 +18,15 @@ from include.log_rollup.units import format_size
 
 log = logging.getLogger(__name__)
 
+# How often a receipt is written while packing: a process that is killed loses no more than this.
+JOURNAL_SECONDS = 2.0
+
 
 def pack_shard(store: ObjectStore, stream: Stream, ref: ShardRef) -> Measured:
     """Pack what is missing of a shard.
 
-    Parts that stand as the receipt says are left alone. The receipt is written after each part, so that a
-    retry goes on where this try ended.
+    Parts that stand as the receipt says are left alone. The receipt is written every few parts and
+    after a failure, so that a retry goes on where this try ended.
 
     :returns: what this try measured
     :raises SupersededError: if the hour is being built under another plan
@@ -142,14 +145,19 @@ class Journal:
         self._parts = done
         self._executor = ThreadPoolExecutor(1, "log-rollup-journal")
         self._pending: Future[None] | None = None
+        self._due = 0.0
 
     def add(self, part: PackedPart) -> None:
-        """Note a part; if an earlier note is still being written, the next one carries this part too."""
+        """Note a part; it is written now, or with those that come soon."""
         self._parts.append(part)
+        now = time.monotonic()
+        if now < self._due:
+            return
         if self._pending is not None:
             if not self._pending.done():
                 return
             self._pending.result()
+        self._due = now + JOURNAL_SECONDS
         self._pending = self._executor.submit(self._write, self._snapshot(self._before.measured))
 
     def save(self, measured: Measured) -> None:

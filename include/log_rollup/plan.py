@@ -22,16 +22,6 @@ NOT_JOINABLE = (".zip", ".7z", ".parquet", ".orc", ".avro")
 
 
 @dataclass(frozen=True, slots=True)
-class PlannedObject:
-    """A raw object within a part: its full key, size in bytes, ETag and planned offset."""
-
-    key: str
-    size: int
-    etag: str
-    offset: int
-
-
-@dataclass(frozen=True, slots=True)
 class PlannedPart:
     """A part: whole raw objects end to end. ``copied`` says that S3 copies its one, oversize object.
 
@@ -43,7 +33,7 @@ class PlannedPart:
     size: int
     copied: bool
     fingerprint: str
-    objects: tuple[PlannedObject, ...]
+    objects: tuple[ObjectInfo, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,16 +90,14 @@ def encoding_of(key: str) -> str:
 
     :raises UnsupportedInputError: for containers, which cannot be joined end to end
     """
-    name = key.lower()
-    for encoding in ENCODINGS:
-        if name.endswith(encoding):
-            return encoding
-    for container in NOT_JOINABLE:
-        if name.endswith(container):
-            raise UnsupportedInputError(
-                f"{key}: {container} files cannot be joined end to end; move the object out of the raw "
-                f"prefix, or give it a name that begins with '_' to have it left out"
-            )
+    ending = key[key.rfind(".") :].lower()
+    if ending in ENCODINGS:
+        return ending
+    if ending in NOT_JOINABLE:
+        raise UnsupportedInputError(
+            f"{key}: {ending} files cannot be joined end to end; move the object out of the raw prefix, or give "
+            f"it a name that begins with '_' to have it left out"
+        )
     return PLAIN
 
 
@@ -196,17 +184,11 @@ def _fill(
 def _part(
     index: int, encoding: str, members: Sequence[ObjectInfo], copied: bool, written_as: str
 ) -> PlannedPart:
-    objects = []
-    offset = 0
-    digest = hashlib.blake2b(written_as.encode(), digest_size=16)
-    for item in members:
-        objects.append(PlannedObject(item.key, item.size, item.etag, offset))
-        offset += item.size
-        # Lengths first, so that no two lists of keys can give the same text.
-        digest.update(f"{len(item.key)} {item.key} {item.size} {item.etag}\n".encode())
-    return PlannedPart(
-        part_name(index, encoding), encoding, offset, copied, digest.hexdigest(), tuple(objects)
-    )
+    # Lengths first, so that no two lists of keys can give the same text.
+    told = [f"{len(item.key)} {item.key} {item.size} {item.etag}\n" for item in members]
+    digest = hashlib.blake2b((written_as + "".join(told)).encode(), digest_size=16)
+    size = sum(item.size for item in members)
+    return PlannedPart(part_name(index, encoding), encoding, size, copied, digest.hexdigest(), tuple(members))
 
 
 def make_shards(plan: Plan, shard_size: int, max_shards: int) -> list[Sequence[PlannedPart]]:

@@ -1,12 +1,16 @@
 """The step plan_hour: from the raw listing to a plan in the bucket."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
-from include.log_rollup.errors import EmptyHourError, ProofError
+from include.log_rollup.changes import named
+from include.log_rollup.errors import EmptyHourError, ProofError, VanishedInputError
 from include.log_rollup.hours import HourPaths, format_hour
+from include.log_rollup.listing import list_all
+from include.log_rollup.memory import without_collector
 from include.log_rollup.plan import Plan, ShardRef, make_plan, make_shards, select, shard_refs
 from include.log_rollup.records import (
     Manifest,
@@ -33,7 +37,10 @@ class Planned:
     unchanged: bool
 
 
-def plan_hour(store: ObjectStore, stream: Stream, hour: datetime, run_id: str) -> Planned:
+@without_collector
+def plan_hour(
+    store: ObjectStore, stream: Stream, hour: datetime, run_id: str, drop_vanished: bool = False
+) -> Planned:
     """Plan an hour as it is listed now, and write the plan into the bucket.
 
     An hour that is complete under the very same plan, with all its parts in place, is left untouched.
@@ -41,7 +48,12 @@ def plan_hour(store: ObjectStore, stream: Stream, hour: datetime, run_id: str) -
     any part changes. Parts that already stand as planned are noted in the receipts, so that they are left
     alone.
 
+    An hour that was proven is not planned without raw objects that have vanished since, by a lifecycle rule
+    perhaps: its parts may be all that is left of them.
+
     :param run_id: named in the claim, for people who look
+    :param drop_vanished: plan it without them all the same, so that the parts lose what they held
+    :raises VanishedInputError: if raw objects of an hour that was proven have vanished; nothing is touched
     :raises EmptyHourError: if there is nothing to pack and the stream does not allow that
     :raises RollupError: as the store raises
     """
@@ -49,6 +61,11 @@ def plan_hour(store: ObjectStore, stream: Stream, hour: datetime, run_id: str) -
     records = Records(store)
     listed = list_all(store, paths.raw)
     chosen, left_out = select(listed, paths.raw.key, stream.marker)
+    standing = standing_parts(store, paths)
+    manifest = _readable_manifest(records, paths)
+    marker = records.read_marker(paths.marker)
+    if not drop_vanished:
+        _check_vanished(paths, manifest, marker, listed, len(chosen), standing)
     if not chosen and not stream.allow_empty:
         raise EmptyHourError(
             f"hour {format_hour(hour)}: nothing to pack under {paths.raw} ({len(listed)} objects listed, "
@@ -62,9 +79,6 @@ def plan_hour(store: ObjectStore, stream: Stream, hour: datetime, run_id: str) -
         plan.plan_id, plan.objects, format_size(plan.bytes_in), len(plan.parts),
         left_out.hidden, left_out.placeholders, left_out.markers,
     )  # fmt: skip
-    standing = standing_parts(store, paths)
-    manifest = _readable_manifest(records, paths)
-    marker = records.read_marker(paths.marker)
     if (
         marker
         and marker.get("plan_id") == plan.plan_id
@@ -85,9 +99,43 @@ def plan_hour(store: ObjectStore, stream: Stream, hour: datetime, run_id: str) -
     return Planned(plan.plan_id, shards, False)
 
 
-def list_all(store: ObjectStore, prefix: Location) -> list[ObjectInfo]:
-    """Everything under a prefix."""
-    return [item for page in store.list_pages(prefix) for item in page.objects]
+def _check_vanished(
+    paths: HourPaths,
+    manifest: Manifest | None,
+    marker: Mapping[str, Any] | None,
+    listed: Sequence[ObjectInfo],
+    chosen: int,
+    standing: Mapping[str, ObjectInfo],
+) -> None:
+    """Refuse to plan an hour whose parts may hold bytes that no raw object holds any more.
+
+    The manifest tells which objects those are, with or without the marker: a rerun that did not end has
+    removed that. Without a manifest only the numbers tell.
+    """
+    if manifest:
+        # Held against all that is listed: an object that the stream's settings hide by now is still there.
+        keys = sorted(_keys(manifest) - {item.key for item in listed})
+        gone, found = len(keys), f"{len(keys):,} of {manifest.totals.objects:,} raw objects ({named(keys)})"
+    elif marker and isinstance(marker.get("objects"), int):
+        gone = marker["objects"] - chosen
+        found = f"{gone:,} of {marker['objects']:,} raw objects"
+    else:
+        gone, found = 0 if chosen else len(standing), "all raw objects"
+    if gone <= 0:
+        return
+    hour = format_hour(paths.hour)
+    complete = "" if marker is None else ": the hour stays complete"
+    conf = f'{{"hour": "{hour}", "drop_vanished": true}}'
+    raise VanishedInputError(
+        f"hour {hour}: {found} from which the parts under {paths.aggregated} were made are gone from "
+        f"{paths.raw}. To plan the hour anew would delete what the parts hold of them, so nothing was changed. "
+        f"If they expired, mark the run as success{complete}. If they are to go, trigger the Dag for this hour "
+        f"with 'drop_vanished' in the form, or --conf '{conf}'."
+    )
+
+
+def _keys(manifest: Manifest) -> set[str]:
+    return {item.key for part in manifest.planned for item in part.objects}
 
 
 def standing_parts(store: ObjectStore, paths: HourPaths) -> dict[str, ObjectInfo]:

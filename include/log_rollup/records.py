@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 from include.log_rollup import crc
 from include.log_rollup.errors import ProofError
-from include.log_rollup.plan import PLAN_FORMAT, LeftOut, PlannedObject, PlannedPart, ShardRef
-from include.log_rollup.store import Location, ObjectStore
+from include.log_rollup.plan import PLAN_FORMAT, LeftOut, PlannedPart, ShardRef
+from include.log_rollup.store import Location, ObjectInfo, ObjectStore
 
 T = TypeVar("T")
 
@@ -210,7 +210,14 @@ class Records:
 
         def parse(body: dict[str, Any]) -> ShardPlan:
             parts = tuple(
-                PlannedPart(name, encoding, size, copied, fingerprint, _objects(raw_prefix, rows))
+                PlannedPart(
+                    name,
+                    encoding,
+                    size,
+                    copied,
+                    fingerprint,
+                    tuple(ObjectInfo(raw_prefix + key, size, etag) for key, size, etag in rows),
+                )
                 for name, encoding, size, copied, fingerprint, rows in body["parts"]
             )
             return ShardPlan(body["plan_id"], body["shard"], parts)
@@ -338,15 +345,6 @@ def _told(source: Location) -> Iterator[None]:
         raise ProofError(f"{source}: cannot be read ({error}); delete it and clear the run") from error
 
 
-def _objects(raw_prefix: str, rows: Sequence[tuple[str, int, str]]) -> tuple[PlannedObject, ...]:
-    objects = []
-    offset = 0
-    for name, size, etag in rows:
-        objects.append(PlannedObject(raw_prefix + name, size, etag, offset))
-        offset += size
-    return tuple(objects)
-
-
 def _hex(value: int | None) -> str | None:
     return None if value is None else crc.to_hex(value)
 
@@ -390,18 +388,17 @@ def _proven_part(
 ) -> tuple[PlannedPart, PackedPart]:
     rows = list(islice(remaining, entry["objects"]))
     ends = [row["offset"] for row in rows[1:]] + [entry["size"]]
-    offsets = 0
     objects, done = [], []
     for row, end in zip(rows, ends, strict=True):
-        objects.append(PlannedObject(row["key"], row["length"], row["etag"], offsets))
-        offsets += row["length"]
+        objects.append(ObjectInfo(row["key"], row["length"], row["etag"]))
         # A proven part needs no second proof of its reads, so nothing more is asked of the ETag.
         done.append(
             PackedObject(_unhex(row["crc64nvme"]), row["checked"], False, end - row["offset"] - row["length"])
         )
     planned = PlannedPart(
-        entry["name"], entry["encoding"], offsets, entry["copied"], entry["fingerprint"], tuple(objects)
-    )
+        entry["name"], entry["encoding"], sum(item.size for item in objects), entry["copied"],
+        entry["fingerprint"], tuple(objects),
+    )  # fmt: skip
     packed = PackedPart(
         entry["name"], entry["fingerprint"], entry["size"], entry["etag"], _unhex(entry["crc64nvme"]),
         tuple(done), entry["proof"],

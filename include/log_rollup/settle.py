@@ -67,10 +67,10 @@ def look(store: ObjectStore, paths: HourPaths, rule: Rule) -> Look:
     now = datetime.now(UTC)
     for page in store.list_pages(paths.raw):
         now = page.server_time
+        newest = max(newest, page.newest)
         for item in page.objects:
             objects += 1
             size += item.size
-            newest = max(newest, item.modified)
             marked = marked or item.key == paths.raw.key + (rule.marker or "")
     last = datetime.fromtimestamp(newest, UTC) if objects else None
     if rule.marker:
@@ -103,7 +103,8 @@ def unsettled(paths: HourPaths, rule: Rule, last: Look) -> EmptyHourError | Unse
     if last.state is State.EMPTY:
         return EmptyHourError(
             f"hour {hour}: no objects under {paths.raw}. If its producers were silent, set 'allow_empty: "
-            f"true' for the stream, or mark the run as success; if they are late, clear this task."
+            f"true' for the stream, or mark the run as success; if they are late, clear this task. If the "
+            f"objects were rolled up and have expired since, mark the run as success: the hour stays as it is."
         )
     if last.state is State.NO_MARKER:
         return UnsettledHourError(

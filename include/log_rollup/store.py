@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,22 +21,27 @@ class Location:
         return f"s3://{self.bucket}/{self.key}"
 
 
-@dataclass(frozen=True, slots=True)
-class ObjectInfo:
-    """One row of a listing. The ETag is without quotes, the size in bytes, the time in epoch seconds."""
+class ObjectInfo(NamedTuple):
+    """One row of a listing: the ETag is without quotes, the size in bytes. An hour may have a million of them."""
 
     key: str
     size: int
     etag: str
-    modified: float
 
 
 @dataclass(frozen=True, slots=True)
 class ListPage:
-    """One page of a listing and the server's own time when it answered."""
+    """One page of a listing.
+
+    :param newest: when its newest object was written, in epoch seconds; 0 if it has none
+    :param server_time: the store's own time when it answered
+    :param truncated: whether more pages follow
+    """
 
     objects: Sequence[ObjectInfo]
+    newest: float
     server_time: datetime
+    truncated: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,16 +86,16 @@ class Uploaded:
 
 
 class Cancellable(Protocol):
-    """A transfer under way."""
+    """A request under way."""
 
     def cancel(self) -> None:
-        """Give it up; its callback still comes, with an error."""
+        """Give it up: its callback comes with an error before this returns, and its memory is left alone."""
 
 
 class Transfer(Protocol):
     """Moves bodies between the store and memory, over at most ``connections`` connections.
 
-    A callback gets the result or the error, on a thread of the transfer's own: it must be short and must
+    It is used from one thread. A callback gets the result or the error, from within :meth:`wait`; it must
     not raise. Errors are of :mod:`include.log_rollup.errors`.
     """
 
@@ -115,11 +120,14 @@ class Transfer(Protocol):
     ) -> Cancellable:
         """Write an object in one request, with its CRC for the store to check."""
 
-    def tick(self) -> None:
-        """Called about once a second by the thread that waits: a place to renew credentials."""
+    def wait(self, seconds: float) -> None:
+        """Move bodies until a request has ended, :meth:`wake` was called, or the time is over."""
+
+    def wake(self) -> None:
+        """Have :meth:`wait` return; this alone may be called from any thread."""
 
     def close(self) -> None:
-        """Close every connection and wait until that has happened."""
+        """Close every connection. Nothing may be under way."""
 
 
 class ObjectStore(Protocol):
@@ -165,6 +173,9 @@ class ObjectStore(Protocol):
 
     def delete(self, bucket: str, keys: Sequence[str]) -> None:
         """Delete objects; those that are not there count as deleted."""
+
+    def abort_uploads(self, prefix: Location) -> int:
+        """Give up the multipart uploads under a prefix that were never finished; how many there were."""
 
     def copy(
         self, source: Location, etag: str, size: int, target: Location, headers: Mapping[str, str]

@@ -12,10 +12,13 @@ from operator import itemgetter
 from awscrt import checksums
 
 from include.log_rollup import crc
-from include.log_rollup.errors import InputChangedError, ProofError, SupersededError
+from include.log_rollup.changes import SHOWN, compare
+from include.log_rollup.errors import InputChangedError, ProofError, SupersededError, VanishedInputError
 from include.log_rollup.hours import HourPaths, format_hour
+from include.log_rollup.listing import list_all
+from include.log_rollup.memory import without_collector
 from include.log_rollup.plan import LeftOut, PlannedPart, select
-from include.log_rollup.planning import list_all, standing_parts
+from include.log_rollup.planning import standing_parts
 from include.log_rollup.records import (
     PROVEN_BY_READING,
     PROVEN_BY_STORE,
@@ -36,7 +39,6 @@ from include.log_rollup.units import MIB, format_size
 log = logging.getLogger(__name__)
 
 READ_BACK_BYTES = 8 * MIB
-SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,7 @@ class Work:
     complete: bool
 
 
+@without_collector
 def validate_hour(store: ObjectStore, stream: Stream, hour: datetime) -> HourTotals:
     """Prove an hour from what is in the bucket alone, and write its manifest.
 
@@ -63,6 +66,7 @@ def validate_hour(store: ObjectStore, stream: Stream, hour: datetime) -> HourTot
     A complete hour is proven in the same way from its manifest, and keeps its marker if it holds.
 
     :raises InputChangedError: if raw objects came late, changed or vanished
+    :raises VanishedInputError: if objects of a complete hour vanished
     :raises ProofError: if the parts are not what they should be
     :raises SupersededError: if nothing is planned
     """
@@ -143,21 +147,17 @@ def _load_complete(records: Records, paths: HourPaths) -> Work:
 
 
 def _check_raw(paths: HourPaths, work: Work, chosen: Sequence[ObjectInfo]) -> None:
-    planned = {item.key: (item.size, item.etag) for part in work.planned for item in part.objects}
-    now = {item.key: (item.size, item.etag) for item in chosen}
-    if planned == now:
+    changes = compare(work.planned, chosen)
+    if not changes:
         return
-    late = sorted(now.keys() - planned.keys())
-    vanished = sorted(planned.keys() - now.keys())
-    changed = sorted(key for key in now.keys() & planned.keys() if now[key] != planned[key])
-    found = [
-        f"{len(keys):,} {what} ({', '.join(keys[:SHOWN])}{', …' if len(keys) > SHOWN else ''})"
-        for what, keys in (("came late", late), ("changed", changed), ("vanished", vanished))
-        if keys
-    ]
+    found = f"{paths.raw} is not what was planned as {work.plan_id}: {changes}. Nothing is lost: "
+    if work.complete and changes.vanished:
+        raise VanishedInputError(
+            f"{found}the hour stays complete, and its parts hold what vanished. If it expired, mark the run as "
+            f"success."
+        )
     raise InputChangedError(
-        f"{paths.raw} is not what was planned as {work.plan_id}: {'; '.join(found)}. Nothing is lost: clear the "
-        f"run from plan_hour on, and the hour is planned and packed as it is now."
+        f"{found}clear the run from plan_hour on, and the hour is planned and packed as it is now."
     )
 
 

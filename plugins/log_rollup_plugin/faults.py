@@ -1,11 +1,9 @@
-"""Turns what botocore and the CRT raise into the pipeline's errors, with what the operator has to do."""
+"""Turns what botocore and libcurl report into the pipeline's errors, with what the operator has to do."""
 
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from awscrt.exceptions import AwsCrtError
-from awscrt.s3 import S3ResponseError
+import pycurl
 from botocore import exceptions as boto
 
 from include.log_rollup.errors import (
@@ -21,8 +19,6 @@ from include.log_rollup.errors import (
     UnsupportedInputError,
 )
 from include.log_rollup.store import Location
-
-_XML_FIELD = r"<{0}>(.*?)</{0}>"
 
 # https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
 _THROTTLES = {
@@ -49,9 +45,14 @@ _NETWORK = (
     boto.ResponseStreamingError,
     boto.IncompleteReadError,
 )
-_CRT_THROTTLES = {"AWS_ERROR_S3_SLOW_DOWN"}
+_CERTIFICATE = {pycurl.E_PEER_FAILED_VERIFICATION, pycurl.E_SSL_CACERT_BADFILE}
 # Signed with credentials that ran out under way: the next try takes renewed ones.
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"}
+
+# A HEAD has no body to name a code in, and S3 refuses expired credentials with this status.
+_NO_REASON = "400"
+# Another run gave up the multipart upload of a copy, as one that a crash had left open; the next try starts anew.
+_UPLOAD_GONE = "NoSuchUpload"
 
 
 def from_response(
@@ -65,7 +66,7 @@ def from_response(
     what = f"{operation} {target}: S3 answered {status} {code}" + (f" ({message})" if message else "")
     if code in _THROTTLES or status in (429, 503):
         return ThrottledError(what, _seconds(headers.get("retry-after")))
-    if code in _EXPIRED:
+    if code in _EXPIRED or code in (_NO_REASON, _UPLOAD_GONE):
         return TransientError(what)
     if code in _CREDENTIALS:
         return AccessError(f"{what}: {_CREDENTIALS[code]}; mend the Airflow connection of the stream")
@@ -96,19 +97,13 @@ def from_response(
     return PermanentError(what)
 
 
-def from_crt(operation: str, target: Location, error: Exception) -> Exception:
-    """The error for a request of the CRT client that failed."""
-    if isinstance(error, S3ResponseError) and isinstance(error.status_code, int) and error.status_code >= 300:
-        body = (error.body or b"").decode(errors="replace")
-        headers = {name.lower(): value for name, value in error.headers or ()}
-        code = _field(body, "Code") or str(error.status_code)
-        return from_response(operation, target, error.status_code, code, _field(body, "Message"), headers)
-    if isinstance(error, AwsCrtError):
-        # The CRT keeps the answers of requests that it gave up retrying to itself.
-        if error.name in _CRT_THROTTLES:
-            return ThrottledError(f"{operation} {target}: {error.name}: {error.message}")
-        return TransientError(f"{operation} {target}: {error.name}: {error.message}")
-    return error
+def from_curl(operation: str, target: Location, code: int, message: str) -> RollupError:
+    """The error for a request that got no answer.
+
+    :param code: of libcurl (https://curl.se/libcurl/c/libcurl-errors.html), with its message
+    """
+    what = f"{operation} {target}: {message} (libcurl {code})"
+    return _certificate(what) if code in _CERTIFICATE else TransientError(what)
 
 
 @contextmanager
@@ -130,18 +125,17 @@ def translated(operation: str, target: Location) -> Iterator[None]:
             f"{what}: {error}; give the stream's Airflow connection keys, or the worker a role"
         ) from error
     except boto.SSLError as error:
-        raise ConfigurationError(
-            f"{what}: {error}; the connection's extra 'verify' can name the CA file of a private endpoint"
-        ) from error
+        raise _certificate(f"{what}: {error}") from error
     except _NETWORK as error:
         raise TransientError(f"{what}: {error}") from error
     except boto.BotoCoreError as error:
         raise ConfigurationError(f"{what}: {error}; mend the Airflow connection or the stream") from error
 
 
-def _field(xml: str, name: str) -> str:
-    match = re.search(_XML_FIELD.format(name), xml, re.DOTALL)
-    return match[1] if match else ""
+def _certificate(what: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{what}; the connection's extra 'verify' can name the CA file of a private endpoint"
+    )
 
 
 def _seconds(value: str | None) -> float | None:

@@ -1,14 +1,15 @@
 """S3 for the pipeline: the amazon provider's hook with one number that bounds every connection it opens."""
 
+import logging
 import re
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
+from datetime import timedelta
 from functools import cached_property
 from io import BytesIO
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 from airflow.providers.amazon.aws.hooks.s3 import S3Hook
@@ -20,11 +21,14 @@ from botocore.httpsession import get_cert_path
 
 from include.log_rollup import crc
 from include.log_rollup.errors import AccessError, ConfigurationError, InputChangedError, NotFoundError
-from include.log_rollup.store import ListPage, Location, ObjectHead, ObjectInfo
+from include.log_rollup.store import ListPage, Location, ObjectHead
 from include.log_rollup.streams import Stream
 from include.log_rollup.units import MIB
+from log_rollup_plugin import listing
 from log_rollup_plugin.faults import translated
-from log_rollup_plugin.transfer import BucketEndpoint, CrtTransfer, Tls, etag_may_be_md5
+from log_rollup_plugin.transfer import BucketEndpoint, CurlTransfer, TransferSettings, etag_may_be_md5
+
+log = logging.getLogger(__name__)
 
 # S3 deletes at most this many objects in one request.
 DELETE_BATCH = 1000
@@ -48,7 +52,8 @@ class PooledS3Hook(S3Hook):
 
     :param max_connections: the most connections to S3 that may be open at any time
     :param control_connections: how many of them boto3 may use for one host; the rest are the transfer's
-    :param connect_timeout: for connecting
+    :param connect_timeout: for connecting, and as long again for the TLS handshake
+    :param response_timeout: for the first byte of an object
     :param kwargs: of :class:`airflow.providers.amazon.aws.hooks.s3.S3Hook`
     """
 
@@ -58,6 +63,7 @@ class PooledS3Hook(S3Hook):
         max_connections: int = 25,
         control_connections: int = 1,
         connect_timeout: timedelta = timedelta(seconds=5),
+        response_timeout: timedelta = timedelta(seconds=5),
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -70,6 +76,7 @@ class PooledS3Hook(S3Hook):
         self.control_connections = control_connections
         self.requests: Counter[str] = Counter()
         self._connect_timeout = connect_timeout
+        self._response_timeout = response_timeout
         self._asking = threading.Lock()
 
     @classmethod
@@ -84,7 +91,18 @@ class PooledS3Hook(S3Hook):
             max_connections=max_connections,
             control_connections=max(1, control_connections // hosts),
             connect_timeout=stream.connect_timeout,
+            response_timeout=stream.response_timeout,
         )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close boto3's connections: Airflow gives a task's slots away as soon as the task says it is done."""
+        if "client" in self.__dict__:
+            self.client.close()
 
     # -- the boto3 client ------------------------------------------------------------------------------
 
@@ -112,7 +130,13 @@ class PooledS3Hook(S3Hook):
         # urllib3 has the option, botocore has no way to set it.
         _http_session(client)._manager.connection_pool_kw["block"] = True
         client.meta.events.register("before-send.s3", self._count)
+        listing.read_rows_with(client)
+        client.meta.events.register("before-sign.s3", self._say_who_pays)
         return client
+
+    def _say_who_pays(self, request: Any, **_: Any) -> None:
+        for name, value in self._request_headers.items():
+            request.headers[name] = value
 
     def _count(self, event_name: str, **_: Any) -> None:
         self.requests[event_name.rpartition(".")[2]] += 1
@@ -145,7 +169,7 @@ class PooledS3Hook(S3Hook):
                 page = next(pages, None)
             if page is None:
                 return
-            yield _list_page(page)
+            yield listing.page_of(page)
 
     def head(self, target: Location) -> ObjectHead | None:
         """Size, ETag and CRC of an object, None if there is none."""
@@ -220,6 +244,26 @@ class PooledS3Hook(S3Hook):
                     f"({refused.get('Message')}); the README lists the permissions that the Dag needs"
                 )
 
+    def abort_uploads(self, prefix: Location) -> int:
+        """Give up the multipart uploads under a prefix that were never finished; how many there were.
+
+        :raises AccessError: if the credentials may not list or abort them
+        """
+        pages = self.client.get_paginator("list_multipart_uploads")
+        count = 0
+        with translated("LIST UPLOADS", prefix):
+            try:
+                for page in pages.paginate(Bucket=prefix.bucket, Prefix=prefix.key):
+                    for upload in page.get("Uploads", ()):
+                        self.client.abort_multipart_upload(
+                            Bucket=prefix.bucket, Key=upload["Key"], UploadId=upload["UploadId"]
+                        )
+                        count += 1
+            except self.client.exceptions.NoSuchUpload:
+                # rclone's answer to a listing where there are none; else, another run has given it up.
+                log.debug("no multipart upload under %s any more", prefix)
+        return count
+
     def copy(
         self, source: Location, etag: str, size: int, target: Location, headers: Mapping[str, str]
     ) -> None:
@@ -244,11 +288,16 @@ class PooledS3Hook(S3Hook):
 
     @property
     def port(self) -> int:
-        """The TCP port of the endpoint, by which its sockets are known."""
-        url = urlsplit(self.client.meta.endpoint_url)
+        """The TCP port of the endpoint, or of the proxy on the way to it, by which its sockets are known."""
+        endpoint = self.client.meta.endpoint_url
+        url = urlsplit(self._proxy(endpoint) or endpoint)
         return url.port or (443 if url.scheme == "https" else 80)
 
-    def open_transfer(self, read_bucket: str, write_bucket: str) -> CrtTransfer:
+    def _proxy(self, url: str) -> str:
+        """The proxy that boto3 uses, of the connection's config or of the environment; empty for none."""
+        return _http_session(self.client)._proxy_config.proxy_url_for(url) or ""
+
+    def open_transfer(self, read_bucket: str, write_bucket: str) -> CurlTransfer:
         """A transfer with the connections that boto3 leaves.
 
         :raises ConfigurationError: if that is none
@@ -256,30 +305,29 @@ class PooledS3Hook(S3Hook):
         read_from, write_to = self._endpoint(read_bucket), self._endpoint(write_bucket)
         hosts = len({read_from.host, write_to.host})
         connections = self.max_connections - hosts * self.control_connections
-        if connections < hosts:
+        if connections < 1:
             raise ConfigurationError(
-                f"max_connections is {self.max_connections}; {hosts * (self.control_connections + 1)} are "
+                f"max_connections is {self.max_connections}; {hosts * self.control_connections + 1} are "
                 f"needed at least, for {hosts} hosts"
             )
         credentials = self.get_session().get_credentials()
         if credentials is None:
             raise AccessError(f"the Airflow connection {self.aws_conn_id!r} gives no credentials; add them")
         verify = _http_session(self.client)._verify
-        tls = Tls(verify, str(get_cert_path(verify)) if verify else "")
-        with translated("credentials for", Location(read_bucket, "")):
-            return CrtTransfer(
-                read_from,
-                write_to,
-                connections,
-                credentials,
-                tls,
-                self._connect_timeout,
-                self._request_headers,
-            )
+        settings = TransferSettings(
+            verify,
+            str(get_cert_path(verify)) if verify else "",
+            self._connect_timeout,
+            self._response_timeout,
+            self._request_headers,
+        )
+        return CurlTransfer(read_from, write_to, connections, credentials, settings)
 
-    @property
+    @cached_property
     def _request_headers(self) -> dict[str, str]:
-        return {"x-amz-request-payer": "requester"} if self._requester_pays else {}
+        """Headers of every request: who pays, where the connection's extra has ``requester_pays``."""
+        pays = self.conn_config.extra_config.get("requester_pays", self._requester_pays)
+        return {"x-amz-request-payer": "requester"} if pays else {}
 
     def _endpoint(self, bucket: str) -> BucketEndpoint:
         """Where boto3 would send a request for an object of this bucket: it knows all the endpoint rules."""
@@ -300,20 +348,10 @@ class PooledS3Hook(S3Hook):
         scope = caught[0].headers["Authorization"]
         signed = _SCOPE_REGION.search(scope.decode() if isinstance(scope, bytes) else scope)
         region = signed[1] if signed else self.client.meta.region_name
-        return BucketEndpoint(url.scheme == "https", url.netloc, url.path.removesuffix("k"), region)
+        origin = f"{url.scheme}://{url.netloc}"
+        return BucketEndpoint(origin, url.path.removesuffix("k"), region, self._proxy(origin))
 
 
 def _http_session(client: Any) -> Any:
     """botocore's HTTP session of a client: neither its pool's options nor its CA file are public."""
     return client._endpoint.http_session
-
-
-def _list_page(page: dict[str, Any]) -> ListPage:
-    date = page["ResponseMetadata"]["HTTPHeaders"].get("date")
-    return ListPage(
-        [
-            ObjectInfo(row["Key"], row["Size"], row["ETag"].strip('"'), row["LastModified"].timestamp())
-            for row in page.get("Contents", ())
-        ],
-        parsedate_to_datetime(date) if date else datetime.now(UTC),
-    )

@@ -1,45 +1,60 @@
-"""The data plane: bodies between S3 and memory through the AWS CRT, over a hard-capped set of connections."""
+"""The data plane: bodies between S3 and memory through libcurl, over a hard-capped set of connections."""
 
 import math
+import os
+import re
+import selectors
+import time
+from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
-from io import RawIOBase
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from awscrt import auth, http, io, s3
+import pycurl
+from awscrt import auth, http
 from botocore.credentials import Credentials, ReadOnlyCredentials
 
 from include.log_rollup import crc
+from include.log_rollup.errors import TransientError
 from include.log_rollup.store import Checksum, Downloaded, Location, Uploaded
-from log_rollup_plugin.faults import from_crt, from_response
+from include.log_rollup.units import KIB
+from log_rollup_plugin.faults import from_curl, from_response, translated
 
-# The CRT opens about 2.5 connections for each Gbit/s of its target, whatever the cap.
-CONNECTIONS_PER_GBPS = 2.5
-# A single PUT may have 5 GiB; a part is far below that, and must never become a multipart upload.
-MULTIPART_THRESHOLD = 5 * 1024**3
-# Our own retries are the real ones: they slow the whole shard down. These bridge a dropped connection.
-CRT_RETRIES = 1
-CLOSE_SECONDS = 10.0
+# The story's idle time-out and keep-alive, in seconds.
+IDLE_SECONDS = 90
+KEEP_ALIVE_SECONDS = 30
+RECEIVE_BUFFER = 256 * KIB
+SEND_BUFFER = 512 * KIB
+# Of an answer that is no object, so much is kept: S3's errors are a few hundred bytes of XML.
+ERROR_BYTES = 64 * KIB
 _MD5_LENGTH = 32
+_ERROR_CODE = re.compile(r"<Code>(.*?)</Code>", re.DOTALL)
+_ERROR_MESSAGE = re.compile(r"<Message>(.*?)</Message>", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class BucketEndpoint:
-    """Where a bucket answers, and how requests to it are signed."""
+    """Where a bucket answers, and how requests to it are signed.
 
-    tls: bool
-    host: str
+    :param origin: scheme, host and port, like ``https://logs.s3.eu-central-1.amazonaws.com``
+    :param path: of the bucket, up to where the key begins
+    :param proxy: URL of the proxy on the way there, empty for none
+    """
+
+    origin: str
     path: str
     region: str
+    proxy: str = ""
 
     @property
-    def port(self) -> int:
-        """The TCP port of the endpoint."""
-        _, colon, port = self.host.rpartition(":")
-        return int(port) if colon and port.isdigit() else (443 if self.tls else 80)
+    def host(self) -> str:
+        """Host and port, as they are signed."""
+        return self.origin.partition("://")[2]
 
     def target(self, key: str) -> str:
         """The path of an object, percent-encoded as S3 signs it."""
@@ -47,25 +62,34 @@ class BucketEndpoint:
 
 
 @dataclass(frozen=True, slots=True)
-class Tls:
-    """How the server's certificate is checked: ``verify`` is botocore's: a CA file or directory, or False."""
+class TransferSettings:
+    """How connections are made.
+
+    :param verify: as botocore's: whether, or against which CA file or directory, certificates are checked
+    :param ca: the CA file or directory that this comes to
+    :param connect_timeout: for connecting, and as long again for the TLS handshake
+    :param response_timeout: without a byte of an object that is read
+    :param headers: sent with every request, such as ``x-amz-request-payer``
+    """
 
     verify: str | bool
-    ca_file: str
+    ca: str
+    connect_timeout: timedelta
+    response_timeout: timedelta
+    headers: Mapping[str, str]
 
 
-class CrtTransfer:
-    """Implements :class:`include.log_rollup.store.Transfer` on one CRT client, or two for two hosts.
+class CurlTransfer:
+    """Implements :class:`include.log_rollup.store.Transfer` on libcurl's multi interface.
 
-    The cap is the CRT's ``max_active_connections_override``, which holds for all requests of a client
-    together. Idle connections to one host are not given up for another, so where raw and aggregated lie on
-    two hosts, each has a client and a share of the cap of its own.
+    The cap is kept twice: there are as many handles as connections, a request that finds none waits for one,
+    and libcurl itself holds connections of all hosts together to that number, those on their way out too
+    (CURLMOPT_MAX_TOTAL_CONNECTIONS). Everything happens on the thread that calls :meth:`wait`.
 
     :param read_from: endpoint of the raw bucket
     :param write_to: endpoint of the aggregated bucket
-    :param connections: the most that may be open at any time, two at least where there are two hosts
+    :param connections: the most that may be open at any time
     :param credentials: botocore's, which may renew themselves
-    :param headers: sent with every request, such as ``x-amz-request-payer``
     """
 
     def __init__(
@@ -74,88 +98,40 @@ class CrtTransfer:
         write_to: BucketEndpoint,
         connections: int,
         credentials: Credentials,
-        tls: Tls,
-        connect_timeout: timedelta,
-        headers: Mapping[str, str],
+        settings: TransferSettings,
     ) -> None:
         self.connections = connections
         self._read_from = read_from
         self._write_to = write_to
-        self._credentials = credentials
-        self._headers = tuple(headers.items())
-        self._current = _frozen(credentials)
-        loops = io.EventLoopGroup(1)
-        bootstrap = io.ClientBootstrap(loops, io.DefaultHostResolver(loops))
-        make = partial(self._client, bootstrap, tls, connect_timeout)
-        if read_from.host == write_to.host and read_from.region == write_to.region:
-            self._reader = self._writer = make(read_from, connections)
-        else:
-            writers = max(1, min(4, connections // 4))
-            self.connections = connections - writers
-            self._reader = make(read_from, connections - writers)
-            self._writer = make(write_to, writers)
-
-    def _client(
-        self,
-        bootstrap: io.ClientBootstrap,
-        tls: Tls,
-        connect_timeout: timedelta,
-        endpoint: BucketEndpoint,
-        connections: int,
-    ) -> s3.S3Client:
-        provider = auth.AwsCredentialsProvider.new_delegate(lambda: self._current)
-        return s3.S3Client(
-            bootstrap=bootstrap,
-            region=endpoint.region,
-            tls_mode=s3.S3RequestTlsMode.ENABLED if endpoint.tls else s3.S3RequestTlsMode.DISABLED,
-            tls_connection_options=_tls_options(tls) if endpoint.tls else None,
-            signing_config=s3.create_default_s3_signing_config(
-                region=endpoint.region, credential_provider=provider
-            ),
-            part_size=8 * 1024**2,
-            multipart_upload_threshold=MULTIPART_THRESHOLD,
-            throughput_target_gbps=float(math.ceil(connections / CONNECTIONS_PER_GBPS)),
-            max_active_connections_override=connections,
-            retry_config=s3.S3RetryConfig(max_retries=CRT_RETRIES),
-            connect_timeout_ms=int(connect_timeout.total_seconds() * 1000),
-        )
-
-    def tick(self) -> None:
-        """Renew credentials that are about to expire, on the caller's thread and not the event loop's."""
-        self._current = _frozen(self._credentials)
+        self._signer = _Signer(credentials)
+        self._headers = tuple(settings.headers.items())
+        self._response_seconds = math.ceil(settings.response_timeout.total_seconds())
+        self._selector = selectors.DefaultSelector()
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_read, False)
+        os.set_blocking(self._wake_write, False)
+        self._selector.register(self._wake_read, selectors.EVENT_READ)
+        self._multi = pycurl.CurlMulti()
+        self._multi.setopt(pycurl.M_MAX_TOTAL_CONNECTIONS, connections)
+        self._multi.setopt(pycurl.M_MAXCONNECTS, connections)
+        self._multi.setopt(pycurl.M_SOCKETFUNCTION, self._on_socket)
+        self._multi.setopt(pycurl.M_TIMERFUNCTION, self._on_timer)
+        self._due: float | None = None
+        self._waiting: deque[_Request] = deque()
+        self._handles = [_handle(settings) for _ in range(connections)]
+        # The first request goes ahead: those after it find the host's name looked up, instead of looking it up
+        # with a thread and a file each.
+        self._free, self._later = self._handles[:1], self._handles[1:]
 
     def get(
         self, source: Location, etag: str, into: memoryview, done: Callable[[Downloaded | Exception], None]
-    ) -> s3.S3Request:
+    ) -> "_Request":
         """Fetch a whole object with If-Match, asking for the CRC that S3 keeps of it.
 
         :raises nothing: failures come through ``done``
         """
-        answer = _Answer()
-
-        # The buffer's slice refuses a body that is longer than planned; the CRT reports that as the failure.
-        def on_body(chunk: bytes, offset: int, **_: Any) -> None:
-            end = offset + len(chunk)
-            into[offset:end] = chunk
-            answer.received = max(answer.received, end)
-
-        def on_done(error: Exception | None = None, status_code: int | None = None, **_: Any) -> None:
-            done(_downloaded(source, answer, error, status_code))
-
-        request = self._request(
-            self._read_from,
-            "GET",
-            source.key,
-            [("if-match", f'"{etag}"'), ("x-amz-checksum-mode", "ENABLED")],
-        )
-        return self._reader.make_request(
-            type=s3.S3RequestType.DEFAULT,
-            operation_name="GetObject",
-            request=request,
-            on_headers=answer.on_headers,
-            on_body=on_body,
-            on_done=on_done,
-        )
+        headers = [("if-match", f'"{etag}"'), ("x-amz-checksum-mode", "ENABLED"), *self._headers]
+        return self._submit(_Get(self, self._read_from, source, headers, into, done, self._response_seconds))
 
     def put(
         self,
@@ -164,7 +140,7 @@ class CrtTransfer:
         crc64nvme: int,
         headers: Mapping[str, str],
         done: Callable[[Uploaded | Exception], None],
-    ) -> s3.S3Request:
+    ) -> "_Request":
         """Write an object in one request; S3 refuses a body whose CRC differs.
 
         The CRC goes as a header, computed beforehand: a trailing checksum makes some S3-compatible servers
@@ -172,104 +148,342 @@ class CrtTransfer:
 
         :raises nothing: failures come through ``done``
         """
-        answer = _Answer()
+        fields = [
+            ("content-type", "application/octet-stream"),
+            ("x-amz-sdk-checksum-algorithm", "CRC64NVME"),
+            ("x-amz-checksum-crc64nvme", crc.to_header(crc64nvme)),
+            *headers.items(),
+            *self._headers,
+        ]
+        return self._submit(_Put(self, self._write_to, target, fields, body, done))
 
-        def on_done(error: Exception | None = None, **_: Any) -> None:
-            if error is not None:
-                done(from_crt("PUT", target, error))
-            else:
-                stored = crc.from_header(answer.headers.get("x-amz-checksum-crc64nvme"))
-                done(Uploaded(answer.headers.get("etag", "").strip('"'), stored))
+    def wait(self, seconds: float) -> None:
+        """Move bodies until a request has ended, :meth:`wake` is called, or the time is over."""
+        until = time.monotonic() + seconds
+        while True:
+            now = time.monotonic()
+            due = until if self._due is None else min(self._due, until)
+            ready = self._selector.select(max(0.0, due - now))
+            woken = False
+            for key, mask in ready:
+                if key.fd == self._wake_read:
+                    woken = bool(os.read(self._wake_read, 4096))
+                else:
+                    self._multi.socket_action(key.fd, _CURL_EVENTS[mask])
+            now = time.monotonic()
+            if self._due is not None and self._due <= now:
+                self._due = None
+                self._multi.socket_action(pycurl.SOCKET_TIMEOUT, 0)
+            if self._collect() or woken or now >= until:
+                return
 
-        request = self._request(
-            self._write_to,
-            "PUT",
-            target.key,
-            [
-                ("content-length", str(len(body))),
-                ("content-type", "application/octet-stream"),
-                ("x-amz-sdk-checksum-algorithm", "CRC64NVME"),
-                ("x-amz-checksum-crc64nvme", crc.to_header(crc64nvme)),
-                *headers.items(),
-            ],
-            _Body(body),
-        )
-        return self._writer.make_request(
-            type=s3.S3RequestType.DEFAULT,
-            operation_name="PutObject",
-            request=request,
-            on_headers=answer.on_headers,
-            on_done=on_done,
-        )
+    def wake(self) -> None:
+        """Have :meth:`wait` return, from another thread."""
+        # If the pipe is full, it is of wakes that were not seen yet.
+        with suppress(BlockingIOError):
+            os.write(self._wake_write, b"\0")
 
     def close(self) -> None:
-        """Close every connection, and wait for that for a while."""
-        events = {self._reader.shutdown_event, self._writer.shutdown_event}
-        del self._reader, self._writer
-        for event in events:
-            event.wait(CLOSE_SECONDS)
+        """Close every connection."""
+        for handle in self._handles:
+            handle.close()
+        self._multi.close()
+        self._selector.close()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
 
-    def _request(
+    # -- requests --------------------------------------------------------------------------------------
+
+    def _submit(self, request: "_Request") -> "_Request":
+        if self._free:
+            self._start(request, self._free.pop())
+        else:
+            self._waiting.append(request)
+        return request
+
+    def _start(self, request: "_Request", handle: Any) -> None:
+        endpoint, target = request.endpoint, request.endpoint.target(request.location.key)
+        with translated("credentials for", request.location):
+            signed = self._signer.sign(request.method, endpoint, target, request.headers)
+        handle.setopt(pycurl.URL, endpoint.origin + target)
+        handle.setopt(pycurl.PROXY, endpoint.proxy)
+        handle.setopt(pycurl.HTTPHEADER, [f"{name}: {value}" for name, value in signed])
+        request.begin(handle)
+        self._multi.add_handle(handle)
+
+    def _collect(self) -> bool:
+        """Tell of the requests that have ended, after their connections have something else to do."""
+        ended: list[tuple[_Request, int, str]] = []
+        while True:
+            more, succeeded, failed = self._multi.info_read()
+            ended += [(handle.request, 0, "") for handle in succeeded]
+            ended += [(handle.request, code, message) for handle, code, message in failed]
+            if not more:
+                break
+        results = [(request, request.result(code, message)) for request, code, message in ended]
+        for request, _ in results:
+            self._release(request)
+        for request, result in results:
+            request.done(result)
+        return bool(results)
+
+    def cancel(self, request: "_Request") -> None:
+        """Give a request up; not for one that has ended."""
+        if request.handle is None:
+            if request not in self._waiting:
+                return
+            self._waiting.remove(request)
+        else:
+            self._release(request)
+        request.done(TransientError(f"{request}: cancelled"))
+
+    def _release(self, request: "_Request") -> None:
+        handle = request.handle
+        self._multi.remove_handle(handle)
+        request.handle = handle.request = None
+        self._free += [*self._later, handle]
+        self._later.clear()
+        while self._waiting and self._free:
+            self._start(self._waiting.popleft(), self._free.pop())
+
+    # -- libcurl's callbacks ---------------------------------------------------------------------------
+
+    def _on_socket(self, what: int, fd: int, *_: Any) -> None:
+        known = fd in self._selector.get_map()
+        if what == pycurl.POLL_REMOVE:
+            if known:
+                self._selector.unregister(fd)
+        elif known:
+            self._selector.modify(fd, _SELECTOR_EVENTS[what])
+        else:
+            self._selector.register(fd, _SELECTOR_EVENTS[what])
+
+    def _on_timer(self, milliseconds: int) -> None:
+        self._due = None if milliseconds < 0 else time.monotonic() + milliseconds / 1000
+
+
+_SELECTOR_EVENTS = {
+    pycurl.POLL_NONE: 0,
+    pycurl.POLL_IN: selectors.EVENT_READ,
+    pycurl.POLL_OUT: selectors.EVENT_WRITE,
+    pycurl.POLL_INOUT: selectors.EVENT_READ | selectors.EVENT_WRITE,
+}
+_CURL_EVENTS = {
+    selectors.EVENT_READ: pycurl.CSELECT_IN,
+    selectors.EVENT_WRITE: pycurl.CSELECT_OUT,
+    selectors.EVENT_READ | selectors.EVENT_WRITE: pycurl.CSELECT_IN | pycurl.CSELECT_OUT,
+}
+
+
+class _Signer:
+    """Signature Version 4 of requests whose bodies are not signed, because a CRC of theirs is.
+
+    It is the CRT's: libcurl's own can't be had together with keys that have steps such as "..".
+
+    :param credentials: botocore's, which renew themselves when they are about to expire
+    """
+
+    def __init__(self, credentials: Credentials) -> None:
+        self._credentials = credentials
+        self._frozen: ReadOnlyCredentials | None = None
+        self._configs: dict[str, auth.AwsSigningConfig] = {}
+
+    def sign(
+        self, method: str, endpoint: BucketEndpoint, target: str, headers: list[tuple[str, str]]
+    ) -> list[tuple[str, str]]:
+        """All headers of a request, its signature among them."""
+        frozen = self._credentials.get_frozen_credentials()
+        if frozen != self._frozen:
+            self._frozen = frozen
+            self._configs.clear()
+        config = self._configs.get(endpoint.region)
+        if config is None:
+            config = self._configs[endpoint.region] = _signing_config(endpoint.region, frozen)
+        fields = http.HttpHeaders([("host", endpoint.host), *headers])
+        request = http.HttpRequest(method, target, fields)
+        auth.aws_sign_request(request, config).result()
+        return list(request.headers)
+
+
+def _signing_config(region: str, credentials: ReadOnlyCredentials) -> auth.AwsSigningConfig:
+    return auth.AwsSigningConfig(
+        credentials_provider=auth.AwsCredentialsProvider.new_static(
+            credentials.access_key, credentials.secret_key, credentials.token
+        ),
+        region=region,
+        service="s3",
+        use_double_uri_encode=False,
+        should_normalize_uri_path=False,
+        signed_body_value=auth.AwsSignedBodyValue.UNSIGNED_PAYLOAD,
+        signed_body_header_type=auth.AwsSignedBodyHeaderType.X_AMZ_CONTENT_SHA_256,
+    )
+
+
+class _Request(ABC):
+    """A request from its submission to its result."""
+
+    method: str
+
+    def __init__(
         self,
+        transfer: CurlTransfer,
         endpoint: BucketEndpoint,
-        method: str,
-        key: str,
+        location: Location,
         headers: list[tuple[str, str]],
-        body: "_Body | None" = None,
-    ) -> http.HttpRequest:
-        fields = [("host", endpoint.host), *headers, *self._headers]
-        return http.HttpRequest(method, endpoint.target(key), http.HttpHeaders(fields), body)
-
-
-class _Answer:
-    """What the event loop notes of an answer until it is done."""
-
-    __slots__ = ("headers", "received")
-
-    def __init__(self) -> None:
-        self.headers: dict[str, str] = {}
-        self.received = 0
-
-    def on_headers(self, headers: list[tuple[str, str]], **_: Any) -> None:
-        self.headers = {name.lower(): value for name, value in headers}
-
-
-class _Body(RawIOBase):
-    """A stream over memory that is read without being copied first."""
-
-    def __init__(self, body: memoryview) -> None:
-        super().__init__()
+        body: memoryview,
+        done: Callable[[Any], None],
+    ) -> None:
+        self.endpoint = endpoint
+        self.location = location
+        self.headers = headers
+        self.done = done
+        self.handle: Any = None
+        self.too_long = False
+        self._transfer = transfer
         self._body = body
         self._position = 0
+        self._error = bytearray()
+        self._lines: list[bytes] = []
 
-    def readable(self) -> bool:
-        return True
+    def cancel(self) -> None:
+        """See :class:`include.log_rollup.store.Cancellable`."""
+        self._transfer.cancel(self)
 
-    def seekable(self) -> bool:
-        return True
+    def begin(self, handle: Any) -> None:
+        """Take a handle."""
+        self.handle = handle
+        handle.request = self
+        handle.setopt(pycurl.HEADERFUNCTION, self._lines.append)
 
-    def readinto(self, into: Any) -> int:
-        count = min(len(into), len(self._body) - self._position)
-        into[:count] = self._body[self._position : self._position + count]
-        self._position += count
-        return count
+    def result(self, code: int, message: str) -> object:
+        """What came of it: an error of libcurl, of S3, or the result.
 
-    def seek(self, offset: int, whence: int = 0) -> int:
-        """Go to another place: a retry begins anew."""
-        self._position = (0, self._position, len(self._body))[whence] + offset
-        return self._position
+        :param code: of libcurl's, 0 for none
+        """
+        headers = _headers(self._lines)
+        if code and not self.too_long:
+            return from_curl(self.method, self.location, code, message)
+        status = self._status()
+        if status < 300:
+            return self.success(headers)
+        text = self._error.decode(errors="replace")
+        found, told = _ERROR_CODE.search(text), _ERROR_MESSAGE.search(text)
+        return from_response(
+            self.method, self.location, status, found[1] if found else str(status), told[1] if told else "",
+            headers,
+        )  # fmt: skip
+
+    @abstractmethod
+    def success(self, headers: Mapping[str, str]) -> object:
+        """The result of a request that S3 has answered well."""
+
+    def _status(self) -> int:
+        """The status of the last answer; handles can't be asked from within a callback."""
+        first = next(line for line in reversed(self._lines) if line.startswith(b"HTTP/"))
+        return int(first.split(None, 2)[1])
+
+    def _on_error(self, chunk: bytes) -> None:
+        if len(self._error) < ERROR_BYTES:
+            self._error += chunk
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.location}"
 
 
-def _downloaded(
-    source: Location, answer: _Answer, error: Exception | None, status: int | None
-) -> Downloaded | Exception:
-    if error is not None:
-        return from_crt("GET", source, error)
-    headers = answer.headers
-    if status is not None and status >= 300:
-        return from_response("GET", source, status, str(status), "", headers)
-    etag = headers.get("etag", "").strip('"')
-    return Downloaded(answer.received, etag, _checksum(headers), _etag_is_md5(etag, headers))
+class _Get(_Request):
+    method = "GET"
+
+    def __init__(self, *arguments: Any) -> None:
+        *others, self._response_seconds = arguments
+        super().__init__(*others)
+
+    def begin(self, handle: Any) -> None:
+        super().begin(handle)
+        handle.setopt(pycurl.HTTPGET, 1)
+        handle.setopt(pycurl.LOW_SPEED_TIME, self._response_seconds)
+        handle.setopt(pycurl.WRITEFUNCTION, self._on_body)
+
+    def success(self, headers: Mapping[str, str]) -> Downloaded:
+        etag = headers.get("etag", "").strip('"')
+        return Downloaded(self._position, etag, _checksum(headers), _etag_is_md5(etag, headers))
+
+    def _on_body(self, chunk: bytes) -> int | None:
+        start = self._position
+        if start == 0 and self._status() >= 300:
+            self._on_error(chunk)
+            return None
+        end = start + len(chunk)
+        self._position = end
+        if end > len(self._body):
+            # More than was planned: libcurl gives the request up, and the packer sees the length and the ETag.
+            self.too_long = True
+            return -1
+        self._body[start:end] = chunk
+        return None
+
+
+class _Put(_Request):
+    method = "PUT"
+
+    def begin(self, handle: Any) -> None:
+        super().begin(handle)
+        handle.setopt(pycurl.UPLOAD, 1)
+        handle.setopt(pycurl.INFILESIZE_LARGE, len(self._body))
+        # How long S3 thinks about a part depends on its size: the packer's deadline sees to that.
+        handle.setopt(pycurl.LOW_SPEED_TIME, 0)
+        handle.setopt(pycurl.READFUNCTION, self._read)
+        handle.setopt(pycurl.SEEKFUNCTION, self._seek)
+        handle.setopt(pycurl.WRITEFUNCTION, self._on_error)
+
+    def success(self, headers: Mapping[str, str]) -> Uploaded:
+        stored = crc.from_header(headers.get("x-amz-checksum-crc64nvme"))
+        return Uploaded(headers.get("etag", "").strip('"'), stored)
+
+    def _read(self, size: int) -> bytes:
+        chunk = bytes(self._body[self._position : self._position + size])
+        self._position += len(chunk)
+        return chunk
+
+    def _seek(self, offset: int, _origin: int) -> None:
+        """Begin anew: libcurl does so where a connection that was kept turns out to be closed."""
+        self._position = offset
+
+
+def _handle(settings: TransferSettings) -> Any:
+    """A handle with all that is the same for every request."""
+    handle = pycurl.Curl()
+    handle.setopt(pycurl.NOSIGNAL, 1)
+    handle.setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1)
+    # A key may have steps such as "..": they are names here, not ways.
+    handle.setopt(pycurl.PATH_AS_IS, 1)
+    handle.setopt(pycurl.NOPROXY, "")
+    handle.setopt(pycurl.BUFFERSIZE, RECEIVE_BUFFER)
+    handle.setopt(pycurl.UPLOAD_BUFFERSIZE, SEND_BUFFER)
+    # libcurl counts the TLS handshake with the connecting.
+    handle.setopt(pycurl.CONNECTTIMEOUT_MS, round(2000 * settings.connect_timeout.total_seconds()))
+    handle.setopt(pycurl.LOW_SPEED_LIMIT, 1)
+    handle.setopt(pycurl.MAXAGE_CONN, IDLE_SECONDS)
+    handle.setopt(pycurl.TCP_KEEPALIVE, 1)
+    handle.setopt(pycurl.TCP_KEEPIDLE, KEEP_ALIVE_SECONDS)
+    handle.setopt(pycurl.TCP_KEEPINTVL, KEEP_ALIVE_SECONDS)
+    if settings.verify is False:
+        handle.setopt(pycurl.SSL_VERIFYPEER, 0)
+        handle.setopt(pycurl.SSL_VERIFYHOST, 0)
+    else:
+        handle.setopt(pycurl.CAPATH if Path(settings.ca).is_dir() else pycurl.CAINFO, settings.ca)
+    return handle
+
+
+def _headers(lines: list[bytes]) -> dict[str, str]:
+    """The headers of the last answer, names in lower case: interim answers (100 Continue) come before it."""
+    headers: dict[str, str] = {}
+    for line in lines:
+        if line.startswith(b"HTTP/"):
+            headers.clear()
+        else:
+            name, _, value = line.decode("latin-1").partition(":")
+            headers[name.lower()] = value.strip()
+    return headers
 
 
 def _checksum(headers: Mapping[str, str]) -> Checksum | None:
@@ -298,17 +512,3 @@ def etag_may_be_md5(etag: str, encryption: str | None, customer_algorithm: str |
     if encryption not in (None, "AES256") or customer_algorithm is not None:
         return False
     return len(etag) == _MD5_LENGTH and all(digit in "0123456789abcdef" for digit in etag)
-
-
-def _frozen(credentials: Credentials) -> auth.AwsCredentials:
-    frozen: ReadOnlyCredentials = credentials.get_frozen_credentials()
-    return auth.AwsCredentials(frozen.access_key, frozen.secret_key, frozen.token)
-
-
-def _tls_options(tls: Tls) -> io.TlsConnectionOptions:
-    options = io.TlsContextOptions()
-    if tls.verify is False:
-        options.verify_peer = False
-    else:
-        options.override_default_trust_store_from_path(ca_filepath=tls.ca_file)
-    return io.ClientTlsContext(options).new_connection_options()

@@ -149,6 +149,53 @@ class Watch:
         return ProcessSample(pid, sockets, len(open_files), resident_pages * _PAGE_BYTES)
 
 
+class PortWatch:
+    """Counts from a thread the TCP connections of all processes together to some ports, and nothing else.
+
+    One reading of the kernel's table for a sample, however many processes there are: so it keeps its pace
+    beside a machine's whole load. The ports have to be those of a server that nobody else talks to.
+
+    :param ports: remote TCP ports
+    :param interval_seconds: from one sample to the next
+    """
+
+    def __init__(self, ports: Collection[int], interval_seconds: float = 0.05) -> None:
+        self._ports = frozenset(ports)
+        self._interval = interval_seconds
+        self._samples: list[tuple[float, int]] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="port-watch", daemon=True)
+        self._began = 0.0
+
+    @property
+    def samples(self) -> tuple[tuple[float, int], ...]:
+        """Seconds since the watch began, and connections at that moment."""
+        return tuple(self._samples)
+
+    def now(self) -> float:
+        """Seconds since the watch began."""
+        return time.monotonic() - self._began
+
+    def __enter__(self) -> Self:
+        self._began = time.monotonic()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        due = self._began
+        while True:
+            self._samples.append((self.now(), len(_inodes_to_ports(_PROC / "self", self._ports))))
+            due = max(due + self._interval, time.monotonic())
+            if self._stop.wait(due - time.monotonic()):
+                return
+
+
 def _inodes_to_ports(process: Path, ports: Collection[int]) -> frozenset[int]:
     """The inodes of the TCP sockets whose remote port is one of these (proc(5), /proc/net/tcp)."""
     endings = tuple(f":{port:04X}" for port in ports)

@@ -55,7 +55,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -435,6 +435,13 @@ class MotoServer(S3Server):
         :param actions: what the new user may do, such as ``s3:GetObject``; everything in S3 if none is named
         :returns: access key and secret key of that user, the only one that there is
         """
+        allowed = {"Effect": "Allow", "Action": list(actions) or ["s3:*"], "Resource": "*"}
+        with self.enforced_policy({"Version": "2012-10-17", "Statement": [allowed]}) as keys:
+            yield keys
+
+    @contextmanager
+    def enforced_policy(self, policy: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """The same with a whole policy, as IAM has it."""
         iam = _session().client(
             "iam",
             region_name=self.region,
@@ -444,13 +451,8 @@ class MotoServer(S3Server):
             verify=str(self.tls.ca) if self.tls else None,
         )
         user = f"user-{uuid.uuid4().hex[:12]}"
-        allowed = {"Effect": "Allow", "Action": list(actions) or ["s3:*"], "Resource": "*"}
         iam.create_user(UserName=user)
-        iam.put_user_policy(
-            UserName=user,
-            PolicyName="test",
-            PolicyDocument=json.dumps({"Version": "2012-10-17", "Statement": [allowed]}),
-        )
+        iam.put_user_policy(UserName=user, PolicyName="test", PolicyDocument=json.dumps(policy))
         key = iam.create_access_key(UserName=user)["AccessKey"]
         # The number of requests that are let through unchecked from now on.
         self._api("/moto-api/reset-auth", "0")

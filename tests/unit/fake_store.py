@@ -11,10 +11,12 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import Enum, auto
 from itertools import count
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from include.log_rollup import crc
@@ -124,7 +126,7 @@ class FakeStore:
         them gives back what it was sent, unread
     :param etag_is_md5: whether the ETags of what the pipeline writes are MD5s; otherwise they tell nothing
     :param page_size: of listings
-    :param threads: of a transfer, for its callbacks; 0 has them called before ``get`` and ``put`` return
+    :param threads: of a transfer, which do its requests; 0 has them done before ``get`` and ``put`` return
     """
 
     def __init__(
@@ -307,8 +309,10 @@ class FakeStore:
                     key for key in self.listing(prefix.key, prefix.bucket) if key.encode() > after.encode()
                 ]
                 rows = [self._info(prefix.bucket, key) for key in rest[: self._page_size]]
-            yield ListPage(rows, self.now)
-            if len(rest) <= self._page_size:
+                newest = max((self._buckets[prefix.bucket][row.key].modified for row in rows), default=0.0)
+            more = len(rest) > self._page_size
+            yield ListPage(rows, newest, self.now, more)
+            if not more:
                 return
             after = rows[-1].key
 
@@ -361,6 +365,10 @@ class FakeStore:
             self._buckets[target.bucket].pop(target.key, None)
             self._changed("DELETE", target)
         _lose_answer(effect, target)
+
+    def abort_uploads(self, prefix: Location) -> int:
+        self.begin("UPLOADS", prefix)
+        return 0
 
     def copy(
         self, source: Location, etag: str, size: int, target: Location, headers: Mapping[str, str]
@@ -446,7 +454,7 @@ class FakeStore:
 
     def _info(self, bucket: str, key: str) -> ObjectInfo:
         found = self._buckets[bucket][key]
-        return ObjectInfo(key, len(found.body), found.etag, found.modified)
+        return ObjectInfo(key, len(found.body), found.etag)
 
     def _changed(self, kind: str, target: Location) -> None:
         if self._writes_until_crash is not None:
@@ -472,19 +480,21 @@ class FakeTransfer:
     def __init__(self, store: FakeStore, connections: int) -> None:
         self.connections = connections
         self.closed = False
-        self.ticks = 0
         self.most_in_flight = 0
         self.in_flight = 0
+        self.answers: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._store = store
-        self._lock = threading.Lock()
         self._executor = ThreadPoolExecutor(store.threads, "fake-transfer") if store.threads else None
 
     def get(
         self, source: Location, etag: str, into: memoryview, done: Callable[[Downloaded | Exception], None]
     ) -> "FakeRequest":
-        request = FakeRequest(self, done)
-        self._run(request, lambda: self._get(source, etag, into))
-        return request
+        def arrived(answer: tuple[bytes, Downloaded]) -> Downloaded:
+            body, result = answer
+            into[: len(body)] = body
+            return result
+
+        return self._run(lambda: self._get(source, etag, len(into)), arrived, done)
 
     def put(
         self,
@@ -494,12 +504,18 @@ class FakeTransfer:
         headers: Mapping[str, str],
         done: Callable[[Uploaded | Exception], None],
     ) -> "FakeRequest":
-        request = FakeRequest(self, done)
-        self._run(request, lambda: self._put(target, body, crc64nvme, headers))
-        return request
+        sent = bytes(body)
+        return self._run(lambda: self._put(target, sent, crc64nvme, headers), lambda answer: answer, done)
 
-    def tick(self) -> None:
-        self.ticks += 1
+    def wait(self, seconds: float) -> None:
+        assert not self.closed, "used after it was closed"
+        with suppress(Empty):
+            self.answers.get(timeout=seconds)()
+            while True:
+                self.answers.get_nowait()()
+
+    def wake(self) -> None:
+        self.answers.put(lambda: None)
 
     def close(self) -> None:
         assert self.in_flight == 0, f"closed with {self.in_flight} requests under way"
@@ -507,22 +523,20 @@ class FakeTransfer:
         if self._executor is not None:
             self._executor.shutdown()
 
-    def ended(self) -> None:
-        """One request less is under way."""
-        with self._lock:
-            self.in_flight -= 1
-
-    def _run(self, request: "FakeRequest", work: Callable[[], object]) -> None:
+    def _run(
+        self, work: Callable[[], Any], arrived: Callable[[Any], object], done: Callable[[Any], None]
+    ) -> "FakeRequest":
         assert not self.closed, "used after it was closed"
-        with self._lock:
-            self.in_flight += 1
-            self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        request = FakeRequest(self, arrived, done)
         if self._executor is None:
             request.answer(work)
         else:
             self._executor.submit(request.answer, work)
+        return request
 
-    def _get(self, source: Location, etag: str, into: memoryview) -> Downloaded | None:
+    def _get(self, source: Location, etag: str, room: int) -> tuple[bytes, Downloaded] | None:
         effect = self._store.begin("GET", source)
         if effect is Effect.STALLED:
             return None
@@ -531,19 +545,16 @@ class FakeTransfer:
         body = _flipped(found.body) if effect is Effect.WRONG_BYTES else found.body
         if effect is Effect.TRUNCATED:
             body = body[:-1]
-        if len(body) > len(into):
-            raise TransientError(f"GET {source}: more than {len(into)} bytes came")
-        into[: len(body)] = body
         stated = "0" * 32 if effect is Effect.WRONG_ETAG else found.etag
-        return Downloaded(len(body), stated, found.checksum, found.etag_is_md5)
+        return body[:room], Downloaded(len(body), stated, found.checksum, found.etag_is_md5)
 
     def _put(
-        self, target: Location, body: memoryview, sent_crc: int, headers: Mapping[str, str]
+        self, target: Location, body: bytes, sent_crc: int, headers: Mapping[str, str]
     ) -> Uploaded | None:
         effect = self._store.begin("PUT", target)
         if effect is Effect.STALLED:
             return None
-        arrived = _flipped(bytes(body)) if effect is Effect.WRONG_BYTES else bytes(body)
+        arrived = _flipped(body) if effect is Effect.WRONG_BYTES else body
         if self._store.refuses(arrived, sent_crc):
             raise TransientError(f"PUT {target}: S3 answered 400 BadDigest")
         stored = self._store.keep("PUT", target, arrived, sent_crc, headers=headers)
@@ -557,37 +568,31 @@ class FakeTransfer:
 class FakeRequest:
     """A request under way; its callback comes once, when nothing touches its memory any more."""
 
-    def __init__(self, transfer: FakeTransfer, done: Callable[[Any], None]) -> None:
+    def __init__(
+        self, transfer: FakeTransfer, arrived: Callable[[Any], object], done: Callable[[Any], None]
+    ) -> None:
         self._transfer = transfer
+        self._arrived = arrived
         self._done = done
-        self._lock = threading.Lock()
-        self._stalled = self._cancelled = False
+        self._ended = False
 
-    def answer(self, work: Callable[[], object]) -> None:
-        """Do it and call back; not if it has no result, because it stalled."""
+    def answer(self, work: Callable[[], Any]) -> None:
+        """Do it, and have the transfer call back; not if it has no result, because it stalled."""
         try:
             result = work()
         except Exception as error:
             result = error
-        with self._lock:
-            self._stalled = result is None and not self._cancelled
-            if self._cancelled:
-                result = _cancelled()
         if result is not None:
-            self._transfer.ended()
-            self._done(result)
+            self._transfer.answers.put(lambda: self._end(result))
 
     def cancel(self) -> None:
-        with self._lock:
-            self._cancelled = True
-            stalled, self._stalled = self._stalled, False
-        if stalled:
-            self._transfer.ended()
-            self._done(_cancelled())
+        self._end(TransientError("the request was cancelled"))
 
-
-def _cancelled() -> TransientError:
-    return TransientError("the request was cancelled")
+    def _end(self, result: Any) -> None:
+        if not self._ended:
+            self._ended = True
+            self._transfer.in_flight -= 1
+            self._done(result if isinstance(result, Exception) else self._arrived(result))
 
 
 def _flipped(body: bytes) -> bytes:

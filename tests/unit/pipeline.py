@@ -48,9 +48,11 @@ def produce(store: FakeStore, hour: Mapping[str, bytes], **how: Any) -> None:
         store.produce(RAW + name, body, **how)
 
 
-def run_hour(store: FakeStore, stream: Stream, run_id: str = "a run") -> HourTotals:
+def run_hour(
+    store: FakeStore, stream: Stream, run_id: str = "a run", *, drop_vanished: bool = False
+) -> HourTotals:
     """All steps, as the Dag runs them."""
-    return finish_hour(store, stream, plan_hour(store, stream, HOUR, run_id))
+    return finish_hour(store, stream, plan_hour(store, stream, HOUR, run_id, drop_vanished))
 
 
 def finish_hour(store: FakeStore, stream: Stream, planned: Planned) -> HourTotals:
@@ -154,9 +156,7 @@ def assert_not_complete(store: FakeStore) -> None:
 
 def plan_id_of(store: FakeStore, stream: Stream) -> str:
     """The plan_id of the raw hour as it is."""
-    listed = [
-        ObjectInfo(key, len(store.body(key)), store.stored(key).etag, 0.0) for key in store.listing(RAW)
-    ]
+    listed = [ObjectInfo(key, len(store.body(key)), store.stored(key).etag) for key in store.listing(RAW)]
     chosen, left_out = select(listed, RAW, stream.marker)
     return make_plan(chosen, left_out, stream.part_size, stream.ensure_newline, stream.storage_class).plan_id
 

@@ -28,7 +28,7 @@ etags = st.sampled_from("abcdef").map(lambda digit: digit * 32)
 
 
 def _infos(rows: dict[str, tuple[int, str]]) -> list[ObjectInfo]:
-    return [ObjectInfo(RAW + name, size, etag, 0.0) for name, (size, etag) in sorted(rows.items())]
+    return [ObjectInfo(RAW + name, size, etag) for name, (size, etag) in sorted(rows.items())]
 
 
 def listings(max_size: int = 80, max_objects: int = 30) -> st.SearchStrategy[list[ObjectInfo]]:

@@ -2,7 +2,7 @@
 
 import random
 from dataclasses import replace
-from itertools import accumulate, pairwise
+from itertools import pairwise
 
 import pytest
 from hypothesis import assume, given
@@ -30,7 +30,7 @@ etag = "0" * 32
 
 
 def info(name: str, size: int = 10, etag: str = etag) -> ObjectInfo:
-    return ObjectInfo(RAW + name, size, etag, 0.0)
+    return ObjectInfo(RAW + name, size, etag)
 
 
 def plan_of(
@@ -75,7 +75,6 @@ def test_objects_lie_end_to_end_in_parts_that_keep_to_the_part_size(
 ) -> None:
     for part in plan_of(listed, part_size).parts:
         sizes = [item.size for item in part.objects]
-        assert [item.offset for item in part.objects] == [0, *accumulate(sizes)][:-1]
         assert part.size == sum(sizes)
         if part.copied:
             assert len(sizes) == 1
@@ -196,7 +195,7 @@ def test_every_listed_object_is_either_chosen_or_counted_as_left_out(hour: dict[
 def test_the_same_listing_in_any_order_gives_the_same_plan(
     listed: list[ObjectInfo], part_size: int, separators: bool, shuffler: random.Random
 ) -> None:
-    shuffled = [replace(item, modified=shuffler.random()) for item in listed]
+    shuffled = list(listed)
     shuffler.shuffle(shuffled)
     assert plan_of(shuffled, part_size, separators) == plan_of(listed, part_size, separators)
 
@@ -211,9 +210,9 @@ def test_another_key_size_or_etag_gives_another_plan_id(
     other = data.draw(
         st.sampled_from(
             [
-                replace(item, key=item.key + "x"),
-                replace(item, size=item.size + 1),
-                replace(item, etag=item.etag + "-1"),
+                item._replace(key=item.key + "x"),
+                item._replace(size=item.size + 1),
+                item._replace(etag=item.etag + "-1"),
             ]
         )
     )

@@ -13,6 +13,7 @@ from include.log_rollup.errors import (
     MissingBucketError,
     TransientError,
     UnsupportedInputError,
+    VanishedInputError,
 )
 from include.log_rollup.packing import pack_shard
 from include.log_rollup.planning import plan_hour
@@ -147,7 +148,7 @@ def test_a_marker_that_an_older_run_writes_while_the_hour_is_planned_anew_does_n
     store.vanish(RAW + "e.log")
     completed: list[object] = []
     store.on("WRITE", "plan.json", lambda: completed.append(complete_hour(store, make_stream(), HOUR)))
-    plan_hour(store, make_stream(), HOUR, "newer")
+    plan_hour(store, make_stream(), HOUR, "newer", drop_vanished=True)
     assert completed
     assert_not_complete(store)
 
@@ -209,7 +210,9 @@ def test_a_complete_hour_whose_parts_are_not_those_that_were_proven_is_planned_a
     assert_complete(store, make_stream())
 
 
-@pytest.mark.parametrize("body", [b"", b"damaged", gzip.compress(b"{}"), gzip.compress(b"x" * 99)[:20]])
+@pytest.mark.parametrize(
+    "body", [b"", b"damaged", gzip.compress(b"{}", mtime=0), gzip.compress(b"x" * 99, mtime=0)[:20]]
+)
 def test_a_manifest_that_cannot_be_read_makes_the_hour_be_planned_without_it(
     store: FakeStore, body: bytes
 ) -> None:
@@ -274,16 +277,96 @@ def test_an_empty_hour_completes_without_parts_where_that_is_allowed() -> None:
     assert plan_hour(store, stream, HOUR, "again").unchanged
 
 
-def test_a_complete_hour_whose_raw_objects_are_all_gone_stays_as_it_is_where_empty_hours_are_errors(
-    store: FakeStore,
+# -- raw objects that have vanished --------------------------------------------------------------------
+
+VANISHED = {"the first": ["a.log"], "some": ["b.log", "d.log"], "all": list(RAW_HOUR)}
+
+
+@pytest.mark.parametrize("names", VANISHED.values(), ids=VANISHED)
+@pytest.mark.parametrize(
+    "others", [{}, {"z.log": b"late"}, {"c.log": b"C" * 30}], ids=["", "late", "changed"]
+)
+@pytest.mark.parametrize("allow_empty", [False, True])
+def test_a_complete_hour_is_not_planned_without_raw_objects_that_have_vanished(
+    store: FakeStore, names: list[str], others: Mapping[str, bytes], allow_empty: bool
+) -> None:
+    stream = make_stream(allow_empty=allow_empty)
+    run_hour(store, stream)
+    produce(store, others)
+    gone = [name for name in names if name not in others]
+    for name in gone:
+        store.vanish(RAW + name)
+    before = store.snapshot()
+    store.log.clear()
+    with pytest.raises(VanishedInputError) as caught:
+        plan_hour(store, stream, HOUR, "again")
+    message = str(caught.value)
+    assert f"{len(gone)} of 5 raw objects ({RAW}{gone[0]}" in message
+    assert "mark the run as success: the hour stays complete" in message
+    assert '--conf \'{"hour": "2026-11-23T08:00:00Z", "drop_vanished": true}\'' in message
+    assert store.writes() == []
+    assert store.snapshot() == before
+
+
+@pytest.mark.parametrize("names", VANISHED.values(), ids=VANISHED)
+def test_whoever_insists_gets_the_hour_without_them(store: FakeStore, names: list[str]) -> None:
+    stream = make_stream(allow_empty=True)
+    run_hour(store, stream)
+    for name in names:
+        store.vanish(RAW + name)
+    run_hour(store, stream, drop_vanished=True)
+    assert_complete(store, stream)
+
+
+def test_a_rerun_that_died_does_not_make_the_next_one_forget_what_has_vanished(store: FakeStore) -> None:
+    run_hour(store, make_stream())
+    store.produce(RAW + "z.log", b"late")
+    plan_hour(store, make_stream(), HOUR, "a run that dies")
+    assert_not_complete(store)
+    store.vanish(RAW + "a.log")
+    with pytest.raises(VanishedInputError, match=r"mark the run as success\."):
+        plan_hour(store, make_stream(), HOUR, "again")
+
+
+@pytest.mark.parametrize("manifest", [None, b"damaged"])
+def test_without_a_manifest_the_number_in_the_marker_tells_that_objects_have_vanished(
+    store: FakeStore, manifest: bytes | None
 ) -> None:
     run_hour(store, make_stream())
-    before = store.snapshot(AGGREGATED)
-    for name in RAW_HOUR:
-        store.vanish(RAW + name)
-    with pytest.raises(EmptyHourError):
+    store.vanish(MANIFEST)
+    if manifest is not None:
+        store.produce(MANIFEST, manifest)
+    store.vanish(RAW + "a.log")
+    before = store.snapshot()
+    with pytest.raises(VanishedInputError, match="1 of 5 raw objects from which"):
         plan_hour(store, make_stream(), HOUR, "again")
     assert store.snapshot() == before
+
+
+def test_parts_without_any_record_are_not_removed_because_there_are_no_raw_objects(store: FakeStore) -> None:
+    stream = make_stream(allow_empty=True)
+    run_hour(store, stream)
+    for key in (MANIFEST, MARKER, *(RAW + name for name in RAW_HOUR)):
+        store.vanish(key)
+    before = store.snapshot()
+    with pytest.raises(VanishedInputError, match="all raw objects from which"):
+        plan_hour(store, stream, HOUR, "again")
+    assert store.snapshot() == before
+
+
+def test_an_object_that_the_settings_hide_by_now_has_not_vanished(store: FakeStore) -> None:
+    run_hour(store, make_stream())
+    other = make_stream(marker="e.log")
+    run_hour(store, other)
+    assert_complete(store, other)
+
+
+def test_objects_of_an_hour_that_was_never_proven_may_vanish(store: FakeStore) -> None:
+    for ref in plan_hour(store, make_stream(), HOUR, "run").shards:
+        pack_shard(store, make_stream(), ref)
+    store.vanish(RAW + "a.log")
+    run_hour(store, make_stream())
+    assert_complete(store, make_stream())
 
 
 def test_a_container_fails_the_plan_before_anything_is_written(store: FakeStore) -> None:

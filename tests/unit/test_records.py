@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from include.log_rollup.errors import ProofError
-from include.log_rollup.plan import LeftOut, PlannedObject, PlannedPart, ShardRef
+from include.log_rollup.plan import LeftOut, PlannedPart, ShardRef
 from include.log_rollup.records import (
     PROVEN_BY_READING,
     PROVEN_BY_STORE,
@@ -26,7 +26,7 @@ from include.log_rollup.records import (
     ShardPlan,
     Verified,
 )
-from include.log_rollup.store import Location
+from include.log_rollup.store import Location, ObjectInfo
 from tests.unit.fake_store import FakeStore
 from tests.unit.pipeline import RAW
 from tests.unit.strategies import etags, names
@@ -51,7 +51,7 @@ def pairs(draw: st.DrawFn) -> tuple[PlannedPart, PackedPart]:
     planned, packed = [], []
     for name in draw(st.lists(names, min_size=1, max_size=4, unique=True)):
         size = draw(st.integers(0, 2**36))
-        planned.append(PlannedObject(RAW + name, size, draw(etags), offset))
+        planned.append(ObjectInfo(RAW + name, size, draw(etags)))
         checked = draw(st.sampled_from(["crc64nvme", "crc32c", "etag-md5", "length"]))
         packed.append(PackedObject(draw(crcs), checked, False, draw(st.integers(0, 1))))
         offset += size
@@ -188,7 +188,7 @@ READERS: dict[str, Callable[[Records, Location], object]] = {
     "manifest": Records.read_manifest,
     "marker": Records.read_marker,
 }
-PART = PlannedPart("part-00000.log", "", 3, False, "f", (PlannedObject(RAW + "a.log", 3, "e", 0),))
+PART = PlannedPart("part-00000.log", "", 3, False, "f", (ObjectInfo(RAW + "a.log", 3, "e"),))
 PACKED = PackedPart("part-00000.log", "f", 3, "e", 5, (PackedObject(5, "crc64nvme", False),), PROVEN_BY_STORE)
 TOTALS = HourTotals(
     "app", "2026-11-23T08:00:00Z", "f00", 1, 3, 0, 3, 1, LeftOut(), Verified({}, {}), Measured()

@@ -1,6 +1,7 @@
 """A good streams file gives streams; every bad one gives an error that names the stream, the key and the fix."""
 
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from include.log_rollup.streams import (
     INCLUDE,
     Stream,
     check_pool,
+    load_late_schedule,
     load_streams,
     parse_prefix,
     pool_slots,
@@ -122,6 +124,20 @@ def test_a_prefix_is_a_bucket_and_a_folder(url: str, location: Location) -> None
     assert parse_prefix(str(location)) == location
 
 
+def test_complete_hours_are_looked_at_daily_unless_the_file_says_otherwise(streams_file: Path) -> None:
+    assert load(streams_file, APP)[0].late_days == 3
+    assert load_late_schedule(streams_file) == "0 5 * * *"
+    load(streams_file, APP, late_schedule="30 */6 * * *", defaults={"late_days": 0})
+    assert load_late_schedule(streams_file) == "30 */6 * * *"
+
+
+@pytest.mark.parametrize("schedule", [5, None, "sometimes", "5 *"])
+def test_a_late_schedule_that_is_no_cron_expression_is_refused(streams_file: Path, schedule: Any) -> None:
+    load(streams_file, APP, late_schedule=schedule)
+    with pytest.raises(ConfigurationError, match=re.escape(f"late_schedule: {schedule!r} is not a cron")):
+        load_late_schedule(streams_file)
+
+
 # -- bad files -----------------------------------------------------------------------------------------
 
 
@@ -161,6 +177,9 @@ def test_a_prefix_is_a_bucket_and_a_folder(url: str, location: Location) -> None
         ({"allow_empty": "perhaps"}, ["allow_empty"]),
         ({"name": "a b"}, ["name"]),
         ({"name": 5}, ["name"]),
+        ({"name": "late"}, ["name", "'late'"]),
+        ({"late_days": 43}, ["late_days", "42"]),
+        ({"late_days": -1}, ["late_days", "0"]),
         ({5: "x"}, ["5"]),
     ],
 )

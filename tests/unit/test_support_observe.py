@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.fixtures import ProxyFactory
 from tests.support.observe import (
+    PortWatch,
     Watch,
     describe_process,
     is_running,
@@ -94,6 +95,25 @@ def test_several_processes_and_ports_are_added_up(
         for process in (first, second):
             _next_step(process)
             _next_step(process)
+
+
+def test_connections_to_a_port_are_counted_whose_ever_they_are(rclone_server: RcloneServer) -> None:
+    def settled(watch: PortWatch, connections: int) -> None:
+        deadline = time.monotonic() + 10
+        while watch.samples[-1:] == () or watch.samples[-1][1] != connections:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    with PortWatch([rclone_server.port], 0.01) as watch:
+        with _worker(rclone_server.port, 3, 0, 0) as one, _worker(rclone_server.port, 4, 0, 0) as other:
+            settled(watch, 7)
+            _next_step(one)
+            settled(watch, 6)
+            _next_step(one)
+            _next_step(other)
+            _next_step(other)
+        settled(watch, 0)
+    assert max(connections for _, connections in watch.samples) == 7
 
 
 def test_descendants_are_found_at_any_depth() -> None:

@@ -169,7 +169,11 @@ def test_a_right_hour_of_every_oddity_is_accepted(s3_server: S3Server, bucket: s
     packed = {key: odd[key] for key in odd.keys() - dots.keys()} | dict(
         RawHour(RAW, 9, 1024, 2000, ("", ".gz", ".bz2", ".xz", ".zst"), seed=5)
     )
-    packed |= {RAW + "upper.GZ": gzip.compress(b"x"), RAW + "empty.gz": b"", RAW + "vast.log": b"v" * 20_000}
+    packed |= {
+        RAW + "upper.GZ": gzip.compress(b"x", mtime=0),
+        RAW + "empty.gz": b"",
+        RAW + "vast.log": b"v" * 20_000,
+    }
     hidden = {RAW + "_temporary/0/x.log": b"1", RAW + ".x.crc": b"2", RAW + "a/b/_c/d.log": b"3"} | dots
     placeholders = {RAW + "folder/": b"", RAW: b""} if is_moto else {}
     raw = packed | hidden | placeholders
@@ -183,7 +187,7 @@ def test_separators_are_asked_for_where_a_line_is_open(
     rclone_server: RcloneServer, make_bucket: BucketFactory
 ) -> None:
     raw = {RAW + f"{n}.log": (b"open line", b"closed line\n", b"")[n % 3] for n in range(9)}
-    raw |= {RAW + "z.gz": gzip.compress(b"x")}
+    raw |= {RAW + "z.gz": gzip.compress(b"x", mtime=0)}
     # Too large for a newline: S3 copied it as it is.
     raw |= {RAW + "vast.log": b"v" * PART_SIZE}
     store = Store(rclone_server.client(), make_bucket(rclone_server), raw)
@@ -408,7 +412,11 @@ def test_a_wrong_total_is_found(store: Store, name: str) -> None:
         ("_SUCCESS", b"[]", "_SUCCESS: should be a JSON object"),
         ("_manifest.jsonl.gz", None, "_manifest.jsonl.gz: is not there"),
         ("_manifest.jsonl.gz", b"{}", "_manifest.jsonl.gz: cannot be read"),
-        ("_manifest.jsonl.gz", gzip.compress(b"{}\n{}\n")[:-4], "_manifest.jsonl.gz: cannot be read"),
+        (
+            "_manifest.jsonl.gz",
+            gzip.compress(b"{}\n{}\n", mtime=0)[:-4],
+            "_manifest.jsonl.gz: cannot be read",
+        ),
     ],
 )
 def test_a_missing_or_broken_record_is_found(

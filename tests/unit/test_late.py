@@ -1,0 +1,147 @@
+"""A look at complete hours finds exactly those whose raw objects have changed, and touches none."""
+
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from include.log_rollup.changes import Changes
+from include.log_rollup.errors import AccessError
+from include.log_rollup.late import Looked, look_back, recent_hours
+from include.log_rollup.planning import plan_hour
+from tests.unit.fake_store import FakeStore
+from tests.unit.pipeline import HOUR, MANIFEST, MARKER, RAW, make_stream, produce, run_hour
+
+RAW_HOUR: Mapping[str, bytes] = {f"{letter}.log": letter.encode() * 30 for letter in "abcde"}
+STREAM = make_stream(marker="DONE")
+
+
+@pytest.fixture
+def store() -> FakeStore:
+    """A store with one complete hour."""
+    store = FakeStore()
+    produce(store, {**RAW_HOUR, "DONE": b""})
+    run_hour(store, STREAM)
+    store.log.clear()
+    return store
+
+
+def look(store: FakeStore) -> Looked:
+    return look_back(store, STREAM, [HOUR - timedelta(hours=1), HOUR, HOUR + timedelta(hours=1)])
+
+
+def changes_of(looked: Looked) -> Changes:
+    (found,) = looked.changed
+    assert found.hour == HOUR
+    return found.changes
+
+
+def test_the_hours_of_the_last_days_are_those_that_have_ended() -> None:
+    hours = recent_hours(datetime(2026, 11, 23, 8, 59, tzinfo=UTC), days=2)
+    assert len(hours) == 48
+    assert (hours[0], hours[-1]) == (
+        datetime(2026, 11, 21, 8, tzinfo=UTC),
+        datetime(2026, 11, 23, 7, tzinfo=UTC),
+    )
+    assert recent_hours(HOUR, days=0) == []
+
+
+def test_an_unchanged_hour_is_known_by_its_listing_and_marker_alone(store: FakeStore) -> None:
+    looked = look(store)
+    assert (looked.hours, looked.complete, looked.changed, looked.unclear) == (3, 1, [], [])
+    assert {(operation.kind, operation.key) for operation in store.log if operation.kind != "LIST"} >= {
+        ("READ", MARKER)
+    }
+    assert MANIFEST not in {operation.key for operation in store.log}
+
+
+CHANGES: dict[str, tuple[Callable[[FakeStore], object], Changes]] = {
+    "late": (lambda store: produce(store, {"z.log": b"late"}), Changes([RAW + "z.log"], [], [])),
+    "late and empty": (lambda store: produce(store, {"z.log": b""}), Changes([RAW + "z.log"], [], [])),
+    "a late container": (lambda store: produce(store, {"z.orc": b"ORC"}), Changes([RAW + "z.orc"], [], [])),
+    "changed": (lambda store: produce(store, {"c.log": b"C" * 30}), Changes([], [RAW + "c.log"], [])),
+    "both": (
+        lambda store: produce(store, {"aa.log": b"late", "c.log": b"c"}),
+        Changes([RAW + "aa.log"], [RAW + "c.log"], []),
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_late_and_changed_objects_want_a_rerun(store: FakeStore, change: str) -> None:
+    happens, expected = CHANGES[change]
+    happens(store)
+    looked = look(store)
+    assert changes_of(looked) == expected
+    assert looked.changed[0].wants_rerun
+    assert store.writes() == []
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("names", [["a.log"], list(RAW_HOUR)], ids=["one", "all"])
+def test_vanished_objects_are_reported_and_want_no_rerun(
+    store: FakeStore, names: list[str], late: bool
+) -> None:
+    for name in names:
+        store.vanish(RAW + name)
+    if late:
+        produce(store, {"z.log": b"late"})
+    looked = look(store)
+    assert changes_of(looked).vanished == [RAW + name for name in names]
+    assert bool(changes_of(looked).late) == late
+    assert not looked.changed[0].wants_rerun
+
+
+@pytest.mark.parametrize("name", ["_late", ".late", "host/", "x/_temporary/late.log"])
+def test_objects_that_are_no_input_may_come_late(store: FakeStore, name: str) -> None:
+    produce(store, {name: b"" if name.endswith("/") else b"x"})
+    assert look(store).changed == []
+
+
+def test_an_object_that_was_written_again_as_it_was_is_no_change(store: FakeStore) -> None:
+    store.produce(RAW + "c.log", RAW_HOUR["c.log"], modified=store.now.timestamp())
+    assert look(store).changed == []
+
+
+@pytest.mark.parametrize("settings", [{"part_size": 128}, {"ensure_newline": True}], ids=str)
+def test_an_hour_that_other_settings_would_pack_otherwise_has_not_changed(
+    store: FakeStore, settings: dict[str, int | bool]
+) -> None:
+    looked = look_back(store, make_stream(marker="DONE", **settings), [HOUR])
+    assert (looked.complete, looked.changed) == (1, [])
+
+
+def test_an_hour_that_is_not_complete_is_left_to_its_own_run(store: FakeStore) -> None:
+    produce(store, {"z.log": b"late"})
+    plan_hour(store, STREAM, HOUR, "a run")
+    looked = look(store)
+    assert (looked.hours, looked.complete, looked.changed) == (3, 0, [])
+
+
+@pytest.mark.parametrize("manifest", [None, b"damaged"])
+def test_a_changed_hour_without_its_manifest_is_told_and_the_others_are_still_looked_at(
+    store: FakeStore, manifest: bytes | None
+) -> None:
+    produce(store, {"z.log": b"late"})
+    store.vanish(MANIFEST)
+    if manifest:
+        store.produce(MANIFEST, manifest)
+    looked = look(store)
+    assert (looked.hours, looked.complete, looked.changed) == (3, 1, [])
+    (unclear,) = looked.unclear
+    assert unclear.startswith(
+        "2026-11-23T08:00:00Z: s3://logs/" if manifest else "2026-11-23T08:00:00Z: there"
+    )
+
+
+def test_an_error_of_the_store_comes_through(store: FakeStore) -> None:
+    store.on("LIST", "", AccessError("denied"))
+    with pytest.raises(AccessError):
+        look(store)
+
+
+def test_a_rerun_ends_what_was_found(store: FakeStore) -> None:
+    produce(store, {"z.log": b"late", "c.log": b"C"})
+    assert look(store).changed
+    run_hour(store, STREAM)
+    assert look(store).changed == []
