@@ -7,17 +7,18 @@ capped set of S3 connections, proves that nothing was lost or doubled, and only 
 | task | what it does | when it fails |
 |---|---|---|
 | `wait_for_raw_hour` | waits until no object came for `quiet_period`, or the stream's marker is there | the hour is empty or still being written to: see its message, then clear it |
-| `plan_hour` | lists the raw hour and writes into the bucket which object goes into which part | the bucket, the credentials or a setting of the stream: mend it, then clear it |
+| `plan_hour` | lists the raw hour and writes into the bucket which object goes into which part | the bucket, the credentials or a setting of the stream: mend it, then clear it; or raw objects of a proven hour have expired: mark the run as success |
 | `pack_shard` | packs one run of parts; parts that stand already are left alone | clear the failed ones; finished parts are not packed again |
 | `validate_hour` | compares raw objects and parts, in number, bytes and CRC, and writes the manifest | the raw hour changed, or a part is not right: clear the run from `plan_hour` on |
 | `complete_hour` | writes `_SUCCESS` and tells the Dags downstream | clear the run from `plan_hour` on |
 
 **An hour is complete if and only if `_SUCCESS` lies beside its parts.** Clearing is always safe: a complete
 hour that has not changed is left as it is and takes seconds, and one that has changed loses its `_SUCCESS`
-before the first part is touched.
+before the first part is touched. An hour whose raw objects have expired is refused and stays as it is; who wants
+it without them triggers it with `drop_vanished`.
 
 **To roll up an hour by hand**, trigger the Dag and give the hour in the form. **To roll up a past range**,
-use a backfill. What cannot be mended by a retry fails at once; throttling and network faults are retried.
+use a backfill; the tasks of younger hours go before it. What cannot be mended by a retry fails at once; throttling and network faults are retried.
 
 The pool `s3_connections` caps the connections to S3 of all tasks of all streams together: a task takes as
 many slots as it may open connections.
@@ -36,6 +37,8 @@ from log_rollup_plugin.operators import (
     ValidateHourOperator,
 )
 from log_rollup_plugin.policy import RETRIES, RETRY_DELAY, retry_policy
+from log_rollup_plugin.priority import FreshHoursFirst
+from log_rollup_plugin.runs import dag_id_of
 from log_rollup_plugin.sensor import LISTING_CONNECTIONS, RawHourSensor
 
 streams = load_streams()
@@ -43,7 +46,7 @@ check_pool(streams, pool_slots())
 
 for stream in streams:
     with DAG(
-        dag_id=f"log_rollup_{stream.name}",
+        dag_id=dag_id_of(stream),
         description=f"{stream.raw} -> {stream.aggregated}, hour by hour",
         doc_md=__doc__,
         schedule=CronDataIntervalTimetable("0 * * * *", timezone="UTC"),
@@ -58,7 +61,14 @@ for stream in streams:
                 format="date-time",
                 title="Hour",
                 description="The UTC hour to roll up, like 2026-11-23T08:00:00Z; empty for the run's own hour.",
-            )
+            ),
+            "drop_vanished": Param(
+                False,
+                type="boolean",
+                title="Drop vanished objects",
+                description="Roll up an hour anew even if raw objects of it have vanished since it was proven: "
+                "its parts lose what they hold of them.",
+            ),
         },
         default_args={
             "owner": stream.owner,
@@ -67,7 +77,12 @@ for stream in streams:
             "retry_delay": RETRY_DELAY,
             "retry_policy": retry_policy(),
             "execution_timeout": stream.task_timeout,
+            # A long backfill must not keep the present hour from its connections.
+            "weight_rule": FreshHoursFirst(),
         },
+        # With the latest version, Airflow 3.3.2 looks at the shards of a cleared run before it is planned
+        # again, and removes for good those that its last plan did not have.
+        rerun_with_latest_version=False,
     ):
         wait = RawHourSensor(
             task_id="wait_for_raw_hour",

@@ -20,8 +20,12 @@ from include.log_rollup.units import GIB, MIB, Duration, Size, format_size
 
 INCLUDE = Path(__file__).resolve().parent.parent
 POOL = "s3_connections"
+# When log_rollup_late looks, unless the streams file says otherwise: daily, at a quiet hour.
+LATE_SCHEDULE = "0 5 * * *"
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+# As far as that can be told from afar; Airflow itself names what is wrong with a field.
+_CRON = re.compile(r"@[a-z]+|\S+(\s+\S+){4}")
 _S3_URL = re.compile(r"s3://([^/]+)/(.*)")
 
 # https://docs.aws.amazon.com/AmazonS3/latest/API/API_PutObject.html, without the archives, whose objects
@@ -66,6 +70,12 @@ def _at_least(low: timedelta) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _not_reserved(name: str) -> str:
+    if name == "late":
+        raise ValueError("'late' is the name of the Dag that looks for late objects; choose another one")
+    return name
+
+
 def _whole_hour(start: datetime) -> datetime:
     if start.tzinfo is None:
         raise ValueError("has no offset from UTC; write it like 2026-11-01T00:00:00Z")
@@ -79,7 +89,7 @@ class Stream(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,100}$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,100}$"), AfterValidator(_not_reserved)]
     raw: Location
     aggregated: Location
     start: Annotated[datetime, AfterValidator(_whole_hour)]
@@ -93,6 +103,8 @@ class Stream(BaseModel):
     # Two for the control plane and two for the data plane, where raw and aggregated lie on two hosts.
     max_connections: Annotated[int, Field(ge=4, le=1000)] = 25
     max_active_runs: Annotated[int, Field(ge=1, le=1000)] = 4
+    # 42 days have 1,008 hours, which core.max_map_length still allows to be rerun.
+    late_days: Annotated[int, Field(ge=0, le=42)] = 3
     quiet_period: Annotated[Duration, _at_least(timedelta(seconds=1))] = timedelta(minutes=10)
     poll_interval: Annotated[Duration, _at_least(timedelta(seconds=1))] = timedelta(minutes=1)
     timeout: Annotated[Duration, _at_least(timedelta(seconds=1))] = timedelta(hours=6)
@@ -143,19 +155,40 @@ def load_streams(path: Path | None = None) -> list[Stream]:
     """
     path = path or streams_path()
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigurationError(
-            f"{path}: cannot be read ({error.strerror}); LOG_ROLLUP_STREAMS has to name a readable file"
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path}: is not YAML: {error}") from None
-    try:
-        streams = _parse(document)
+        streams = _parse(_read(path))
         _refuse_overlaps(streams)
     except ConfigurationError as error:
         raise ConfigurationError(f"{path}: {error}") from None
     return streams
+
+
+def load_late_schedule(path: Path | None = None) -> str:
+    """When complete hours are looked at for late objects: a cron expression, in UTC.
+
+    :param path: the streams file; :func:`streams_path` where it is left out
+    :raises ConfigurationError: naming the file, the key and the fix
+    """
+    path = path or streams_path()
+    try:
+        schedule = _document(_read(path)).get("late_schedule", LATE_SCHEDULE)
+        if not isinstance(schedule, str) or not _CRON.fullmatch(schedule):
+            raise ConfigurationError(
+                f"late_schedule: {schedule!r} is not a cron expression; write it like '{LATE_SCHEDULE}'"
+            )
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{path}: {error}") from None
+    return schedule
+
+
+def _read(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot be read ({error.strerror}); LOG_ROLLUP_STREAMS has to name a readable file"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"is not YAML: {error}") from None
 
 
 def pool_slots(path: Path = INCLUDE / "pools.json") -> int:
@@ -178,13 +211,18 @@ def check_pool(streams: Iterable[Stream], slots: int) -> None:
             )
 
 
-def _parse(document: Any) -> list[Stream]:
-    if not isinstance(document, Mapping) or not isinstance(document.get("streams"), list):
+def _document(content: Any) -> Mapping[str, Any]:
+    if not isinstance(content, Mapping) or not isinstance(content.get("streams"), list):
         raise ConfigurationError("needs a list under the key 'streams'")
-    known = ", ".join(sorted({"defaults", "streams"}))
-    for key in document:
-        if key not in ("defaults", "streams"):
-            raise ConfigurationError(f"unknown key {key!r}; the keys at the top are {known}")
+    known = ("defaults", "late_schedule", "streams")
+    for key in content:
+        if key not in known:
+            raise ConfigurationError(f"unknown key {key!r}; the keys at the top are {', '.join(known)}")
+    return content
+
+
+def _parse(content: Any) -> list[Stream]:
+    document = _document(content)
     defaults = document.get("defaults") or {}
     if not isinstance(defaults, Mapping):
         raise ConfigurationError("'defaults' has to be a mapping of keys to values")

@@ -13,14 +13,18 @@ log = logging.getLogger(__name__)
 
 @hookimpl
 def on_starting(component: Any) -> None:
-    """Create what is missing of the pools in ``include/pools.json``, when a scheduler or a triggerer starts.
+    """Create the pools when a scheduler, a Dag processor or a triggerer starts."""
+    # Tasks call this too, but have no database, and must not load its models.
+    if getattr(component, "__tablename__", None) == "job":
+        create_missing_pools()
+
+
+def create_missing_pools() -> None:
+    """Create what is missing of the pools in ``include/pools.json``; needs the metadata database.
 
     A pool that exists is left as it is: an operator may have resized it. Without its pool a task would stay
     scheduled for ever.
     """
-    # Tasks call this too, but have no database, and must not load its models.
-    if getattr(component, "__tablename__", None) != "job":
-        return
     from airflow.models.pool import Pool
     from airflow.utils.session import create_session
     from sqlalchemy.exc import IntegrityError

@@ -1,13 +1,15 @@
-"""The steps plan_hour, pack_shard, validate_hour and complete_hour as operators: each calls its step."""
+"""The pipeline's steps from plan_hour on, and the look for late objects, as operators: each calls its step."""
 
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Any
 
-from airflow.sdk import Asset, AssetAlias, BaseOperator, Context
+from airflow.sdk import Asset, BaseOperator, Context
 
-from include.log_rollup import complete, packing, planning, validate
+from include.log_rollup import complete, late, packing, planning, validate
+from include.log_rollup.changes import Changes
 from include.log_rollup.hours import format_hour
 from include.log_rollup.plan import ShardRef
 from include.log_rollup.streams import Stream
@@ -35,8 +37,11 @@ class PlanHourOperator(BaseOperator):
 
     def execute(self, context: Context) -> list[dict[str, Any]]:
         """See :func:`include.log_rollup.planning.plan_hour`."""
-        hook = PooledS3Hook.for_stream(self.stream, CONTROL_CONNECTIONS, CONTROL_CONNECTIONS)
-        planned = planning.plan_hour(hook, self.stream, hour_of(context), context["run_id"])
+        with PooledS3Hook.for_stream(self.stream, CONTROL_CONNECTIONS, CONTROL_CONNECTIONS) as hook:
+            planned = planning.plan_hour(
+                hook, self.stream, hour_of(context), context["run_id"],
+                drop_vanished=bool(context["params"].get("drop_vanished")),
+            )  # fmt: skip
         return [asdict(ref) for ref in planned.shards]
 
 
@@ -61,8 +66,9 @@ class PackShardOperator(BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """See :func:`include.log_rollup.packing.pack_shard`; returns what it measured."""
-        hook = PooledS3Hook.for_stream(self.stream, self.stream.max_connections, PACKING_CONTROL_CONNECTIONS)
-        return asdict(packing.pack_shard(hook, self.stream, ShardRef(**self.shard)))
+        cap = self.stream.max_connections
+        with PooledS3Hook.for_stream(self.stream, cap, PACKING_CONTROL_CONNECTIONS) as hook:
+            return asdict(packing.pack_shard(hook, self.stream, ShardRef(**self.shard)))
 
 
 class ValidateHourOperator(BaseOperator):
@@ -77,41 +83,42 @@ class ValidateHourOperator(BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """See :func:`include.log_rollup.validate.validate_hour`; returns the totals."""
-        hook = PooledS3Hook.for_stream(self.stream, CONTROL_CONNECTIONS, CONTROL_CONNECTIONS)
-        return asdict(validate.validate_hour(hook, self.stream, hour_of(context)))
+        with PooledS3Hook.for_stream(self.stream, CONTROL_CONNECTIONS, CONTROL_CONNECTIONS) as hook:
+            return asdict(validate.validate_hour(hook, self.stream, hour_of(context)))
 
 
 class CompleteHourOperator(BaseOperator):
-    """Marks a proven hour complete, and tells the Dags that are scheduled on its asset.
+    """Marks a proven hour complete, and tells the Dags downstream.
 
-    Two events are emitted, because Airflow gives one with a partition key to partitioned Dags alone, and one
-    without to the others alone.
+    Each completion is an event of two assets, because an event with a partition key reaches partitioned Dags
+    alone, and one without reaches the others alone. (An alias could give one asset both kinds of event, but the
+    first two completions at a time fail in Airflow 3.3.2: each inserts the alias' row for the asset.)
 
     :param stream: whose hour
     """
 
     def __init__(self, *, stream: Stream, **kwargs: Any) -> None:
         self.stream = stream
-        self.asset = asset_of(stream)
-        self.plain = AssetAlias(f"log_rollup_{stream.name}_plain")
-        super().__init__(outlets=[self.asset, self.plain], **kwargs)
+        name, uri = f"log_rollup_{stream.name}", str(stream.aggregated)
+        self.asset = Asset(name=name, uri=uri)
+        self.hours = Asset(name=f"{name}_hours", uri=f"{uri}_SUCCESS")
+        super().__init__(outlets=[self.asset, self.hours], **kwargs)
 
     def execute(self, context: Context) -> dict[str, Any]:
         """See :func:`include.log_rollup.complete.complete_hour`; returns the totals."""
         hour = hour_of(context)
-        hook = PooledS3Hook.for_stream(self.stream, CONTROL_CONNECTIONS, CONTROL_CONNECTIONS)
-        totals = complete.complete_hour(hook, self.stream, hour)
-        extra = {
-            "hour": format_hour(hour),
-            "objects": totals.objects,
-            "bytes": totals.bytes_in,
-            "parts": totals.parts,
-            "plan_id": totals.plan_id,
-        }
+        with PooledS3Hook.for_stream(self.stream, CONTROL_CONNECTIONS, CONTROL_CONNECTIONS) as hook:
+            totals = complete.complete_hour(hook, self.stream, hour)
         events = context["outlet_events"]
-        events[self.asset].extra = extra
-        events[self.asset].add_partitions(format_hour(hour))
-        events[self.plain].add(self.asset, extra=extra)
+        for asset in (self.asset, self.hours):
+            events[asset].extra = {
+                "hour": format_hour(hour),
+                "objects": totals.objects,
+                "bytes": totals.bytes_in,
+                "parts": totals.parts,
+                "plan_id": totals.plan_id,
+            }
+        events[self.hours].add_partitions(format_hour(hour))
         log.info(
             "%s objects, %s -> %d parts, proven by %s",
             f"{totals.objects:,}", format_size(totals.bytes_in), totals.parts,
@@ -120,6 +127,52 @@ class CompleteHourOperator(BaseOperator):
         return asdict(totals)
 
 
-def asset_of(stream: Stream) -> Asset:
-    """The asset that downstream Dags are scheduled on: one partition for each hour."""
-    return Asset(name=f"log_rollup_{stream.name}", uri=str(stream.aggregated))
+class FindLateHoursOperator(BaseOperator):
+    """Finds the complete hours of the last ``late_days`` days whose raw objects have changed since.
+
+    Returns, for each hour that a rerun makes right, the arguments of the TriggerDagRunOperator that reruns
+    it. The run is one of its own for each hour, cleared when it is there already, so that it does not matter
+    whether the hour was made by the schedule, a backfill, somebody's hand or not by this Airflow at all. The
+    XCom ``report`` tells the whole of what was found.
+
+    :param stream: whose hours
+    """
+
+    def __init__(self, *, stream: Stream, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.stream = stream
+
+    def execute(self, context: Context) -> list[dict[str, Any]]:
+        """See :func:`include.log_rollup.late.look_back`."""
+        hours = late.recent_hours(datetime.now(UTC), self.stream.late_days)
+        with PooledS3Hook.for_stream(self.stream, CONTROL_CONNECTIONS, CONTROL_CONNECTIONS) as hook:
+            looked = late.look_back(hook, self.stream, hours)
+        reruns = [found for found in looked.changed if found.wants_rerun]
+        expired = [found for found in looked.changed if not found.wants_rerun]
+        log.info(
+            "%d hours, %d of them complete: %d to rerun, %d left alone because raw objects have vanished, "
+            "%d that cannot be compared",
+            looked.hours, looked.complete, len(reruns), len(expired), len(looked.unclear),
+        )  # fmt: skip
+        report = {
+            "hours": looked.hours,
+            "complete": looked.complete,
+            "rerun": {format_hour(found.hour): _counts(found.changes) for found in reruns},
+            "left_alone": {format_hour(found.hour): _counts(found.changes) for found in expired},
+            "unclear": list(looked.unclear),
+        }
+        context["ti"].xcom_push(key="report", value=report)
+        return [
+            {
+                "trigger_run_id": f"late__{format_hour(found.hour)}",
+                "conf": {"hour": format_hour(found.hour)},
+                "note": "Rerun of a complete hour: {late:,} raw objects came late, {changed:,} changed.".format(
+                    **_counts(found.changes)
+                ),
+            }
+            for found in reruns
+        ]
+
+
+def _counts(changes: Changes) -> dict[str, int]:
+    return {name: len(keys) for name, keys in asdict(changes).items()}

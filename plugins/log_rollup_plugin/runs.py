@@ -1,4 +1,4 @@
-"""Which hour a Dag run is for."""
+"""Which Dag a stream has, and which hour a run of it is for."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -6,6 +6,12 @@ from typing import Any
 
 from include.log_rollup.errors import ConfigurationError
 from include.log_rollup.hours import floor_hour, parse_hour
+from include.log_rollup.streams import Stream
+
+
+def dag_id_of(stream: Stream) -> str:
+    """The Dag that rolls up a stream."""
+    return f"log_rollup_{stream.name}"
 
 
 def hour_of(context: Mapping[str, Any]) -> datetime:

@@ -45,8 +45,8 @@ class RawHourSensor(BaseSensorOperator):
         stream, hour = self.stream, hour_of(context)
         paths = stream.at(hour)
         rule = Rule(stream.quiet_period, stream.marker, stream.allow_empty)
-        hook = PooledS3Hook.for_stream(stream, LISTING_CONNECTIONS, LISTING_CONNECTIONS)
-        first = look(hook, paths, rule)
+        with PooledS3Hook.for_stream(stream, LISTING_CONNECTIONS, LISTING_CONNECTIONS) as hook:
+            first = look(hook, paths, rule)
         log.info("hour %s under %s is %s", format_hour(hour), paths.raw, first)
         if first.state is State.SETTLED:
             return

@@ -1,28 +1,44 @@
-"""Packs planned shards in a process of its own, so that a test can watch it from outside.
+"""Packs planned shards, or rolls a whole hour up, in a process of its own that a test can watch, limit and kill.
 
-Takes the stream's settings and the references of the shards as JSON; prints, behind ``RESULT``, what each
-shard measured, or the error.
+Prints, behind ``RESULT``, what each shard measured, or the error.
 """
 
+import argparse
 import json
 import sys
 from dataclasses import asdict
 
 from include.log_rollup.errors import RollupError
-from include.log_rollup.packing import pack_shard
 from include.log_rollup.plan import ShardRef
 from include.log_rollup.streams import Stream
-from log_rollup_plugin.hook import PooledS3Hook
-from log_rollup_plugin.operators import PACKING_CONTROL_CONNECTIONS
+from log_rollup_plugin.hook import COPY_CONFIG
+from tests.integration.pipeline import Pipeline
 
 
-def main(settings: str, shards: str) -> int:
-    """Pack; 0 if all went well, 1 after an error of the pipeline."""
-    stream = Stream.model_validate_json(settings)
+def main() -> int:
+    """Do what is asked for; 0 if all went well, 1 after an error of the pipeline."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("settings", help="of the stream, as JSON")
+    parser.add_argument("--shards", help="references of planned shards as JSON; without them, the whole hour")
+    parser.add_argument(
+        "--copy-in-parts-above", type=int, help="bytes; so that a test does without objects of 5 GiB"
+    )
+    arguments = parser.parse_args()
+    if arguments.copy_in_parts_above:
+        COPY_CONFIG.multipart_threshold = COPY_CONFIG.multipart_chunksize = arguments.copy_in_parts_above
+    stream = Stream.model_validate_json(arguments.settings)
+    # No client of its own: what it does here goes through the hook alone.
+    pipeline = Pipeline(stream, None, stream.raw.bucket)
     try:
-        for shard in json.loads(shards):
-            hook = PooledS3Hook.for_stream(stream, stream.max_connections, PACKING_CONTROL_CONNECTIONS)
-            print("RESULT", json.dumps(asdict(pack_shard(hook, stream, ShardRef(**shard)))), flush=True)
+        if arguments.shards is None:
+            refs = pipeline.plan().shards
+        else:
+            refs = [ShardRef(**shard) for shard in json.loads(arguments.shards)]
+        for ref in refs:
+            print("RESULT", json.dumps(asdict(pipeline.pack(ref))), flush=True)
+        if arguments.shards is None:
+            pipeline.validate()
+            pipeline.complete()
     except RollupError as error:
         print("RESULT", f"{type(error).__name__}: {error}", flush=True)
         return 1
@@ -30,4 +46,4 @@ def main(settings: str, shards: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(main())

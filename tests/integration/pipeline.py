@@ -1,11 +1,14 @@
 """Runs the steps of an hour against a real server, as the operators do, without Airflow's scheduler."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from functools import partial
+from hashlib import sha256
+from typing import Any, TypeVar
 
 from include.log_rollup.complete import complete_hour
+from include.log_rollup.errors import PermanentError, RollupError
 from include.log_rollup.packing import pack_shard
 from include.log_rollup.plan import ShardRef
 from include.log_rollup.planning import Planned, plan_hour
@@ -14,6 +17,7 @@ from include.log_rollup.streams import Stream
 from include.log_rollup.validate import validate_hour
 from log_rollup_plugin.hook import PooledS3Hook
 from log_rollup_plugin.operators import CONTROL_CONNECTIONS, PACKING_CONTROL_CONNECTIONS
+from log_rollup_plugin.policy import RETRIES
 from tests.support.servers import S3Client
 from tests.support.verify import VerifiedHour, assert_not_complete, verify_hour
 
@@ -21,6 +25,8 @@ HOUR = datetime(2026, 11, 23, 8, tzinfo=UTC)
 RAW = "raw/app/20261123/08/"
 AGGREGATED = "aggregated/app/20261123/08/"
 MIB = 1024 * 1024
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -34,9 +40,9 @@ class Pipeline:
     client: S3Client
     bucket: str
 
-    def plan(self) -> Planned:
+    def plan(self, drop_vanished: bool = False) -> Planned:
         """Run plan_hour."""
-        return plan_hour(self._control(), self.stream, HOUR, "test")
+        return plan_hour(self._control(), self.stream, HOUR, "test", drop_vanished)
 
     def pack(self, ref: ShardRef) -> Measured:
         """Run one pack_shard."""
@@ -55,12 +61,58 @@ class Pipeline:
         """Run complete_hour."""
         return complete_hour(self._control(), self.stream, HOUR)
 
-    def run(self) -> list[Measured]:
+    def run(self, drop_vanished: bool = False) -> list[Measured]:
         """Run all steps; what the shards measured."""
-        measured = self.pack_all(self.plan())
+        measured = self.pack_all(self.plan(drop_vanished))
         self.validate()
         self.complete()
         return measured
+
+    def run_as_airflow(self, clears: int) -> list[RollupError]:
+        """Run all steps; try each again as often as the Dag does, and clear the run where that is of no use.
+
+        :param clears: how often the run may be cleared
+        :returns: the errors on the way
+        """
+        errors: list[RollupError] = []
+
+        def tried(step: Callable[[], T]) -> T:
+            for _ in range(RETRIES):
+                try:
+                    return step()
+                except PermanentError:
+                    raise
+                except RollupError as error:
+                    errors.append(error)
+            return step()
+
+        for _ in range(clears):
+            try:
+                for ref in tried(self.plan).shards:
+                    tried(partial(self.pack, ref))
+                tried(self.validate)
+                tried(self.complete)
+            except RollupError as error:
+                errors.append(error)
+            else:
+                return errors
+        raise AssertionError(f"not complete after {clears} clears: {[str(error) for error in errors]}")
+
+    def parts(self) -> dict[str, str]:
+        """A digest of each part that stands now, by its key."""
+        return {
+            key: sha256(self.client.get_object(Bucket=self.bucket, Key=key)["Body"].read()).hexdigest()
+            for key in self.listed(f"{AGGREGATED}part-")
+        }
+
+    def open_uploads(self) -> list[str]:
+        """The keys of multipart uploads that are neither finished nor given up."""
+        try:
+            answer = self.client.list_multipart_uploads(Bucket=self.bucket)
+        except self.client.exceptions.NoSuchUpload:
+            # rclone's way of saying that there are none.
+            return []
+        return [upload["Key"] for upload in answer.get("Uploads", ())]
 
     def verify(self, expected: Mapping[str, bytes] | None = None) -> VerifiedHour:
         """Compare the hour byte by byte, with none of the project's code."""
@@ -83,17 +135,20 @@ class Pipeline:
         return PooledS3Hook.for_stream(self.stream, CONTROL_CONNECTIONS, CONTROL_CONNECTIONS)
 
 
+def settings_on(bucket: str, **settings: Any) -> dict[str, Any]:
+    """The settings of :func:`stream_on`, as JSON can carry them to another process."""
+    return {
+        "name": "app",
+        "raw": f"s3://{bucket}/raw/app/",
+        "aggregated": f"s3://{bucket}/aggregated/app/",
+        "start": "2026-11-01T00:00:00Z",
+        "part_size": "5MiB",
+        "shard_size": "10MiB",
+        "max_connections": 8,
+        **settings,
+    }
+
+
 def stream_on(bucket: str, **settings: Any) -> Stream:
     """A stream ``app`` in a bucket, with small parts unless told otherwise."""
-    return Stream.model_validate(
-        {
-            "name": "app",
-            "raw": f"s3://{bucket}/raw/app/",
-            "aggregated": f"s3://{bucket}/aggregated/app/",
-            "start": "2026-11-01T00:00:00Z",
-            "part_size": "5MiB",
-            "shard_size": "10MiB",
-            "max_connections": 8,
-            **settings,
-        }
-    )
+    return Stream.model_validate(settings_on(bucket, **settings))

@@ -2,23 +2,22 @@
 
 import json
 import os
-import resource
-import subprocess
-import sys
-from collections.abc import Callable
+import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
-from typing import Any
+from datetime import timedelta
+from functools import partial
 
 import pytest
+from botocore.credentials import Credentials
 
+from include.log_rollup.crc import crc64
 from include.log_rollup.errors import AccessError, ConfigurationError
-from include.log_rollup.planning import Planned
-from include.log_rollup.store import Location
+from include.log_rollup.store import Downloaded, Location, Uploaded
 from log_rollup_plugin.hook import PooledS3Hook
-from tests.conftest import ROOT
+from log_rollup_plugin.transfer import BucketEndpoint, CurlTransfer, TransferSettings
 from tests.integration.conftest import PipelineFactory
-from tests.integration.pipeline import RAW, Pipeline, stream_on
+from tests.integration.outside import run_outside
+from tests.integration.pipeline import RAW, Pipeline, settings_on, stream_on
 from tests.support.faults import Delay, Rule, on
 from tests.support.fixtures import BucketFactory, ProxyFactory
 from tests.support.hours import make_hour, put_objects
@@ -27,49 +26,12 @@ from tests.support.servers import MotoServer, RcloneServer, S3Server
 from tests.support.tls import TlsFiles
 
 
-def pack_outside(
-    settings: dict[str, Any], planned: Planned, port: int, limit_files: int | None = None
-) -> tuple[int, list[str], Watch]:
-    """Pack a planned hour in another process and watch it: exit status, results, what was seen."""
-
-    def limit() -> None:
-        if limit_files is not None:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (limit_files, limit_files))
-
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.integration.pack_process", json.dumps(settings),
-         json.dumps([asdict(ref) for ref in planned.shards])],
-        cwd=ROOT, env=os.environ.copy(), stdout=subprocess.PIPE, text=True, preexec_fn=limit,
-    )  # fmt: skip
-    with Watch(process.pid, [port], interval_seconds=0.01) as watch:
-        printed = process.communicate(timeout=120)[0]
-    results = [line.removeprefix("RESULT ") for line in printed.splitlines() if line.startswith("RESULT ")]
-    return process.returncode, results, watch
-
-
-Settings = Callable[..., dict[str, Any]]
-
-
-@pytest.fixture
-def settings() -> Settings:
-    """Settings of a stream as another process reads them."""
-
-    def make(bucket: str, **changed: Any) -> dict[str, Any]:
-        return {
-            "name": "app", "raw": f"s3://{bucket}/raw/app/", "aggregated": f"s3://{bucket}/aggregated/app/",
-            "start": "2026-11-01T00:00:00Z", "part_size": "5MiB", "shard_size": "64MiB", **changed,
-        }  # fmt: skip
-
-    return make
-
-
 @pytest.mark.parametrize("cap", [4, 10])
 def test_packing_slow_answers_never_opens_more_sockets_than_the_cap(
     rclone_server: RcloneServer,
     make_bucket: BucketFactory,
     pipeline_on: PipelineFactory,
     fault_proxy: ProxyFactory,
-    settings: Settings,
     cap: int,
 ) -> None:
     bucket = make_bucket(rclone_server)
@@ -80,7 +42,9 @@ def test_packing_slow_answers_never_opens_more_sockets_than_the_cap(
     planned = pipeline.plan()
     proxy.wait_idle()
     proxy.reset_records()
-    code, printed, watch = pack_outside(settings(bucket, max_connections=cap), planned, proxy.port)
+    code, printed, watch = run_outside(
+        settings_on(bucket, max_connections=cap, shard_size="64MiB"), planned, proxy.port
+    )
     assert code == 0, printed
     assert watch.peak_sockets <= cap
     # It uses what it is given: all but the one that is kept for receipts were busy at once.
@@ -90,37 +54,6 @@ def test_packing_slow_answers_never_opens_more_sockets_than_the_cap(
     pipeline.validate()
     pipeline.complete()
     assert pipeline.verify(made).marker["peak"]["sockets"] == measured["sockets"]
-
-
-def test_packing_under_a_low_open_file_limit_works_where_the_cap_fits_under_it(
-    rclone_server: RcloneServer, make_bucket: BucketFactory, pipeline_on: PipelineFactory, settings: Settings
-) -> None:
-    bucket = make_bucket(rclone_server)
-    pipeline = pipeline_on(rclone_server, bucket, max_connections=8)
-    made = make_hour(pipeline.client, bucket, RAW, objects=60, min_bytes=2_000, max_bytes=300_000)
-    planned = pipeline.plan()
-    port = int(rclone_server.endpoint_url.rpartition(":")[2])
-    code, printed, watch = pack_outside(settings(bucket, max_connections=8), planned, port, limit_files=64)
-    assert code == 0, printed
-    assert watch.peak_open_files <= 64
-    pipeline.validate()
-    pipeline.complete()
-    pipeline.verify(made)
-
-
-def test_packing_refuses_to_start_where_the_cap_does_not_fit_under_the_limit(
-    rclone_server: RcloneServer, make_bucket: BucketFactory, pipeline_on: PipelineFactory, settings: Settings
-) -> None:
-    bucket = make_bucket(rclone_server)
-    pipeline = pipeline_on(rclone_server, bucket)
-    make_hour(pipeline.client, bucket, RAW, objects=3, min_bytes=2_000, max_bytes=3_000)
-    planned = pipeline.plan()
-    port = int(rclone_server.endpoint_url.rpartition(":")[2])
-    code, printed, _ = pack_outside(settings(bucket, max_connections=250), planned, port, limit_files=128)
-    assert code == 1
-    assert printed[0].startswith("ResourceLimitError: the open-file limit of this process is 128")
-    assert "ulimit" in printed[0]
-    pipeline.assert_not_complete()
 
 
 def test_more_threads_than_connections_wait_instead_of_opening_more(
@@ -140,7 +73,7 @@ def test_more_threads_than_connections_wait_instead_of_opening_more(
     assert proxy.peak_connections <= 3
 
 
-def test_two_hosts_share_the_cap(
+def test_boto3_keeps_to_its_share_on_each_of_two_hosts(
     rclone_server: RcloneServer,
     make_bucket: BucketFactory,
     fault_proxy: ProxyFactory,
@@ -208,3 +141,46 @@ def test_a_permission_that_is_missing_is_named(
         with pytest.raises(AccessError, match=r"PUT .*the README lists the permissions"):
             pipeline.plan()
     pipeline.assert_not_complete()
+
+
+def test_two_hosts_are_held_to_one_cap_together(
+    rclone_server: RcloneServer, make_bucket: BucketFactory, fault_proxy: ProxyFactory
+) -> None:
+    """Two virtual-hosted buckets are a host each; here each is a proxy."""
+    bucket = make_bucket(rclone_server)
+    put_objects(rclone_server.client(), bucket, {f"raw/{n:03d}": b"x" * 300_000 for n in range(40)})
+    proxies = [fault_proxy(rclone_server), fault_proxy(rclone_server)]
+    for proxy in proxies:
+        proxy.add(Rule(on({"GetObject", "PutObject"}), Delay(0.02)))
+    read_from, write_to = (
+        BucketEndpoint(proxy.endpoint_url, f"/{bucket}/", rclone_server.region) for proxy in proxies
+    )
+    transfer = CurlTransfer(
+        read_from, write_to, 4, Credentials(rclone_server.access_key, rclone_server.secret_key),
+        TransferSettings(False, "", timedelta(seconds=5), timedelta(seconds=5), {}),
+    )  # fmt: skip
+    listing = rclone_server.client().list_objects_v2(Bucket=bucket, Prefix="raw/")["Contents"]
+    buffers = {row["Key"]: memoryview(bytearray(row["Size"])) for row in listing}
+    results: list[Downloaded | Uploaded | Exception] = []
+
+    def on_came(key: str, result: Downloaded | Exception) -> None:
+        results.append(result)
+        body = buffers[key]
+        transfer.put(Location(bucket, f"out/{key}"), body, crc64(body), {}, results.append)
+
+    with Watch(os.getpid(), [proxy.port for proxy in proxies], interval_seconds=0.002) as watch:
+        try:
+            for row in listing:
+                key = row["Key"]
+                transfer.get(
+                    Location(bucket, key), row["ETag"].strip('"'), buffers[key], partial(on_came, key)
+                )
+            until = time.monotonic() + 60
+            while len(results) < 2 * len(listing) and time.monotonic() < until:
+                transfer.wait(1.0)
+        finally:
+            transfer.close()
+    assert [result for result in results if isinstance(result, Exception)] == []
+    assert len(results) == 2 * len(listing)
+    assert 2 <= watch.peak_sockets <= 4
+    assert [proxy.peak_connections <= 4 for proxy in proxies] == [True, True]

@@ -1,20 +1,38 @@
 """Packing through a network and an S3 that misbehave: it ends right, or it ends with the reason."""
 
+import re
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
 import pytest
 
-from include.log_rollup.errors import AccessError, InputChangedError, ProofError, TransientError
+from include.log_rollup.errors import (
+    AccessError,
+    InputChangedError,
+    ProofError,
+    RollupError,
+    ThrottledError,
+    TransientError,
+)
 from tests.integration.conftest import PipelineFactory
-from tests.integration.pipeline import RAW, Pipeline
+from tests.integration.pipeline import AGGREGATED, RAW, Pipeline, stream_on
 from tests.support.faults import (
+    Answer,
+    Call,
     CorruptRequest,
     CorruptResponse,
+    Delay,
     Fault,
+    Request,
     Reset,
     Rule,
     Stall,
     Truncate,
     VerifyUpload,
     access_denied,
+    expired_token,
     internal_error,
     on,
     slow_down,
@@ -23,7 +41,7 @@ from tests.support.faults import (
 from tests.support.fixtures import BucketFactory, ProxyFactory
 from tests.support.hours import make_hour
 from tests.support.proxy import FaultProxy
-from tests.support.servers import MotoServer, RcloneServer
+from tests.support.servers import MotoServer, RcloneServer, S3Server
 
 
 @pytest.fixture
@@ -78,7 +96,7 @@ def test_an_s3_that_always_throttles_fails_in_bounded_time_and_is_mended_by_a_re
     monkeypatch.setattr("include.log_rollup.pack.ATTEMPTS", 3)
     plan = planned.plan()
     proxy.add(Rule(on("GetObject", key="raw/"), slow_down()))
-    with pytest.raises(TransientError, match=r"(?i)throttl.*tries"):
+    with pytest.raises(ThrottledError, match=r"503 SlowDown.*tries"):
         planned.pack(plan.shards[0])
     proxy.clear_rules()
     planned.pack_all(plan)
@@ -183,3 +201,384 @@ def test_a_server_that_is_down_is_worth_a_retry(proxy: FaultProxy, planned: Pipe
     proxy.accept_connections()
     planned.run()
     planned.verify()
+
+
+MANY_KINDS: tuple[Fault, ...] = (
+    slow_down(),
+    slow_down(retry_after_seconds=1),
+    internal_error(),
+    internal_error(after_effect=True),
+    Reset("request"),
+    Reset("mid_request"),
+    Reset("before_response"),
+    Reset("mid_response"),
+    Reset("after_response"),
+    Truncate(),
+    Stall(4.0),
+    Stall(4.0, at="request"),
+    Delay(4.0),
+    CorruptResponse(),
+    CorruptRequest(),
+    wrong_etag(),
+    expired_token(),
+)
+"""All that may pass. What S3 denies is final, so an S3 that denies now and then could not be rolled up from."""
+
+
+def roll_up_in_spite_of_everything(
+    server: S3Server, bucket: str, pipeline_on: PipelineFactory, proxy: FaultProxy, seed: int
+) -> None:
+    """Every request of the hour, of all steps, suffers something with a probability of 5 %."""
+    pipeline = pipeline_on(
+        server, bucket, proxy.endpoint_url, connect_timeout="1s", response_timeout="1s", shard_size="40MiB"
+    )
+    made = make_hour(pipeline.client, bucket, RAW, objects=400, min_bytes=2_000, max_bytes=100_000)
+    share = 0.05 / len(MANY_KINDS)
+    # Other faults on each server.
+    seed += 1000 * isinstance(server, MotoServer)
+    rules = [
+        Rule(on(), kind, probability=share, seed=seed * 100 + number)
+        for number, kind in enumerate(MANY_KINDS)
+    ]
+    # As AWS refuses an upload that was damaged on its way; none of the servers here does.
+    proxy.add(*rules, Rule(on("PutObject"), VerifyUpload()))
+    errors = pipeline.run_as_airflow(clears=30)
+    suffered = sum(proxy.fired(rule) for rule in rules)
+    print(f"seed {seed}: {len(proxy.exchanges)} requests, {suffered} faults; {len(errors)} failed tries:")
+    print(*(f"  {type(error).__name__}: {error}" for error in errors), sep="\n")
+    assert suffered > 0.02 * len(proxy.exchanges)
+    pipeline.verify(made)
+    assert pipeline.open_uploads() == []
+
+
+def test_an_hour_of_which_5_percent_of_all_requests_fail_in_every_way_is_complete_and_right(
+    rclone_server: RcloneServer, make_bucket: BucketFactory, pipeline_on: PipelineFactory, proxy: FaultProxy
+) -> None:
+    roll_up_in_spite_of_everything(rclone_server, make_bucket(rclone_server), pipeline_on, proxy, seed=1)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(2, 7))
+def test_ten_hours_of_which_5_percent_of_all_requests_fail_in_every_way(
+    s3_server: S3Server, bucket: str, pipeline_on: PipelineFactory, fault_proxy: ProxyFactory, seed: int
+) -> None:
+    roll_up_in_spite_of_everything(s3_server, bucket, pipeline_on, fault_proxy(s3_server), seed)
+
+
+@dataclass(frozen=True)
+class Always:
+    """What befalls every request for the bytes of the hour, and how that has to end.
+
+    :param ends: the error of packing, or of the validation; None where it does no harm
+    """
+
+    operation: str
+    fault: Fault
+    ends: type[RollupError] | None = TransientError
+    verified_upload: bool = False
+
+
+ALWAYS: dict[str, Always] = {
+    "throttled reads": Always("GetObject", slow_down(), ThrottledError),
+    "throttled reads with Retry-After": Always("GetObject", slow_down(1), ThrottledError),
+    "throttled writes": Always("PutObject", slow_down(), ThrottledError),
+    "errors while reading": Always("GetObject", internal_error()),
+    "errors while writing": Always("PutObject", internal_error()),
+    "writes whose answer is an error": Always("PutObject", internal_error(after_effect=True)),
+    "reads reset at once": Always("GetObject", Reset("request")),
+    "reads reset before the answer": Always("GetObject", Reset("before_response")),
+    "reads reset in the midst": Always("GetObject", Reset("mid_response")),
+    "reads reset after the last byte": Always("GetObject", Reset("after_response"), None),
+    "writes reset at once": Always("PutObject", Reset("request")),
+    "writes reset in the midst": Always("PutObject", Reset("mid_request")),
+    "writes reset before the answer": Always("PutObject", Reset("before_response")),
+    "bodies that end early": Always("GetObject", Truncate()),
+    "wrong bytes read": Always("GetObject", CorruptResponse(), ProofError),
+    "wrong bytes written": Always("PutObject", CorruptRequest(), ProofError),
+    "wrong bytes written to a store that checks": Always(
+        "PutObject", CorruptRequest(), TransientError, verified_upload=True
+    ),
+    "wrong ETags read": Always("GetObject", wrong_etag(), InputChangedError),
+    "wrong ETags written": Always("PutObject", wrong_etag(), ProofError),
+    "credentials that stay expired": Always("GetObject", expired_token()),
+    "reads denied": Always("GetObject", access_denied(), AccessError),
+    "writes denied": Always("PutObject", access_denied(), AccessError),
+}
+STALLS: dict[str, Always] = {
+    "bodies that stall": Always("GetObject", Stall(600.0)),
+    "first bytes that do not come": Always("GetObject", Delay(600.0)),
+    "writes that stall": Always("PutObject", Stall(600.0, at="request")),
+    "writes that are not answered": Always("PutObject", Delay(600.0)),
+}
+
+
+def end_and_mend(pipeline: Pipeline, proxy: FaultProxy, always: Always) -> None:
+    """Have all requests suffer; it ends as it must, without a marker, and a clear mends it."""
+    made = make_hour(pipeline.client, pipeline.bucket, RAW, objects=8, min_bytes=2_000, max_bytes=20_000)
+    plan = pipeline.plan()
+    rule = Rule(on(always.operation, key=r"raw/|/part-"), always.fault)
+    proxy.add(rule)
+    if always.verified_upload:
+        proxy.add(Rule(on("PutObject"), VerifyUpload()))
+
+    def pack_and_validate() -> None:
+        pipeline.pack_all(plan)
+        # What packing cannot see is found here; the reads of the proof itself go well.
+        proxy.clear_rules()
+        pipeline.validate()
+
+    if always.ends is None:
+        pack_and_validate()
+    else:
+        with pytest.raises(always.ends) as failed:
+            pack_and_validate()
+        assert type(failed.value) is always.ends
+        print(f"{proxy.fired(rule)} faults, then: {failed.value}")
+    pipeline.assert_not_complete()
+    assert proxy.fired(rule) > 0
+    proxy.clear_rules()
+    pipeline.run()
+    pipeline.verify(made)
+
+
+# The others take a like way through the code; all of them are in the soak.
+IN_THE_SUITE = (
+    "throttled reads",
+    "errors while writing",
+    "reads reset in the midst",
+    "reads reset after the last byte",
+    "writes reset before the answer",
+    "wrong bytes read",
+    "wrong bytes written",
+    "wrong ETags written",
+    "credentials that stay expired",
+    "writes denied",
+)
+
+
+@pytest.mark.parametrize("kind", IN_THE_SUITE)
+def test_a_fault_of_every_request_ends_in_an_error_and_a_clear_mends_it(
+    rclone_server: RcloneServer,
+    make_bucket: BucketFactory,
+    pipeline_on: PipelineFactory,
+    proxy: FaultProxy,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+) -> None:
+    monkeypatch.setattr("include.log_rollup.pack.ATTEMPTS", 2)
+    pipeline = pipeline_on(rclone_server, make_bucket(rclone_server), proxy.endpoint_url)
+    end_and_mend(pipeline, proxy, ALWAYS[kind])
+
+
+def test_writes_that_are_never_answered_end_in_an_error_and_a_clear_mends_it(
+    rclone_server: RcloneServer,
+    make_bucket: BucketFactory,
+    pipeline_on: PipelineFactory,
+    proxy: FaultProxy,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("include.log_rollup.pack.ATTEMPTS", 1)
+    pipeline = pipeline_on(
+        rclone_server,
+        make_bucket(rclone_server),
+        proxy.endpoint_url,
+        connect_timeout="1s",
+        response_timeout="1s",
+    )
+    end_and_mend(pipeline, proxy, STALLS["writes that are not answered"])
+
+
+@pytest.mark.soak
+def test_every_fault_of_every_request_ends_in_bounded_time_with_all_the_tries_of_real_life(
+    rclone_server: RcloneServer,
+    make_bucket: BucketFactory,
+    fault_proxy: ProxyFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The bound is that of every test, 300 seconds; most of it is waiting, so all kinds wait at the same time."""
+    suffering: list[tuple[str, Always, Pipeline, FaultProxy]] = []
+    for number, (kind, always) in enumerate((ALWAYS | STALLS).items()):
+        proxy = fault_proxy(rclone_server)
+        connection = f"kind_{number}"
+        monkeypatch.setenv(
+            f"AIRFLOW_CONN_{connection.upper()}", rclone_server.airflow_connection_json(proxy.endpoint_url)
+        )
+        bucket = make_bucket(rclone_server)
+        stream = stream_on(bucket, aws_conn_id=connection, connect_timeout="1s", response_timeout="1s")
+        suffering.append((kind, always, Pipeline(stream, rclone_server.client(), bucket), proxy))
+
+    def suffer(kind: str, always: Always, pipeline: Pipeline, proxy: FaultProxy) -> None:
+        began = time.monotonic()
+        end_and_mend(pipeline, proxy, always)
+        print(f"{kind}: {time.monotonic() - began:.0f} s until it was mended")
+
+    with ThreadPoolExecutor(len(suffering)) as threads:
+        for ended in [threads.submit(suffer, *one) for one in suffering]:
+            ended.result()
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Reset("before_response"),
+        pytest.param(internal_error(), marks=pytest.mark.soak),
+        pytest.param(slow_down(), marks=pytest.mark.soak),
+    ],
+    ids=["resets", "errors", "throttling"],
+)
+def test_a_fault_of_every_request_of_the_control_plane_ends_in_an_error_of_each_step(
+    proxy: FaultProxy, planned: Pipeline, monkeypatch: pytest.MonkeyPatch, fault: Fault
+) -> None:
+    # How often boto3 tries is the hook's number; the waits between the tries are not what is looked at.
+    monkeypatch.setattr("log_rollup_plugin.hook.CONTROL_RETRIES", 2)
+    plan = planned.plan()
+    proxy.add(Rule(on(), fault))
+    for step in (planned.plan, lambda: planned.pack(plan.shards[0]), planned.validate, planned.complete):
+        with pytest.raises(TransientError):
+            step()
+    planned.assert_not_complete()
+    proxy.clear_rules()
+    planned.run()
+    planned.verify()
+
+
+def test_a_store_that_throttles_what_is_above_its_capacity_is_used_at_its_pace(
+    rclone_server: RcloneServer, make_bucket: BucketFactory, pipeline_on: PipelineFactory, proxy: FaultProxy
+) -> None:
+    pipeline = pipeline_on(
+        rclone_server, make_bucket(rclone_server), proxy.endpoint_url, max_connections=16, shard_size="64MiB"
+    )
+    made = make_hour(pipeline.client, pipeline.bucket, RAW, objects=80, min_bytes=2_000, max_bytes=20_000)
+    planned = pipeline.plan()
+    reads = on("GetObject", key="raw/")
+
+    def above_capacity(request: Request) -> bool:
+        under_way = [e for e in proxy.exchanges if e.ended_seconds is None and e.request.key.startswith(RAW)]
+        return reads(request) and len(under_way) > 3
+
+    throttle = Rule(above_capacity, slow_down())
+    proxy.add(throttle, Rule(reads, Delay(0.02)))
+    measured = pipeline.pack_all(planned)
+    assert proxy.fired(throttle) > 0
+    assert sum(one.throttles for one in measured) > 0
+    pipeline.validate()
+    pipeline.complete()
+    pipeline.verify(made)
+
+
+def test_a_burst_of_throttling_is_waited_out_as_long_as_the_store_asks(
+    proxy: FaultProxy, planned: Pipeline
+) -> None:
+    plan = planned.plan()
+    burst = Rule(on("GetObject", key="raw/", attempt=1), slow_down(retry_after_seconds=1), count=12)
+    proxy.add(burst)
+    proxy.reset_records()
+    planned.pack_all(plan)
+    assert proxy.fired(burst) == 12
+    refused: dict[str, float] = {}
+    for exchange in proxy.exchanges:
+        key = exchange.request.key
+        if exchange.status == 503:
+            refused[key] = exchange.started_seconds
+        elif key in refused:
+            assert exchange.started_seconds - refused[key] >= 1.0
+    planned.validate()
+    planned.complete()
+    planned.verify()
+
+
+def test_a_403_half_way_fails_at_once_and_what_was_packed_before_is_kept(
+    rclone_server: RcloneServer, make_bucket: BucketFactory, pipeline_on: PipelineFactory, proxy: FaultProxy
+) -> None:
+    pipeline = pipeline_on(rclone_server, make_bucket(rclone_server), proxy.endpoint_url, shard_size="64MiB")
+    made = make_hour(pipeline.client, pipeline.bucket, RAW, objects=80, min_bytes=200_000, max_bytes=400_000)
+    (ref,) = pipeline.plan().shards
+    written = threading.Event()
+
+    def deny(_: Request) -> Answer | None:
+        return access_denied() if written.is_set() else None
+
+    # From the moment at which the second part stands.
+    proxy.add(
+        Rule(on("PutObject", key="/part-00001"), Call(lambda _: written.set(), "after")),
+        Rule(on("GetObject", key="raw/"), Call(deny)),
+    )
+    with pytest.raises(AccessError, match="AccessDenied"):
+        pipeline.pack(ref)
+    pipeline.assert_not_complete()
+    assert proxy.count("GetObject", status=403) <= 12
+    before = pipeline.parts()
+    proxy.clear_rules()
+    proxy.reset_records()
+    # Of parts whose answer was under way when the task gave up, it does not know that they stand.
+    left_alone = pipeline.pack(ref).parts_left_alone
+    assert 0 < left_alone <= len(before)
+    again = {e.request.key for e in proxy.exchanges if e.request.operation == "PutObject"}
+    assert len(again & before.keys()) == len(before) - left_alone
+    pipeline.validate()
+    pipeline.complete()
+    pipeline.verify(made)
+    assert {key: pipeline.parts()[key] for key in before} == before
+
+
+def test_a_head_that_is_refused_without_a_reason_is_worth_a_retry(
+    proxy: FaultProxy, planned: Pipeline
+) -> None:
+    """The answer to a HEAD has no body, so that expired credentials look like any other bad request."""
+    planned.pack_all(planned.plan())
+    refused = Rule(on("HeadObject"), expired_token())
+    proxy.add(refused)
+    with pytest.raises(TransientError, match="400"):
+        planned.validate()
+    proxy.clear_rules()
+    planned.validate()
+    planned.complete()
+    planned.verify()
+
+
+def test_credentials_that_expire_under_way_are_renewed(
+    moto_server: MotoServer,
+    make_bucket: BucketFactory,
+    fault_proxy: ProxyFactory,
+    pipeline_on: PipelineFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A role is assumed for real; that what was used so far has expired is said by the proxy."""
+    bucket = make_bucket(moto_server)
+    proxy = fault_proxy(moto_server)
+    pipeline = pipeline_on(moto_server, bucket, proxy.endpoint_url)
+    connection = moto_server.airflow_connection_json(
+        proxy.endpoint_url,
+        role_arn="arn:aws:iam::123456789012:role/log-rollup",
+        # botocore renews in the last 15 minutes before the end, so here all the time.
+        assume_role_kwargs={"DurationSeconds": 900},
+        service_config={"sts": {"endpoint_url": moto_server.endpoint_url}},
+    )
+    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", connection)
+    made = make_hour(pipeline.client, bucket, RAW, objects=60, min_bytes=20_000, max_bytes=300_000)
+    used: set[str] = set()
+    expired: set[str] = set()
+
+    def check(request: Request) -> Answer | None:
+        signed = re.search(r"Credential=([^/]+)/", request.headers["authorization"])
+        assert signed is not None
+        assert "x-amz-security-token" in request.headers
+        used.add(signed[1])
+        # Half way through reading, all keys that were used so far run out at once.
+        if (
+            request.operation == "GetObject"
+            and request.key.startswith(RAW)
+            and not expired
+            and request.nth > 30
+        ):
+            expired.update(used)
+        return expired_token() if signed[1] in expired else None
+
+    proxy.add(Rule(on(), Call(check)))
+    errors = pipeline.run_as_airflow(clears=1)
+    assert expired
+    assert used - expired
+    assert proxy.count(status=400) > 0
+    assert {type(error) for error in errors} <= {TransientError}
+    pipeline.verify(made)
+    assert not [key for key in pipeline.listed() if key.startswith(f"{AGGREGATED}_rollup/")]

@@ -1,25 +1,39 @@
 """One local stack for the system tests: a real scheduler, Dag processor, triggerer and api-server."""
 
+import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 
-from demo.airflow_api import DagRun, TaskInstance
+from demo.airflow_api import ApiUnavailableError, DagRun, TaskInstance
 from demo.dataset import Dataset, make_dataset
 from demo.layout import BUCKET
 from demo.stack import LocalStack
 from tests.support.observe import Watch, with_descendants
+from tests.support.proxy import FaultProxy
 from tests.support.servers import S3Client, plain_client
 
 OBJECTS = 120
 HOURS = 2
+CRASH_HOURS = 5
 POOL = "s3_connections"
+POOL_SLOTS = 250
+# The streams of small hours.
+SMALL = "log_rollup_small"
+FRESH = "log_rollup_fresh"
+SMALL_CONNECTIONS = 8
+# Settings of a stream whose hours are settled as soon as they are written.
+AT_ONCE = {
+    "shard_size": "5MiB", "max_connections": SMALL_CONNECTIONS, "quiet_period": "1s", "poll_interval": "1s",
+}  # fmt: skip
 PATIENCE_SECONDS = 240.0
 
 
@@ -31,6 +45,8 @@ class Running:
     dataset: Dataset
     client: S3Client
     watch: Watch
+    proxy: FaultProxy
+    """Between the stack and its S3 server, for the stream ``crashes`` alone."""
 
     def wait_for(self, what: str, probe: Callable[[], Any]) -> Any:
         """Ask until the answer is true; the stack must stay up meanwhile."""
@@ -54,6 +70,119 @@ class Running:
         found: DagRun = self.wait_for(f"the end of {dag_id} for {hour}", probe)
         return found
 
+    def add_stream(self, name: str, start: datetime, **settings: Any) -> None:
+        """Add a stream to the streams file, as an operator would."""
+        path = self.stack.layout.streams
+        document = yaml.safe_load(path.read_text())
+        document["streams"].append(_stream(name, start, **settings))
+        path.write_text(yaml.safe_dump(document))
+
+    def trigger(self, dag_id: str, conf: Mapping[str, Any]) -> str:
+        """Run a Dag by hand, with no logical date; the id of its run."""
+        self.wait_for(f"{dag_id} to be known", lambda: self.stack.api.dag_is_known(dag_id))
+        body = {"logical_date": None, "conf": dict(conf)}
+        answer = self.stack.api.request("POST", f"/dags/{dag_id}/dagRuns", json=body)
+        return str(answer["dag_run_id"])
+
+    def ended(self, dag_id: str, run_id: str) -> DagRun:
+        """A run by its id, once it has ended."""
+
+        def probe() -> DagRun | None:
+            (run,) = (run for run in self.stack.api.dag_runs(dag_id) if run.run_id == run_id)
+            return run if run.state in ("success", "failed") else None
+
+        found: DagRun = self.wait_for(f"the end of {run_id} of {dag_id}", probe)
+        return found
+
+    def start_backfill(self, dag_id: str, first: datetime, last: datetime, **options: Any) -> int:
+        """Backfill a range of hours, as the UI does; the number of the backfill."""
+        body = {"dag_id": dag_id, "from_date": first.isoformat(), "to_date": last.isoformat(), **options}
+
+        def create() -> Any:
+            try:
+                return self.stack.api.request("POST", "/backfills", json=body)
+            except ApiUnavailableError as error:
+                # SQLite has one writer: Airflow answers 503 and has undone what it had begun.
+                if " 503 " not in str(error):
+                    raise
+            except httpx.HTTPStatusError as error:
+                # A Dag has one backfill at a time; that another one has ended is noticed after a while.
+                if error.response.status_code != httpx.codes.CONFLICT:
+                    raise
+            return None
+
+        self.wait_for(f"{dag_id} to be known", lambda: self.stack.api.dag_is_known(dag_id))
+        return int(self.wait_for("the backfill to be made", create)["id"])
+
+    def backfill(self, dag_id: str, first: datetime, last: datetime, **options: Any) -> list[dict[str, Any]]:
+        """Backfill a range of hours; the runs of these hours in the order of their start, once all have ended."""
+        number = self.start_backfill(dag_id, first, last, **options)
+
+        def ended() -> list[dict[str, Any]] | None:
+            runs = self.runs_between(dag_id, first, last)
+            return runs if all(run["state"] in ("success", "failed") for run in runs) else None
+
+        runs: list[dict[str, Any]] = self.wait_for("the end of the backfill's runs", ended)
+        self.end_backfill(number)
+        return runs
+
+    def end_backfill(self, number: int) -> None:
+        """Have Airflow take a backfill for ended, all of whose runs have; by itself it looks every 30 s."""
+        try:
+            self.stack.api.request("PUT", f"/backfills/{number}/cancel")
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code != httpx.codes.CONFLICT:
+                raise
+
+    def runs_between(self, dag_id: str, first: datetime, last: datetime) -> list[dict[str, Any]]:
+        """The runs whose logical date lies in a range of hours, as the API tells them, by their start."""
+        runs = self.stack.api.request(
+            "GET",
+            f"/dags/{dag_id}/dagRuns",
+            params={
+                "logical_date_gte": first.isoformat(),
+                "logical_date_lte": last.isoformat(),
+                "limit": 100,
+            },
+        )["dag_runs"]
+        return sorted(runs, key=lambda run: str(run["start_date"]))
+
+    def packing_began(self, dag_id: str, run_id: str) -> str:
+        """When the first shard of a run began to be packed."""
+        path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/pack_shard/listMapped"
+        rows = self.stack.api.request("GET", path)["task_instances"]
+        return min(str(row["start_date"]) for row in rows)
+
+    @contextmanager
+    def pool_of(self, slots: int) -> Iterator[None]:
+        """Resize the pool meanwhile, as an operator would."""
+        self._resize_pool(slots)
+        try:
+            yield
+        finally:
+            self._resize_pool(POOL_SLOTS)
+
+    def _resize_pool(self, slots: int) -> None:
+        body = {"pool": POOL, "slots": slots, "include_deferred": False}
+        self.stack.api.request("PATCH", f"/pools/{POOL}", json=body)
+
+    def waiting_shards(self, dag_id: str, run_id: str) -> list[TaskInstance]:
+        """The planned shards of a run that wait for their slots of the pool."""
+        return [
+            instance
+            for instance in self.stack.api.task_instances(dag_id, run_id)
+            if instance.task_id == "pack_shard" and instance.map_index >= 0 and instance.state == "scheduled"
+        ]
+
+    def stamps(self, prefix: str) -> dict[str, tuple[datetime, str]]:
+        """When each object under a prefix was written, and its ETag."""
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
+        return {
+            item["Key"]: (item["LastModified"], item["ETag"])
+            for page in pages
+            for item in page.get("Contents", ())
+        }
+
     def instances(self, dag_id: str, run: DagRun) -> dict[str, list[TaskInstance]]:
         """The task instances of a run, by task."""
         found: dict[str, list[TaskInstance]] = {}
@@ -72,28 +201,53 @@ class Running:
 
 @pytest.fixture(scope="session")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """The stack, with two raw hours of the stream ``app`` and a stream ``quiet`` that has to wait."""
+    """The stack, with two raw hours of the stream ``app`` and streams without any.
+
+    ``quiet`` has to wait; ``small`` is for hours by hand and by backfill, all before its start; ``fresh`` has
+    a scheduled run for each of the two hours, which waits for its first objects.
+    """
     stack = LocalStack(tmp_path_factory.mktemp("stack"))
     dataset = make_dataset(stack.layout, HOURS, OBJECTS, datetime.now(UTC), lambda _: None)
     document = yaml.safe_load(stack.layout.streams.read_text())
-    document["defaults"].update({"part_size": "5MiB", "shard_size": "20MiB"})
-    document["streams"].append(
-        {
-            "name": "quiet",
-            "raw": f"s3://{BUCKET}/raw/quiet/",
-            "aggregated": f"s3://{BUCKET}/aggregated/quiet/",
-            "start": dataset.hours[-1].hour,
-            "quiet_period": "20s",
-            "poll_interval": "2s",
-        }
-    )
+    document["defaults"].update({"part_size": "5MiB", "shard_size": "20MiB", "late_days": 0})
+    last = dataset.hours[-1].hour
+    document["streams"] += [
+        _stream("quiet", last, quiet_period="20s", poll_interval="2s"),
+        _stream("small", last + timedelta(hours=1), late_days=1, **AT_ONCE),
+        _stream("fresh", dataset.hours[0].hour, **{**AT_ONCE, "quiet_period": "3s"}),
+        _stream(
+            "crashes",
+            last - timedelta(hours=CRASH_HOURS - 1),
+            aws_conn_id="proxied",
+            max_active_runs=CRASH_HOURS + 1,
+            quiet_period="3s",
+            poll_interval="3s",
+        ),
+    ]
     stack.layout.streams.write_text(yaml.safe_dump(document))
-    with stack:
-        client = plain_client(stack.s3_endpoint, stack.secrets.s3_access_key, stack.secrets.s3_secret_key)
-        mine = with_descendants(os.getpid())
+    proxied = json.loads(stack.env["AIRFLOW_CONN_AWS_DEFAULT"])
+    with FaultProxy(stack.s3_endpoint) as proxy:
+        proxied["extra"]["endpoint_url"] = proxy.endpoint_url
+        stack.extra_env = {
+            "AIRFLOW_CONN_PROXIED": json.dumps(proxied),
+            # A new scheduler takes up the tasks of a dead one at this interval; the default is five minutes.
+            "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "20",
+        }
+        with stack:
+            yield from _run(stack, dataset, proxy)
 
-        def others() -> list[int]:
-            return [pid for pid in mine() if pid != os.getpid()]
 
-        with Watch(others, [stack.addresses.s3_port]) as watch:
-            yield Running(stack, dataset, client, watch)
+def _run(stack: LocalStack, dataset: Dataset, proxy: FaultProxy) -> Iterator[Running]:
+    client = plain_client(stack.s3_endpoint, stack.secrets.s3_access_key, stack.secrets.s3_secret_key)
+    mine = with_descendants(os.getpid())
+
+    def others() -> list[int]:
+        return [pid for pid in mine() if pid != os.getpid()]
+
+    with Watch(others, [stack.addresses.s3_port]) as watch:
+        yield Running(stack, dataset, client, watch, proxy)
+
+
+def _stream(name: str, start: datetime, **settings: Any) -> dict[str, Any]:
+    places = {side: f"s3://{BUCKET}/{side}/{name}/" for side in ("raw", "aggregated")}
+    return {"name": name, "start": start, **places, **settings}

@@ -55,6 +55,20 @@ def test_shards_are_mapped_tasks_with_names_in_the_pool(running: Running, runs: 
     assert all("objects" in name for name in names)
 
 
+def test_each_completion_is_an_event_for_partitioned_dags_and_one_for_the_others(
+    running: Running, runs: list[DagRun]
+) -> None:
+    found = running.stack.api.request("GET", f"/assets/events?source_dag_id={APP}")["asset_events"]
+    for made, run in zip(running.dataset.hours, runs, strict=True):
+        key = f"{made.hour:%Y-%m-%dT%H:%M:%SZ}"
+        events = [event for event in found if event["source_run_id"] == run.run_id]
+        assert sorted((event["name"], event["partition_key"]) for event in events) == [
+            (APP, None),
+            (f"{APP}_hours", key),
+        ]
+        assert all(event["extra"]["hour"] == key and event["extra"]["objects"] == OBJECTS for event in events)
+
+
 def test_the_pool_was_made_and_the_sockets_of_all_processes_stayed_within_it(
     running: Running, runs: list[DagRun]
 ) -> None:

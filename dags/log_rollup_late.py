@@ -1,0 +1,72 @@
+"""
+# Late objects
+
+Looks daily at the complete hours of each stream's last `late_days` days, and reruns those whose raw objects
+came late or changed since. The look lists the raw hours and compares them with what their completion markers
+say; an hour that has not changed is not touched.
+
+| task | what it does | when it fails |
+|---|---|---|
+| `find_<stream>` | lists, compares, and says in its log and in the XCom `report` what it found | the bucket or the credentials: mend them, then clear it |
+| `rerun_<stream>` | runs `log_rollup_<stream>` for a changed hour, as the run `late__<hour>`, one hour after the other | that run failed, or its Dag is paused: see there, then clear this task |
+
+An hour of which raw objects have *vanished*, as under a lifecycle rule, is reported under `left_alone` and never
+rerun: its parts may be all that is left of them. An hour that is not complete is its own run's concern.
+
+`late_days` (0: not looked at) and `late_schedule` (a cron expression in UTC) stand in the streams file.
+"""
+
+from datetime import timedelta
+
+from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
+from airflow.sdk import DAG, CronTriggerTimetable
+
+from include.log_rollup.streams import POOL, load_late_schedule, load_streams
+from log_rollup_plugin.operators import CONTROL_CONNECTIONS, FindLateHoursOperator
+from log_rollup_plugin.policy import RETRIES, RETRY_DELAY, retry_policy
+from log_rollup_plugin.runs import dag_id_of
+
+streams = load_streams()
+
+with DAG(
+    dag_id="log_rollup_late",
+    description="Reruns complete hours whose raw objects came late or changed",
+    doc_md=__doc__,
+    schedule=CronTriggerTimetable(load_late_schedule(), timezone="UTC"),
+    start_date=min((stream.start for stream in streams), default=None),
+    catchup=False,
+    max_active_runs=1,
+    tags=["log-rollup"],
+):
+    for stream in streams:
+        if not stream.late_days:
+            continue
+        find = FindLateHoursOperator(
+            task_id=f"find_{stream.name}",
+            stream=stream,
+            owner=stream.owner,
+            pool=POOL,
+            pool_slots=CONTROL_CONNECTIONS,
+            retries=RETRIES,
+            retry_delay=RETRY_DELAY,
+            retry_policy=retry_policy(),
+            execution_timeout=stream.task_timeout,
+        )
+        TriggerDagRunOperator.partial(
+            task_id=f"rerun_{stream.name}",
+            map_index_template="{{ task.trigger_run_id }}",
+            owner=stream.owner,
+            trigger_dag_id=dag_id_of(stream),
+            logical_date=None,
+            reset_dag_run=True,
+            fail_when_dag_is_paused=True,
+            wait_for_completion=True,
+            deferrable=True,
+            poke_interval=int(stream.poll_interval.total_seconds()),
+            # One after the other: late hours count among the stream's `max_active_runs`, of which the
+            # present hour needs one.
+            max_active_tis_per_dagrun=1,
+            # The run that it starts has retries of its own.
+            retries=0,
+            execution_timeout=stream.timeout + timedelta(hours=1) + 3 * stream.task_timeout,
+        ).expand_kwargs(find.output)

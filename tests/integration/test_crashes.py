@@ -1,0 +1,337 @@
+"""The process that rolls an hour up is killed at random moments, its S3 server too, or its clock is wrong.
+
+A moment is drawn from the requests of an undisturbed run: one of them is held before it reaches the server, in
+the midst of its body, or after the server has carried it out, and the process is killed with SIGKILL.
+"""
+
+import os
+import random
+import re
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from include.log_rollup.errors import AccessError
+from include.log_rollup.settle import Rule as SettleRule
+from include.log_rollup.settle import State, look
+from log_rollup_plugin.hook import COPY_CONFIG, PooledS3Hook
+from tests.integration.conftest import PipelineFactory
+from tests.integration.outside import Limits, run_outside, start_outside
+from tests.integration.pipeline import AGGREGATED, MIB, RAW, settings_on
+from tests.support.faults import Answer, Call, ReplaceHeaders, Request, Rule, Stall, internal_error, on
+from tests.support.fixtures import BucketFactory, ProxyFactory
+from tests.support.hours import make_hour, put_objects
+from tests.support.proxy import Exchange, FaultProxy
+from tests.support.servers import MotoServer, RcloneServer, S3Server
+
+# CRASH_SEED=4711 draws the same moments again.
+SEED = int(os.environ.get("CRASH_SEED") or random.SystemRandom().randrange(10**6))
+COPIED_IN_PARTS = 5 * MIB
+FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A request of a run, by what stays the same from run to run, and how far it gets."""
+
+    operation: str
+    key: str
+    attempt: int
+    reached: str
+
+    @classmethod
+    def draw(cls, exchanges: tuple[Exchange, ...], rng: random.Random) -> "Moment":
+        """One of a run's requests; reads of raw objects, writes of parts and all others are equally likely."""
+        kinds: dict[str, list[Request]] = {"raw": [], "parts": [], "records": []}
+        for exchange in exchanges:
+            request = exchange.request
+            if request.operation == "GetObject" and request.key.startswith(RAW):
+                kinds["raw"].append(request)
+            elif "/part-" in request.key and request.operation != "ListObjectsV2":
+                kinds["parts"].append(request)
+            # How often a receipt is written depends on how fast the parts follow each other.
+            elif request.attempt == 1 or "/receipt-" not in request.key:
+                kinds["records"].append(request)
+        request = rng.choice(kinds[rng.choice(sorted(kinds))])
+        reached = rng.choice(("nothing", "within", "carried out"))
+        return cls(request.operation, request.key, request.attempt, reached)
+
+    def rule(self, held: Callable[[Request], Answer]) -> Rule:
+        """What holds the request there."""
+        match = on(self.operation, key=f"^{re.escape(self.key)}$", attempt=self.attempt)
+        if self.reached == "within":
+            return Rule(
+                match, Stall(60.0, at="request" if self.operation == "PutObject" else "response"), count=1
+            )
+        return Rule(match, Call(held, "before" if self.reached == "nothing" else "after"), count=1)
+
+
+def kill_and_finish(
+    server: S3Server, make_bucket: BucketFactory, pipeline_on: PipelineFactory, proxy: FaultProxy, seed: int
+) -> None:
+    """Kill a run of a fresh hour at a moment drawn by the seed, look at what it left, and run the hour again."""
+    rng = random.Random(seed)
+    bucket = make_bucket(server)
+    pipeline = pipeline_on(server, bucket, proxy.endpoint_url)
+    made = make_hour(pipeline.client, bucket, RAW, objects=30, min_bytes=20_000, max_bytes=400_000, seed=seed)
+    # Of rclone a copy in parts is an empty object.
+    in_parts = COPIED_IN_PARTS if isinstance(server, MotoServer) else 0
+    if in_parts:
+        made[f"{RAW}oversize.log"] = b"oversize\n" * (12 * MIB // 9)
+        put_objects(pipeline.client, bucket, {f"{RAW}oversize.log": made[f"{RAW}oversize.log"]})
+    proxy.reset_records()
+    with pytest.MonkeyPatch.context() as patch:
+        if in_parts:
+            patch.setattr(COPY_CONFIG, "multipart_threshold", in_parts)
+            patch.setattr(COPY_CONFIG, "multipart_chunksize", in_parts)
+        pipeline.run()
+    moment = Moment.draw(proxy.exchanges, rng)
+    print(f"CRASH_SEED {SEED}, this kill's {seed}: {type(server).__name__}, {moment}")
+    for key in pipeline.listed():
+        pipeline.client.delete_object(Bucket=bucket, Key=key)
+    proxy.wait_idle()
+    proxy.reset_records()
+
+    dead = threading.Event()
+
+    def held(_: Request) -> Answer:
+        dead.wait(60)
+        return internal_error()
+
+    rule = moment.rule(held)
+    proxy.add(rule)
+    process = start_outside(settings_on(bucket), copy_in_parts_above=in_parts)
+    try:
+        while not proxy.fired(rule):
+            assert process.poll() is None, f"it ended with {process.returncode} before {moment}"
+            time.sleep(0.005)
+    finally:
+        process.kill()
+        process.communicate()
+        dead.set()
+    proxy.wait_idle()
+    proxy.clear_rules()
+
+    marked = f"{AGGREGATED}_SUCCESS" in pipeline.listed()
+    left = pipeline.parts()
+    opened = pipeline.open_uploads()
+    pipeline.run()
+    pipeline.verify(made)
+    finished = pipeline.parts()
+    # None that was there after the kill was anything else than the whole part.
+    assert left == {key: finished[key] for key in left}
+    # And where the hour bore its marker already, none was missing.
+    assert not marked or left == finished
+    assert pipeline.open_uploads() == []
+    print(f"left: {len(left)} of {len(finished)} parts, {len(opened)} open uploads")
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_a_process_killed_at_a_random_moment_leaves_whole_parts_and_a_rerun_finishes_the_hour(
+    request: pytest.FixtureRequest,
+    make_bucket: BucketFactory,
+    pipeline_on: PipelineFactory,
+    fault_proxy: ProxyFactory,
+    number: int,
+) -> None:
+    server: S3Server = request.getfixturevalue(("rclone_server", "moto_server")[number % 2])
+    kill_and_finish(server, make_bucket, pipeline_on, fault_proxy(server), SEED + number)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("number", range(20))
+def test_a_process_killed_at_twenty_random_moments(
+    request: pytest.FixtureRequest,
+    make_bucket: BucketFactory,
+    pipeline_on: PipelineFactory,
+    fault_proxy: ProxyFactory,
+    number: int,
+) -> None:
+    server: S3Server = request.getfixturevalue(("rclone_server", "moto_server")[number % 2])
+    kill_and_finish(server, make_bucket, pipeline_on, fault_proxy(server), SEED + 1000 + number)
+
+
+def test_a_copy_in_parts_that_a_kill_left_open_is_given_up_when_the_hour_is_complete(
+    moto_server: MotoServer,
+    make_bucket: BucketFactory,
+    pipeline_on: PipelineFactory,
+    fault_proxy: ProxyFactory,
+) -> None:
+    bucket = make_bucket(moto_server)
+    proxy = fault_proxy(moto_server)
+    pipeline = pipeline_on(moto_server, bucket, proxy.endpoint_url)
+    made = {f"{RAW}oversize.log": b"oversize\n" * (12 * MIB // 9), f"{RAW}small.log": b"small\n"}
+    put_objects(pipeline.client, bucket, made)
+    dead = threading.Event()
+
+    def held(_: Request) -> Answer:
+        dead.wait(60)
+        return internal_error()
+
+    rule = Rule(on("UploadPartCopy", nth=2), Call(held))
+    proxy.add(rule)
+    process = start_outside(settings_on(bucket), copy_in_parts_above=COPIED_IN_PARTS)
+    try:
+        while not proxy.fired(rule):
+            assert process.poll() is None
+            time.sleep(0.005)
+    finally:
+        process.kill()
+        process.communicate()
+        dead.set()
+    proxy.clear_rules()
+    assert pipeline.open_uploads() == [f"{AGGREGATED}part-00000.log"]
+    # Where the credentials may not look for it, the hour is completed all the same.
+    denied = Rule(on("ListMultipartUploads"), Answer(403, "AccessDenied"))
+    proxy.add(denied)
+    pipeline.run()
+    assert proxy.fired(denied) == 1
+    pipeline.verify(made)
+    proxy.remove(denied)
+    pipeline.run()
+    assert pipeline.open_uploads() == []
+    pipeline.verify(made)
+
+
+def test_packing_rides_out_an_s3_server_that_is_killed_and_restarted(
+    pipeline_on: PipelineFactory, fault_proxy: ProxyFactory
+) -> None:
+    with RcloneServer() as server:
+        server.create_bucket("logs")
+        proxy = fault_proxy(server)
+        pipeline = pipeline_on(server, "logs", proxy.endpoint_url)
+        made = make_hour(pipeline.client, "logs", RAW, objects=60, min_bytes=20_000, max_bytes=400_000)
+        planned = pipeline.plan()
+
+        def restart(_: Request) -> None:
+            server.kill()
+            server.start()
+
+        reading = Rule(on("GetObject", key="raw/", nth=20), Call(restart))
+        writing = Rule(on("PutObject", key="/part-", attempt=1), Call(restart, "after"), count=1)
+        proxy.add(reading, writing)
+        pipeline.pack_all(planned)
+        assert (proxy.fired(reading), proxy.fired(writing)) == (1, 1)
+        pipeline.validate()
+        pipeline.complete()
+        pipeline.verify(made)
+        assert pipeline.open_uploads() == []
+
+
+def server_clock(ahead: timedelta) -> Rule:
+    """The server's clock is ahead of this machine's by this much: every answer says so."""
+    return Rule(on(), ReplaceHeaders({"Date": format_datetime(datetime.now(UTC) + ahead, usegmt=True)}))
+
+
+@pytest.mark.parametrize(
+    "ahead", [timedelta(minutes=12), pytest.param(timedelta(minutes=-12), marks=pytest.mark.soak)], ids=str
+)
+def test_an_hour_is_rolled_up_by_a_worker_whose_clock_is_minutes_off(
+    s3_server: S3Server,
+    bucket: str,
+    pipeline_on: PipelineFactory,
+    fault_proxy: ProxyFactory,
+    ahead: timedelta,
+) -> None:
+    proxy = fault_proxy(s3_server)
+    proxy.add(server_clock(ahead))
+    pipeline = pipeline_on(s3_server, bucket, proxy.endpoint_url)
+    made = make_hour(pipeline.client, bucket, RAW, objects=12)
+    pipeline.run()
+    pipeline.verify(made)
+
+
+@pytest.mark.parametrize(
+    ("ahead", "state"),
+    [(timedelta(minutes=12), State.SETTLED), (timedelta(minutes=8), State.BEING_WRITTEN)],
+    ids=str,
+)
+def test_whether_an_hour_is_settled_is_judged_by_the_servers_clock(
+    s3_server: S3Server,
+    bucket: str,
+    pipeline_on: PipelineFactory,
+    fault_proxy: ProxyFactory,
+    ahead: timedelta,
+    state: State,
+) -> None:
+    """The newest object was written at this machine's now; of the quiet period of 10 minutes only a server that is
+    further ahead than that says that it has passed."""
+    proxy = fault_proxy(s3_server)
+    pipeline = pipeline_on(s3_server, bucket, proxy.endpoint_url)
+    two_hours_ago = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(hours=2)
+    paths = pipeline.stream.at(two_hours_ago)
+    put_objects(pipeline.client, bucket, {f"{paths.raw.key}a.log": b"a\n"})
+    proxy.add(server_clock(ahead))
+    hook = PooledS3Hook.for_stream(pipeline.stream, 1, 1)
+    assert look(hook, paths, SettleRule(timedelta(minutes=10), None, False)).state is state
+
+
+@pytest.mark.parametrize("ahead", [timedelta(minutes=20), timedelta(minutes=-20)], ids=str)
+def test_a_clock_that_s3_does_not_accept_is_told_at_once(
+    rclone_server: RcloneServer,
+    make_bucket: BucketFactory,
+    pipeline_on: PipelineFactory,
+    fault_proxy: ProxyFactory,
+    ahead: timedelta,
+) -> None:
+    """As AWS answers a signature that is more than 15 minutes away from its own clock; the servers here do not."""
+    bucket = make_bucket(rclone_server)
+    proxy = fault_proxy(rclone_server)
+    pipeline = pipeline_on(rclone_server, bucket, proxy.endpoint_url)
+    made = make_hour(pipeline.client, bucket, RAW, objects=6)
+    planned = pipeline.plan()
+
+    def refuse(request: Request) -> Answer | None:
+        signed = datetime.strptime(request.headers["x-amz-date"], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+        now = datetime.now(UTC) + ahead
+        if abs(now - signed) <= timedelta(minutes=15):
+            return None
+        return Answer(
+            403, "RequestTimeTooSkewed", "The difference between the times is too large.",
+            {"Date": format_datetime(now, usegmt=True)},
+        )  # fmt: skip
+
+    proxy.add(Rule(on(), Call(refuse)), server_clock(ahead))
+    proxy.reset_records()
+    for step in (
+        pipeline.plan,
+        partial(pipeline.pack, planned.shards[0]),
+        pipeline.validate,
+        pipeline.complete,
+    ):
+        with pytest.raises(AccessError, match="the clock of this machine is off"):
+            step()
+    # Not one of them was tried again.
+    assert len(proxy.exchanges) == 4
+    pipeline.assert_not_complete()
+    proxy.clear_rules()
+    pipeline.run()
+    pipeline.verify(made)
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(not FAKETIME.exists(), reason="libfaketime (Debian: faketime) is not installed")
+@pytest.mark.parametrize("offset", ["+10m", "-10m"])
+def test_a_process_whose_own_clock_is_minutes_off_rolls_an_hour_up(
+    s3_server: S3Server, bucket: str, pipeline_on: PipelineFactory, offset: str
+) -> None:
+    pipeline = pipeline_on(s3_server, bucket)
+    made = make_hour(pipeline.client, bucket, RAW, objects=30)
+    limits = Limits(
+        environment={"LD_PRELOAD": str(FAKETIME), "FAKETIME": offset, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    )
+    code, printed, _ = run_outside(
+        settings_on(bucket), None, int(s3_server.endpoint_url.rpartition(":")[2]), limits
+    )
+    assert code == 0, printed
+    marker = pipeline.verify(made).marker
+    away = datetime.fromisoformat(marker["completed_at"]) - datetime.now(UTC)
+    # It was indeed that clock by which it worked.
+    assert timedelta(minutes=5) < abs(away) < timedelta(minutes=15)

@@ -1,0 +1,159 @@
+"""Hours under limits: few open files, little memory, very many and very large objects, part_size at its extremes.
+
+Memory is limited by a control group where this machine allows one; elsewhere it is only measured.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.conftest import PipelineFactory
+from tests.integration.outside import Limits, run_outside
+from tests.integration.pipeline import MIB, RAW, Pipeline, settings_on
+from tests.support.fixtures import BucketFactory
+from tests.support.hours import RawHour, make_hour, put_objects
+from tests.support.limits import memory_cgroup, peak_bytes
+from tests.support.servers import RcloneServer
+
+MEMORY = 512 * MIB
+
+
+def soak(*values: int) -> Any:
+    """Values that only the soak tries."""
+    return pytest.param(*values, marks=pytest.mark.soak)
+
+
+def port_of(server: RcloneServer) -> int:
+    """Where the server listens."""
+    return int(server.endpoint_url.rpartition(":")[2])
+
+
+def roll_up_in_little_memory(server: RcloneServer, pipeline: Pipeline, settings: Mapping[str, Any]) -> int:
+    """Run all steps of the hour in a process that has 512 MiB; the most that it used, in bytes."""
+    with memory_cgroup(MEMORY) as group:
+        code, printed, watch = run_outside(
+            settings, None, port_of(server), Limits(cgroup=group), timeout_seconds=600
+        )
+        used = watch.peak_rss_bytes if group is None else peak_bytes(group)
+    assert code == 0, printed
+    assert watch.peak_rss_bytes <= MEMORY
+    print(
+        f"memory: {watch.peak_rss_bytes / MIB:.0f} MiB resident, {used / MIB:.0f} MiB in all of {MEMORY // MIB}"
+    )
+    return used
+
+
+@pytest.mark.parametrize(("limit", "connections"), [(64, 8), soak(128, 60), soak(1024, 250)])
+def test_an_open_file_limit_that_the_connections_fit_under_is_enough(
+    rclone_server: RcloneServer,
+    make_bucket: BucketFactory,
+    pipeline_on: PipelineFactory,
+    limit: int,
+    connections: int,
+) -> None:
+    bucket = make_bucket(rclone_server)
+    settings = settings_on(bucket, max_connections=connections, shard_size="64MiB")
+    pipeline = pipeline_on(rclone_server, bucket, max_connections=connections, shard_size="64MiB")
+    made = make_hour(pipeline.client, bucket, RAW, objects=60, min_bytes=2_000, max_bytes=300_000)
+    planned = pipeline.plan()
+    code, printed, watch = run_outside(settings, planned, port_of(rclone_server), Limits(open_files=limit))
+    assert code == 0, printed
+    assert watch.peak_open_files <= limit
+    pipeline.validate()
+    pipeline.complete()
+    pipeline.verify(made)
+
+
+@pytest.mark.parametrize(("limit", "connections"), [soak(64, 60), (128, 250), soak(1024, 1000)])
+def test_an_open_file_limit_that_is_too_low_is_told_before_anything_is_packed(
+    rclone_server: RcloneServer,
+    make_bucket: BucketFactory,
+    pipeline_on: PipelineFactory,
+    limit: int,
+    connections: int,
+) -> None:
+    bucket = make_bucket(rclone_server)
+    pipeline = pipeline_on(rclone_server, bucket)
+    make_hour(pipeline.client, bucket, RAW, objects=3, min_bytes=2_000, max_bytes=3_000)
+    code, printed, _ = run_outside(
+        settings_on(bucket, max_connections=connections), pipeline.plan(), port_of(rclone_server),
+        Limits(open_files=limit),
+    )  # fmt: skip
+    assert code == 1
+    assert printed[0].startswith(f"ResourceLimitError: the open-file limit of this process is {limit}")
+    assert "ulimit" in printed[0]
+    assert not pipeline.parts()
+    pipeline.assert_not_complete()
+
+
+def test_an_hour_with_the_default_sizes_is_rolled_up_within_512_mib(
+    rclone_server: RcloneServer, make_bucket: BucketFactory, pipeline_on: PipelineFactory
+) -> None:
+    bucket = make_bucket(rclone_server)
+    sizes = {"part_size": "32MiB", "shard_size": "1GiB", "max_connections": 25}
+    pipeline = pipeline_on(rclone_server, bucket, **sizes)
+    raw = RawHour(RAW, 150)
+    put_objects(pipeline.client, bucket, raw)
+    assert roll_up_in_little_memory(rclone_server, pipeline, settings_on(bucket, **sizes)) <= MEMORY
+    assert pipeline.verify(raw).objects == 150
+
+
+@pytest.fixture
+def filled_server(tmp_path: Path) -> Iterator[tuple[RcloneServer, str, RawHour]]:
+    """A server that starts with an hour of 30,000 objects of 1 to 2 KiB already on its disk."""
+    raw = RawHour(RAW, 30_000, min_bytes=1024, max_bytes=2048)
+    server = RcloneServer(tmp_path)
+    for key in raw:
+        path = server.data_dir / "many" / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(raw[key])
+    with server:
+        yield server, "many", raw
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+def test_an_hour_of_30_000_tiny_objects_is_rolled_up_within_512_mib(
+    filled_server: tuple[RcloneServer, str, RawHour], pipeline_on: PipelineFactory
+) -> None:
+    server, bucket, raw = filled_server
+    sizes = {"part_size": "32MiB", "shard_size": "1GiB", "max_connections": 25}
+    pipeline = pipeline_on(server, bucket, **sizes)
+    roll_up_in_little_memory(server, pipeline, settings_on(bucket, **sizes))
+    assert pipeline.verify(raw).objects == 30_000
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    ("part_size", "parts"),
+    [("5MiB", 3), ("32MiB", 3), ("512MiB", 2)],
+    ids=["copied, 5 MiB", "copied, 32 MiB", "packed, 512 MiB"],
+)
+def test_an_hour_of_three_objects_of_200_mb(
+    rclone_server: RcloneServer,
+    make_bucket: BucketFactory,
+    pipeline_on: PipelineFactory,
+    part_size: str,
+    parts: int,
+) -> None:
+    bucket = make_bucket(rclone_server)
+    pipeline = pipeline_on(rclone_server, bucket, part_size=part_size, shard_size="1GiB")
+    raw = RawHour(RAW, 3, min_bytes=200_000_000, max_bytes=200_000_000)
+    put_objects(pipeline.client, bucket, raw, threads=1)
+    measured = pipeline.run()
+    assert pipeline.verify(raw).parts == parts
+    print(f"{part_size}: {max(one.rss_bytes for one in measured) / MIB:.0f} MiB resident in this process")
+
+
+@pytest.mark.soak
+def test_parts_of_512_mib_take_no_more_memory_than_the_hour_has_bytes(
+    rclone_server: RcloneServer, make_bucket: BucketFactory, pipeline_on: PipelineFactory
+) -> None:
+    bucket = make_bucket(rclone_server)
+    sizes = {"part_size": "512MiB", "shard_size": "1GiB"}
+    pipeline = pipeline_on(rclone_server, bucket, **sizes)
+    made = make_hour(pipeline.client, bucket, RAW, objects=60)
+    roll_up_in_little_memory(rclone_server, pipeline, settings_on(bucket, **sizes))
+    assert pipeline.verify(made).parts == 1

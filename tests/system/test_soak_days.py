@@ -1,0 +1,82 @@
+"""A whole day of hours, caught up with and backfilled in every way that Airflow offers."""
+
+import itertools
+from datetime import timedelta
+from operator import itemgetter
+
+import pytest
+
+from demo.layout import BUCKET
+from tests.support.hours import put_objects
+from tests.system.conftest import AT_ONCE, SMALL, Running
+from tests.system.test_reruns import aggregated, delete, make, raw, verify
+
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
+
+DAY = "log_rollup_day"
+HOURS = 24
+# How many runs there may be at once.
+MOST_RUNS = 6
+
+
+def most_at_once(runs: list[dict[str, str]]) -> int:
+    """How many runs were running at the same time at the most."""
+    edges = sorted(
+        itertools.chain.from_iterable(((run["start_date"], 1), (run["end_date"], -1)) for run in runs)
+    )
+    return max(itertools.accumulate(step for _, step in edges))
+
+
+def test_a_day_is_backfilled_in_every_way_and_each_hour_is_right_each_time(running: Running) -> None:
+    first = running.dataset.hours[0].hour - timedelta(days=3)
+    hours = [first + timedelta(hours=number) for number in range(HOURS)]
+    made = {hour: make(running, hour, 3 + number % 18) for number, hour in enumerate(hours)}
+    unfit = {hour: f"{raw(hour)}not-a-log.parquet" for hour in hours[::8]}
+    put_objects(running.client, BUCKET, dict.fromkeys(unfit.values(), b"PAR1"))
+
+    def backfill(backward: bool, **options: str) -> list[dict[str, str]]:
+        runs = running.backfill(
+            SMALL, hours[0], hours[-1], run_backwards=backward, max_active_runs=MOST_RUNS, **options
+        )
+        assert len(runs) == HOURS
+        assert most_at_once(runs) <= MOST_RUNS
+        return runs
+
+    runs = backfill(False)
+    assert most_at_once(runs) > 1
+    assert [run["state"] for run in sorted(runs, key=itemgetter("logical_date"))] == [
+        "failed" if hour in unfit else "success" for hour in hours
+    ]
+    delete(running, *unfit.values())
+    again = backfill(True, reprocess_behavior="failed")
+    assert len({run["start_date"] for run in again} - {run["start_date"] for run in runs}) == len(unfit)
+    assert {run["state"] for run in again} == {"success"}
+    for hour in hours:
+        verify(running, hour, made[hour])
+
+    before = {hour: running.stamps(aggregated(hour)) for hour in hours}
+    assert {run["state"] for run in backfill(False, reprocess_behavior="completed")} == {"success"}
+    assert {hour: running.stamps(aggregated(hour)) for hour in hours} == before
+
+    late = hours[::2]
+    for hour in late:
+        made[hour][f"{raw(hour)}zz-late.log"] = b"late\n" * 1000
+        put_objects(running.client, BUCKET, made[hour])
+    assert {run["state"] for run in backfill(True, reprocess_behavior="completed")} == {"success"}
+    for hour in hours:
+        verify(running, hour, made[hour])
+        assert (running.stamps(aggregated(hour)) == before[hour]) == (hour not in late)
+
+
+def test_a_stream_that_starts_a_day_ago_is_caught_up_with_and_each_hour_is_right(running: Running) -> None:
+    first = running.dataset.hours[-1].hour - timedelta(hours=HOURS - 1)
+    hours = [first + timedelta(hours=number) for number in range(HOURS)]
+    made = {hour: make(running, hour, 3 + number % 18, stream="day") for number, hour in enumerate(hours)}
+    running.add_stream("day", first, max_active_runs=MOST_RUNS, **AT_ONCE)
+    ended = [running.finished_run(DAY, hour) for hour in hours]
+    assert [run.state for run in ended] == ["success"] * HOURS
+    runs = running.runs_between(DAY, hours[0], hours[-1])
+    assert 1 < most_at_once(runs) <= MOST_RUNS
+    assert {run["run_type"] for run in runs} == {"scheduled"}
+    for hour in hours:
+        verify(running, hour, made[hour], "day")
