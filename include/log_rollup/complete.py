@@ -8,7 +8,7 @@ from typing import Any
 from include.log_rollup.errors import ProofError, RollupError, SupersededError
 from include.log_rollup.hours import HourPaths, format_hour
 from include.log_rollup.listing import list_all
-from include.log_rollup.planning import is_intact, standing_parts
+from include.log_rollup.planning import is_intact, is_proven, standing_parts
 from include.log_rollup.records import MARKER_FORMAT, HourTotals, Manifest, Records
 from include.log_rollup.store import ObjectStore
 from include.log_rollup.streams import Stream
@@ -39,16 +39,17 @@ def complete_hour(store: ObjectStore, stream: Stream, hour: datetime) -> HourTot
             f"hour {format_hour(hour)}: the parts under {paths.aggregated} are not those that were proven as "
             f"plan {plan_id}: another run is changing them, or somebody is. Clear the run from plan_hour on."
         )
-    marker = records.read_marker(paths.marker)
+    marked = records.is_marked(paths.marker, plan_id)
     claimed = records.read_claim(paths.claim)
-    if marker and marker.get("plan_id") == plan_id and claimed in (None, plan_id):
+    if marked and claimed in (None, plan_id):
         log.info("the completion marker is there already: %s", paths.marker)
     else:
         _check_claim(paths, plan_id, claimed)
         records.write_marker(paths.marker, marker_of(manifest, datetime.now(UTC)))
         claimed = records.read_claim(paths.claim)
-        if claimed != plan_id:
-            # Another run began between the check and the marker: it must not find the hour complete.
+        # Another run may have completed the hour under the very same plan meanwhile, and have tidied up. If it
+        # did so under another, or has only begun, it must not find the hour complete.
+        if claimed != plan_id and (claimed or not is_proven(store, records, paths, plan_id)):
             store.delete(paths.marker.bucket, [paths.marker.key])
             _check_claim(paths, plan_id, claimed)
         log.info("complete: %s", paths.marker)

@@ -37,11 +37,14 @@ def pack_shard(store: ObjectStore, stream: Stream, ref: ShardRef) -> Measured:
     started, cpu_before = time.monotonic(), cpu_seconds()
     paths = stream.at(parse_hour(ref.hour))
     records = Records(store)
+    nothing = Measured(max_connections=stream.max_connections)
     if is_complete_under(records, paths, ref.plan_id):
-        log.info("the hour is complete under plan %s; nothing is to be done", ref.plan_id)
-        return Measured(max_connections=stream.max_connections)
+        return nothing
     shard = records.read_shard(paths.shard(ref.plan_id, ref.shard), paths.raw.key)
     if shard is None:
+        if records.is_marked(paths.marker, ref.plan_id):
+            # Another run is about to tidy up.
+            return nothing
         raise SupersededError(
             f"shard {ref.shard} of plan {ref.plan_id} is not under {paths.work} any more, or another version "
             f"wrote it; clear the run from plan_hour on"
@@ -56,14 +59,16 @@ def pack_shard(store: ObjectStore, stream: Stream, ref: ShardRef) -> Measured:
         "shard %d: %d parts, %d objects, %s; %d parts stand already",
         ref.shard, ref.parts, ref.objects, format_size(ref.bytes), len(shard.parts) - len(todo),
     )  # fmt: skip
-    # While an hour has a marker, no part of it may change.
     if todo and records.read_marker(paths.marker) is not None:
+        if records.is_marked(paths.marker, ref.plan_id):
+            # plan_hour has removed every marker that was there: this one another run has written since.
+            return nothing
+        # While an hour has a marker, no part of it may change.
         store.delete(paths.marker.bucket, [paths.marker.key])
 
     def still_ours() -> None:
-        claimed = records.read_claim(paths.claim)
-        if claimed != ref.plan_id:
-            raise superseded(paths, ref.plan_id, claimed)
+        if is_complete_under(records, paths, ref.plan_id):
+            raise _CompletedError
 
     journal = Journal(records, target, before, done)
     transfer = store.open_transfer(stream.raw.bucket, stream.aggregated.bucket)
@@ -96,6 +101,12 @@ def pack_shard(store: ObjectStore, stream: Stream, ref: ShardRef) -> Measured:
                 packer.run(todo)
             finally:
                 transfer.close()
+    except _CompletedError:
+        journal.drop()
+        return nothing
+    except SupersededError:
+        journal.drop()
+        raise
     except BaseException:
         journal.save(measured())
         raise
@@ -103,6 +114,10 @@ def pack_shard(store: ObjectStore, stream: Stream, ref: ShardRef) -> Measured:
     journal.close(shard, result)
     log.info("done: %s | peak sockets %d/%d", packer.progress(), result.sockets, stream.max_connections)
     return result
+
+
+class _CompletedError(Exception):
+    """Another run has completed the hour under the very plan that is being packed."""
 
 
 def is_complete_under(records: Records, paths: HourPaths, plan_id: str) -> bool:
@@ -113,10 +128,9 @@ def is_complete_under(records: Records, paths: HourPaths, plan_id: str) -> bool:
     claimed = records.read_claim(paths.claim)
     if claimed == plan_id:
         return False
-    if claimed is None:
-        marker = records.read_marker(paths.marker)
-        if marker and marker.get("plan_id") == plan_id:
-            return True
+    if claimed is None and records.is_marked(paths.marker, plan_id):
+        log.info("the hour is complete under plan %s; nothing is to be done", plan_id)
+        return True
     raise superseded(paths, plan_id, claimed)
 
 
@@ -159,6 +173,10 @@ class Journal:
             self._pending.result()
         self._due = now + JOURNAL_SECONDS
         self._pending = self._executor.submit(self._write, self._snapshot(self._before.measured))
+
+    def drop(self) -> None:
+        """Write nothing more: the receipt is nobody's any more."""
+        self._executor.shutdown()
 
     def save(self, measured: Measured) -> None:
         """After a failure of the packing, note all parts that stand, for the next try.

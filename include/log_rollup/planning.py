@@ -85,18 +85,28 @@ def plan_hour(
         and manifest
         and is_intact(manifest, plan.plan_id, standing)
     ):
-        clean_up(store, paths)
-        log.info("the hour is complete under this very plan; nothing is to be done")
-        return Planned(plan.plan_id, [], True)
+        return _unchanged(store, paths, plan)
     shards = _write_plan(store, records, stream, paths, plan, manifest, standing)
     records.write_claim(paths.claim, plan.plan_id, run_id)
     # Looked at again after the claim: a run that is about to complete the hour looks at the claim again
     # after its marker, so that one of the two sees the other.
     if records.read_marker(paths.marker) is not None:
-        log.info("the hour was complete under another plan: its completion marker is removed")
+        # It goes before parts change: one that is there after the look at them is of what was seen.
+        if is_proven(store, records, paths, plan.plan_id) and records.is_marked(paths.marker, plan.plan_id):
+            return _unchanged(store, paths, plan)
+        log.info("the hour was complete as something else: its completion marker is removed")
         store.delete(paths.marker.bucket, [paths.marker.key])
+        if records.read_claim(paths.claim) is None:
+            # It was the marker of a run that has completed the hour since the look, and has tidied up.
+            return plan_hour(store, stream, hour, run_id, drop_vanished)
     clean_up(store, paths, keep=plan.plan_id)
     return Planned(plan.plan_id, shards, False)
+
+
+def _unchanged(store: ObjectStore, paths: HourPaths, plan: Plan) -> Planned:
+    clean_up(store, paths)
+    log.info("the hour is complete under this very plan; nothing is to be done")
+    return Planned(plan.plan_id, [], True)
 
 
 def _check_vanished(
@@ -151,6 +161,12 @@ def is_intact(manifest: Manifest, plan_id: str, standing: Mapping[str, ObjectInf
     return manifest.totals.plan_id == plan_id and {
         part.name: (part.size, part.etag) for part in manifest.packed
     } == {name: (item.size, item.etag) for name, item in standing.items()}
+
+
+def is_proven(store: ObjectStore, records: Records, paths: HourPaths, plan_id: str) -> bool:
+    """Whether the hour's manifest is of this plan, and its parts stand as they were proven."""
+    manifest = _readable_manifest(records, paths)
+    return manifest is not None and is_intact(manifest, plan_id, standing_parts(store, paths))
 
 
 def stands(part: PackedPart, standing: Mapping[str, ObjectInfo]) -> bool:

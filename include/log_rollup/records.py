@@ -327,6 +327,11 @@ class Records:
             return {}
         return marker if isinstance(marker, dict) and marker.get("format") == MARKER_FORMAT else {}
 
+    def is_marked(self, source: Location, plan_id: str) -> bool:
+        """Whether the completion marker is there, and of this plan."""
+        marker = self.read_marker(source)
+        return marker is not None and marker.get("plan_id") == plan_id
+
     def _read(self, source: Location, version: int, parse: Callable[[dict[str, Any]], T]) -> T | None:
         body = self._store.read(source)
         if body is None:

@@ -3,11 +3,12 @@
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from operator import itemgetter
+from typing import Any
 
 from awscrt import checksums
 
@@ -61,7 +62,7 @@ def validate_hour(store: ObjectStore, stream: Stream, hour: datetime) -> HourTot
     size, ETag and CRC of its receipt, and its CRC must be the combination of its raw objects' CRCs in order.
     What the store cannot vouch for, because it keeps no CRC, is read back: the part's CRC is computed again,
     and each raw object's bytes are held against its ETag where that is an MD5. Parts that the plan does not
-    know are removed. A part that fails is removed too, so that clearing the run writes it again.
+    know are removed. A part that is not as its receipt says is removed too: clearing the run writes it again.
 
     A complete hour is proven in the same way from its manifest, and keeps its marker if it holds.
 
@@ -109,8 +110,10 @@ def validate_hour(store: ObjectStore, stream: Stream, hour: datetime) -> HourTot
 
 def _load(records: Records, paths: HourPaths) -> Work:
     plan_id = records.read_claim(paths.claim)
-    if plan_id is None:
-        return _load_complete(records, paths)
+    marker = records.read_marker(paths.marker)
+    # Beside its own claim a marker stands when another run has completed the hour under the very same plan.
+    if plan_id is None or (marker and marker.get("plan_id") == plan_id):
+        return _load_complete(records, paths, marker)
     summary = records.read_plan(paths.plan(plan_id))
     if summary is None:
         raise SupersededError(
@@ -133,8 +136,7 @@ def _load(records: Records, paths: HourPaths) -> Work:
     return Work(plan_id, tuple(planned), packed, summary.left_out, measured, False)
 
 
-def _load_complete(records: Records, paths: HourPaths) -> Work:
-    marker = records.read_marker(paths.marker)
+def _load_complete(records: Records, paths: HourPaths, marker: Mapping[str, Any] | None) -> Work:
     manifest = records.read_manifest(paths.manifest)
     if not marker or manifest is None or marker.get("plan_id") != manifest.totals.plan_id:
         raise SupersededError(
@@ -319,8 +321,14 @@ def _reject(
     failures: Sequence[_Failure],
     standing: dict[str, ObjectInfo],
 ) -> None:
-    bad = [standing[failure.name].key for failure in failures if failure.name in standing]
-    _remove(store, records, paths, work, bad)
+    # A part without a receipt is packed again in any case, and may be the work of another run.
+    bad = [
+        standing[failure.name].key
+        for failure in failures
+        if failure.name in standing and (work.complete or failure.name in work.packed)
+    ]
+    if bad or work.complete:
+        _remove(store, records, paths, work, bad)
     shown = "; ".join(f"{failure.name}: {failure.reason}" for failure in failures[:SHOWN])
     more = f" and {len(failures) - SHOWN} more" if len(failures) > SHOWN else ""
     undone = " The hour is not complete any more, its marker is removed." if work.complete else ""
@@ -369,13 +377,14 @@ def _remove(store: ObjectStore, records: Records, paths: HourPaths, work: Work, 
     :raises SupersededError: if another run has planned or completed the hour meanwhile: they are its parts
     """
     claimed = records.read_claim(paths.claim)
-    marker = records.read_marker(paths.marker) if work.complete else None
-    if claimed != (None if work.complete else work.plan_id) or (
-        work.complete and (marker or {}).get("plan_id") != work.plan_id
-    ):
+    marker = records.read_marker(paths.marker)
+    marked = marker is not None and marker.get("plan_id") == work.plan_id
+    # The claim of a complete hour is still there where tidying up was cut short.
+    if marked != work.complete or (claimed != work.plan_id and not (marked and claimed is None)):
         raise SupersededError(
             f"{paths.aggregated} was validated as plan {work.plan_id}, but another run has planned it anew "
             f"meanwhile; if that run is not at work any more, clear this one from plan_hour on"
         )
-    store.delete(paths.marker.bucket, [paths.marker.key])
+    if marker is not None:
+        store.delete(paths.marker.bucket, [paths.marker.key])
     store.delete(paths.aggregated.bucket, keys)

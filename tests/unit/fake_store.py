@@ -181,6 +181,15 @@ class FakeStore:
         other._serial = count(next(self._serial))
         return other
 
+    def another_client(self) -> "FakeStore":
+        """The same objects, as a client of its own sees them: with its own log and rules."""
+        other = self.fork()
+        other._buckets = self._buckets
+        other._lock = self._lock
+        other._serial = self._serial
+        other.watcher = self.watcher
+        return other
+
     def produce(
         self,
         key: str,

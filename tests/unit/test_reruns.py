@@ -3,7 +3,9 @@
 While the marker is there, the parts are right: that is looked at after every single write.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache, partial
 from itertools import count
@@ -563,6 +565,81 @@ def test_two_runs_under_the_same_plan_share_the_work() -> None:
     complete_hour(store, STREAM, HOUR)
     assert_complete(store, STREAM)
     assert guard.violations == []
+
+
+class Turns:
+    """Lets two runs go on in turns, each for a number of its requests; when one has ended, the other goes on.
+
+    :param bursts: how many requests each turn has; after the last, the runs end one after the other
+    """
+
+    def __init__(self, bursts: list[int]) -> None:
+        self._bursts = iter(bursts)
+        self._left = next(self._bursts, None)
+        self._at_work = 0
+        self._ended: set[int] = set()
+        self._changed = threading.Condition()
+
+    def take(self, run: int) -> None:
+        """Wait for the turn of a run's next request."""
+        with self._changed:
+            if self._at_work == run and self._left == 0:
+                self._pass_on()
+            self._changed.wait_for(lambda: self._at_work == run)
+            if self._left:
+                self._left -= 1
+
+    def end(self, run: int) -> None:
+        """The run has no more requests."""
+        with self._changed:
+            self._ended.add(run)
+            if self._at_work == run:
+                self._pass_on()
+
+    def _pass_on(self) -> None:
+        other = 1 - self._at_work
+        if other not in self._ended:
+            self._at_work = other
+        self._left = next(self._bursts, None) if not self._ended else None
+        self._changed.notify_all()
+
+
+def race(store: FakeStore, bursts: list[int]) -> list[Exception | None]:
+    """Run the hour twice at the same time, in turns; what each run failed with, None for a success."""
+    turns = Turns(bursts)
+
+    def run(number: int, client: FakeStore) -> Exception | None:
+        client.on("ANY", "", lambda: turns.take(number), times=10**6)
+        try:
+            run_hour(client, STREAM, f"run {number}")
+        except RollupError as error:
+            return error
+        finally:
+            turns.end(number)
+        return None
+
+    clients = [store.another_client(), store.another_client()]
+    with ThreadPoolExecutor(2) as threads:
+        return list(threads.map(run, range(2), clients))
+
+
+UNCHANGED_STATES = ["fresh", "complete and unchanged", "late objects", "deleted part", "corrupted part"]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    state=st.sampled_from(UNCHANGED_STATES),
+    bursts=st.lists(st.integers(1, 40), max_size=10),
+    checks_crc=st.booleans(),
+)
+def test_of_two_runs_at_the_same_time_one_ends_well_and_the_hour_is_complete(
+    state: str, bursts: list[int], checks_crc: bool
+) -> None:
+    store, guard = store_in(STATES[state], checks_crc)
+    failures = race(store, bursts)
+    assert None in failures, failures
+    assert guard.violations == []
+    assert_complete(store, STREAM)
 
 
 def test_nothing_that_an_unfinished_run_left_outlives_the_next_one() -> None:

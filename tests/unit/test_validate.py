@@ -449,6 +449,7 @@ def test_a_part_that_the_plan_does_not_know_is_removed_before_the_manifest_is_wr
     store = packed_hour()
     store.produce(AGGREGATED + "part-00099.log", b"of an older plan")
     store.produce(AGGREGATED + "part-00000.log.gz", b"of an older plan")
+    store.produce(MARKER, b'{"format": 1, "plan_id": "older"}')
     validate_hour(store, STREAM, HOUR)
     assert [f"{operation.kind} {operation.name}" for operation in store.writes()] == [
         "DELETE _SUCCESS", "DELETE part-00000.log.gz", "DELETE part-00099.log", "WRITE _manifest.jsonl.gz",
