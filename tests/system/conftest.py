@@ -58,17 +58,21 @@ class Running:
             time.sleep(0.5)
         raise AssertionError(f"{what} did not happen within {PATIENCE_SECONDS:.0f} s")
 
-    def finished_run(self, dag_id: str, hour: datetime) -> DagRun:
-        """The run for an hour, once it has ended."""
+    def run_of(self, dag_id: str, hour: datetime, *states: str) -> DagRun:
+        """The run for an hour, once there is one, or one in one of these states."""
 
         def probe() -> DagRun | None:
             if not self.stack.api.dag_is_known(dag_id):
                 return None
             runs = [run for run in self.stack.api.dag_runs(dag_id) if run.hour == hour]
-            return next((run for run in runs if run.state in ("success", "failed")), None)
+            return next((run for run in runs if not states or run.state in states), None)
 
-        found: DagRun = self.wait_for(f"the end of {dag_id} for {hour}", probe)
+        found: DagRun = self.wait_for(f"a run of {dag_id} for {hour}, {' or '.join(states)}", probe)
         return found
+
+    def finished_run(self, dag_id: str, hour: datetime) -> DagRun:
+        """The run for an hour, once it has ended."""
+        return self.run_of(dag_id, hour, "success", "failed")
 
     def add_stream(self, name: str, start: datetime, **settings: Any) -> None:
         """Add a stream to the streams file, as an operator would."""

@@ -219,10 +219,7 @@ def test_the_present_hour_gets_its_connections_before_a_backfill_that_has_waited
     hours = [past - timedelta(hours=back) for back in (8, 7, 6)]
     made = {hour: make(running, hour, 2) for hour in hours}
     present = running.dataset.hours[-1].hour
-    scheduled = running.wait_for(
-        "the run of the present hour",
-        lambda: next((run for run in running.stack.api.dag_runs(FRESH) if run.hour == present), None),
-    )
+    scheduled = running.run_of(FRESH, present)
     with running.pool_of(NO_PACKING):
         backfill = running.start_backfill(SMALL, hours[0], hours[-1], max_active_runs=len(hours))
         for hour in hours:
@@ -301,10 +298,7 @@ def test_of_a_scheduled_run_and_one_by_hand_that_plans_otherwise_one_wins_and_th
     running: Running,
 ) -> None:
     hour = running.dataset.hours[0].hour
-    scheduled = running.wait_for(
-        "the run of the hour",
-        lambda: next((run for run in running.stack.api.dag_runs(FRESH) if run.hour == hour), None),
-    )
+    scheduled = running.run_of(FRESH, hour)
     with MarkerWatch(running.client, BUCKET, aggregated(hour, "fresh")) as watch:
         with running.pool_of(NO_PACKING):
             made = make(running, hour, 3, big=True, stream="fresh")
