@@ -3,7 +3,7 @@
 import math
 import os
 import re
-import selectors
+import select
 import time
 from abc import ABC, abstractmethod
 from collections import deque
@@ -106,11 +106,12 @@ class CurlTransfer:
         self._signer = _Signer(credentials)
         self._headers = tuple(settings.headers.items())
         self._response_seconds = math.ceil(settings.response_timeout.total_seconds())
-        self._selector = selectors.DefaultSelector()
+        # Not epoll, nor a selector: sockets change what they wait for at every request, which here is no system call.
+        self._poll = select.poll()
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
-        self._selector.register(self._wake_read, selectors.EVENT_READ)
+        self._poll.register(self._wake_read, select.POLLIN)
         self._multi = pycurl.CurlMulti()
         self._multi.setopt(pycurl.M_MAX_TOTAL_CONNECTIONS, connections)
         self._multi.setopt(pycurl.M_MAXCONNECTS, connections)
@@ -163,13 +164,14 @@ class CurlTransfer:
         while True:
             now = time.monotonic()
             due = until if self._due is None else min(self._due, until)
-            ready = self._selector.select(max(0.0, due - now))
+            # Rounded up: a time that is not over yet would be asked for again and again.
+            ready = self._poll.poll(max(0, math.ceil((due - now) * 1000)))
             woken = False
-            for key, mask in ready:
-                if key.fd == self._wake_read:
+            for fd, events in ready:
+                if fd == self._wake_read:
                     woken = bool(os.read(self._wake_read, 4096))
                 else:
-                    self._multi.socket_action(key.fd, _CURL_EVENTS[mask])
+                    self._multi.socket_action(fd, _curl_events(events))
             now = time.monotonic()
             if self._due is not None and self._due <= now:
                 self._due = None
@@ -188,7 +190,6 @@ class CurlTransfer:
         for handle in self._handles:
             handle.close()
         self._multi.close()
-        self._selector.close()
         os.close(self._wake_read)
         os.close(self._wake_write)
 
@@ -249,30 +250,33 @@ class CurlTransfer:
     # -- libcurl's callbacks ---------------------------------------------------------------------------
 
     def _on_socket(self, what: int, fd: int, *_: Any) -> None:
-        known = fd in self._selector.get_map()
         if what == pycurl.POLL_REMOVE:
-            if known:
-                self._selector.unregister(fd)
-        elif known:
-            self._selector.modify(fd, _SELECTOR_EVENTS[what])
+            # Of a socket that never waited for anything there is nothing to forget.
+            with suppress(KeyError):
+                self._poll.unregister(fd)
         else:
-            self._selector.register(fd, _SELECTOR_EVENTS[what])
+            self._poll.register(fd, _POLL_EVENTS[what])
 
     def _on_timer(self, milliseconds: int) -> None:
         self._due = None if milliseconds < 0 else time.monotonic() + milliseconds / 1000
 
 
-_SELECTOR_EVENTS = {
+_POLL_EVENTS = {
     pycurl.POLL_NONE: 0,
-    pycurl.POLL_IN: selectors.EVENT_READ,
-    pycurl.POLL_OUT: selectors.EVENT_WRITE,
-    pycurl.POLL_INOUT: selectors.EVENT_READ | selectors.EVENT_WRITE,
+    pycurl.POLL_IN: select.POLLIN,
+    pycurl.POLL_OUT: select.POLLOUT,
+    pycurl.POLL_INOUT: select.POLLIN | select.POLLOUT,
 }
-_CURL_EVENTS = {
-    selectors.EVENT_READ: pycurl.CSELECT_IN,
-    selectors.EVENT_WRITE: pycurl.CSELECT_OUT,
-    selectors.EVENT_READ | selectors.EVENT_WRITE: pycurl.CSELECT_IN | pycurl.CSELECT_OUT,
-}
+
+
+def _curl_events(events: int) -> int:
+    """What poll told of a socket, as libcurl wants to be told."""
+    ready = pycurl.CSELECT_IN if events & (select.POLLIN | select.POLLHUP) else 0
+    if events & select.POLLOUT:
+        ready |= pycurl.CSELECT_OUT
+    if events & (select.POLLERR | select.POLLNVAL):
+        ready |= pycurl.CSELECT_ERR
+    return ready
 
 
 class _Signer:
@@ -401,7 +405,7 @@ class _Get(_Request):
         super().begin(handle)
         handle.setopt(pycurl.HTTPGET, 1)
         handle.setopt(pycurl.LOW_SPEED_TIME, self._response_seconds)
-        handle.setopt(pycurl.WRITEFUNCTION, self._on_body)
+        handle.setopt(pycurl.WRITEFUNCTION, self._on_body, use_memoryview=True)
 
     def success(self, headers: Mapping[str, str]) -> Downloaded:
         etag = headers.get("etag", "").strip('"')
@@ -439,8 +443,8 @@ class _Put(_Request):
         stored = crc.from_header(headers.get("x-amz-checksum-crc64nvme"))
         return Uploaded(headers.get("etag", "").strip('"'), stored)
 
-    def _read(self, size: int) -> bytes:
-        chunk = bytes(self._body[self._position : self._position + size])
+    def _read(self, size: int) -> memoryview:
+        chunk = self._body[self._position : self._position + size]
         self._position += len(chunk)
         return chunk
 
