@@ -29,3 +29,14 @@ os.environ.update(
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Remove the Airflow home of this session."""
     _home.cleanup()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests that share a local stack together where tests run side by side, and begin with them."""
+
+    def on_stack(item: pytest.Item) -> bool:
+        return ROOT / "tests" / "system" in item.path.parents
+
+    for item in filter(on_stack, items):
+        item.add_marker(pytest.mark.xdist_group("stack"))
+    items.sort(key=on_stack, reverse=True)

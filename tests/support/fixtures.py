@@ -42,14 +42,21 @@ class ProxyFactory(Protocol):
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Mark everything that this session will start, and note what was there before."""
-    config.stash[_mark] = os.environ[SESSION_VARIABLE] = uuid.uuid4().hex
+    """Mark everything that this session will start, and note what was there before.
+
+    A worker of pytest-xdist keeps the mark of the session that started it, which looks for what both have left.
+    """
+    if not _is_worker(config):
+        os.environ[SESSION_VARIABLE] = uuid.uuid4().hex
+    config.stash[_mark] = os.environ[SESSION_VARIABLE]
     config.stash[_here_before] = frozenset(with_descendants(os.getpid())())
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail the session if a process that it started is left, as a child or as an orphan with its mark."""
+    if _is_worker(session.config):
+        return
     deadline = time.monotonic() + _SETTLE_SECONDS
     while (left := _left_processes(session.config)) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -65,6 +72,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.section("processes left running", red=True, bold=True)
         for line in left:
             terminalreporter.line(line, red=True)
+
+
+def _is_worker(config: pytest.Config) -> bool:
+    return hasattr(config, "workerinput")
 
 
 def _left_processes(config: pytest.Config) -> list[str]:

@@ -13,12 +13,12 @@ ROOT = Path(__file__).parents[2]
 SLEEP = "[sys.executable, '-I', '-S', '-c', 'import time; time.sleep(30)']"
 
 
-def _session(directory: Path, test: str) -> "subprocess.CompletedProcess[str]":
+def _session(directory: Path, test: str, *options: str) -> "subprocess.CompletedProcess[str]":
     """Run a pytest session of its own with the plugin and this one test."""
     (directory / "test_it.py").write_text(f"import subprocess, sys\n\n\ndef test_it():\n    {test}\n")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.support.fixtures", "-p", "no:cacheprovider"]
     return subprocess.run(
-        [*command, f"--rootdir={directory}", str(directory / "test_it.py")],
+        [*command, *options, f"--rootdir={directory}", str(directory / "test_it.py")],
         cwd=directory,
         env=os.environ | {"PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         capture_output=True,
@@ -33,11 +33,12 @@ def test_a_session_that_leaves_nothing_passes(tmp_path: Path) -> None:
     assert result.returncode == pytest.ExitCode.OK, result.stdout
 
 
-def test_a_session_that_leaves_processes_fails_and_names_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [[], ["-p", "xdist", "-n", "1"]], ids=["alone", "with-a-worker"])
+def test_a_session_that_leaves_processes_fails_and_names_them(tmp_path: Path, options: list[str]) -> None:
     # The second one is an orphan when the session ends: its parent is gone.
     parent = f"import subprocess, sys; subprocess.Popen({SLEEP})"
     result = _session(
-        tmp_path, f"subprocess.Popen({SLEEP}); subprocess.run([sys.executable, '-c', {parent!r}])"
+        tmp_path, f"subprocess.Popen({SLEEP}); subprocess.run([sys.executable, '-c', {parent!r}])", *options
     )
     named = [line for line in result.stdout.splitlines() if "time.sleep(30)" in line]
     for line in named:
