@@ -2,7 +2,6 @@
 
 import importlib.util
 import re
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -24,6 +23,7 @@ from tests.support.compose import (
     references,
     services,
 )
+from tests.support.debian import MissingProgramError, program
 
 ENV = dotenv(render((ROOT / ".env.example").read_text()))
 SERVICES = services(ENV)
@@ -58,13 +58,16 @@ def test_it_is_what_the_compose_specification_says() -> None:
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.skipif(shutil.which("docker-compose") is None, reason="needs docker-compose of Debian")
 def test_docker_compose_itself_resolves_it(tmp_path: Path) -> None:
+    try:
+        compose = program("docker-compose", "docker-compose")
+    except MissingProgramError as error:
+        pytest.skip(str(error))
     env = tmp_path / ".env"
     env.write_text(render((ROOT / ".env.example").read_text()))
     # The volume of the project's own folder isn't asked for: `config` reads and resolves, and starts nothing.
     done = subprocess.run(
-        ["docker-compose", "-f", str(COMPOSE_FILE), "--env-file", str(env), "config", "--quiet"],
+        [str(compose), "-f", str(COMPOSE_FILE), "--env-file", str(env), "config", "--quiet"],
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -1,7 +1,7 @@
 """The fleet of docker-compose.yaml without containers: the same commands and environments, as plain processes.
 
-PostgreSQL and Redis are those of the machine (Debian: ``apt-get install postgresql redis-server``); the S3 server
-is rclone. Only what differs because all of it shares one host is set on top: addresses, paths, names of workers.
+PostgreSQL and Redis are those of the machine, or of Debian's packages, which root may install; the S3 server is
+rclone. Only what differs because all of it shares one host is set on top: addresses, paths, names of workers.
 """
 
 import os
@@ -24,6 +24,7 @@ from demo.environment import clean_environment
 from demo.processes import ProcessRecord
 from demo.stack import POSTGRES, REDIS, S3, LocalStack, StackError, free_ports
 from deploy.make_env import render
+from tests.support import debian
 from tests.support.compose import ROOT, Service, dotenv, image_environment, services
 from tests.support.observe import with_descendants
 
@@ -31,10 +32,6 @@ TRIGGERER = "airflow-triggerer"
 WORKER = "airflow-worker"
 _POSTGRES_USER = "postgres"
 _POLL_SECONDS = 0.2
-
-
-class MissingProgramError(Exception):
-    """A program of the machine that the fleet needs isn't there; the message says how to get it."""
 
 
 @dataclass
@@ -50,11 +47,12 @@ class FleetStack(LocalStack):
     def __post_init__(self) -> None:
         """Choose the ports, make the keys, and look for the programs.
 
-        :raises MissingProgramError: if one isn't there
+        :raises tests.support.debian.MissingProgramError: if one isn't there
         """
         super().__post_init__()
-        self._postgres_bin = _postgres_bin()
-        self._redis_server = _program("redis-server")
+        # Debian keeps it out of PATH, in a folder for each version.
+        self._postgres_bin = debian.program("initdb", "postgresql", "usr/lib/postgresql/*/bin").parent
+        self._redis_server = debian.program("redis-server", "redis-server")
         self._postgres_port, self._redis_port, self._health_port = free_ports(None, None, None)
         self.variables = dotenv(render((ROOT / ".env.example").read_text())) | {
             # The hours are the test's own.
@@ -247,7 +245,13 @@ class FleetStack(LocalStack):
         if os.getuid() != 0:
             return command
         user = f"--reuid={_POSTGRES_USER}"
-        return [_program("setpriv"), user, f"--regid={_POSTGRES_USER}", "--clear-groups", *command]
+        return [
+            str(debian.program("setpriv", "util-linux")),
+            user,
+            f"--regid={_POSTGRES_USER}",
+            "--clear-groups",
+            *command,
+        ]
 
     def _start_redis(self, deadline: float) -> None:
         settings = self.layout.state / "redis.conf"
@@ -256,7 +260,7 @@ class FleetStack(LocalStack):
         options = [f"{name.removeprefix('--')} {value or chr(34) * 2}" for name, value in _pairs(given[1:])]
         settings.touch(mode=0o600)
         settings.write_text("\n".join([*options, "bind 127.0.0.1", f"port {self._redis_port}", ""]))
-        record = self._spawn(REDIS, [self._redis_server, str(settings)], clean_environment(os.environ))
+        record = self._spawn(REDIS, [str(self._redis_server), str(settings)], clean_environment(os.environ))
         self._await(
             "Redis ready",
             lambda: "Ready to accept" in Path(record.log).read_text(),
@@ -299,24 +303,3 @@ def _pairs(words: Sequence[str]) -> list[tuple[str, str]]:
 
 def _succeeds(command: Sequence[str]) -> bool:
     return subprocess.run(command, capture_output=True).returncode == 0
-
-
-def _program(name: str) -> str:
-    found = shutil.which(name)
-    if found is None:
-        raise MissingProgramError(f"{name} is missing: apt-get install postgresql redis-server util-linux")
-    return found
-
-
-def _postgres_bin() -> Path:
-    """The folder with initdb and postgres: Debian keeps them out of PATH, in a folder for each version."""
-    candidates = sorted(
-        Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: float(path.parent.name), reverse=True
-    )
-    on_path = shutil.which("initdb")
-    if on_path:
-        candidates.append(Path(on_path).parent)
-    for folder in candidates:
-        if (folder / "initdb").exists() and (folder / "postgres").exists():
-            return folder
-    raise MissingProgramError("PostgreSQL is missing: apt-get install postgresql redis-server")

@@ -11,7 +11,7 @@ import pytest
 
 from demo.layout import BUCKET
 from tests.fleet.plot import sockets_plot
-from tests.fleet.stack import FleetStack, MissingProgramError
+from tests.fleet.stack import FleetStack
 from tests.fleet.story import (
     BACKFILL_HOURS,
     CATCHUP_HOURS,
@@ -24,6 +24,7 @@ from tests.fleet.story import (
     utc_now,
 )
 from tests.support.compose import ROOT
+from tests.support.debian import MissingProgramError
 from tests.support.hours import hour_prefix
 from tests.support.servers import plain_client
 from tests.support.verify import verify_hour
