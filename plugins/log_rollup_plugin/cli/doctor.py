@@ -34,7 +34,7 @@ from include.log_rollup.streams import (
 )
 from include.log_rollup.units import MIB
 from log_rollup_plugin.cli.arguments import find_stream
-from log_rollup_plugin.cli.output import write_json, write_lines
+from log_rollup_plugin.cli.output import Answer
 from log_rollup_plugin.cli.store import open_store
 
 if TYPE_CHECKING:
@@ -80,16 +80,16 @@ class Check:
     remedy: str | None = None
 
 
-def doctor(options: argparse.Namespace) -> bool:
+def doctor(options: argparse.Namespace, answer: Answer) -> bool:
     """check streams, connections, permissions, pool, limits, clock and versions"""
     checks = []
     for check in _checks(options.stream):
         checks.append(check)
         if not options.json:
-            write_lines(*_told(check))
+            answer.lines(*_told(check))
     right = all(check.state is not State.FAIL for check in checks)
     if options.json:
-        write_json({"ok": right, "checks": [asdict(check) for check in checks]})
+        answer.json({"ok": right, "checks": [asdict(check) for check in checks]})
     return right
 
 

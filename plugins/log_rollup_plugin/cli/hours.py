@@ -14,7 +14,7 @@ from include.log_rollup.streams import Stream
 from include.log_rollup.units import format_size
 from include.log_rollup.verify import Verification, verify_hour
 from log_rollup_plugin.cli.arguments import find_stream
-from log_rollup_plugin.cli.output import Progressing, table, tell, write_json, write_lines
+from log_rollup_plugin.cli.output import Answer, Progressing, table, tell
 from log_rollup_plugin.cli.store import open_store
 from log_rollup_plugin.runs import dag_id_of
 
@@ -24,7 +24,7 @@ _HEADINGS = (
 _LEFT = (0, 1, 8)
 
 
-def status(options: argparse.Namespace) -> bool:
+def status(options: argparse.Namespace, answer: Answer) -> bool:
     """show the hours of a day, as far as they have begun"""
     stream = find_stream(options.stream)
     now = datetime.now(UTC)
@@ -34,9 +34,9 @@ def status(options: argparse.Namespace) -> bool:
     with open_store(stream) as store:
         found = [_hour(stream, status, now) for status in read_hours(store, stream, hours)]
     if options.json:
-        write_json({"stream": stream.name, "day": f"{day}", "hours": found})
+        answer.json({"stream": stream.name, "day": f"{day}", "hours": found})
     elif found:
-        write_lines(*table(_HEADINGS, [_cells(hour) for hour in found], _LEFT))
+        answer.lines(*table(_HEADINGS, [_cells(hour) for hour in found], _LEFT))
     else:
         tell(f"{day} has not begun yet")
     return True
@@ -94,16 +94,16 @@ def _counts(counts: Mapping[str, int]) -> str:
     return " + ".join(f"{count:,} {kind}" for kind, count in counts.items()) or "0"
 
 
-def verify(options: argparse.Namespace) -> bool:
+def verify(options: argparse.Namespace, answer: Answer) -> bool:
     """prove a complete hour once more, without changing anything"""
     stream = find_stream(options.stream)
     title = f"{'reading' if options.deep else 'verifying'} {format_hour(options.hour)}"
     with open_store(stream) as store, Progressing(title) as progress:
         found = verify_hour(store, stream, options.hour, deep=options.deep, watch=progress)
     if options.json:
-        write_json(_verification(stream, options.hour, found))
+        answer.json(_verification(stream, options.hour, found))
     else:
-        write_lines(*_told(options.hour, found))
+        answer.lines(*_told(options.hour, found))
     return not found.problems
 
 
@@ -157,7 +157,7 @@ def _told(hour: datetime, found: Verification) -> Sequence[str]:
     return lines
 
 
-def plan(options: argparse.Namespace) -> bool:
+def plan(options: argparse.Namespace, answer: Answer) -> bool:
     """show what planning an hour would do now (with --dry-run)"""
     stream = find_stream(options.stream)
     hour = format_hour(options.hour)
@@ -171,10 +171,10 @@ def plan(options: argparse.Namespace) -> bool:
     with open_store(stream) as store:
         found = preview_hour(store, stream, options.hour)
     if options.json:
-        write_json({"stream": stream.name, "hour": hour, **asdict(found)})
+        answer.json({"stream": stream.name, "hour": hour, **asdict(found)})
         return True
     left_out = ", ".join(f"{count:,} {kind}" for kind, count in asdict(found.left_out).items())
-    write_lines(
+    answer.lines(
         f"hour {hour}, plan {found.plan_id}: {found.objects:,} objects, {format_size(found.bytes_in)} -> "
         f"{found.parts:,} parts in {found.shards:,} shards",
         f"left out: {left_out}",

@@ -1,10 +1,9 @@
 """The command line: commands and options, errors and exit codes."""
 
 import argparse
-import logging
-import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 
 from include.log_rollup.errors import (
     AccessError,
@@ -14,7 +13,7 @@ from include.log_rollup.errors import (
     TransientError,
 )
 from log_rollup_plugin.cli import arguments, doctor, hours, objects
-from log_rollup_plugin.cli.output import tell, write_json
+from log_rollup_plugin.cli.output import Answer, tell
 
 OK = 0
 NOT_RIGHT = 1
@@ -22,6 +21,8 @@ USAGE = 2
 NO_ACCESS = 3
 INTERRUPTED = 130
 CLOSED_PIPE = 141
+
+Command = Callable[[argparse.Namespace, Answer], bool]
 
 _EPILOG = """\
 exit codes:
@@ -40,23 +41,22 @@ of Airflow's own processes: LOG_ROLLUP_STREAMS, AIRFLOW_CONN_..., secrets backen
 def main(argv: Sequence[str] | None = None) -> int:
     """Carry out one command and return its exit code; a wrong command line exits with 2 at once."""
     options = _parser().parse_args(argv)
-    # What Airflow and boto3 have to say in passing goes to stderr, and only if it matters.
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s", force=True)
-    command: Callable[[argparse.Namespace], bool] = options.command
+    command: Command = options.command
+    answer = Answer(sys.stdout)
     try:
-        right = command(options)
-        sys.stdout.flush()
+        # Airflow logs to stdout, which is for the answer alone.
+        with redirect_stdout(sys.stderr):
+            right = command(options, answer)
     except RollupError as error:
         tell(f"log-rollup {options.name}: {error}")
         if options.json:
-            write_json({"error": {"kind": type(error).__name__, "message": str(error)}})
+            answer.json({"error": {"kind": type(error).__name__, "message": str(error)}})
         return _exit_code(error)
     except KeyboardInterrupt:
         tell("interrupted")
         return INTERRUPTED
     except BrokenPipeError:
-        # Python would flush stdout once more at its end, and complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        answer.give_up()
         return CLOSED_PIPE
     return OK if right else NOT_RIGHT
 
@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="name")
 
-    def add(command: Callable[[argparse.Namespace], bool], stream: bool = True) -> argparse.ArgumentParser:
+    def add(command: Command, stream: bool = True) -> argparse.ArgumentParser:
         about = (command.__doc__ or "").partition("\n")[0]
         sub = commands.add_parser(command.__name__, help=about, description=about)
         sub.set_defaults(command=command)

@@ -1,7 +1,6 @@
 """The commands about one raw object: locate, cat."""
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,19 +14,19 @@ from include.log_rollup.lookup import Located, read_located
 from include.log_rollup.lookup import locate as find
 from include.log_rollup.streams import Stream
 from log_rollup_plugin.cli.arguments import find_stream, key_of
-from log_rollup_plugin.cli.output import Progressing, tell, write_json, write_lines
+from log_rollup_plugin.cli.output import Answer, Progressing, tell
 from log_rollup_plugin.cli.store import open_store
 
 
-def locate(options: argparse.Namespace) -> bool:
+def locate(options: argparse.Namespace, answer: Answer) -> bool:
     """say in which part a raw object lies, and where in it"""
     stream = find_stream(options.stream)
     with open_store(stream) as store:
         found = find(store, stream, key_of(stream, options.key))
     if options.json:
-        write_json(_located(stream, found))
+        answer.json(_located(stream, found))
     else:
-        write_lines(f"{found.part}  offset {found.offset:,}  length {found.length:,}")
+        answer.lines(f"{found.part}  offset {found.offset:,}  length {found.length:,}")
         if not found.complete:
             tell(
                 f"hour {format_hour(found.hour)} is not complete at present: the part may be replaced at any time"
@@ -52,7 +51,7 @@ def _located(stream: Stream, found: Located) -> dict[str, Any]:
     }
 
 
-def cat(options: argparse.Namespace) -> bool:
+def cat(options: argparse.Namespace, answer: Answer) -> bool:
     """write the bytes of a raw object, out of its part and with their CRC checked"""
     if options.json and not options.output:
         raise ConfigurationError(
@@ -62,8 +61,8 @@ def cat(options: argparse.Namespace) -> bool:
     with open_store(stream) as store:
         found = find(store, stream, key_of(stream, options.key))
         # On a terminal the object itself would run through the bar.
-        shown = bool(options.output) or not sys.stdout.isatty()
-        with _output(options.output) as out, Progressing(f"reading {found.part}", shown) as progress:
+        shown = bool(options.output) or not answer.bytes.isatty()
+        with _output(options.output, answer) as out, Progressing(f"reading {found.part}", shown) as progress:
             done = 0
             for piece in read_located(store, found):
                 out.write(piece)
@@ -71,15 +70,15 @@ def cat(options: argparse.Namespace) -> bool:
                 progress(done, found.length)
             out.flush()
     if options.json:
-        write_json(_located(stream, found) | {"output": options.output})
+        answer.json(_located(stream, found) | {"output": options.output})
     return True
 
 
 @contextmanager
-def _output(name: str | None) -> Iterator[IO[bytes]]:
+def _output(name: str | None, answer: Answer) -> Iterator[IO[bytes]]:
     """Standard output, or a file that takes the place of an older one when all of it is written."""
     if name is None:
-        yield sys.stdout.buffer
+        yield answer.bytes
         return
     target = Path(name)
     try:

@@ -1,11 +1,12 @@
 """What the command prints: answers on stdout, all else on stderr."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, BinaryIO, Self, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
@@ -15,14 +16,33 @@ from include.log_rollup.units import format_size
 LINE_SECONDS = 5.0
 
 
-def write_json(document: Mapping[str, Any]) -> None:
-    """Write one document, in ASCII, so that any key passes through any terminal or pipe."""
-    sys.stdout.write(json.dumps(document, indent=2) + "\n")
+class Answer:
+    """Where the answer goes, and nothing else does.
 
+    :param stream: standard output, as the process found it
+    """
 
-def write_lines(*lines: str) -> None:
-    """Write lines of text."""
-    sys.stdout.write("".join(f"{line}\n" for line in lines))
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    @property
+    def bytes(self) -> BinaryIO:
+        """The stream as one of bytes."""
+        return self._stream.buffer
+
+    def json(self, document: Mapping[str, Any]) -> None:
+        """Write one document, in ASCII, so that any key passes through any terminal or pipe."""
+        self._stream.write(json.dumps(document, indent=2) + "\n")
+        self._stream.flush()
+
+    def lines(self, *lines: str) -> None:
+        """Write lines of text."""
+        self._stream.write("".join(f"{line}\n" for line in lines))
+        self._stream.flush()
+
+    def give_up(self) -> None:
+        """After its reader has gone: have Python not try once more at its end, and complain."""
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
 
 def tell(message: str) -> None:
