@@ -35,7 +35,7 @@ from include.log_rollup.streams import (
 from include.log_rollup.units import MIB
 from log_rollup_plugin.cli.arguments import find_stream
 from log_rollup_plugin.cli.output import Answer
-from log_rollup_plugin.cli.store import open_store
+from log_rollup_plugin.cli.store import load_airflow, open_store
 
 if TYPE_CHECKING:
     from log_rollup_plugin.hook import PooledS3Hook
@@ -115,6 +115,7 @@ def _checks(name: str | None) -> Iterator[Check]:
     yield Check("streams file", None, State.OK, f"{streams_path()}: {', '.join(one.name for one in streams)}")
     most = max((stream.max_connections for stream in streams), default=0)
     yield _open_files(most)
+    load_airflow()
     yield _pool(most)
     for connection in sorted({stream.aws_conn_id for stream in asked}):
         yield _connection(connection)

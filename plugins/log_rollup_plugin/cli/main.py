@@ -1,9 +1,11 @@
 """The command line: commands and options, errors and exit codes."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
+from types import FrameType
 
 from include.log_rollup.errors import (
     AccessError,
@@ -43,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     command: Command = options.command
     answer = Answer(sys.stdout)
+    signal.signal(signal.SIGINT, _interrupt)
     try:
         # Airflow logs to stdout, which is for the answer alone.
         with redirect_stdout(sys.stderr):
@@ -59,6 +62,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         answer.give_up()
         return CLOSED_PIPE
     return OK if right else NOT_RIGHT
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    """Give up, once the requests under way have ended; the second Ctrl-C does not wait for those."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    raise KeyboardInterrupt
 
 
 def _exit_code(error: RollupError) -> int:

@@ -61,14 +61,13 @@ def cat(options: argparse.Namespace, answer: Answer) -> bool:
     with open_store(stream) as store:
         found = find(store, stream, key_of(stream, options.key))
         # On a terminal the object itself would run through the bar.
-        shown = bool(options.output) or not answer.bytes.isatty()
+        shown = bool(options.output) or not answer.is_terminal
         with _output(options.output, answer) as out, Progressing(f"reading {found.part}", shown) as progress:
             done = 0
             for piece in read_located(store, found):
                 out.write(piece)
                 done += len(piece)
                 progress(done, found.length)
-            out.flush()
     if options.json:
         answer.json(_located(stream, found) | {"output": options.output})
     return True
@@ -78,7 +77,8 @@ def cat(options: argparse.Namespace, answer: Answer) -> bool:
 def _output(name: str | None, answer: Answer) -> Iterator[IO[bytes]]:
     """Standard output, or a file that takes the place of an older one when all of it is written."""
     if name is None:
-        yield answer.bytes
+        with answer.open_bytes() as out:
+            yield out
         return
     target = Path(name)
     try:

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, BinaryIO, Self, TextIO
+from typing import IO, Any, Self, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
@@ -26,9 +26,14 @@ class Answer:
         self._stream = stream
 
     @property
-    def bytes(self) -> BinaryIO:
-        """The stream as one of bytes."""
-        return self._stream.buffer
+    def is_terminal(self) -> bool:
+        """Whether a person reads it as it comes."""
+        return self._stream.isatty()
+
+    def open_bytes(self) -> IO[bytes]:
+        """The stream as one of bytes, to be closed before anything else is written."""
+        # Its own buffer is none under PYTHONUNBUFFERED, and then takes a part of what it is given and says so.
+        return os.fdopen(self._stream.fileno(), "wb", closefd=False)
 
     def json(self, document: Mapping[str, Any]) -> None:
         """Write one document, in ASCII, so that any key passes through any terminal or pipe."""
