@@ -9,13 +9,12 @@ COPY --chown=airflow:0 plugins /opt/log-rollup/plugins
 COPY --chown=airflow:0 include /opt/log-rollup/include
 COPY --chown=airflow:0 deploy /opt/log-rollup/deploy
 COPY --chown=airflow:0 demo /opt/log-rollup/demo
-COPY --chown=airflow:0 --chmod=755 log-rollup /opt/log-rollup/
+COPY --chown=airflow:0 log-rollup /opt/log-rollup/log-rollup
 # A volume takes over the owner of the folder that it is mounted on.
 RUN mkdir -p /opt/airflow/demo /opt/airflow/logs
 
-# Every Airflow process imports the pipeline as include.log_rollup; the command log-rollup is on the PATH.
+# Every Airflow process imports the pipeline as include.log_rollup.
 ENV PYTHONPATH=/opt/log-rollup \
-    PATH=/opt/log-rollup:${PATH} \
     AIRFLOW__CORE__DAGS_FOLDER=/opt/log-rollup/dags \
     AIRFLOW__CORE__PLUGINS_FOLDER=/opt/log-rollup/plugins \
     AIRFLOW__CORE__LOAD_EXAMPLES=False

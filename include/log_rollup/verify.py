@@ -171,7 +171,11 @@ def _strangers(manifest: Manifest, standing: Mapping[str, ObjectInfo]) -> list[P
 
 def _arrivals(changes: Changes) -> list[Problem]:
     since = Changes(changes.late, changes.changed, ())
-    remedy = "log_rollup_late reruns the hour within the stream's late_days; or clear its run"
+    remedy = (
+        "a rerun is refused, because others have expired"
+        if changes.vanished
+        else "log_rollup_late reruns the hour within the stream's late_days; or clear its run"
+    )
     return [Problem(None, f"raw objects are not what was packed: {since}; {remedy}")] if since else []
 
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -250,6 +251,16 @@ def test_cat_writes_a_file_only_when_its_bytes_are_right(
     assert [path.name for path in target.parent.iterdir()] == ["large.log"]
     assert target.read_bytes() == raw_objects()[LARGE]
     assert ask("cat", "app", LARGE, "--json").code == 2
+    link = target.with_name("link")
+    link.symlink_to(target)
+    assert ask("cat", "app", f"{RAW}case.log", "-o", str(link)).code == 0
+    assert (link.is_symlink(), target.read_bytes()) == (True, raw_objects()[f"{RAW}case.log"])
+    pipe = target.with_name("pipe")
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as reader:
+        read = reader.submit(pipe.read_bytes)
+        assert ask("cat", "app", f"{RAW}case.log", "-o", str(pipe)).code == 0
+        assert (read.result(), pipe.is_fifo()) == (raw_objects()[f"{RAW}case.log"], True)
 
 
 def test_plan_shows_what_planning_would_do_and_does_it_not(ask: Ask, rclone: Pipeline) -> None:

@@ -198,6 +198,10 @@ def test_late_and_changed_raw_objects_are_a_problem_of_the_hour(deep: bool) -> N
     assert problem.part is None
     assert "1 came late" in problem.reason
     assert "1 changed" in problem.reason
+    assert "clear its run" in problem.reason
+    store.vanish(RAW + "b.log")
+    (problem,) = verify(store, deep).problems
+    assert "a rerun is refused" in problem.reason
 
 
 def test_a_marker_with_other_numbers_than_the_manifest_is_a_problem() -> None:

@@ -22,6 +22,9 @@ _HEADINGS = (
     "hour (UTC)", "state", "objects", "bytes in", "bytes out", "parts", "pack s", "peak sockets / cap", "verified",
 )  # fmt: skip
 _LEFT = (0, 1, 8)
+# Beside those of the pipeline: no run has been due for the hour.
+_BEFORE_START = "before-start"
+_NOT_OVER = "not-over"
 
 
 def status(options: argparse.Namespace, answer: Answer) -> bool:
@@ -35,10 +38,13 @@ def status(options: argparse.Namespace, answer: Answer) -> bool:
         found = [_hour(stream, status, now) for status in read_hours(store, stream, hours)]
     if options.json:
         answer.json({"stream": stream.name, "day": f"{day}", "hours": found})
-    elif found:
-        answer.lines(*table(_HEADINGS, [_cells(hour) for hour in found], _LEFT))
+        return True
+    shown = [hour for hour in found if hour["state"] != _BEFORE_START]
+    if shown:
+        answer.lines(*table(_HEADINGS, [_cells(hour) for hour in shown], _LEFT))
     else:
-        tell(f"{day} has not begun yet")
+        why = f"the stream starts at {format_hour(stream.start)}" if found else "that day has not begun yet"
+        tell(f"nothing to show for {day}: {why}")
     return True
 
 
@@ -64,9 +70,9 @@ def _state(stream: Stream, status: HourStatus, now: datetime) -> str:
     """Its state; of the hours without one of their own, those that no run could have completed by now."""
     if status.state is HourState.INCOMPLETE:
         if status.hour < stream.start:
-            return "before-start"
+            return _BEFORE_START
         if stream.at(status.hour).end > now:
-            return "not-over"
+            return _NOT_OVER
     return status.state.value
 
 
@@ -174,13 +180,13 @@ def plan(options: argparse.Namespace, answer: Answer) -> bool:
         answer.json({"stream": stream.name, "hour": hour, **asdict(found)})
         return True
     left_out = ", ".join(f"{count:,} {kind}" for kind, count in asdict(found.left_out).items())
+    to_write = found.parts - found.parts_standing
     answer.lines(
-        f"hour {hour}, plan {found.plan_id}: {found.objects:,} objects, {format_size(found.bytes_in)} -> "
-        f"{found.parts:,} parts in {found.shards:,} shards",
+        f"hour {hour}, plan {found.plan_id}: {found.objects:,} objects, {format_size(found.bytes_in)}",
         f"left out: {left_out}",
-        f"parts that stand already as planned: {found.parts_standing:,}; copied by S3: {found.parts_copied:,}",
-        "The hour is complete under this very plan: nothing would be done."
-        if found.unchanged
-        else f"{found.parts - found.parts_standing:,} parts would be written.",
+        f"parts: {found.parts:,}, of which {found.parts_copied:,} copied by S3; shards: {found.shards:,}",
+        f"parts that stand already as planned: {found.parts_standing:,}; to be written: {to_write:,}",
     )
+    if found.unchanged:
+        answer.lines("The hour is complete under this very plan: nothing would be done.")
     return True

@@ -80,8 +80,13 @@ def _output(name: str | None, answer: Answer) -> Iterator[IO[bytes]]:
         with answer.open_bytes() as out:
             yield out
         return
-    target = Path(name)
+    target = Path(name).resolve()
     try:
+        if target.exists() and not target.is_file():
+            # A device or a pipe is written to, and not replaced.
+            with target.open("wb") as out:
+                yield out
+            return
         with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
             written = Path(file.name)
             try:
