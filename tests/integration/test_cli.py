@@ -304,9 +304,13 @@ def test_s3_that_refuses_or_is_not_there_ends_with_3_and_no_traceback(
     connection = json.loads(rclone_server.airflow_connection_json())
     monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(connection | {"password": "wrong"}))
     told = ask("status", "app", "2026-11-23", "--json")
-    assert (told.code, told.json["error"]["kind"]) == (3, "AccessError")
+    assert (told.code, told.json["error"]["kind"]) == (3, "CredentialsError")
     assert "Traceback" not in told.err
     assert "mend the Airflow connection" in told.err
+    told = ask("doctor", "--json")
+    assert told.code == 1
+    (failed,) = (check for check in told.json["checks"] if check["state"] == "fail")
+    assert (failed["check"], "mend the Airflow connection" in failed["found"]) == ("list raw", True)
 
 
 def test_interrupting_ends_with_130(ask: Ask, rclone: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from platform import python_version
 from typing import TYPE_CHECKING, TypeVar
@@ -16,12 +17,13 @@ from include.log_rollup import crc
 from include.log_rollup.errors import (
     AccessError,
     ConfigurationError,
+    CredentialsError,
     ResourceLimitError,
     RollupError,
     TransientError,
 )
 from include.log_rollup.monitor import FILES_BESIDE_CONNECTIONS, check_open_file_limit, open_files
-from include.log_rollup.store import Downloaded, ListPage, Location, Transfer, Uploaded
+from include.log_rollup.store import Downloaded, ListPage, Location, ObjectInfo, Transfer, Uploaded
 from include.log_rollup.streams import (
     INCLUDE,
     POOL,
@@ -225,7 +227,12 @@ def _bucket(stream: Stream) -> Iterator[Check]:
         if probe.skew is not None:
             yield _clock(stream, probe.skew)
         raw, built = _arn(stream.raw), _arn(stream.aggregated)
-        yield probe.check("read raw", f"s3:GetObject on {raw}", probe.read_raw)
+        smallest = probe.smallest_raw()
+        if smallest is None:
+            why = "not tried: the first page of the listing has no object for it"
+            yield Check("read raw", stream.name, State.WARN, why)
+        else:
+            yield probe.check("read raw", f"s3:GetObject on {raw}", partial(probe.read_raw, smallest))
         bucket = _arn(stream.aggregated, bucket=True)
         yield probe.check("list aggregated", f"s3:ListBucket on {bucket}", probe.list_aggregated)
         written = probe.check("write aggregated", f"s3:PutObject on {built}", probe.write)
@@ -261,7 +268,7 @@ def _arn(place: Location, bucket: bool = False) -> str:
 class _Probe:
     """Asks for one thing after the other; writes one small object below the stream's ``_rollup/`` and removes it.
 
-    :param refused: whether S3 answered and refused something
+    :param refused: whether S3 knows the credentials and refused something
     :param skew: how far this machine's clock is ahead of S3's, once that is known
     """
 
@@ -282,9 +289,11 @@ class _Probe:
         name = self._stream.name
         try:
             return Check(title, name, State.OK, ask())
+        except CredentialsError as error:
+            return Check(title, name, State.FAIL, str(error))
         except AccessError as error:
             self.refused = True
-            remedy = f"allow {needed} (deploy/iam-policy.json), or mend the credentials, as S3's answer says"
+            remedy = f"allow {needed} (deploy/iam-policy.json)"
             return Check(title, name, State.FAIL, str(error), remedy)
         except TransientError as error:
             remedy = (
@@ -302,12 +311,13 @@ class _Probe:
         self.skew = before + (after - before) / 2 - self._raw.server_time
         return f"{self._stream.raw} at {meta.endpoint_url}, region {meta.region_name}"
 
-    def read_raw(self) -> str:
+    def smallest_raw(self) -> ObjectInfo | None:
+        """A raw object that is quickly read, of those that were listed."""
         rows = self._raw.objects if self._raw else ()
         fitting = [row for row in rows if 0 < row.size <= _LARGEST_READ]
-        if not fitting:
-            return "not tried: the first page of the listing has no object for it"
-        row = min(fitting, key=lambda row: row.size)
+        return min(fitting, key=lambda row: row.size, default=None)
+
+    def read_raw(self, row: ObjectInfo) -> str:
         body = memoryview(bytearray(row.size))
         source = Location(self._stream.raw.bucket, row.key)
 
