@@ -35,6 +35,7 @@ class Located:
     :param complete: whether the completion marker stands; without it the part may be replaced at any time
     """
 
+    stream: str
     key: str
     hour: datetime
     part: Location
@@ -86,6 +87,7 @@ def locate(store: ObjectStore, stream: Stream, key: str) -> Located:
             if item.key == key:
                 done = packed.objects[index]
                 return Located(
+                    stream=stream.name,
                     key=key,
                     hour=paths.hour,
                     part=paths.part(planned.name),
@@ -144,6 +146,6 @@ def _check(located: Located, value: int) -> None:
         raise ProofError(
             f"{located.part}: the {located.length:,} bytes of {located.key} at {located.offset:,} have the "
             f"CRC64-NVME {crc.to_hex(value)}, and the manifest says {stated}: they are not what was packed. "
-            f"Verify the hour with --deep; while its raw objects exist, clearing the run from plan_hour on "
-            f"packs the part again."
+            f"`log-rollup verify {located.stream} {located.hour:%Y-%m-%dT%H} --deep` tells what else is wrong, "
+            f"and what to do."
         )

@@ -33,7 +33,7 @@ class Problem:
     """Something that is not as it should be.
 
     :param part: the part that is wrong; None where it is the hour as a whole
-    :param keys: the raw objects whose bytes are wrong in it, as far as they are known
+    :param keys: the raw objects whose bytes are wrong, as far as they are known
     """
 
     part: str | None
@@ -62,6 +62,22 @@ class Verification:
     raw_compared: int
     changes: Changes
     problems: Sequence[Problem]
+
+    @property
+    def remedy(self) -> str | None:
+        """What to do about parts that are not right; None if all of them are."""
+        if not any(problem.part for problem in self.problems):
+            return None
+        if self.changes.vanished:
+            return (
+                "Raw objects of the hour have expired, so that a rerun is refused. Restore the parts from older "
+                "versions or a copy; until then `log-rollup cat` reads every object whose bytes are right."
+            )
+        # A part whose bytes changed behind its ETag would be left alone by a rerun.
+        return (
+            "Delete _SUCCESS, then those parts, then clear the hour's run from plan_hour on: they are packed "
+            "again from the raw objects, all of which are there."
+        )
 
 
 def verify_hour(
@@ -294,10 +310,14 @@ class _Verifier:
             reasons.append(f"its bytes have CRC64NVME {whole:x}, {_stated(packed)}")
         if wrong:
             reasons.append(f"the bytes of {len(wrong)} objects are not as the manifest says ({named(wrong)})")
-        if unlike:
-            reasons.append(f"the bytes of {len(unlike)} objects are not the raw ones ({named(unlike)})")
         if reasons:
-            return Problem(planned.name, "; ".join(reasons), tuple(dict.fromkeys(wrong + unlike)))
+            return Problem(planned.name, "; ".join(reasons), wrong)
+        if unlike:
+            reason = (
+                f"the bytes of {len(unlike)} raw objects are not those that were packed, though their ETags are "
+                f"({named(unlike)}); {planned.name} holds what was packed"
+            )
+            return Problem(None, reason, unlike)
         return _Proven(PROVEN_BY_READING, sum(compared))
 
     def _raw(self, item: ObjectInfo, piece: Piece) -> bytes | None:

@@ -19,6 +19,7 @@ from tests.unit.pipeline import (
     MANIFEST,
     MARKER,
     RAW,
+    assert_complete,
     make_stream,
     parts,
     produce,
@@ -72,7 +73,7 @@ def test_a_right_hour_is_right_whatever_the_store_keeps(
 ) -> None:
     stream = make_stream(ensure_newline=newline)
     found = verify(complete_hour(stream, **options), deep, stream)
-    assert found.problems == []
+    assert (found.problems, found.remedy) == ([], None)
     assert (found.objects, found.parts, found.raw_present) == (9, len(parts(complete_hour(stream))), 9)
     assert (found.bytes_in, found.bytes_out - found.bytes_in) == (310, 6 if newline else 0)
     assert found.raw_compared == (9 if deep else 0)
@@ -128,15 +129,38 @@ def test_bytes_that_changed_unnoticed_are_found_by_deep_alone_and_their_object_n
         ("part-00000.log", [f"{RAW}a.log"]),
         ("part-00003.log", [f"{RAW}g.log"]),
     ]
-    assert ("are not the raw ones" in problems[0].reason) == (not expired)
 
 
-def test_a_raw_object_whose_bytes_are_not_those_of_its_part_is_named() -> None:
+def test_what_is_said_to_be_done_about_a_damaged_part_mends_it() -> None:
+    store = complete_hour()
+    damage_unnoticed(store, PART)
+    found = verify(store, deep=True)
+    assert found.remedy is not None
+    assert found.remedy.startswith(
+        "Delete _SUCCESS, then those parts, then clear the hour's run from plan_hour on"
+    )
+    store.vanish(MARKER)
+    for problem in found.problems:
+        store.vanish(f"{AGGREGATED}{problem.part}")
+    run_hour(store, STREAM)
+    assert_complete(store, STREAM)
+    assert verify(store, deep=True).problems == []
+
+
+def test_where_raw_has_expired_a_damaged_part_is_not_said_to_be_packed_again() -> None:
+    store = complete_hour()
+    damage_unnoticed(store, PART)
+    store.vanish(RAW + "f.log")
+    assert "a rerun is refused" in (verify(store, deep=True).remedy or "")
+
+
+def test_a_raw_object_that_changed_unnoticed_is_named_and_its_part_called_right() -> None:
     store = complete_hour()
     damage_unnoticed(store, RAW + "c.log")
-    (problem,) = verify(store, deep=True).problems
-    assert (problem.part, list(problem.keys)) == ("part-00001.log", [f"{RAW}c.log"])
-    assert problem.reason == f"the bytes of 1 objects are not the raw ones ({RAW}c.log)"
+    found = verify(store, deep=True)
+    (problem,) = found.problems
+    assert (problem.part, list(problem.keys), found.remedy) == (None, [f"{RAW}c.log"], None)
+    assert "part-00001.log holds what was packed" in problem.reason
 
 
 def test_a_part_that_is_written_between_its_listing_and_its_head_is_a_problem() -> None:

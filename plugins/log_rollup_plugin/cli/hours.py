@@ -136,6 +136,7 @@ def _verification(stream: Stream, hour: datetime, found: Verification) -> dict[s
             {"part": problem.part, "reason": problem.reason, "keys": list(problem.keys)}
             for problem in found.problems
         ],
+        "remedy": found.remedy,
     }
 
 
@@ -154,10 +155,8 @@ def _told(hour: datetime, found: Verification) -> Sequence[str]:
         f"NOT RIGHT: {problem.part}: {problem.reason}" if problem.part else f"NOT RIGHT: {problem.reason}"
         for problem in found.problems
     ]
-    if any(problem.part for problem in found.problems):
-        lines.append(
-            "To pack those parts again from raw objects that still exist, clear the hour's run from plan_hour on."
-        )
+    if found.remedy:
+        lines.append(found.remedy)
     if not found.problems:
         lines.append("All of it is right.")
     return lines

@@ -12,7 +12,6 @@ from include.log_rollup.errors import ConfigurationError
 from include.log_rollup.hours import format_hour
 from include.log_rollup.lookup import Located, read_located
 from include.log_rollup.lookup import locate as find
-from include.log_rollup.streams import Stream
 from log_rollup_plugin.cli.arguments import find_stream, key_of
 from log_rollup_plugin.cli.output import Answer, Progressing, tell
 from log_rollup_plugin.cli.store import open_store
@@ -24,7 +23,7 @@ def locate(options: argparse.Namespace, answer: Answer) -> bool:
     with open_store(stream) as store:
         found = find(store, stream, key_of(stream, options.key))
     if options.json:
-        answer.json(_located(stream, found))
+        answer.json(_located(found))
     else:
         answer.lines(f"{found.part}  offset {found.offset:,}  length {found.length:,}")
         if not found.complete:
@@ -34,9 +33,9 @@ def locate(options: argparse.Namespace, answer: Answer) -> bool:
     return True
 
 
-def _located(stream: Stream, found: Located) -> dict[str, Any]:
+def _located(found: Located) -> dict[str, Any]:
     return {
-        "stream": stream.name,
+        "stream": found.stream,
         "hour": format_hour(found.hour),
         "complete": found.complete,
         "key": found.key,
@@ -69,7 +68,7 @@ def cat(options: argparse.Namespace, answer: Answer) -> bool:
                 done += len(piece)
                 progress(done, found.length)
     if options.json:
-        answer.json(_located(stream, found) | {"output": options.output})
+        answer.json(_located(found) | {"output": options.output})
     return True
 
 
