@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -406,3 +407,16 @@ def test_a_reader_that_goes_away_is_no_error_to_complain_of(complete: Pipeline, 
     process.stdout.close()
     assert (process.wait(), process.stderr.read()) == (141, b"")
     process.stderr.close()
+
+
+def test_the_script_says_that_its_python_has_no_airflow(tmp_path: Path) -> None:
+    script = Path(shutil.copy(ROOT / "log-rollup", tmp_path))
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexit 1\n")
+    python.chmod(0o755)
+    done = subprocess.run(
+        [str(script), "status", "app"], capture_output=True, text=True,
+        env={"PATH": f"{tmp_path}{os.pathsep}{os.defpath}"},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"{python} has no Airflow" in done.stderr
