@@ -220,9 +220,7 @@ def _bucket(stream: Stream) -> Iterator[Check]:
         listed = probe.check("list raw", f"s3:ListBucket on {_arn(stream.raw, bucket=True)}", probe.list_raw)
         yield listed
         if listed.state is State.FAIL and not probe.refused:
-            yield Check(
-                "bucket", stream.name, State.WARN, "nothing else was checked, because S3 did not answer"
-            )
+            yield Check("all else", stream.name, State.WARN, "not checked, because it would fail alike")
             return
         if probe.skew is not None:
             yield _clock(stream, probe.skew)

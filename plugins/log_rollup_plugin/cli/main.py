@@ -1,11 +1,9 @@
 """The command line: commands and options, errors and exit codes."""
 
 import argparse
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
-from types import FrameType
 
 from include.log_rollup.errors import (
     AccessError,
@@ -43,31 +41,28 @@ of Airflow's own processes: LOG_ROLLUP_STREAMS, AIRFLOW_CONN_..., secrets backen
 def main(argv: Sequence[str] | None = None) -> int:
     """Carry out one command and return its exit code; a wrong command line exits with 2 at once."""
     options = _parser().parse_args(argv)
-    command: Command = options.command
     answer = Answer(sys.stdout)
-    signal.signal(signal.SIGINT, _interrupt)
     try:
-        # Airflow logs to stdout, which is for the answer alone.
-        with redirect_stdout(sys.stderr):
-            right = command(options, answer)
-    except RollupError as error:
-        tell(f"log-rollup {options.name}: {error}")
-        if options.json:
-            answer.json({"error": {"kind": type(error).__name__, "message": str(error)}})
-        return _exit_code(error)
+        return _carry_out(options, answer)
     except KeyboardInterrupt:
         tell("interrupted")
         return INTERRUPTED
     except BrokenPipeError:
         answer.give_up()
         return CLOSED_PIPE
-    return OK if right else NOT_RIGHT
 
 
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    """Give up, once the requests under way have ended; the second Ctrl-C does not wait for those."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    raise KeyboardInterrupt
+def _carry_out(options: argparse.Namespace, answer: Answer) -> int:
+    command: Command = options.command
+    try:
+        # Airflow logs to stdout, which is for the answer alone.
+        with redirect_stdout(sys.stderr):
+            return OK if command(options, answer) else NOT_RIGHT
+    except RollupError as error:
+        tell(f"log-rollup {options.name}: {error}")
+        if options.json:
+            answer.json({"error": {"kind": type(error).__name__, "message": str(error)}})
+        return _exit_code(error)
 
 
 def _exit_code(error: RollupError) -> int:
