@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from demo.airflow_api import AirflowApi, DagRun
-from demo.dataset import DAG_ID, Dataset, NotEnoughDiskError, make_dataset, read_dataset
+from demo.dataset import DAG_ID, STREAM, Dataset, NotEnoughDiskError, make_dataset, read_dataset
 from demo.environment import Addresses
 from demo.follow import DemoFailedError, HourWatch, describe_import_failures
 from demo.layout import PROJECT, Layout
@@ -218,6 +218,7 @@ def _print_addresses(layout: Layout, addresses: Addresses) -> None:
 Airflow   {addresses.ui_url}/dags/{DAG_ID}
           no login: whoever opens it is an admin; it listens on this machine only
 S3        {addresses.s3_endpoint}, its objects in {layout.s3}, its keys in {layout.secrets}
+Shell     ./log-rollup status {STREAM}, ./log-rollup doctor, ./log-rollup --help
 Logs      {layout.logs} (processes), {layout.airflow_home / "logs"} (tasks)
 Stop      make down
 """,

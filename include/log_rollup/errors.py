@@ -17,6 +17,10 @@ class AccessError(PermanentError):
     """S3 refuses the credentials or the operation."""
 
 
+class CredentialsError(AccessError):
+    """There are no credentials, or S3 does not know them; whatever is asked, the answer is the same."""
+
+
 class MissingBucketError(PermanentError):
     """The bucket does not exist, or not in the region that was asked."""
 

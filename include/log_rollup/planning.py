@@ -11,7 +11,7 @@ from include.log_rollup.errors import EmptyHourError, ProofError, VanishedInputE
 from include.log_rollup.hours import HourPaths, format_hour
 from include.log_rollup.listing import list_all
 from include.log_rollup.memory import without_collector
-from include.log_rollup.plan import Plan, ShardRef, make_plan, make_shards, select, shard_refs
+from include.log_rollup.plan import LeftOut, Plan, ShardRef, make_plan, make_shards, select, shard_refs
 from include.log_rollup.records import (
     Manifest,
     Measured,
@@ -37,6 +37,26 @@ class Planned:
     unchanged: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What planning would come to; sizes in bytes.
+
+    :param unchanged: the hour is complete under this very plan, so that nothing would be done
+    :param parts_copied: those that S3 would copy, each of one object larger than a part
+    :param parts_standing: those that stand already as planned, and would not be packed again
+    """
+
+    plan_id: str
+    unchanged: bool
+    objects: int
+    bytes_in: int
+    parts: int
+    parts_copied: int
+    parts_standing: int
+    shards: int
+    left_out: LeftOut
+
+
 @without_collector
 def plan_hour(
     store: ObjectStore, stream: Stream, hour: datetime, run_id: str, drop_vanished: bool = False
@@ -59,34 +79,11 @@ def plan_hour(
     """
     paths = stream.at(hour)
     records = Records(store)
-    listed = list_all(store, paths.raw)
-    chosen, left_out = select(listed, paths.raw.key, stream.marker)
-    standing = standing_parts(store, paths)
-    manifest = _readable_manifest(records, paths)
-    marker = records.read_marker(paths.marker)
-    if not drop_vanished:
-        _check_vanished(paths, manifest, marker, listed, len(chosen), standing)
-    if not chosen and not stream.allow_empty:
-        raise EmptyHourError(
-            f"hour {format_hour(hour)}: nothing to pack under {paths.raw} ({len(listed)} objects listed, "
-            f"{left_out.hidden} hidden, {left_out.placeholders} folder placeholders). If that is as it should "
-            f"be, set 'allow_empty: true' for the stream {stream.name!r}; otherwise clear the run when the "
-            f"objects are there."
-        )
-    plan = make_plan(chosen, left_out, stream.part_size, stream.ensure_newline, stream.storage_class)
-    log.info(
-        "plan %s: %d objects, %s -> %d parts (left out: %d hidden, %d placeholders, %d markers)",
-        plan.plan_id, plan.objects, format_size(plan.bytes_in), len(plan.parts),
-        left_out.hidden, left_out.placeholders, left_out.markers,
-    )  # fmt: skip
-    if (
-        marker
-        and marker.get("plan_id") == plan.plan_id
-        and manifest
-        and is_intact(manifest, plan.plan_id, standing)
-    ):
+    outlook = _look(store, records, stream, paths, drop_vanished)
+    plan = outlook.plan
+    if outlook.unchanged:
         return _unchanged(store, paths, plan)
-    shards = _write_plan(store, records, stream, paths, plan, manifest, standing)
+    shards = _write_plan(store, records, stream, paths, outlook)
     records.write_claim(paths.claim, plan.plan_id, run_id)
     # Looked at again after the claim: a run that is about to complete the hour looks at the claim again
     # after its marker, so that one of the two sees the other.
@@ -107,6 +104,71 @@ def _unchanged(store: ObjectStore, paths: HourPaths, plan: Plan) -> Planned:
     clean_up(store, paths)
     log.info("the hour is complete under this very plan; nothing is to be done")
     return Planned(plan.plan_id, [], True)
+
+
+@without_collector
+def preview_hour(store: ObjectStore, stream: Stream, hour: datetime) -> Preview:
+    """What :func:`plan_hour` would do now, without doing it: nothing is written or removed.
+
+    :raises RollupError: as :func:`plan_hour` would
+    """
+    paths = stream.at(hour)
+    records = Records(store)
+    outlook = _look(store, records, stream, paths, drop_vanished=False)
+    plan = outlook.plan
+    known = _known(_receipts(store, records, paths), outlook)
+    return Preview(
+        plan_id=plan.plan_id,
+        unchanged=outlook.unchanged,
+        objects=plan.objects,
+        bytes_in=plan.bytes_in,
+        parts=len(plan.parts),
+        parts_copied=sum(part.copied for part in plan.parts),
+        parts_standing=sum((part.name, part.fingerprint) in known for part in plan.parts),
+        shards=0 if outlook.unchanged else len(make_shards(plan, stream.shard_size, stream.max_shards)),
+        left_out=plan.left_out,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Outlook:
+    """An hour as planning finds it: what it would be packed as, and what there is of it already."""
+
+    plan: Plan
+    manifest: Manifest | None
+    standing: Mapping[str, ObjectInfo]
+    unchanged: bool
+
+
+def _look(
+    store: ObjectStore, records: Records, stream: Stream, paths: HourPaths, drop_vanished: bool
+) -> _Outlook:
+    listed = list_all(store, paths.raw)
+    chosen, left_out = select(listed, paths.raw.key, stream.marker)
+    standing = standing_parts(store, paths)
+    manifest = _readable_manifest(records, paths)
+    marker = records.read_marker(paths.marker)
+    if not drop_vanished:
+        _check_vanished(paths, manifest, marker, listed, len(chosen), standing)
+    if not chosen and not stream.allow_empty:
+        raise EmptyHourError(
+            f"hour {format_hour(paths.hour)}: nothing to pack under {paths.raw} ({len(listed)} objects listed, "
+            f"{left_out.hidden} hidden, {left_out.placeholders} folder placeholders). If that is as it should "
+            f"be, set 'allow_empty: true' for the stream {stream.name!r}; otherwise clear the run when the "
+            f"objects are there."
+        )
+    plan = make_plan(chosen, left_out, stream.part_size, stream.ensure_newline, stream.storage_class)
+    log.info(
+        "plan %s: %d objects, %s -> %d parts (left out: %d hidden, %d placeholders, %d markers)",
+        plan.plan_id, plan.objects, format_size(plan.bytes_in), len(plan.parts),
+        left_out.hidden, left_out.placeholders, left_out.markers,
+    )  # fmt: skip
+    unchanged = (
+        (marker or {}).get("plan_id") == plan.plan_id
+        and manifest is not None
+        and is_intact(manifest, plan.plan_id, standing)
+    )
+    return _Outlook(plan, manifest, standing, unchanged)
 
 
 def _check_vanished(
@@ -198,19 +260,14 @@ def _write_plan(
     records: Records,
     stream: Stream,
     paths: HourPaths,
-    plan: Plan,
-    manifest: Manifest | None,
-    standing: Mapping[str, ObjectInfo],
+    outlook: _Outlook,
 ) -> list[ShardRef]:
+    plan = outlook.plan
     shards = make_shards(plan, stream.shard_size, stream.max_shards)
     hour = format_hour(paths.hour)
     refs = shard_refs(stream.name, hour, plan.plan_id, shards)
     before = _receipts(store, records, paths)
-    known = {
-        (part.name, part.fingerprint): part
-        for part in _packed_before(before, manifest)
-        if stands(part, standing)
-    }
+    known = _known(before, outlook)
     measured = {receipt.shard: receipt.measured for receipt in before if receipt.plan_id == plan.plan_id}
     left_alone = 0
     for ref, parts in zip(refs, shards, strict=True):
@@ -254,6 +311,15 @@ def _receipts(store: ObjectStore, records: Records, paths: HourPaths) -> list[Re
             if receipt:
                 found.append(receipt)
     return found
+
+
+def _known(receipts: Iterable[Receipt], outlook: _Outlook) -> dict[tuple[str, str], PackedPart]:
+    """The parts that stand as they were written, by name and fingerprint."""
+    return {
+        (part.name, part.fingerprint): part
+        for part in _packed_before(receipts, outlook.manifest)
+        if stands(part, outlook.standing)
+    }
 
 
 def _packed_before(receipts: Iterable[Receipt], manifest: Manifest | None) -> Iterable[PackedPart]:

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -12,7 +12,6 @@ from typing import Any
 
 from awscrt import checksums
 
-from include.log_rollup import crc
 from include.log_rollup.changes import SHOWN, compare
 from include.log_rollup.errors import InputChangedError, ProofError, SupersededError, VanishedInputError
 from include.log_rollup.hours import HourPaths, format_hour
@@ -20,6 +19,7 @@ from include.log_rollup.listing import list_all
 from include.log_rollup.memory import without_collector
 from include.log_rollup.plan import LeftOut, PlannedPart, select
 from include.log_rollup.planning import standing_parts
+from include.log_rollup.proof import mismatch, read_pieces, read_runs
 from include.log_rollup.records import (
     PROVEN_BY_READING,
     PROVEN_BY_STORE,
@@ -35,11 +35,9 @@ from include.log_rollup.records import (
 )
 from include.log_rollup.store import Location, ObjectInfo, ObjectStore
 from include.log_rollup.streams import Stream
-from include.log_rollup.units import MIB, format_size
+from include.log_rollup.units import format_size
 
 log = logging.getLogger(__name__)
-
-READ_BACK_BYTES = 8 * MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +184,7 @@ class _Prover:
 
     def prove(self, planned: PlannedPart, packed: PackedPart | None) -> PackedPart | _Failure:
         """The part with its proof, or why it has none."""
-        problem = self._compare(planned, packed)
+        problem = mismatch(planned, packed, self._standing.get(planned.name))
         if problem or packed is None:
             return _Failure(planned.name, problem or "it was not packed")
         head = self._store.head(self._paths.part(planned.name))
@@ -206,26 +204,6 @@ class _Prover:
             # Proven when it had this very ETag; nothing was written since.
             return packed
         return self._read_back(planned, packed)
-
-    def _compare(self, planned: PlannedPart, packed: PackedPart | None) -> str | None:
-        stands = self._standing.get(planned.name)
-        if packed is None or packed.fingerprint != planned.fingerprint:
-            return "it was not packed under this plan"
-        if stands is None:
-            return "it is not in the bucket"
-        if stands.size != packed.size:
-            return f"it has {stands.size} bytes, {packed.size} were written"
-        if stands.etag != packed.etag:
-            return f"its ETag is {stands.etag}, {packed.etag} was written"
-        if len(packed.objects) != len(planned.objects):
-            return f"it holds {len(packed.objects)} objects, {len(planned.objects)} were planned"
-        if planned.size + packed.separators != packed.size:
-            return (
-                f"it has {packed.size} bytes, its raw objects {planned.size}, separators {packed.separators}"
-            )
-        if not planned.copied and crc.concatenate(_pieces(planned, packed)) != packed.crc64nvme:
-            return "its CRC is not the combination of its raw objects' CRCs"
-        return None
 
     def _prove_copy(
         self, planned: PlannedPart, packed: PackedPart, stored: int | None
@@ -251,31 +229,19 @@ class _Prover:
 
     def _crc_of(self, source: Location, etag: str, size: int) -> int:
         value = 0
-        for chunk in self._chunks(source, etag, size):
-            value = checksums.crc64nvme(chunk, value)
+        for run in read_runs(self._store, source, etag, size):
+            value = checksums.crc64nvme(run, value)
         return value
-
-    def _chunks(self, source: Location, etag: str, size: int) -> Iterator[bytes]:
-        for offset in range(0, size, READ_BACK_BYTES):
-            yield self._store.read_range(source, etag, offset, min(READ_BACK_BYTES, size - offset))
 
     def _read_back(self, planned: PlannedPart, packed: PackedPart) -> PackedPart | _Failure:
         value = 0
         md5s = [hashlib.md5(usedforsecurity=False) for _ in planned.objects]
-        spans = _spans(planned, packed)
-        position = first = 0
-        for chunk in self._chunks(self._paths.part(planned.name), packed.etag, packed.size):
-            value = checksums.crc64nvme(chunk, value)
-            view = memoryview(chunk)
-            for index in range(first, len(spans)):
-                start, end = spans[index]
-                if start >= position + len(chunk):
-                    break
-                if packed.objects[index].etag_is_md5:
-                    md5s[index].update(view[max(start - position, 0) : end - position])
-                if end <= position + len(chunk):
-                    first = index + 1
-            position += len(chunk)
+        source = self._paths.part(planned.name)
+        for run, pieces in read_pieces(self._store, source, planned, packed):
+            value = checksums.crc64nvme(run, value)
+            for piece in pieces:
+                if packed.objects[piece.index].etag_is_md5:
+                    md5s[piece.index].update(piece.body)
         if packed.crc64nvme not in (None, value):
             return _Failure(
                 planned.name, f"read back it has CRC64NVME {value:x}, {packed.crc64nvme:x} was sent"
@@ -293,24 +259,6 @@ class _Prover:
                 replace(done, checked=checked, crc64nvme=value if planned.copied else done.crc64nvme)
             )
         return replace(packed, proof=PROVEN_BY_READING, crc64nvme=value, objects=tuple(objects))
-
-
-def _pieces(planned: PlannedPart, packed: PackedPart) -> Iterator[tuple[int, int]]:
-    newline = crc.crc64(b"\n")
-    for item, done in zip(planned.objects, packed.objects, strict=True):
-        yield done.crc64nvme or 0, item.size
-        if done.separator:
-            yield newline, done.separator
-
-
-def _spans(planned: PlannedPart, packed: PackedPart) -> list[tuple[int, int]]:
-    """Where each raw object begins and ends in the part as it was written, in bytes."""
-    spans = []
-    offset = 0
-    for item, done in zip(planned.objects, packed.objects, strict=True):
-        spans.append((offset, offset + item.size))
-        offset += item.size + done.separator
-    return spans
 
 
 def _reject(

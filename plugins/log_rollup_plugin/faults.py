@@ -9,6 +9,7 @@ from botocore import exceptions as boto
 from include.log_rollup.errors import (
     AccessError,
     ConfigurationError,
+    CredentialsError,
     InputChangedError,
     MissingBucketError,
     NotFoundError,
@@ -69,7 +70,7 @@ def from_response(
     if code in _EXPIRED or code in (_NO_REASON, _UPLOAD_GONE):
         return TransientError(what)
     if code in _CREDENTIALS:
-        return AccessError(f"{what}: {_CREDENTIALS[code]}; mend the Airflow connection of the stream")
+        return CredentialsError(f"{what}: {_CREDENTIALS[code]}; mend the Airflow connection of the stream")
     if code in _MISSING_BUCKET:
         return MissingBucketError(
             f"{what}: create the bucket {target.bucket!r}, or mend 'raw' and 'aggregated' of the stream or the "
@@ -121,7 +122,7 @@ def translated(operation: str, target: Location) -> Iterator[None]:
             str(answer.get("Message", "")), headers,
         ) from error  # fmt: skip
     except (boto.NoCredentialsError, boto.PartialCredentialsError, boto.CredentialRetrievalError) as error:
-        raise AccessError(
+        raise CredentialsError(
             f"{what}: {error}; give the stream's Airflow connection keys, or the worker a role"
         ) from error
     except boto.SSLError as error:

@@ -20,7 +20,13 @@ from botocore.exceptions import ClientError
 from botocore.httpsession import get_cert_path
 
 from include.log_rollup import crc
-from include.log_rollup.errors import AccessError, ConfigurationError, InputChangedError, NotFoundError
+from include.log_rollup.errors import (
+    AccessError,
+    ConfigurationError,
+    CredentialsError,
+    InputChangedError,
+    NotFoundError,
+)
 from include.log_rollup.store import ListPage, Location, ObjectHead
 from include.log_rollup.streams import Stream
 from include.log_rollup.units import MIB
@@ -312,7 +318,9 @@ class PooledS3Hook(S3Hook):
             )
         credentials = self.get_session().get_credentials()
         if credentials is None:
-            raise AccessError(f"the Airflow connection {self.aws_conn_id!r} gives no credentials; add them")
+            raise CredentialsError(
+                f"the Airflow connection {self.aws_conn_id!r} gives no credentials; add them"
+            )
         verify = _http_session(self.client)._verify
         settings = TransferSettings(
             verify,

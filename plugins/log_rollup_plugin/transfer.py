@@ -106,7 +106,7 @@ class CurlTransfer:
         self._signer = _Signer(credentials)
         self._headers = tuple(settings.headers.items())
         self._response_seconds = math.ceil(settings.response_timeout.total_seconds())
-        # Not epoll, nor a selector: sockets change what they wait for at every request, which here is no system call.
+        # Not epoll: what a socket waits for changes with every request, and here that is no system call.
         self._poll = select.poll()
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)

@@ -3,19 +3,22 @@
 import json
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 import pytest
+import yaml
 from boto3.s3.transfer import TransferConfig
 
 from include.log_rollup.errors import RollupError
 from include.log_rollup.settle import Rule as SettleRule
 from include.log_rollup.settle import look
+from log_rollup_plugin.cli.main import main
 from log_rollup_plugin.hook import PooledS3Hook
 from tests.conftest import ROOT
 from tests.integration.conftest import PipelineFactory
-from tests.integration.pipeline import AGGREGATED, HOUR, MIB, RAW, Pipeline
+from tests.integration.pipeline import AGGREGATED, HOUR, MIB, RAW, Pipeline, settings_on
 from tests.support.faults import Request, Rule, access_denied, on
 from tests.support.fixtures import BucketFactory, ProxyFactory
 from tests.support.hours import make_hour, put_objects
@@ -67,8 +70,11 @@ def needed(requests: Iterable[Request]) -> set[tuple[str, str]]:
     return found
 
 
-def work_through_everything(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An hour with a large object, its rerun, a late object, a part that is removed, a look at the hour."""
+def work_through_everything(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """An hour with a large object, its rerun, a late object, a part that is removed, a look at the hour.
+
+    And all that the command asks of it.
+    """
     small_copies = TransferConfig(5 * MIB, max_concurrency=1, multipart_chunksize=5 * MIB, use_threads=False)
     made = make_hour(pipeline.client, pipeline.bucket, RAW, objects=20)
     large = {f"{RAW}large.log": b"l" * (6 * MIB)}
@@ -78,6 +84,10 @@ def work_through_everything(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch)
         look(hook, pipeline.stream.at(HOUR), SettleRule(pipeline.stream.quiet_period, None, False))
     pipeline.run()
     pipeline.run()
+    streams = folder / "streams.yaml"
+    streams.write_text(yaml.safe_dump({"streams": [settings_on(pipeline.bucket)]}))
+    monkeypatch.setenv("LOG_ROLLUP_STREAMS", str(streams))
+    ask_everything(f"{RAW}large.log", folder / "object")
     pipeline.verify(made | large)
     late = {f"{RAW}zz-late.log": b"late\n"}
     put_objects(pipeline.client, pipeline.bucket, late)
@@ -91,15 +101,26 @@ def work_through_everything(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch)
     assert set(raw_before) - set(pipeline.listed(RAW)) == {f"{RAW}large.log"}
 
 
+def ask_everything(key: str, target: Path) -> None:
+    """Each command of log-rollup, on a complete hour."""
+    day, hour = f"{HOUR:%Y-%m-%d}", f"{HOUR:%Y-%m-%dT%H}"
+    for command in (
+        ("status", "app", day), ("verify", "app", hour), ("verify", "app", hour, "--deep"),
+        ("locate", "app", key), ("cat", "app", key, "-o", str(target)), ("plan", "app", hour, "--dry-run"),
+        ("doctor",),
+    ):  # fmt: skip
+        assert main(command) == 0, command
+
+
 @pytest.fixture
 def requests(
     moto_server: MotoServer, make_bucket: BucketFactory, pipeline_on: PipelineFactory,
-    fault_proxy: ProxyFactory, monkeypatch: pytest.MonkeyPatch,
+    fault_proxy: ProxyFactory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
 ) -> list[Request]:  # fmt: skip
     """Every request of all that the pipeline can do, recorded on its way to the server."""
     proxy = fault_proxy(moto_server)
     pipeline = pipeline_on(moto_server, make_bucket(moto_server), proxy.endpoint_url)
-    work_through_everything(pipeline, monkeypatch)
+    work_through_everything(pipeline, monkeypatch, tmp_path)
     # A copy in parts that fails is given up.
     put_objects(pipeline.client, pipeline.bucket, {f"{RAW}large.log": b"n" * (6 * MIB)})
     proxy.add(Rule(on("UploadPartCopy"), access_denied()))

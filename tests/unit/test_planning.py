@@ -16,7 +16,7 @@ from include.log_rollup.errors import (
     VanishedInputError,
 )
 from include.log_rollup.packing import pack_shard
-from include.log_rollup.planning import plan_hour
+from include.log_rollup.planning import Preview, plan_hour, preview_hour
 from include.log_rollup.validate import validate_hour
 from tests.unit.fake_store import FakeStore
 from tests.unit.pipeline import (
@@ -421,3 +421,52 @@ def test_an_error_of_the_store_comes_through_and_the_next_try_goes_on(
     assert_not_complete(store)
     run_hour(store, make_stream())
     assert_complete(store, make_stream())
+
+
+def previewed(store: FakeStore) -> Preview:
+    """Preview the hour, and see that nothing changes and that planning then comes to the very same."""
+    before = store.snapshot()
+    found = preview_hour(store, make_stream(), HOUR)
+    assert store.snapshot() == before
+    planned = plan_hour(store.fork(), make_stream(), HOUR, "run")
+    assert (found.plan_id, found.unchanged) == (planned.plan_id, planned.unchanged)
+    assert found.shards == len(planned.shards)
+    if planned.shards:
+        assert found.parts == sum(ref.parts for ref in planned.shards)
+        assert (found.objects, found.bytes_in) == (
+            sum(ref.objects for ref in planned.shards),
+            sum(ref.bytes for ref in planned.shards),
+        )
+    return found
+
+
+def test_a_preview_of_an_hour_that_nobody_has_planned_counts_what_would_be_packed(store: FakeStore) -> None:
+    produce(store, {"_hidden.log": b"h", "large.log": b"l" * 100})
+    found = previewed(store)
+    assert (found.objects, found.parts, found.parts_copied, found.parts_standing) == (6, 4, 1, 0)
+    assert found.left_out.hidden == 1
+
+
+def test_a_preview_of_a_complete_hour_says_that_nothing_would_be_done(store: FakeStore) -> None:
+    run_hour(store, make_stream())
+    found = previewed(store)
+    assert (found.unchanged, found.shards, found.parts, found.parts_standing) == (True, 0, 3, 3)
+
+
+def test_a_preview_tells_how_many_parts_stand_of_a_run_that_died_and_of_a_complete_hour(
+    store: FakeStore,
+) -> None:
+    shards = plan_hour(store, make_stream(), HOUR, "run").shards
+    pack_shard(store, make_stream(), shards[0])
+    assert previewed(store).parts_standing == shards[0].parts
+    run_hour(store, make_stream())
+    produce(store, {"late.log": b"late"})
+    found = previewed(store)
+    assert (found.unchanged, found.parts, found.parts_standing) == (False, 3, 2)
+
+
+def test_a_preview_fails_as_planning_would(store: FakeStore) -> None:
+    run_hour(store, make_stream())
+    store.vanish(RAW + "a.log")
+    with pytest.raises(VanishedInputError):
+        preview_hour(store, make_stream(), HOUR)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from include.log_rollup import validate
+from include.log_rollup import proof
 from include.log_rollup.complete import complete_hour
 from include.log_rollup.errors import (
     AccessError,
@@ -147,7 +147,7 @@ def test_reading_back_proves_every_hour_whatever_the_size_of_its_chunks(
     store = FakeStore(keeps_crc=False, checks_crc=False)
     produce(store, hour, md5_etag=md5_etag)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(validate, "READ_BACK_BYTES", chunk)
+        patch.setattr(proof, "READ_BACK_BYTES", chunk)
         totals = run_hour(store, stream)
     assert_complete(store, stream)
     assert set(totals.verified.parts) <= {"read-back"}
@@ -159,7 +159,7 @@ def test_reading_back_proves_every_hour_whatever_the_size_of_its_chunks(
 def test_proof_covers_every_byte_that_is_read_back() -> None:
     store = packed_hour(keeps_crc=False, checks_crc=False)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(validate, "READ_BACK_BYTES", 7)
+        patch.setattr(proof, "READ_BACK_BYTES", 7)
         validate_hour(store, STREAM, HOUR)
     read: dict[str, list[tuple[int, int]]] = {}
     for operation in store.log:

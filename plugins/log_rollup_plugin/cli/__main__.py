@@ -1,0 +1,24 @@
+"""Entry point of ``log-rollup``, or ``python -m log_rollup_plugin.cli``."""
+
+import os
+import signal
+import sys
+from types import FrameType
+
+from log_rollup_plugin.cli.main import main
+
+# For Airflow, which is imported later. As its own commands have it, connections are looked up in the metadata
+# database too.
+os.environ.setdefault("_AIRFLOW_PROCESS_CONTEXT", "server")
+os.environ.setdefault("AIRFLOW__LOGGING__LOGGING_LEVEL", "WARNING")
+
+
+def interrupt(_number: int, _frame: FrameType | None) -> None:
+    """Give up, once the requests under way have ended; the second Ctrl-C does not wait for those."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, interrupt)
+    sys.exit(main())

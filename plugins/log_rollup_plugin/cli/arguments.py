@@ -1,0 +1,63 @@
+"""What the command is asked about: streams, days, hours and keys, as people write them."""
+
+import argparse
+import re
+from datetime import UTC, date, datetime
+
+from include.log_rollup.errors import ConfigurationError
+from include.log_rollup.hours import floor_hour
+from include.log_rollup.streams import Stream, load_streams, streams_path
+
+_FOLDER = re.compile(r"([0-9]{8})/([0-9]{2})/?")
+_URL = re.compile(r"s3://([^/]+)/(.+)", re.DOTALL)
+
+
+def find_stream(name: str) -> Stream:
+    """The stream of this name in the streams file.
+
+    :raises ConfigurationError: if there is none, or the file is not right
+    """
+    streams = load_streams()
+    for stream in streams:
+        if stream.name == name:
+            return stream
+    known = ", ".join(stream.name for stream in streams) or "none"
+    raise ConfigurationError(f"there is no stream {name!r} in {streams_path()}; its streams: {known}")
+
+
+def day(text: str) -> date:
+    """A day in UTC: ``2026-11-23`` or ``20261123``."""
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a day; write it like 2026-11-23") from None
+
+
+def hour(text: str) -> datetime:
+    """An hour in UTC: ``2026-11-23T08:00:00Z``, ``2026-11-23T08`` or, as in the bucket, ``20261123/08``."""
+    folder = _FOLDER.fullmatch(text)
+    try:
+        instant = datetime.fromisoformat(f"{folder[1]}T{folder[2]}" if folder else text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not an hour; write it like 2026-11-23T08 or 20261123/08, in UTC"
+        ) from None
+    if folder is None and "T" not in text.upper() and " " not in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is a day; write an hour of it like 2026-11-23T08")
+    return floor_hour(instant if instant.tzinfo else instant.replace(tzinfo=UTC))
+
+
+def key_of(stream: Stream, text: str) -> str:
+    """The key of a raw object, given as a key or as ``s3://bucket/key``.
+
+    :raises ConfigurationError: if it is in another bucket
+    """
+    url = _URL.fullmatch(text)
+    if url is None:
+        return text
+    if url[1] != stream.raw.bucket:
+        raise ConfigurationError(
+            f"{text} is in bucket {url[1]!r}; the raw objects of stream {stream.name!r} are in "
+            f"{stream.raw.bucket!r}"
+        )
+    return url[2]

@@ -1,0 +1,376 @@
+"""The command doctor: whether all that the Dags need is there, and what to do about what is not."""
+
+import argparse
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from platform import python_version
+from typing import TYPE_CHECKING, TypeVar
+from uuid import uuid4
+
+from include.log_rollup import crc
+from include.log_rollup.errors import (
+    AccessError,
+    ConfigurationError,
+    CredentialsError,
+    ResourceLimitError,
+    RollupError,
+    TransientError,
+)
+from include.log_rollup.monitor import FILES_BESIDE_CONNECTIONS, check_open_file_limit, open_files
+from include.log_rollup.store import Downloaded, ListPage, Location, ObjectInfo, Transfer, Uploaded
+from include.log_rollup.streams import (
+    INCLUDE,
+    POOL,
+    Stream,
+    check_pool,
+    load_late_schedule,
+    load_streams,
+    pool_slots,
+    streams_path,
+)
+from include.log_rollup.units import MIB
+from log_rollup_plugin.cli.arguments import find_stream
+from log_rollup_plugin.cli.output import Answer
+from log_rollup_plugin.cli.store import load_airflow, open_store
+
+if TYPE_CHECKING:
+    from log_rollup_plugin.hook import PooledS3Hook
+
+T = TypeVar("T")
+
+# What the data plane and the control plane are made of, and what runs them.
+_PACKAGES = (
+    "apache-airflow", "apache-airflow-providers-amazon", "boto3", "botocore", "awscrt", "pycurl",
+)  # fmt: skip
+# S3 refuses a request whose time is further off than that, with RequestTimeTooSkewed.
+_SKEW_LIMIT = timedelta(minutes=15)
+_SKEW_TOLERATED = timedelta(minutes=1)
+# Of a raw object that is read to see whether that can be done.
+_LARGEST_READ = 32 * MIB
+_PROBE = b"log-rollup doctor\n"
+# Half for boto3, half for libcurl: both are asked.
+_CONTROL_CONNECTIONS = 2
+
+
+class State(StrEnum):
+    """How a check went; only FAIL makes the command fail."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at.
+
+    :param stream: whose it is; None for what all have in common
+    :param found: what was found
+    :param remedy: what to do about it, where ``found`` does not say so itself
+    """
+
+    check: str
+    stream: str | None
+    state: State
+    found: str
+    remedy: str | None = None
+
+
+def doctor(options: argparse.Namespace, answer: Answer) -> bool:
+    """check streams, connections, permissions, pool, limits, clock and versions"""
+    checks = []
+    for check in _checks(options.stream):
+        checks.append(check)
+        if not options.json:
+            answer.lines(*_told(check))
+    right = all(check.state is not State.FAIL for check in checks)
+    if options.json:
+        answer.json({"ok": right, "checks": [asdict(check) for check in checks]})
+    return right
+
+
+def _told(check: Check) -> Sequence[str]:
+    about = f"{check.stream}: {check.check}" if check.stream else check.check
+    lines = [f"{check.state:<5}{about}: {check.found}"]
+    if check.remedy:
+        lines.append(f"     -> {check.remedy}")
+    return lines
+
+
+def _checks(name: str | None) -> Iterator[Check]:
+    yield _versions()
+    try:
+        streams = load_streams()
+        check_pool(streams, pool_slots())
+        load_late_schedule()
+        asked = streams if name is None else [find_stream(name)]
+    except ConfigurationError as error:
+        yield Check("streams file", None, State.FAIL, str(error))
+        yield Check("all else", None, State.WARN, "not checked, because that depends on the streams")
+        return
+    yield Check("streams file", None, State.OK, f"{streams_path()}: {', '.join(one.name for one in streams)}")
+    most = max((stream.max_connections for stream in streams), default=0)
+    yield _open_files(most)
+    load_airflow()
+    yield _pool(most)
+    for connection in sorted({stream.aws_conn_id for stream in asked}):
+        yield _connection(connection)
+    for stream in asked:
+        yield from _bucket(stream)
+
+
+def _versions() -> Check:
+    lock = INCLUDE.parent / "requirements.txt"
+    locked = (
+        dict(re.findall(r"^([a-z0-9-]+)==([^ ;\n]+)", lock.read_text(), re.MULTILINE))
+        if lock.exists()
+        else {}
+    )
+    found, other = [f"Python {python_version()}"], []
+    for package in _PACKAGES:
+        try:
+            present = version(package)
+        except PackageNotFoundError:
+            present = "missing"
+        found.append(f"{package} {present}")
+        if present != locked.get(package, present):
+            other.append(f"{package} {present}, locked is {locked[package]}")
+    if other:
+        return Check(
+            "versions", None, State.WARN, "; ".join(other),
+            "install requirements.txt; in a checkout delete .venv and run make again",
+        )  # fmt: skip
+    compared = "as locked" if locked else f"not compared: there is no {lock}"
+    return Check("versions", None, State.OK, f"{', '.join(found)}, {_libcurl()}; {compared}")
+
+
+def _libcurl() -> str:
+    import pycurl
+
+    return f"libcurl {pycurl.version_info()[1]}"
+
+
+def _open_files(most: int) -> Check:
+    try:
+        check_open_file_limit(most)
+    except ResourceLimitError as error:
+        return Check("open files", None, State.FAIL, str(error))
+    needed = open_files() + most + FILES_BESIDE_CONNECTIONS
+    return Check(
+        "open files", None, State.OK, f"the limit here is enough for the {needed} that a task may need"
+    )
+
+
+def _pool(most: int) -> Check:
+    from airflow.models.pool import Pool
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        pool = Pool.get_pool(POOL)
+    except SQLAlchemyError as error:
+        why = str(error).partition("\n")[0]
+        return Check(
+            "pool", None, State.WARN, f"not checked: Airflow's metadata database does not answer here ({why})",
+            "run it where the scheduler runs, or look at Admin, Pools",
+        )  # fmt: skip
+    if pool is None:
+        return Check(
+            "pool", None, State.FAIL, f"there is no pool {POOL!r}: tasks stay scheduled for ever",
+            f"start the scheduler, which makes it, or: airflow pools set {POOL} {pool_slots()} 'S3 connections'",
+        )  # fmt: skip
+    if 0 <= pool.slots < most:
+        return Check(
+            "pool", None, State.FAIL,
+            f"{POOL!r} has {pool.slots} slots, and a stream's max_connections is {most}: its tasks wait for ever",
+            f"give it {most} slots at least under Admin, Pools, or lower max_connections",
+        )  # fmt: skip
+    if pool.slots < 0:
+        return Check(
+            "pool", None, State.WARN, f"{POOL!r} has no limit: nothing caps the connections of all tasks together",
+            f"give it as many slots as there may be connections under Admin, Pools; {pool_slots()} by default",
+        )  # fmt: skip
+    return Check("pool", None, State.OK, f"{POOL!r} has {pool.slots} slots, a task takes {most} at most")
+
+
+def _connection(name: str) -> Check:
+    from airflow.sdk import Connection
+    from airflow.sdk.exceptions import AirflowNotFoundException
+
+    title = f"connection {name}"
+    try:
+        Connection.get(name)
+    except AirflowNotFoundException:
+        return Check(
+            title, None, State.WARN, "Airflow does not know it here, so boto3's own chain gives the credentials",
+            f"set AIRFLOW_CONN_{name.upper()}, or create it under Admin, Connections",
+        )  # fmt: skip
+    return Check(title, None, State.OK, "Airflow knows it")
+
+
+def _bucket(stream: Stream) -> Iterator[Check]:
+    """Ask S3 for each thing that the tasks need of it."""
+    with open_store(stream, _CONTROL_CONNECTIONS) as store:
+        probe = _Probe(store, stream)
+        listed = probe.check("list raw", f"s3:ListBucket on {_arn(stream.raw, bucket=True)}", probe.list_raw)
+        yield listed
+        if listed.state is State.FAIL and not probe.refused:
+            yield Check("all else", stream.name, State.WARN, "not checked, because it would fail alike")
+            return
+        if probe.skew is not None:
+            yield _clock(stream, probe.skew)
+        raw, built = _arn(stream.raw), _arn(stream.aggregated)
+        smallest = probe.smallest_raw()
+        if smallest is None:
+            why = "not tried: the first page of the listing has no object for it"
+            yield Check("read raw", stream.name, State.WARN, why)
+        else:
+            yield probe.check("read raw", f"s3:GetObject on {raw}", partial(probe.read_raw, smallest))
+        bucket = _arn(stream.aggregated, bucket=True)
+        yield probe.check("list aggregated", f"s3:ListBucket on {bucket}", probe.list_aggregated)
+        written = probe.check("write aggregated", f"s3:PutObject on {built}", probe.write)
+        yield written
+        if written.state is State.OK:
+            yield probe.check("read aggregated", f"s3:GetObject on {built}", probe.read_back)
+            yield probe.check("remove aggregated", f"s3:DeleteObject on {built}", probe.remove)
+            yield probe.check("CRC64-NVME", f"s3:DeleteObject on {built}", probe.crc)
+        uploads = probe.check("open uploads", f"s3:ListBucketMultipartUploads on {bucket}", probe.uploads)
+        # Complete hours are complete without it.
+        yield (
+            uploads
+            if uploads.state is State.OK
+            else Check(uploads.check, uploads.stream, State.WARN, uploads.found, uploads.remedy)
+        )
+
+
+def _clock(stream: Stream, skew: timedelta) -> Check:
+    side = "ahead of" if skew > timedelta() else "behind"
+    off = f"this machine's is {abs(skew.total_seconds()):.0f} s {side} S3's"
+    if abs(skew) <= _SKEW_TOLERATED:
+        return Check("clock", stream.name, State.OK, off)
+    state = State.FAIL if abs(skew) >= _SKEW_LIMIT else State.WARN
+    return Check(
+        "clock", stream.name, state, off, "set it (NTP); S3 refuses requests that are 15 minutes off"
+    )
+
+
+def _arn(place: Location, bucket: bool = False) -> str:
+    return f"arn:aws:s3:::{place.bucket}" if bucket else f"arn:aws:s3:::{place.bucket}/{place.key}*"
+
+
+class _Probe:
+    """Asks for one thing after the other; writes one small object below the stream's ``_rollup/`` and removes it.
+
+    :param refused: whether S3 knows the credentials and refused something
+    :param skew: how far this machine's clock is ahead of S3's, once that is known
+    """
+
+    def __init__(self, store: "PooledS3Hook", stream: Stream) -> None:
+        self.refused = False
+        self.skew: timedelta | None = None
+        self._store = store
+        self._stream = stream
+        self._raw: ListPage | None = None
+        # Not below an hour: there it might be taken for something of a run's.
+        self._object = stream.aggregated.child(f"_rollup/doctor-{uuid4().hex}")
+
+    def check(self, title: str, needed: str, ask: Callable[[], str]) -> Check:
+        """Ask, and tell what came of it.
+
+        :param needed: the permission without which S3 refuses this
+        """
+        name = self._stream.name
+        try:
+            return Check(title, name, State.OK, ask())
+        except CredentialsError as error:
+            return Check(title, name, State.FAIL, str(error))
+        except AccessError as error:
+            self.refused = True
+            remedy = f"allow {needed} (deploy/iam-policy.json)"
+            return Check(title, name, State.FAIL, str(error), remedy)
+        except TransientError as error:
+            remedy = (
+                "see that the connection's endpoint is right and can be reached from here; then try again"
+            )
+            return Check(title, name, State.FAIL, str(error), remedy)
+        except RollupError as error:
+            return Check(title, name, State.FAIL, str(error))
+
+    def list_raw(self) -> str:
+        meta = self._store.client.meta
+        before = datetime.now(UTC)
+        self._raw = next(iter(self._store.list_pages(self._stream.raw)))
+        after = datetime.now(UTC)
+        self.skew = before + (after - before) / 2 - self._raw.server_time
+        return f"{self._stream.raw} at {meta.endpoint_url}, region {meta.region_name}"
+
+    def smallest_raw(self) -> ObjectInfo | None:
+        """A raw object that is quickly read, of those that were listed."""
+        rows = self._raw.objects if self._raw else ()
+        fitting = [row for row in rows if 0 < row.size <= _LARGEST_READ]
+        return min(fitting, key=lambda row: row.size, default=None)
+
+    def read_raw(self, row: ObjectInfo) -> str:
+        body = memoryview(bytearray(row.size))
+        source = Location(self._stream.raw.bucket, row.key)
+
+        def get(transfer: Transfer, done: Callable[[Downloaded | Exception], None]) -> None:
+            transfer.get(source, row.etag, body, done)
+
+        got = self._through_libcurl(get)
+        kept = f"S3 keeps its {got.checksum.algorithm}" if got.checksum else "S3 keeps no CRC of it"
+        return f"{source}, {row.size:,} bytes through libcurl; {kept}"
+
+    def list_aggregated(self) -> str:
+        next(iter(self._store.list_pages(self._stream.aggregated)))
+        # Without s3:ListBucket, or with a condition on it, S3 answers 403 to this instead of 404.
+        self._store.head(self._object)
+        return f"{self._stream.aggregated}"
+
+    def write(self) -> str:
+        body = memoryview(_PROBE)
+        headers = {"x-amz-storage-class": self._stream.storage_class} if self._stream.storage_class else {}
+
+        def put(transfer: Transfer, done: Callable[[Uploaded | Exception], None]) -> None:
+            transfer.put(self._object, body, crc.crc64(body), headers, done)
+
+        self._through_libcurl(put)
+        return f"{self._object}, through libcurl"
+
+    def read_back(self) -> str:
+        if self._store.read(self._object) != _PROBE:
+            raise TransientError(f"{self._object} does not hold what was written a moment ago")
+        return "it holds what was written"
+
+    def remove(self) -> str:
+        self._store.delete(self._object.bucket, [self._object.key])
+        if self._store.head(self._object) is not None:
+            raise TransientError(f"{self._object} is still there after it was deleted; delete it by hand")
+        return "it is gone again"
+
+    def crc(self) -> str:
+        if self._store.refuses_wrong_crc(self._object):
+            return "S3 refuses a wrong one: parts are proven by the CRC that it keeps"
+        return "the store takes any: parts are read back when an hour is validated"
+
+    def uploads(self) -> str:
+        # Below the probe, where there are none to give up.
+        self._store.abort_uploads(self._object)
+        return "unfinished ones can be found"
+
+    def _through_libcurl(self, ask: Callable[[Transfer, Callable[[T | Exception], None]], None]) -> T:
+        answers: list[T | Exception] = []
+        raw, aggregated = self._stream.raw.bucket, self._stream.aggregated.bucket
+        with closing(self._store.open_transfer(raw, aggregated)) as transfer:
+            ask(transfer, answers.append)
+            while not answers:
+                transfer.wait(1.0)
+        (answer,) = answers
+        if isinstance(answer, Exception):
+            raise answer
+        return answer

@@ -1,0 +1,191 @@
+"""The commands about hours: status, verify, plan."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime, time, timedelta
+from typing import Any
+
+from include.log_rollup.errors import ConfigurationError
+from include.log_rollup.hours import format_hour
+from include.log_rollup.planning import preview_hour
+from include.log_rollup.status import HourState, HourStatus, read_hours
+from include.log_rollup.streams import Stream
+from include.log_rollup.units import format_size
+from include.log_rollup.verify import Verification, verify_hour
+from log_rollup_plugin.cli.arguments import find_stream
+from log_rollup_plugin.cli.output import Answer, Progressing, table, tell
+from log_rollup_plugin.cli.store import open_store
+from log_rollup_plugin.runs import dag_id_of
+
+_HEADINGS = (
+    "hour (UTC)", "state", "objects", "bytes in", "bytes out", "parts", "pack s", "peak sockets / cap", "verified",
+)  # fmt: skip
+_LEFT = (0, 1, 8)
+# Beside those of the pipeline: no run has been due for the hour.
+_BEFORE_START = "before-start"
+_NOT_OVER = "not-over"
+
+
+def status(options: argparse.Namespace, answer: Answer) -> bool:
+    """show the hours of a day, as far as they have begun"""
+    stream = find_stream(options.stream)
+    now = datetime.now(UTC)
+    day = options.day or now.date()
+    midnight = datetime.combine(day, time(), UTC)
+    hours = [hour for hour in (midnight + timedelta(hours=number) for number in range(24)) if hour <= now]
+    with open_store(stream) as store:
+        found = [_hour(stream, status, now) for status in read_hours(store, stream, hours)]
+    if options.json:
+        answer.json({"stream": stream.name, "day": f"{day}", "hours": found})
+        return True
+    shown = [hour for hour in found if hour["state"] != _BEFORE_START]
+    if shown:
+        answer.lines(*table(_HEADINGS, [_cells(hour) for hour in shown], _LEFT))
+    else:
+        why = f"the stream starts at {format_hour(stream.start)}" if found else "that day has not begun yet"
+        tell(f"nothing to show for {day}: {why}")
+    return True
+
+
+def _hour(stream: Stream, status: HourStatus, now: datetime) -> dict[str, Any]:
+    marker = status.marker or {}
+    return {
+        "hour": format_hour(status.hour),
+        "state": _state(stream, status, now),
+        "plan_id": marker.get("plan_id"),
+        "objects": marker.get("objects"),
+        "bytes_in": marker.get("bytes_in"),
+        "bytes_out": marker.get("bytes_out"),
+        "parts": marker.get("parts"),
+        "pack_seconds": marker.get("seconds", {}).get("pack"),
+        "peak_sockets": marker.get("peak", {}).get("sockets"),
+        "max_connections": marker.get("max_connections"),
+        "verified": marker.get("verified"),
+        "completed_at": marker.get("completed_at"),
+    }
+
+
+def _state(stream: Stream, status: HourStatus, now: datetime) -> str:
+    """Its state; of the hours without one of their own, those that no run could have completed by now."""
+    if status.state is HourState.INCOMPLETE:
+        if status.hour < stream.start:
+            return _BEFORE_START
+        if stream.at(status.hour).end > now:
+            return _NOT_OVER
+    return status.state.value
+
+
+def _cells(hour: Mapping[str, Any]) -> list[str]:
+    verified = hour["verified"] or {}
+    seconds = hour["pack_seconds"]
+    sockets = f"{hour['peak_sockets']} / {hour['max_connections']}"
+    return [
+        f"{datetime.fromisoformat(hour['hour']):%Y-%m-%d %H:%M}",
+        hour["state"],
+        *(_number(hour[name]) for name in ("objects", "bytes_in", "bytes_out", "parts")),
+        "-" if seconds is None else f"{seconds:.1f}",
+        "-" if hour["peak_sockets"] is None else sockets,
+        "; ".join(f"{kind} {_counts(verified.get(kind, {}))}" for kind in ("parts", "objects"))
+        if verified
+        else "-",
+    ]
+
+
+def _number(value: int | None) -> str:
+    return "-" if value is None else f"{value:,}"
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return " + ".join(f"{count:,} {kind}" for kind, count in counts.items()) or "0"
+
+
+def verify(options: argparse.Namespace, answer: Answer) -> bool:
+    """prove a complete hour once more, without changing anything"""
+    stream = find_stream(options.stream)
+    title = f"{'reading' if options.deep else 'verifying'} {format_hour(options.hour)}"
+    with open_store(stream) as store, Progressing(title) as progress:
+        found = verify_hour(store, stream, options.hour, deep=options.deep, watch=progress)
+    if options.json:
+        answer.json(_verification(stream, options.hour, found))
+    else:
+        answer.lines(*_told(options.hour, found))
+    return not found.problems
+
+
+def _verification(stream: Stream, hour: datetime, found: Verification) -> dict[str, Any]:
+    return {
+        "stream": stream.name,
+        "hour": format_hour(hour),
+        "ok": not found.problems,
+        "deep": found.deep,
+        "plan_id": found.plan_id,
+        "objects": found.objects,
+        "bytes_in": found.bytes_in,
+        "bytes_out": found.bytes_out,
+        "parts": found.parts,
+        "proofs": dict(found.proofs),
+        "raw": {
+            "present": found.raw_present,
+            "compared": found.raw_compared,
+            "expired": len(found.changes.vanished),
+            "changed": len(found.changes.changed),
+            "late": len(found.changes.late),
+        },
+        "problems": [
+            {"part": problem.part, "reason": problem.reason, "keys": list(problem.keys)}
+            for problem in found.problems
+        ],
+        "remedy": found.remedy,
+    }
+
+
+def _told(hour: datetime, found: Verification) -> Sequence[str]:
+    expired = len(found.changes.vanished)
+    compared = f", {found.raw_compared:,} compared byte for byte" if found.deep else ""
+    lines = [
+        f"hour {format_hour(hour)}, plan {found.plan_id}: {found.objects:,} objects, "
+        f"{format_size(found.bytes_in)} in {found.parts:,} parts",
+        f"parts proven: {_counts(found.proofs)}",
+        f"raw objects: {found.raw_present:,} as they were packed{compared}",
+    ]
+    if expired:
+        lines.append(f"{expired:,} raw objects have expired: their parts are proven by the manifest alone")
+    lines += [
+        f"NOT RIGHT: {problem.part}: {problem.reason}" if problem.part else f"NOT RIGHT: {problem.reason}"
+        for problem in found.problems
+    ]
+    if found.remedy:
+        lines.append(found.remedy)
+    if not found.problems:
+        lines.append("All of it is right.")
+    return lines
+
+
+def plan(options: argparse.Namespace, answer: Answer) -> bool:
+    """show what planning an hour would do now (with --dry-run)"""
+    stream = find_stream(options.stream)
+    hour = format_hour(options.hour)
+    if not options.dry_run:
+        conf = f'{{"hour": "{hour}"}}'
+        raise ConfigurationError(
+            f"it is Airflow that plans: clear the hour's run, or trigger it with "
+            f"airflow dags trigger {dag_id_of(stream)} --conf '{conf}'. With --dry-run this command shows what "
+            f"planning would do."
+        )
+    with open_store(stream) as store:
+        found = preview_hour(store, stream, options.hour)
+    if options.json:
+        answer.json({"stream": stream.name, "hour": hour, **asdict(found)})
+        return True
+    left_out = ", ".join(f"{count:,} {kind}" for kind, count in asdict(found.left_out).items())
+    to_write = found.parts - found.parts_standing
+    answer.lines(
+        f"hour {hour}, plan {found.plan_id}: {found.objects:,} objects, {format_size(found.bytes_in)}",
+        f"left out: {left_out}",
+        f"parts: {found.parts:,}, of which {found.parts_copied:,} copied by S3; shards: {found.shards:,}",
+        f"parts that stand already as planned: {found.parts_standing:,}; to be written: {to_write:,}",
+    )
+    if found.unchanged:
+        answer.lines("The hour is complete under this very plan: nothing would be done.")
+    return True

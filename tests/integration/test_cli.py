@@ -1,0 +1,422 @@
+"""The command log-rollup on real servers: its words, its JSON, its exit codes, and that it changes nothing."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from log_rollup_plugin.cli import hours
+from log_rollup_plugin.cli.main import main
+from tests.conftest import ROOT
+from tests.integration.conftest import PipelineFactory
+from tests.integration.pipeline import AGGREGATED, MIB, RAW, Pipeline, settings_on
+from tests.support.faults import Rule, access_denied, on
+from tests.support.fixtures import BucketFactory, ProxyFactory
+from tests.support.hours import make_hour, odd_hour, put_objects
+from tests.support.servers import MotoServer, RcloneServer
+
+HOUR_ARGUMENT = "2026-11-23T08"
+PART = f"{AGGREGATED}part-00000.log"
+LARGE = f"{RAW}large.log"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What one call of the command came to."""
+
+    code: int
+    out: bytes
+    err: str
+
+    @property
+    def text(self) -> str:
+        return self.out.decode()
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Ask = Callable[..., Asked]
+
+
+@pytest.fixture
+def ask(capfdbinary: pytest.CaptureFixture[bytes]) -> Ask:
+    """Calls the command in this process, where Airflow is imported already, and its logs go where they like."""
+
+    def call(*arguments: str) -> Asked:
+        capfdbinary.readouterr()
+        try:
+            code = main(arguments)
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        out, err = capfdbinary.readouterr()
+        return Asked(code, out, err.decode())
+
+    return call
+
+
+@pytest.fixture
+def use_streams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Mapping[str, Any]], None]:
+    """Writes the streams file, of one stream."""
+
+    def write(settings: Mapping[str, Any]) -> None:
+        path = tmp_path / "streams.yaml"
+        path.write_text(yaml.safe_dump({"streams": [dict(settings)]}))
+        monkeypatch.setenv("LOG_ROLLUP_STREAMS", str(path))
+
+    return write
+
+
+@pytest.fixture
+def rclone(
+    rclone_server: RcloneServer, make_bucket: BucketFactory, pipeline_on: PipelineFactory,
+    use_streams: Callable[[Mapping[str, Any]], None],
+) -> Pipeline:  # fmt: skip
+    """An hour on rclone that is not rolled up yet, with odd names and an object larger than a part."""
+    bucket = make_bucket(rclone_server)
+    use_streams(settings_on(bucket))
+    pipeline = pipeline_on(rclone_server, bucket)
+    put_objects(pipeline.client, bucket, raw_objects())
+    return pipeline
+
+
+@pytest.fixture
+def complete(rclone: Pipeline) -> Pipeline:
+    """The same hour rolled up; whatever is asked of it, nothing in the bucket may change by it."""
+    rclone.run()
+    return rclone
+
+
+def raw_objects() -> dict[str, bytes]:
+    return odd_hour(RAW) | {LARGE: bytes(range(256)) * 40 * 1024}
+
+
+def contents(pipeline: Pipeline) -> dict[str, bytes]:
+    """Everything in the bucket."""
+    return {
+        key: pipeline.client.get_object(Bucket=pipeline.bucket, Key=key)["Body"].read()
+        for key in pipeline.listed("")
+    }
+
+
+def test_status_shows_the_hours_of_a_day_and_what_their_markers_say(ask: Ask, complete: Pipeline) -> None:
+    told = ask("status", "app", "2026-11-23")
+    assert told.code == 0
+    lines = told.text.splitlines()
+    assert len(lines) == 2 + 24
+    row = next(line for line in lines if line.startswith("2026-11-23 08:00"))
+    assert row.split()[2:4] == ["complete", f"{len(raw_objects())}"]
+    document = ask("status", "app", "20261123", "--json").json
+    assert (document["stream"], document["day"]) == ("app", "2026-11-23")
+    states = {hour["hour"]: hour["state"] for hour in document["hours"]}
+    assert states.pop("2026-11-23T08:00:00Z") == "complete"
+    assert set(states.values()) == {"incomplete"}
+    hour = document["hours"][8]
+    assert hour["objects"] == len(raw_objects())
+    assert hour["bytes_in"] == hour["bytes_out"] == sum(map(len, raw_objects().values()))
+    assert hour["verified"]["parts"] == {"read-back": hour["parts"]}
+    assert hour["peak_sockets"] > 0
+    assert hour["max_connections"] == 8
+
+
+def test_status_tells_building_hours_and_those_that_no_run_could_have_completed(
+    ask: Ask, rclone: Pipeline
+) -> None:
+    rclone.plan()
+    assert ask("status", "app", "2026-11-23", "--json").json["hours"][8]["state"] == "building"
+    before = ask("status", "app", "2026-10-31", "--json").json["hours"]
+    assert {hour["state"] for hour in before} == {"before-start"}
+    today = ask("status", "app", "--json").json["hours"]
+    assert today[-1]["state"] in {"not-over", "before-start"}
+    future = ask("status", "app", "2999-01-01", "--json")
+    assert (future.code, future.json["hours"]) == (0, [])
+
+
+def test_verify_finds_a_right_hour_right_and_changes_nothing(ask: Ask, complete: Pipeline) -> None:
+    before = contents(complete)
+    told = ask("verify", "app", HOUR_ARGUMENT)
+    assert (told.code, told.text.splitlines()[-1]) == (0, "All of it is right.")
+    document = ask("verify", "app", "20261123/08", "--deep", "--json").json
+    objects = len(raw_objects())
+    assert document["ok"] is True
+    assert document["proofs"] == {"read-back": document["parts"]}
+    assert document["raw"] == {
+        "present": objects, "compared": objects, "expired": 0, "changed": 0, "late": 0,
+    }  # fmt: skip
+    assert contents(complete) == before
+
+
+def test_verify_works_from_the_manifest_where_raw_has_expired_and_says_so(
+    ask: Ask, complete: Pipeline
+) -> None:
+    for key in raw_objects():
+        complete.client.delete_object(Bucket=complete.bucket, Key=key)
+    told = ask("verify", "app", HOUR_ARGUMENT, "--deep")
+    assert told.code == 0
+    assert (
+        f"{len(raw_objects())} raw objects have expired: their parts are proven by the manifest" in told.text
+    )
+    document = ask("verify", "app", HOUR_ARGUMENT, "--json").json
+    assert (document["ok"], document["raw"]["expired"]) == (True, len(raw_objects()))
+
+
+def test_a_corrupted_part_fails_verify_and_cat_and_stays_as_it_is(
+    ask: Ask, complete: Pipeline, rclone_server: RcloneServer
+) -> None:
+    part = next(one for one in complete.listed(f"{AGGREGATED}part-") if one.endswith("00001.log"))
+    key = next(key for key, body in raw_objects().items() if body and key != LARGE)
+    found = ask("locate", "app", key, "--json").json
+    path = rclone_server.data_dir / complete.bucket / AGGREGATED / found["part"]
+    body = bytearray(path.read_bytes())
+    body[found["offset"]] ^= 1
+    path.write_bytes(body)
+    before = contents(complete)
+    told = ask("verify", "app", HOUR_ARGUMENT)
+    assert told.code == 1
+    assert f"NOT RIGHT: {found['part']}: " in told.text
+    document = ask("verify", "app", HOUR_ARGUMENT, "--deep", "--json")
+    assert document.code == 1
+    assert [problem["part"] for problem in document.json["problems"]] == [found["part"]]
+    read = ask("cat", "app", key)
+    assert (read.code, read.out) == (1, b"")
+    assert key in read.err
+    assert contents(complete) == before
+    assert part in before
+
+
+def test_verify_says_of_an_hour_that_is_not_complete_what_it_is(ask: Ask, rclone: Pipeline) -> None:
+    told = ask("verify", "app", HOUR_ARGUMENT)
+    assert (told.code, told.out) == (1, b"")
+    assert "is not complete, so there is nothing to verify: no run has planned it" in told.err
+    document = ask("verify", "app", HOUR_ARGUMENT, "--json").json
+    assert document["error"]["kind"] == "NotFoundError"
+    assert document["error"]["message"] in told.err
+
+
+def test_objects_with_odd_keys_are_found_and_read_after_raw_has_expired(
+    ask: Ask, complete: Pipeline, tmp_path: Path
+) -> None:
+    names = (
+        "space in name.log",
+        "escaped%2Fslash.log",
+        "percent%.log",
+        "grüße-中文.log",
+        "line-separator\u2028.log",
+    )
+    for key in raw_objects():
+        complete.client.delete_object(Bucket=complete.bucket, Key=key)
+    assert {RAW + name for name in names} < raw_objects().keys()
+    for key in (LARGE, *(RAW + name for name in names)):
+        found = ask("cat", "app", f"s3://{complete.bucket}/{key}", "-o", str(tmp_path / "body"), "--json")
+        assert (found.code, found.json["key"], found.json["complete"]) == (0, key, True)
+        assert (tmp_path / "body").read_bytes() == raw_objects()[key]
+        part = complete.client.get_object(Bucket=complete.bucket, Key=AGGREGATED + found.json["part"])
+        offset, length = found.json["offset"], found.json["length"]
+        assert part["Body"].read()[offset : offset + length] == raw_objects()[key]
+    assert ask("cat", "app", f"{RAW}space in name.log").out == raw_objects()[f"{RAW}space in name.log"]
+
+
+def test_locate_says_it_in_one_line_and_a_missing_key_is_told(ask: Ask, complete: Pipeline) -> None:
+    found = ask("locate", "app", LARGE)
+    assert found.code == 0
+    assert found.text.startswith(f"s3://{complete.bucket}/{AGGREGATED}part-")
+    assert found.text.endswith("offset 0  length 10,485,760\n")
+    missing = ask("locate", "app", f"{RAW}never.log", "--json")
+    assert (missing.code, missing.json["error"]["kind"]) == (1, "NotFoundError")
+    for wrong in ("elsewhere/x.log", f"s3://another-bucket/{LARGE}"):
+        assert ask("locate", "app", wrong).code == 2
+
+
+def test_cat_writes_a_file_only_when_its_bytes_are_right(
+    ask: Ask, complete: Pipeline, tmp_path: Path
+) -> None:
+    target = tmp_path / "out" / "large.log"
+    assert ask("cat", "app", LARGE, "-o", str(target)).code == 2
+    target.parent.mkdir()
+    told = ask("cat", "app", LARGE, "-o", str(target), "--json")
+    assert (told.code, told.json["output"]) == (0, str(target))
+    assert target.read_bytes() == raw_objects()[LARGE]
+    part = told.json["part"]
+    complete.client.put_object(Bucket=complete.bucket, Key=AGGREGATED + part, Body=b"?" * 10 * MIB)
+    assert ask("cat", "app", LARGE, "--output", str(target)).code == 1
+    assert [path.name for path in target.parent.iterdir()] == ["large.log"]
+    assert target.read_bytes() == raw_objects()[LARGE]
+    assert ask("cat", "app", LARGE, "--json").code == 2
+    link = target.with_name("link")
+    link.symlink_to(target)
+    assert ask("cat", "app", f"{RAW}case.log", "-o", str(link)).code == 0
+    assert (link.is_symlink(), target.read_bytes()) == (True, raw_objects()[f"{RAW}case.log"])
+    pipe = target.with_name("pipe")
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as reader:
+        read = reader.submit(pipe.read_bytes)
+        assert ask("cat", "app", f"{RAW}case.log", "-o", str(pipe)).code == 0
+        assert (read.result(), pipe.is_fifo()) == (raw_objects()[f"{RAW}case.log"], True)
+
+
+def test_plan_shows_what_planning_would_do_and_does_it_not(ask: Ask, rclone: Pipeline) -> None:
+    assert ask("plan", "app", HOUR_ARGUMENT).code == 2
+    before = rclone.listed("")
+    document = ask("plan", "app", HOUR_ARGUMENT, "--dry-run", "--json").json
+    assert rclone.listed("") == before
+    assert (document["objects"], document["parts_copied"]) == (len(raw_objects()), 1)
+    assert (document["unchanged"], document["parts_standing"]) == (False, 0)
+    assert document["left_out"] == {"hidden": 0, "placeholders": 0, "markers": 0}
+    rclone.run()
+    told = ask("plan", "app", HOUR_ARGUMENT, "--dry-run")
+    assert (told.code, "nothing would be done" in told.text) == (0, True)
+    rclone.client.delete_object(Bucket=rclone.bucket, Key=LARGE)
+    refused = ask("plan", "app", HOUR_ARGUMENT, "--dry-run", "--json")
+    assert (refused.code, refused.json["error"]["kind"]) == (1, "VanishedInputError")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["status", "other"], "there is no stream 'other'"),
+        (["status", "app", "yesterday"], "is not a day"),
+        (["verify", "app", "2026-11-23"], "is a day"),
+        (["verify", "app", "8 o'clock"], "is not an hour"),
+        (["locate", "app"], "KEY"),
+        ([], "COMMAND"),
+    ],
+)
+def test_a_wrong_command_line_ends_with_2_and_says_what_is_wrong(
+    ask: Ask, rclone: Pipeline, arguments: list[str], reason: str
+) -> None:
+    told = ask(*arguments)
+    assert (told.code, told.out) == (2, b"")
+    assert reason in told.err
+
+
+def test_s3_that_refuses_or_is_not_there_ends_with_3_and_no_traceback(
+    ask: Ask, rclone: Pipeline, rclone_server: RcloneServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = json.loads(rclone_server.airflow_connection_json())
+    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(connection | {"password": "wrong"}))
+    told = ask("status", "app", "2026-11-23", "--json")
+    assert (told.code, told.json["error"]["kind"]) == (3, "CredentialsError")
+    assert "Traceback" not in told.err
+    assert "mend the Airflow connection" in told.err
+    told = ask("doctor", "--json")
+    assert told.code == 1
+    (failed,) = (check for check in told.json["checks"] if check["state"] == "fail")
+    assert (failed["check"], "mend the Airflow connection" in failed["found"]) == ("list raw", True)
+
+
+def test_interrupting_ends_with_130(ask: Ask, rclone: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        os.kill(os.getpid(), 2)
+
+    monkeypatch.setattr(hours, "read_hours", interrupted)
+    told = ask("status", "app")
+    assert (told.code, told.out) == (130, b"")
+    assert "interrupted" in told.err
+
+
+def test_doctor_asks_for_all_that_the_tasks_need_and_leaves_nothing_behind(
+    ask: Ask, rclone: Pipeline
+) -> None:
+    before = rclone.listed("")
+    told = ask("doctor", "--json")
+    document = told.json
+    assert (told.code, document["ok"]) == (0, True)
+    checks = {check["check"]: check for check in document["checks"]}
+    assert {name for name, check in checks.items() if check["state"] == "ok"} >= {
+        "versions", "streams file", "open files", "connection aws_default", "list raw", "clock", "read raw",
+        "list aggregated", "write aggregated", "read aggregated", "remove aggregated", "CRC64-NVME",
+        "open uploads",
+    }  # fmt: skip
+    # The database of this session was never made.
+    assert (checks["pool"]["state"], "not checked" in checks["pool"]["found"]) == ("warn", True)
+    assert "the store takes any" in checks["CRC64-NVME"]["found"]
+    assert rclone.listed("") == before
+    lines = ask("doctor", "app").text.splitlines()
+    assert len([line for line in lines if not line.startswith("     ->")]) == len(checks)
+    assert ask("doctor", "other").code == 1
+
+
+def test_doctor_names_the_permission_that_is_missing_and_the_bucket_that_is(
+    ask: Ask, moto_server: MotoServer, make_bucket: BucketFactory, pipeline_on: PipelineFactory,
+    fault_proxy: ProxyFactory, use_streams: Callable[[Mapping[str, Any]], None],
+) -> None:  # fmt: skip
+    proxy = fault_proxy(moto_server)
+    bucket = make_bucket(moto_server)
+    use_streams(settings_on(bucket))
+    pipeline = pipeline_on(moto_server, bucket, proxy.endpoint_url)
+    make_hour(pipeline.client, bucket, RAW, objects=2)
+    proxy.add(Rule(on("PutObject"), access_denied(), count=1))
+    told = ask("doctor", "--json")
+    assert (told.code, told.json["ok"]) == (1, False)
+    (failed,) = (check for check in told.json["checks"] if check["state"] == "fail")
+    assert (failed["check"], failed["stream"]) == ("write aggregated", "app")
+    assert f"allow s3:PutObject on arn:aws:s3:::{bucket}/aggregated/app/*" in failed["remedy"]
+    assert ask("doctor").code == 0
+    use_streams(settings_on("no-such-bucket"))
+    told = ask("doctor")
+    assert told.code == 1
+    assert "create the bucket 'no-such-bucket'" in told.text
+
+
+def test_doctor_says_what_is_wrong_with_the_streams_file(
+    ask: Ask, rclone: Pipeline, use_streams: Callable[[Mapping[str, Any]], None]
+) -> None:
+    use_streams(settings_on(rclone.bucket, max_connections=500))
+    told = ask("doctor")
+    assert told.code == 1
+    assert "max_connections: 500 is more than the 250 slots" in told.text
+
+
+def run_script(
+    arguments: list[str], cwd: Path, script: Path = ROOT / "log-rollup"
+) -> "subprocess.Popen[bytes]":
+    """The script itself, as from a shell."""
+    return subprocess.Popen(
+        [str(script), *arguments], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
+    )  # fmt: skip
+
+
+def test_the_script_works_from_any_folder_and_answers_on_stdout_alone(
+    complete: Pipeline, tmp_path: Path
+) -> None:
+    link = tmp_path / "rollup"
+    link.symlink_to(ROOT / "log-rollup")
+    process = run_script(["verify", "app", HOUR_ARGUMENT, "--json"], tmp_path, link)
+    out, err = process.communicate()
+    assert (process.returncode, err) == (0, b"")
+    assert json.loads(out)["ok"] is True
+
+
+def test_a_reader_that_goes_away_is_no_error_to_complain_of(complete: Pipeline, tmp_path: Path) -> None:
+    process = run_script(["cat", "app", LARGE], tmp_path)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.read(1) == b"\0"
+    process.stdout.close()
+    assert (process.wait(), process.stderr.read()) == (141, b"")
+    process.stderr.close()
+
+
+def test_the_script_says_that_its_python_has_no_airflow(tmp_path: Path) -> None:
+    script = Path(shutil.copy(ROOT / "log-rollup", tmp_path))
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexit 1\n")
+    python.chmod(0o755)
+    done = subprocess.run(
+        [str(script), "status", "app"], capture_output=True, text=True,
+        env={"PATH": f"{tmp_path}{os.pathsep}{os.defpath}"},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"{python} has no Airflow" in done.stderr

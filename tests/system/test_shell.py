@@ -1,0 +1,28 @@
+"""The command log-rollup beside a running stack, with that stack's own settings."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from demo.layout import Layout
+from demo.within import NothingRunsError, environment
+from tests.conftest import ROOT
+from tests.system.conftest import POOL_SLOTS, Running
+
+
+def test_within_the_stack_doctor_finds_everything_in_order_and_sees_the_pool(running: Running) -> None:
+    done = subprocess.run(
+        [str(ROOT / "log-rollup"), "doctor", "app", "--json"], env=environment(running.stack.layout),
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    checks = {check["check"]: check for check in json.loads(done.stdout)["checks"]}
+    assert {check["state"] for check in checks.values()} == {"ok"}
+    assert f"has {POOL_SLOTS} slots" in checks["pool"]["found"]
+
+
+def test_where_nothing_runs_there_is_no_environment(tmp_path: Path) -> None:
+    with pytest.raises(NothingRunsError, match="make up"):
+        environment(Layout(tmp_path))

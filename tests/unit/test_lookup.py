@@ -1,0 +1,128 @@
+"""A raw object is found in its part and read from there, and never handed out with other bytes than its own."""
+
+import pytest
+
+from include.log_rollup import lookup, proof
+from include.log_rollup.errors import ConfigurationError, NotFoundError, ProofError, TransientError
+from include.log_rollup.lookup import locate, read_located
+from include.log_rollup.planning import plan_hour
+from tests.unit.fake_store import Effect, FakeStore
+from tests.unit.pipeline import AGGREGATED, HOUR, MARKER, RAW, make_stream, produce, run_hour
+
+pytestmark = pytest.mark.usefixtures("unwatched")
+
+NAMES = {
+    **{f"{letter}.log": letter.encode() * 29 for letter in "abcdef"},
+    "deep/er/space in name 100%.log": b"odd",
+    "grüße-\u2028.log": "grüße".encode(),
+    "empty.log": b"",
+    "large.log": b"l" * 100 + b"!",
+    "packed.gz": b"z" * 30,
+}
+STREAM = make_stream(ensure_newline=True)
+
+
+@pytest.fixture
+def store() -> FakeStore:
+    """A store with a complete hour whose raw objects have expired."""
+    store = FakeStore()
+    produce(store, NAMES)
+    run_hour(store, STREAM)
+    for name in NAMES:
+        store.vanish(RAW + name)
+    store.log.clear()
+    return store
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_object_of_an_hour_is_read_out_of_its_part_although_raw_has_expired(
+    store: FakeStore, name: str
+) -> None:
+    found = locate(store, STREAM, RAW + name)
+    assert (found.key, found.hour, found.length, found.complete) == (RAW + name, HOUR, len(NAMES[name]), True)
+    assert store.body(found.part.key)[found.offset : found.offset + found.length] == NAMES[name]
+    assert b"".join(read_located(store, found)) == NAMES[name]
+    assert store.writes() == []
+
+
+def test_an_object_is_one_ranged_request_and_an_empty_one_is_none(store: FakeStore) -> None:
+    for name, requests in (("b.log", ["30+29"]), ("empty.log", [])):
+        store.log.clear()
+        list(read_located(store, locate(store, STREAM, RAW + name)))
+        assert [operation.detail for operation in store.log if operation.kind == "RANGE"] == requests
+
+
+def test_a_large_object_comes_in_pieces(store: FakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lookup, "IN_ONE_PIECE_BYTES", 64)
+    monkeypatch.setattr(proof, "READ_BACK_BYTES", 40)
+    pieces = list(read_located(store, locate(store, STREAM, RAW + "large.log")))
+    assert [len(piece) for piece in pieces] == [40, 40, 21]
+    assert b"".join(pieces) == NAMES["large.log"]
+
+
+def test_wrong_bytes_are_not_handed_out(store: FakeStore) -> None:
+    found = locate(store, STREAM, RAW + "b.log")
+    store.on("RANGE", found.part.key, Effect.WRONG_BYTES)
+    pieces = read_located(store, found)
+    with pytest.raises(ProofError, match=r"b\.log at 30 have the CRC64-NVME"):
+        next(pieces)
+
+
+def test_wrong_bytes_of_a_large_object_are_told_at_its_end(
+    store: FakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lookup, "IN_ONE_PIECE_BYTES", 64)
+    found = locate(store, STREAM, RAW + "large.log")
+    store.on("RANGE", found.part.key, Effect.WRONG_BYTES)
+    with pytest.raises(ProofError, match=r"large\.log"):
+        list(read_located(store, found))
+
+
+def test_a_part_that_was_written_anew_or_is_gone_is_told_with_what_to_do(store: FakeStore) -> None:
+    found = locate(store, STREAM, RAW + "b.log")
+    store.corrupt(found.part.key)
+    with pytest.raises(ProofError, match=r"PreconditionFailed.*clear the hour's run from plan_hour"):
+        list(read_located(store, found))
+    store.vanish(found.part.key)
+    with pytest.raises(ProofError, match=r"NoSuchKey.*clear the hour's run from plan_hour"):
+        list(read_located(store, found))
+
+
+def test_a_fault_of_the_network_stays_one(store: FakeStore) -> None:
+    found = locate(store, STREAM, RAW + "b.log")
+    store.on("RANGE", found.part.key, TransientError("the connection broke"))
+    with pytest.raises(TransientError):
+        list(read_located(store, found))
+
+
+def test_without_the_marker_an_object_is_found_and_the_hour_said_to_be_incomplete(store: FakeStore) -> None:
+    store.vanish(MARKER)
+    found = locate(store, STREAM, RAW + "a.log")
+    assert not found.complete
+    assert b"".join(read_located(store, found)) == NAMES["a.log"]
+
+
+def test_an_object_that_the_manifest_does_not_have_is_not_found(store: FakeStore) -> None:
+    with pytest.raises(NotFoundError, match="not among the 11 raw objects"):
+        locate(store, STREAM, RAW + "late.log")
+
+
+def test_an_hour_without_a_manifest_has_no_objects_to_be_found() -> None:
+    store = FakeStore()
+    produce(store, NAMES)
+    plan_hour(store, STREAM, HOUR, "run")
+    with pytest.raises(NotFoundError, match=r"there is no s3://logs/aggregated/app/20261123/08/_manifest"):
+        locate(store, STREAM, RAW + "a.log")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "", "a.log", "raw/app/", "raw/app/20261123/08", "raw/app/20261123/08/", "raw/app/20261323/08/a.log",
+        "raw/app/20261123/24/a.log", "raw/other/20261123/08/a.log", "raw/app/x/20261123/08/a.log",
+        f"{AGGREGATED}part-00000.log",
+    ],
+)  # fmt: skip
+def test_what_is_no_key_of_the_stream_is_refused_with_what_one_looks_like(key: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"raw/app/20261123/08/web-01/0001\.log"):
+        locate(FakeStore(), STREAM, key)

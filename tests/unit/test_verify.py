@@ -1,0 +1,317 @@
+"""A complete hour is proven once more: what is wrong is found and named, and nothing is changed."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from include.log_rollup import proof
+from include.log_rollup.errors import NotFoundError, ProofError, SupersededError, TransientError
+from include.log_rollup.planning import plan_hour
+from include.log_rollup.store import Location, ObjectHead
+from include.log_rollup.streams import Stream
+from include.log_rollup.verify import Verification, verify_hour
+from tests.unit.fake_store import Effect, FakeStore
+from tests.unit.pipeline import (
+    AGGREGATED,
+    HOUR,
+    MANIFEST,
+    MARKER,
+    RAW,
+    assert_complete,
+    make_stream,
+    parts,
+    produce,
+    run_hour,
+)
+
+pytestmark = pytest.mark.usefixtures("unwatched")
+
+# Three plain parts, one of gzip, one that is copied.
+RAW_HOUR: Mapping[str, bytes] = {
+    **{f"{letter}.log": letter.encode() * 30 for letter in "abcdef"},
+    "g.log": b"g" * 100,
+    "h.gz": b"h" * 30,
+    "i.gz": b"",
+}
+STREAM = make_stream()
+PART = AGGREGATED + "part-00000.log"
+COPIED = AGGREGATED + "part-00003.log"
+
+
+def complete_hour(stream: Stream = STREAM, **options: Any) -> FakeStore:
+    store = FakeStore(**options)
+    produce(store, RAW_HOUR)
+    run_hour(store, stream)
+    store.log.clear()
+    return store
+
+
+def verify(store: FakeStore, deep: bool = False, stream: Stream = STREAM) -> Verification:
+    """Verify the hour, and see that nothing changed, not for a moment."""
+    store.log.clear()
+    before = store.snapshot()
+    found = verify_hour(store, stream, HOUR, deep=deep)
+    assert store.writes() == []
+    assert store.snapshot() == before
+    return found
+
+
+def damage_unnoticed(store: FakeStore, key: str) -> None:
+    """As a disk would damage an object whose ETag and CRC the store goes on to state as they were."""
+    store.corrupt(key, keep_etag=True)
+
+
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize(
+    "options", [{}, {"etag_is_md5": False}, {"keeps_crc": False, "checks_crc": False}, {"checks_crc": False}]
+)
+@pytest.mark.parametrize("newline", [False, True])
+def test_a_right_hour_is_right_whatever_the_store_keeps(
+    options: Mapping[str, Any], deep: bool, newline: bool
+) -> None:
+    stream = make_stream(ensure_newline=newline)
+    found = verify(complete_hour(stream, **options), deep, stream)
+    assert (found.problems, found.remedy) == ([], None)
+    assert (found.objects, found.parts, found.raw_present) == (9, len(parts(complete_hour(stream))), 9)
+    assert (found.bytes_in, found.bytes_out - found.bytes_in) == (310, 6 if newline else 0)
+    assert found.raw_compared == (9 if deep else 0)
+    assert sum(found.proofs.values()) == found.parts
+
+
+def test_without_deep_what_the_store_states_is_enough_where_it_was_seen_to_check() -> None:
+    store = complete_hour()
+    assert verify(store).proofs == {"stored-crc64nvme": 5}
+    assert {operation.kind for operation in store.log} == {"LIST", "READ", "HEAD"}
+
+
+def test_without_deep_a_part_that_was_read_back_is_the_same_while_its_etag_is() -> None:
+    store = complete_hour(keeps_crc=False, checks_crc=False)
+    assert verify(store).proofs == {"same-etag": 5}
+    assert {operation.kind for operation in store.log} == {"LIST", "READ"}
+
+
+@pytest.mark.parametrize("chunk", [7, 32, 1000])
+def test_deep_reads_every_byte_of_parts_and_raw(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    monkeypatch.setattr(proof, "READ_BACK_BYTES", chunk)
+    store = complete_hour()
+    assert verify(store, deep=True).proofs == {"read-back": 5}
+    read: dict[str, int] = {}
+    for operation in store.log:
+        if operation.kind == "RANGE":
+            read[operation.key] = read.get(operation.key, 0) + int(operation.detail.partition("+")[2])
+    whole = {key: len(found.body) for key, found in store.snapshot().items() if found.body}
+    assert read == {key: size for key, size in whole.items() if key.startswith((RAW, AGGREGATED + "part-"))}
+
+
+@pytest.mark.parametrize("key", [PART, COPIED])
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_part_that_was_written_anew_is_named(key: str, deep: bool) -> None:
+    store = complete_hour()
+    store.corrupt(key)
+    (problem,) = verify(store, deep).problems
+    assert problem.part == key.removeprefix(AGGREGATED)
+    assert "its ETag is" in problem.reason
+
+
+@pytest.mark.parametrize("expired", [False, True])
+def test_bytes_that_changed_unnoticed_are_found_by_deep_alone_and_their_object_named(expired: bool) -> None:
+    store = complete_hour()
+    for key in (PART, COPIED):
+        damage_unnoticed(store, key)
+    if expired:
+        for name in RAW_HOUR:
+            store.vanish(RAW + name)
+    assert verify(store).problems == []
+    problems = verify(store, deep=True).problems
+    assert [(problem.part, list(problem.keys)) for problem in problems] == [
+        ("part-00000.log", [f"{RAW}a.log"]),
+        ("part-00003.log", [f"{RAW}g.log"]),
+    ]
+
+
+def test_what_is_said_to_be_done_about_a_damaged_part_mends_it() -> None:
+    store = complete_hour()
+    damage_unnoticed(store, PART)
+    found = verify(store, deep=True)
+    assert found.remedy is not None
+    assert found.remedy.startswith(
+        "Delete _SUCCESS, then those parts, then clear the hour's run from plan_hour on"
+    )
+    store.vanish(MARKER)
+    for problem in found.problems:
+        store.vanish(f"{AGGREGATED}{problem.part}")
+    run_hour(store, STREAM)
+    assert_complete(store, STREAM)
+    assert verify(store, deep=True).problems == []
+
+
+def test_where_raw_has_expired_a_damaged_part_is_not_said_to_be_packed_again() -> None:
+    store = complete_hour()
+    damage_unnoticed(store, PART)
+    store.vanish(RAW + "f.log")
+    assert "a rerun is refused" in (verify(store, deep=True).remedy or "")
+
+
+def test_a_raw_object_that_changed_unnoticed_is_named_and_its_part_called_right() -> None:
+    store = complete_hour()
+    damage_unnoticed(store, RAW + "c.log")
+    found = verify(store, deep=True)
+    (problem,) = found.problems
+    assert (problem.part, list(problem.keys), found.remedy) == (None, [f"{RAW}c.log"], None)
+    assert "part-00001.log holds what was packed" in problem.reason
+
+
+def test_a_part_that_is_written_between_its_listing_and_its_head_is_a_problem() -> None:
+    store = complete_hour()
+    store.on("HEAD", PART, lambda: store.corrupt(PART))
+    (problem,) = verify_hour(store, STREAM, HOUR).problems
+    assert problem.part == "part-00000.log"
+    assert "while it was verified" in problem.reason
+
+
+def test_a_crc_that_the_store_states_and_nobody_sent_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = complete_hour()
+    ask = store.head
+
+    def stated(target: Location) -> ObjectHead | None:
+        head = ask(target)
+        return replace(head, crc64nvme=1) if head and target.key == PART else head
+
+    monkeypatch.setattr(store, "head", stated)
+    (problem,) = verify(store).problems
+    assert problem.part == "part-00000.log"
+    assert "the store has CRC64NVME 1, " in problem.reason
+
+
+def test_missing_and_unknown_parts_are_problems() -> None:
+    store = complete_hour()
+    store.vanish(PART)
+    store.produce(AGGREGATED + "part-00009.log", b"whose?")
+    told = {problem.part: problem.reason for problem in verify(store).problems}
+    assert told == {
+        "part-00000.log": "it is not in the bucket",
+        "part-00009.log": "the manifest does not know it",
+    }
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_expired_raw_objects_are_told_and_are_no_problem(deep: bool) -> None:
+    store = complete_hour()
+    for name in ("a.log", "g.log"):
+        store.vanish(RAW + name)
+    found = verify(store, deep)
+    assert found.problems == []
+    assert found.changes.vanished == [f"{RAW}a.log", f"{RAW}g.log"]
+    assert (found.raw_present, found.raw_compared) == (7, 7 if deep else 0)
+
+
+def test_raw_objects_that_expire_while_they_are_compared_are_no_problem() -> None:
+    store = complete_hour()
+    store.on("RANGE", RAW + "a.log", lambda: store.vanish(RAW + "a.log"))
+    found = verify_hour(store, STREAM, HOUR, deep=True)
+    assert (found.problems, found.raw_compared) == ([], 8)
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_late_and_changed_raw_objects_are_a_problem_of_the_hour(deep: bool) -> None:
+    store = complete_hour()
+    produce(store, {"late.log": b"late", "a.log": b"another"})
+    (problem,) = verify(store, deep).problems
+    assert problem.part is None
+    assert "1 came late" in problem.reason
+    assert "1 changed" in problem.reason
+    assert "clear its run" in problem.reason
+    store.vanish(RAW + "b.log")
+    (problem,) = verify(store, deep).problems
+    assert "a rerun is refused" in problem.reason
+
+
+def test_a_marker_with_other_numbers_than_the_manifest_is_a_problem() -> None:
+    store = complete_hour()
+    store.produce(MARKER, store.body(MARKER).replace(b'"objects": 9', b'"objects": 8'))
+    (problem,) = verify(store).problems
+    assert problem.reason == "objects: _SUCCESS says 8, the manifest's header 9, its lines 9"
+
+
+def test_an_hour_that_is_not_complete_is_told_with_its_state() -> None:
+    store = FakeStore()
+    produce(store, RAW_HOUR)
+    with pytest.raises(NotFoundError, match="no run has planned it"):
+        verify_hour(store, STREAM, HOUR)
+    planned = plan_hour(store, STREAM, HOUR, "run")
+    with pytest.raises(NotFoundError, match=f"being built as plan {planned.plan_id}"):
+        verify_hour(store, STREAM, HOUR)
+
+
+@pytest.mark.parametrize("gone", [MARKER, MANIFEST])
+def test_records_that_are_not_of_this_version_prove_nothing(gone: str) -> None:
+    store = complete_hour()
+    if gone == MANIFEST:
+        store.vanish(MANIFEST)
+    else:
+        store.produce(MARKER, b'{"format": 99}')
+    with pytest.raises(ProofError, match="of this version"):
+        verify_hour(store, STREAM, HOUR)
+
+
+def test_a_manifest_of_another_plan_than_the_marker_proves_nothing() -> None:
+    store = complete_hour()
+    other = complete_hour(make_stream(part_size=100))
+    store.produce(MANIFEST, other.body(MANIFEST))
+    with pytest.raises(ProofError, match="is of plan"):
+        verify_hour(store, STREAM, HOUR)
+
+
+def test_a_run_that_replaces_the_hour_meanwhile_is_told_instead_of_problems() -> None:
+    store = complete_hour()
+
+    def rerun() -> None:
+        produce(store, {"late.log": b"late"})
+        plan_hour(store, STREAM, HOUR, "rerun")
+        store.corrupt(PART)
+
+    store.on("LIST", RAW, rerun)
+    with pytest.raises(SupersededError, match="verify it again"):
+        verify_hour(store, STREAM, HOUR)
+
+
+def test_a_part_that_is_written_while_it_is_read_is_a_problem() -> None:
+    store = complete_hour()
+    store.on("RANGE", PART, lambda: store.corrupt(PART))
+    (problem,) = verify_hour(store, STREAM, HOUR, deep=True).problems
+    assert "while it was verified" in problem.reason
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_fault_of_the_network_is_no_verdict(deep: bool) -> None:
+    store = complete_hour()
+    store.on("RANGE" if deep else "HEAD", PART, TransientError("the connection broke"))
+    with pytest.raises(TransientError):
+        verify_hour(store, STREAM, HOUR, deep=deep)
+
+
+def test_a_bit_that_flips_on_the_way_is_not_taken_for_right() -> None:
+    store = complete_hour()
+    store.on("RANGE", PART, Effect.WRONG_BYTES)
+    (problem,) = verify_hour(store, STREAM, HOUR, deep=True).problems
+    assert problem.part == "part-00000.log"
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_progress_ends_with_all_bytes_whatever_was_found(deep: bool) -> None:
+    store = complete_hour()
+    store.vanish(PART)
+    seen: list[tuple[int, int]] = []
+    verify_hour(store, STREAM, HOUR, deep=deep, watch=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (310, 310)
+    assert seen == sorted(seen)
+
+
+def test_an_empty_hour_is_right() -> None:
+    stream = make_stream(allow_empty=True)
+    store = FakeStore()
+    run_hour(store, stream)
+    found = verify(store, True, stream)
+    assert (found.problems, found.parts, found.proofs) == ([], 0, {})
