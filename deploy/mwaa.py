@@ -43,7 +43,8 @@ def build(target: Path, python: str) -> list[Path]:
         shutil.rmtree(target)
     dags = target / "dags"
     dags.mkdir(parents=True)
-    shutil.copy(PROJECT / "dags" / "log_rollup.py", dags)
+    for path in (PROJECT / "dags").glob("*.py"):
+        shutil.copy(path, dags)
     shutil.copy(PROJECT / "include" / "streams.yaml", dags)
     _write_plugins(target / "plugins.zip")
     head = _REQUIREMENTS.format(airflow=_locked_airflow(), python=python)

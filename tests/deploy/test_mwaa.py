@@ -51,7 +51,7 @@ def test_the_unpacked_zip_and_the_dags_folder_are_all_that_airflow_needs(built: 
     found = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("FOUND"))[6:])
     assert found["plugin_errors"] == found["dag_errors"] == {}
     assert "log_rollup" in found["plugins"]
-    assert found["dags"] == ["log_rollup_app"]
+    assert found["dags"] == ["log_rollup_app", "log_rollup_late"]
     assert Path(found["include"]).is_relative_to(plugins)
 
 

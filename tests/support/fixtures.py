@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 
@@ -46,16 +46,21 @@ def pytest_configure(config: pytest.Config) -> None:
 
     A worker of pytest-xdist keeps the mark of the session that started it, which looks for what both have left.
     """
-    if not _is_worker(config):
-        os.environ[SESSION_VARIABLE] = uuid.uuid4().hex
-    config.stash[_mark] = os.environ[SESSION_VARIABLE]
+    given = getattr(config, "workerinput", {}).get(SESSION_VARIABLE)
+    config.stash[_mark] = os.environ[SESSION_VARIABLE] = given or uuid.uuid4().hex
     config.stash[_here_before] = frozenset(with_descendants(os.getpid())())
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker of pytest-xdist the mark."""
+    node.workerinput[SESSION_VARIABLE] = node.config.stash[_mark]
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail the session if a process that it started is left, as a child or as an orphan with its mark."""
-    if _is_worker(session.config):
+    if hasattr(session.config, "workerinput"):
         return
     deadline = time.monotonic() + _SETTLE_SECONDS
     while (left := _left_processes(session.config)) and time.monotonic() < deadline:
@@ -72,10 +77,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.section("processes left running", red=True, bold=True)
         for line in left:
             terminalreporter.line(line, red=True)
-
-
-def _is_worker(config: pytest.Config) -> bool:
-    return hasattr(config, "workerinput")
 
 
 def _left_processes(config: pytest.Config) -> list[str]:
