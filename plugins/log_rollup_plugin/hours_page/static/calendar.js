@@ -61,7 +61,7 @@ function monthChoice(stream, month, present) {
 }
 
 /** Whether raw objects came late, changed or vanished that no later completion has taken up. */
-const isBehind = ({ late, marker }) => Boolean(late && marker && marker.completed_at < late.at);
+const isBehind = ({ late, marker }) => Boolean(late && marker && Date.parse(marker.completed_at) < Date.parse(late.at));
 
 function legend(hours) {
   const counts = grouped(hours);
