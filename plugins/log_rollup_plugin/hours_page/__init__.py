@@ -31,10 +31,11 @@ class LazyApp:
         send: Callable[[Message], Awaitable[None]],
     ) -> None:
         """Hand the request on."""
-        async with self._making:
-            if self._app is None:
-                self._app = await asyncio.to_thread(self._make)
-        await self._app(scope, receive, send)
+        app = self._app
+        if app is None:
+            async with self._making:
+                app = self._app = self._app or await asyncio.to_thread(self._make)
+        await app(scope, receive, send)
 
 
 def _make() -> AsgiApp:

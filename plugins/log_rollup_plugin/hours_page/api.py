@@ -23,12 +23,12 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from include.log_rollup.detail import HourDetail, PartStatus, read_hour
-from include.log_rollup.errors import ConfigurationError, RollupError
+from include.log_rollup.errors import ConfigurationError
 from include.log_rollup.hours import format_hour, parse_hour
 from include.log_rollup.status import HourState
 from include.log_rollup.streams import Stream, load_streams
 from log_rollup_plugin.hook import PooledS3Hook
-from log_rollup_plugin.hours_page.cache import MarkerCache, ReadHour
+from log_rollup_plugin.hours_page.cache import MarkerCache, ReadHour, explain
 from log_rollup_plugin.hours_page.console import console_url
 from log_rollup_plugin.hours_page.database import (
     LATE_DAG_ID,
@@ -282,6 +282,7 @@ class Hours:
         hours, now = month_hours(month), self._clock()
         runs = runs_between(session, dag_id_of(stream), hours[0], hours[-1])
         touched = {hour: at for hour in runs if (at := _touched(runs[hour]))}
+        session.commit()
         begun = [hour for hour in hours if hour <= now]
         known = self._cache.look(stream, begun, touched, refresh=refresh, wait_seconds=PATIENCE_SECONDS)
         late = self._late(stream, user, session)
@@ -297,9 +298,12 @@ class Hours:
         """An hour in full, read now."""
         at, now, dag_id = one_hour(hour), self._clock(), dag_id_of(stream)
         runs = runs_between(session, dag_id, at, at).get(at, [])
+        # Gives the database's connection back while the bucket is read.
+        session.commit()
         detail, places, error = self._read(stream, at)
         status = detail.status if detail else None
-        judged = judge(stream, at, now, status, runs[0] if runs else None)
+        read = ReadHour(status, self._clock()) if status else None
+        judged = judge(stream, at, now, read, runs[0] if runs else None)
         return DetailView(
             stream=_stream_view(stream, is_paused(session, [dag_id])),
             hour=hour,
@@ -334,8 +338,8 @@ class Hours:
                     for place in (paths.raw, paths.aggregated)
                 ]
                 detail = read_hour(hook, stream, hour)
-        except RollupError as error:
-            return None, places, str(error)
+        except Exception as error:
+            return None, places, explain(error, stream)
         finally:
             self._turn.release()
         self._cache.keep(stream, detail.status)
@@ -375,7 +379,7 @@ def _hour_view(
 ) -> HourView:
     status = read.status if read else None
     run = runs[0] if runs else None
-    judged = judge(stream, hour, now, status, run)
+    judged = judge(stream, hour, now, read, run)
     marker = _marker_view(status.marker) if status and status.state is HourState.COMPLETE else None
     name = format_hour(hour)
     return HourView(name, judged.state, judged.why, run.run_id if run else None, marker, late.get(name))

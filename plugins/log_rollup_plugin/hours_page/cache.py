@@ -171,13 +171,7 @@ class MarkerCache:
                     store = store or stack.enter_context(self._open_store(stream))
                     self._done(place, hours, read_hours(store, stream, hours))
         except Exception as error:
-            if isinstance(error, RollupError):
-                log.warning("could not read the markers under %s: %s", stream.aggregated, error)
-                told = str(error)
-            else:
-                log.exception("could not read the markers under %s", stream.aggregated)
-                told = f"{type(error).__name__}: {error}"
-            self._give_up(place, told)
+            self._give_up(place, explain(error, stream))
 
     def _next(self, place: str) -> list[datetime]:
         """The next hours of this place, if it is the one that was asked for last."""
@@ -212,6 +206,15 @@ class MarkerCache:
             self._read.move_to_end((place, status.hour))
         while len(self._read) > MOST_HOURS:
             self._read.popitem(last=False)
+
+
+def explain(error: Exception, stream: Stream) -> str:
+    """Why a stream's bucket could not be read, for people; the log gets it, too."""
+    if isinstance(error, RollupError):
+        log.warning("could not read under %s: %s", stream.aggregated, error)
+        return str(error)
+    log.error("could not read under %s", stream.aggregated, exc_info=error)
+    return f"{type(error).__name__}: {error}; the log of the api-server has more"
 
 
 def _place(stream: Stream) -> str:

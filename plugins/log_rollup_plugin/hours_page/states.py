@@ -8,6 +8,7 @@ from airflow.utils.types import DagRunType
 
 from include.log_rollup.status import HourState, HourStatus
 from include.log_rollup.streams import Stream
+from log_rollup_plugin.hours_page.cache import ReadHour
 from log_rollup_plugin.hours_page.database import HourRun
 
 # The scheduler makes a run within seconds of its hour's end.
@@ -50,15 +51,19 @@ def late_after(stream: Stream) -> timedelta:
 
 
 def judge(
-    stream: Stream, hour: datetime, now: datetime, status: HourStatus | None, run: HourRun | None
+    stream: Stream, hour: datetime, now: datetime, read: ReadHour | None, run: HourRun | None
 ) -> Judged:
     """The state of an hour.
 
-    :param status: what the bucket says; None if that is not known
+    :param read: what the bucket says; None if that is not known
     :param run: its present run, or else the last one; None if there is none
     """
+    status = read.status if read else None
     if status is not None and status.state is HourState.COMPLETE:
         return _complete(run)
+    if read and run and run.ended_at and run.ended_at >= read.at:
+        # It may have completed the hour since.
+        status = None
     if run is not None and run.is_unfinished:
         return _unfinished(stream, hour, now, run)
     if run is not None and run.state == "failed":
