@@ -31,11 +31,11 @@ class LazyApp:
         send: Callable[[Message], Awaitable[None]],
     ) -> None:
         """Hand the request on."""
-        app = self._app
-        if app is None:
+        if self._app is None:
             async with self._making:
-                app = self._app = self._app or await asyncio.to_thread(self._make)
-        await app(scope, receive, send)
+                self._app = self._app or await asyncio.to_thread(self._make)
+        assert self._app is not None
+        await self._app(scope, receive, send)
 
 
 def _make() -> AsgiApp:
