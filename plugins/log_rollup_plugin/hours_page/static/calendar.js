@@ -155,8 +155,14 @@ function facts(one) {
   if (marker) {
     said.push(`${number(marker.objects)} objects, ${size(marker.bytes_in)} in ${number(marker.parts)} parts`);
   }
-  if (behind) said.push(`${number(late.late)} late, ${number(late.changed)} changed, ${number(late.vanished)} vanished objects`);
+  if (behind) said.push(`since then raw objects ${differences(late)}`);
   return said;
+}
+
+/** As in "came late (3) and vanished (1)". */
+function differences({ late, changed, vanished }) {
+  const kinds = [["came late", late], ["changed", changed], ["vanished", vanished]];
+  return kinds.filter(([, count]) => count).map(([what, count]) => `${what} (${number(count)})`).join(" and ");
 }
 
 /** Arrow keys, Home and End as in any grid. */

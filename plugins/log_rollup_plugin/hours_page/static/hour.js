@@ -72,7 +72,7 @@ function facts(answer) {
         ["Planned", `${number(planned.objects)} objects, ${size(planned.bytes)}`],
         ["Parts packed", `${number(there.length)} of ${number(planned.parts)}`],
       ]),
-      el("progress", { max: planned.parts || 1, value: there.length, "aria-label": "Parts packed" }),
+      fillBar(there.length / (planned.parts || 1)),
     );
   }
   if (!("objects" in marker)) {
