@@ -311,6 +311,19 @@ def test_a_bucket_that_cannot_be_read_leaves_the_runs_and_says_why(
     assert [run["state"] for run in detail["runs"]] == ["success"]
 
 
+def test_an_hour_that_cannot_be_read_any_more_is_as_it_was_seen_the_last_time(
+    users: Users, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    viewer, path = users("viewer"), f"api/streams/app/hours/{format_hour(HOUR)}"
+    before = viewer.get(path).json()
+    nobody_there = {"endpoint_url": "http://127.0.0.1:9", "region_name": "us-east-1"}
+    gone = {"conn_type": "aws", "login": "a", "password": "b", "extra": nobody_there}
+    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(gone))
+    after = viewer.get(path).json()
+    assert "Could not connect" in after["error"]
+    assert (after["state"], after["marker"]) == ("complete", before["marker"])
+
+
 def test_the_page_and_its_files_are_served_and_may_run_nothing_from_elsewhere(users: Users) -> None:
     viewer = users("viewer")
     page = viewer.get("")

@@ -301,8 +301,8 @@ class Hours:
         # Gives the database's connection back while the bucket is read.
         session.commit()
         detail, places, error = self._read(stream, at)
-        status = detail.status if detail else None
-        read = ReadHour(status, self._clock()) if status else None
+        # What could not be read now is as it was seen the last time.
+        read = self._cache.kept(stream, at)
         judged = judge(stream, at, now, read, runs[0] if runs else None)
         return DetailView(
             stream=_stream_view(stream, is_paused(session, [dag_id])),
@@ -310,7 +310,7 @@ class Hours:
             now=now,
             state=judged.state,
             why=judged.why,
-            marker=status.marker if status else None,
+            marker=read.status.marker if read else None,
             parts=detail.parts if detail else (),
             planned=_planned(detail),
             unclear=detail.unclear if detail else "",

@@ -122,6 +122,11 @@ class MarkerCache:
         with self._changed:
             self._store(_place(stream), [status])
 
+    def kept(self, stream: Stream, hour: datetime) -> ReadHour | None:
+        """What was read of an hour the last time, without reading it; None if it never was."""
+        with self._changed:
+            return self._read.get((_place(stream), hour))
+
     def _is_stale(
         self, place: str, hour: datetime, touched: datetime | None, now: datetime, refresh: bool
     ) -> bool:

@@ -123,7 +123,7 @@ function whatToDo({ stream, hour, state, why, runs: made, tasks }) {
   ];
   return card(
     "What to do",
-    why ? el("p", { class: "quiet" }, `It is not complete: ${why}.`) : null,
+    why ? el("p", { class: "quiet" }, `${state === "unknown" ? "Whether it is complete is not known" : "It is not complete"}: ${why}.`) : null,
     el("div", { class: "advice" }, advice ? el("p", {}, advice) : byHand),
     failed ? away(taskPage(stream.dag_id, made[0].run_id, failed), `Open ${failed.task_id}`, "button") : null,
   );
