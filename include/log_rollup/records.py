@@ -13,6 +13,7 @@ from include.log_rollup import crc
 from include.log_rollup.errors import ProofError
 from include.log_rollup.plan import PLAN_FORMAT, LeftOut, PlannedPart, ShardRef
 from include.log_rollup.store import Location, ObjectInfo, ObjectStore
+from include.log_rollup.units import KIB
 
 T = TypeVar("T")
 
@@ -20,6 +21,8 @@ CLAIM_FORMAT = 1
 RECEIPT_FORMAT = 1
 MANIFEST_FORMAT = 1
 MARKER_FORMAT = 1
+# Enough for the header of 500 parts; a longer one takes more requests.
+HEADER_BYTES = 128 * KIB
 
 JSON = "application/json"
 GZIP = "application/gzip"
@@ -311,6 +314,25 @@ class Records:
             if header.pop("format") != MANIFEST_FORMAT:
                 return None
             return _manifest(header, [json.loads(line) for line in lines[1:]])
+
+    def read_manifest_header(self, source: Location) -> dict[str, Any] | None:
+        """Read the totals and the table of parts alone: of a manifest of any length, little more than these.
+
+        :raises InputChangedError: if it is written anew meanwhile
+        """
+        head = self._store.head(source)
+        if head is None:
+            return None
+        text, unzip = b"", zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+        with _told(source):
+            for offset in range(0, head.size, HEADER_BYTES):
+                length = min(HEADER_BYTES, head.size - offset)
+                text += unzip.decompress(self._store.read_range(source, head.etag, offset, length))
+                line, newline, _ = text.partition(b"\n")
+                if newline:
+                    header: dict[str, Any] = json.loads(line)
+                    return header if header.pop("format") == MANIFEST_FORMAT else None
+            raise EOFError("its first line does not end")
 
     def write_marker(self, target: Location, marker: Mapping[str, Any]) -> None:
         """Write the completion marker."""

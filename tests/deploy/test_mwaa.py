@@ -62,7 +62,9 @@ def test_the_zip_holds_the_code_and_nothing_else(built: Path) -> None:
     tops = {name.partition("/")[0] for name in names}
     assert tops == {".airflowignore", "log_rollup_plugin", "log_rollup_register.py", "include"}
     assert {"include/__init__.py", "include/pools.json", "include/streams.yaml"} <= set(names)
-    assert all(name.endswith((".py", ".json", ".yaml", ".airflowignore")) for name in names)
+    assert "log_rollup_plugin/hours_page/static/index.html" in names
+    endings = (".py", ".json", ".yaml", ".airflowignore", ".html", ".js", ".css", ".svg")
+    assert all(name.endswith(endings) for name in names)
     # MWAA's own recommendation is 1 GB at most.
     assert (built / "plugins.zip").stat().st_size < 1_000_000
 

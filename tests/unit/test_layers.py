@@ -23,3 +23,13 @@ def test_the_pipeline_imports_neither_airflow_nor_boto3_nor_its_own_plugin() -> 
     imported = set(done.stdout.split())
     assert "include" in imported
     assert imported.isdisjoint(FORBIDDEN)
+
+
+def test_the_page_hours_costs_a_task_that_loads_the_plugins_no_web_framework() -> None:
+    probe = (
+        "import sys, log_rollup_plugin.hours_page; print(*{name.partition('.')[0] for name in sys.modules})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", probe], cwd=INCLUDE.parent, capture_output=True, text=True, check=True
+    )
+    assert set(done.stdout.split()).isdisjoint({"fastapi", "starlette", "airflow"})

@@ -1,0 +1,192 @@
+"""What Airflow's metadata database says of the runs of hours."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from airflow.models.dag import DagModel
+from airflow.models.dagrun import DagRun
+from airflow.models.taskinstance import TaskInstance
+from airflow.models.xcom import XComModel
+from airflow.utils.types import DagRunType
+from sqlalchemy import or_, select
+from sqlalchemy.orm import Session
+
+from include.log_rollup.errors import ConfigurationError
+from include.log_rollup.hours import floor_hour, parse_hour
+
+LATE_DAG_ID = "log_rollup_late"
+WAIT_TASK_ID = "wait_for_raw_hour"
+UNFINISHED = ("queued", "running")
+_TIMED = (DagRunType.SCHEDULED, DagRunType.BACKFILL_JOB)
+# The hour of the others, by hand or of log_rollup_late, stands in their conf, which not every database can be
+# asked for: the last so many are read.
+MOST_UNTIMED_RUNS = 5_000
+# What a task instance is in while it is the one that its run is at.
+_ACTIVE = ("running", "deferred", "queued", "scheduled", "up_for_retry", "up_for_reschedule", "restarting")
+
+
+@dataclass(frozen=True, slots=True)
+class HourRun:
+    """A run of an hour.
+
+    :param waits: whether wait_for_raw_hour is in the triggerer
+    :param active: which task it is at; empty if it is at none
+    :param failed: which task failed; empty if none did
+    """
+
+    run_id: str
+    hour: datetime
+    state: str
+    kind: str
+    queued_at: datetime | None
+    started_at: datetime | None
+    ended_at: datetime | None
+    touched_at: datetime | None
+    waits: bool = False
+    active: str = ""
+    failed: str = ""
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether it has not ended."""
+        return self.state in UNFINISHED
+
+
+@dataclass(frozen=True, slots=True)
+class HourTask:
+    """A task instance of a run; ``map_index`` is -1 where it is not mapped."""
+
+    task_id: str
+    map_index: int
+    title: str | None
+    state: str | None
+    tries: int
+    started_at: datetime | None
+    ended_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class LateHour:
+    """What log_rollup_late last found of an hour: how many raw objects came late, changed, vanished.
+
+    :param at: when it looked
+    :param rerun: whether it reruns the hour, or leaves it alone because raw objects have vanished
+    """
+
+    at: datetime
+    rerun: bool
+    late: int
+    changed: int
+    vanished: int
+
+
+def runs_between(
+    session: Session, dag_id: str, first: datetime, last: datetime
+) -> dict[datetime, list[HourRun]]:
+    """The runs of the hours of a range, both ends included: those under way first, then the last ones."""
+    columns = (
+        DagRun.run_id, DagRun.state, DagRun.run_type, DagRun.conf, DagRun.data_interval_start,
+        DagRun.queued_at, DagRun.start_date, DagRun.end_date, DagRun.updated_at,
+    )  # fmt: skip
+    of_dag = select(*columns).where(DagRun.dag_id == dag_id)
+    # The logical date of these is the start of their hour, and has an index.
+    made = of_dag.where(DagRun.run_type.in_(_TIMED), DagRun.logical_date.between(first, last))
+    by_hand = of_dag.where(DagRun.run_type.not_in(_TIMED)).order_by(DagRun.id.desc()).limit(MOST_UNTIMED_RUNS)
+    found = [_run(row) for query in (made, by_hand) for row in session.execute(query)]
+    chosen = [run for run in found if run is not None and first <= run.hour <= last]
+    by_hour: dict[datetime, list[HourRun]] = {}
+    for run in _with_tasks(session, dag_id, chosen):
+        by_hour.setdefault(run.hour, []).append(run)
+    for runs in by_hour.values():
+        runs.sort(key=lambda run: (run.is_unfinished, _stamp(run)), reverse=True)
+    return by_hour
+
+
+def tasks_of(session: Session, dag_id: str, run_id: str) -> list[HourTask]:
+    """The task instances of a run, mapped ones in the order of their indexes."""
+    query = (
+        select(
+            TaskInstance.task_id, TaskInstance.map_index, TaskInstance.rendered_map_index,
+            TaskInstance.state, TaskInstance.try_number, TaskInstance.start_date, TaskInstance.end_date,
+        )
+        .where(TaskInstance.dag_id == dag_id, TaskInstance.run_id == run_id)
+        .order_by(TaskInstance.task_id, TaskInstance.map_index)
+    )  # fmt: skip
+    return [HourTask(*row) for row in session.execute(query)]
+
+
+def is_paused(session: Session, dag_ids: Iterable[str]) -> Mapping[str, bool]:
+    """Whether the scheduler makes no runs of these Dags; of those that it knows."""
+    query = select(DagModel.dag_id, DagModel.is_paused).where(DagModel.dag_id.in_(list(dag_ids)))
+    return {dag_id: bool(paused) for dag_id, paused in session.execute(query)}
+
+
+def late_hours(session: Session, stream: str) -> Mapping[str, LateHour]:
+    """What log_rollup_late found of a stream when it looked last, by hour as in ``2026-11-23T08:00:00Z``."""
+    query = (
+        select(XComModel)
+        .where(
+            XComModel.dag_id == LATE_DAG_ID, XComModel.task_id == f"find_{stream}", XComModel.key == "report"
+        )
+        .order_by(XComModel.timestamp.desc())
+        .limit(1)
+    )
+    row = session.scalars(query).first()
+    report = XComModel.deserialize_value(row) if row is not None else None
+    if row is None or not isinstance(report, dict):
+        return {}
+    return {
+        hour: LateHour(row.timestamp, kind == "rerun", **counts)
+        for kind in ("rerun", "left_alone")
+        for hour, counts in report.get(kind, {}).items()
+    }
+
+
+def _run(row: Any) -> HourRun | None:
+    """A run with its hour; None if it has none that can be told."""
+    explicit = row.conf.get("hour") if isinstance(row.conf, dict) else None
+    try:
+        hour = parse_hour(explicit) if explicit else floor_hour(row.data_interval_start)
+    except (ConfigurationError, AttributeError):
+        return None
+    return HourRun(
+        row.run_id, hour, str(row.state), str(row.run_type),
+        row.queued_at, row.start_date, row.end_date, row.updated_at,
+    )  # fmt: skip
+
+
+def _stamp(run: HourRun) -> float:
+    at = run.ended_at or run.started_at or run.queued_at
+    return at.timestamp() if at else 0.0
+
+
+def _with_tasks(session: Session, dag_id: str, runs: Sequence[HourRun]) -> Iterable[HourRun]:
+    """Runs that are under way or failed, with what they are at or which of their tasks failed."""
+    unclear = [run.run_id for run in runs if run.is_unfinished or run.state == "failed"]
+    query = (
+        select(TaskInstance.run_id, TaskInstance.task_id, TaskInstance.state)
+        .where(
+            TaskInstance.dag_id == dag_id,
+            TaskInstance.run_id.in_(unclear),
+            or_(TaskInstance.state == "failed", TaskInstance.state.in_(_ACTIVE)),
+        )
+        .order_by(TaskInstance.start_date)
+    )
+    active: dict[str, str] = {}
+    failed: dict[str, str] = {}
+    waits = set()
+    for run_id, task_id, state in session.execute(query) if unclear else ():
+        (failed if state == "failed" else active).setdefault(run_id, task_id)
+        if task_id == WAIT_TASK_ID and state == "deferred":
+            waits.add(run_id)
+    return [
+        replace(
+            run,
+            waits=run.run_id in waits,
+            active=active.get(run.run_id, ""),
+            failed=failed.get(run.run_id, ""),
+        )
+        for run in runs
+    ]

@@ -1,0 +1,76 @@
+// What lies outside of this page: its own API, Airflow's, and Airflow's pages around it.
+
+const HERE = new URL("./", location.href);
+const AIRFLOW = new URL("../../", HERE);
+
+/** Why an answer did not come, for people; `status` is 0 where the server was not reached. */
+export class AnswerError extends Error {
+  constructor(status, message) {
+    super(message);
+    this.status = status;
+  }
+}
+
+/** An answer of this page's own API. */
+export const ask = (path, parameters = {}) =>
+  request(new URL(`api/streams${path}?${new URLSearchParams(parameters)}`, HERE));
+
+/** Clear all tasks of a run, or only count them, with the rights of whoever is logged in. */
+export async function clearRun(dagId, runId, dryRun) {
+  const url = new URL(`api/v2/dags/${encodeURIComponent(dagId)}/clearTaskInstances`, AIRFLOW);
+  const body = { dag_run_id: runId, dry_run: dryRun, only_failed: false, reset_dag_runs: true };
+  return request(url, {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify(body),
+  });
+}
+
+async function request(url, options = {}) {
+  let response;
+  try {
+    response = await fetch(url, { credentials: "same-origin", ...options });
+  } catch {
+    throw new AnswerError(0, "Airflow's api-server does not answer; is it running?");
+  }
+  if (response.ok) return response.json();
+  throw new AnswerError(response.status, await reason(response));
+}
+
+async function reason(response) {
+  if (response.status === 401) return "Nobody is logged in any more. Reload Airflow and log in.";
+  let detail;
+  try {
+    ({ detail } = await response.json());
+  } catch {
+    detail = "";
+  }
+  if (typeof detail !== "string" || !detail) detail = JSON.stringify(detail || response.statusText);
+  return response.status === 403 ? `You may not do this: ${detail}` : detail;
+}
+
+export const runPage = (dagId, runId) =>
+  new URL(`dags/${encodeURIComponent(dagId)}/runs/${encodeURIComponent(runId)}`, AIRFLOW).href;
+export const taskPage = (dagId, runId, task) => {
+  const mapped = task.map_index >= 0 ? `/mapped/${task.map_index}` : "";
+  return `${runPage(dagId, runId)}/tasks/${encodeURIComponent(task.task_id)}${mapped}`;
+};
+export const dagPage = (dagId) => new URL(`dags/${encodeURIComponent(dagId)}`, AIRFLOW).href;
+
+/**
+ * Follow a link out of the frame. Airflow's sandbox lets the frame navigate neither the window around it nor open
+ * one; a link of Airflow's own document may do both.
+ */
+export function leave(event) {
+  if (window.parent === window) return;
+  const link = event.currentTarget;
+  const outer = window.parent.document;
+  event.preventDefault();
+  const copy = outer.createElement("a");
+  copy.href = link.href;
+  copy.rel = "noreferrer";
+  if (link.target || event.ctrlKey || event.metaKey) copy.target = "_blank";
+  outer.body.append(copy);
+  copy.click();
+  copy.remove();
+}

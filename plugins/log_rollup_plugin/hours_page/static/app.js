@@ -1,0 +1,88 @@
+// Which of the two views the address asks for; each address is a page of its own, which Airflow takes over into its own.
+
+import { AnswerError, ask } from "./airflow.js";
+import { showCalendar } from "./calendar.js";
+import { el, glyph } from "./dom.js";
+import { showHour } from "./hour.js";
+
+const page = document.getElementById("page");
+const asked = new URLSearchParams(location.search);
+const SOON_MS = 1000;
+const WHILE_RUNNING_MS = 5000;
+const NOW_AND_THEN_MS = 30_000;
+
+let timer = 0;
+let showing = 0;
+
+/** Show the view anew; `refresh` reads the bucket anew as well. */
+async function show(refresh = false) {
+  clearTimeout(timer);
+  const mine = ++showing;
+  page.setAttribute("aria-busy", "true");
+  let next = NOW_AND_THEN_MS;
+  try {
+    const { streams } = await ask("");
+    const stream = streams.find((one) => one.name === (asked.get("stream") ?? streams[0]?.name));
+    if (!streams.length) {
+      page.replaceChildren(notice("There is no stream whose Dag you may read."));
+    } else if (!stream) {
+      page.replaceChildren(notice(`There is no stream ${asked.get("stream")} that you may read.`, true));
+    } else {
+      const view = asked.get("hour") ? hourOf(stream) : monthOf(stream, refresh);
+      const { draw, soon, running } = await view;
+      if (mine !== showing) return;
+      draw(page, streams, () => show(true));
+      next = soon ? SOON_MS : running ? WHILE_RUNNING_MS : NOW_AND_THEN_MS;
+    }
+  } catch (error) {
+    if (mine !== showing) return;
+    if (!(error instanceof AnswerError)) throw error;
+    failed(error);
+  } finally {
+    if (mine === showing) {
+      page.setAttribute("aria-busy", "false");
+      timer = setTimeout(() => (document.hidden ? null : show()), next);
+    }
+  }
+}
+
+async function monthOf(stream, refresh) {
+  const month = asked.get("month") ?? new Date().toISOString().slice(0, 7);
+  const answer = await ask(`/${encodeURIComponent(stream.name)}/hours`, { month, refresh });
+  const running = answer.hours.some(({ state }) => state === "running" || state === "late");
+  return {
+    draw: (...where) => showCalendar(answer, ...where),
+    soon: answer.bucket.pending > 0,
+    running,
+  };
+}
+
+async function hourOf(stream) {
+  const answer = await ask(
+    `/${encodeURIComponent(stream.name)}/hours/${encodeURIComponent(asked.get("hour"))}`,
+  );
+  const running = answer.runs.some(({ state }) => state === "running" || state === "queued");
+  return { draw: (...where) => showHour(answer, ...where), soon: false, running };
+}
+
+/** Say what went wrong, above what was shown before. */
+function failed(error) {
+  page.querySelector(".notice.fresh")?.remove();
+  const box = notice(error.message, page.children.length === 0);
+  box.classList.add("fresh");
+  page.prepend(box);
+}
+
+function notice(text, back = false) {
+  return el(
+    "div",
+    { class: "notice bad", role: "alert" },
+    glyph("failed"),
+    el("p", {}, text),
+    el("button", { type: "button", click: () => show() }, "Try again"),
+    back ? el("a", { class: "button", href: "./" }, "To the calendar") : null,
+  );
+}
+
+document.addEventListener("visibilitychange", () => (document.hidden ? null : show()));
+show();

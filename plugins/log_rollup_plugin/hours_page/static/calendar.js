@@ -1,0 +1,230 @@
+// A month of hours: days as rows, hours as columns, and how much was rolled up over the month.
+
+import { dayOnly, el, glyph, clock, monthTitle, number, seconds, size, span } from "./dom.js";
+import { charts } from "./charts.js";
+import { STATES, address, age, chip, replace, streamChoice, warnings } from "./header.js";
+
+const MOST_NAMED = 6;
+const NEEDS_SOMEBODY = ["failed", "missing", "late"];
+const WEEKDAYS = ["Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat"];
+
+/** Show what the API says of a month. */
+export function showCalendar(month, page, streams, refresh) {
+  const { stream, hours } = month;
+  document.title = `Hours of ${stream.name}, ${monthTitle(month.month)}`;
+  const tip = el("div", { class: "tip", role: "presentation", hidden: true });
+  replace(
+    page,
+    el(
+      "header",
+      { class: "bar" },
+      el("h1", {}, "Hours"),
+      streamChoice(streams, stream.name, month.month),
+      monthChoice(stream.name, month.month, month.now.slice(0, 7)),
+      age(month.bucket, month.now, refresh),
+    ),
+    warnings(stream, month.bucket.error),
+    el(
+      "section",
+      { class: "card", "aria-label": "Calendar" },
+      legend(hours),
+      grid(month, tip),
+      tip,
+    ),
+    attention(stream.name, hours),
+    charts(hours, (hour) => address({ stream: stream.name, hour })),
+    el(
+      "p",
+      { class: "foot" },
+      `All times are UTC. An hour is late when it is not complete ${seconds(stream.late_after)} after its end; `,
+      "one that a backfill or somebody's hand asked for, as long after that.",
+    ),
+  );
+}
+
+function monthChoice(stream, month, present) {
+  const moved = (months) => {
+    const first = new Date(`${month}-01T00:00:00Z`);
+    first.setUTCMonth(first.getUTCMonth() + months);
+    return address({ stream, month: first.toISOString().slice(0, 7) });
+  };
+  const step = (months, name, sign) =>
+    el("a", { class: "button square", href: moved(months), "aria-label": name, title: name, "data-key": name }, glyph(sign));
+  return el(
+    "nav",
+    { class: "months", "aria-label": "Month" },
+    step(-1, "The month before", "back"),
+    el("h2", {}, monthTitle(month)),
+    step(1, "The month after", "forward"),
+    month === present ? null : el("a", { class: "button", href: address({ stream }) }, "This month"),
+  );
+}
+
+/** Whether raw objects came late, changed or vanished that no later completion has taken up. */
+const isBehind = ({ late, marker }) => Boolean(late && marker && Date.parse(marker.completed_at) < Date.parse(late.at));
+
+function legend(hours) {
+  const counts = grouped(hours);
+  const behind = hours.filter(isBehind).length;
+  const shown = Object.keys(STATES).filter((state) => state !== "unknown" || counts.has(state));
+  return el(
+    "ul",
+    { class: "legend", "aria-label": "What the colours and signs mean, and how many hours there are of each" },
+    shown.map((state) =>
+      el(
+        "li",
+        { title: STATES[state][1] },
+        el("span", { class: "sample", "data-state": state }, glyph(state)),
+        `${STATES[state][0]} `,
+        el("b", {}, number(counts.get(state)?.length ?? 0)),
+      ),
+    ),
+    behind
+      ? el("li", { title: "log_rollup_late found raw objects that differ from what was packed" }, el("span", { class: "sample", "data-state": "complete", "data-late": "" }), "Late objects ", el("b", {}, number(behind)))
+      : null,
+  );
+}
+
+function grouped(hours) {
+  const groups = new Map();
+  for (const hour of hours) groups.set(hour.state, [...(groups.get(hour.state) ?? []), hour]);
+  return groups;
+}
+
+function grid(month, tip) {
+  const days = [];
+  for (let first = 0; first < month.hours.length; first += 24) days.push(month.hours.slice(first, first + 24));
+  const heads = Array.from({ length: 24 }, (_, hour) =>
+    el("th", { scope: "col", class: hour % 3 ? "minor" : null }, String(hour).padStart(2, "0")),
+  );
+  const present = month.hours.filter(({ hour }) => hour <= month.now).at(-1) ?? month.hours[0];
+  const table = el(
+    "table",
+    { class: "calendar", role: "grid", "aria-label": `Hours of ${month.stream.name}, ${monthTitle(month.month)}` },
+    el("thead", {}, el("tr", {}, el("td", {}), heads)),
+    el(
+      "tbody",
+      {},
+      days.map((hours) => row(month, hours, present)),
+    ),
+  );
+  table.addEventListener("keydown", walk);
+  for (const [on, off] of [["mouseover", "mouseout"], ["focusin", "focusout"]]) {
+    table.addEventListener(on, (event) => point(event.target.closest("a"), month, tip));
+    table.addEventListener(off, () => (tip.hidden = true));
+  }
+  return table;
+}
+
+function row(month, hours, present) {
+  const date = new Date(hours[0].hour);
+  const weekday = date.getUTCDay();
+  const today = hours[0].hour.slice(0, 10) === month.now.slice(0, 10);
+  const classes = [weekday % 6 === 0 ? "weekend" : "", today ? "today" : ""].join(" ").trim();
+  return el(
+    "tr",
+    { class: classes || null },
+    el("th", { scope: "row" }, el("span", { class: "weekday" }, WEEKDAYS[weekday]), String(date.getUTCDate())),
+    hours.map((one) => el("td", { role: "gridcell" }, cell(month.stream.name, one, one === present))),
+  );
+}
+
+function cell(stream, one, present) {
+  return el(
+    "a",
+    {
+      href: address({ stream, hour: one.hour }),
+      class: "hour",
+      "data-state": one.state,
+      "data-key": one.hour,
+      "data-late": isBehind(one),
+      tabindex: present ? 0 : -1,
+      "aria-label": [spoken(one), ...facts(one)].join(", "),
+    },
+    glyph(one.state),
+  );
+}
+
+const spoken = (one) => `${dayOnly(one.hour)} ${span(one.hour)}: ${STATES[one.state]?.[0] ?? "nothing"}`;
+
+/** What is to be said of an hour beside its state. */
+function facts(one) {
+  const said = one.why ? [one.why] : [];
+  const { marker, late } = one;
+  const behind = isBehind(one);
+  if (marker) {
+    said.push(`${number(marker.objects)} objects, ${size(marker.bytes_in)} in ${number(marker.parts)} parts`);
+  }
+  if (behind) said.push(`since then raw objects ${differences(late)}`);
+  return said;
+}
+
+/** As in "came late (3) and vanished (1)". */
+function differences({ late, changed, vanished }) {
+  const kinds = [["came late", late], ["changed", changed], ["vanished", vanished]];
+  return kinds.filter(([, count]) => count).map(([what, count]) => `${what} (${number(count)})`).join(" and ");
+}
+
+/** Arrow keys, Home and End as in any grid. */
+function walk(event) {
+  const cells = [...event.currentTarget.querySelectorAll("a.hour")];
+  const at = cells.indexOf(event.target);
+  if (at < 0) return;
+  const row = at - (at % 24);
+  const to = {
+    ArrowLeft: at - 1,
+    ArrowRight: at + 1,
+    ArrowUp: at - 24,
+    ArrowDown: at + 24,
+    Home: event.ctrlKey ? 0 : row,
+    End: event.ctrlKey ? cells.length - 1 : row + 23,
+  }[event.key];
+  if (to === undefined || !cells[to]) return;
+  event.preventDefault();
+  cells[at].tabIndex = -1;
+  cells[to].tabIndex = 0;
+  cells[to].focus();
+}
+
+/** Show what is known of an hour beside it. */
+function point(link, month, tip) {
+  if (!link) return;
+  const one = month.hours.find(({ hour }) => hour === link.dataset.key);
+  tip.replaceChildren(
+    el("strong", {}, `${dayOnly(one.hour)}, ${span(one.hour)}`),
+    STATES[one.state] ? chip(one.state) : "",
+    ...facts(one).map((fact) => el("p", {}, fact)),
+  );
+  tip.hidden = false;
+  const box = link.getBoundingClientRect();
+  const room = document.documentElement.clientWidth - tip.offsetWidth - 8;
+  const below = box.bottom + 6 + tip.offsetHeight < innerHeight;
+  tip.style.left = `${Math.max(8, Math.min(room, box.left + box.width / 2 - tip.offsetWidth / 2))}px`;
+  tip.style.top = `${below ? box.bottom + 6 : box.top - tip.offsetHeight - 6}px`;
+}
+
+/** The hours that somebody has to look after, the last ones first. */
+function attention(stream, hours) {
+  const found = hours.filter((one) => NEEDS_SOMEBODY.includes(one.state) || isBehind(one)).reverse();
+  if (!found.length) return null;
+  const rest = found.length - MOST_NAMED;
+  return el(
+    "section",
+    { class: "card attention" },
+    el("h3", {}, "Needs a look"),
+    el(
+      "ul",
+      {},
+      found.slice(0, MOST_NAMED).map((one) =>
+        el(
+          "li",
+          {},
+          chip(one.state),
+          el("a", { href: address({ stream, hour: one.hour }), "data-key": `look ${one.hour}` }, `${dayOnly(one.hour)}, ${clock(one.hour)}`),
+          el("span", {}, facts(one).join("; ")),
+        ),
+      ),
+    ),
+    rest > 0 ? el("p", {}, `… and ${number(rest)} more`) : null,
+  );
+}

@@ -1,0 +1,80 @@
+// Making elements, and writing numbers and times as people read them.
+
+const SVG = "http://www.w3.org/2000/svg";
+
+/** An element: attributes that are null, undefined or false are left out, functions are listeners. */
+export function el(name, attributes = {}, ...children) {
+  return fill(document.createElement(name), attributes, children);
+}
+
+/** An element of SVG. */
+export function svg(name, attributes = {}, ...children) {
+  return fill(document.createElementNS(SVG, name), attributes, children);
+}
+
+function fill(element, attributes, children) {
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value === null || value === undefined || value === false) continue;
+    if (typeof value === "function") element.addEventListener(name, value);
+    else element.setAttribute(name, value === true ? "" : value);
+  }
+  element.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  return element;
+}
+
+/** One of the drawings in index.html, for eyes only. */
+export function glyph(name) {
+  return svg("svg", { class: "glyph", "aria-hidden": "true" }, svg("use", { href: `#glyph-${name}` }));
+}
+
+const HOUR_MS = 3_600_000;
+const count = new Intl.NumberFormat("en-US");
+const UNITS = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
+const utc = (options) => new Intl.DateTimeFormat("en-GB", { timeZone: "UTC", ...options });
+const longDay = utc({ weekday: "short", day: "numeric", month: "short", year: "numeric" });
+const shortDay = utc({ day: "numeric", month: "short" });
+const monthName = utc({ month: "long", year: "numeric" });
+
+export const number = (value) => count.format(value);
+
+export function size(bytes) {
+  const step = bytes < 1024 ? 0 : Math.min(UNITS.length - 1, Math.floor(Math.log2(bytes) / 10));
+  const value = bytes / 1024 ** step;
+  return `${step === 0 || value >= 100 ? Math.round(value) : value.toFixed(1)} ${UNITS[step]}`;
+}
+
+/** Few digits, as an axis has them. */
+export function brief(value) {
+  if (value >= 1e6) return `${trim(value / 1e6)}M`;
+  if (value >= 1e4) return `${trim(value / 1e3)}k`;
+  return value >= 100 ? number(Math.round(value)) : trim(value);
+}
+
+const trim = (value) => String(Number(value.toPrecision(3)));
+
+export function seconds(value) {
+  if (value < 1) return `${value.toFixed(2)} s`;
+  if (value < 10) return `${value.toFixed(1)} s`;
+  const whole = Math.round(value);
+  if (whole < 60) return `${whole} s`;
+  if (whole < 3600) return both(Math.floor(whole / 60), "min", whole % 60, "s");
+  if (whole < 86_400) return both(Math.floor(whole / 3600), "h", Math.floor((whole % 3600) / 60), "min");
+  return both(Math.floor(whole / 86_400), "d", Math.floor((whole % 86_400) / 3600), "h");
+}
+
+const both = (many, unit, few, smaller) => (few ? `${many} ${unit} ${few} ${smaller}` : `${many} ${unit}`);
+
+const two = (value) => String(value).padStart(2, "0");
+
+/** As in 2026-11-23T08:00:00Z, the name of an hour. */
+export const hourName = (date) => date.toISOString().replace(/\.\d+Z$/, "Z");
+export const addHours = (name, hours) => hourName(new Date(Date.parse(name) + hours * HOUR_MS));
+export const day = (value) => longDay.format(new Date(value)).replace(",", "");
+export const dayOnly = (value) => shortDay.format(new Date(value));
+export const monthTitle = (month) => monthName.format(new Date(`${month}-01T00:00:00Z`));
+export const clock = (value) => {
+  const date = new Date(value);
+  return `${two(date.getUTCHours())}:${two(date.getUTCMinutes())}`;
+};
+export const span = (name) => `${clock(name)}–${clock(addHours(name, 1))} UTC`;
+export const instant = (value) => `${day(value)}, ${clock(value)}:${two(new Date(value).getUTCSeconds())} UTC`;

@@ -1,0 +1,320 @@
+// One hour: what it amounts to, how it was proven, its parts, its runs, and what can be done about it.
+
+import { clearRun, leave, runPage, taskPage } from "./airflow.js";
+import { addHours, clock, day, dayOnly, el, glyph, instant, number, seconds, size, span } from "./dom.js";
+import { address, away, chip, replace, warnings } from "./header.js";
+
+const PROOFS = {
+  "stored-crc64nvme": "the store states the part's CRC, and refuses a wrong one",
+  "read-back": "read back, and its CRC computed",
+  crc64nvme: "the bytes match the CRC that S3 keeps of the raw object",
+  crc32c: "the bytes match the CRC that S3 keeps of the raw object",
+  crc32: "the bytes match the CRC that S3 keeps of the raw object",
+  "etag-md5": "its bytes within the part match its ETag",
+  length: "the length alone, besides TCP and TLS",
+};
+const STEPS = ["wait_for_raw_hour", "plan_hour", "pack_shard", "validate_hour", "complete_hour"];
+
+/** Show what the API says of an hour. */
+export function showHour(answer, page, _streams, refresh) {
+  const { stream, hour } = answer;
+  document.title = `${stream.name}, ${dayOnly(hour)} ${span(hour)}`;
+  replace(
+    page,
+    head(answer, refresh),
+    warnings(stream, answer.error),
+    el("div", { class: "columns" }, el("div", {}, facts(answer)), el("div", {}, runs(answer), late(answer), proof(answer), places(answer))),
+    shards(answer),
+    parts(answer),
+  );
+}
+
+function head(answer, refresh) {
+  const { stream, hour, runs: made } = answer;
+  const step = (hours, name, sign) =>
+    el("a", { class: "button square", href: address({ stream: stream.name, hour: addHours(hour, hours) }), "aria-label": name, title: name, "data-key": name }, glyph(sign));
+  const run = made[0];
+  return el(
+    "header",
+    { class: "hour-head" },
+    el(
+      "nav",
+      { class: "crumbs", "aria-label": "Where this is" },
+      el("a", { href: address({ stream: stream.name, month: hour.slice(0, 7) }), "data-key": "calendar" }, glyph("back"), `Hours of ${stream.name}`),
+    ),
+    el(
+      "div",
+      { class: "bar" },
+      el("div", { class: "months" }, step(-1, "The hour before", "back"), step(1, "The hour after", "forward")),
+      el("h1", {}, `${day(hour)}, ${span(hour)}`),
+      chip(answer.state),
+      el("span", { class: "why" }, answer.why),
+      el(
+        "div",
+        { class: "actions" },
+        run ? away(runPage(stream.dag_id, run.run_id), "Open the run", "button") : null,
+        run && answer.may_clear
+          ? el("button", { type: "button", "data-key": "clear", click: () => askToClear(stream, hour, run, refresh) }, "Clear the run …")
+          : null,
+        el("button", { type: "button", click: refresh, "data-key": "refresh" }, glyph("refresh"), "Refresh"),
+      ),
+    ),
+  );
+}
+
+function facts(answer) {
+  const { hour, marker, planned, parts: there } = answer;
+  if (!marker) {
+    if (!planned || answer.state === "failed") return whatToDo(answer);
+    return card(
+      "Being built",
+      list([
+        ["Planned", `${number(planned.objects)} objects, ${size(planned.bytes)}`],
+        ["Parts packed", `${number(there.length)} of ${number(planned.parts)}`],
+      ]),
+      fillBar(there.length / (planned.parts || 1)),
+    );
+  }
+  if (!("objects" in marker)) {
+    return card("What it amounts to", el("p", { class: "quiet" }, "Its completion marker is of another version of Log Rollup."));
+  }
+  const { pack, pack_cpu: cpu } = marker.seconds;
+  const after = (Date.parse(marker.completed_at) - Date.parse(addHours(hour, 1))) / 1000;
+  const left = marker.left_out;
+  const leftOut = Object.entries(left).filter(([, count]) => count);
+  return card(
+    "What it amounts to",
+    list([
+      ["Raw objects", number(marker.objects)],
+      ["Bytes in", exact(marker.bytes_in)],
+      ["Bytes out", exact(marker.bytes_out) + (marker.separator_bytes ? `, ${number(marker.separator_bytes)} newlines added` : "")],
+      ["Parts", number(marker.parts)],
+      ["Left out", leftOut.length ? leftOut.map(([kind, count]) => `${number(count)} ${kind}`).join(", ") : "nothing"],
+      ["Complete", `${instant(marker.completed_at)}${after > 0 ? `, ${seconds(after)} after its end` : ""}`],
+      ["Packing", `${seconds(pack)} in all tasks, ${seconds(cpu)} of CPU`],
+      ["Throughput of a task", pack ? `${(marker.bytes_in / 1e6 / pack).toFixed(1)} MB/s` : "–"],
+      ["Peak sockets", `${number(marker.peak.sockets)} of ${number(marker.max_connections)} in a task`],
+      ["Peak open files, memory", `${number(marker.peak.open_files)}, ${size(marker.peak.rss_bytes)}`],
+      ["Requests", requests(marker)],
+    ]),
+  );
+}
+
+/** What an operator does about an hour that is not complete. */
+function whatToDo({ stream, hour, state, why, runs: made, tasks }) {
+  const failed = tasks.find((task) => task.state === "failed");
+  const command = `airflow dags trigger ${stream.dag_id} --conf '{"hour": "${hour}"}'`;
+  const advice = {
+    failed: "The log of the task that failed says what went wrong and what to do about it. Then clear the run.",
+    late: "Nothing is wrong with it as far as Airflow knows; the log of the task that it is at says what it waits for.",
+    waiting: "Nothing. It goes on by itself once no object has come for the stream's quiet period.",
+    running: "Nothing. What was packed shows here as soon as it is planned.",
+    unknown: "Mend what keeps the bucket from being read, then refresh.",
+    open: "Nothing. Its run is made when it is over.",
+  }[state];
+  const byHand = [
+    el("p", {}, "To have it rolled up, trigger the Dag for this hour, in Airflow or with"),
+    el(
+      "div",
+      { class: "place" },
+      el("code", {}, command),
+      el("button", { type: "button", class: "small", click: (event) => copy(event.currentTarget, command), "data-key": "copy command" }, glyph("copy"), "Copy"),
+    ),
+  ];
+  return card(
+    "What to do",
+    why ? el("p", { class: "quiet" }, `${state === "unknown" ? "Whether it is complete is not known" : "It is not complete"}: ${why}.`) : null,
+    el("div", { class: "advice" }, advice ? el("p", {}, advice) : byHand),
+    failed ? away(taskPage(stream.dag_id, made[0].run_id, failed), `Open ${failed.task_id}`, "button") : null,
+  );
+}
+
+function requests(marker) {
+  const total = Object.values(marker.requests).reduce((sum, count) => sum + count, 0);
+  return `${number(total)}, ${number(marker.retries)} retried, ${number(marker.throttles)} throttled`;
+}
+
+const exact = (bytes) => `${size(bytes)} (${number(bytes)})`;
+
+function proof({ marker }) {
+  if (!marker?.verified) return null;
+  const rows = ["parts", "objects"].flatMap((kind) =>
+    Object.entries(marker.verified[kind]).map(([how, count]) => [
+      `${number(count)} ${kind}`,
+      el("span", {}, el("code", {}, how), ` ${PROOFS[how] ?? ""}`),
+    ]),
+  );
+  if (!rows.length) rows.push(["Nothing", "the hour has no objects"]);
+  return card("How it was proven", list([...rows, ["Plan", el("code", {}, marker.plan_id)], ["Proven", instant(marker.validated_at)]]));
+}
+
+function places({ raw, aggregated }) {
+  const place = (name, { url, console: there }) =>
+    el(
+      "div",
+      { class: "place" },
+      el("h4", {}, name),
+      el("code", {}, url),
+      el("button", { type: "button", class: "small", click: (event) => copy(event.currentTarget, url), "data-key": `copy ${name}` }, glyph("copy"), "Copy"),
+      there ? away(there, "AWS console", "button small", true) : null,
+    );
+  return card("In the bucket", place("Raw objects", raw), place("Parts", aggregated));
+}
+
+async function copy(button, text) {
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    // Without TLS, or within a frame, there is no clipboard to write to: the old way still works.
+    const area = el("textarea", { class: "sprites" }, text);
+    document.body.append(area);
+    area.select();
+    document.execCommand("copy");
+    area.remove();
+    button.focus();
+  }
+  button.lastChild.textContent = "Copied";
+}
+
+function late({ late: found, marker }) {
+  if (!found) return null;
+  const since = marker?.completed_at && Date.parse(marker.completed_at) > Date.parse(found.at);
+  let then = "Left alone, because raw objects have vanished: its parts may be all that is left of them.";
+  if (since) then = "It has been completed anew since.";
+  else if (found.rerun) then = "It is being rerun.";
+  return card(
+    "Late objects",
+    list([
+      ["Came late", number(found.late)],
+      ["Changed", number(found.changed)],
+      ["Vanished", number(found.vanished)],
+      ["Found", instant(found.at)],
+    ]),
+    el("p", { class: "quiet" }, then),
+  );
+}
+
+function runs({ stream, runs: made }) {
+  if (!made.length) return card("Runs", el("p", { class: "quiet" }, "This Airflow has no run of this hour."));
+  return card(
+    "Runs",
+    el(
+      "ul",
+      { class: "runs" },
+      made.map((run) =>
+        el(
+          "li",
+          {},
+          el("span", { class: "task-state", "data-task": run.state }, run.state),
+          el("a", { href: runPage(stream.dag_id, run.run_id), click: leave }, run.run_id),
+          el("span", { class: "quiet" }, took(run)),
+        ),
+      ),
+    ),
+  );
+}
+
+function took({ started_at: start, ended_at: end }) {
+  if (!start) return "not started";
+  if (!end) return `since ${clock(start)}`;
+  return `${dayOnly(end)}, ${clock(end)}; took ${seconds((Date.parse(end) - Date.parse(start)) / 1000)}`;
+}
+
+function shards({ stream, runs: made, tasks }) {
+  if (!tasks.length) return null;
+  const rank = (task) => (STEPS.indexOf(task.task_id) + 1 || STEPS.length + 1) * 10_000 + task.map_index;
+  const rows = [...tasks].sort((one, other) => rank(one) - rank(other)).map((task) => {
+    const length = task.started_at && task.ended_at && task.tries ? seconds((Date.parse(task.ended_at) - Date.parse(task.started_at)) / 1000) : "";
+    return el(
+      "tr",
+      {},
+      el("td", {}, el("a", { href: taskPage(stream.dag_id, made[0].run_id, task), click: leave }, task.map_index < 0 ? task.task_id : `${task.task_id}[${task.map_index}]`)),
+      el("td", {}, el("span", { class: "task-state", "data-task": task.state ?? "none" }, task.state ?? "not yet")),
+      el("td", {}, task.title ?? ""),
+      el("td", { class: "number" }, length),
+      el("td", { class: "number" }, task.tries ? number(task.tries) : ""),
+    );
+  });
+  return card("Tasks and shards of the last run", table(["Task", "State", "Shard", "Took", "Tries"], rows, [3, 4]));
+}
+
+function parts({ parts: there, stream, unclear, planned, state }) {
+  if (!there.length) return unclear ? card("Parts", el("p", { class: "quiet" }, unclear)) : null;
+  const rows = there.map((part) => {
+    const full = part.size / stream.part_size;
+    return el(
+      "tr",
+      {},
+      el("td", {}, el("code", {}, part.name)),
+      el("td", { class: "number" }, number(part.objects)),
+      el("td", { class: "number", title: `${number(part.size)} bytes` }, size(part.size)),
+      el("td", {}, part.copied ? el("span", { class: "quiet" }, "copied by S3, larger than a part") : fillBar(full)),
+      el("td", {}, part.crc64nvme ? el("code", {}, part.crc64nvme) : el("span", { class: "quiet" }, "none")),
+      el("td", {}, part.proof ? el("span", { class: "proven", title: PROOFS[part.proof] }, glyph("complete"), part.proof) : el("span", { class: "quiet" }, "packed, not proven yet")),
+    );
+  });
+  const count = planned && state !== "complete" ? `${number(there.length)} of ${number(planned.parts)}` : number(there.length);
+  return card(
+    `Parts (${count})`,
+    table(["Part", "Objects", "Size", `Full, of ${size(stream.part_size)}`, "CRC64-NVME", "Proven by"], rows, [1, 2]),
+  );
+}
+
+function fillBar(full) {
+  const percent = Math.min(100, full * 100);
+  const bar = el("span", {});
+  bar.style.width = `${percent}%`;
+  return el("span", { class: "fill" }, el("span", { class: "track", "aria-hidden": "true" }, bar), `${Math.round(percent)} %`);
+}
+
+function table(heads, rows, numbers) {
+  const head = heads.map((text, at) => el("th", { scope: "col", class: numbers.includes(at) ? "number" : null }, text));
+  // A wide table is scrolled by itself, with the keyboard too.
+  return el(
+    "div",
+    { class: "scroll", tabindex: 0, role: "region", "aria-label": heads[0] },
+    el("table", { class: "rows" }, el("thead", {}, el("tr", {}, head)), el("tbody", {}, rows)),
+  );
+}
+
+const card = (title, ...children) => el("section", { class: "card" }, el("h3", {}, title), ...children.flat());
+
+function list(rows) {
+  return el("dl", {}, rows.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
+}
+
+/** Ask before a run is cleared, with the number of tasks that Airflow says that would be. */
+async function askToClear(stream, hour, run, done) {
+  const said = el("p", { role: "status" }, "Counting the tasks …");
+  const yes = el("button", { type: "button", class: "primary", disabled: true }, "Clear the run");
+  const no = el("button", { type: "button", click: () => box.close() }, "Leave it");
+  const box = el(
+    "dialog",
+    { "aria-labelledby": "clear-title", close: () => box.remove() },
+    el("h3", { id: "clear-title" }, `Clear the run of ${dayOnly(hour)}, ${span(hour)}?`),
+    el("p", {}, "All its tasks run again. A complete hour that has not changed is left as it is; otherwise only the parts that differ are packed again."),
+    el("p", {}, el("code", {}, run.run_id)),
+    said,
+    el("div", { class: "actions" }, no, yes),
+  );
+  document.body.append(box);
+  box.showModal();
+  no.focus();
+  try {
+    const { total_entries: count } = await clearRun(stream.dag_id, run.run_id, true);
+    said.textContent = `${number(count)} task instances will be cleared.`;
+    yes.disabled = false;
+  } catch (error) {
+    said.textContent = error.message;
+  }
+  yes.addEventListener("click", async () => {
+    yes.disabled = true;
+    try {
+      await clearRun(stream.dag_id, run.run_id, false);
+      box.close();
+      done();
+    } catch (error) {
+      said.textContent = error.message;
+    }
+  });
+}

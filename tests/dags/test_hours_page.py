@@ -1,0 +1,370 @@
+"""What the page Hours asks for: of real hours in a real bucket, real rows of Airflow's database, real users."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from airflow.api_fastapi.app import get_auth_manager, init_auth_manager, purge_cached_app
+from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
+from airflow.models.dag import DagModel
+from airflow.models.dagbundle import DagBundleModel
+from airflow.models.dagrun import DagRun
+from airflow.models.taskinstance import TaskInstance
+from airflow.models.xcom import XComModel
+from airflow.utils.session import create_session
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from sqlalchemy import delete, insert
+
+from include.log_rollup.hours import format_hour
+from log_rollup_plugin.hours_page import URL_PREFIX
+from log_rollup_plugin.hours_page.api import Hours, create_app
+from log_rollup_plugin.hours_page.console import console_url
+from tests.integration.pipeline import HOUR, Pipeline, stream_on
+from tests.support.hours import make_hour
+from tests.support.servers import RcloneServer
+
+NOW = datetime(2026, 11, 23, 12, 30, tzinfo=UTC)
+START = HOUR - timedelta(hours=4)
+APP, WEB, LATE = "log_rollup_app", "log_rollup_web", "log_rollup_late"
+BUNDLE = "hours-page"
+Users = Callable[..., TestClient]
+
+
+@pytest.fixture(scope="module")
+def bucket_with_an_hour(rclone_server: RcloneServer) -> Iterator[str]:
+    """A bucket in which one hour of the stream ``app`` was rolled up."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AIRFLOW_CONN_AWS_DEFAULT", rclone_server.airflow_connection_json())
+        rclone_server.create_bucket("hours-page")
+        client = rclone_server.client()
+        make_hour(client, "hours-page", "raw/app/20261123/08/", objects=20)
+        Pipeline(stream_on("hours-page", part_size=5 * 1024 * 1024), client, "hours-page").run()
+        yield "hours-page"
+    rclone_server.delete_bucket("hours-page")
+
+
+@pytest.fixture
+def streams(bucket_with_an_hour: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two streams of that bucket."""
+    path = tmp_path / "streams.yaml"
+    entries = [
+        {
+            "name": name, "start": START, "part_size": "5MiB", "shard_size": "5MiB",
+            "raw": f"s3://{bucket_with_an_hour}/raw/{name}/",
+            "aggregated": f"s3://{bucket_with_an_hour}/aggregated/{name}/",
+        }
+        for name in ("app", "web")
+    ]  # fmt: skip
+    path.write_text(yaml.safe_dump({"streams": entries}))
+    monkeypatch.setenv("LOG_ROLLUP_STREAMS", str(path))
+    return path
+
+
+@pytest.fixture
+def dags(database: None) -> Iterator[None]:
+    """The Dags of these streams, as Airflow knows them, and nothing of them afterwards."""
+    with create_session() as session:
+        session.add(DagBundleModel(name=BUNDLE))
+        session.flush()
+        for dag_id in (APP, WEB, LATE):
+            session.add(DagModel(dag_id=dag_id, bundle_name=BUNDLE, is_paused=dag_id == WEB))
+    yield
+    with create_session() as session:
+        for table in (XComModel, TaskInstance, DagRun, DagModel):
+            session.execute(delete(table).where(table.dag_id.in_([APP, WEB, LATE])))
+        session.execute(delete(DagBundleModel).where(DagBundleModel.name == BUNDLE))
+
+
+@pytest.fixture
+def users(
+    rclone_server: RcloneServer, streams: Path, dags: None, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Users]:
+    """Airflow with the page in it, for a user: ``users("viewer", "VIEWER")``; without one nobody is logged in."""
+    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", rclone_server.airflow_connection_json())
+    monkeypatch.setenv("AIRFLOW__CORE__AUTH_MANAGER", "tests.dags.auth.OneDagEach")
+    monkeypatch.setenv("AIRFLOW__API_AUTH__JWT_SECRET", "of-this-test-alone-and-long-enough-for-sha-512" * 2)
+    purge_cached_app()
+    airflow = FastAPI()
+    init_auth_manager(airflow)
+    airflow.mount(URL_PREFIX, create_app(Hours(lambda: NOW)))
+
+    def client(name: str = "", role: str | None = "VIEWER") -> TestClient:
+        found = TestClient(airflow, base_url=f"http://testserver{URL_PREFIX}/")
+        if name:
+            found.cookies.set(
+                "_token", get_auth_manager().generate_jwt(SimpleAuthManagerUser(username=name, role=role))
+            )
+        return found
+
+    yield client
+    purge_cached_app()
+
+
+def add_run(hour: datetime, state: str, tasks: dict[str, str], kind: str = "scheduled", **more: Any) -> str:
+    """A run of the stream ``app`` as Airflow would have it."""
+    run_id = f"{kind}__{format_hour(hour)}"
+    timed = {"logical_date": hour, "data_interval": (hour, hour + timedelta(hours=1))}
+    at = hour + timedelta(hours=1)
+    with create_session() as session:
+        told = {"queued_at": at, "start_date": at} | (timed if kind == "scheduled" else {}) | more
+        run = DagRun(APP, run_id, run_type=kind, state=state, run_after=at, **told)
+        # Airflow takes the present time of this machine for it, which is not this test's.
+        run.end_date = told["start_date"] if state in ("success", "failed") else None
+        session.add(run)
+        session.flush()
+        for task_id, task_state in tasks.items():
+            session.execute(
+                insert(TaskInstance).values(
+                    dag_id=APP, run_id=run_id, task_id=task_id, state=task_state, pool="default_pool",
+                    start_date=at, map_index=0 if task_id == "pack_shard" else -1, try_number=1,
+                )
+            )  # fmt: skip
+    return run_id
+
+
+def months(client: TestClient, stream: str = "app") -> dict[str, Any]:
+    """A month once all of it is read, hours by their names."""
+    deadline = time.monotonic() + 60
+    while True:
+        answer = client.get(f"api/streams/{stream}/hours", params={"month": "2026-11"})
+        assert answer.status_code == 200, answer.text
+        month: dict[str, Any] = answer.json()
+        if not month["bucket"]["pending"] or time.monotonic() > deadline:
+            return month | {"hours": {one["hour"]: one for one in month["hours"]}}
+
+
+def of(month: dict[str, Any], hours_after: int) -> tuple[str, str]:
+    """State and reason of an hour by its distance from the one that was rolled up."""
+    one = month["hours"][format_hour(HOUR + timedelta(hours=hours_after))]
+    return one["state"], one["why"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["", "api/streams", "api/streams/app/hours?month=2026-11", f"api/streams/app/hours/{format_hour(HOUR)}"],
+)
+def test_nobody_sees_anything_without_being_logged_in(users: Users, path: str) -> None:
+    assert users().get(path).status_code == 401
+    wrong = users()
+    wrong.cookies.set("_token", "not a token")
+    assert wrong.get(path).status_code in (401, 403)
+
+
+def test_the_page_tells_whoever_is_not_logged_in_where_to_do_that(users: Users) -> None:
+    answer = users().get("")
+    assert answer.status_code == 401
+    assert "../../api/v2/auth/login" in answer.text
+
+
+def test_a_user_without_a_role_is_refused_and_sees_no_stream(users: Users) -> None:
+    nobody = users("nobody", None)
+    assert nobody.get("api/streams").json()["streams"] == []
+    for path in ("api/streams/app/hours?month=2026-11", f"api/streams/app/hours/{format_hour(HOUR)}"):
+        assert nobody.get(path).status_code == 403
+
+
+def test_a_user_sees_the_streams_alone_whose_dags_they_may_read(users: Users) -> None:
+    everything, one = users("viewer"), users(f"viewer-of-{WEB}")
+    found = everything.get("api/streams").json()["streams"]
+    assert [(stream["name"], stream["paused"]) for stream in found] == [("app", False), ("web", True)]
+    assert [stream["name"] for stream in one.get("api/streams").json()["streams"]] == ["web"]
+    assert one.get("api/streams/web/hours?month=2026-11").status_code == 200
+    assert one.get("api/streams/app/hours?month=2026-11").status_code == 403
+    assert one.get(f"api/streams/app/hours/{format_hour(HOUR)}").status_code == 403
+
+
+def test_what_is_asked_wrong_is_told(users: Users) -> None:
+    viewer = users("viewer")
+    for path, status, told in [
+        ("api/streams/other/hours?month=2026-11", 404, "no stream 'other'"),
+        ("api/streams/app/hours?month=2026-13", 400, "write it like 2026-11"),
+        ("api/streams/app/hours?month=0001-01", 400, "write it like 2026-11"),
+        ("api/streams/app/hours/2026-11-23T08:30:00Z", 400, "write it like 2026-11-23T08:00:00Z"),
+        ("api/streams/app/hours/yesterday", 400, "write it like 2026-11-23T08:00:00Z"),
+        ("api/streams/app/hours", 422, "month"),
+        ("api/streams/app/hours?month=2026-11&refresh=perhaps", 422, "refresh"),
+    ]:
+        answer = viewer.get(path)
+        assert (answer.status_code, told in json.dumps(answer.json()["detail"])) == (status, True), path
+
+
+def test_a_streams_file_that_cannot_be_read_is_told(users: Users, streams: Path) -> None:
+    viewer = users("viewer")
+    streams.unlink()
+    answer = viewer.get("api/streams")
+    assert answer.status_code == 503
+    assert "LOG_ROLLUP_STREAMS has to name a readable file" in answer.json()["detail"]
+
+
+def test_each_hour_has_the_state_that_bucket_runs_and_clock_give_it(users: Users) -> None:
+    add_run(HOUR, "success", {"complete_hour": "success"})
+    add_run(HOUR + timedelta(hours=1), "running", {"wait_for_raw_hour": "deferred"})
+    add_run(HOUR + timedelta(hours=3), "running", {"wait_for_raw_hour": "deferred"})
+    add_run(HOUR - timedelta(hours=1), "failed", {"plan_hour": "success", "pack_shard": "failed"})
+    add_run(HOUR - timedelta(hours=2), "success", {})
+    earlier = HOUR - timedelta(hours=9)
+    add_run(
+        earlier, "running", {"plan_hour": "success", "pack_shard": "running"}, "manual",
+        conf={"hour": format_hour(earlier)}, queued_at=NOW - timedelta(minutes=5),
+    )  # fmt: skip
+    month = months(users("viewer"))
+    assert len(month["hours"]) == 30 * 24
+    assert of(month, 0) == ("complete", "")
+    assert of(month, 1) == ("late", "waits until its raw objects are settled")
+    assert of(month, 2) == ("missing", "has neither a completion marker nor a run")
+    assert of(month, 3) == ("waiting", "waits until its raw objects are settled")
+    assert of(month, 4) == ("open", "is not over")
+    assert of(month, 5) == ("none", "to come")
+    assert of(month, -1) == ("failed", "pack_shard failed")
+    assert of(month, -2)[0] == "missing"
+    assert of(month, -5) == ("none", "before the stream's start")
+    assert of(month, -9) == ("running", "pack_shard is at work")
+    marker = month["hours"][format_hour(HOUR)]["marker"]
+    assert marker["objects"] == 20
+    assert marker["bytes_in"] == marker["bytes_out"] > 0
+    assert marker["sockets"] > 0
+    assert month["bucket"]["error"] == ""
+    assert month["bucket"]["newest"] == NOW.isoformat().replace("+00:00", "Z")
+
+
+def test_the_last_run_of_an_hour_counts_and_a_marker_more_than_it(users: Users) -> None:
+    add_run(HOUR, "success", {})
+    late = {"conf": {"hour": format_hour(HOUR)}, "start_date": NOW}
+    run_id = add_run(HOUR, "failed", {"plan_hour": "failed"}, "operator_triggered", **late)
+    viewer = users("viewer")
+    assert of(months(viewer), 0) == ("complete", "the last rerun failed and left it as it was")
+    detail = viewer.get(f"api/streams/app/hours/{format_hour(HOUR)}").json()
+    assert [run["run_id"] for run in detail["runs"]] == [run_id, f"scheduled__{format_hour(HOUR)}"]
+
+
+def test_an_hour_in_full_has_its_parts_proofs_tasks_and_places(users: Users) -> None:
+    add_run(HOUR, "success", {"plan_hour": "success", "pack_shard": "success"})
+    detail = users("viewer").get(f"api/streams/app/hours/{format_hour(HOUR)}").json()
+    assert (detail["state"], detail["error"], detail["unclear"]) == ("complete", "", "")
+    assert len(detail["parts"]) == detail["marker"]["parts"] > 1
+    assert {part["proof"] for part in detail["parts"]} == set(detail["marker"]["verified"]["parts"])
+    assert sum(part["size"] for part in detail["parts"]) == detail["marker"]["bytes_out"]
+    assert [(task["task_id"], task["map_index"]) for task in detail["tasks"]] == [
+        ("pack_shard", 0),
+        ("plan_hour", -1),
+    ]
+    assert detail["aggregated"] == {"url": "s3://hours-page/aggregated/app/20261123/08/", "console": None}
+    assert detail["may_clear"] is False
+
+
+def test_who_may_clear_is_told_so(users: Users) -> None:
+    detail = users("operator", "OP").get(f"api/streams/app/hours/{format_hour(HOUR)}").json()
+    assert detail["may_clear"] is True
+
+
+def test_what_the_look_for_late_objects_found_is_told_to_those_who_may_read_it(users: Users) -> None:
+    report = {
+        "hours": 72, "complete": 1, "unclear": [],
+        "rerun": {format_hour(HOUR): {"late": 3, "changed": 1, "vanished": 0}}, "left_alone": {},
+    }  # fmt: skip
+    with create_session() as session:
+        run = DagRun(LATE, "scheduled__x", run_type="scheduled", state="success", run_after=NOW)
+        session.add(run)
+        session.flush()
+        session.execute(
+            insert(TaskInstance).values(
+                dag_id=LATE, run_id=run.run_id, task_id="find_app", pool="default_pool"
+            )
+        )
+        session.add(
+            XComModel(
+                dag_run_id=run.id,
+                dag_id=LATE,
+                run_id=run.run_id,
+                task_id="find_app",
+                key="report",
+                value=report,
+            )
+        )
+    path = f"api/streams/app/hours/{format_hour(HOUR)}"
+    found = users("viewer").get(path).json()["late"]
+    assert (found["late"], found["changed"], found["vanished"], found["rerun"]) == (3, 1, 0, True)
+    assert months(users("viewer"))["hours"][format_hour(HOUR)]["late"] == found
+    assert users(f"viewer-of-{APP}").get(path).json()["late"] is None
+
+
+def test_a_bucket_that_cannot_be_read_leaves_the_runs_and_says_why(
+    users: Users, rclone_server: RcloneServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_run(HOUR, "success", {})
+    add_run(HOUR - timedelta(hours=1), "failed", {"plan_hour": "failed"})
+    connection = json.loads(rclone_server.airflow_connection_json())
+    viewer = users("viewer")
+    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(connection | {"password": "wrong"}))
+    month = months(viewer)
+    assert "the secret key does not belong to the access key" in month["bucket"]["error"]
+    assert of(month, 0) == ("unknown", "its run succeeded; its completion marker has not been read")
+    assert of(month, -1)[0] == "failed"
+    detail = viewer.get(f"api/streams/app/hours/{format_hour(HOUR)}").json()
+    assert "the secret key does not belong to the access key" in detail["error"]
+    assert [run["state"] for run in detail["runs"]] == ["success"]
+
+
+def test_an_hour_that_cannot_be_read_any_more_is_as_it_was_seen_the_last_time(
+    users: Users, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    viewer, path = users("viewer"), f"api/streams/app/hours/{format_hour(HOUR)}"
+    before = viewer.get(path).json()
+    nobody_there = {"endpoint_url": "http://127.0.0.1:9", "region_name": "us-east-1"}
+    gone = {"conn_type": "aws", "login": "a", "password": "b", "extra": nobody_there}
+    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(gone))
+    after = viewer.get(path).json()
+    assert "Could not connect" in after["error"]
+    assert (after["state"], after["marker"]) == ("complete", before["marker"])
+
+
+def test_the_page_and_its_files_are_served_and_may_run_nothing_from_elsewhere(users: Users) -> None:
+    viewer = users("viewer")
+    page = viewer.get("")
+    assert page.status_code == 200
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "frame-ancestors 'self'" in policy
+    assert "unsafe" not in policy
+    for name in ("app.js", "style.css", "icon.svg"):
+        assert f"static/{name}" in page.text or name.startswith("icon")
+        assert viewer.get(f"static/{name}").status_code == 200
+    assert viewer.get("static/../api.py").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "region", "expected"),
+    [
+        (
+            "https://s3.eu-west-1.amazonaws.com",
+            "eu-west-1",
+            "https://console.aws.amazon.com/s3/buckets/logs?",
+        ),
+        (
+            "https://s3.cn-north-1.amazonaws.com.cn",
+            "cn-north-1",
+            "https://console.amazonaws.cn/s3/buckets/logs?",
+        ),
+        (
+            "https://s3.us-gov-west-1.amazonaws.com",
+            "us-gov-west-1",
+            "https://console.amazonaws-us-gov.com/s3/",
+        ),
+        ("http://127.0.0.1:9000", "us-east-1", None),
+        ("https://amazonaws.com.example.org", "us-east-1", None),
+    ],
+)
+def test_the_console_is_named_for_aws_alone(endpoint: str, region: str, expected: str | None) -> None:
+    found = console_url(endpoint, region, stream_on("logs").at(HOUR).aggregated)
+    assert (found or "").startswith(expected or "")
+    assert (found is None) == (expected is None)
+    if found:
+        assert found.endswith(
+            f"?region={region}&prefix=aggregated%2Fapp%2F20261123%2F08%2F&showversions=false"
+        )

@@ -1,0 +1,77 @@
+"""What an hour is called, where the bucket and its runs do not say the same or the clock decides."""
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+import pytest
+
+from include.log_rollup.status import HourState, HourStatus
+from log_rollup_plugin.hours_page.cache import ReadHour
+from log_rollup_plugin.hours_page.database import HourRun
+from log_rollup_plugin.hours_page.states import State, judge, late_after
+from tests.integration.pipeline import HOUR, stream_on
+
+STREAM = stream_on("logs", start="2026-11-23T00:00:00Z", quiet_period="10m")
+END = HOUR + timedelta(hours=1)
+SOON = END + timedelta(minutes=20)
+RUN = HourRun("scheduled__x", HOUR, "running", "scheduled", END, END, None, END, active="pack_shard")
+DONE = replace(RUN, state="success", ended_at=END + timedelta(minutes=15), active="")
+
+
+def read(state: HourState, at: datetime = SOON) -> ReadHour:
+    return ReadHour(HourStatus(HOUR, state, {} if state is HourState.COMPLETE else None), at)
+
+
+def state(now: datetime, found: ReadHour | None, run: HourRun | None) -> State:
+    return judge(STREAM, HOUR, now, found, run).state
+
+
+@pytest.mark.parametrize("run", [None, RUN, DONE, replace(RUN, state="failed", failed="plan_hour")])
+def test_an_hour_with_a_marker_is_complete_whatever_its_runs_say(run: HourRun | None) -> None:
+    assert state(SOON, read(HourState.COMPLETE), run) is State.COMPLETE
+
+
+def test_an_hour_that_its_run_may_have_completed_after_the_look_is_not_called_missing() -> None:
+    before, after = DONE.queued_at, DONE.ended_at
+    assert before is not None
+    assert after is not None
+    assert state(SOON, read(HourState.INCOMPLETE, before), DONE) is State.UNKNOWN
+    assert state(SOON, read(HourState.INCOMPLETE, after + timedelta(seconds=1)), DONE) is State.MISSING
+
+
+def test_an_hour_is_late_when_its_run_takes_longer_than_it_should() -> None:
+    limit = END + late_after(STREAM)
+    assert state(limit, None, RUN) is State.RUNNING
+    assert state(limit + timedelta(seconds=1), None, RUN) is State.LATE
+    waits = replace(RUN, waits=True)
+    assert state(limit, None, waits) is State.WAITING
+    assert state(limit + timedelta(seconds=1), None, waits) is State.LATE
+
+
+@pytest.mark.parametrize("kind", ["backfill", "manual", "operator_triggered"])
+def test_an_hour_that_was_asked_for_later_is_late_as_long_after_that(kind: str) -> None:
+    asked = END + timedelta(days=30)
+    run = replace(RUN, kind=kind, queued_at=asked)
+    assert state(asked + late_after(STREAM), None, run) is State.RUNNING
+    assert state(asked + late_after(STREAM) + timedelta(seconds=1), None, run) is State.LATE
+
+
+def test_an_hour_without_a_run_is_missing_only_when_one_is_due() -> None:
+    incomplete = read(HourState.INCOMPLETE)
+    assert state(HOUR - timedelta(seconds=1), incomplete, None) is State.NONE
+    assert state(HOUR + timedelta(minutes=30), incomplete, None) is State.OPEN
+    assert state(END + timedelta(minutes=1), incomplete, None) is State.OPEN
+    assert state(SOON, incomplete, None) is State.MISSING
+    assert state(SOON, None, None) is State.UNKNOWN
+
+
+def test_an_hour_before_the_streams_start_is_none_unless_something_is_there() -> None:
+    stream = stream_on("logs", start=END)
+    assert judge(stream, HOUR, SOON, read(HourState.INCOMPLETE), None).state is State.NONE
+    assert judge(stream, HOUR, SOON, read(HourState.COMPLETE), None).state is State.COMPLETE
+    assert judge(stream, HOUR, SOON, None, RUN).state is State.RUNNING
+    assert judge(stream, HOUR, SOON, read(HourState.BUILDING), None).state is State.MISSING
+
+
+def test_a_queued_run_waits() -> None:
+    assert state(SOON, None, replace(RUN, state="queued", active="")) is State.WAITING

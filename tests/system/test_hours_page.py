@@ -1,0 +1,218 @@
+"""The page Hours in Airflow's UI, in a real browser, on an hour that the real Airflow has rolled up."""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from urllib.parse import unquote
+
+import pytest
+from playwright.sync_api import Browser, Locator, Page, ViewportSize, expect
+
+from demo.layout import BUCKET
+from include.log_rollup.hours import floor_hour, format_hour
+from tests.support.browser import running_browser
+from tests.support.hours import hour_prefix, make_hour
+from tests.system.conftest import SMALL, Running
+
+OBJECTS = 12
+PAGE = "/log-rollup/hours/"
+WIDE: ViewportSize = {"width": 1280, "height": 900}
+NARROW: ViewportSize = {"width": 360, "height": 740}
+# Two cores may be busy with all that the other tests have left to Airflow.
+PATIENCE_MS = 60_000
+
+
+@dataclass(frozen=True)
+class MadeHour:
+    """An hour of the stream ``small`` that has been rolled up by hand."""
+
+    name: str
+    run_id: str
+
+    @property
+    def address(self) -> str:
+        """Of its page."""
+        return f"{PAGE}?stream=small&hour={self.name}"
+
+    @property
+    def month(self) -> str:
+        """Of its month."""
+        return f"{PAGE}?stream=small&month={self.name[:7]}"
+
+
+OpenPage = Callable[..., Page]
+
+
+@pytest.fixture(scope="module")
+def made(running: Running) -> MadeHour:
+    """An hour long past, so that no other test looks at it; made when the catchup leaves room for it."""
+    running.finished_run("log_rollup_app", running.dataset.hours[-1].hour)
+    hour = floor_hour(datetime.now(UTC)) - timedelta(days=40)
+    make_hour(running.client, BUCKET, hour_prefix("raw/small/", hour), objects=OBJECTS)
+    run_id = running.trigger(SMALL, {"hour": format_hour(hour)})
+    assert running.ended(SMALL, run_id).state == "success"
+    return MadeHour(format_hour(hour), run_id)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with running_browser() as found:
+        yield found
+
+
+@pytest.fixture
+def open_page(browser: Browser, running: Running) -> Iterator[OpenPage]:
+    """Opens a path of Airflow's: ``open_page(path, viewport)``; the page Hours must have no error to say."""
+    said: list[str] = []
+    contexts = []
+
+    def note(text: str, place: str) -> None:
+        if PAGE in place:
+            said.append(text)
+
+    def open_it(path: str, viewport: ViewportSize = WIDE) -> Page:
+        context = browser.new_context(viewport=viewport, base_url=running.stack.addresses.ui_url)
+        contexts.append(context)
+        context.set_default_timeout(PATIENCE_MS)
+        page = context.new_page()
+        page.on("pageerror", lambda error: note(str(error), error.stack or ""))
+        page.on(
+            "console", lambda line: note(line.text, line.location["url"]) if line.type == "error" else None
+        )
+        page.goto(path)
+        return page
+
+    expect.set_options(timeout=PATIENCE_MS)
+    yield open_it
+    for context in contexts:
+        context.close()
+    assert said == []
+
+
+def cell_of(page: Page, hour: MadeHour) -> Locator:
+    """The hour in the calendar."""
+    return page.locator(f'a.hour[data-key="{hour.name}"]')
+
+
+def test_the_calendar_says_of_an_hour_what_its_marker_says(made: MadeHour, open_page: OpenPage) -> None:
+    page = open_page(made.month)
+    cell = cell_of(page, made)
+    expect(cell).to_have_attribute("data-state", "complete")
+    expect(cell).to_have_attribute(
+        "aria-label", re.compile(rf"UTC: Complete, {OBJECTS} objects, .* in \d+ parts")
+    )
+    expect(page.locator(".legend li").first).to_have_text("Complete 1")
+    expect(page.locator(".age")).to_contain_text("Bucket read")
+    assert page.locator("a.hour").count() % 24 == 0
+    charts = page.get_by_role("img")
+    expect(charts).to_have_count(6)
+    expect(charts.first).to_have_attribute(
+        "aria-label", f"Objects of 1 hours: median {OBJECTS}, most {OBJECTS}"
+    )
+
+
+def test_the_keyboard_alone_leads_through_the_calendar_to_an_hour_and_back(
+    made: MadeHour, open_page: OpenPage
+) -> None:
+    page = open_page(made.month)
+    expect(cell_of(page, made)).to_have_attribute("data-state", "complete")
+    page.keyboard.press("Tab")
+    # One stop for the whole calendar, within which the arrows move.
+    page.locator("a.hour[tabindex='0']").focus()
+    expect(page.locator("a.hour[tabindex='0']")).to_have_count(1)
+    page.keyboard.press("Control+Home")
+    expect(page.locator("a.hour:focus")).to_have_attribute("data-key", f"{made.name[:7]}-01T00:00:00Z")
+    day, hour = int(made.name[8:10]), int(made.name[11:13])
+    for key, times in (("ArrowDown", day - 1), ("ArrowRight", hour)):
+        for _ in range(times):
+            page.keyboard.press(key)
+    expect(cell_of(page, made)).to_be_focused()
+    expect(page.locator(".tip")).to_contain_text(f"{OBJECTS} objects")
+    page.keyboard.press("Enter")
+    expect(page.locator("h1")).to_contain_text(f"{made.name[11:16]}–")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    expect(cell_of(page, made)).to_be_visible()
+
+
+def test_an_hour_shows_its_parts_proofs_and_shards(
+    running: Running, made: MadeHour, open_page: OpenPage
+) -> None:
+    page = open_page(made.address)
+    expect(page.locator(".chip").first).to_have_text("Complete")
+    expect(page.locator("dl").first).to_contain_text(f"Raw objects{OBJECTS}")
+    parts = page.locator("tr", has=page.locator("code", has_text="part-0"))
+    expect(parts.first).to_contain_text("part-00000.log")
+    listed = running.client.list_objects_v2(
+        Bucket=BUCKET, Prefix=hour_prefix("aggregated/small/", datetime.fromisoformat(made.name)) + "part-"
+    )["Contents"]
+    expect(parts).to_have_count(len(listed))
+    expect(page.locator(".proven")).to_have_count(len(listed))
+    expect(page.get_by_role("link", name="pack_shard[0]")).to_be_visible()
+    expect(page.locator("table", has_text="Shard")).to_contain_text(re.compile(r"part.*: \d+ objects"))
+    expect(page.locator(".place").first).to_contain_text(f"s3://{BUCKET}/raw/small/")
+    # The store is none of AWS.
+    expect(page.get_by_text("AWS console")).to_have_count(0)
+
+
+def test_airflow_has_it_in_its_navigation_in_its_own_theme_and_it_leads_back_to_the_run(
+    made: MadeHour, open_page: OpenPage
+) -> None:
+    page = open_page("/")
+    page.get_by_role("link", name="Hours", exact=True).click()
+    outer = page.frame_locator("iframe[title='Hours']")
+    expect(outer.get_by_role("grid")).to_be_visible()
+    for theme in ("dark", "light"):
+        # As the choice in Airflow's own menu does.
+        page.evaluate("theme => localStorage.setItem('theme', theme)", theme)
+        expect(outer.locator("html")).to_have_attribute("data-theme", theme)
+    (frame,) = page.main_frame.child_frames
+    frame.goto(made.address)
+    # Airflow's own address follows, so that it can be handed on.
+    expect(page).to_have_url(re.compile(rf"/plugin/log-rollup-hours{PAGE}\?stream=small&hour="))
+    outer.get_by_role("link", name="Open the run").click()
+    page.wait_for_url(f"**/dags/{SMALL}/runs/*")
+    assert unquote(page.url).endswith(f"/runs/{made.run_id}")
+
+
+def test_a_run_is_cleared_after_being_asked_and_the_unchanged_hour_stays_complete(
+    running: Running, made: MadeHour, open_page: OpenPage
+) -> None:
+    def clear_number() -> int:
+        path = f"/dags/{SMALL}/dagRuns/{made.run_id}/taskInstances/wait_for_raw_hour"
+        return int(running.stack.api.request("GET", path)["try_number"])
+
+    page = open_page(f"/plugin/log-rollup-hours{made.address}")
+    frame = page.frame_locator("iframe")
+    ask = frame.get_by_role("button", name="Clear the run …")
+    ask.click()
+    dialog = frame.get_by_role("dialog")
+    expect(dialog).to_contain_text(re.compile(r"\d+ task instances will be cleared"))
+    dialog.get_by_role("button", name="Leave it").click()
+    expect(dialog).to_have_count(0)
+    assert clear_number() == 1
+    ask.click()
+    dialog.get_by_role("button", name="Clear the run", exact=True).click()
+    expect(dialog).to_have_count(0)
+    running.wait_for("the cleared run at work", lambda: clear_number() == 2)
+    assert running.ended(SMALL, made.run_id).state == "success"
+    expect(frame.locator(".chip").first).to_have_text("Complete")
+
+
+def test_nothing_is_cut_off_in_a_narrow_window(made: MadeHour, open_page: OpenPage) -> None:
+    for path, shown in ((made.month, "table.calendar"), (made.address, "table.rows")):
+        page = open_page(path, NARROW)
+        expect(page.locator(shown).first).to_be_visible()
+        assert page.evaluate("document.documentElement.scrollWidth") <= NARROW["width"]
+
+
+def test_what_was_asked_wrong_is_said_on_the_page(running: Running, browser: Browser) -> None:
+    page = browser.new_page(base_url=running.stack.addresses.ui_url)
+    for query, told in (
+        ("stream=nosuch", "no stream nosuch"),
+        ("stream=small&month=soon", "write it like 2026-11"),
+    ):
+        page.goto(f"{PAGE}?{query}")
+        expect(page.get_by_role("alert")).to_contain_text(told)
+    page.close()

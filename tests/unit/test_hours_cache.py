@@ -1,0 +1,168 @@
+"""What the page Hours keeps of the bucket, and when it reads again."""
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from include.log_rollup.errors import AccessError
+from include.log_rollup.status import HourState
+from include.log_rollup.streams import Stream
+from log_rollup_plugin.hours_page.cache import GOOD_FOR, PAUSE, Known, MarkerCache
+from tests.unit.fake_store import FakeStore
+from tests.unit.pipeline import HOUR, MARKER, make_stream, produce, run_hour
+
+pytestmark = pytest.mark.usefixtures("unwatched")
+STREAM = make_stream()
+DAY = [datetime(2026, 11, 23, hour, tzinfo=UTC) for hour in range(24)]
+
+
+class Clock:
+    """A clock that stands until it is moved."""
+
+    def __init__(self, now: datetime) -> None:
+        self.now = now
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def pass_by(self, duration: timedelta) -> None:
+        self.now += duration
+
+
+class Bucket:
+    """Hands out one fake store, and counts how often it is opened and how many are open."""
+
+    def __init__(self) -> None:
+        self.store = FakeStore()
+        self.broken = False
+        self.opened = 0
+        self.most = 0
+        self._open = 0
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def __call__(self, stream: Stream) -> Iterator[FakeStore]:
+        if self.broken:
+            raise AccessError("the access key is not known there")
+        with self._lock:
+            self.opened += 1
+            self._open += 1
+            self.most = max(self.most, self._open)
+        try:
+            yield self.store
+        finally:
+            with self._lock:
+                self._open -= 1
+
+    def reads(self) -> int:
+        """How many requests came since the last time."""
+        count = len(self.store.log)
+        self.store.log.clear()
+        return count
+
+
+@pytest.fixture
+def bucket() -> Bucket:
+    bucket = Bucket()
+    produce(bucket.store, {"a.log": b"a" * 30})
+    run_hour(bucket.store, STREAM)
+    bucket.reads()
+    return bucket
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock(HOUR + timedelta(hours=3))
+
+
+def look(
+    cache: MarkerCache, touched: Mapping[datetime, datetime] | None = None, refresh: bool = False
+) -> Known:
+    """Look and wait for all of it."""
+    return cache.look(STREAM, DAY, touched or {}, refresh=refresh, wait_seconds=60)
+
+
+def test_an_hour_that_was_read_is_not_read_again_as_long_as_it_is_good(bucket: Bucket, clock: Clock) -> None:
+    cache = MarkerCache(bucket, clock)
+    known = look(cache)
+    assert (known.pending, known.error) == (0, "")
+    states = {hour: read.status.state for hour, read in known.hours.items()}
+    assert states == dict.fromkeys(DAY, HourState.INCOMPLETE) | {HOUR: HourState.COMPLETE}
+    # One request for the hour that is complete, two for each other.
+    assert bucket.reads() == 1 + 2 * 23
+    look(cache)
+    assert bucket.reads() == 0
+    clock.pass_by(GOOD_FOR[True, False] + timedelta(seconds=1))
+    look(cache)
+    assert bucket.reads() == 2 * 23
+
+
+def test_complete_hours_of_the_past_are_good_for_longest(bucket: Bucket, clock: Clock) -> None:
+    cache = MarkerCache(bucket, clock)
+    clock.pass_by(timedelta(days=9))
+    look(cache)
+    bucket.reads()
+    clock.pass_by(GOOD_FOR[False, False] + timedelta(seconds=1))
+    look(cache)
+    assert bucket.reads() == 2 * 23
+    clock.pass_by(GOOD_FOR[False, True])
+    look(cache)
+    assert bucket.reads() == 1 + 2 * 23
+
+
+def test_an_hour_whose_run_did_something_since_is_read_again(bucket: Bucket, clock: Clock) -> None:
+    cache = MarkerCache(bucket, clock)
+    look(cache)
+    bucket.reads()
+    bucket.store.delete("logs", [MARKER])
+    bucket.reads()
+    clock.pass_by(timedelta(seconds=5))
+    known = look(cache, touched={HOUR: clock.now})
+    assert known.hours[HOUR].status.state is HourState.INCOMPLETE
+    assert bucket.reads() == 2
+
+
+def test_refreshing_reads_all_of_it_but_not_twice_at_once(bucket: Bucket, clock: Clock) -> None:
+    cache = MarkerCache(bucket, clock)
+    look(cache)
+    bucket.reads()
+    look(cache, refresh=True)
+    assert bucket.reads() == 0
+    clock.pass_by(timedelta(seconds=5))
+    look(cache, refresh=True)
+    assert bucket.reads() == 1 + 2 * 23
+
+
+def test_a_bucket_that_fails_is_told_left_alone_for_a_while_and_what_was_known_is_kept(
+    bucket: Bucket, clock: Clock
+) -> None:
+    cache = MarkerCache(bucket, clock)
+    look(cache)
+    bucket.broken = True
+    clock.pass_by(timedelta(minutes=1))
+    known = look(cache)
+    assert (known.error, known.pending) == ("the access key is not known there", 0)
+    assert known.hours[HOUR].status.state is HourState.COMPLETE
+    bucket.broken = False
+    assert look(cache).error == known.error
+    clock.pass_by(PAUSE + timedelta(seconds=1))
+    assert look(cache).error == ""
+
+
+def test_many_who_ask_for_many_streams_open_one_store_at_a_time(bucket: Bucket, clock: Clock) -> None:
+    cache = MarkerCache(bucket, clock)
+    streams = [STREAM.model_copy(update={"aws_conn_id": f"conn_{number}"}) for number in range(8)]
+    threads = [
+        threading.Thread(target=cache.look, args=(stream, DAY, {}), kwargs={"wait_seconds": 60})
+        for stream in streams
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    known = [cache.look(stream, DAY, {}) for stream in streams]
+    assert [len(one.hours) for one in known] == [24] * 8
+    assert bucket.most == 1
