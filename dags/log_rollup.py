@@ -29,6 +29,7 @@ from datetime import timedelta
 from airflow.sdk import DAG, CronDataIntervalTimetable, Param
 
 from include.log_rollup.streams import POOL, check_pool, load_streams, pool_slots
+from log_rollup_plugin.notify import check_notifiers, deadline_alert, failure_callback
 from log_rollup_plugin.operators import (
     CONTROL_CONNECTIONS,
     CompleteHourOperator,
@@ -45,6 +46,7 @@ streams = load_streams()
 check_pool(streams, pool_slots())
 
 for stream in streams:
+    check_notifiers(stream)
     with DAG(
         dag_id=dag_id_of(stream),
         description=f"{stream.raw} -> {stream.aggregated}, hour by hour",
@@ -54,6 +56,8 @@ for stream in streams:
         catchup=True,
         max_active_runs=stream.max_active_runs,
         tags=["log-rollup", stream.name],
+        deadline=deadline_alert(stream),
+        on_failure_callback=failure_callback(stream),
         params={
             "hour": Param(
                 None,
