@@ -1,16 +1,17 @@
 """Where an operator is sent: from a task to its hour and to what lies in the bucket, from a message to the run."""
 
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode, urlsplit
 
-from airflow.providers.amazon.aws.links.base_aws import BASE_AWS_CONSOLE_LINK, BaseAwsLink
 from airflow.sdk import BaseOperatorLink
 from airflow.sdk.configuration import conf
 
 from include.log_rollup.hours import format_hour
 from include.log_rollup.store import Location
-from log_rollup_plugin.hook import PooledS3Hook
+
+if TYPE_CHECKING:
+    from log_rollup_plugin.hook import PooledS3Hook
 
 
 def hour_page(stream: str, hour: datetime) -> str:
@@ -24,8 +25,11 @@ def run_page(dag_id: str, run_id: str) -> str:
     return f"{_base_url()}/dags/{quote(dag_id)}/runs/{quote(run_id)}"
 
 
-def object_page(hook: PooledS3Hook, target: Location) -> str:
+def object_page(hook: "PooledS3Hook", target: Location) -> str:
     """An object in the AWS console; for another S3 server its own address, path-style."""
+    # Who tells of a deadline has no use for the provider, and would hold up a triggerer with its import.
+    from airflow.providers.amazon.aws.links.base_aws import BASE_AWS_CONSOLE_LINK, BaseAwsLink
+
     meta = hook.client.meta
     key = quote(target.key)
     host = urlsplit(meta.endpoint_url).hostname or ""

@@ -169,7 +169,9 @@ async def tell_of_deadline(
     for settings in notifiers:
         notifier = Notifier(**settings)
         try:
-            await _tell(make_notifier(notifier), {**context, "log_rollup": notice})
+            # In a thread: it may import a whole provider.
+            made = await sync_to_async(make_notifier)(notifier)
+            await _tell(made, {**context, "log_rollup": notice})
         except Exception as error:
             failures.append(_failure(notifier, error))
     _raise(failures)
