@@ -20,6 +20,9 @@ it without them triggers it with `drop_vanished`.
 **To roll up an hour by hand**, trigger the Dag and give the hour in the form. **To roll up a past range**,
 use a backfill; the tasks of younger hours go before it. What cannot be mended by a retry fails at once; throttling and network faults are retried.
 
+Who is told that a run has failed or has missed its deadline stands in the streams file, under `notify` and
+`deadline`. The note on a finished run says what it made of its hour.
+
 The pool `s3_connections` caps the connections to S3 of all tasks of all streams together: a task takes as
 many slots as it may open connections.
 """

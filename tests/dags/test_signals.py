@@ -2,7 +2,10 @@
 
 import json
 import logging
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -15,6 +18,8 @@ from airflow.sdk import DAG
 from airflow.sdk.observability.metrics import stats_utils
 from airflow.sdk.observability.stats import Stats
 from airflow.utils.session import create_session
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.proto.metrics.v1.metrics_pb2 import AggregationTemporality
 from sqlalchemy import Engine, event, select
 
 from include.log_rollup.changes import Changes
@@ -32,6 +37,7 @@ from tests.support.fixtures import BucketFactory
 from tests.support.hours import make_hour
 from tests.support.servers import RcloneServer
 from tests.support.statsd import StatsdServer
+from tests.support.webhook import Webhook
 
 END = HOUR + timedelta(hours=1)
 OBJECTS = 30
@@ -224,6 +230,43 @@ def test_a_stream_whose_name_has_a_dot_is_one_step_in_names_and_legacy_names_can
     monkeypatch.setenv("AIRFLOW__METRICS__LEGACY_NAMES_ON", "False")
     metrics.shard_tried("web.2", Measured(throttles=4))
     assert statsd.received("airflow.log_rollup.throttles") == {"": ("c", 7), ".web__2": ("c", 3)}
+
+
+# A process of its own, because OpenTelemetry sends when a process ends.
+OTEL_PROCESS = """
+from airflow.sdk.observability.metrics import stats_utils
+from airflow.sdk.observability.stats import Stats
+from include.log_rollup.records import Measured
+from log_rollup_plugin import metrics
+
+Stats.initialize(factory=stats_utils.get_stats_factory(), export_legacy_names=False)
+metrics.shard_tried("app", Measured(seconds=1.5, throttles=3, sockets=25))
+"""
+
+
+def test_open_telemetry_has_the_stream_as_an_attribute_and_can_have_deltas() -> None:
+    with Webhook(parse=ExportMetricsServiceRequest.FromString) as collector:
+        env = {
+            "AIRFLOW__METRICS__OTEL_ON": "True",
+            "AIRFLOW__METRICS__OTEL_HOST": "127.0.0.1",
+            "AIRFLOW__METRICS__OTEL_PORT": str(collector.port),
+            "AIRFLOW__METRICS__LEGACY_NAMES_ON": "False",
+            "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE": "delta",
+        }
+        subprocess.run([sys.executable, "-c", OTEL_PROCESS], env={**os.environ, **env}, check=True)
+    sent = {
+        metric.name.removeprefix("airflow.log_rollup."): metric
+        for resource in collector.bodies[0].resource_metrics
+        for scope in resource.scope_metrics
+        for metric in scope.metrics
+    }
+    throttles, duration, sockets = (sent[name] for name in ("throttles", "shard_duration", "peak_sockets"))
+    assert throttles.sum.aggregation_temporality == AggregationTemporality.AGGREGATION_TEMPORALITY_DELTA
+    (point,) = throttles.sum.data_points
+    assert point.as_int == 3
+    assert [(one.key, one.value.string_value) for one in point.attributes] == [("stream", "app")]
+    assert (duration.unit, duration.exponential_histogram.data_points[0].sum) == ("ms", 1500)
+    assert sockets.gauge.data_points[0].as_int == 25
 
 
 def test_the_dashboard_asks_for_every_metric_by_the_name_and_the_label_that_it_has() -> None:

@@ -2,24 +2,26 @@
 
 import json
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
 
 
 class Webhook:
-    """While it runs, keeps the JSON of every request, in their order.
+    """While it runs, keeps what every request says, in their order.
 
     :param status: what it answers
+    :param parse: what it takes a body for
     """
 
-    def __init__(self, status: int = 200) -> None:
+    def __init__(self, status: int = 200, parse: Callable[[bytes], Any] = json.loads) -> None:
         self.bodies: list[Any] = []
         bodies = self.bodies
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                bodies.append(parse(self.rfile.read(int(self.headers["Content-Length"]))))
                 self.send_response(status)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
