@@ -13,6 +13,7 @@ from airflow.sdk import BaseNotifier
 from airflow.sdk.definitions.callback import AsyncCallback
 from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
 from asgiref.sync import sync_to_async
+from jinja2 import TemplateSyntaxError, UndefinedError
 
 from include.log_rollup.errors import ConfigurationError, RollupError
 from include.log_rollup.hours import floor_hour, format_hour, parse_hour
@@ -31,6 +32,13 @@ TEXTS = {
     "message": "{{ log_rollup.text }} {{ log_rollup.url }}",
     "message_body": "{{ log_rollup.text }} {{ log_rollup.url }}",
     "text": "{{ log_rollup.text }} {{ log_rollup.url }}",
+}
+# A run as the triggerer is handed it.
+_RUN = {
+    **dict.fromkeys(("dag_id", "dag_run_id", "run_type", "state", "note"), "x"),
+    **dict.fromkeys(("logical_date", "run_after", "queued_at", "start_date", "end_date"), "x"),
+    **dict.fromkeys(("data_interval_start", "data_interval_end"), "2026-11-23T08:00:00Z"),
+    "conf": {},
 }
 
 
@@ -56,15 +64,31 @@ class Notice:
 
 
 def check_notifiers(stream: Stream) -> None:
-    """Make each of a stream's notifiers once.
+    """Make each of a stream's notifiers once, and have it put its words together.
 
-    :raises ConfigurationError: if one cannot be, naming stream, key and fix
+    :raises ConfigurationError: if it cannot, naming stream, key and fix
     """
     for number, notifier in enumerate(stream.notify, 1):
         try:
-            make_notifier(notifier)
+            _rehearse(make_notifier(notifier), stream)
         except ConfigurationError as error:
             raise ConfigurationError(f"stream {stream.name!r}: notify: entry {number}: {error}") from error
+
+
+def _rehearse(notifier: BaseNotifier, stream: Stream) -> None:
+    """Render the templates with what there is when a deadline has passed; when a run has failed there is more."""
+    context = {"dag_run": _RUN, "deadline": {}}
+    notice = _notice(stream.name, context, DEADLINE, "", "")
+    try:
+        notifier.render_template_fields({**context, "log_rollup": notice})
+    except TemplateSyntaxError as error:
+        raise ConfigurationError(f"a template of it cannot be read: {error}") from error
+    except UndefinedError as error:
+        if stream.deadline is not None:
+            raise ConfigurationError(
+                f"a template of it cannot be used: {error}. Of a passed deadline, templates know only "
+                f"log_rollup, dag_run (times as text) and deadline."
+            ) from error
 
 
 def failure_callback(stream: Stream) -> Callable[[Mapping[str, Any]], None] | None:
@@ -105,7 +129,7 @@ def make_notifier(notifier: Notifier) -> BaseNotifier:
     except (ImportError, AttributeError) as error:
         raise ConfigurationError(
             f"class: {notifier.path} cannot be imported ({error}); mend the name, or install the provider that "
-            f"has it, on the Dag processor and the triggerer"
+            f"has it"
         ) from error
     if not (inspect.isclass(found) and issubclass(found, BaseNotifier)):
         raise ConfigurationError(

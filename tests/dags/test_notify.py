@@ -13,7 +13,8 @@ from airflow.sdk.definitions.deadline import DeadlineReference
 from airflow.serialization.serialized_objects import DagSerialization
 
 from include.log_rollup.errors import RollupError
-from log_rollup_plugin.notify import tell_of_deadline
+from include.log_rollup.streams import Notifier
+from log_rollup_plugin.notify import make_notifier, tell_of_deadline
 from tests.dags.conftest import LoadDags
 from tests.dags.test_policy import stream
 from tests.support.webhook import Webhook
@@ -91,17 +92,26 @@ def test_the_deadline_counts_from_when_the_run_was_queued_and_does_not_change_fr
         ({"class": "airflow.sdk.BaseOperator"}, "is no notifier"),
         ({"class": HTTP, "http_con_id": "chat"}, "it takes http_conn_id, endpoint, method"),
         ({"class": SMTP}, "it takes to, from_email"),
+        ({**CHAT, "json": {"text": "{{ log_rollup.text }"}}, "a template of it cannot be read: "),
+        ({**CHAT, "endpoint": "{{ ti.task_id }}"}, "templates know only log_rollup, dag_run"),
+        ({**CHAT, "endpoint": "{{ dag_run.run_after.strftime('%H') }}"}, "has no attribute 'strftime'"),
     ],
 )
 def test_a_notifier_that_cannot_be_made_is_an_import_error_that_names_stream_entry_and_fix(
     load_dags: LoadDags, entry: dict[str, Any], says: str
 ) -> None:
-    bag = load_dags(stream(notify=[CHAT, entry]))
+    bag = load_dags(stream(notify=[CHAT, entry], deadline="2h"))
     assert "log_rollup_app" not in bag.dags
     (error,) = (error for path, error in bag.import_errors.items() if path.endswith("log_rollup.py"))
     assert "stream 'app': notify: entry 2: " in error
-    assert entry["class"] in error
     assert says in error
+
+
+def test_without_a_deadline_templates_may_have_what_only_a_failed_run_knows(
+    load_dags: LoadDags, chat: Webhook
+) -> None:
+    fail(load_dags, {**CHAT, "json": {"text": "{{ ti.task_id.upper() }}"}})
+    assert chat.texts == ["VALIDATE_HOUR"]
 
 
 # -- what is told --------------------------------------------------------------------------------------
@@ -163,8 +173,16 @@ def test_everybody_is_told_though_one_cannot_be_and_a_notifier_may_block(
             tell(
                 load_dags,
                 {**CHAT, "http_conn_id": "gone"},
-                {"class": FILE, "path": str(file), "message": "{{ log_rollup.title }}"},
+                {"class": FILE, "path": str(file)},
                 CHAT,
             )
     assert len(chat.bodies) == len(gone.bodies) == 1
-    assert "Log Rollup: hour 2026-11-23T08:00:00Z of app" in file.read_text()
+    assert file.read_text().splitlines() == chat.texts
+
+
+def test_a_mail_has_a_subject_a_text_and_a_link_of_ours() -> None:
+    mail = make_notifier(Notifier(SMTP, {"to": "oncall@example.com", "from_email": "airflow@example.com"}))
+    notice = {"title": "An hour has failed", "text": "See its log.", "url": URL}
+    mail.render_template_fields({"log_rollup": notice})
+    assert mail.subject == "An hour has failed"
+    assert mail.html_content == f'<p>See its log.</p><p><a href="{URL}">{URL}</a></p>'
