@@ -41,8 +41,10 @@ def leave_note(dag_run: Any) -> str | None:
     session = object_session(dag_run)
     if session is None or not dag_run.dag_id.startswith("log_rollup_"):
         return None
-    # Of the connection: the scheduler takes the commit of a nested session for one of its own.
+    # Of the connection: the scheduler takes the commit of a nested session for one of its own. Two of them,
+    # because SQLite refuses to write in a transaction that has read, if anybody has written since.
     connection = session.connection()
+    mine = DagRunNote.dag_run_id == dag_run.id
     with connection.begin_nested():
         totals = connection.scalar(
             select(XComModel.value).where(
@@ -53,16 +55,16 @@ def leave_note(dag_run: Any) -> str | None:
                 XComModel.key == "return_value",
             )
         )
-        if not isinstance(totals, dict):
-            return None
-        text, now = describe(totals), datetime.now(UTC)
-        mine = DagRunNote.dag_run_id == dag_run.id
         found = connection.execute(select(DagRunNote.content, DagRunNote.user_id).where(mine)).one_or_none()
-        if found is None:
-            values = {"dag_run_id": dag_run.id, "content": text, "created_at": now, "updated_at": now}
-            connection.execute(insert(DagRunNote).values(values))
-        elif found.user_id is None and _OURS.fullmatch(found.content or ""):
-            connection.execute(update(DagRunNote).where(mine).values(content=text, updated_at=now))
+    if not isinstance(totals, dict):
+        return None
+    if found and (found.user_id is not None or not _OURS.fullmatch(found.content or "")):
+        return None
+    values = {"content": describe(totals), "updated_at": datetime.now(UTC)}
+    with connection.begin_nested():
+        if found:
+            connection.execute(update(DagRunNote).where(mine).values(values))
         else:
-            return None
-    return text
+            new = {"dag_run_id": dag_run.id, "created_at": values["updated_at"]}
+            connection.execute(insert(DagRunNote).values({**values, **new}))
+    return str(values["content"])

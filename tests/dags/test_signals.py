@@ -4,11 +4,13 @@ import json
 import logging
 import os
 import re
+import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -119,18 +121,28 @@ def succeed(dag: DAG, **changed: Any) -> None:
 
 
 @contextmanager
-def failing(statement: str) -> Iterator[None]:
-    """The database refuses such statements meanwhile."""
+def before(statement: str, do: Callable[[], None]) -> Iterator[None]:
+    """Meanwhile, something happens before the database gets such a statement."""
 
-    def refuse(_connection: Any, _cursor: Any, asked: str, *_: Any) -> None:
+    def look(_connection: Any, _cursor: Any, asked: str, *_: Any) -> None:
         if asked.startswith(statement):
-            raise RuntimeError("the database has no mind to")
+            do()
 
-    event.listen(Engine, "before_cursor_execute", refuse)
+    event.listen(Engine, "before_cursor_execute", look)
     try:
         yield
     finally:
-        event.remove(Engine, "before_cursor_execute", refuse)
+        event.remove(Engine, "before_cursor_execute", look)
+
+
+def refuse() -> None:
+    raise RuntimeError("the database has no mind to")
+
+
+def write_something() -> None:
+    """What another process does now and then."""
+    with closing(sqlite3.connect(Path(os.environ["AIRFLOW_HOME"]) / "airflow.db")) as database, database:
+        database.execute("UPDATE slot_pool SET slots = slots")
 
 
 def test_tasks_link_to_the_hour_and_its_files_and_the_run_says_what_it_made(
@@ -152,12 +164,13 @@ def test_tasks_link_to_the_hour_and_its_files_and_the_run_says_what_it_made(
     assert dag.get_task("pack_shard").operator_class.operator_extra_links[0].name == "Hour"
 
     # -- and the note --
-    with failing("INSERT INTO dag_run_note"), caplog.at_level(logging.ERROR):
+    with before("INSERT INTO dag_run_note", refuse), caplog.at_level(logging.ERROR):
         succeed(dag, conf={"the scheduler": "has done something"})
     assert "could not leave a note on the run" in caplog.text
     with run_of(dag) as run:
         assert (run.note, run.conf) == (None, {"the scheduler": "has done something"})
-    succeed(dag)
+    with before("INSERT INTO dag_run_note", write_something):
+        succeed(dag)
     with run_of(dag) as run:
         ours = str(run.note)
     assert re.fullmatch(rf"{OBJECTS} objects, [0-9.]+ MiB -> [0-9]+ parts, verified by CRC", ours)
