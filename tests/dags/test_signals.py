@@ -142,7 +142,7 @@ def refuse() -> None:
 def write_something() -> None:
     """What another process does now and then."""
     with closing(sqlite3.connect(Path(os.environ["AIRFLOW_HOME"]) / "airflow.db")) as database, database:
-        database.execute("UPDATE slot_pool SET slots = slots")
+        database.execute("UPDATE slot_pool SET description = hex(randomblob(8))")
 
 
 def test_tasks_link_to_the_hour_and_its_files_and_the_run_says_what_it_made(
