@@ -20,6 +20,9 @@ it without them triggers it with `drop_vanished`.
 **To roll up an hour by hand**, trigger the Dag and give the hour in the form. **To roll up a past range**,
 use a backfill; the tasks of younger hours go before it. What cannot be mended by a retry fails at once; throttling and network faults are retried.
 
+Who is told that a run has failed or has missed its deadline stands in the streams file, under `notify` and
+`deadline`. The note on a finished run says what it made of its hour.
+
 The pool `s3_connections` caps the connections to S3 of all tasks of all streams together: a task takes as
 many slots as it may open connections.
 """
@@ -29,6 +32,7 @@ from datetime import timedelta
 from airflow.sdk import DAG, CronDataIntervalTimetable, Param
 
 from include.log_rollup.streams import POOL, check_pool, load_streams, pool_slots
+from log_rollup_plugin.notify import check_notifiers, deadline_alert, failure_callback
 from log_rollup_plugin.operators import (
     CONTROL_CONNECTIONS,
     CompleteHourOperator,
@@ -45,6 +49,7 @@ streams = load_streams()
 check_pool(streams, pool_slots())
 
 for stream in streams:
+    check_notifiers(stream)
     with DAG(
         dag_id=dag_id_of(stream),
         description=f"{stream.raw} -> {stream.aggregated}, hour by hour",
@@ -54,6 +59,8 @@ for stream in streams:
         catchup=True,
         max_active_runs=stream.max_active_runs,
         tags=["log-rollup", stream.name],
+        deadline=deadline_alert(stream),
+        on_failure_callback=failure_callback(stream),
         params={
             "hour": Param(
                 None,

@@ -1,6 +1,7 @@
 """The step complete_hour: the completion marker, written last."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -16,11 +17,17 @@ from include.log_rollup.streams import Stream
 log = logging.getLogger(__name__)
 
 
-def complete_hour(store: ObjectStore, stream: Stream, hour: datetime) -> HourTotals:
+def complete_hour(
+    store: ObjectStore,
+    stream: Stream,
+    hour: datetime,
+    completed: Callable[[HourTotals], None] = lambda _: None,
+) -> HourTotals:
     """Mark a proven hour complete, if its parts are still those that were proven.
 
     A marker that stands already for the same plan stays as it is.
 
+    :param completed: called with the totals, if it was not complete before
     :returns: the totals of the hour, from its manifest
     :raises SupersededError: if the hour is being built under another plan than was proven
     :raises ProofError: if a part changed after it was proven
@@ -53,6 +60,7 @@ def complete_hour(store: ObjectStore, stream: Stream, hour: datetime) -> HourTot
             store.delete(paths.marker.bucket, [paths.marker.key])
             _check_claim(paths, plan_id, claimed)
         log.info("complete: %s", paths.marker)
+        completed(manifest.totals)
     _clean_up(store, records, paths, plan_id)
     return manifest.totals
 

@@ -1,19 +1,24 @@
 """Lists a prefix over several connections at once, because each page has to wait for the one before it."""
 
+import logging
 import threading
+import time
 from bisect import bisect_right
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from include.log_rollup.monitor import LOG_SECONDS
 from include.log_rollup.store import ListPage, Location, ObjectInfo, ObjectStore
+
+log = logging.getLogger(__name__)
 
 # Keys are split between these code points; beyond them they are listed one page after the other.
 _LOWEST, _HIGHEST = 0x1F, 0x7F
 
 
 def list_all(store: ObjectStore, prefix: Location) -> list[ObjectInfo]:
-    """Everything under a prefix, in the order of the keys' UTF-8 bytes.
+    """Everything under a prefix, in the order of the keys' UTF-8 bytes; if it takes long, the log says how far.
 
     :raises RollupError: as the store raises
     """
@@ -56,12 +61,14 @@ class _Lister:
         self._under_way: list[_Span] = []
         self._spans: list[_Span] = []
         self._failed = False
+        self._listed = 0
+        self._next_line = time.monotonic() + LOG_SECONDS
 
     def run(self) -> list[ObjectInfo]:
         first = _Span("", None)
         pages = self._store.list_pages(self._prefix)
         # Most prefixes are one page: no threads for those.
-        if first.take(next(pages)) and self._threads > 1:
+        if self._take(first, next(pages)) and self._threads > 1:
             self._spans.append(first)
             self._under_way.append(first)
             with ThreadPoolExecutor(self._threads, "log-rollup-listing") as executor:
@@ -72,8 +79,19 @@ class _Lister:
             self._spans.sort(key=lambda span: span.start)
             return [row for span in self._spans for row in span.rows]
         for page in pages:
-            first.take(page)
+            self._take(first, page)
         return first.rows
+
+    def _take(self, span: _Span, page: ListPage) -> bool:
+        """Give a page to its span; from one thread at a time."""
+        before = len(span.rows)
+        more = span.take(page)
+        self._listed += len(span.rows) - before
+        now = time.monotonic()
+        if now >= self._next_line:
+            self._next_line = now + LOG_SECONDS
+            log.info("%s objects listed under %s so far", f"{self._listed:,}", self._prefix)
+        return more
 
     def _work(self, span: _Span | None) -> None:
         try:
@@ -89,7 +107,7 @@ class _Lister:
     def _list(self, span: _Span) -> None:
         for page in self._store.list_pages(self._prefix, span.position or span.start):
             with self._changed:
-                more = span.take(page) and not self._failed
+                more = self._take(span, page) and not self._failed
                 if not more:
                     self._under_way.remove(span)
                 self._changed.notify_all()

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from include.log_rollup.errors import RollupError, SupersededError
@@ -22,13 +22,19 @@ log = logging.getLogger(__name__)
 JOURNAL_SECONDS = 2.0
 
 
-def pack_shard(store: ObjectStore, stream: Stream, ref: ShardRef) -> Measured:
+def pack_shard(
+    store: ObjectStore,
+    stream: Stream,
+    ref: ShardRef,
+    tried: Callable[[Measured], None] = lambda _: None,
+) -> Measured:
     """Pack what is missing of a shard.
 
     Parts that stand as the receipt says are left alone. The receipt is written every few parts and
     after a failure, so that a retry goes on where this try ended.
 
-    :returns: what this try measured
+    :param tried: called with what this try measured, if it failed too
+    :returns: the same
     :raises SupersededError: if the hour is being built under another plan
     :raises ResourceLimitError: if the open-file limit is too low for the stream's connections
     :raises RollupError: as :meth:`ShardPacker.run` and the store raise
@@ -108,9 +114,12 @@ def pack_shard(store: ObjectStore, stream: Stream, ref: ShardRef) -> Measured:
         journal.drop()
         raise
     except BaseException:
-        journal.save(measured())
+        result = measured()
+        journal.save(result)
+        tried(result)
         raise
     result = measured()
+    tried(result)
     journal.close(shard, result)
     log.info("done: %s | peak sockets %d/%d", packer.progress(), result.sockets, stream.max_connections)
     return result

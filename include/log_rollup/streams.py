@@ -4,14 +4,23 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from include.log_rollup.errors import ConfigurationError
 from include.log_rollup.hours import HourPaths, floor_hour
@@ -26,6 +35,8 @@ LATE_SCHEDULE = "0 5 * * *"
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 # As far as that can be told from afar; Airflow itself names what is wrong with a field.
 _CRON = re.compile(r"@[a-z]+|\S+(\s+\S+){4}")
+_CLASS = re.compile(r"([A-Za-z_]\w*\.)+[A-Za-z_]\w*")
+_NOTIFIER = "{class: airflow.providers.smtp.notifications.smtp.SmtpNotifier, to: oncall@example.com}"
 _S3_URL = re.compile(r"s3://([^/]+)/(.*)")
 
 # https://docs.aws.amazon.com/AmazonS3/latest/API/API_PutObject.html, without the archives, whose objects
@@ -84,6 +95,39 @@ def _whole_hour(start: datetime) -> datetime:
     return floor_hour(start)
 
 
+@dataclass(frozen=True, slots=True)
+class Notifier:
+    """Somebody to tell: the class of an Airflow notifier, and its arguments as the streams file has them."""
+
+    path: str
+    arguments: Mapping[str, Any]
+
+
+def _parse_notifiers(entries: Any) -> tuple[Notifier, ...]:
+    if not isinstance(entries, Sequence) or isinstance(entries, str):
+        raise ValueError(f"{entries!r} is not a list; give one entry for each notifier, like {_NOTIFIER}")
+    return tuple(_parse_notifier(entry, number) for number, entry in enumerate(entries, 1))
+
+
+def _parse_notifier(entry: Any, number: int) -> Notifier:
+    if isinstance(entry, Notifier):
+        return entry
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("class"), str):
+        raise ValueError(f"entry {number} has no 'class'; write it like {_NOTIFIER}")
+    path = entry["class"]
+    if not _CLASS.fullmatch(path):
+        raise ValueError(
+            f"entry {number}: {path!r} is not the full name of a class; write it like {_NOTIFIER}"
+        )
+    arguments = {str(name): value for name, value in entry.items() if name != "class"}
+    try:
+        # Airflow keeps them in its database, with the deadline.
+        json.dumps(arguments)
+    except TypeError as error:
+        raise ValueError(f"entry {number}: {error}; put dates and the like in quotes") from None
+    return Notifier(path, arguments)
+
+
 class Stream(BaseModel):
     """One log source and its settings; sizes are in bytes, durations are timedeltas."""
 
@@ -116,6 +160,9 @@ class Stream(BaseModel):
     ensure_newline: bool = False
     storage_class: StorageClass | None = None
     owner: str = "log-rollup"
+    # Whom to tell of a failed run, and of one that is not done this long after it was queued.
+    notify: Annotated[tuple[Notifier, ...], BeforeValidator(_parse_notifiers)] = ()
+    deadline: Annotated[Duration, _at_least(timedelta(seconds=1))] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -135,6 +182,12 @@ class Stream(BaseModel):
                 f"shard_size: {format_size(self.shard_size)} is less than part_size "
                 f"{format_size(self.part_size)}; a shard holds at least one part"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _somebody_is_told(self) -> "Stream":
+        if self.deadline is not None and not self.notify:
+            raise ValueError("deadline: nobody would be told that it has passed; give notify too")
         return self
 
     def at(self, hour: datetime) -> HourPaths:

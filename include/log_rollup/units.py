@@ -33,6 +33,15 @@ def parse_duration(value: Any) -> timedelta:
         raise ValueError(f"{value!r} is too long for a duration") from None
 
 
+def format_duration(duration: timedelta) -> str:
+    """Write a duration of whole seconds as :func:`parse_duration` reads it, as in ``1h30m``."""
+    rest, words = int(duration.total_seconds()), ""
+    for unit, seconds in reversed(_SECONDS.items()):
+        count, rest = divmod(rest, seconds)
+        words += f"{count}{unit}" if count else ""
+    return words or "0s"
+
+
 def parse_size(value: Any) -> int:
     """Read a size in bytes such as ``32MiB``, ``500MB`` or ``33554432``.
 

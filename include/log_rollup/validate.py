@@ -2,6 +2,8 @@
 
 import hashlib
 import logging
+import threading
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +19,7 @@ from include.log_rollup.errors import InputChangedError, ProofError, SupersededE
 from include.log_rollup.hours import HourPaths, format_hour
 from include.log_rollup.listing import list_all
 from include.log_rollup.memory import without_collector
+from include.log_rollup.monitor import Monitor
 from include.log_rollup.plan import LeftOut, PlannedPart, select
 from include.log_rollup.planning import standing_parts
 from include.log_rollup.proof import mismatch, read_pieces, read_runs
@@ -76,8 +79,11 @@ def validate_hour(store: ObjectStore, stream: Stream, hour: datetime) -> HourTot
     chosen, left_out = select(listed, paths.raw.key, stream.marker)
     _check_raw(paths, work, chosen)
     standing = standing_parts(store, paths)
-    prover = _Prover(store, stream.raw.bucket, paths, standing)
-    with ThreadPoolExecutor(store.control_connections, "log-rollup-validate") as threads:
+    prover = _Prover(store, stream.raw.bucket, paths, standing, len(work.planned))
+    with (
+        Monitor(log, store.port, store.max_connections, prover.progress),
+        ThreadPoolExecutor(store.control_connections, "log-rollup-validate") as threads,
+    ):
         outcomes = list(
             threads.map(lambda part: prover.prove(part, work.packed.get(part.name)), work.planned)
         )
@@ -171,19 +177,44 @@ class _Prover:
     """Proves one part at a time; safe to use from several threads.
 
     The store's CRCs count only where it was seen to refuse a wrong one.
+
+    :param total: how many parts are to be proven, for people
     """
 
     def __init__(
-        self, store: ObjectStore, raw_bucket: str, paths: HourPaths, standing: dict[str, ObjectInfo]
+        self,
+        store: ObjectStore,
+        raw_bucket: str,
+        paths: HourPaths,
+        standing: dict[str, ObjectInfo],
+        total: int,
     ) -> None:
         self._store = store
         self._raw_bucket = raw_bucket
         self._paths = paths
         self._standing = standing
+        self._total = total
+        self._looked_at = self._read_bytes = 0
+        self._counting = threading.Lock()
+        self._started = time.monotonic()
         self._crc_is_checked = store.refuses_wrong_crc(paths.work.child("crc-probe"))
+
+    def progress(self) -> str:
+        """One line on how far it is; safe from any thread."""
+        seconds = max(time.monotonic() - self._started, 0.001)
+        return (
+            f"parts {self._looked_at}/{self._total} looked at | {format_size(self._read_bytes)} read back | "
+            f"{self._read_bytes / seconds / 1e6:.0f} MB/s"
+        )
 
     def prove(self, planned: PlannedPart, packed: PackedPart | None) -> PackedPart | _Failure:
         """The part with its proof, or why it has none."""
+        outcome = self._prove(planned, packed)
+        with self._counting:
+            self._looked_at += 1
+        return outcome
+
+    def _prove(self, planned: PlannedPart, packed: PackedPart | None) -> PackedPart | _Failure:
         problem = mismatch(planned, packed, self._standing.get(planned.name))
         if problem or packed is None:
             return _Failure(planned.name, problem or "it was not packed")
@@ -230,14 +261,20 @@ class _Prover:
     def _crc_of(self, source: Location, etag: str, size: int) -> int:
         value = 0
         for run in read_runs(self._store, source, etag, size):
+            self._count_read(run)
             value = checksums.crc64nvme(run, value)
         return value
+
+    def _count_read(self, run: bytes) -> None:
+        with self._counting:
+            self._read_bytes += len(run)
 
     def _read_back(self, planned: PlannedPart, packed: PackedPart) -> PackedPart | _Failure:
         value = 0
         md5s = [hashlib.md5(usedforsecurity=False) for _ in planned.objects]
         source = self._paths.part(planned.name)
         for run, pieces in read_pieces(self._store, source, planned, packed):
+            self._count_read(run)
             value = checksums.crc64nvme(run, value)
             for piece in pieces:
                 if packed.objects[piece.index].etag_is_md5:

@@ -1,4 +1,4 @@
-"""Creates the pool that caps the S3 connections of the whole fleet, where it is missing."""
+"""What happens beside the tasks: the missing pool is created at start, and a finished run gets its note."""
 
 import json
 import logging
@@ -7,6 +7,7 @@ from typing import Any
 from airflow.listeners import hookimpl
 
 from include.log_rollup.streams import INCLUDE
+from log_rollup_plugin.note import leave_note
 
 log = logging.getLogger(__name__)
 
@@ -17,6 +18,15 @@ def on_starting(component: Any) -> None:
     # Tasks call this too, but have no database, and must not load its models.
     if getattr(component, "__tablename__", None) == "job":
         create_missing_pools()
+
+
+@hookimpl
+def on_dag_run_success(dag_run: Any, msg: str) -> None:
+    """Say in the run's note what it made; called by the scheduler, which must not suffer from it."""
+    try:
+        leave_note(dag_run)
+    except Exception:
+        log.exception("could not leave a note on the run %s of %s", dag_run.run_id, dag_run.dag_id)
 
 
 def create_missing_pools() -> None:

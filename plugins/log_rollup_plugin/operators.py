@@ -4,17 +4,20 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from airflow.sdk import Asset, BaseOperator, Context
 
 from include.log_rollup import complete, late, packing, planning, validate
 from include.log_rollup.changes import Changes
-from include.log_rollup.hours import format_hour
+from include.log_rollup.hours import format_hour, parse_hour
 from include.log_rollup.plan import ShardRef
 from include.log_rollup.streams import Stream
 from include.log_rollup.units import format_size
+from log_rollup_plugin import metrics
 from log_rollup_plugin.hook import PooledS3Hook
+from log_rollup_plugin.links import HourLink, ManifestLink, MarkerLink, hour_page, object_page
 from log_rollup_plugin.runs import hour_of
 
 log = logging.getLogger(__name__)
@@ -31,15 +34,19 @@ class PlanHourOperator(BaseOperator):
     :param stream: whose hour
     """
 
+    operator_extra_links = (HourLink(),)
+
     def __init__(self, *, stream: Stream, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.stream = stream
 
     def execute(self, context: Context) -> list[dict[str, Any]]:
         """See :func:`include.log_rollup.planning.plan_hour`."""
+        hour = hour_of(context)
+        self.hour_page = hour_page(self.stream.name, hour)
         with PooledS3Hook.for_stream(self.stream, CONTROL_CONNECTIONS, CONTROL_CONNECTIONS) as hook:
             planned = planning.plan_hour(
-                hook, self.stream, hour_of(context), context["run_id"],
+                hook, self.stream, hour, context["run_id"],
                 drop_vanished=bool(context["params"].get("drop_vanished")),
             )  # fmt: skip
         return [asdict(ref) for ref in planned.shards]
@@ -53,6 +60,7 @@ class PackShardOperator(BaseOperator):
     """
 
     template_fields: Sequence[str] = ("shard",)
+    operator_extra_links = (HourLink(),)
 
     def __init__(self, *, stream: Stream, shard: dict[str, Any], **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -66,9 +74,11 @@ class PackShardOperator(BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """See :func:`include.log_rollup.packing.pack_shard`; returns what it measured."""
-        cap = self.stream.max_connections
+        cap, ref = self.stream.max_connections, ShardRef(**self.shard)
+        self.hour_page = hour_page(self.stream.name, parse_hour(ref.hour))
+        tried = partial(metrics.shard_tried, self.stream.name)
         with PooledS3Hook.for_stream(self.stream, cap, PACKING_CONTROL_CONNECTIONS) as hook:
-            return asdict(packing.pack_shard(hook, self.stream, ShardRef(**self.shard)))
+            return asdict(packing.pack_shard(hook, self.stream, ref, tried))
 
 
 class ValidateHourOperator(BaseOperator):
@@ -77,14 +87,20 @@ class ValidateHourOperator(BaseOperator):
     :param stream: whose hour
     """
 
+    operator_extra_links = (HourLink(), ManifestLink())
+
     def __init__(self, *, stream: Stream, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.stream = stream
 
     def execute(self, context: Context) -> dict[str, Any]:
         """See :func:`include.log_rollup.validate.validate_hour`; returns the totals."""
+        hour = hour_of(context)
+        self.hour_page = hour_page(self.stream.name, hour)
         with PooledS3Hook.for_stream(self.stream, CONTROL_CONNECTIONS, CONTROL_CONNECTIONS) as hook:
-            return asdict(validate.validate_hour(hook, self.stream, hour_of(context)))
+            totals = validate.validate_hour(hook, self.stream, hour)
+            self.manifest_page = object_page(hook, self.stream.at(hour).manifest)
+        return asdict(totals)
 
 
 class CompleteHourOperator(BaseOperator):
@@ -97,6 +113,8 @@ class CompleteHourOperator(BaseOperator):
     :param stream: whose hour
     """
 
+    operator_extra_links = (HourLink(), ManifestLink(), MarkerLink())
+
     def __init__(self, *, stream: Stream, **kwargs: Any) -> None:
         self.stream = stream
         name, uri = f"log_rollup_{stream.name}", str(stream.aggregated)
@@ -107,8 +125,12 @@ class CompleteHourOperator(BaseOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         """See :func:`include.log_rollup.complete.complete_hour`; returns the totals."""
         hour = hour_of(context)
+        paths = self.stream.at(hour)
+        self.hour_page = hour_page(self.stream.name, hour)
         with PooledS3Hook.for_stream(self.stream, CONTROL_CONNECTIONS, CONTROL_CONNECTIONS) as hook:
-            totals = complete.complete_hour(hook, self.stream, hour)
+            totals = complete.complete_hour(hook, self.stream, hour, metrics.hour_completed)
+            self.manifest_page = object_page(hook, paths.manifest)
+            self.marker_page = object_page(hook, paths.marker)
         events = context["outlet_events"]
         for asset in (self.asset, self.hours):
             events[asset].extra = {
@@ -147,6 +169,7 @@ class FindLateHoursOperator(BaseOperator):
         hours = late.recent_hours(datetime.now(UTC), self.stream.late_days)
         with PooledS3Hook.for_stream(self.stream, CONTROL_CONNECTIONS, CONTROL_CONNECTIONS) as hook:
             looked = late.look_back(hook, self.stream, hours)
+        metrics.looked_back(self.stream.name, [found.changes for found in looked.changed])
         reruns = [found for found in looked.changed if found.wants_rerun]
         expired = [found for found in looked.changed if not found.wants_rerun]
         log.info(

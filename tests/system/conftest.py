@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -29,6 +30,10 @@ POOL_SLOTS = 250
 # The streams of small hours.
 SMALL = "log_rollup_small"
 FRESH = "log_rollup_fresh"
+# Somebody is told of its runs, through the connection ``chat``; its hours wait for a marker.
+TOLD = "log_rollup_told"
+TOLD_MARKER = "_DONE"
+HTTP_NOTIFIER = "airflow.providers.http.notifications.http.HttpNotifier"
 SMALL_CONNECTIONS = 8
 # Settings of a stream whose hours are settled as soon as they are written.
 AT_ONCE = {
@@ -84,9 +89,28 @@ class Running:
     def trigger(self, dag_id: str, conf: Mapping[str, Any]) -> str:
         """Run a Dag by hand, with no logical date; the id of its run."""
         self.wait_for(f"{dag_id} to be known", lambda: self.stack.api.dag_is_known(dag_id))
-        body = {"logical_date": None, "conf": dict(conf)}
-        answer = self.stack.api.request("POST", f"/dags/{dag_id}/dagRuns", json=body)
-        return str(answer["dag_run_id"])
+        run_id = f"manual__{uuid4()}"
+        body = {"dag_run_id": run_id, "logical_date": None, "conf": dict(conf)}
+        self.create(f"/dags/{dag_id}/dagRuns", body)
+        return run_id
+
+    def create(self, path: str, body: Mapping[str, Any]) -> None:
+        """Have Airflow make something that has a name of its own."""
+
+        def post() -> bool:
+            try:
+                self.stack.api.request("POST", path, json=dict(body))
+            except ApiUnavailableError as error:
+                # SQLite has one writer: while tasks start, Airflow may wait in vain for its turn.
+                if "Database error" not in str(error):
+                    raise
+                return False
+            except httpx.HTTPStatusError as error:
+                if error.response.status_code != httpx.codes.CONFLICT:
+                    raise
+            return True
+
+        self.wait_for(f"an answer to POST {path}", post)
 
     def ended(self, dag_id: str, run_id: str) -> DagRun:
         """A run by its id, once it has ended."""
@@ -207,8 +231,8 @@ class Running:
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """The stack, with two raw hours of the stream ``app`` and streams without any.
 
-    ``quiet`` has to wait; ``small`` is for hours by hand and by backfill, all before its start; ``fresh`` has
-    a scheduled run for each of the two hours, which waits for its first objects.
+    ``quiet`` has to wait; ``small`` and ``told`` are for hours by hand and by backfill, all before their
+    start; ``fresh`` has a scheduled run for each of the two hours, which waits for its first objects.
     """
     stack = LocalStack(tmp_path_factory.mktemp("stack"))
     dataset = make_dataset(stack.layout, HOURS, OBJECTS, datetime.now(UTC), lambda _: None)
@@ -218,6 +242,14 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     document["streams"] += [
         _stream("quiet", last, quiet_period="20s", poll_interval="2s"),
         _stream("small", last + timedelta(hours=1), late_days=1, **AT_ONCE),
+        _stream(
+            "told",
+            last + timedelta(hours=1),
+            marker=TOLD_MARKER,
+            deadline="2s",
+            notify=[{"class": HTTP_NOTIFIER, "http_conn_id": "chat"}],
+            **AT_ONCE,
+        ),
         _stream("fresh", dataset.hours[0].hour, **{**AT_ONCE, "quiet_period": "3s"}),
         _stream(
             "crashes",

@@ -10,6 +10,7 @@ from include.log_rollup.complete import complete_hour
 from include.log_rollup.errors import ProofError, SupersededError, TransientError
 from include.log_rollup.packing import pack_shard
 from include.log_rollup.planning import plan_hour
+from include.log_rollup.records import HourTotals
 from include.log_rollup.validate import validate_hour
 from tests.unit.fake_store import FakeStore
 from tests.unit.pipeline import (
@@ -106,6 +107,12 @@ def test_a_marker_that_stands_for_this_plan_stays_as_it_is(store: FakeStore) -> 
     complete_hour(store, STREAM, HOUR)
     assert store.stored(MARKER) is before
     assert store.writes() == []
+
+
+def test_that_an_hour_has_become_complete_is_told_once(store: FakeStore) -> None:
+    told: list[HourTotals] = []
+    totals = [complete_hour(store, STREAM, HOUR, told.append) for _ in range(2)]
+    assert told == totals[:1]
 
 
 def test_a_rerun_of_a_complete_hour_uploads_nothing_and_keeps_every_object() -> None:

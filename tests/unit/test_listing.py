@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from include.log_rollup import listing
 from include.log_rollup.errors import AccessError
 from include.log_rollup.listing import between, list_all
 from include.log_rollup.store import Location, ObjectInfo
@@ -70,6 +71,20 @@ def test_pages_are_asked_for_side_by_side(form: str) -> None:
     assert len(list_all(store, PREFIX)) == 1000
     # Of four, no thread does more than twice its share.
     assert max(counts.values()) <= 500
+
+
+def test_a_long_listing_says_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = store_with([f"{number:04d}" for number in range(2500)], 1000, control_connections=1)
+    with caplog.at_level("INFO"):
+        list_all(store, PREFIX)
+        assert caplog.messages == []
+        monkeypatch.setattr(listing, "LOG_SECONDS", 0.0)
+        list_all(store, PREFIX)
+    assert caplog.messages == [
+        f"{count} objects listed under {PREFIX} so far" for count in ("1,000", "2,000", "2,500")
+    ]
 
 
 def test_one_page_is_one_request() -> None:

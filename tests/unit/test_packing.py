@@ -20,6 +20,7 @@ from include.log_rollup.errors import (
 from include.log_rollup.packing import pack_shard
 from include.log_rollup.plan import ShardRef
 from include.log_rollup.planning import plan_hour
+from include.log_rollup.records import Measured
 from include.log_rollup.store import Location
 from tests.unit.fake_store import CrashError, Effect, FakeStore
 from tests.unit.pipeline import (
@@ -218,6 +219,18 @@ def test_what_a_failed_try_measured_is_in_the_receipt_too(store: FakeStore) -> N
     assert isinstance(total, dict)
     assert total["retries"] == 1
     assert total["requests"]["GET"] >= 7
+
+
+def test_what_a_try_measured_is_told_whether_it_failed_or_not(store: FakeStore) -> None:
+    ref = planned_shard(store)
+    store.on("GET", "b.log", TransientError("once"))
+    store.on("PUT", "part-00002", AccessError("denied"))
+    told: list[Measured] = []
+    with pytest.raises(AccessError):
+        pack_shard(store, STREAM, ref, told.append)
+    assert [measured.retries for measured in told] == [1]
+    measured = pack_shard(store, STREAM, ref, told.append)
+    assert told[1:] == [measured]
 
 
 # -- another plan --------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 import json
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ APP: dict[str, Any] = {
     "aggregated": "s3://logs/aggregated/app/",
     "start": "2026-11-01T00:00:00Z",
 }
+WEB = {**APP, "name": "web", "raw": "s3://logs/raw/web/", "aggregated": "s3://logs/aggregated/web/"}
+MAIL = {"class": "some.provider.Mail"}
 
 
 @pytest.fixture
@@ -138,6 +140,22 @@ def test_a_late_schedule_that_is_no_cron_expression_is_refused(streams_file: Pat
         load_late_schedule(streams_file)
 
 
+def test_whom_to_tell_is_a_list_of_classes_with_their_arguments(streams_file: Path) -> None:
+    mail = {"class": "some.provider.Mail", "to": ["a@example.com"], "retry": 3}
+    app, web = load(
+        streams_file,
+        {**APP, "deadline": "1h30m"},
+        {**WEB, "notify": []},
+        defaults={"notify": [mail, {"class": "some.provider.Chat"}]},
+    )
+    assert [(one.path, one.arguments) for one in app.notify] == [
+        ("some.provider.Mail", {"to": ["a@example.com"], "retry": 3}),
+        ("some.provider.Chat", {}),
+    ]
+    assert app.deadline == timedelta(minutes=90)
+    assert (web.notify, web.deadline) == ((), None)
+
+
 # -- bad files -----------------------------------------------------------------------------------------
 
 
@@ -181,6 +199,15 @@ def test_a_late_schedule_that_is_no_cron_expression_is_refused(streams_file: Pat
         ({"late_days": 43}, ["late_days", "42"]),
         ({"late_days": -1}, ["late_days", "0"]),
         ({5: "x"}, ["5"]),
+        ({"deadline": "2h"}, ["deadline", "nobody would be told", "give notify too"]),
+        ({"deadline": "2", "notify": [MAIL]}, ["deadline", "'2' is not a duration"]),
+        ({"notify": MAIL}, ["notify", "is not a list", "like {class: "]),
+        ({"notify": "a@example.com"}, ["notify", "is not a list"]),
+        ({"notify": None}, ["notify", "is not a list"]),
+        ({"notify": [MAIL, {"to": "a@example.com"}]}, ["notify: entry 2 has no 'class'", "like {class: "]),
+        ({"notify": ["some.provider.Mail"]}, ["notify: entry 1 has no 'class'"]),
+        ({"notify": [{"class": "Mail"}]}, ["notify: entry 1: 'Mail' is not the full name of a class"]),
+        ({"notify": [{**MAIL, "at": date(2026, 1, 1)}]}, ["notify: entry 1", "put dates", "in quotes"]),
     ],
 )
 def test_a_bad_value_is_refused_with_the_stream_the_key_and_the_fix(

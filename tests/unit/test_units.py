@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from include.log_rollup.units import GIB, KIB, MIB, TIB, format_size, parse_duration, parse_size
+from include.log_rollup.units import (
+    GIB,
+    KIB,
+    MIB,
+    TIB,
+    format_duration,
+    format_size,
+    parse_duration,
+    parse_size,
+)
 
 
 @pytest.mark.parametrize(
@@ -19,6 +28,17 @@ def test_a_duration_is_read_with_its_units(text: str, seconds: int) -> None:
 
 def test_a_duration_that_is_one_already_stays_as_it_is() -> None:
     assert parse_duration(timedelta(minutes=3)) == timedelta(minutes=3)
+
+
+@given(st.integers(0, 10**8))
+def test_a_written_duration_is_read_back(seconds: int) -> None:
+    assert parse_duration(format_duration(timedelta(seconds=seconds))) == timedelta(seconds=seconds)
+
+
+def test_a_duration_is_written_as_people_write_it() -> None:
+    assert format_duration(timedelta(hours=2)) == "2h"
+    assert format_duration(timedelta(days=1, minutes=30)) == "1d30m"
+    assert format_duration(timedelta(0)) == "0s"
 
 
 @pytest.mark.parametrize("value", ["", "10", 10, "10 minutes", "m", "-5m", "1.5h", "5M", None, True, "1h30"])

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import logging
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from include.log_rollup import proof
+from include.log_rollup import monitor, proof, validate
 from include.log_rollup.complete import complete_hour
 from include.log_rollup.errors import (
     AccessError,
@@ -189,6 +190,34 @@ def test_parts_are_proven_side_by_side_on_as_many_threads_as_there_are_connectio
     store.on("HEAD", "part-", enter, times=6)
     validate_hour(store, STREAM, HOUR)
     assert too_many == [False] * 6
+
+
+def test_while_parts_are_proven_the_log_says_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(monitor, "SAMPLE_SECONDS", 0.005)
+    monkeypatch.setattr(monitor, "LOG_SECONDS", 0.01)
+    store = packed_hour(keeps_crc=False, checks_crc=False, control_connections=1)
+    line = threading.Event()
+
+    class Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            # Three parts of 60 bytes are done when the fourth is begun.
+            if record.getMessage().startswith("parts 3/5 looked at | 180 B read back | "):
+                line.set()
+
+    def await_line() -> None:
+        line.wait(30)
+
+    handler = Lines()
+    validate.log.addHandler(handler)
+    monkeypatch.setattr(validate.log, "level", logging.INFO)
+    try:
+        store.on("HEAD", "part-00003", await_line)
+        validate_hour(store, STREAM, HOUR)
+    finally:
+        validate.log.removeHandler(handler)
+    assert line.is_set()
 
 
 # -- the raw hour is not what was planned --------------------------------------------------------------

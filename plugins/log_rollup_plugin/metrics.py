@@ -1,0 +1,56 @@
+"""What Airflow's StatsD or OpenTelemetry gets to know of hours and shards; docs/OBSERVABILITY.md lists it."""
+
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+
+from airflow.sdk.configuration import conf
+from airflow.sdk.observability.stats import Stats
+
+from include.log_rollup.changes import Changes
+from include.log_rollup.records import HourTotals, Measured
+
+
+def hour_completed(totals: HourTotals) -> None:
+    """An hour that was not complete before has got its completion marker."""
+    stream = totals.stream
+    _count(stream, "hours", 1)
+    _count(stream, "objects", totals.objects)
+    _count(stream, "bytes", totals.bytes_in)
+    _count(stream, "parts", totals.parts)
+
+
+def shard_tried(stream: str, measured: Measured) -> None:
+    """A try of packing a shard has ended, well or not."""
+    for name, tags in _series(stream, "shard_duration"):
+        Stats.timing(name, timedelta(seconds=measured.seconds), tags=tags)
+    _count(stream, "throttles", measured.throttles)
+    _count(stream, "retries", measured.retries)
+    _gauge(stream, "peak_sockets", measured.sockets)
+
+
+def looked_back(stream: str, changes: Sequence[Changes]) -> None:
+    """The complete hours of the last days were looked at for late objects."""
+    _gauge(stream, "changed_hours", len(changes))
+    _gauge(stream, "late_objects", sum(len(one.late) for one in changes))
+    _gauge(stream, "changed_objects", sum(len(one.changed) for one in changes))
+    _gauge(stream, "vanished_objects", sum(len(one.vanished) for one in changes))
+
+
+def _count(stream: str, metric: str, count: int) -> None:
+    for name, tags in _series(stream, metric):
+        Stats.incr(name, count, tags=tags)
+
+
+def _gauge(stream: str, metric: str, value: int) -> None:
+    for name, tags in _series(stream, metric):
+        Stats.gauge(name, value, tags=tags)
+
+
+def _series(stream: str, metric: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Name and tags of a metric: the stream as a tag, and once more in the name, for a StatsD without tags.
+
+    The latter as Airflow does it with its own, and where the same setting asks for it.
+    """
+    yield f"log_rollup.{metric}", {"stream": stream}
+    if conf.getboolean("metrics", "legacy_names_on"):
+        yield f"log_rollup.{metric}.{stream.replace('.', '__')}", {}

@@ -1,0 +1,96 @@
+"""Who is told when it goes wrong, and what the grid shows when it goes well, under a real scheduler."""
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from urllib.parse import quote
+
+import pytest
+
+from demo.airflow_api import DagRun
+from demo.layout import BUCKET
+from tests.support.hours import hour_prefix, make_hour, put_objects
+from tests.support.webhook import Webhook
+from tests.system.conftest import TOLD, TOLD_MARKER, Running
+
+OBJECTS = 5
+NAME = TOLD.removeprefix("log_rollup_")
+
+
+@pytest.fixture(scope="module")
+def present(running: Running) -> datetime:
+    """The last hour that has ended; its raw objects are there, but not its marker."""
+    hour = running.dataset.hours[-1].hour
+    # The rush of the first catchup is over: with so many writers, SQLite refuses one now and then.
+    running.finished_run("log_rollup_app", hour)
+    make_hour(running.client, BUCKET, hour_prefix(f"raw/{NAME}/", hour), objects=OBJECTS)
+    return hour
+
+
+@pytest.fixture(scope="module")
+def chat(running: Running) -> Iterator[Webhook]:
+    """A chat behind the connection that the stream's notifier has."""
+    with Webhook() as webhook:
+        connection = {"conn_type": "http", "host": "127.0.0.1", "port": webhook.port}
+        running.create("/connections", {"connection_id": "chat", **connection})
+        yield webhook
+
+
+@pytest.fixture(scope="module")
+def waiting(running: Running, chat: Webhook, present: datetime) -> str:
+    """The run of the present hour, which waits for its marker."""
+    return running.trigger(TOLD, {"hour": iso(present)})
+
+
+def iso(hour: datetime) -> str:
+    return f"{hour:%Y-%m-%dT%H:%M:%SZ}"
+
+
+def heard(running: Running, chat: Webhook, hour: datetime, what: str) -> str:
+    """What the chat hears of an hour."""
+    told = f"hour {iso(hour)} of the stream {NAME} {what}"
+
+    def probe() -> str | None:
+        return next((text for text in chat.texts if told in text), None)
+
+    text: str = running.wait_for(f"word of {told}", probe)
+    return text
+
+
+def links_of(running: Running, run: DagRun, task: str, map_index: int = -1) -> dict[str, str]:
+    """The links of a task, as the UI shows them."""
+    path = f"/dags/{TOLD}/dagRuns/{run.run_id}/taskInstances/{task}/links"
+    answer = running.stack.api.request("GET", path, params={"map_index": map_index})
+    links: dict[str, str] = answer["extra_links"]
+    return links
+
+
+def test_a_failed_run_is_told_once_with_the_task_that_failed(
+    running: Running, chat: Webhook, present: datetime, waiting: str
+) -> None:
+    past = present - timedelta(days=2)
+    raw = hour_prefix(f"raw/{NAME}/", past)
+    put_objects(running.client, BUCKET, {f"{raw}{TOLD_MARKER}": b"", f"{raw}not-a-log.parquet": b"PAR1"})
+    run_id = running.trigger(TOLD, {"hour": iso(past)})
+    assert running.ended(TOLD, run_id).state == "failed"
+    heard(running, chat, past, "has failed in plan_hour")
+    assert sum(f"hour {iso(past)} of the stream {NAME} has failed" in text for text in chat.texts) == 1
+
+
+def test_a_passed_deadline_is_told_and_the_hour_when_it_is_done_bears_a_note_and_links(
+    running: Running, chat: Webhook, present: datetime, waiting: str
+) -> None:
+    text = heard(running, chat, present, "is not complete in time: it was queued 2s ago")
+    assert text.endswith(f"{running.stack.addresses.ui_url}/dags/{TOLD}/runs/{quote(waiting)}")
+
+    marker = f"{hour_prefix(f'raw/{NAME}/', present)}{TOLD_MARKER}"
+    put_objects(running.client, BUCKET, {marker: b""})
+    run = running.ended(TOLD, waiting)
+    assert run.state == "success"
+    note = running.stack.api.request("GET", f"/dags/{TOLD}/dagRuns/{waiting}")["note"]
+    assert note.startswith(f"{OBJECTS} objects, ")
+    assert note.endswith(" -> 1 parts, verified by CRC")
+    links = links_of(running, run, "complete_hour")
+    aggregated = f"{running.stack.s3_endpoint}/{BUCKET}/{hour_prefix(f'aggregated/{NAME}/', present)}"
+    assert set(links) == {"Hour", "Manifest", "_SUCCESS"}
+    assert links["_SUCCESS"] == f"{aggregated}_SUCCESS"
+    assert list(links_of(running, run, "pack_shard", 0)) == ["Hour"]
