@@ -9,6 +9,7 @@ from airflow.sdk.configuration import conf
 
 from include.log_rollup.hours import format_hour
 from include.log_rollup.store import Location
+from log_rollup_plugin.hours_page import URL_PREFIX, VIEW_ROUTE
 
 if TYPE_CHECKING:
     from log_rollup_plugin.hook import PooledS3Hook
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 def hour_page(stream: str, hour: datetime) -> str:
     """The page of an hour among the hours of its stream."""
     asked = urlencode({"stream": stream, "hour": format_hour(hour)}, safe=":")
-    return f"{_base_url()}/plugin/log-rollup-hours?{asked}"
+    return f"{_base_url()}/plugin/{VIEW_ROUTE}{URL_PREFIX}/?{asked}"
 
 
 def run_page(dag_id: str, run_id: str) -> str:
@@ -27,16 +28,24 @@ def run_page(dag_id: str, run_id: str) -> str:
 
 def object_page(hook: "PooledS3Hook", target: Location) -> str:
     """An object in the AWS console; for another S3 server its own address, path-style."""
+    meta = hook.client.meta
+    return console_page(meta, target) or f"{meta.endpoint_url}/{target.bucket}/{quote(target.key)}"
+
+
+def console_page(meta: Any, place: Location) -> str | None:
+    """An object, or a prefix that ends with a slash, in the AWS console; None for a server that is not AWS.
+
+    :param meta: of a boto3 client
+    """
     # Who tells of a deadline has no use for the provider, and would hold up a triggerer with its import.
     from airflow.providers.amazon.aws.links.base_aws import BASE_AWS_CONSOLE_LINK, BaseAwsLink
 
-    meta = hook.client.meta
-    key = quote(target.key)
     host = urlsplit(meta.endpoint_url).hostname or ""
     if not host.endswith((".amazonaws.com", ".amazonaws.com.cn")):
-        return f"{meta.endpoint_url}/{target.bucket}/{key}"
+        return None
     console = BASE_AWS_CONSOLE_LINK.format(aws_domain=BaseAwsLink.get_aws_domain(meta.partition))
-    return f"{console}/s3/object/{target.bucket}?region={meta.region_name}&prefix={key}"
+    kind = "buckets" if place.key.endswith("/") else "object"
+    return f"{console}/s3/{kind}/{place.bucket}?region={meta.region_name}&prefix={quote(place.key)}"
 
 
 def _base_url() -> str:

@@ -24,7 +24,6 @@ from sqlalchemy import delete, insert
 from include.log_rollup.hours import format_hour
 from log_rollup_plugin.hours_page import URL_PREFIX
 from log_rollup_plugin.hours_page.api import Hours, create_app
-from log_rollup_plugin.hours_page.console import console_url
 from tests.integration.pipeline import HOUR, Pipeline, stream_on
 from tests.support.hours import make_hour
 from tests.support.servers import RcloneServer
@@ -68,13 +67,19 @@ def streams(bucket_with_an_hour: str, tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.fixture
 def dags(database: None) -> Iterator[None]:
-    """The Dags of these streams, as Airflow knows them, and nothing of them afterwards."""
+    """The Dags of these streams, as Airflow knows them, and nothing of them before and afterwards."""
+    forget_dags()
     with create_session() as session:
         session.add(DagBundleModel(name=BUNDLE))
         session.flush()
         for dag_id in (APP, WEB, LATE):
             session.add(DagModel(dag_id=dag_id, bundle_name=BUNDLE, is_paused=dag_id == WEB))
     yield
+    forget_dags()
+
+
+def forget_dags() -> None:
+    """Remove what Airflow knows of these Dags; other tests have some of the same name."""
     with create_session() as session:
         for table in (XComModel, TaskInstance, DagRun, DagModel):
             session.execute(delete(table).where(table.dag_id.in_([APP, WEB, LATE])))
@@ -336,35 +341,3 @@ def test_the_page_and_its_files_are_served_and_may_run_nothing_from_elsewhere(us
         assert f"static/{name}" in page.text or name.startswith("icon")
         assert viewer.get(f"static/{name}").status_code == 200
     assert viewer.get("static/../api.py").status_code == 404
-
-
-@pytest.mark.parametrize(
-    ("endpoint", "region", "expected"),
-    [
-        (
-            "https://s3.eu-west-1.amazonaws.com",
-            "eu-west-1",
-            "https://console.aws.amazon.com/s3/buckets/logs?",
-        ),
-        (
-            "https://s3.cn-north-1.amazonaws.com.cn",
-            "cn-north-1",
-            "https://console.amazonaws.cn/s3/buckets/logs?",
-        ),
-        (
-            "https://s3.us-gov-west-1.amazonaws.com",
-            "us-gov-west-1",
-            "https://console.amazonaws-us-gov.com/s3/",
-        ),
-        ("http://127.0.0.1:9000", "us-east-1", None),
-        ("https://amazonaws.com.example.org", "us-east-1", None),
-    ],
-)
-def test_the_console_is_named_for_aws_alone(endpoint: str, region: str, expected: str | None) -> None:
-    found = console_url(endpoint, region, stream_on("logs").at(HOUR).aggregated)
-    assert (found or "").startswith(expected or "")
-    assert (found is None) == (expected is None)
-    if found:
-        assert found.endswith(
-            f"?region={region}&prefix=aggregated%2Fapp%2F20261123%2F08%2F&showversions=false"
-        )

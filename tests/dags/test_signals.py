@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,7 +30,7 @@ from include.log_rollup.records import Measured
 from include.log_rollup.store import Location
 from log_rollup_plugin import metrics
 from log_rollup_plugin.hook import PooledS3Hook
-from log_rollup_plugin.links import object_page
+from log_rollup_plugin.links import console_page, object_page
 from log_rollup_plugin.listener import on_dag_run_success
 from tests.conftest import ROOT
 from tests.dags.conftest import LoadDags
@@ -150,7 +151,7 @@ def test_tasks_link_to_the_hour_and_its_files_and_the_run_says_what_it_made(
 ) -> None:
     assert str(dag.test(logical_date=END).state) == "success"
     hour = {
-        "_link_HourLink": f"https://airflow.example.com/here/plugin/log-rollup-hours?stream={bucket}"
+        "_link_HourLink": f"https://airflow.example.com/here/plugin/log-rollup-hours/log-rollup/hours/?stream={bucket}"
         "&hour=2026-11-23T08:00:00Z"
     }
     files = f"{rclone_server.endpoint_url}/{bucket}/{AGGREGATED}"
@@ -199,6 +200,13 @@ def test_an_object_in_aws_is_shown_in_the_console_of_its_partition(
     monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(connection))
     with PooledS3Hook(aws_conn_id="aws_default") as hook:
         assert object_page(hook, Location("logs", "a b/_SUCCESS")) == f"{console}&prefix=a%20b/_SUCCESS"
+        prefix = console_page(hook.client.meta, Location("logs", "a b/"))
+        assert prefix == console.replace("/object/", "/buckets/") + "&prefix=a%20b/"
+
+
+@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:9000", "https://amazonaws.com.example.org"])
+def test_no_other_server_is_taken_for_aws(endpoint: str) -> None:
+    assert console_page(SimpleNamespace(endpoint_url=endpoint), Location("logs", "a/")) is None
 
 
 # -- metrics -------------------------------------------------------------------------------------------

@@ -8,6 +8,8 @@ Message = MutableMapping[str, Any]
 AsgiApp = Callable[[Message, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Any]
 
 URL_PREFIX = "/log-rollup/hours"
+# Of the frame in Airflow's UI, which takes the rest of its address over from the page.
+VIEW_ROUTE = "log-rollup-hours"
 
 
 class LazyApp:
@@ -50,7 +52,7 @@ EXTERNAL_VIEW: dict[str, Any] = {
     "name": "Hours",
     "href": f"{URL_PREFIX[1:]}/",
     "destination": "nav",
-    "url_route": "log-rollup-hours",
+    "url_route": VIEW_ROUTE,
     "icon": f"{URL_PREFIX[1:]}/static/icon.svg",
     "icon_dark_mode": f"{URL_PREFIX[1:]}/static/icon-dark.svg",
     "nav_top_level": True,

@@ -29,7 +29,6 @@ from include.log_rollup.status import HourState
 from include.log_rollup.streams import Stream, load_streams
 from log_rollup_plugin.hook import PooledS3Hook
 from log_rollup_plugin.hours_page.cache import MarkerCache, ReadHour, explain
-from log_rollup_plugin.hours_page.console import console_url
 from log_rollup_plugin.hours_page.database import (
     LATE_DAG_ID,
     HourRun,
@@ -41,6 +40,7 @@ from log_rollup_plugin.hours_page.database import (
     tasks_of,
 )
 from log_rollup_plugin.hours_page.states import State, judge, late_after
+from log_rollup_plugin.links import console_page
 from log_rollup_plugin.runs import dag_id_of
 
 # An api-server process holds no slots of the pool. These are all the connections that it opens: for the
@@ -334,7 +334,7 @@ class Hours:
             with open_store(stream, HOUR_CONNECTIONS) as hook:
                 meta = hook.client.meta
                 places = [
-                    PlaceView(str(place), console_url(meta.endpoint_url, meta.region_name, place))
+                    PlaceView(str(place), console_page(meta, place))
                     for place in (paths.raw, paths.aggregated)
                 ]
                 detail = read_hour(hook, stream, hour)
