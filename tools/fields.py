@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 
 _TOTALS: Mapping[str, str] = {
-    "format": "Version of the record; a reader of another version plans or proves the hour anew",
+    "format": "Version of the record",
     "stream": "Name of the stream",
     "hour": "The UTC hour",
-    "plan_id": "Digest of the raw objects' keys, sizes and ETags, and of what shapes the parts; the same hour with "
-    "the same `plan_id` has the same parts",
+    "plan_id": "Digest of the raw objects' keys, sizes and ETags, and of what shapes the parts: "
+    "the same digest, the same parts",
     "objects": "Raw objects packed",
     "bytes_in": "Their bytes",
     "separator_bytes": "Newlines that were added between them (`ensure_newline`)",

@@ -23,7 +23,6 @@ from pydantic.fields import FieldInfo
 from include.log_rollup import errors
 from include.log_rollup.store import Location
 from include.log_rollup.streams import (
-    INCLUDE,
     LATE_SCHEDULE,
     POOL,
     ShortestDuration,
@@ -31,7 +30,7 @@ from include.log_rollup.streams import (
     Stream,
     pool_slots,
 )
-from include.log_rollup.units import GIB, MIB, parse_duration, parse_size
+from include.log_rollup.units import GIB, MIB, TIB, parse_duration, parse_size
 from tools import fields, sample
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,7 +48,7 @@ Written by `make docs` from the code: don't edit it. How to begin is in [GUIDE.m
 
 
 def render() -> str:
-    """The whole page; Airflow's settings have to be those of the project (see :func:`main`)."""
+    """The whole page, from the shipped streams file; Airflow has to be set up, as :func:`main` does it."""
     sections = (_HEAD, _streams(), _records(), _events(), _dags(), _errors())
     return "\n".join(sections)
 
@@ -71,13 +70,13 @@ def _streams() -> str:
 |---|---|
 | `streams` | the list of streams; each becomes a Dag |
 | `defaults` | keys of a stream that hold for all of them, unless a stream has its own |
-| `late_schedule` | when `log_rollup_late` looks for late objects: a cron expression in UTC (default `{LATE_SCHEDULE}`) |
+| `late_schedule` | when `log_rollup_late` looks: a cron expression in UTC; by default `{LATE_SCHEDULE}` |
 
 A stream:
 
 {_table(("key", "type", "default", "allowed", "meaning"), keys)}
-Sizes are written like `32MiB`, durations like `90s`, `10m`, `6h`, `2d`, `1h30m`. All of them together may take no more
-than the pool `{POOL}` has slots: {pool_slots()}, as `include/pools.json` creates it.
+Sizes are written like `32MiB`, durations like `90s`, `10m`, `6h`, `2d`, `1h30m`. No `max_connections` may be above
+the slots of the pool `{POOL}`, which `include/pools.json` creates with {pool_slots()}.
 """
 
 
@@ -128,7 +127,7 @@ def _allowed(field: FieldInfo) -> str:
         if isinstance(item, Ge):
             low = str(item.ge)
         elif isinstance(item, Le):
-            high = f"{item.le:,}"  # type: ignore[str-format]
+            high = str(item.le)
         elif isinstance(item, AfterValidator) and isinstance(item.func, SizeRange):
             low, high = _size(item.func.low), _size(item.func.high)
         elif isinstance(item, AfterValidator) and isinstance(item.func, ShortestDuration):
@@ -139,7 +138,8 @@ def _allowed(field: FieldInfo) -> str:
 
 
 def _size(size_bytes: int) -> str:
-    unit, name = (GIB, "GiB") if size_bytes % GIB == 0 else (MIB, "MiB")
+    units = ((TIB, "TiB"), (GIB, "GiB"), (MIB, "MiB"))
+    unit, name = next((unit, name) for unit, name in units if size_bytes % unit == 0)
     return f"{size_bytes // unit}{name}"
 
 
@@ -203,33 +203,30 @@ def _fields(record: Mapping[str, Any], meanings: Mapping[str, str]) -> str:
 
 
 def _dags() -> str:
-    hourly, late = (_dag(ROOT / "dags" / name) for name in ("log_rollup.py", "log_rollup_late.py"))
-    params = [
-        (f"`{name}`", f"`{json.dumps(param.value)}`", _one_line(param.description))
-        for name, param in ((name, hourly.params.get_param(name)) for name in hourly.params)
+    text = "## The Dags\n\nFor the shipped streams file, which has the stream `app`.\n"
+    for path in sorted((ROOT / "dags").glob("*.py")):
+        for dag in _dags_of(path):
+            text += (
+                f"\n### `{dag.dag_id}`\n\n{dag.description}. {_params(dag)}Tasks, in order:\n\n{_tasks(dag)}"
+            )
+    return text
+
+
+def _dags_of(path: Path) -> list[Any]:
+    """The Dags that a file leaves a task of, in their order."""
+    values = [value for value in runpy.run_path(str(path)).values() if not isinstance(value, type)]
+    found = (getattr(value, "dag", None) for value in values)
+    return list({dag.dag_id: dag for dag in found if dag}.values())
+
+
+def _params(dag: Any) -> str:
+    if not dag.params:
+        return ""
+    params = ((name, dag.params.get_param(name)) for name in dag.params)
+    rows = [
+        (f"`{name}`", f"`{json.dumps(param.value)}`", _one_line(param.description)) for name, param in params
     ]
-    return f"""\
-## The Dag `{hourly.dag_id}`
-
-One for each stream; this is that of `app` in the shipped streams file. Parameters of a run:
-
-{_table(("parameter", "default", "meaning"), params)}
-Its tasks, in order:
-
-{_tasks(hourly)}
-## The Dag `{late.dag_id}`
-
-One for all streams, with two tasks for each that has `late_days`:
-
-{_tasks(late)}"""
-
-
-def _dag(path: Path) -> Any:
-    """The one Dag of a file, for the shipped streams file."""
-    os.environ["LOG_ROLLUP_STREAMS"] = str(INCLUDE / "streams.yaml")
-    names = runpy.run_path(str(path)).values()
-    (dag,) = {id(dag): dag for dag in (getattr(value, "dag", None) for value in names) if dag}.values()
-    return dag
+    return f"Parameters of a run:\n\n{_table(('parameter', 'default', 'meaning'), rows)}\n"
 
 
 def _tasks(dag: Any) -> str:
@@ -240,13 +237,14 @@ def _tasks(dag: Any) -> str:
         kind = task.operator_class if task.is_mapped else type(task)
         pool = settings.get("pool", "default_pool")
         slots = settings.get("pool_slots", 1) if pool == POOL else ""
+        limit = settings.get("execution_timeout")
         rows.append(
             (
                 f"`{task.task_id}`" + (" (mapped)" if task.is_mapped else ""),
                 _first_sentence(kind),
                 str(slots),
                 str(settings["retries"]),
-                _duration(settings["execution_timeout"]),
+                _duration(limit) if limit else "",
             )
         )
     head = ("task", "does", f"slots of `{POOL}`", "retries", "time limit of a try")
@@ -291,7 +289,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _first_sentence(kind: type) -> str:
-    return (inspect.getdoc(kind) or "").partition("\n")[0].removesuffix(".")
+    return (inspect.getdoc(kind) or "").partition("\n")[0].removesuffix(".").replace("``", "`")
 
 
 def _one_line(text: str | None) -> str:
@@ -310,6 +308,7 @@ def main() -> int:
                 "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
             }
         )
+        os.environ.pop("LOG_ROLLUP_STREAMS", None)
         sys.path.append(str(ROOT / "plugins"))
         text = render()
     TARGET.write_text(text, encoding="utf-8")
