@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -34,9 +35,7 @@ def past(running: Running) -> datetime:
     for path in EXAMPLES:
         running.add_dag(path.name, path.read_text().replace('STREAM = "app"', f'STREAM = "{STREAM}"'))
     for dag_id in (ROLLUP, REPORT_HOUR, REPORT_DAY):
-        running.wait_for(
-            f"{dag_id} to be known", lambda dag_id=dag_id: running.stack.api.dag_is_known(dag_id)
-        )
+        running.wait_for(f"{dag_id} to be known", partial(running.stack.api.dag_is_known, dag_id))
     return running.dataset.hours[0].hour.replace(hour=0) - timedelta(days=5)
 
 
