@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
@@ -13,12 +14,12 @@ from include.log_rollup.complete import complete_hour, event_of
 from include.log_rollup.hours import format_hour
 from include.log_rollup.packing import pack_shard
 from include.log_rollup.planning import plan_hour
-from include.log_rollup.streams import load_streams
+from include.log_rollup.streams import Stream, load_streams
 from include.log_rollup.validate import validate_hour
 from log_rollup_plugin.hook import PooledS3Hook
 from tests.conftest import ROOT
 from tests.support.hours import hour_prefix, make_hour
-from tests.system.conftest import AT_ONCE, Running
+from tests.system.conftest import AT_ONCE, SMALL_CONNECTIONS, Running
 
 STREAM = "report"
 ROLLUP = f"log_rollup_{STREAM}"
@@ -26,12 +27,15 @@ REPORT_HOUR = f"report_hour_{STREAM}"
 REPORT_DAY = f"report_day_{STREAM}"
 EXAMPLES = sorted((ROOT / "examples" / "dags").glob("*.py"))
 DAY_HOURS = 24
+AT_A_TIME = 6
 
 
 @pytest.fixture(scope="module")
 def past(running: Running) -> datetime:
     """A day that is over, with the examples waiting for the hours of a stream of their own."""
-    running.add_stream(STREAM, running.dataset.hours[-1].hour + timedelta(hours=1), **AT_ONCE)
+    running.add_stream(
+        STREAM, running.dataset.hours[-1].hour + timedelta(hours=1), max_active_runs=AT_A_TIME, **AT_ONCE
+    )
     for path in EXAMPLES:
         running.add_dag(path.name, path.read_text().replace('STREAM = "app"', f'STREAM = "{STREAM}"'))
     for dag_id in (ROLLUP, REPORT_HOUR, REPORT_DAY):
@@ -44,9 +48,14 @@ def make(running: Running, hour: datetime) -> None:
 
 
 def roll_up(running: Running, hours: list[datetime]) -> list[str]:
-    """Roll up hours by hand; the ids of their runs, once all have ended well."""
-    run_ids = [running.trigger(ROLLUP, {"hour": format_hour(hour)}) for hour in hours]
-    assert {running.ended(ROLLUP, run_id).state for run_id in run_ids} == {"success"}
+    """Roll up hours by hand, a few at a time; the ids of their runs, once all have ended well."""
+    run_ids = []
+    for start in range(0, len(hours), AT_A_TIME):
+        few = [
+            running.trigger(ROLLUP, {"hour": format_hour(hour)}) for hour in hours[start : start + AT_A_TIME]
+        ]
+        assert {running.ended(ROLLUP, run_id).state for run_id in few} == {"success"}
+        run_ids += few
     return run_ids
 
 
@@ -98,68 +107,94 @@ def paused(running: Running, dag_id: str) -> Iterator[None]:
         set_to(False)
 
 
-def test_the_hour_dag_runs_once_for_each_completion_and_is_told_the_hour_and_its_totals(
-    running: Running, past: datetime
-) -> None:
-    hours = [past - timedelta(hours=back) for back in (2, 1)]
-    for hour in hours:
-        make(running, hour)
-    first, _ = roll_up(running, hours)
-    keys = {format_hour(hour) for hour in hours}
-    runs = reports(running, REPORT_HOUR, keys, 2)
-    assert {run["partition_key"] for run in runs} == keys
-    told = {run["partition_key"]: returned(running, REPORT_HOUR, run) for run in runs}
-    assert told == {event["partition_key"]: event["extra"] for event in events(running, keys)}
-    assert all(one["hour"] == key and one["objects"] == 2 for key, one in told.items())
+@dataclass(frozen=True)
+class Day:
+    """A day that is rolled up: its hours, and the run that has completed the last of them."""
 
-    # The hour is complete under the same plan once more: that is an event, and so a run, with the same plan.
-    (run,) = (run for run in running.stack.api.dag_runs(ROLLUP) if run.run_id == first)
-    running.clear(ROLLUP, run)
-    assert running.ended(ROLLUP, first).state == "success"
-    again = reports(running, REPORT_HOUR, {format_hour(hours[0])}, 2)[-1]
-    assert returned(running, REPORT_HOUR, again) == told[again["partition_key"]]
-    assert len(events(running, keys)) == 3
+    hours: list[datetime]
+    last_run: str
+
+    @property
+    def key(self) -> str:
+        """Of the day's partition."""
+        return f"{self.hours[0]:%Y-%m-%d}"
+
+    @property
+    def last(self) -> set[str]:
+        """Of the last hour's partition."""
+        return {format_hour(self.hours[-1])}
 
 
-def test_the_day_dag_runs_once_and_only_after_all_24_hours(
-    running: Running, past: datetime, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", running.stack.env["AIRFLOW_CONN_AWS_DEFAULT"])
-    stream = next(one for one in load_streams(running.stack.layout.streams) if one.name == STREAM)
-    (asset,) = running.stack.api.request("GET", f"/assets?name_pattern={ROLLUP}_hours")["assets"]
+@pytest.fixture(scope="module")
+def day(running: Running, past: datetime) -> Day:
+    """A day whose last hour is rolled up by its Dag, the others by the same steps here, which costs less."""
     hours = [past + timedelta(hours=number) for number in range(DAY_HOURS)]
     for hour in hours:
         make(running, hour)
-    # The last hour is rolled up by its Dag, the others by the same steps here, which costs less.
-    with paused(running, REPORT_HOUR), PooledS3Hook.for_stream(stream, 4, 1) as hook:
-        for hour in hours[:-1]:
-            for ref in plan_hour(hook, stream, hour, "test").shards:
-                pack_shard(hook, stream, ref)
-            validate_hour(hook, stream, hour)
-            told = event_of(stream, hour, complete_hour(hook, stream, hour))
-            event = {"asset_id": asset["id"], "partition_key": told["hour"], "extra": told}
+    stream = next(one for one in load_streams(running.stack.layout.streams) if one.name == STREAM)
+    (asset,) = running.stack.api.request("GET", f"/assets?name_pattern={ROLLUP}_hours")["assets"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AIRFLOW_CONN_AWS_DEFAULT", running.stack.env["AIRFLOW_CONN_AWS_DEFAULT"])
+        with PooledS3Hook.for_stream(stream, SMALL_CONNECTIONS, 1) as hook:
+            told = [roll_up_here(hook, stream, hour) for hour in hours[:-1]]
+    with paused(running, REPORT_HOUR):
+        for extra in told:
+            event = {"asset_id": asset["id"], "partition_key": extra["hour"], "extra": extra}
             running.stack.api.request("POST", "/assets/events", json=event)
-    roll_up(running, hours[-1:])
-    (run,) = reports(running, REPORT_DAY, {f"{past:%Y-%m-%d}"}, 1)
-    assert consumed(running, REPORT_DAY, run) == [format_hour(hour) for hour in hours]
+    return Day(hours, *roll_up(running, hours[-1:]))
+
+
+def roll_up_here(hook: PooledS3Hook, stream: Stream, hour: datetime) -> dict[str, Any]:
+    """Roll up an hour without Airflow; what the event of its completion says."""
+    for ref in plan_hour(hook, stream, hour, "test").shards:
+        pack_shard(hook, stream, ref)
+    validate_hour(hook, stream, hour)
+    return event_of(stream, hour, complete_hour(hook, stream, hour))
+
+
+def test_the_hour_dag_runs_once_for_a_completion_and_is_told_the_hour_and_its_totals(
+    running: Running, day: Day
+) -> None:
+    (run,) = reports(running, REPORT_HOUR, day.last, 1)
+    (event,) = events(running, day.last)
+    told = returned(running, REPORT_HOUR, run)
+    assert told == event["extra"]
+    assert (told["hour"], told["objects"], told["parts"]) == (run["partition_key"], 2, 1)
+
+
+def test_the_day_dag_runs_once_and_only_after_all_24_hours(running: Running, day: Day) -> None:
+    (run,) = reports(running, REPORT_DAY, {day.key}, 1)
+    assert consumed(running, REPORT_DAY, run) == [format_hour(hour) for hour in day.hours]
     totals = returned(running, REPORT_DAY, run)
     assert (totals["objects"], totals["parts"]) == (2 * DAY_HOURS, DAY_HOURS)
 
 
+def test_the_rerun_of_an_unchanged_hour_is_told_again_with_the_same_plan_and_does_not_start_its_day(
+    running: Running, day: Day
+) -> None:
+    (run,) = (run for run in running.stack.api.dag_runs(ROLLUP) if run.run_id == day.last_run)
+    running.clear(ROLLUP, run)
+    assert running.ended(ROLLUP, day.last_run).state == "success"
+    first, again = reports(running, REPORT_HOUR, day.last, 2)
+    assert returned(running, REPORT_HOUR, again) == returned(running, REPORT_HOUR, first)
+    assert len(events(running, day.last)) == 2
+    reports(running, REPORT_DAY, {day.key}, 1)
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
-def test_a_backfilled_day_runs_the_hour_dag_for_each_hour_and_the_day_dag_once(
+def test_a_day_of_real_runs_starts_the_hour_dag_for_each_hour_and_the_day_dag_once(
     running: Running, past: datetime
 ) -> None:
-    day = past - timedelta(days=2)
-    hours = [day + timedelta(hours=number) for number in range(DAY_HOURS)]
+    midnight = past - timedelta(days=2)
+    key = f"{midnight:%Y-%m-%d}"
+    hours = [midnight + timedelta(hours=number) for number in range(DAY_HOURS)]
     for hour in hours:
         make(running, hour)
-    runs = running.backfill(ROLLUP, hours[0], hours[-1], max_active_runs=6)
-    assert [run["state"] for run in runs] == ["success"] * DAY_HOURS
+    roll_up(running, hours)
     keys = {format_hour(hour) for hour in hours}
     assert {run["partition_key"] for run in reports(running, REPORT_HOUR, keys, DAY_HOURS)} == keys
-    (run,) = reports(running, REPORT_DAY, {f"{day:%Y-%m-%d}"}, 1)
+    (run,) = reports(running, REPORT_DAY, {key}, 1)
     assert consumed(running, REPORT_DAY, run) == sorted(keys)
 
     # A late hour, by itself, doesn't start its day again; 24 hours that are told again do.
@@ -167,10 +202,9 @@ def test_a_backfilled_day_runs_the_hour_dag_for_each_hour_and_the_day_dag_once(
     running.client.put_object(Bucket=BUCKET, Key=f"{made_late}zz-late.log", Body=b"late\n" * 1000)
     roll_up(running, [hours[3]])
     reports(running, REPORT_HOUR, {format_hour(hours[3])}, 2)
-    reports(running, REPORT_DAY, {f"{day:%Y-%m-%d}"}, 1)
-    again = running.backfill(ROLLUP, hours[0], hours[-1], max_active_runs=6, reprocess_behavior="completed")
-    assert [run["state"] for run in again] == ["success"] * DAY_HOURS
-    run = reports(running, REPORT_DAY, {f"{day:%Y-%m-%d}"}, 2)[-1]
+    reports(running, REPORT_DAY, {key}, 1)
+    roll_up(running, hours)
+    run = reports(running, REPORT_DAY, {key}, 2)[-1]
     assert set(consumed(running, REPORT_DAY, run)) == keys
     assert returned(running, REPORT_DAY, run)["objects"] == 2 * DAY_HOURS + 1
 
