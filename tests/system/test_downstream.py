@@ -73,8 +73,9 @@ def post(running: Running, path: str, body: dict[str, Any]) -> None:
         except ApiUnavailableError:
             return False
         except httpx.HTTPStatusError as error:
-            # It was made after all.
-            return error.response.status_code == httpx.codes.CONFLICT
+            # A conflict: it was made after all.
+            if error.response.status_code != httpx.codes.CONFLICT:
+                raise
         return True
 
     running.wait_for(f"POST {path}", probe)
