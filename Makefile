@@ -16,7 +16,7 @@ COMPILE := pip compile --universal --python-version 3.11 --no-emit-index-url --n
 export UV_PYTHON_DOWNLOADS := never
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down test test-soak fleet-test mwaa lint bench lock check-lock
+.PHONY: help demo up down test test-soak fleet-test mwaa lint bench docs lock check-lock
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -52,6 +52,9 @@ lint: $(ENVIRONMENT) check-lock ## check style, types, and that the locks are in
 bench: OBJECTS ?= 3000
 bench: $(ENVIRONMENT) ## measure against boto3, s5cmd and others; writes build/bench.json (OBJECTS=3000)
 	$(BIN)/python -m benchmarks --objects $(OBJECTS)
+
+docs: $(ENVIRONMENT) ## write docs/REFERENCE.md from the code
+	@$(BIN)/python -m tools.reference
 
 lock: $(ENVIRONMENT) ## resolve requirements*.in into the locked requirements*.txt (UPGRADE=1: to the newest releases)
 	$(BIN)/uv $(COMPILE) $(if $(UPGRADE),--upgrade) requirements.in -o requirements.txt

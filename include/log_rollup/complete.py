@@ -91,6 +91,27 @@ def _check_claim(paths: HourPaths, plan_id: str, claimed: str | None) -> None:
         )
 
 
+def event_of(stream: Stream, hour: datetime, totals: HourTotals) -> dict[str, Any]:
+    """What an asset event says of a complete hour: its totals, sizes in bytes, and where it lies.
+
+    Small enough for a row of the metadata database, and enough to decide whether to read the hour at all: the
+    same hour with the same ``plan_id`` has the same parts.
+    """
+    paths = stream.at(hour)
+    return {
+        "stream": stream.name,
+        "hour": format_hour(hour),
+        "plan_id": totals.plan_id,
+        "objects": totals.objects,
+        "bytes_in": totals.bytes_in,
+        "bytes_out": totals.bytes_out,
+        "parts": totals.parts,
+        "aggregated": str(paths.aggregated),
+        "manifest": str(paths.manifest),
+        "marker": str(paths.marker),
+    }
+
+
 def marker_of(manifest: Manifest, now: datetime) -> dict[str, Any]:
     """The content of ``_SUCCESS``; sizes in bytes, durations in seconds."""
     totals = manifest.totals

@@ -273,34 +273,8 @@ class Records:
 
     def write_manifest(self, target: Location, manifest: Manifest, raw_prefix: str) -> None:
         """Write the header line, then a line for each raw object in the order of the parts."""
-        header = {
-            "format": MANIFEST_FORMAT,
-            **asdict(manifest.totals),
-            "raw_prefix": raw_prefix,
-            "validated_at": manifest.validated_at,
-            "parts_table": [
-                {
-                    "name": planned.name, "encoding": planned.encoding, "size": packed.size,
-                    "etag": packed.etag, "crc64nvme": _hex(packed.crc64nvme), "objects": len(packed.objects),
-                    "copied": planned.copied, "fingerprint": planned.fingerprint, "proof": packed.proof,
-                }
-                for planned, packed in zip(manifest.planned, manifest.packed, strict=True)
-            ],
-        }  # fmt: skip
-        lines = [_json(header)]
-        for planned, packed in zip(manifest.planned, manifest.packed, strict=True):
-            offset = 0
-            for item, done in zip(planned.objects, packed.objects, strict=True):
-                lines.append(
-                    _json(
-                        {
-                            "key": item.key, "part": planned.name, "offset": offset, "length": item.size,
-                            "etag": item.etag, "crc64nvme": _hex(done.crc64nvme), "checked": done.checked,
-                        }
-                    )
-                )  # fmt: skip
-                offset += item.size + done.separator
-        self._store.write(target, _zip("\n".join(lines) + "\n"), GZIP)
+        lines = "".join(f"{_json(line)}\n" for line in manifest_lines(manifest, raw_prefix))
+        self._store.write(target, _zip(lines), GZIP)
 
     def read_manifest(self, source: Location) -> Manifest | None:
         """Read a manifest back, parts and raw objects."""
@@ -361,6 +335,32 @@ class Records:
         with _told(source):
             value = json.loads(_unzip(body) if source.key.endswith(".gz") else body)
             return parse(value) if value.pop("format") == version else None
+
+
+def manifest_lines(manifest: Manifest, raw_prefix: str) -> Iterator[dict[str, Any]]:
+    """The lines of a manifest: the header, then one for each raw object in the order of the parts."""
+    yield {
+        "format": MANIFEST_FORMAT,
+        **asdict(manifest.totals),
+        "raw_prefix": raw_prefix,
+        "validated_at": manifest.validated_at,
+        "parts_table": [
+            {
+                "name": planned.name, "encoding": planned.encoding, "size": packed.size,
+                "etag": packed.etag, "crc64nvme": _hex(packed.crc64nvme), "objects": len(packed.objects),
+                "copied": planned.copied, "fingerprint": planned.fingerprint, "proof": packed.proof,
+            }
+            for planned, packed in zip(manifest.planned, manifest.packed, strict=True)
+        ],
+    }  # fmt: skip
+    for planned, packed in zip(manifest.planned, manifest.packed, strict=True):
+        offset = 0
+        for item, done in zip(planned.objects, packed.objects, strict=True):
+            yield {
+                "key": item.key, "part": planned.name, "offset": offset, "length": item.size,
+                "etag": item.etag, "crc64nvme": _hex(done.crc64nvme), "checked": done.checked,
+            }  # fmt: skip
+            offset += item.size + done.separator
 
 
 @contextmanager

@@ -61,24 +61,40 @@ def parse_prefix(value: Any) -> Location:
     return Location(match[1], prefix if prefix.endswith("/") or not prefix else prefix + "/")
 
 
-def _between(low: int, high: int) -> AfterValidator:
-    def check(size_bytes: int) -> int:
-        if not low <= size_bytes <= high:
+@dataclass(frozen=True)
+class SizeRange:
+    """Bounds of a size in bytes; a call checks one."""
+
+    low: int
+    high: int
+
+    def __call__(self, size_bytes: int) -> int:
+        if not self.low <= size_bytes <= self.high:
             raise ValueError(
-                f"{format_size(size_bytes)} is out of range; give {format_size(low)} to {format_size(high)}"
+                f"{format_size(size_bytes)} is out of range; give {format_size(self.low)} to "
+                f"{format_size(self.high)}"
             )
         return size_bytes
 
-    return AfterValidator(check)
+
+@dataclass(frozen=True)
+class ShortestDuration:
+    """The lower bound of a duration; a call checks one."""
+
+    low: timedelta
+
+    def __call__(self, duration: timedelta) -> timedelta:
+        if duration < self.low:
+            raise ValueError(f"{duration} is too short; give at least {self.low}")
+        return duration
+
+
+def _between(low: int, high: int) -> AfterValidator:
+    return AfterValidator(SizeRange(low, high))
 
 
 def _at_least(low: timedelta) -> AfterValidator:
-    def check(duration: timedelta) -> timedelta:
-        if duration < low:
-            raise ValueError(f"{duration} is too short; give at least {low}")
-        return duration
-
-    return AfterValidator(check)
+    return AfterValidator(ShortestDuration(low))
 
 
 def _not_reserved(name: str) -> str:
@@ -129,40 +145,72 @@ def _parse_notifier(entry: Any, number: int) -> Notifier:
 
 
 class Stream(BaseModel):
-    """One log source and its settings; sizes are in bytes, durations are timedeltas."""
+    """One log source and its settings; sizes are in bytes, durations are timedeltas.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    The docstrings below the fields are what ``docs/REFERENCE.md`` says of them.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", arbitrary_types_allowed=True, use_attribute_docstrings=True
+    )
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,100}$"), AfterValidator(_not_reserved)]
+    """Names the stream and its Dag, `log_rollup_<name>`. Letters, digits, `_`, `.`, `-`; not `late`."""
     raw: Location
+    """Where the producers write: below it each UTC hour has a folder `YYYYmmdd/HH/`, of any depth."""
     aggregated: Location
+    """Where the parts go, into the same folders. No prefix may lie within another one, of any stream."""
     start: Annotated[datetime, AfterValidator(_whole_hour)]
+    """The first hour that the schedule rolls up, with its offset from UTC; a backfill may go further back."""
     aws_conn_id: str = "aws_default"
+    """The Airflow connection to S3, for both prefixes."""
     # An S3 multipart upload's parts have 5 MiB at least, and readers want no smaller files than that; above
     # 1 GiB a part would be more memory than a task should hold.
     part_size: Annotated[Size, _between(5 * MIB, GIB)] = 32 * MIB
+    """The most bytes of a part. A larger raw object is a part by itself, copied by S3."""
     shard_size: Annotated[Size, _between(5 * MIB, 1024 * GIB)] = GIB
+    """About how many bytes one mapped task packs; not below `part_size`."""
     # 1024 is Airflow's core.max_map_length.
     max_shards: Annotated[int, Field(ge=1, le=1024)] = 64
+    """The most mapped tasks of an hour; where it is reached, each packs more than `shard_size`."""
     # Two for the control plane and two for the data plane, where raw and aggregated lie on two hosts.
     max_connections: Annotated[int, Field(ge=4, le=1000)] = 25
+    """The most connections to S3 of one packing task, and the slots of the pool that it takes; not above
+    the pool."""
     max_active_runs: Annotated[int, Field(ge=1, le=1000)] = 4
+    """How many hours may be rolled up at once."""
     # 42 days have 1,008 hours, which core.max_map_length still allows to be rerun.
     late_days: Annotated[int, Field(ge=0, le=42)] = 3
+    """How many days back `log_rollup_late` looks for late objects; 0 for not at all."""
     quiet_period: Annotated[Duration, _at_least(timedelta(seconds=1))] = timedelta(minutes=10)
+    """An hour is settled once it has ended and its newest object is this old, by the clock of S3."""
     poll_interval: Annotated[Duration, _at_least(timedelta(seconds=1))] = timedelta(minutes=1)
+    """How often an hour that is not settled is looked at, give or take a fifth."""
     timeout: Annotated[Duration, _at_least(timedelta(seconds=1))] = timedelta(hours=6)
+    """How long an hour may be unsettled before `wait_for_raw_hour` fails; of an empty one, from its end
+    on."""
     task_timeout: Annotated[Duration, _at_least(timedelta(minutes=1))] = timedelta(hours=1)
+    """The longest that planning, packing one shard, or validating may take."""
     connect_timeout: Annotated[Duration, _at_least(timedelta(seconds=1))] = timedelta(seconds=5)
+    """For connecting to S3, and as long again for the TLS handshake."""
     response_timeout: Annotated[Duration, _at_least(timedelta(seconds=1))] = timedelta(seconds=5)
+    """For the first byte of an object, and between any two of them."""
     marker: Annotated[str, Field(min_length=1)] | None = None
+    """Name below the hour's folder of an object that the producer writes last. Where given, it alone
+    settles the hour."""
     allow_empty: bool = False
+    """Whether an hour without objects is completed, with no parts, instead of failing."""
     ensure_newline: bool = False
+    """Whether each plain object ends with a newline in its part, one being added where it is missing."""
     storage_class: StorageClass | None = None
+    """Of the parts; without it, the bucket's own."""
     owner: str = "log-rollup"
-    # Whom to tell of a failed run, and of one that is not done this long after it was queued.
+    """Of the Dag's tasks, in Airflow's UI."""
     notify: Annotated[tuple[Notifier, ...], BeforeValidator(_parse_notifiers)] = ()
+    """Whom to tell of failed runs and passed deadlines: a list of Airflow notifiers, each with its `class` and
+    its arguments."""
     deadline: Annotated[Duration, _at_least(timedelta(seconds=1))] | None = None
+    """A run that is not done this long after it was queued is told to them; without it, none is."""
 
     @model_validator(mode="before")
     @classmethod

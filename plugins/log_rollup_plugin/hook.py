@@ -288,7 +288,9 @@ class PooledS3Hook(S3Hook):
                 else:
                     self.client.copy(origin, target.bucket, target.key, ExtraArgs=extra, Config=COPY_CONFIG)
         except NotFoundError as error:
-            raise InputChangedError(f"{error}; clear the run from plan_hour on") from error
+            raise InputChangedError(
+                f"{error}: it changed after it was planned; clear the run from plan_hour on"
+            ) from error
 
     # -- the data plane --------------------------------------------------------------------------------
 

@@ -110,6 +110,9 @@ class CompleteHourOperator(BaseOperator):
     alone, and one without reaches the others alone. (An alias could give one asset both kinds of event, but the
     first two completions at a time fail in Airflow 3.3.2: each inserts the alias' row for the asset.)
 
+    A run of an hour that was complete already tells them again: whether an earlier try came to telling, nothing
+    in the bucket says, and twice is better than never.
+
     :param stream: whose hour
     """
 
@@ -133,13 +136,7 @@ class CompleteHourOperator(BaseOperator):
             self.marker_page = object_page(hook, paths.marker)
         events = context["outlet_events"]
         for asset in (self.asset, self.hours):
-            events[asset].extra = {
-                "hour": format_hour(hour),
-                "objects": totals.objects,
-                "bytes": totals.bytes_in,
-                "parts": totals.parts,
-                "plan_id": totals.plan_id,
-            }
+            events[asset].extra = complete.event_of(self.stream, hour, totals)
         events[self.hours].add_partitions(format_hour(hour))
         log.info(
             "%s objects, %s -> %d parts, proven by %s",

@@ -40,6 +40,8 @@ AT_ONCE = {
     "shard_size": "5MiB", "max_connections": SMALL_CONNECTIONS, "quiet_period": "1s", "poll_interval": "1s",
 }  # fmt: skip
 PATIENCE_SECONDS = 240.0
+# The bundle of Dags that aren't the project's own.
+DOWNSTREAM = "downstream"
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,10 @@ class Running:
         document = yaml.safe_load(path.read_text())
         document["streams"].append(_stream(name, start, **settings))
         path.write_text(yaml.safe_dump(document))
+
+    def add_dag(self, name: str, source: str) -> None:
+        """Add a Dag file to the bundle of other people's Dags."""
+        (self.stack.layout.state / DOWNSTREAM / name).write_text(source)
 
     def trigger(self, dag_id: str, conf: Mapping[str, Any]) -> str:
         """Run a Dag by hand, with no logical date; the id of its run."""
@@ -261,11 +267,18 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         ),
     ]
     stack.layout.streams.write_text(yaml.safe_dump(document))
+    downstream = stack.layout.state / DOWNSTREAM
+    downstream.mkdir(parents=True)
+    bundles = [
+        {"name": name, "classpath": "airflow.dag_processing.bundles.local.LocalDagBundle", "kwargs": kwargs}
+        for name, kwargs in (("dags-folder", {}), (DOWNSTREAM, {"path": str(downstream)}))
+    ]
     proxied = json.loads(stack.env["AIRFLOW_CONN_AWS_DEFAULT"])
     with FaultProxy(stack.s3_endpoint) as proxy:
         proxied["extra"]["endpoint_url"] = proxy.endpoint_url
         stack.extra_env = {
             "AIRFLOW_CONN_PROXIED": json.dumps(proxied),
+            "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps(bundles),
             # A new scheduler takes up the tasks of a dead one at this interval; the default is five minutes.
             "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "20",
         }

@@ -66,7 +66,17 @@ def test_each_completion_is_an_event_for_partitioned_dags_and_one_for_the_others
             (APP, None),
             (f"{APP}_hours", key),
         ]
-        assert all(event["extra"]["hour"] == key and event["extra"]["objects"] == OBJECTS for event in events)
+        marker = verify(running, "app", made.hour).marker
+        told = ("stream", "hour", "plan_id", "objects", "bytes_in", "bytes_out", "parts")
+        place = f"s3://{BUCKET}/{hour_prefix('aggregated/app/', made.hour)}"
+        assert [event["extra"] for event in events] == 2 * [
+            {
+                **{field: marker[field] for field in told},
+                "aggregated": place,
+                "manifest": f"{place}_manifest.jsonl.gz",
+                "marker": f"{place}_SUCCESS",
+            }
+        ]
 
 
 def test_the_pool_was_made_and_the_sockets_of_all_processes_stayed_within_it(

@@ -1,0 +1,101 @@
+"""The example reader, on an hour that the pipeline has made: it finds every line of every raw object."""
+
+import gzip
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from examples.read_hour import Hour, NotReadableError, count_lines
+from tests.conftest import ROOT
+from tests.integration.conftest import PipelineFactory
+from tests.integration.pipeline import AGGREGATED, RAW, Pipeline
+from tests.support.fixtures import BucketFactory
+from tests.support.hours import make_hour, put_objects
+from tests.support.servers import RcloneServer
+
+LEVEL = re.compile(rb"\b(DEBUG|INFO|WARN|ERROR|FATAL)\b")
+
+
+@pytest.fixture
+def pipeline(
+    rclone_server: RcloneServer, make_bucket: BucketFactory, pipeline_on: PipelineFactory
+) -> Pipeline:
+    return pipeline_on(rclone_server, make_bucket(rclone_server))
+
+
+@pytest.fixture
+def url(pipeline: Pipeline) -> str:
+    return f"s3://{pipeline.bucket}/{AGGREGATED}"
+
+
+def lines_of(made: dict[str, bytes]) -> Counter[tuple[str, str]]:
+    """Lines by host and level, counted from the raw objects."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for key, body in made.items():
+        host = key.removeprefix(RAW).partition("/")[0]
+        for line in (gzip.decompress(body) if key.endswith(".gz") else body).splitlines():
+            found = LEVEL.search(line)
+            counts[host, found[1].decode() if found else ""] += 1
+    return counts
+
+
+def test_every_line_is_found_with_its_host_in_plain_and_in_gzip_parts(
+    pipeline: Pipeline, url: str, tmp_path: Path
+) -> None:
+    made = make_hour(pipeline.client, pipeline.bucket, RAW, objects=30, encodings=("", "", ".gz"))
+    # Quotes, separators, a broken character, and no newline at the end.
+    odd = {
+        f"{RAW}odd/1.log": b'ERROR "a, b\n\xff;\n"INFO',
+        f"{RAW}odd/2.log": b"",
+        f"{RAW}odd/3.log": b"WARN\n",
+    }
+    put_objects(pipeline.client, pipeline.bucket, odd)
+    pipeline.run()
+    hour = Hour.open(pipeline.client, url)
+    assert {part["encoding"] for part in hour.header["parts_table"]} == {"", ".gz"}
+    assert len(hour.header["parts_table"]) > 2
+    counted = {(host, level): lines for host, level, lines in count_lines(hour, tmp_path)}
+    assert counted == dict(lines_of({**made, **odd}))
+
+
+def test_an_hour_that_is_not_complete_is_not_read(pipeline: Pipeline, url: str) -> None:
+    make_hour(pipeline.client, pipeline.bucket, RAW, objects=3)
+    with pytest.raises(NotReadableError, match="not complete"):
+        Hour.open(pipeline.client, url)
+    pipeline.pack_all(pipeline.plan())
+    pipeline.validate()
+    with pytest.raises(NotReadableError, match="not complete"):
+        Hour.open(pipeline.client, url)
+
+
+def test_an_hour_that_is_rolled_up_again_while_it_is_read_is_noticed(
+    pipeline: Pipeline, url: str, tmp_path: Path
+) -> None:
+    make_hour(pipeline.client, pipeline.bucket, RAW, objects=3)
+    pipeline.run()
+    hour = Hour.open(pipeline.client, url)
+    put_objects(pipeline.client, pipeline.bucket, {f"{RAW}zz-late.log": b"late\n"})
+    pipeline.plan()
+    with pytest.raises(NotReadableError):
+        count_lines(hour, tmp_path)
+
+
+def test_as_a_command_it_prints_the_counts_and_fails_for_an_hour_that_is_not_complete(
+    pipeline: Pipeline, url: str, rclone_server: RcloneServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_objects(pipeline.client, pipeline.bucket, {f"{RAW}web-01/1.log": b"x INFO y\n" * 1500})
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", rclone_server.access_key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", rclone_server.secret_key)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    command = [sys.executable, "-m", "examples.read_hour", url, "--endpoint-url", rclone_server.endpoint_url]
+    before = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (before.returncode, before.stdout) == (1, "")
+    assert "is not complete" in before.stderr
+    pipeline.run()
+    after = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "1 objects in 1 parts" in after.stdout
+    assert re.search(r"web-01 +INFO +1,500", after.stdout)

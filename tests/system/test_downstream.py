@@ -1,0 +1,249 @@
+"""The example Dags downstream of complete hours, under a real scheduler."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from demo.airflow_api import ApiUnavailableError
+from demo.layout import BUCKET
+from include.log_rollup.complete import complete_hour, event_of
+from include.log_rollup.hours import format_hour
+from include.log_rollup.packing import pack_shard
+from include.log_rollup.planning import plan_hour
+from include.log_rollup.streams import Stream, load_streams
+from include.log_rollup.validate import validate_hour
+from log_rollup_plugin.hook import PooledS3Hook
+from tests.conftest import ROOT
+from tests.support.hours import hour_prefix, make_hour
+from tests.system.conftest import AT_ONCE, SMALL_CONNECTIONS, Running
+
+STREAM = "report"
+ROLLUP = f"log_rollup_{STREAM}"
+REPORT_HOUR = f"report_hour_{STREAM}"
+REPORT_DAY = f"report_day_{STREAM}"
+EXAMPLES = sorted((ROOT / "examples" / "dags").glob("*.py"))
+DAY_HOURS = 24
+AT_A_TIME = 6
+
+
+@pytest.fixture(scope="module")
+def past(running: Running) -> datetime:
+    """A day that is over, with the examples waiting for the hours of a stream of their own."""
+    running.add_stream(
+        STREAM, running.dataset.hours[-1].hour + timedelta(hours=1), max_active_runs=AT_A_TIME, **AT_ONCE
+    )
+    for path in EXAMPLES:
+        running.add_dag(path.name, path.read_text().replace('STREAM = "app"', f'STREAM = "{STREAM}"'))
+    for dag_id in (ROLLUP, REPORT_HOUR, REPORT_DAY):
+        running.wait_for(f"{dag_id} to be known", partial(running.stack.api.dag_is_known, dag_id))
+    return running.dataset.hours[0].hour.replace(hour=0) - timedelta(days=5)
+
+
+def make(running: Running, hour: datetime) -> None:
+    make_hour(running.client, BUCKET, hour_prefix(f"raw/{STREAM}/", hour), objects=2, max_bytes=100_000)
+
+
+def roll_up(running: Running, hours: list[datetime]) -> list[str]:
+    """Roll up hours by hand, a few at a time; the ids of their runs, once all have ended well."""
+    run_ids: list[str] = []
+    for start in range(0, len(hours), AT_A_TIME):
+        few = hours[start : start + AT_A_TIME]
+        ids = {f"by-hand-{uuid4().hex}": {"hour": format_hour(hour)} for hour in few}
+        for run_id, conf in ids.items():
+            body = {"dag_run_id": run_id, "logical_date": None, "conf": conf}
+            post(running, f"/dags/{ROLLUP}/dagRuns", body)
+        assert {running.ended(ROLLUP, run_id).state for run_id in ids} == {"success"}
+        run_ids += ids
+    return run_ids
+
+
+def post(running: Running, path: str, body: dict[str, Any]) -> None:
+    """Have Airflow make something; asked again while SQLite, which has one writer, is busy."""
+
+    def probe() -> bool:
+        try:
+            running.stack.api.request("POST", path, json=body)
+        except ApiUnavailableError:
+            return False
+        except httpx.HTTPStatusError as error:
+            # A conflict: it was made after all.
+            if error.response.status_code != httpx.codes.CONFLICT:
+                raise
+        return True
+
+    running.wait_for(f"POST {path}", probe)
+
+
+def tell(running: Running, told: list[dict[str, Any]]) -> None:
+    """Make events as the completions of hours do; the hour Dag, which is not asked here, is spared them."""
+    (asset,) = running.stack.api.request("GET", f"/assets?name_pattern={ROLLUP}_hours")["assets"]
+    with paused(running, REPORT_HOUR):
+        for extra in told:
+            event = {"asset_id": asset["id"], "partition_key": extra["hour"], "extra": extra}
+            post(running, "/assets/events", event)
+
+
+def events(running: Running, keys: set[str]) -> list[dict[str, Any]]:
+    """The events of some hours that partitioned Dags get, the oldest first."""
+    query = f"/assets/events?source_dag_id={ROLLUP}&limit=100&order_by=timestamp"
+    found = running.stack.api.request("GET", query)["asset_events"]
+    return [event for event in found if event["partition_key"] in keys]
+
+
+def reports(running: Running, dag_id: str, keys: set[str], count: int) -> list[dict[str, Any]]:
+    """The runs for some partitions, once there are so many and all have ended, in the order of their making."""
+
+    def probe() -> list[dict[str, Any]] | None:
+        answer = running.stack.api.request("GET", f"/dags/{dag_id}/dagRuns?limit=100&order_by=run_after")
+        runs = [run for run in answer["dag_runs"] if run["partition_key"] in keys]
+        ended = all(run["state"] in ("success", "failed") for run in runs)
+        return runs if len(runs) >= count and ended else None
+
+    runs: list[dict[str, Any]] = running.wait_for(f"{count} runs of {dag_id}", probe)
+    assert len(runs) == count
+    assert {run["state"] for run in runs} == {"success"}
+    return runs
+
+
+def returned(running: Running, dag_id: str, run: dict[str, Any]) -> Any:
+    """What the task ``report`` of a run has returned."""
+    path = f"/dags/{dag_id}/dagRuns/{run['dag_run_id']}/taskInstances/report/xcomEntries/return_value"
+    return running.stack.api.request("GET", path, params={"deserialize": "true"})["value"]
+
+
+def consumed(running: Running, dag_id: str, run: dict[str, Any]) -> list[str]:
+    """The hours whose events have started a run, in order."""
+    path = f"/dags/{dag_id}/dagRuns/{run['dag_run_id']}/upstreamAssetEvents"
+    return sorted(
+        {event["partition_key"] for event in running.stack.api.request("GET", path)["asset_events"]}
+    )
+
+
+@contextmanager
+def paused(running: Running, dag_id: str) -> Iterator[None]:
+    """Events meanwhile don't start this Dag."""
+
+    def set_to(value: bool) -> None:
+        running.stack.api.request("PATCH", f"/dags/{dag_id}", json={"is_paused": value})
+
+    set_to(True)
+    try:
+        yield
+    finally:
+        set_to(False)
+
+
+@dataclass(frozen=True)
+class Day:
+    """A day that is rolled up.
+
+    :param told: what the events of all hours but the last have said
+    :param last_run: the run that has completed the last hour
+    """
+
+    hours: list[datetime]
+    told: list[dict[str, Any]]
+    last_run: str
+
+    @property
+    def key(self) -> str:
+        """Of the day's partition."""
+        return f"{self.hours[0]:%Y-%m-%d}"
+
+    @property
+    def last(self) -> set[str]:
+        """Of the last hour's partition."""
+        return {format_hour(self.hours[-1])}
+
+
+@pytest.fixture(scope="module")
+def day(running: Running, past: datetime) -> Day:
+    """A day whose last hour is rolled up by its Dag, the others by the same steps here, which costs less."""
+    hours = [past + timedelta(hours=number) for number in range(DAY_HOURS)]
+    for hour in hours:
+        make(running, hour)
+    stream = next(one for one in load_streams(running.stack.layout.streams) if one.name == STREAM)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AIRFLOW_CONN_AWS_DEFAULT", running.stack.env["AIRFLOW_CONN_AWS_DEFAULT"])
+        with PooledS3Hook.for_stream(stream, SMALL_CONNECTIONS, 1) as hook:
+            told = [roll_up_here(hook, stream, hour) for hour in hours[:-1]]
+    tell(running, told)
+    return Day(hours, told, *roll_up(running, hours[-1:]))
+
+
+def roll_up_here(hook: PooledS3Hook, stream: Stream, hour: datetime) -> dict[str, Any]:
+    """Roll up an hour without Airflow; what the event of its completion says."""
+    for ref in plan_hour(hook, stream, hour, "test").shards:
+        pack_shard(hook, stream, ref)
+    validate_hour(hook, stream, hour)
+    return event_of(stream, hour, complete_hour(hook, stream, hour))
+
+
+def test_the_hour_dag_runs_once_for_a_completion_and_is_told_the_hour_and_its_totals(
+    running: Running, day: Day
+) -> None:
+    (run,) = reports(running, REPORT_HOUR, day.last, 1)
+    (event,) = events(running, day.last)
+    told = returned(running, REPORT_HOUR, run)
+    assert told == event["extra"]
+    assert (told["hour"], told["objects"], told["parts"]) == (run["partition_key"], 2, 1)
+
+
+def test_the_day_dag_runs_once_and_only_after_all_24_hours(running: Running, day: Day) -> None:
+    (run,) = reports(running, REPORT_DAY, {day.key}, 1)
+    assert consumed(running, REPORT_DAY, run) == [format_hour(hour) for hour in day.hours]
+    totals = returned(running, REPORT_DAY, run)
+    assert (totals["objects"], totals["parts"]) == (2 * DAY_HOURS, DAY_HOURS)
+
+
+def test_an_unchanged_hour_is_told_again_and_starts_its_day_again_only_with_the_23_others(
+    running: Running, day: Day
+) -> None:
+    (run,) = (run for run in running.stack.api.dag_runs(ROLLUP) if run.run_id == day.last_run)
+    running.clear(ROLLUP, run)
+    assert running.ended(ROLLUP, day.last_run).state == "success"
+    first, again = reports(running, REPORT_HOUR, day.last, 2)
+    assert returned(running, REPORT_HOUR, again) == returned(running, REPORT_HOUR, first)
+    assert len(events(running, day.last)) == 2
+    reports(running, REPORT_DAY, {day.key}, 1)
+    tell(running, day.told)
+    again = reports(running, REPORT_DAY, {day.key}, 2)[-1]
+    assert consumed(running, REPORT_DAY, again) == [format_hour(hour) for hour in day.hours]
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+def test_a_day_of_real_runs_starts_the_hour_dag_for_each_hour_and_the_day_dag_once(
+    running: Running, past: datetime
+) -> None:
+    midnight = past - timedelta(days=2)
+    key = f"{midnight:%Y-%m-%d}"
+    hours = [midnight + timedelta(hours=number) for number in range(DAY_HOURS)]
+    for hour in hours:
+        make(running, hour)
+    roll_up(running, hours)
+    keys = {format_hour(hour) for hour in hours}
+    assert {run["partition_key"] for run in reports(running, REPORT_HOUR, keys, DAY_HOURS)} == keys
+    (run,) = reports(running, REPORT_DAY, {key}, 1)
+    assert consumed(running, REPORT_DAY, run) == sorted(keys)
+
+    # A late hour, by itself, doesn't start its day again.
+    made_late = hour_prefix(f"raw/{STREAM}/", hours[3])
+    running.client.put_object(Bucket=BUCKET, Key=f"{made_late}zz-late.log", Body=b"late\n" * 1000)
+    roll_up(running, [hours[3]])
+    reports(running, REPORT_HOUR, {format_hour(hours[3])}, 2)
+    reports(running, REPORT_DAY, {key}, 1)
+
+
+def test_the_examples_name_no_stream_but_that_of_the_shipped_streams_file() -> None:
+    assert len(EXAMPLES) == 2
+    shipped = {stream.name for stream in load_streams(ROOT / "include" / "streams.yaml")}
+    for path in EXAMPLES:
+        assert f'STREAM = "{next(iter(shipped))}"' in path.read_text()
