@@ -193,7 +193,7 @@ def test_parts_are_proven_side_by_side_on_as_many_threads_as_there_are_connectio
 
 
 def test_while_parts_are_proven_the_log_says_how_far_it_is(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(monitor, "SAMPLE_SECONDS", 0.005)
     monkeypatch.setattr(monitor, "LOG_SECONDS", 0.01)
@@ -211,7 +211,7 @@ def test_while_parts_are_proven_the_log_says_how_far_it_is(
 
     handler = Lines()
     validate.log.addHandler(handler)
-    monkeypatch.setattr(validate.log, "level", logging.INFO)
+    caplog.set_level(logging.INFO, validate.log.name)
     try:
         store.on("HEAD", "part-00003", await_line)
         validate_hour(store, STREAM, HOUR)
