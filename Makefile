@@ -33,7 +33,7 @@ down: $(ENVIRONMENT) ## stop what `make up` has left running
 	@$(BIN)/python -m demo down
 
 test: $(ENVIRONMENT) ## run the whole test suite
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder
 
 test-soak: $(ENVIRONMENT) ## run the tests that take longer than the suite may
 	$(BIN)/python -m pytest -m soak

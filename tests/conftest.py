@@ -3,8 +3,10 @@
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 ROOT = Path(__file__).resolve().parent.parent
 pytest_plugins = ["tests.support.fixtures"]
@@ -31,12 +33,24 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     _home.cleanup()
 
 
+# -- side by side, with pytest-xdist -------------------------------------------------------------------
+
+ON_THE_STACK = "tests/system/"
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests that share a local stack together where tests run side by side, and begin with them."""
+    """Begin with the tests that share a local stack: together they take the longest."""
+    items.sort(key=lambda item: item.nodeid.startswith(ON_THE_STACK), reverse=True)
 
-    def on_stack(item: pytest.Item) -> bool:
-        return ROOT / "tests" / "system" in item.path.parents
 
-    for item in filter(on_stack, items):
-        item.add_marker(pytest.mark.xdist_group("stack"))
-    items.sort(key=on_stack, reverse=True)
+class _FilesAndTheStack(LoadScopeScheduling):
+    """Gives each worker a file at a time, and all tests of the local stack to one and the same."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return ON_THE_STACK if nodeid.startswith(ON_THE_STACK) else nodeid.partition("::")[0]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """Use this scheduler whatever was asked for."""
+    return _FilesAndTheStack(config, log)
