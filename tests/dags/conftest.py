@@ -1,7 +1,5 @@
 """Dags as Airflow parses them, with a metadata database of their own."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,14 +11,6 @@ from airflow.dag_processing.dagbag import DagBag
 from tests.conftest import ROOT
 
 LoadDags = Callable[..., DagBag]
-
-
-@pytest.fixture(scope="session")
-def database() -> None:
-    """A fresh metadata database in this session's AIRFLOW_HOME."""
-    subprocess.run(
-        [str(Path(sys.executable).with_name("airflow")), "db", "migrate"], check=True, capture_output=True
-    )
 
 
 @pytest.fixture

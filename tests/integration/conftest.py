@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from log_rollup_plugin.listener import create_missing_pools
 from tests.integration.pipeline import Pipeline, stream_on
 from tests.support.servers import S3Server
 
@@ -27,3 +28,9 @@ def pipeline_on(monkeypatch: pytest.MonkeyPatch) -> PipelineFactory:
 def pipeline(s3_server: S3Server, bucket: str, pipeline_on: PipelineFactory) -> Pipeline:
     """A pipeline on each server in turn."""
     return pipeline_on(s3_server, bucket)
+
+
+@pytest.fixture
+def pool(database: None) -> None:
+    """The pool, in the metadata database, as a scheduler makes it at its start."""
+    create_missing_pools()

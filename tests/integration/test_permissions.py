@@ -115,7 +115,7 @@ def ask_everything(key: str, target: Path) -> None:
 @pytest.fixture
 def requests(
     moto_server: MotoServer, make_bucket: BucketFactory, pipeline_on: PipelineFactory,
-    fault_proxy: ProxyFactory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    fault_proxy: ProxyFactory, pool: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
 ) -> list[Request]:  # fmt: skip
     """Every request of all that the pipeline can do, recorded on its way to the server."""
     proxy = fault_proxy(moto_server)

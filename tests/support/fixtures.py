@@ -4,6 +4,8 @@ A conftest loads it with ``pytest_plugins = ["tests.support.fixtures"]``.
 """
 
 import os
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -85,6 +87,14 @@ def _left_processes(config: pytest.Config) -> list[str]:
     found.update(processes_with_environment(SESSION_VARIABLE, config.stash[_mark]))
     described = [describe_process(pid) for pid in sorted(found - mine) if is_running(pid)]
     return [line for line in described if _RESOURCE_TRACKER not in line]
+
+
+@pytest.fixture(scope="session")
+def database() -> None:
+    """A fresh metadata database in this session's AIRFLOW_HOME."""
+    subprocess.run(
+        [str(Path(sys.executable).with_name("airflow")), "db", "migrate"], check=True, capture_output=True
+    )
 
 
 @pytest.fixture(scope="session")
