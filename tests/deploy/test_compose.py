@@ -23,7 +23,7 @@ from tests.support.compose import (
     references,
     services,
 )
-from tests.support.debian import MissingProgramError, program
+from tests.support.debian import program_or_skip
 
 ENV = dotenv(render((ROOT / ".env.example").read_text()))
 SERVICES = services(ENV)
@@ -59,10 +59,7 @@ def test_it_is_what_the_compose_specification_says() -> None:
 
 
 def test_docker_compose_itself_resolves_it(tmp_path: Path) -> None:
-    try:
-        compose = program("docker-compose", "docker-compose")
-    except MissingProgramError as error:
-        pytest.skip(str(error))
+    compose = program_or_skip("docker-compose", "docker-compose")
     env = tmp_path / ".env"
     env.write_text(render((ROOT / ".env.example").read_text()))
     # The volume of the project's own folder isn't asked for: `config` reads and resolves, and starts nothing.

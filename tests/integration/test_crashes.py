@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from functools import partial
-from pathlib import Path
 
 import pytest
 
@@ -25,6 +24,7 @@ from log_rollup_plugin.hook import COPY_CONFIG, PooledS3Hook
 from tests.integration.conftest import PipelineFactory
 from tests.integration.outside import Limits, run_outside, start_outside
 from tests.integration.pipeline import AGGREGATED, MIB, RAW, settings_on
+from tests.support.debian import program_or_skip
 from tests.support.faults import Answer, Call, ReplaceHeaders, Request, Rule, Stall, internal_error, on
 from tests.support.fixtures import BucketFactory, ProxyFactory
 from tests.support.hours import make_hour, put_objects
@@ -34,7 +34,6 @@ from tests.support.servers import MotoServer, RcloneServer, S3Server
 # CRASH_SEED=4711 draws the same moments again.
 SEED = int(os.environ.get("CRASH_SEED") or random.SystemRandom().randrange(10**6))
 COPIED_IN_PARTS = 5 * MIB
-FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
 
 
 @dataclass(frozen=True)
@@ -317,15 +316,15 @@ def test_a_clock_that_s3_does_not_accept_is_told_at_once(
 
 
 @pytest.mark.soak
-@pytest.mark.skipif(not FAKETIME.exists(), reason="libfaketime (Debian: faketime) is not installed")
 @pytest.mark.parametrize("offset", ["+10m", "-10m"])
 def test_a_process_whose_own_clock_is_minutes_off_rolls_an_hour_up(
     s3_server: S3Server, bucket: str, pipeline_on: PipelineFactory, offset: str
 ) -> None:
+    library = program_or_skip("libfaketimeMT.so.1", "libfaketime", "usr/lib/*/faketime")
     pipeline = pipeline_on(s3_server, bucket)
     made = make_hour(pipeline.client, bucket, RAW, objects=30)
     limits = Limits(
-        environment={"LD_PRELOAD": str(FAKETIME), "FAKETIME": offset, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+        environment={"LD_PRELOAD": str(library), "FAKETIME": offset, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
     )
     code, printed, _ = run_outside(
         settings_on(bucket), None, int(s3_server.endpoint_url.rpartition(":")[2]), limits

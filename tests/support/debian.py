@@ -6,6 +6,8 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
+import pytest
+
 _INSTALL_SECONDS = 600
 
 
@@ -16,7 +18,7 @@ class MissingProgramError(Exception):
 def program(name: str, package: str, folders: str = "") -> Path:
     """The path of a program.
 
-    :param name: of the program
+    :param name: of the program, or of a library
     :param package: of Debian's that brings it
     :param folders: pattern below the root of the folders to look into before ``PATH``; the last of several counts
     :raises MissingProgramError: if it is not there, and this is not root on a system with apt-get
@@ -25,6 +27,14 @@ def program(name: str, package: str, folders: str = "") -> Path:
     if found is None:
         raise MissingProgramError(f"{name} is missing: apt-get install {package}")
     return found
+
+
+def program_or_skip(name: str, package: str, folders: str = "") -> Path:
+    """The same, for a test that is skipped without the program."""
+    try:
+        return program(name, package, folders)
+    except MissingProgramError as error:
+        pytest.skip(str(error))
 
 
 def _find(name: str, folders: str) -> Path | None:
