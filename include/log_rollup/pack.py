@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
@@ -38,6 +39,8 @@ LONGEST_WAIT_SECONDS = 30.0
 # A body that comes more slowly than this has stalled.
 SLOWEST_BYTES_PER_SECOND = 256 * KIB
 TICK_SECONDS = 1.0
+# A guard is some hundred bytes long.
+GUARD_BYTES = 4 * KIB
 NEWLINE = b"\n"
 
 
@@ -62,6 +65,20 @@ class PackSettings:
         return waits.total_seconds() + size / SLOWEST_BYTES_PER_SECOND
 
 
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """What tells, before each part is written, whether it still may be.
+
+    :param source: a small object of the aggregated bucket, read over the connections of the parts themselves
+    :param holds: whether what it says is enough
+    :param otherwise: called where that is not, from a thread of its own; raises if no part may be written
+    """
+
+    source: Location
+    holds: Callable[[bytes], bool]
+    otherwise: Callable[[], None]
+
+
 @dataclass(slots=True, eq=False)
 class _Building:
     """A part whose objects are on their way into its buffer; with separators, ``starts`` leaves room for each."""
@@ -77,11 +94,15 @@ class _Building:
 
 @dataclass(slots=True, eq=False)
 class _Request:
-    """One GET (``index`` names the object) or PUT (``index`` is None) of a part, over all its tries."""
+    """One GET (``index`` names the object) or PUT (``index`` is None) of a part, over all its tries.
+
+    :param guard: for a GET of the guard, which is tried once: what it says lands here
+    """
 
     part: _Building
     index: int | None
     size: int
+    guard: bytearray | None = None
     attempts: int = 0
     deadline: float = 0.0
     handle: Cancellable | None = None
@@ -99,7 +120,7 @@ class ShardPacker:
     :param transfer: moves the bodies; its ``connections`` bound what is in flight
     :param aggregated: prefix under which the parts lie
     :param raw_bucket: bucket of the raw objects
-    :param allowed: called before each part is written, from a thread of its own; raises if it may not be
+    :param guard: asked before each part is written
     :param written: called with each part once it stands, from the thread of :meth:`run`
     """
 
@@ -110,7 +131,7 @@ class ShardPacker:
         aggregated: Location,
         raw_bucket: str,
         settings: PackSettings,
-        allowed: Callable[[], None],
+        guard: Guard,
         written: Callable[[PackedPart], None],
     ) -> None:
         self._store = store
@@ -118,14 +139,14 @@ class ShardPacker:
         self._aggregated = aggregated
         self._raw_bucket = raw_bucket
         self._settings = settings
-        self._allowed = allowed
+        self._guard = guard
         self._written = written
         # A few more than there are connections, so that none waits for this thread to wake up.
         self._most_in_flight = transfer.connections + transfer.connections // 2 + 1
         self._limit = float(self._most_in_flight)
         self._paused_until = 0.0
         self._events: deque[tuple[_Request | _Building | PlannedPart, Any]] = deque()
-        # Copies and looks at the claim: one at a time, over the connection that boto3 has.
+        # Copies, and whole looks at the guard: one at a time, over the connection that boto3 has.
         self._control = ThreadPoolExecutor(1, "log-rollup-control")
         self._in_flight: set[_Request] = set()
         self._waiting: list[tuple[float, int, _Request]] = []
@@ -210,7 +231,7 @@ class ShardPacker:
 
     def _gets(self, parts: Sequence[PlannedPart]) -> Iterator[_Request | None]:
         """The GETs of all parts in order; None while every buffer is in use."""
-        self._free.extend(memoryview(mmap.mmap(-1, size)) for size in self._buffers(parts))
+        self._free.extend(_buffer(size) for size in self._buffers(parts))
         for planned in parts:
             while not self._free:
                 yield None
@@ -255,7 +276,10 @@ class ShardPacker:
         request.deadline = time.monotonic() + self._settings.request_seconds(request.size)
         done = partial(self._put_event, request)
         part = request.part
-        if request.index is None:
+        if request.guard is not None:
+            self.requests["GET"] += 1
+            request.handle = self._transfer.get(self._guard.source, None, memoryview(request.guard), done)
+        elif request.index is None:
             self.requests["PUT"] += 1
             target = self._aggregated.child(part.planned.name)
             request.handle = self._transfer.put(
@@ -289,15 +313,16 @@ class ShardPacker:
             if isinstance(result, Exception):
                 raise result
             if isinstance(subject, _Building):
-                # Before the GETs of later parts: it gives a buffer back.
-                request = _Request(subject, None, len(subject.body))
-                heapq.heappush(self._waiting, (0.0, next(self._order), request))
+                self._put_part(subject)
                 return 0
             self._copy_next()
             self._finished(result)
             return 1
         self._in_flight.discard(subject)
         subject.handle = None
+        if subject.guard is not None:
+            self._guarded(subject.part, subject.guard, result)
+            return 0
         problem = (
             self._failure(subject, result) if isinstance(result, Exception) else self._check(subject, result)
         )
@@ -309,6 +334,21 @@ class ShardPacker:
             return self._uploaded(subject.part, result)
         self._downloaded(subject.part, subject.index, result)
         return 0
+
+    def _guarded(self, part: _Building, said: bytearray, result: Downloaded | Exception) -> None:
+        """Write a part whose guard holds; whatever else came of the look, have the whole look taken."""
+        size = result.size if isinstance(result, Downloaded) else 0
+        if 0 < size <= len(said) and self._guard.holds(bytes(said[:size])):
+            self._put_part(part)
+        else:
+            self._in_control(part, self._guard.otherwise)
+
+    def _put_part(self, part: _Building) -> None:
+        self._soon(_Request(part, None, len(part.body)))
+
+    def _soon(self, request: _Request) -> None:
+        """Send it before the GETs of later parts: it helps to give a buffer back."""
+        heapq.heappush(self._waiting, (0.0, next(self._order), request))
 
     def _failure(self, request: _Request, error: Exception) -> Exception:
         """An object that is gone, or whose ETag S3 does not find, changed after it was planned."""
@@ -374,6 +414,8 @@ class ShardPacker:
                 request.handle.cancel()
 
     def _name(self, request: _Request) -> str:
+        if request.guard is not None:
+            return f"GET {self._guard.source.key}"
         if request.index is None:
             return f"PUT {request.part.planned.name}"
         return f"GET {request.part.planned.objects[request.index].key}"
@@ -403,7 +445,7 @@ class ShardPacker:
         part.crc64nvme = crc.crc64(part.body)
         if part.crc64nvme != crc.concatenate(pieces):
             raise TransientError(f"{part.planned.name}: its buffer changed after its objects were read")
-        self._in_control(part, self._allowed)
+        self._soon(_Request(part, None, GUARD_BYTES, guard=bytearray(GUARD_BYTES)))
 
     def _pieces(self, part: _Building) -> list[tuple[int, int]]:
         return [
@@ -465,7 +507,7 @@ class ShardPacker:
         before = self._store.head(source)
         if before is None or before.etag != item.etag:
             raise changed(source, "it is gone" if before is None else f"its ETag is {before.etag} now")
-        self._allowed()
+        self._guard.otherwise()
         self._store.copy(source, item.etag, item.size, target, self._settings.headers)
         after = self._store.head(target)
         if after is None:
@@ -475,6 +517,15 @@ class ShardPacker:
 
 
 _NEWLINE_CRC = crc.crc64(NEWLINE)
+
+
+def _buffer(size: int) -> memoryview:
+    """Memory for a part, in pages of 2 MiB where the system has them: it is gone through five times."""
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    # Not in every system's Python, nor in every kernel.
+    with suppress(AttributeError, OSError):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return memoryview(memory)
 
 
 def _complete(part: _Building) -> list[PackedObject]:

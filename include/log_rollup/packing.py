@@ -4,14 +4,15 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 
-from include.log_rollup.errors import RollupError, SupersededError
+from include.log_rollup.errors import ProofError, RollupError, SupersededError
 from include.log_rollup.hours import HourPaths, parse_hour
 from include.log_rollup.monitor import Monitor, check_open_file_limit, cpu_seconds
-from include.log_rollup.pack import PackSettings, ShardPacker
+from include.log_rollup.pack import Guard, PackSettings, ShardPacker
 from include.log_rollup.plan import ShardRef
 from include.log_rollup.planning import standing_parts, stands
-from include.log_rollup.records import Measured, PackedPart, Receipt, Records, ShardPlan
+from include.log_rollup.records import Measured, PackedPart, Receipt, Records, ShardPlan, claim_of
 from include.log_rollup.store import Location, ObjectStore
 from include.log_rollup.streams import Stream
 from include.log_rollup.units import format_size
@@ -57,7 +58,8 @@ def pack_shard(
         )
     target = paths.receipt(ref.plan_id, ref.shard)
     before = records.read_receipt(target) or Receipt(ref.plan_id, ref.shard)
-    standing = standing_parts(store, paths)
+    # Without a receipt nothing is left alone, and what stands does not matter.
+    standing = standing_parts(store, paths) if before.parts else {}
     done = [part for part in before.parts if stands(part, standing)]
     kept = {(part.name, part.fingerprint) for part in done}
     todo = [part for part in shard.parts if (part.name, part.fingerprint) not in kept]
@@ -72,14 +74,25 @@ def pack_shard(
         # While an hour has a marker, no part of it may change.
         store.delete(paths.marker.bucket, [paths.marker.key])
 
-    def still_ours() -> None:
+    def look() -> None:
         if is_complete_under(records, paths, ref.plan_id):
             raise _CompletedError
+
+    def is_ours(claim: bytes) -> bool:
+        with suppress(ProofError):
+            return claim_of(paths.claim, claim) == ref.plan_id
+        return False
 
     journal = Journal(records, target, before, done)
     transfer = store.open_transfer(stream.raw.bucket, stream.aggregated.bucket)
     packer = ShardPacker(
-        store, transfer, paths.aggregated, stream.raw.bucket, settings_of(stream), still_ours, journal.add
+        store,
+        transfer,
+        paths.aggregated,
+        stream.raw.bucket,
+        settings_of(stream),
+        Guard(paths.claim, is_ours, look),
+        journal.add,
     )
     monitor = Monitor(log, store.port, stream.max_connections, packer.progress)
 

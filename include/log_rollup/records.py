@@ -249,7 +249,7 @@ class Records:
 
     def read_claim(self, source: Location) -> str | None:
         """The plan that is being built."""
-        return self._read(source, CLAIM_FORMAT, lambda body: str(body["plan_id"]))
+        return self._read(source, CLAIM_FORMAT, _plan_id)
 
     def write_receipt(self, target: Location, receipt: Receipt) -> None:
         """Write what a shard has done so far."""
@@ -330,11 +330,25 @@ class Records:
 
     def _read(self, source: Location, version: int, parse: Callable[[dict[str, Any]], T]) -> T | None:
         body = self._store.read(source)
-        if body is None:
-            return None
-        with _told(source):
-            value = json.loads(_unzip(body) if source.key.endswith(".gz") else body)
-            return parse(value) if value.pop("format") == version else None
+        return None if body is None else _parsed(source, body, version, parse)
+
+
+def claim_of(source: Location, body: bytes) -> str | None:
+    """The plan that a claim names, None if it is another version's.
+
+    :raises ProofError: if it can't be read
+    """
+    return _parsed(source, body, CLAIM_FORMAT, _plan_id)
+
+
+def _plan_id(claim: Mapping[str, Any]) -> str:
+    return str(claim["plan_id"])
+
+
+def _parsed(source: Location, body: bytes, version: int, parse: Callable[[dict[str, Any]], T]) -> T | None:
+    with _told(source):
+        value = json.loads(_unzip(body) if source.key.endswith(".gz") else body)
+        return parse(value) if value.pop("format") == version else None
 
 
 def manifest_lines(manifest: Manifest, raw_prefix: str) -> Iterator[dict[str, Any]]:

@@ -104,11 +104,11 @@ class Transfer(Protocol):
     def get(
         self,
         source: Location,
-        etag: str,
+        etag: str | None,
         into: memoryview,
         done: Callable[["Downloaded | Exception"], None],
     ) -> Cancellable:
-        """Fetch a whole object of ``len(into)`` bytes, if it still has this ETag."""
+        """Fetch a whole object of at most ``len(into)`` bytes, if it still has this ETag; None is for any."""
 
     def put(
         self,

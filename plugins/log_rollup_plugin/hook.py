@@ -310,8 +310,8 @@ class PooledS3Hook(S3Hook):
 
         :raises ConfigurationError: if that is none
         """
-        read_from, write_to = self._endpoint(read_bucket), self._endpoint(write_bucket)
-        hosts = len({read_from.host, write_to.host})
+        endpoints = {bucket: self._endpoint(bucket) for bucket in (read_bucket, write_bucket)}
+        hosts = len({endpoint.host for endpoint in endpoints.values()})
         connections = self.max_connections - hosts * self.control_connections
         if connections < 1:
             raise ConfigurationError(
@@ -331,7 +331,7 @@ class PooledS3Hook(S3Hook):
             self._response_timeout,
             self._request_headers,
         )
-        return CurlTransfer(read_from, write_to, connections, credentials, settings)
+        return CurlTransfer(endpoints, connections, credentials, settings)
 
     @cached_property
     def _request_headers(self) -> dict[str, str]:

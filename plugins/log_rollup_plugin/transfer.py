@@ -86,23 +86,20 @@ class CurlTransfer:
     and libcurl itself holds connections of all hosts together to that number, those on their way out too
     (CURLMOPT_MAX_TOTAL_CONNECTIONS). Everything happens on the thread that calls :meth:`wait`.
 
-    :param read_from: endpoint of the raw bucket
-    :param write_to: endpoint of the aggregated bucket
+    :param endpoints: by bucket
     :param connections: the most that may be open at any time
     :param credentials: botocore's, which may renew themselves
     """
 
     def __init__(
         self,
-        read_from: BucketEndpoint,
-        write_to: BucketEndpoint,
+        endpoints: Mapping[str, BucketEndpoint],
         connections: int,
         credentials: Credentials,
         settings: TransferSettings,
     ) -> None:
         self.connections = connections
-        self._read_from = read_from
-        self._write_to = write_to
+        self._endpoints = endpoints
         self._signer = _Signer(credentials)
         self._headers = tuple(settings.headers.items())
         self._response_seconds = math.ceil(settings.response_timeout.total_seconds())
@@ -125,14 +122,21 @@ class CurlTransfer:
         self._free, self._later = self._handles[:1], self._handles[1:]
 
     def get(
-        self, source: Location, etag: str, into: memoryview, done: Callable[[Downloaded | Exception], None]
+        self,
+        source: Location,
+        etag: str | None,
+        into: memoryview,
+        done: Callable[[Downloaded | Exception], None],
     ) -> "_Request":
         """Fetch a whole object with If-Match, asking for the CRC that S3 keeps of it.
 
         :raises nothing: failures come through ``done``
         """
-        headers = [("if-match", f'"{etag}"'), ("x-amz-checksum-mode", "ENABLED"), *self._headers]
-        return self._submit(_Get(self, self._read_from, source, headers, into, done, self._response_seconds))
+        headers = [("x-amz-checksum-mode", "ENABLED"), *self._headers]
+        if etag is not None:
+            headers.append(("if-match", f'"{etag}"'))
+        endpoint = self._endpoints[source.bucket]
+        return self._submit(_Get(self, endpoint, source, headers, into, done, self._response_seconds))
 
     def put(
         self,
@@ -156,7 +160,7 @@ class CurlTransfer:
             *headers.items(),
             *self._headers,
         ]
-        return self._submit(_Put(self, self._write_to, target, fields, body, done))
+        return self._submit(_Put(self, self._endpoints[target.bucket], target, fields, body, done))
 
     def wait(self, seconds: float) -> None:
         """Move bodies until a request has ended, :meth:`wake` is called, or the time is over."""

@@ -147,16 +147,17 @@ def test_two_hosts_are_held_to_one_cap_together(
     rclone_server: RcloneServer, make_bucket: BucketFactory, fault_proxy: ProxyFactory
 ) -> None:
     """Two virtual-hosted buckets are a host each; here each is a proxy."""
-    bucket = make_bucket(rclone_server)
+    bucket, other = make_bucket(rclone_server), make_bucket(rclone_server)
     put_objects(rclone_server.client(), bucket, {f"raw/{n:03d}": b"x" * 300_000 for n in range(40)})
-    proxies = [fault_proxy(rclone_server), fault_proxy(rclone_server)]
-    for proxy in proxies:
+    proxies = {bucket: fault_proxy(rclone_server), other: fault_proxy(rclone_server)}
+    for proxy in proxies.values():
         proxy.add(Rule(on({"GetObject", "PutObject"}), Delay(0.02)))
-    read_from, write_to = (
-        BucketEndpoint(proxy.endpoint_url, f"/{bucket}/", rclone_server.region) for proxy in proxies
-    )
+    endpoints = {
+        name: BucketEndpoint(proxy.endpoint_url, f"/{name}/", rclone_server.region)
+        for name, proxy in proxies.items()
+    }
     transfer = CurlTransfer(
-        read_from, write_to, 4, Credentials(rclone_server.access_key, rclone_server.secret_key),
+        endpoints, 4, Credentials(rclone_server.access_key, rclone_server.secret_key),
         TransferSettings(False, "", timedelta(seconds=5), timedelta(seconds=5), {}),
     )  # fmt: skip
     listing = rclone_server.client().list_objects_v2(Bucket=bucket, Prefix="raw/")["Contents"]
@@ -166,9 +167,9 @@ def test_two_hosts_are_held_to_one_cap_together(
     def on_came(key: str, result: Downloaded | Exception) -> None:
         results.append(result)
         body = buffers[key]
-        transfer.put(Location(bucket, f"out/{key}"), body, crc64(body), {}, results.append)
+        transfer.put(Location(other, f"out/{key}"), body, crc64(body), {}, results.append)
 
-    with Watch(os.getpid(), [proxy.port for proxy in proxies], interval_seconds=0.002) as watch:
+    with Watch(os.getpid(), [proxy.port for proxy in proxies.values()], interval_seconds=0.002) as watch:
         try:
             for row in listing:
                 key = row["Key"]
@@ -183,4 +184,4 @@ def test_two_hosts_are_held_to_one_cap_together(
     assert [result for result in results if isinstance(result, Exception)] == []
     assert len(results) == 2 * len(listing)
     assert 2 <= watch.peak_sockets <= 4
-    assert [proxy.peak_connections <= 4 for proxy in proxies] == [True, True]
+    assert [proxy.peak_connections <= 4 for proxy in proxies.values()] == [True, True]

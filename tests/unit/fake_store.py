@@ -444,12 +444,12 @@ class FakeStore:
             self._changed(kind, target)
         return stored
 
-    def matching(self, source: Location, etag: str) -> Stored:
-        """An object under the condition If-Match."""
+    def matching(self, source: Location, etag: str | None) -> Stored:
+        """An object under the condition If-Match, if there is one."""
         found = self._find(source)
         if found is None:
             raise NotFoundError(f"GET {source}: S3 answered 404 NoSuchKey")
-        if found.etag != etag:
+        if etag not in (None, found.etag):
             raise InputChangedError(f"GET {source}: S3 answered 412 PreconditionFailed")
         return found
 
@@ -496,7 +496,11 @@ class FakeTransfer:
         self._executor = ThreadPoolExecutor(store.threads, "fake-transfer") if store.threads else None
 
     def get(
-        self, source: Location, etag: str, into: memoryview, done: Callable[[Downloaded | Exception], None]
+        self,
+        source: Location,
+        etag: str | None,
+        into: memoryview,
+        done: Callable[[Downloaded | Exception], None],
     ) -> "FakeRequest":
         def arrived(answer: tuple[bytes, Downloaded]) -> Downloaded:
             body, result = answer
@@ -545,7 +549,7 @@ class FakeTransfer:
             self._executor.submit(request.answer, work)
         return request
 
-    def _get(self, source: Location, etag: str, room: int) -> tuple[bytes, Downloaded] | None:
+    def _get(self, source: Location, etag: str | None, room: int) -> tuple[bytes, Downloaded] | None:
         effect = self._store.begin("GET", source)
         if effect is Effect.STALLED:
             return None
