@@ -30,7 +30,10 @@ class DagRun:
 
 @dataclass(frozen=True)
 class TaskInstance:
-    """One task of a run; `map_index` is -1 for a task that isn't mapped, or not yet."""
+    """One task of a run; `map_index` is -1 for a task that isn't mapped, or not yet.
+
+    `start` and `end` are in UTC, None for one that hasn't come to that.
+    """
 
     run_id: str
     task_id: str
@@ -39,6 +42,8 @@ class TaskInstance:
     try_number: int
     pool: str
     pool_slots: int
+    start: datetime | None
+    end: datetime | None
 
     @property
     def label(self) -> str:
@@ -150,6 +155,8 @@ class AirflowApi:
                 try_number=entry["try_number"],
                 pool=entry["pool"],
                 pool_slots=entry["pool_slots"],
+                start=_as_utc(entry["start_date"]),
+                end=_as_utc(entry["end_date"]),
             )
             for entry in self._pages(path, "task_instances", {"order_by": "map_index"})
         ]
