@@ -67,8 +67,9 @@ def pack_shard(
         "shard %d: %d parts, %d objects, %s; %d parts stand already",
         ref.shard, ref.parts, ref.objects, format_size(ref.bytes), len(shard.parts) - len(todo),
     )  # fmt: skip
-    if todo and records.read_marker(paths.marker) is not None:
-        if records.is_marked(paths.marker, ref.plan_id):
+    marker = records.read_marker(paths.marker) if todo else None
+    if marker is not None:
+        if marker.get("plan_id") == ref.plan_id:
             # plan_hour has removed every marker that was there: this one another run has written since.
             return nothing
         # While an hour has a marker, no part of it may change.
