@@ -29,7 +29,7 @@ from log_rollup_plugin.faults import from_curl, from_response, translated
 IDLE_SECONDS = 90
 KEEP_ALIVE_SECONDS = 30
 RECEIVE_BUFFER = 256 * KIB
-SEND_BUFFER = 512 * KIB
+SEND_BUFFER = 64 * KIB
 # Of an answer that is no object, so much is kept: S3's errors are a few hundred bytes of XML.
 ERROR_BYTES = 64 * KIB
 _MD5_LENGTH = 32
