@@ -88,7 +88,8 @@ def test_the_marker_tells_what_the_hour_amounts_to_and_what_it_took(store: FakeS
     assert marker["max_connections"] == 8
     assert marker["peak"]["sockets"] == 0
     assert marker["peak"]["open_files"] > 0
-    assert marker["requests"]["GET"] == 6
+    # Six objects, and the claim before each of three parts.
+    assert marker["requests"]["GET"] == 6 + 3
     assert (marker["retries"], marker["throttles"]) == (0, 0)
     assert marker["validated_at"] == manifest_of(store)[0]["validated_at"]
     for name in ("validated_at", "completed_at"):
