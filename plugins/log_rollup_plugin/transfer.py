@@ -128,7 +128,7 @@ class CurlTransfer:
         into: memoryview,
         done: Callable[[Downloaded | Exception], None],
     ) -> "_Request":
-        """Fetch a whole object with If-Match, asking for the CRC that S3 keeps of it.
+        """Fetch a whole object, with If-Match where there is an ETag, asking for the CRC that S3 keeps of it.
 
         :raises nothing: failures come through ``done``
         """
