@@ -71,7 +71,7 @@ def run(layout: Layout, options: argparse.Namespace) -> int:
     dataset = make_dataset(layout, options.hours, options.objects, datetime.now(UTC), progress.say)
     fixed, for_hour, for_object = _TIMEOUT_SECONDS
     timeout_seconds = options.timeout or fixed + options.hours * (for_hour + options.objects * for_object)
-    stack = LocalStack(layout.state, dags=options.dags, say=progress.say)
+    stack = LocalStack(layout.state, dags=options.dags, parallelism=options.parallelism, say=progress.say)
     # Not `with`: a signal between the end of __enter__ and the block would leave the stack running.
     try:
         stack.start()
@@ -144,6 +144,12 @@ def _parser() -> argparse.ArgumentParser:
             )
             sub.add_argument(
                 "--objects", type=_positive, default=DEFAULT_OBJECTS, help="raw objects in each hour"
+            )
+            sub.add_argument(
+                "--parallelism",
+                type=_positive,
+                default=LocalStack.parallelism,
+                help="how many tasks run at once (default: %(default)s)",
             )
             sub.add_argument(
                 "--timeout",

@@ -107,8 +107,7 @@ class Running:
             try:
                 self.stack.api.request("POST", path, json=dict(body))
             except ApiUnavailableError as error:
-                # SQLite has one writer: while tasks start, Airflow may wait in vain for its turn.
-                if "Database error" not in str(error):
+                if not waited_in_vain(error):
                     raise
                 return False
             except httpx.HTTPStatusError as error:
@@ -136,8 +135,8 @@ class Running:
             try:
                 return self.stack.api.request("POST", "/backfills", json=body)
             except ApiUnavailableError as error:
-                # SQLite has one writer: Airflow answers 503 and has undone what it had begun.
-                if " 503 " not in str(error):
+                # Airflow has undone what it had begun.
+                if not waited_in_vain(error):
                     raise
             except httpx.HTTPStatusError as error:
                 # A Dag has one backfill at a time; that another one has ended is noticed after a while.
@@ -158,7 +157,7 @@ class Running:
             try:
                 self.stack.api.request("PATCH", f"/dags/{dag_id}", json={"is_paused": paused})
             except ApiUnavailableError as error:
-                if "Database error" not in str(error) and " 503 " not in str(error):
+                if not waited_in_vain(error):
                     raise
                 return False
             return True
@@ -312,6 +311,11 @@ def _run(stack: LocalStack, dataset: Dataset, proxy: FaultProxy) -> Iterator[Run
 
     with Watch(others, [stack.addresses.s3_port]) as watch:
         yield Running(stack, dataset, client, watch, proxy)
+
+
+def waited_in_vain(error: ApiUnavailableError) -> bool:
+    """Whether Airflow did nothing, for SQLite has one writer and its turn did not come: to be asked again."""
+    return "Database error" in str(error) or " 503 " in str(error)
 
 
 def _stream(name: str, start: datetime, **settings: Any) -> dict[str, Any]:
