@@ -19,7 +19,7 @@ settings.register_profile(
 settings.load_profile("log-rollup")
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="module")
 def short_waits() -> Iterator[None]:
     """The packer's waits, a thousandth as long."""
     with pytest.MonkeyPatch.context() as patch:
