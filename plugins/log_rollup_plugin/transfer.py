@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -368,10 +369,9 @@ class _Request(ABC):
 
         :param code: of libcurl's, 0 for none
         """
-        headers = _headers(self._lines)
         if code and not self.too_long:
             return from_curl(self.method, self.location, code, message)
-        status = self._status()
+        status, headers = self._answer
         if status < 300:
             return self.success(headers)
         text = self._error.decode(errors="replace")
@@ -385,10 +385,10 @@ class _Request(ABC):
     def success(self, headers: Mapping[str, str]) -> object:
         """The result of a request that S3 has answered well."""
 
-    def _status(self) -> int:
-        """The status of the last answer; handles can't be asked from within a callback."""
-        first = next(line for line in reversed(self._lines) if line.startswith(b"HTTP/"))
-        return int(first.split(None, 2)[1])
+    @cached_property
+    def _answer(self) -> tuple[int, Mapping[str, str]]:
+        """Status and headers, once all are there; handles can't be asked from within a callback."""
+        return _parsed(self._lines)
 
     def _on_error(self, chunk: bytes) -> None:
         if len(self._error) < ERROR_BYTES:
@@ -417,7 +417,7 @@ class _Get(_Request):
 
     def _on_body(self, chunk: bytes) -> int | None:
         start = self._position
-        if start == 0 and self._status() >= 300:
+        if start == 0 and self._answer[0] >= 300:
             self._on_error(chunk)
             return None
         end = start + len(chunk)
@@ -482,16 +482,12 @@ def _handle(settings: TransferSettings) -> Any:
     return handle
 
 
-def _headers(lines: list[bytes]) -> dict[str, str]:
-    """The headers of the last answer, names in lower case: interim answers (100 Continue) come before it."""
-    headers: dict[str, str] = {}
-    for line in lines:
-        if line.startswith(b"HTTP/"):
-            headers.clear()
-        else:
-            name, _, value = line.decode("latin-1").partition(":")
-            headers[name.lower()] = value.strip()
-    return headers
+def _parsed(lines: list[bytes]) -> tuple[int, Mapping[str, str]]:
+    """Status and headers of the last answer, names in lower case: interim ones (100 Continue) come before it."""
+    first = max(number for number, line in enumerate(lines) if line.startswith(b"HTTP/"))
+    status, *fields = b"".join(lines[first:]).decode("latin-1").split("\n")
+    parts = (field.partition(":") for field in fields)
+    return int(status.split(None, 2)[1]), {name.lower(): value.strip() for name, _, value in parts}
 
 
 def _checksum(headers: Mapping[str, str]) -> Checksum | None:
