@@ -24,7 +24,7 @@ help: ## list these commands
 demo: HOURS ?= 3
 demo: OBJECTS ?= 300
 demo: PARALLELISM ?= 8
-demo: $(ENVIRONMENT) ## roll up made raw hours in a real Airflow, from nothing to a table (HOURS=3 OBJECTS=300)
+demo: $(ENVIRONMENT) ## roll up made raw hours in a real Airflow, from nothing to a table (HOURS=3 OBJECTS=300 PARALLELISM=8)
 	@$(BIN)/python -m demo run --hours $(HOURS) --objects $(OBJECTS) --parallelism $(PARALLELISM)
 
 up: $(ENVIRONMENT) ## leave the same Airflow running, and say where it is

@@ -120,8 +120,8 @@ def airflow_environment(
         "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
         "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
         "AIRFLOW__CORE__PARALLELISM": str(parallelism),
-        # SQLite has one writer at a time. The default lets a request fail that has waited 5 s for its turn,
-        # which a backfill's takes while tasks start on the same cores.
+        # SQLite has one writer at a time. By default a request fails that has waited 5 s for its turn, as that
+        # for a backfill can while tasks start on the same cores.
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{layout.airflow_home}/airflow.db?timeout=20",
         "AIRFLOW__CORE__FERNET_KEY": keys.fernet_key,
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
