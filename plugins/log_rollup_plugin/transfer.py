@@ -485,7 +485,7 @@ def _handle(settings: TransferSettings) -> Any:
 def _parsed(lines: list[bytes]) -> tuple[int, Mapping[str, str]]:
     """Status and headers of the last answer, names in lower case: interim ones (100 Continue) come before it."""
     first = max(number for number, line in enumerate(lines) if line.startswith(b"HTTP/"))
-    status, *fields = b"".join(lines[first:]).decode("latin-1").split("\n")
+    status, *fields = (line.decode("latin-1") for line in lines[first:])
     parts = (field.partition(":") for field in fields)
     return int(status.split(None, 2)[1]), {name.lower(): value.strip() for name, _, value in parts}
 
