@@ -102,20 +102,26 @@ class Running:
 
     def create(self, path: str, body: Mapping[str, Any]) -> None:
         """Have Airflow make something that has a name of its own."""
+        try:
+            self._write("POST", path, body)
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code != httpx.codes.CONFLICT:
+                raise
 
-        def post() -> bool:
+    def _write(self, method: str, path: str, body: Mapping[str, Any]) -> Any:
+        """Have Airflow write something; asked again while it answers that its turn did not come."""
+
+        def attempt() -> tuple[Any] | None:
             try:
-                self.stack.api.request("POST", path, json=dict(body))
+                return (self.stack.api.request(method, path, json=dict(body)),)
             except ApiUnavailableError as error:
-                if not waited_in_vain(error):
+                # SQLite has one writer: Airflow has undone what it had begun.
+                if "Database error" not in str(error) and " 503 " not in str(error):
                     raise
-                return False
-            except httpx.HTTPStatusError as error:
-                if error.response.status_code != httpx.codes.CONFLICT:
-                    raise
-            return True
+            return None
 
-        self.wait_for(f"an answer to POST {path}", post)
+        (answer,) = self.wait_for(f"an answer to {method} {path}", attempt)
+        return answer
 
     def ended(self, dag_id: str, run_id: str) -> DagRun:
         """A run by its id, once it has ended."""
@@ -133,11 +139,7 @@ class Running:
 
         def create() -> Any:
             try:
-                return self.stack.api.request("POST", "/backfills", json=body)
-            except ApiUnavailableError as error:
-                # Airflow has undone what it had begun.
-                if not waited_in_vain(error):
-                    raise
+                return self._write("POST", "/backfills", body)
             except httpx.HTTPStatusError as error:
                 # A Dag has one backfill at a time; that another one has ended is noticed after a while.
                 if error.response.status_code != httpx.codes.CONFLICT:
@@ -153,16 +155,7 @@ class Running:
             self._pause(dag_id, False)
 
     def _pause(self, dag_id: str, paused: bool) -> None:
-        def patch() -> bool:
-            try:
-                self.stack.api.request("PATCH", f"/dags/{dag_id}", json={"is_paused": paused})
-            except ApiUnavailableError as error:
-                if not waited_in_vain(error):
-                    raise
-                return False
-            return True
-
-        self.wait_for(f"{dag_id} to be told whether it is paused", patch)
+        self._write("PATCH", f"/dags/{dag_id}", {"is_paused": paused})
 
     def backfill(self, dag_id: str, first: datetime, last: datetime, **options: Any) -> list[dict[str, Any]]:
         """Backfill a range of hours; the runs of these hours in the order of their start, once all have ended."""
@@ -311,11 +304,6 @@ def _run(stack: LocalStack, dataset: Dataset, proxy: FaultProxy) -> Iterator[Run
 
     with Watch(others, [stack.addresses.s3_port]) as watch:
         yield Running(stack, dataset, client, watch, proxy)
-
-
-def waited_in_vain(error: ApiUnavailableError) -> bool:
-    """Whether Airflow did nothing, for SQLite has one writer and its turn did not come: to be asked again."""
-    return "Database error" in str(error) or " 503 " in str(error)
 
 
 def _stream(name: str, start: datetime, **settings: Any) -> dict[str, Any]:
