@@ -5,6 +5,9 @@ from collections.abc import Iterable
 
 from awscrt import checksums
 
+# The one that the pipeline counts itself, by S3's name.
+CRC64NVME = "crc64nvme"
+
 
 def crc64(data: bytes | memoryview) -> int:
     """The CRC64-NVME of these bytes, unsigned."""
@@ -44,6 +47,6 @@ def by_algorithm(algorithm: str, data: bytes | memoryview) -> int:
     return int(_ALGORITHMS[algorithm](data))
 
 
-_ALGORITHMS = {"crc64nvme": checksums.crc64nvme, "crc32c": checksums.crc32c, "crc32": checksums.crc32}
+_ALGORITHMS = {CRC64NVME: checksums.crc64nvme, "crc32c": checksums.crc32c, "crc32": checksums.crc32}
 # In the order of their speed here.
 ALGORITHMS = tuple(_ALGORITHMS)
