@@ -14,6 +14,7 @@ from typing import Any
 
 from awscrt import checksums
 
+from include.log_rollup import crc
 from include.log_rollup.changes import SHOWN, compare
 from include.log_rollup.errors import InputChangedError, ProofError, SupersededError, VanishedInputError
 from include.log_rollup.hours import HourPaths, format_hour
@@ -245,7 +246,7 @@ class _Prover:
         if before is None or before.etag != item.etag:
             return _Failure(planned.name, f"{source} changed while it was validated")
         if stored is not None and stored == before.crc64nvme:
-            proven = PackedObject(stored, "crc64nvme", False)
+            proven = PackedObject(stored, crc.CRC64NVME, False)
             return replace(packed, proof=PROVEN_BY_STORE, crc64nvme=stored, objects=(proven,))
         if packed.proof == PROVEN_BY_READING:
             return packed
