@@ -103,17 +103,17 @@ class Running:
     def create(self, path: str, body: Mapping[str, Any]) -> None:
         """Have Airflow make something that has a name of its own."""
         try:
-            self._write("POST", path, body)
+            self.write("POST", path, body)
         except httpx.HTTPStatusError as error:
             if error.response.status_code != httpx.codes.CONFLICT:
                 raise
 
-    def _write(self, method: str, path: str, body: Mapping[str, Any]) -> Any:
+    def write(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """Have Airflow write something; asked again while it answers that its turn did not come."""
 
         def attempt() -> tuple[Any] | None:
             try:
-                return (self.stack.api.request(method, path, json=dict(body)),)
+                return (self.stack.api.request(method, path, json=body),)
             except ApiUnavailableError as error:
                 # SQLite has one writer: Airflow has undone what it had begun.
                 if "Database error" not in str(error) and " 503 " not in str(error):
@@ -139,7 +139,7 @@ class Running:
 
         def create() -> Any:
             try:
-                return self._write("POST", "/backfills", body)
+                return self.write("POST", "/backfills", body)
             except httpx.HTTPStatusError as error:
                 # A Dag has one backfill at a time; that another one has ended is noticed after a while.
                 if error.response.status_code != httpx.codes.CONFLICT:
@@ -148,14 +148,18 @@ class Running:
 
         self.wait_for(f"{dag_id} to be known", lambda: self.stack.api.dag_is_known(dag_id))
         # What a 503 undoes, the scheduler of Airflow 3.3.2 must not have begun: it dies of runs that vanish.
-        self._pause(dag_id, True)
-        try:
+        with self.paused(dag_id):
             return int(self.wait_for("the backfill to be made", create)["id"])
-        finally:
-            self._pause(dag_id, False)
 
-    def _pause(self, dag_id: str, paused: bool) -> None:
-        self._write("PATCH", f"/dags/{dag_id}", {"is_paused": paused})
+    @contextmanager
+    def paused(self, dag_id: str) -> Iterator[None]:
+        """Nothing starts this Dag meanwhile, and no event counts for it."""
+        path = f"/dags/{dag_id}"
+        self.write("PATCH", path, {"is_paused": True})
+        try:
+            yield
+        finally:
+            self.write("PATCH", path, {"is_paused": False})
 
     def backfill(self, dag_id: str, first: datetime, last: datetime, **options: Any) -> list[dict[str, Any]]:
         """Backfill a range of hours; the runs of these hours in the order of their start, once all have ended."""
@@ -172,7 +176,7 @@ class Running:
     def end_backfill(self, number: int) -> None:
         """Have Airflow take a backfill for ended, all of whose runs have; by itself it looks every 30 s."""
         try:
-            self.stack.api.request("PUT", f"/backfills/{number}/cancel")
+            self.write("PUT", f"/backfills/{number}/cancel")
         except httpx.HTTPStatusError as error:
             if error.response.status_code != httpx.codes.CONFLICT:
                 raise
@@ -207,7 +211,7 @@ class Running:
 
     def _resize_pool(self, slots: int) -> None:
         body = {"pool": POOL, "slots": slots, "include_deferred": False}
-        self.stack.api.request("PATCH", f"/pools/{POOL}", json=body)
+        self.write("PATCH", f"/pools/{POOL}", body)
 
     def waiting_shards(self, dag_id: str, run_id: str) -> list[TaskInstance]:
         """The planned shards of a run that wait for their slots of the pool."""
@@ -235,11 +239,8 @@ class Running:
 
     def clear(self, dag_id: str, run: DagRun, **body: Any) -> None:
         """Clear a run, or some tasks of it, as the UI does."""
-        self.stack.api.request(
-            "POST",
-            f"/dags/{dag_id}/clearTaskInstances",
-            json={"dry_run": False, "dag_run_id": run.run_id, "only_failed": False, **body},
-        )
+        options = {"dry_run": False, "dag_run_id": run.run_id, "only_failed": False, **body}
+        self.write("POST", f"/dags/{dag_id}/clearTaskInstances", options)
 
 
 @pytest.fixture(scope="session")

@@ -1,17 +1,13 @@
 """The example Dags downstream of complete hours, under a real scheduler."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 from uuid import uuid4
 
-import httpx
 import pytest
 
-from demo.airflow_api import ApiUnavailableError
 from demo.layout import BUCKET
 from include.log_rollup.complete import complete_hour, event_of
 from include.log_rollup.hours import format_hour
@@ -58,36 +54,19 @@ def roll_up(running: Running, hours: list[datetime]) -> list[str]:
         ids = {f"by-hand-{uuid4().hex}": {"hour": format_hour(hour)} for hour in few}
         for run_id, conf in ids.items():
             body = {"dag_run_id": run_id, "logical_date": None, "conf": conf}
-            post(running, f"/dags/{ROLLUP}/dagRuns", body)
+            running.create(f"/dags/{ROLLUP}/dagRuns", body)
         assert {running.ended(ROLLUP, run_id).state for run_id in ids} == {"success"}
         run_ids += ids
     return run_ids
 
 
-def post(running: Running, path: str, body: dict[str, Any]) -> None:
-    """Have Airflow make something; asked again while SQLite, which has one writer, is busy."""
-
-    def probe() -> bool:
-        try:
-            running.stack.api.request("POST", path, json=body)
-        except ApiUnavailableError:
-            return False
-        except httpx.HTTPStatusError as error:
-            # A conflict: it was made after all.
-            if error.response.status_code != httpx.codes.CONFLICT:
-                raise
-        return True
-
-    running.wait_for(f"POST {path}", probe)
-
-
 def tell(running: Running, told: list[dict[str, Any]]) -> None:
     """Make events as the completions of hours do; the hour Dag, which is not asked here, is spared them."""
     (asset,) = running.stack.api.request("GET", f"/assets?name_pattern={ROLLUP}_hours")["assets"]
-    with paused(running, REPORT_HOUR):
+    with running.paused(REPORT_HOUR):
         for extra in told:
             event = {"asset_id": asset["id"], "partition_key": extra["hour"], "extra": extra}
-            post(running, "/assets/events", event)
+            running.write("POST", "/assets/events", event)
 
 
 def events(running: Running, keys: set[str]) -> list[dict[str, Any]]:
@@ -124,20 +103,6 @@ def consumed(running: Running, dag_id: str, run: dict[str, Any]) -> list[str]:
     return sorted(
         {event["partition_key"] for event in running.stack.api.request("GET", path)["asset_events"]}
     )
-
-
-@contextmanager
-def paused(running: Running, dag_id: str) -> Iterator[None]:
-    """Events meanwhile don't start this Dag."""
-
-    def set_to(value: bool) -> None:
-        running.stack.api.request("PATCH", f"/dags/{dag_id}", json={"is_paused": value})
-
-    set_to(True)
-    try:
-        yield
-    finally:
-        set_to(False)
 
 
 @dataclass(frozen=True)
