@@ -1,9 +1,9 @@
-"""Turns what botocore and libcurl report into the pipeline's errors, with what the operator has to do."""
+"""Turns what botocore and sockets report into the pipeline's errors, with what the operator has to do."""
 
+import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-import pycurl
 from botocore import exceptions as boto
 
 from include.log_rollup.errors import (
@@ -46,7 +46,6 @@ _NETWORK = (
     boto.ResponseStreamingError,
     boto.IncompleteReadError,
 )
-_CERTIFICATE = {pycurl.E_PEER_FAILED_VERIFICATION, pycurl.E_SSL_CACERT_BADFILE}
 # Signed with credentials that ran out under way: the next try takes renewed ones.
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"}
 
@@ -98,13 +97,10 @@ def from_response(
     return PermanentError(what)
 
 
-def from_curl(operation: str, target: Location, code: int, message: str) -> RollupError:
-    """The error for a request that got no answer.
-
-    :param code: of libcurl (https://curl.se/libcurl/c/libcurl-errors.html), with its message
-    """
-    what = f"{operation} {target}: {message} (libcurl {code})"
-    return _certificate(what) if code in _CERTIFICATE else TransientError(what)
+def from_network(operation: str, target: Location, error: Exception) -> RollupError:
+    """The error for a request that got no answer, or half of one."""
+    what = f"{operation} {target}: {error or type(error).__name__}"
+    return _certificate(what) if isinstance(error, ssl.SSLCertVerificationError) else TransientError(what)
 
 
 @contextmanager

@@ -31,8 +31,9 @@ from include.log_rollup.store import ListPage, Location, ObjectHead
 from include.log_rollup.streams import Stream
 from include.log_rollup.units import MIB
 from log_rollup_plugin import listing
+from log_rollup_plugin.connection import BucketEndpoint
 from log_rollup_plugin.faults import translated
-from log_rollup_plugin.transfer import BucketEndpoint, CurlTransfer, TransferSettings, etag_may_be_md5
+from log_rollup_plugin.transfer import SocketTransfer, TransferSettings, etag_may_be_md5
 
 log = logging.getLogger(__name__)
 
@@ -305,7 +306,7 @@ class PooledS3Hook(S3Hook):
         """The proxy that boto3 uses, of the connection's config or of the environment; empty for none."""
         return _http_session(self.client)._proxy_config.proxy_url_for(url) or ""
 
-    def open_transfer(self, read_bucket: str, write_bucket: str) -> CurlTransfer:
+    def open_transfer(self, read_bucket: str, write_bucket: str) -> SocketTransfer:
         """A transfer with the connections that boto3 leaves.
 
         :raises ConfigurationError: if that is none
@@ -331,7 +332,7 @@ class PooledS3Hook(S3Hook):
             self._response_timeout,
             self._request_headers,
         )
-        return CurlTransfer(endpoints, connections, credentials, settings)
+        return SocketTransfer(endpoints, connections, credentials, settings)
 
     @cached_property
     def _request_headers(self) -> dict[str, str]:

@@ -1,65 +1,46 @@
-"""The data plane: bodies between S3 and memory through libcurl, over a hard-capped set of connections."""
+"""The data plane: bodies between S3 and memory, over a hard-capped set of connections."""
 
 import math
 import os
 import re
 import select
+import socket
 import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import cached_property
-from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
-import pycurl
-from awscrt import auth, http
-from botocore.credentials import Credentials, ReadOnlyCredentials
+from botocore.credentials import Credentials
 
 from include.log_rollup import crc
 from include.log_rollup.errors import TransientError
 from include.log_rollup.store import Checksum, Downloaded, Location, Uploaded
 from include.log_rollup.units import KIB
-from log_rollup_plugin.faults import from_curl, from_response, translated
+from log_rollup_plugin.connection import (
+    HEAD_BYTES,
+    BucketEndpoint,
+    Connection,
+    Connector,
+    ProtocolError,
+    proxy_headers,
+)
+from log_rollup_plugin.faults import from_network, from_response, translated
+from log_rollup_plugin.signing import Signer
 
-# The story's idle time-out and keep-alive, in seconds.
+# The story's idle time-out, in seconds.
 IDLE_SECONDS = 90
-KEEP_ALIVE_SECONDS = 30
-RECEIVE_BUFFER = 256 * KIB
-SEND_BUFFER = 64 * KIB
+CONNECTING_AT_ONCE = 8
+_WAKE, _CONNECTED = b"w", b"c"
 # Of an answer that is no object, so much is kept: S3's errors are a few hundred bytes of XML.
 ERROR_BYTES = 64 * KIB
 _MD5_LENGTH = 32
 _ERROR_CODE = re.compile(r"<Code>(.*?)</Code>", re.DOTALL)
 _ERROR_MESSAGE = re.compile(r"<Message>(.*?)</Message>", re.DOTALL)
-
-
-@dataclass(frozen=True, slots=True)
-class BucketEndpoint:
-    """Where a bucket answers, and how requests to it are signed.
-
-    :param origin: scheme, host and port, like ``https://logs.s3.eu-central-1.amazonaws.com``
-    :param path: of the bucket, up to where the key begins
-    :param proxy: URL of the proxy on the way there, empty for none
-    """
-
-    origin: str
-    path: str
-    region: str
-    proxy: str = ""
-
-    @property
-    def host(self) -> str:
-        """Host and port, as they are signed."""
-        return self.origin.partition("://")[2]
-
-    def target(self, key: str) -> str:
-        """The path of an object, percent-encoded as S3 signs it."""
-        return self.path + quote(key, safe="/~")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +61,12 @@ class TransferSettings:
     headers: Mapping[str, str]
 
 
-class CurlTransfer:
-    """Implements :class:`include.log_rollup.store.Transfer` on libcurl's multi interface.
+class SocketTransfer:
+    """Implements :class:`include.log_rollup.store.Transfer` on sockets that are polled.
 
-    The cap is kept twice: there are as many handles as connections, a request that finds none waits for one,
-    and libcurl itself holds connections of all hosts together to that number, those on their way out too
-    (CURLMOPT_MAX_TOTAL_CONNECTIONS). Everything happens on the thread that calls :meth:`wait`.
+    The cap is kept by counting: those on their way to a host count as connections, and one to another host is
+    closed before its place is taken. Bodies move on the thread that calls :meth:`wait`; connections are made on
+    others.
 
     :param endpoints: by bucket
     :param connections: the most that may be open at any time
@@ -101,26 +82,29 @@ class CurlTransfer:
     ) -> None:
         self.connections = connections
         self._endpoints = endpoints
-        self._signer = _Signer(credentials)
+        self._signer = Signer(credentials)
         self._headers = tuple(settings.headers.items())
-        self._response_seconds = math.ceil(settings.response_timeout.total_seconds())
-        # Not epoll: what a socket waits for changes with every request, and here that is no system call.
+        self._response_seconds = settings.response_timeout.total_seconds()
+        self._connector = Connector(
+            endpoints.values(), settings.verify, settings.ca, settings.connect_timeout
+        )
+        self._connecting = ThreadPoolExecutor(min(connections, CONNECTING_AT_ONCE), "log-rollup-connect")
+        self._connected: deque[tuple[Connection, socket.socket | Exception]] = deque()
+        # All that count: open ones and those that are being made.
+        self._all: set[Connection] = set()
+        self._idle: list[Connection] = []
+        self._serving: dict[Connection, _Request] = {}
+        self._polled: dict[int, Connection] = {}
+        self._waiting: deque[_Request] = deque()
+        self._ended: list[tuple[_Request, object]] = []
+        self._scratch = memoryview(bytearray(HEAD_BYTES))
+        self._next_look = 0.0
+        # Not epoll: macOS has none, and among so few sockets it is no faster.
         self._poll = select.poll()
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
         self._poll.register(self._wake_read, select.POLLIN)
-        self._multi = pycurl.CurlMulti()
-        self._multi.setopt(pycurl.M_MAX_TOTAL_CONNECTIONS, connections)
-        self._multi.setopt(pycurl.M_MAXCONNECTS, connections)
-        self._multi.setopt(pycurl.M_SOCKETFUNCTION, self._on_socket)
-        self._multi.setopt(pycurl.M_TIMERFUNCTION, self._on_timer)
-        self._due: float | None = None
-        self._waiting: deque[_Request] = deque()
-        self._handles = [_handle(settings) for _ in range(connections)]
-        # The first request goes ahead: those after it find the host's name looked up, instead of looking it up
-        # with a thread and a file each.
-        self._free, self._later = self._handles[:1], self._handles[1:]
 
     def get(
         self,
@@ -131,13 +115,14 @@ class CurlTransfer:
     ) -> "_Request":
         """Fetch a whole object, with If-Match where there is an ETag, asking for the CRC that S3 keeps of it.
 
-        :raises nothing: failures come through ``done``
+        Failures come through ``done``.
+
+        :raises RollupError: if there are no credentials any more
         """
         headers = [("x-amz-checksum-mode", "ENABLED"), *self._headers]
         if etag is not None:
             headers.append(("if-match", f'"{etag}"'))
-        endpoint = self._endpoints[source.bucket]
-        return self._submit(_Get(self, endpoint, source, headers, into, done, self._response_seconds))
+        return self._submit(_Get(self, self._endpoints[source.bucket], source, headers, into, done))
 
     def put(
         self,
@@ -147,14 +132,15 @@ class CurlTransfer:
         headers: Mapping[str, str],
         done: Callable[[Uploaded | Exception], None],
     ) -> "_Request":
-        """Write an object in one request; S3 refuses a body whose CRC differs.
+        """Write an object in one request; S3 refuses a body whose CRC differs. Failures come through ``done``.
 
         The CRC goes as a header, computed beforehand: a trailing checksum makes some S3-compatible servers
         store "aws-chunked" as the content encoding.
 
-        :raises nothing: failures come through ``done``
+        :raises RollupError: if there are no credentials any more
         """
         fields = [
+            ("content-length", str(len(body))),
             ("content-type", "application/octet-stream"),
             ("x-amz-sdk-checksum-algorithm", "CRC64NVME"),
             ("x-amz-checksum-crc64nvme", crc.to_header(crc64nvme)),
@@ -167,165 +153,210 @@ class CurlTransfer:
         """Move bodies until a request has ended, :meth:`wake` is called, or the time is over."""
         until = time.monotonic() + seconds
         while True:
-            now = time.monotonic()
-            due = until if self._due is None else min(self._due, until)
-            # Rounded up: a time that is not over yet would be asked for again and again.
-            ready = self._poll.poll(max(0, math.ceil((due - now) * 1000)))
+            left = 0.0 if self._ended else max(0.0, until - time.monotonic())
             woken = False
-            for fd, events in ready:
-                if fd == self._wake_read:
-                    woken = bool(os.read(self._wake_read, 4096))
-                else:
-                    self._multi.socket_action(fd, _curl_events(events))
+            # Rounded up: a time that is not over yet would be asked for again and again.
+            for descriptor, events in self._poll.poll(math.ceil(left * 1000)):
+                if descriptor == self._wake_read:
+                    woken = _WAKE in os.read(self._wake_read, 4096)
+                elif connection := self._polled.get(descriptor):
+                    self._advance(connection, events)
+            while self._connected:
+                self._connect_ended(*self._connected.popleft())
             now = time.monotonic()
-            if self._due is not None and self._due <= now:
-                self._due = None
-                self._multi.socket_action(pycurl.SOCKET_TIMEOUT, 0)
-            if self._collect() or woken or now >= until:
+            if now >= self._next_look:
+                self._next_look = now + 1.0
+                self._give_up_silent(now)
+            if self._tell() or woken or now >= until:
                 return
 
     def wake(self) -> None:
         """Have :meth:`wait` return, from another thread."""
-        # If the pipe is full, it is of wakes that were not seen yet.
-        with suppress(BlockingIOError):
-            os.write(self._wake_write, b"\0")
+        self._write(_WAKE)
 
     def close(self) -> None:
         """Close every connection."""
-        for handle in self._handles:
-            handle.close()
-        self._multi.close()
+        self._connecting.shutdown(cancel_futures=True)
+        for _, made in self._connected:
+            if isinstance(made, socket.socket):
+                made.close()
+        for connection in self._all:
+            connection.close()
         os.close(self._wake_read)
         os.close(self._wake_write)
+
+    def cancel(self, request: "_Request") -> None:
+        """Give a request up; nothing happens to one that has ended."""
+        connection = request.connection
+        if connection is not None:
+            self._taken_off(connection)
+            # One that is still being made has nothing of the request yet.
+            if connection.descriptor >= 0:
+                self._close(connection)
+        elif request in self._waiting:
+            self._waiting.remove(request)
+        else:
+            return
+        request.done(TransientError(f"{request}: cancelled"))
 
     # -- requests --------------------------------------------------------------------------------------
 
     def _submit(self, request: "_Request") -> "_Request":
-        if self._free:
-            self._start(request, self._free.pop())
-        else:
-            self._waiting.append(request)
+        self._waiting.append(request)
+        self._assign()
         return request
 
-    def _start(self, request: "_Request", handle: Any) -> None:
+    def _assign(self) -> None:
+        """Give connections to the requests that wait, in order."""
+        while self._waiting:
+            connection = self._take(self._waiting[0].endpoint)
+            if connection is None:
+                return
+            request = self._waiting.popleft()
+            request.connection = connection
+            self._serving[connection] = request
+            if connection in self._all:
+                self._start(connection, request)
+            else:
+                self._all.add(connection)
+                self._connecting.submit(self._connect, connection)
+
+    def _take(self, endpoint: BucketEndpoint) -> Connection | None:
+        """An idle connection that leads there, or a new one where there is room for it."""
+        now = time.monotonic()
+        for connection in reversed(self._idle):
+            if connection.endpoint.way == endpoint.way and now - connection.moved < IDLE_SECONDS:
+                self._idle.remove(connection)
+                return connection
+        if len(self._all) >= self.connections:
+            if not self._idle:
+                return None
+            # One that leads elsewhere, or that S3 may have closed by now.
+            self._close(self._idle[0])
+        return Connection(endpoint, self._scratch)
+
+    def _start(self, connection: Connection, request: "_Request") -> None:
         endpoint, target = request.endpoint, request.endpoint.target(request.location.key)
         with translated("credentials for", request.location):
-            signed = self._signer.sign(request.method, endpoint, target, request.headers)
-        handle.setopt(pycurl.URL, endpoint.origin + target)
-        handle.setopt(pycurl.PROXY, endpoint.proxy)
-        handle.setopt(pycurl.HTTPHEADER, [f"{name}: {value}" for name, value in signed])
-        request.begin(handle)
-        self._multi.add_handle(handle)
+            headers = self._signer.sign(
+                endpoint.region, endpoint.host, request.method, target, request.headers
+            )
+        if endpoint.proxy and not endpoint.secure:
+            target = endpoint.origin + target
+            headers += proxy_headers(endpoint).items()
+        lines = [f"{request.method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers)]
+        try:
+            connection.begin(request, "\r\n".join((*lines, "", "")).encode(), request.body_to_send)
+        except OSError as error:
+            self._fail(connection, error)
+        else:
+            self._poll_for(connection)
 
-    def _collect(self) -> bool:
-        """Tell of the requests that have ended, after their connections have something else to do."""
-        ended: list[tuple[_Request, int, str]] = []
-        while True:
-            more, succeeded, failed = self._multi.info_read()
-            ended += [(handle.request, 0, "") for handle in succeeded]
-            ended += [(handle.request, code, message) for handle, code, message in failed]
-            if not more:
-                break
-        results = [(request, request.result(code, message)) for request, code, message in ended]
-        for request, _ in results:
-            self._release(request)
-        for request, result in results:
+    def _poll_for(self, connection: Connection) -> None:
+        """Poll for what a connection waits for, which is mostly what it waited for before."""
+        if connection.events != connection.polled:
+            connection.polled = connection.events
+            self._poll.register(connection.descriptor, connection.polled)
+
+    def _advance(self, connection: Connection, events: int) -> None:
+        request = self._serving.get(connection)
+        if request is None:
+            # Idle, and S3 has closed it.
+            self._close(connection)
+            return
+        try:
+            complete = connection.advance(events)
+        except (OSError, ProtocolError) as error:
+            self._fail(connection, error)
+            return
+        if complete:
+            self._ended.append((request, request.result()))
+            self._release(connection)
+        else:
+            self._poll_for(connection)
+
+    def _release(self, connection: Connection) -> None:
+        """Give a connection that has done its work something else to do, before its result is told."""
+        self._taken_off(connection)
+        connection.used = True
+        if connection.closing:
+            self._close(connection)
+        else:
+            self._idle.append(connection)
+            self._poll_for(connection)
+        self._assign()
+
+    def _fail(self, connection: Connection, error: Exception) -> None:
+        """A connection is broken. S3 may close one that was idle just when it is used again."""
+        request = self._taken_off(connection)
+        stale = connection.used and not connection.answered and not request.again
+        self._close(connection)
+        if stale:
+            request.again = True
+            self._waiting.appendleft(request)
+        else:
+            self._ended.append((request, from_network(request.method, request.location, error)))
+        self._assign()
+
+    def _taken_off(self, connection: Connection) -> "_Request":
+        """The request that a connection was serving, from now on without it."""
+        request = self._serving.pop(connection)
+        request.connection = None
+        return request
+
+    def _close(self, connection: Connection) -> None:
+        self._all.discard(connection)
+        with suppress(ValueError):
+            self._idle.remove(connection)
+        if connection.descriptor >= 0:
+            if connection.polled:
+                self._poll.unregister(connection.descriptor)
+            del self._polled[connection.descriptor]
+        connection.close()
+
+    def _give_up_silent(self, now: float) -> None:
+        """Fail GETs that stand still. S3 may think about a PUT: the packer sees to those."""
+        for connection, request in tuple(self._serving.items()):
+            silent = connection.descriptor >= 0 and now - connection.moved > self._response_seconds
+            if silent and isinstance(request, _Get):
+                self._fail(connection, TimeoutError(f"no byte came for {self._response_seconds:g} s"))
+
+    def _tell(self) -> bool:
+        """Tell of the requests that have ended."""
+        ended, self._ended = self._ended, []
+        for request, result in ended:
             request.done(result)
-        return bool(results)
+        return bool(ended)
 
-    def cancel(self, request: "_Request") -> None:
-        """Give a request up; not for one that has ended."""
-        if request.handle is None:
-            if request not in self._waiting:
-                return
-            self._waiting.remove(request)
+    # -- connecting ------------------------------------------------------------------------------------
+
+    def _connect(self, connection: Connection) -> None:
+        """Make a connection, on a thread for that."""
+        made: socket.socket | Exception
+        try:
+            made = self._connector.connect(connection.endpoint)
+        except Exception as error:
+            made = error
+        self._connected.append((connection, made))
+        self._write(_CONNECTED)
+
+    def _connect_ended(self, connection: Connection, made: socket.socket | Exception) -> None:
+        request = self._serving.get(connection)
+        if isinstance(made, socket.socket):
+            self._polled[connection.open(made)] = connection
+        if request is None:
+            # It was cancelled meanwhile.
+            self._close(connection)
+            self._assign()
+        elif isinstance(made, socket.socket):
+            self._start(connection, request)
         else:
-            self._release(request)
-        request.done(TransientError(f"{request}: cancelled"))
+            self._fail(connection, made)
 
-    def _release(self, request: "_Request") -> None:
-        handle = request.handle
-        self._multi.remove_handle(handle)
-        request.handle = handle.request = None
-        self._free += [*self._later, handle]
-        self._later.clear()
-        while self._waiting and self._free:
-            self._start(self._waiting.popleft(), self._free.pop())
-
-    # -- libcurl's callbacks ---------------------------------------------------------------------------
-
-    def _on_socket(self, what: int, fd: int, *_: Any) -> None:
-        if what == pycurl.POLL_REMOVE:
-            # Of a socket that never waited for anything there is nothing to forget.
-            with suppress(KeyError):
-                self._poll.unregister(fd)
-        else:
-            self._poll.register(fd, _POLL_EVENTS[what])
-
-    def _on_timer(self, milliseconds: int) -> None:
-        self._due = None if milliseconds < 0 else time.monotonic() + milliseconds / 1000
-
-
-_POLL_EVENTS = {
-    pycurl.POLL_NONE: 0,
-    pycurl.POLL_IN: select.POLLIN,
-    pycurl.POLL_OUT: select.POLLOUT,
-    pycurl.POLL_INOUT: select.POLLIN | select.POLLOUT,
-}
-
-
-def _curl_events(events: int) -> int:
-    """What poll told of a socket, as libcurl wants to be told."""
-    ready = pycurl.CSELECT_IN if events & (select.POLLIN | select.POLLHUP) else 0
-    if events & select.POLLOUT:
-        ready |= pycurl.CSELECT_OUT
-    if events & (select.POLLERR | select.POLLNVAL):
-        ready |= pycurl.CSELECT_ERR
-    return ready
-
-
-class _Signer:
-    """Signature Version 4 of requests whose bodies are not signed, because a CRC of theirs is.
-
-    It is the CRT's: libcurl's own can't be had together with keys that have steps such as "..".
-
-    :param credentials: botocore's, which renew themselves when they are about to expire
-    """
-
-    def __init__(self, credentials: Credentials) -> None:
-        self._credentials = credentials
-        self._frozen: ReadOnlyCredentials | None = None
-        self._configs: dict[str, auth.AwsSigningConfig] = {}
-
-    def sign(
-        self, method: str, endpoint: BucketEndpoint, target: str, headers: list[tuple[str, str]]
-    ) -> list[tuple[str, str]]:
-        """All headers of a request, its signature among them."""
-        frozen = self._credentials.get_frozen_credentials()
-        if frozen != self._frozen:
-            self._frozen = frozen
-            self._configs.clear()
-        config = self._configs.get(endpoint.region)
-        if config is None:
-            config = self._configs[endpoint.region] = _signing_config(endpoint.region, frozen)
-        fields = http.HttpHeaders([("host", endpoint.host), *headers])
-        request = http.HttpRequest(method, target, fields)
-        auth.aws_sign_request(request, config).result()
-        return list(request.headers)
-
-
-def _signing_config(region: str, credentials: ReadOnlyCredentials) -> auth.AwsSigningConfig:
-    return auth.AwsSigningConfig(
-        credentials_provider=auth.AwsCredentialsProvider.new_static(
-            credentials.access_key, credentials.secret_key, credentials.token
-        ),
-        region=region,
-        service="s3",
-        use_double_uri_encode=False,
-        should_normalize_uri_path=False,
-        signed_body_value=auth.AwsSignedBodyValue.UNSIGNED_PAYLOAD,
-        signed_body_header_type=auth.AwsSignedBodyHeaderType.X_AMZ_CONTENT_SHA_256,
-    )
+    def _write(self, what: bytes) -> None:
+        # If the pipe is full, it is of wakes that were not seen yet.
+        with suppress(BlockingIOError):
+            os.write(self._wake_write, what)
 
 
 class _Request(ABC):
@@ -335,7 +366,7 @@ class _Request(ABC):
 
     def __init__(
         self,
-        transfer: CurlTransfer,
+        transfer: SocketTransfer,
         endpoint: BucketEndpoint,
         location: Location,
         headers: list[tuple[str, str]],
@@ -346,53 +377,55 @@ class _Request(ABC):
         self.location = location
         self.headers = headers
         self.done = done
-        self.handle: Any = None
-        self.too_long = False
+        self.connection: Connection | None = None
+        self.again = False
+        """Whether it is sent for the second time, for its first connection had been closed."""
         self._transfer = transfer
         self._body = body
-        self._position = 0
+        self._status = 0
+        self._answer: Mapping[str, str] = {}
         self._error = bytearray()
-        self._lines: list[bytes] = []
 
     def cancel(self) -> None:
         """See :class:`include.log_rollup.store.Cancellable`."""
         self._transfer.cancel(self)
 
-    def begin(self, handle: Any) -> None:
-        """Take a handle."""
-        self.handle = handle
-        handle.request = self
-        handle.setopt(pycurl.HEADERFUNCTION, self._lines.append)
+    @property
+    @abstractmethod
+    def into(self) -> memoryview | None:
+        """See :class:`log_rollup_plugin.connection.Sink`."""
 
-    def result(self, code: int, message: str) -> object:
-        """What came of it: an error of libcurl, of S3, or the result.
+    @property
+    @abstractmethod
+    def body_to_send(self) -> memoryview | None:
+        """What is sent behind the head."""
 
-        :param code: of libcurl's, 0 for none
-        """
-        if code and not self.too_long:
-            return from_curl(self.method, self.location, code, message)
-        status, headers = self._answer
-        if status < 300:
-            return self.success(headers)
+    def answered(self, status: int, headers: Mapping[str, str]) -> None:
+        """See :class:`log_rollup_plugin.connection.Sink`."""
+        self._status, self._answer = status, headers
+
+    def came(self, chunk: bytes) -> None:
+        """Keep the beginning of an answer that is not what was asked for."""
+        if len(self._error) < ERROR_BYTES:
+            self._error += chunk
+
+    def result(self) -> object:
+        """What came of it: an error of S3, or the result."""
+        if self._status < 300:
+            return self._success(self._answer)
         text = self._error.decode(errors="replace")
         found, told = _ERROR_CODE.search(text), _ERROR_MESSAGE.search(text)
         return from_response(
-            self.method, self.location, status, found[1] if found else str(status), told[1] if told else "",
-            headers,
+            self.method, self.location, self._status, found[1] if found else str(self._status),
+            told[1] if told else "", self._answer,
         )  # fmt: skip
 
     @abstractmethod
-    def success(self, headers: Mapping[str, str]) -> object:
-        """The result of a request that S3 has answered well."""
+    def received(self, size: int) -> None:
+        """See :class:`log_rollup_plugin.connection.Sink`."""
 
-    @cached_property
-    def _answer(self) -> tuple[int, Mapping[str, str]]:
-        """Status and headers, once all are there; handles can't be asked from within a callback."""
-        return _parsed(self._lines)
-
-    def _on_error(self, chunk: bytes) -> None:
-        if len(self._error) < ERROR_BYTES:
-            self._error += chunk
+    @abstractmethod
+    def _success(self, headers: Mapping[str, str]) -> object: ...
 
     def __str__(self) -> str:
         return f"{self.method} {self.location}"
@@ -400,94 +433,56 @@ class _Request(ABC):
 
 class _Get(_Request):
     method = "GET"
+    body_to_send = None
 
     def __init__(self, *arguments: Any) -> None:
-        *others, self._response_seconds = arguments
-        super().__init__(*others)
+        super().__init__(*arguments)
+        self._position = 0
 
-    def begin(self, handle: Any) -> None:
-        super().begin(handle)
-        handle.setopt(pycurl.HTTPGET, 1)
-        handle.setopt(pycurl.LOW_SPEED_TIME, self._response_seconds)
-        handle.setopt(pycurl.WRITEFUNCTION, self._on_body, use_memoryview=True)
+    @property
+    def into(self) -> memoryview:
+        """Where the object belongs."""
+        return self._body
 
-    def success(self, headers: Mapping[str, str]) -> Downloaded:
+    def answered(self, status: int, headers: Mapping[str, str]) -> None:
+        """Begin with the body."""
+        super().answered(status, headers)
+        self._position = 0
+
+    def received(self, size: int) -> None:
+        """See :class:`log_rollup_plugin.connection.Sink`."""
+        self._position += size
+
+    def came(self, chunk: bytes) -> None:
+        """Put a piece of the body to its place, as far as there is room: the packer sees what is too long."""
+        if self._status >= 300:
+            super().came(chunk)
+            return
+        start = self._position
+        self._position += len(chunk)
+        room = max(0, len(self._body) - start)
+        self._body[start : start + len(chunk)] = chunk[:room]
+
+    def _success(self, headers: Mapping[str, str]) -> Downloaded:
         etag = headers.get("etag", "").strip('"')
         return Downloaded(self._position, etag, _checksum(headers), _etag_is_md5(etag, headers))
-
-    def _on_body(self, chunk: bytes) -> int | None:
-        start = self._position
-        if start == 0 and self._answer[0] >= 300:
-            self._on_error(chunk)
-            return None
-        end = start + len(chunk)
-        self._position = end
-        if end > len(self._body):
-            # More than was planned: libcurl gives the request up, and the packer sees the length and the ETag.
-            self.too_long = True
-            return -1
-        self._body[start:end] = chunk
-        return None
 
 
 class _Put(_Request):
     method = "PUT"
+    into = None
 
-    def begin(self, handle: Any) -> None:
-        super().begin(handle)
-        handle.setopt(pycurl.UPLOAD, 1)
-        handle.setopt(pycurl.INFILESIZE_LARGE, len(self._body))
-        # How long S3 thinks about a part depends on its size: the packer's deadline sees to that.
-        handle.setopt(pycurl.LOW_SPEED_TIME, 0)
-        handle.setopt(pycurl.READFUNCTION, self._read)
-        handle.setopt(pycurl.SEEKFUNCTION, self._seek)
-        handle.setopt(pycurl.WRITEFUNCTION, self._on_error)
+    @property
+    def body_to_send(self) -> memoryview:
+        """The object."""
+        return self._body
 
-    def success(self, headers: Mapping[str, str]) -> Uploaded:
+    def received(self, size: int) -> None:
+        """Nothing is: what S3 says to it is read as it comes."""
+
+    def _success(self, headers: Mapping[str, str]) -> Uploaded:
         stored = crc.from_header(headers.get("x-amz-checksum-crc64nvme"))
         return Uploaded(headers.get("etag", "").strip('"'), stored)
-
-    def _read(self, size: int) -> memoryview:
-        chunk = self._body[self._position : self._position + size]
-        self._position += len(chunk)
-        return chunk
-
-    def _seek(self, offset: int, _origin: int) -> None:
-        """Begin anew: libcurl does so where a connection that was kept turns out to be closed."""
-        self._position = offset
-
-
-def _handle(settings: TransferSettings) -> Any:
-    """A handle with all that is the same for every request."""
-    handle = pycurl.Curl()
-    handle.setopt(pycurl.NOSIGNAL, 1)
-    handle.setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1)
-    # A key may have steps such as "..": they are names here, not ways.
-    handle.setopt(pycurl.PATH_AS_IS, 1)
-    handle.setopt(pycurl.NOPROXY, "")
-    handle.setopt(pycurl.BUFFERSIZE, RECEIVE_BUFFER)
-    handle.setopt(pycurl.UPLOAD_BUFFERSIZE, SEND_BUFFER)
-    # libcurl counts the TLS handshake with the connecting.
-    handle.setopt(pycurl.CONNECTTIMEOUT_MS, round(2000 * settings.connect_timeout.total_seconds()))
-    handle.setopt(pycurl.LOW_SPEED_LIMIT, 1)
-    handle.setopt(pycurl.MAXAGE_CONN, IDLE_SECONDS)
-    handle.setopt(pycurl.TCP_KEEPALIVE, 1)
-    handle.setopt(pycurl.TCP_KEEPIDLE, KEEP_ALIVE_SECONDS)
-    handle.setopt(pycurl.TCP_KEEPINTVL, KEEP_ALIVE_SECONDS)
-    if settings.verify is False:
-        handle.setopt(pycurl.SSL_VERIFYPEER, 0)
-        handle.setopt(pycurl.SSL_VERIFYHOST, 0)
-    else:
-        handle.setopt(pycurl.CAPATH if Path(settings.ca).is_dir() else pycurl.CAINFO, settings.ca)
-    return handle
-
-
-def _parsed(lines: list[bytes]) -> tuple[int, Mapping[str, str]]:
-    """Status and headers of the last answer, names in lower case: interim ones (100 Continue) come before it."""
-    first = max(number for number, line in enumerate(lines) if line.startswith(b"HTTP/"))
-    status, *fields = (line.decode("latin-1") for line in lines[first:])
-    parts = (field.partition(":") for field in fields)
-    return int(status.split(None, 2)[1]), {name.lower(): value.strip() for name, _, value in parts}
 
 
 def _checksum(headers: Mapping[str, str]) -> Checksum | None:

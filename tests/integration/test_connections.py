@@ -13,8 +13,9 @@ from botocore.credentials import Credentials
 from include.log_rollup.crc import crc64
 from include.log_rollup.errors import AccessError, ConfigurationError
 from include.log_rollup.store import Downloaded, Location, Uploaded
+from log_rollup_plugin.connection import BucketEndpoint
 from log_rollup_plugin.hook import PooledS3Hook
-from log_rollup_plugin.transfer import BucketEndpoint, CurlTransfer, TransferSettings
+from log_rollup_plugin.transfer import SocketTransfer, TransferSettings
 from tests.integration.conftest import PipelineFactory
 from tests.integration.outside import run_outside
 from tests.integration.pipeline import RAW, Pipeline, settings_on, stream_on
@@ -156,7 +157,7 @@ def test_two_hosts_are_held_to_one_cap_together(
         name: BucketEndpoint(proxy.endpoint_url, f"/{name}/", rclone_server.region)
         for name, proxy in proxies.items()
     }
-    transfer = CurlTransfer(
+    transfer = SocketTransfer(
         endpoints, 4, Credentials(rclone_server.access_key, rclone_server.secret_key),
         TransferSettings(False, "", timedelta(seconds=5), timedelta(seconds=5), {}),
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import ssl
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -46,7 +47,7 @@ T = TypeVar("T")
 
 # What the data plane and the control plane are made of, and what runs them.
 _PACKAGES = (
-    "apache-airflow", "apache-airflow-providers-amazon", "boto3", "botocore", "awscrt", "pycurl",
+    "apache-airflow", "apache-airflow-providers-amazon", "boto3", "botocore", "awscrt", "h11",
 )  # fmt: skip
 # S3 refuses a request whose time is further off than that, with RequestTimeTooSkewed.
 _SKEW_LIMIT = timedelta(minutes=15)
@@ -54,7 +55,7 @@ _SKEW_TOLERATED = timedelta(minutes=1)
 # Of a raw object that is read to see whether that can be done.
 _LARGEST_READ = 32 * MIB
 _PROBE = b"log-rollup doctor\n"
-# Half for boto3, half for libcurl: both are asked.
+# Half for boto3, half for the data plane: both are asked.
 _CONTROL_CONNECTIONS = 2
 
 
@@ -147,13 +148,7 @@ def _versions() -> Check:
             "install requirements.txt; in a checkout delete .venv and run make again",
         )  # fmt: skip
     compared = "as locked" if locked else f"not compared: there is no {lock}"
-    return Check("versions", None, State.OK, f"{', '.join(found)}, {_libcurl()}; {compared}")
-
-
-def _libcurl() -> str:
-    import pycurl
-
-    return f"libcurl {pycurl.version_info()[1]}"
+    return Check("versions", None, State.OK, f"{', '.join(found)}, {ssl.OPENSSL_VERSION}; {compared}")
 
 
 def _open_files(most: int) -> Check:
@@ -322,9 +317,9 @@ class _Probe:
         def get(transfer: Transfer, done: Callable[[Downloaded | Exception], None]) -> None:
             transfer.get(source, row.etag, body, done)
 
-        got = self._through_libcurl(get)
+        got = self._through_transfer(get)
         kept = f"S3 keeps its {got.checksum.algorithm}" if got.checksum else "S3 keeps no CRC of it"
-        return f"{source}, {row.size:,} bytes through libcurl; {kept}"
+        return f"{source}, {row.size:,} bytes as the tasks read it; {kept}"
 
     def list_aggregated(self) -> str:
         next(iter(self._store.list_pages(self._stream.aggregated)))
@@ -339,8 +334,8 @@ class _Probe:
         def put(transfer: Transfer, done: Callable[[Uploaded | Exception], None]) -> None:
             transfer.put(self._object, body, crc.crc64(body), headers, done)
 
-        self._through_libcurl(put)
-        return f"{self._object}, through libcurl"
+        self._through_transfer(put)
+        return f"{self._object}, as the tasks write parts"
 
     def read_back(self) -> str:
         if self._store.read(self._object) != _PROBE:
@@ -363,7 +358,7 @@ class _Probe:
         self._store.abort_uploads(self._object)
         return "unfinished ones can be found"
 
-    def _through_libcurl(self, ask: Callable[[Transfer, Callable[[T | Exception], None]], None]) -> T:
+    def _through_transfer(self, ask: Callable[[Transfer, Callable[[T | Exception], None]], None]) -> T:
         answers: list[T | Exception] = []
         raw, aggregated = self._stream.raw.bucket, self._stream.aggregated.bucket
         with closing(self._store.open_transfer(raw, aggregated)) as transfer:

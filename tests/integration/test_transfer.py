@@ -1,0 +1,505 @@
+"""The data plane against servers that answer as few do: in chunks, in pieces, too early, too late, or not at all.
+
+The servers of the other tests are real ones; these answers can't be had of them.
+"""
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+from botocore.credentials import Credentials
+from botocore.httpsession import get_cert_path
+
+from include.log_rollup.errors import (
+    AccessError,
+    ConfigurationError,
+    NotFoundError,
+    RollupError,
+    ThrottledError,
+    TransientError,
+)
+from include.log_rollup.store import Downloaded, Location, Uploaded
+from log_rollup_plugin.connection import BucketEndpoint
+from log_rollup_plugin.transfer import SocketTransfer, TransferSettings
+from tests.integration.pipeline import RAW, Pipeline, stream_on
+from tests.support.fixtures import BucketFactory, ProxyFactory
+from tests.support.hours import make_hour
+from tests.support.servers import RcloneServer
+from tests.support.tls import TlsFiles
+
+BODY = b"2026-11-26T00:00:00Z hello\n" * 900
+ETAG = "0123456789abcdef0123456789abcdef"
+PLAIN = b'HTTP/1.1 200 OK\r\nContent-Length: %d\r\nETag: "%s"\r\n\r\n' % (len(BODY), ETAG.encode())
+CHUNKED = b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nETag: "%s"\r\n\r\n' % ETAG.encode()
+ENDLESS = b'HTTP/1.1 200 OK\r\nETag: "%s"\r\n\r\n' % ETAG.encode()
+PATIENCE_SECONDS = 20.0
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Says:
+    """What a server says to one request.
+
+    :param closes: the connection afterwards
+    :param pieces: sent a byte at a time, as far as that goes
+    :param reads_body: of an upload, before it answers
+    """
+
+    answer: bytes
+    closes: bool = False
+    pieces: int = 0
+    reads_body: bool = True
+
+
+def in_chunks(body: bytes) -> bytes:
+    """A body in two chunks, and the end."""
+    half = len(body) // 2
+    return b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (body[:half], body[half:], b""))
+
+
+@dataclass
+class Scripted:
+    """A server that says to its n-th request the n-th of its answers, and the last one to all that follow."""
+
+    answers: tuple[Says, ...]
+    tls: TlsFiles | None = None
+    address: str = "127.0.0.1"
+    heads: list[bytes] = field(default_factory=list)
+    connections: int = 0
+
+    def __enter__(self) -> "Scripted":
+        self._listener = socket.create_server((self.address, 0))
+        self._open: list[socket.socket] = []
+        self._threads = [threading.Thread(target=self._accept)]
+        self._threads[0].start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for one in tuple(self._open):
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(PATIENCE_SECONDS)
+
+    @property
+    def origin(self) -> str:
+        """Scheme, host and port."""
+        return f"{'https' if self.tls else 'http'}://{self.address}:{self._listener.getsockname()[1]}"
+
+    def _accept(self) -> None:
+        context = self.tls.server_context() if self.tls else None
+        while True:
+            try:
+                accepted, _ = self._listener.accept()
+            except OSError:
+                return
+            self.connections += 1
+            with suppress(OSError):
+                one = context.wrap_socket(accepted, server_side=True) if context else accepted
+                self._open.append(one)
+                self._threads.append(threading.Thread(target=self._serve, args=[one]))
+                self._threads[-1].start()
+
+    def _serve(self, one: socket.socket) -> None:
+        with one, suppress(OSError):
+            while self._exchange(one):
+                pass
+
+    def _exchange(self, one: socket.socket) -> bool:
+        came = b""
+        while b"\r\n\r\n" not in came:
+            chunk = one.recv(65536)
+            if not chunk:
+                return False
+            came += chunk
+        head, _, body = came.partition(b"\r\n\r\n")
+        says = self.answers[min(len(self.heads), len(self.answers) - 1)]
+        self.heads.append(head)
+        length = next(
+            (int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")), 0
+        )
+        got = len(body)
+        while says.reads_body and got < length:
+            got += len(one.recv(65536))
+        for place in range(says.pieces):
+            one.sendall(says.answer[place : place + 1])
+            time.sleep(0.0005)
+        one.sendall(says.answer[says.pieces :])
+        return not says.closes
+
+
+def settings(ca: Path | None = None, seconds: float = 5.0) -> TransferSettings:
+    """Settings with a CA file or without."""
+    wait = timedelta(seconds=seconds)
+    return TransferSettings(str(ca) if ca else False, str(ca or ""), wait, wait, {})
+
+
+@contextmanager
+def transfer_to(
+    server: Scripted, connections: int = 1, seconds: float = 5.0, proxy: str = ""
+) -> Iterator[SocketTransfer]:
+    """A transfer whose bucket ``b`` is on a server."""
+    endpoint = BucketEndpoint(server.origin, "/b/", "us-east-1", proxy)
+    ca = server.tls.ca if server.tls else None
+    credentials = Credentials("key", "secret")
+    with closing(
+        SocketTransfer({"b": endpoint}, connections, credentials, settings(ca, seconds))
+    ) as transfer:
+        yield transfer
+
+
+def fetch(transfer: SocketTransfer, into: memoryview | bytearray, key: str = "k") -> Downloaded | Exception:
+    """GET an object."""
+    return outcome(transfer, lambda done: transfer.get(Location("b", key), ETAG, memoryview(into), done))
+
+
+def store(transfer: SocketTransfer, body: bytes) -> Uploaded | Exception:
+    """PUT an object."""
+    return outcome(transfer, lambda done: transfer.put(Location("b", "k"), memoryview(body), 0, {}, done))
+
+
+def outcome(
+    transfer: SocketTransfer, ask: Callable[[Callable[[T | Exception], None]], object]
+) -> T | Exception:
+    """What a request comes to."""
+    results: list[T | Exception] = []
+    ask(results.append)
+    until = time.monotonic() + PATIENCE_SECONDS
+    while not results and time.monotonic() < until:
+        transfer.wait(0.5)
+    (result,) = results
+    return result
+
+
+@pytest.fixture(params=[False, True], ids=["http", "tls"])
+def tls(request: pytest.FixtureRequest, tls_files: TlsFiles) -> TlsFiles | None:
+    """Both ways to speak to a server."""
+    return tls_files if request.param else None
+
+
+GOOD = {
+    "of a stated length": Says(PLAIN + BODY),
+    "in pieces": Says(PLAIN + BODY, pieces=len(PLAIN) + 5),
+    "in chunks": Says(CHUNKED + in_chunks(BODY)),
+    "in chunks, in pieces": Says(CHUNKED + in_chunks(BODY), pieces=len(CHUNKED) + 5),
+    "after an interim answer": Says(b"HTTP/1.1 100 Continue\r\n\r\n" + PLAIN + BODY),
+    "with a header twice": Says(PLAIN.replace(b"\r\nETag", b"\r\nVary: a\r\nVary: b\r\nETag") + BODY),
+    "with a folded header": Says(PLAIN.replace(b"\r\nETag", b"\r\nX-Long: a\r\n b\r\nETag") + BODY),
+    "and the connection closed": Says(
+        PLAIN.replace(b"\r\nETag", b"\r\nConnection: close\r\nETag") + BODY, closes=True
+    ),
+    "of HTTP/1.0, up to the end": Says(ENDLESS.replace(b"1.1", b"1.0") + BODY, closes=True),
+    "up to the end": Says(ENDLESS + BODY, closes=True),
+}
+
+
+@pytest.mark.parametrize("kind", GOOD)
+def test_a_body_arrives_whole_however_it_is_sent_and_connections_are_kept(
+    tls: TlsFiles | None, kind: str
+) -> None:
+    says = GOOD[kind]
+    with Scripted((says,), tls) as server, transfer_to(server) as transfer:
+        for _ in range(3):
+            into = bytearray(len(BODY) + 10)
+            assert fetch(transfer, memoryview(into)[: len(BODY)]) == Downloaded(len(BODY), ETAG, None, True)
+            assert bytes(into) == BODY + bytes(10)
+        assert server.connections == (3 if says.closes else 1)
+
+
+@pytest.mark.parametrize("says", [GOOD["of a stated length"], GOOD["in chunks"], GOOD["up to the end"]])
+def test_a_body_that_is_longer_than_planned_writes_nothing_behind_its_place(
+    tls: TlsFiles | None, says: Says
+) -> None:
+    with Scripted((says,), tls) as server, transfer_to(server) as transfer:
+        for _ in range(2):
+            into = bytearray(len(BODY) + 10)
+            result = fetch(transfer, memoryview(into)[:1000])
+            assert isinstance(result, Downloaded)
+            assert result.size == len(BODY)
+            assert into[1000:] == bytes(len(into) - 1000)
+
+
+BROKEN = {
+    "a body that ends early": Says(PLAIN + BODY[:-1], closes=True),
+    "chunks that end early": Says(CHUNKED + in_chunks(BODY)[:-9], closes=True),
+    "a head that ends early": Says(PLAIN[:-3], closes=True),
+    "no answer": Says(b"", closes=True),
+    "no HTTP": Says(b"SSH-2.0-OpenSSH\r\n\r\n", closes=True),
+    "two lengths": Says(PLAIN.replace(b"\r\nETag", b"\r\nContent-Length: 1\r\nETag") + BODY),
+    "a head without an end": Says(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 200_000, closes=True),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_answer_is_a_failure_that_may_pass_and_the_next_request_is_well(
+    tls: TlsFiles | None, kind: str
+) -> None:
+    with Scripted((BROKEN[kind], Says(PLAIN + BODY)), tls) as server, transfer_to(server) as transfer:
+        into = bytearray(len(BODY))
+        failed = fetch(transfer, into)
+        assert type(failed) is TransientError
+        assert "GET s3://b/k: " in str(failed)
+        assert fetch(transfer, into) == Downloaded(len(BODY), ETAG, None, True)
+        assert into == BODY
+
+
+def refusal(status: int, code: str, *headers: str) -> bytes:
+    """S3's way to say no."""
+    xml = f"<Error><Code>{code}</Code><Message>told</Message></Error>".encode()
+    lines = (f"HTTP/1.1 {status} No", "Transfer-Encoding: chunked", *headers, "", "")
+    return "\r\n".join(lines).encode() + in_chunks(xml)
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (refusal(404, "NoSuchKey"), NotFoundError),
+        (refusal(403, "AccessDenied"), AccessError),
+        (refusal(503, "SlowDown", "Retry-After: 3"), ThrottledError),
+        (b"HTTP/1.1 304 Not Modified\r\n\r\n", RollupError),
+        (b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 3\r\n\r\nbad", TransientError),
+    ],
+)  # fmt: skip
+def test_a_refusal_is_told_and_its_connection_used_again(
+    tls: TlsFiles | None, answer: bytes, error: type[RollupError]
+) -> None:
+    with Scripted((Says(answer), Says(PLAIN + BODY)), tls) as server, transfer_to(server) as transfer:
+        into = bytearray(len(BODY))
+        failed = fetch(transfer, into)
+        assert isinstance(failed, error)
+        assert into == bytes(len(BODY))
+        if isinstance(failed, ThrottledError):
+            assert failed.retry_after == 3.0
+            assert "SlowDown (told)" in str(failed)
+        assert isinstance(fetch(transfer, into), Downloaded)
+        assert server.connections == 1
+
+
+def test_an_upload_that_is_refused_before_all_of_it_was_sent_is_told_as_refused(
+    tls: TlsFiles | None,
+) -> None:
+    early = Says(refusal(403, "AccessDenied"), reads_body=False)
+    stored = Says(b'HTTP/1.1 200 OK\r\nContent-Length: 0\r\nETag: "%s"\r\n\r\n' % ETAG.encode())
+    body = bytes(32 * 1024**2)
+    with Scripted((early, stored), tls) as server, transfer_to(server) as transfer:
+        assert isinstance(store(transfer, body), AccessError)
+        assert store(transfer, body) == Uploaded(ETAG, None)
+        # What is left of the first body must not pass for a request.
+        assert server.connections == 2
+
+
+def test_a_connection_that_was_closed_while_idle_is_made_anew(tls: TlsFiles | None) -> None:
+    says = Says(PLAIN + BODY, closes=True)
+    with Scripted((says,), tls) as server, transfer_to(server) as transfer:
+        into = bytearray(len(BODY))
+        for _ in range(20):
+            assert isinstance(fetch(transfer, into), Downloaded)
+        assert len(server.heads) == 20
+
+
+def test_a_request_that_crosses_the_closing_of_its_connection_is_sent_again_once(
+    tls: TlsFiles | None,
+) -> None:
+    crossed = Says(b"", closes=True)
+    with Scripted((Says(PLAIN + BODY), crossed, Says(PLAIN + BODY), crossed), tls) as server:
+        with transfer_to(server) as transfer:
+            into = bytearray(len(BODY))
+            assert isinstance(fetch(transfer, into), Downloaded)
+            # Closed without an answer, and sent again.
+            assert isinstance(fetch(transfer, into), Downloaded)
+            assert server.connections == 2
+            # Closed without an answer twice.
+            assert isinstance(fetch(transfer, into), TransientError)
+        assert server.connections == 3
+        assert len(server.heads) == 5
+
+
+def test_an_answer_that_stops_is_given_up_after_the_response_timeout(tls: TlsFiles | None) -> None:
+    stops = Says(PLAIN + BODY[:100])
+    with Scripted((stops, Says(PLAIN + BODY)), tls) as server, transfer_to(server, seconds=1.0) as transfer:
+        failed = fetch(transfer, bytearray(len(BODY)))
+        assert isinstance(failed, TransientError)
+        assert "no byte came for 1 s" in str(failed)
+        assert isinstance(fetch(transfer, bytearray(len(BODY))), Downloaded)
+
+
+def test_a_request_can_be_given_up_at_any_time(tls: TlsFiles | None) -> None:
+    with Scripted((Says(PLAIN + BODY[:-1]),), tls) as server, transfer_to(server, 2) as transfer:
+        buffers = [bytearray(len(BODY)) for _ in range(5)]
+        results: dict[int, list[object]] = {number: [] for number in range(5)}
+        requests = [
+            transfer.get(
+                Location("b", f"{number}"), ETAG, memoryview(buffers[number]), results[number].append
+            )
+            for number in range(5)
+        ]
+        # One that waits, and one whose connection is being made.
+        requests[4].cancel()
+        requests[0].cancel()
+        until = time.monotonic() + PATIENCE_SECONDS
+        while len(server.heads) < 2 and time.monotonic() < until:
+            transfer.wait(0.1)
+        # Those that are under way; the last one then begins.
+        requests[1].cancel()
+        requests[2].cancel()
+        while len(server.heads) < 3 and time.monotonic() < until:
+            transfer.wait(0.1)
+        requests[3].cancel()
+        requests[3].cancel()
+        assert [[type(one) for one in told] for told in results.values()] == [[TransientError]] * 5
+        kept = [bytes(buffer) for buffer in buffers]
+        transfer.wait(0.1)
+        assert [bytes(buffer) for buffer in buffers] == kept
+
+
+def test_a_host_that_cannot_be_reached_is_a_failure_that_may_pass() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    for origin in (f"http://127.0.0.1:{port}", "http://no-such-host.invalid:1"):
+        endpoint = BucketEndpoint(origin, "/b/", "us-east-1")
+        with closing(
+            SocketTransfer({"b": endpoint}, 2, Credentials("key", "secret"), settings())
+        ) as transfer:
+            failed = fetch(transfer, bytearray(10))
+            assert type(failed) is TransientError
+
+
+def refused_certificate(server: Scripted, chosen: TransferSettings) -> Exception:
+    """What comes of a server whose certificate is not accepted."""
+    endpoint = BucketEndpoint(server.origin, "/b/", "us-east-1")
+    with closing(SocketTransfer({"b": endpoint}, 1, Credentials("key", "secret"), chosen)) as transfer:
+        failed = fetch(transfer, bytearray(10))
+    assert isinstance(failed, ConfigurationError)
+    assert server.heads == []
+    return failed
+
+
+def test_certificates_are_checked_against_the_ca_and_the_name(tls_files: TlsFiles, tmp_path: Path) -> None:
+    wait = timedelta(seconds=5)
+    with Scripted((Says(PLAIN + BODY),), tls_files) as server:
+        unknown = refused_certificate(
+            server, TransferSettings(True, str(get_cert_path(True)), wait, wait, {})
+        )
+        assert "can name the CA file" in str(unknown)
+    # Its certificate is for 127.0.0.1.
+    with Scripted((Says(PLAIN + BODY),), tls_files, "127.0.0.2") as server:
+        assert "127.0.0.2" in str(refused_certificate(server, settings(tls_files.ca)))
+    broken = tmp_path / "ca.pem"
+    endpoint = BucketEndpoint("https://s3.invalid", "/b/", "us-east-1")
+    for text in (None, "no certificate"):
+        if text:
+            broken.write_text(text)
+        with pytest.raises(ConfigurationError, match=r"ca\.pem cannot be used"):
+            SocketTransfer({"b": endpoint}, 1, Credentials("key", "secret"), settings(broken))
+
+
+def test_a_proxy_that_wants_tls_itself_is_refused_without_telling_its_password() -> None:
+    endpoint = BucketEndpoint("https://s3.invalid", "/b/", "us-east-1", "https://me:secret@proxy.invalid")
+    with pytest.raises(
+        ConfigurationError, match=r"https://proxy\.invalid cannot be used.*http://"
+    ) as refused:
+        SocketTransfer({"b": endpoint}, 1, Credentials("key", "secret"), settings())
+    assert "secret" not in str(refused.value)
+
+
+class Relay:
+    """An HTTP proxy that lets those in who know its password, and notes what it was asked."""
+
+    login = "Basic bWU6c2VjOnJldA=="
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self.asked: list[str] = []
+
+    def __enter__(self) -> "Relay":
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://me:sec%3Aret@127.0.0.1:{self._listener.getsockname()[1]}"
+        self._threads = [threading.Thread(target=self._accept)]
+        self._threads[0].start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for thread in self._threads:
+            thread.join(PATIENCE_SECONDS)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                accepted, _ = self._listener.accept()
+            except OSError:
+                return
+            self._threads.append(threading.Thread(target=self._serve, args=[accepted]))
+            self._threads[-1].start()
+
+    def _serve(self, client: socket.socket) -> None:
+        came = b""
+        with client, suppress(OSError), socket.create_connection(("127.0.0.1", self._port)) as server:
+            while b"\r\n\r\n" not in came:
+                chunk = client.recv(65536)
+                if not chunk:
+                    return
+                came += chunk
+            first, *fields = came.partition(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")
+            self.asked.append(first)
+            allowed = [
+                line for line in fields if line.lower() == f"proxy-authorization: {self.login}".lower()
+            ]
+            if not allowed:
+                client.sendall(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+                return
+            if first.startswith("CONNECT "):
+                client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+            else:
+                server.sendall(came)
+            back = threading.Thread(target=pump, args=[server, client])
+            back.start()
+            pump(client, server)
+            back.join()
+
+
+def pump(source: socket.socket, target: socket.socket) -> None:
+    """Hand on what comes, to its end."""
+    with suppress(OSError):
+        while chunk := source.recv(65536):
+            target.sendall(chunk)
+    for one in (source, target):
+        with suppress(OSError):
+            one.shutdown(socket.SHUT_RDWR)
+
+
+def test_an_hour_passes_through_a_proxy(
+    rclone_server: RcloneServer,
+    make_bucket: BucketFactory,
+    fault_proxy: ProxyFactory,
+    tls: TlsFiles | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bucket = make_bucket(rclone_server)
+    front = fault_proxy(rclone_server, tls=tls)
+    options = {"verify": tls.ca} if tls else {}
+    pipeline = Pipeline(stream_on(bucket), rclone_server.client(), bucket)
+    made = make_hour(pipeline.client, bucket, RAW, objects=12)
+    with Relay(front.port) as relay:
+        # Nobody is there: whoever does not ask the proxy finds nothing.
+        origin = front.endpoint_url.replace(f":{front.port}", ":9")
+        connection = rclone_server.airflow_connection_json(
+            origin, config_kwargs={"proxies": {"http": relay.url, "https": relay.url}}, **options
+        )
+        monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", connection)
+        pipeline.run()
+        pipeline.verify(made)
+    begins = "CONNECT 127.0.0.1:9 " if tls else ("GET http://127.0.0.1:9/", "PUT http://127.0.0.1:9/")
+    assert len([asked for asked in relay.asked if asked.startswith(begins)]) > 5
+    assert relay.asked == [asked for asked in relay.asked if ":9" in asked]
