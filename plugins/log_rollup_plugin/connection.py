@@ -184,7 +184,7 @@ class Connection:
     """
 
     __slots__ = (
-        "_body", "_head", "_left", "_out", "_reader", "_scratch", "_sink", "_socket", "_tls", "answered",
+        "_body", "_head", "_out", "_reader", "_scratch", "_sink", "_socket", "_tls", "answered",
         "closing", "descriptor", "endpoint", "moved", "polled",
         "used",
     )  # fmt: skip
@@ -210,7 +210,6 @@ class Connection:
         self._out: deque[memoryview] = deque()
         self._head = b""
         self._body: memoryview | None = None
-        self._left = 0
         self._reader: h11.Connection | None = None
 
     def open(self, connected: socket.socket) -> int:
@@ -243,7 +242,6 @@ class Connection:
         self.answered = False
         self.moved = time.monotonic()
         self._head = b""
-        self._left = 0
         self._body = self._reader = None
         self._out.append(memoryview(head))
         if body:
@@ -325,11 +323,11 @@ class Connection:
             # Not what was planned, or not what was stated: the length that is told says so.
             self.closing = True
             self._sink.received(max(size, begun_bytes))
-            self._body, self._left = into[:0], 0
+            self._body = into[:0]
             return True
         into[:begun_bytes] = begun
         self._sink.received(begun_bytes)
-        self._body, self._left = into[begun_bytes:size], size - begun_bytes
+        self._body = into[begun_bytes:size]
         self.closing = self.closing or "close" in headers.get("connection", "").lower()
         return True
 
@@ -337,17 +335,21 @@ class Connection:
         assert self._socket is not None
         assert self._sink is not None
         assert self._body is not None
-        while self._left:
-            count = self._socket.recv_into(self._body)
-            if not count:
-                raise ProtocolError(f"the server closed the connection {self._left} bytes too early")
-            self._left -= count
-            self._body = self._body[count:]
-            self._sink.received(count)
-            # Of what is left there, poll knows; but not of what TLS has decrypted.
-            if not self._tls:
-                break
-        return not self._left
+        body, place = self._body, 0
+        try:
+            while place < len(body):
+                count = self._socket.recv_into(body[place:])
+                if not count:
+                    left = len(body) - place
+                    raise ProtocolError(f"the server closed the connection {left} bytes too early")
+                place += count
+                # Of what is left there, poll knows; but not of what TLS has decrypted.
+                if not self._tls:
+                    break
+        finally:
+            self._body = body[place:]
+            self._sink.received(place)
+        return place == len(body)
 
     def _receive_read(self) -> bool:
         """Take an answer that is not plain."""
