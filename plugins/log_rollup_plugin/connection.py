@@ -185,8 +185,7 @@ class Connection:
 
     __slots__ = (
         "_body", "_head", "_out", "_reader", "_scratch", "_sink", "_socket", "_tls", "answered",
-        "closing", "descriptor", "endpoint", "moved", "polled",
-        "used",
+        "closing", "descriptor", "endpoint", "moved", "polled", "used",
     )  # fmt: skip
 
     def __init__(self, endpoint: BucketEndpoint, scratch: memoryview) -> None:
@@ -222,7 +221,7 @@ class Connection:
     def close(self) -> None:
         """Close the socket, if there is one."""
         self._out.clear()
-        self._body = self._reader = None
+        self._sink = self._body = self._reader = None
         if self._socket is not None:
             self._socket.close()
             self._socket = None
@@ -256,7 +255,11 @@ class Connection:
         """
         if self._out and events & select.POLLOUT:
             self._send()
-        return bool(events & ~select.POLLOUT) and self._receive()
+        complete = bool(events & ~select.POLLOUT) and self._receive()
+        if complete:
+            # The memory of the body is not this one's to keep.
+            self._sink = self._body = self._reader = None
+        return complete
 
     def _send(self) -> None:
         assert self._socket is not None
@@ -375,9 +378,8 @@ class Connection:
                 if isinstance(event, h11.Response):
                     headers = {name.decode(): value.decode("latin-1") for name, value in event.headers}
                     self._sink.answered(event.status_code, headers)
-                    # Answered before all of it was sent: the rest is not wanted.
-                    self.closing = self.closing or bool(self._out)
-                    self._out.clear()
+                    if self._out:
+                        self._answered_early(event.status_code)
                 elif isinstance(event, h11.Data):
                     self._sink.came(bytes(event.data))
                 elif isinstance(event, h11.EndOfMessage):
@@ -389,6 +391,13 @@ class Connection:
             self.closing = self.closing or not kept
         elif not chunk:
             raise ProtocolError("the server closed the connection in the midst of an answer")
+
+    def _answered_early(self, status: int) -> None:
+        """Not all of the request was sent: S3 doesn't want the rest."""
+        if status < 300:
+            raise ProtocolError(f"the server answered {status} before all of the body was sent")
+        self._out.clear()
+        self.closing = True
 
 
 def _reader(sink: Sink | None) -> h11.Connection:

@@ -35,6 +35,8 @@ from log_rollup_plugin.signing import Signer
 # The story's idle time-out, in seconds.
 IDLE_SECONDS = 90
 CONNECTING_AT_ONCE = 8
+# As it stands in S3's access logs.
+USER_AGENT = "log-rollup"
 _WAKE, _CONNECTED = b"w", b"c"
 # Of an answer that is no object, so much is kept: S3's errors are a few hundred bytes of XML.
 ERROR_BYTES = 64 * KIB
@@ -83,7 +85,7 @@ class SocketTransfer:
         self.connections = connections
         self._endpoints = endpoints
         self._signer = Signer(credentials)
-        self._headers = tuple(settings.headers.items())
+        self._headers = (("user-agent", USER_AGENT), *settings.headers.items())
         self._response_seconds = settings.response_timeout.total_seconds()
         self._connector = Connector(
             endpoints.values(), settings.verify, settings.ca, settings.connect_timeout
@@ -289,9 +291,9 @@ class SocketTransfer:
     def _fail(self, connection: Connection, error: Exception) -> None:
         """A connection is broken. S3 may close one that was idle just when it is used again."""
         request = self._taken_off(connection)
-        stale = connection.used and not connection.answered and not request.again
+        unanswered = connection.used and not connection.answered and not isinstance(error, TimeoutError)
         self._close(connection)
-        if stale:
+        if unanswered and not request.again:
             request.again = True
             self._waiting.appendleft(request)
         else:

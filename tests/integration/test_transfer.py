@@ -298,6 +298,16 @@ def test_an_upload_that_is_refused_before_all_of_it_was_sent_is_told_as_refused(
         assert server.connections == 2
 
 
+def test_an_upload_that_is_called_good_before_all_of_it_was_sent_is_none(tls: TlsFiles | None) -> None:
+    early = Says(
+        b'HTTP/1.1 200 OK\r\nContent-Length: 0\r\nETag: "%s"\r\n\r\n' % ETAG.encode(), reads_body=False
+    )
+    with Scripted((early,), tls) as server, transfer_to(server) as transfer:
+        failed = store(transfer, bytes(32 * 1024**2))
+        assert isinstance(failed, TransientError)
+        assert "before all of the body was sent" in str(failed)
+
+
 def test_a_connection_that_was_closed_while_idle_is_made_anew(tls: TlsFiles | None) -> None:
     says = Says(PLAIN + BODY, closes=True)
     with Scripted((says,), tls) as server, transfer_to(server) as transfer:
