@@ -321,7 +321,8 @@ def test_s3_that_refuses_or_is_not_there_ends_with_3_and_no_traceback(
 
 def test_interrupting_ends_with_130(ask: Ask, rclone: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> None:
-        os.kill(os.getpid(), 2)
+        # As Python does for SIGINT, unless whoever started it has that ignored, as a shell does for jobs behind.
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(hours, "read_hours", interrupted)
     told = ask("status", "app")

@@ -6,12 +6,13 @@ The servers of the other tests are real ones; these answers can't be had of them
 import socket
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Self, TypeVar
 
 import pytest
 from botocore.credentials import Credentials
@@ -65,19 +66,20 @@ def in_chunks(body: bytes) -> bytes:
     return b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (body[:half], body[half:], b""))
 
 
-@dataclass
-class Scripted:
-    """A server that says to its n-th request the n-th of its answers, and the last one to all that follow."""
+class Server(ABC):
+    """Listens on a free port, and has a thread for each connection.
 
-    answers: tuple[Says, ...]
-    tls: TlsFiles | None = None
-    address: str = "127.0.0.1"
-    heads: list[bytes] = field(default_factory=list)
-    connections: int = 0
+    :param tls: speak TLS with these files
+    """
 
-    def __enter__(self) -> "Scripted":
-        self._listener = socket.create_server((self.address, 0))
+    def __init__(self, tls: TlsFiles | None = None, address: str = "127.0.0.1") -> None:
+        self.tls = tls
+        self.connections = 0
+        self._address = address
         self._open: list[socket.socket] = []
+
+    def __enter__(self) -> Self:
+        self._listener = socket.create_server((self._address, 0))
         self._threads = [threading.Thread(target=self._accept)]
         self._threads[0].start()
         return self
@@ -92,9 +94,14 @@ class Scripted:
             thread.join(PATIENCE_SECONDS)
 
     @property
+    def host(self) -> str:
+        """Address and port."""
+        return f"{self._address}:{self._listener.getsockname()[1]}"
+
+    @property
     def origin(self) -> str:
-        """Scheme, host and port."""
-        return f"{'https' if self.tls else 'http'}://{self.address}:{self._listener.getsockname()[1]}"
+        """Scheme, address and port."""
+        return f"{'https' if self.tls else 'http'}://{self.host}"
 
     def _accept(self) -> None:
         context = self.tls.server_context() if self.tls else None
@@ -107,13 +114,30 @@ class Scripted:
             with suppress(OSError):
                 one = context.wrap_socket(accepted, server_side=True) if context else accepted
                 self._open.append(one)
-                self._threads.append(threading.Thread(target=self._serve, args=[one]))
+                self._threads.append(threading.Thread(target=self._run, args=[one]))
                 self._threads[-1].start()
 
-    def _serve(self, one: socket.socket) -> None:
+    def _run(self, one: socket.socket) -> None:
         with one, suppress(OSError):
-            while self._exchange(one):
-                pass
+            self.serve(one)
+
+    @abstractmethod
+    def serve(self, one: socket.socket) -> None:
+        """Serve a connection to its end."""
+
+
+class Scripted(Server):
+    """Says to its n-th request the n-th of its answers, and the last one to all that follow."""
+
+    def __init__(self, answers: tuple[Says, ...], *where: Any) -> None:
+        super().__init__(*where)
+        self.heads: list[bytes] = []
+        self._answers = answers
+
+    def serve(self, one: socket.socket) -> None:
+        """Answer one request after the other."""
+        while self._exchange(one):
+            pass
 
     def _exchange(self, one: socket.socket) -> bool:
         came = b""
@@ -123,7 +147,7 @@ class Scripted:
                 return False
             came += chunk
         head, _, body = came.partition(b"\r\n\r\n")
-        says = self.answers[min(len(self.heads), len(self.answers) - 1)]
+        says = self._answers[min(len(self.heads), len(self._answers) - 1)]
         self.heads.append(head)
         length = next(
             (int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")), 0
@@ -422,42 +446,27 @@ def test_a_proxy_that_wants_tls_itself_is_refused_without_telling_its_password()
     assert "secret" not in str(refused.value)
 
 
-class Relay:
+class Relay(Server):
     """An HTTP proxy that lets those in who know its password, and notes what it was asked."""
 
     login = "Basic bWU6c2VjOnJldA=="
 
     def __init__(self, port: int) -> None:
+        super().__init__()
         self._port = port
         self.asked: list[str] = []
 
-    def __enter__(self) -> "Relay":
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://me:sec%3Aret@127.0.0.1:{self._listener.getsockname()[1]}"
-        self._threads = [threading.Thread(target=self._accept)]
-        self._threads[0].start()
-        return self
+    @property
+    def url(self) -> str:
+        """As a client names it."""
+        return f"http://me:sec%3Aret@{self.host}"
 
-    def __exit__(self, *_: object) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        for thread in self._threads:
-            thread.join(PATIENCE_SECONDS)
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                accepted, _ = self._listener.accept()
-            except OSError:
-                return
-            self._threads.append(threading.Thread(target=self._serve, args=[accepted]))
-            self._threads[-1].start()
-
-    def _serve(self, client: socket.socket) -> None:
+    def serve(self, one: socket.socket) -> None:
+        """Let a client through."""
         came = b""
-        with client, suppress(OSError), socket.create_connection(("127.0.0.1", self._port)) as server:
+        with socket.create_connection(("127.0.0.1", self._port)) as server:
             while b"\r\n\r\n" not in came:
-                chunk = client.recv(65536)
+                chunk = one.recv(65536)
                 if not chunk:
                     return
                 came += chunk
@@ -467,15 +476,15 @@ class Relay:
                 line for line in fields if line.lower() == f"proxy-authorization: {self.login}".lower()
             ]
             if not allowed:
-                client.sendall(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+                one.sendall(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
                 return
             if first.startswith("CONNECT "):
-                client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+                one.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
             else:
                 server.sendall(came)
-            back = threading.Thread(target=pump, args=[server, client])
+            back = threading.Thread(target=pump, args=[server, one])
             back.start()
-            pump(client, server)
+            pump(one, server)
             back.join()
 
 
