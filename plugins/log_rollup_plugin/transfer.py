@@ -154,6 +154,8 @@ class SocketTransfer:
     def wait(self, seconds: float) -> None:
         """Move bodies until a request has ended, :meth:`wake` is called, or the time is over."""
         until = time.monotonic() + seconds
+        # Places of requests that were given up are not taken before: all the others may be given up as well.
+        self._assign()
         while True:
             left = 0.0 if self._ended else max(0.0, until - time.monotonic())
             woken = False

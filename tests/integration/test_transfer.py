@@ -388,6 +388,7 @@ def test_a_request_can_be_given_up_at_any_time(tls: TlsFiles | None) -> None:
         requests[2].cancel()
         while len(server.heads) < 3 and time.monotonic() < until:
             transfer.wait(0.1)
+        assert len(server.heads) == 3
         requests[3].cancel()
         requests[3].cancel()
         assert [[type(one) for one in told] for told in results.values()] == [[TransientError]] * 5
