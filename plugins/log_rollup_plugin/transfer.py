@@ -448,11 +448,6 @@ class _Get(_Request):
         """Where the object belongs."""
         return self._body
 
-    def answered(self, status: int, headers: Mapping[str, str]) -> None:
-        """Begin with the body."""
-        super().answered(status, headers)
-        self._position = 0
-
     def received(self, size: int) -> None:
         """See :class:`log_rollup_plugin.connection.Sink`."""
         self._position += size

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -321,11 +322,15 @@ def test_s3_that_refuses_or_is_not_there_ends_with_3_and_no_traceback(
 
 def test_interrupting_ends_with_130(ask: Ask, rclone: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> None:
-        # As Python does for SIGINT, unless whoever started it has that ignored, as a shell does for jobs behind.
-        raise KeyboardInterrupt
+        os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(hours, "read_hours", interrupted)
-    told = ask("status", "app")
+    # A shell has it ignored by what it starts behind; that is inherited.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        told = ask("status", "app")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (told.code, told.out) == (130, b"")
     assert "interrupted" in told.err
 

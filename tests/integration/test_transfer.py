@@ -40,6 +40,7 @@ ETAG = "0123456789abcdef0123456789abcdef"
 PLAIN = b'HTTP/1.1 200 OK\r\nContent-Length: %d\r\nETag: "%s"\r\n\r\n' % (len(BODY), ETAG.encode())
 CHUNKED = b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nETag: "%s"\r\n\r\n' % ETAG.encode()
 ENDLESS = b'HTTP/1.1 200 OK\r\nETag: "%s"\r\n\r\n' % ETAG.encode()
+STORED = b'HTTP/1.1 200 OK\r\nContent-Length: 0\r\nETag: "%s"\r\n\r\n' % ETAG.encode()
 PATIENCE_SECONDS = 20.0
 
 T = TypeVar("T")
@@ -58,6 +59,18 @@ class Says:
     closes: bool = False
     pieces: int = 0
     reads_body: bool = True
+
+
+def read_head(one: socket.socket) -> tuple[bytes, bytes]:
+    """The head of a request, and what has come behind it; nothing where the connection ended before."""
+    came = b""
+    while b"\r\n\r\n" not in came:
+        chunk = one.recv(65536)
+        if not chunk:
+            return b"", b""
+        came += chunk
+    head, _, body = came.partition(b"\r\n\r\n")
+    return head, body
 
 
 def in_chunks(body: bytes) -> bytes:
@@ -140,13 +153,9 @@ class Scripted(Server):
             pass
 
     def _exchange(self, one: socket.socket) -> bool:
-        came = b""
-        while b"\r\n\r\n" not in came:
-            chunk = one.recv(65536)
-            if not chunk:
-                return False
-            came += chunk
-        head, _, body = came.partition(b"\r\n\r\n")
+        head, body = read_head(one)
+        if not head:
+            return False
         says = self._answers[min(len(self.heads), len(self._answers) - 1)]
         self.heads.append(head)
         length = next(
@@ -169,11 +178,9 @@ def settings(ca: Path | None = None, seconds: float = 5.0) -> TransferSettings:
 
 
 @contextmanager
-def transfer_to(
-    server: Scripted, connections: int = 1, seconds: float = 5.0, proxy: str = ""
-) -> Iterator[SocketTransfer]:
+def transfer_to(server: Scripted, connections: int = 1, seconds: float = 5.0) -> Iterator[SocketTransfer]:
     """A transfer whose bucket ``b`` is on a server."""
-    endpoint = BucketEndpoint(server.origin, "/b/", "us-east-1", proxy)
+    endpoint = BucketEndpoint(server.origin, "/b/", "us-east-1")
     ca = server.tls.ca if server.tls else None
     credentials = Credentials("key", "secret")
     with closing(
@@ -182,9 +189,9 @@ def transfer_to(
         yield transfer
 
 
-def fetch(transfer: SocketTransfer, into: memoryview | bytearray, key: str = "k") -> Downloaded | Exception:
+def fetch(transfer: SocketTransfer, into: memoryview | bytearray) -> Downloaded | Exception:
     """GET an object."""
-    return outcome(transfer, lambda done: transfer.get(Location("b", key), ETAG, memoryview(into), done))
+    return outcome(transfer, lambda done: transfer.get(Location("b", "k"), ETAG, memoryview(into), done))
 
 
 def store(transfer: SocketTransfer, body: bytes) -> Uploaded | Exception:
@@ -313,9 +320,8 @@ def test_an_upload_that_is_refused_before_all_of_it_was_sent_is_told_as_refused(
     tls: TlsFiles | None,
 ) -> None:
     early = Says(refusal(403, "AccessDenied"), reads_body=False)
-    stored = Says(b'HTTP/1.1 200 OK\r\nContent-Length: 0\r\nETag: "%s"\r\n\r\n' % ETAG.encode())
     body = bytes(32 * 1024**2)
-    with Scripted((early, stored), tls) as server, transfer_to(server) as transfer:
+    with Scripted((early, Says(STORED)), tls) as server, transfer_to(server) as transfer:
         assert isinstance(store(transfer, body), AccessError)
         assert store(transfer, body) == Uploaded(ETAG, None)
         # What is left of the first body must not pass for a request.
@@ -323,9 +329,7 @@ def test_an_upload_that_is_refused_before_all_of_it_was_sent_is_told_as_refused(
 
 
 def test_an_upload_that_is_called_good_before_all_of_it_was_sent_is_none(tls: TlsFiles | None) -> None:
-    early = Says(
-        b'HTTP/1.1 200 OK\r\nContent-Length: 0\r\nETag: "%s"\r\n\r\n' % ETAG.encode(), reads_body=False
-    )
+    early = Says(STORED, reads_body=False)
     with Scripted((early,), tls) as server, transfer_to(server) as transfer:
         failed = store(transfer, bytes(32 * 1024**2))
         assert isinstance(failed, TransientError)
@@ -464,14 +468,11 @@ class Relay(Server):
 
     def serve(self, one: socket.socket) -> None:
         """Let a client through."""
-        came = b""
+        head, body = read_head(one)
+        if not head:
+            return
         with socket.create_connection(("127.0.0.1", self._port)) as server:
-            while b"\r\n\r\n" not in came:
-                chunk = one.recv(65536)
-                if not chunk:
-                    return
-                came += chunk
-            first, *fields = came.partition(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")
+            first, *fields = head.decode("latin-1").split("\r\n")
             self.asked.append(first)
             allowed = [
                 line for line in fields if line.lower() == f"proxy-authorization: {self.login}".lower()
@@ -482,7 +483,7 @@ class Relay(Server):
             if first.startswith("CONNECT "):
                 one.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
             else:
-                server.sendall(came)
+                server.sendall(head + b"\r\n\r\n" + body)
             back = threading.Thread(target=pump, args=[server, one])
             back.start()
             pump(one, server)

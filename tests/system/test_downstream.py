@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
-from uuid import uuid4
 
 import pytest
 
@@ -51,10 +50,7 @@ def roll_up(running: Running, hours: list[datetime]) -> list[str]:
     run_ids: list[str] = []
     for start in range(0, len(hours), AT_A_TIME):
         few = hours[start : start + AT_A_TIME]
-        ids = {f"by-hand-{uuid4().hex}": {"hour": format_hour(hour)} for hour in few}
-        for run_id, conf in ids.items():
-            body = {"dag_run_id": run_id, "logical_date": None, "conf": conf}
-            running.create(f"/dags/{ROLLUP}/dagRuns", body)
+        ids = [running.trigger(ROLLUP, {"hour": format_hour(hour)}) for hour in few]
         assert {running.ended(ROLLUP, run_id).state for run_id in ids} == {"success"}
         run_ids += ids
     return run_ids
