@@ -85,6 +85,7 @@ class PooledS3Hook(S3Hook):
         self._connect_timeout = connect_timeout
         self._response_timeout = response_timeout
         self._asking = threading.Lock()
+        self._sessions: dict[tuple[str | None, bool], Any] = {}
 
     @classmethod
     def for_stream(cls, stream: Stream, max_connections: int, control_connections: int) -> "PooledS3Hook":
@@ -130,6 +131,13 @@ class PooledS3Hook(S3Hook):
                 response_checksum_validation="when_required",
             )
         )
+
+    def get_session(self, region_name: str | None = None, deferrable: bool = False) -> Any:
+        """One session for boto3 and the transfer: where there is a role, each would assume it for itself."""
+        wanted = region_name, deferrable
+        if wanted not in self._sessions:
+            self._sessions[wanted] = super().get_session(region_name, deferrable)
+        return self._sessions[wanted]
 
     def get_client_type(self, *args: Any, **kwargs: Any) -> Any:
         """The boto3 client, whose connection pool waits instead of growing."""
@@ -311,7 +319,7 @@ class PooledS3Hook(S3Hook):
 
         :raises ConfigurationError: if that is none
         """
-        endpoints = {bucket: self._endpoint(bucket) for bucket in (read_bucket, write_bucket)}
+        endpoints = {bucket: self._endpoint(bucket) for bucket in {read_bucket, write_bucket}}
         hosts = len({endpoint.host for endpoint in endpoints.values()})
         connections = self.max_connections - hosts * self.control_connections
         if connections < 1:
@@ -319,7 +327,7 @@ class PooledS3Hook(S3Hook):
                 f"max_connections is {self.max_connections}; {hosts * self.control_connections + 1} are "
                 f"needed at least, for {hosts} hosts"
             )
-        credentials = self.get_session().get_credentials()
+        credentials = self.get_session(self.region_name).get_credentials()
         if credentials is None:
             raise CredentialsError(
                 f"the Airflow connection {self.aws_conn_id!r} gives no credentials; add them"

@@ -40,7 +40,7 @@ USER_AGENT = "log-rollup"
 _WAKE, _CONNECTED = b"w", b"c"
 # Of an answer that is no object, so much is kept: S3's errors are a few hundred bytes of XML.
 ERROR_BYTES = 64 * KIB
-_MD5_LENGTH = 32
+_MD5 = re.compile(r"[0-9a-f]{32}")
 _ERROR_CODE = re.compile(r"<Code>(.*?)</Code>", re.DOTALL)
 _ERROR_MESSAGE = re.compile(r"<Message>(.*?)</Message>", re.DOTALL)
 
@@ -509,4 +509,4 @@ def etag_may_be_md5(etag: str, encryption: str | None, customer_algorithm: str |
     """
     if encryption not in (None, "AES256") or customer_algorithm is not None:
         return False
-    return len(etag) == _MD5_LENGTH and all(digit in "0123456789abcdef" for digit in etag)
+    return _MD5.fullmatch(etag) is not None

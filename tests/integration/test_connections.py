@@ -92,6 +92,28 @@ def test_boto3_keeps_to_its_share_on_each_of_two_hosts(
         )
 
 
+def test_a_pack_task_assumes_its_role_once(
+    moto_server: MotoServer,
+    make_bucket: BucketFactory,
+    fault_proxy: ProxyFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bucket = make_bucket(moto_server)
+    sts = fault_proxy(moto_server)
+    connection = moto_server.airflow_connection_json(
+        role_arn="arn:aws:iam::123456789012:role/log-rollup",
+        service_config={"sts": {"endpoint_url": sts.endpoint_url}},
+    )
+    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", connection)
+    pipeline = Pipeline(stream_on(bucket), moto_server.client(), bucket)
+    make_hour(pipeline.client, bucket, RAW, objects=3)
+    planned = pipeline.plan()
+    assert len(planned.shards) == 1
+    sts.reset_records()
+    pipeline.pack_all(planned)
+    assert len(sts.exchanges) == 1
+
+
 def test_packing_over_tls_checks_the_certificate(
     rclone_server: RcloneServer,
     make_bucket: BucketFactory,
