@@ -81,13 +81,16 @@ class Peer:
 
 
 def peers(may_install: bool) -> list[Peer]:
-    """All of them, in the order in which they run."""
+    """All of them, the two whose times are held together next to each other."""
 
     def story(limit: int) -> Callable[[Run], Sequence[Command]]:
         return lambda run: [_story(run, limit, may_install)]
 
     return [
         Peer(OURS, "this project's pack step, every check on", _ours, in_python=True),
+        Peer(
+            FLOOR_GET_PUT, "floor, sockets: GET and PUT as many bytes", _bare("floor", True), in_python=True
+        ),
         Peer(BOTO3, "boto3, 16 threads: get_object, join, put_object", _boto3, in_python=True),
         Peer(S5CMD, "s5cmd cat | split, s5cmd cp", _s5cmd, in_python=False),
         Peer(RCLONE, "rclone copy, cat | split, rclone copy", _rclone, in_python=False),
@@ -102,9 +105,6 @@ def peers(may_install: bool) -> list[Peer]:
             _bare("floor", False),
             in_python=True,
             writes=False,
-        ),
-        Peer(
-            FLOOR_GET_PUT, "floor, sockets: GET and PUT as many bytes", _bare("floor", True), in_python=True
         ),
     ]
 
