@@ -1,6 +1,7 @@
 """All programs side by side, in turns, over plain HTTP and TLS; their medians as a table and as JSON."""
 
 import json
+import os
 import shutil
 import tempfile
 from collections import defaultdict
@@ -91,6 +92,8 @@ def measure_one(scene: Stage, peer: Peer, secure: bool, title: str) -> Measureme
         try:
             shards = plan(scene, secure, out_prefix) if peer.name == OURS else ()
             job = Run(scene, secure, out_prefix, scratch, shards)
+            # What the disk has still to write of what came before is not this program's to wait for.
+            os.sync()
             took = []
             for number, command in enumerate(peer.commands(job)):
                 observed = run_checked(job, command)
