@@ -17,6 +17,8 @@ from include.log_rollup.monitor import FILES_BESIDE_CONNECTIONS, Monitor, check_
 
 log = logging.getLogger("tests.unit.monitor")
 
+OPENED = 40
+
 
 class Lines(logging.Handler):
     """Keeps the lines, and says when there are so many."""
@@ -56,29 +58,30 @@ def port_of(server: socket.socket) -> int:
 
 
 def limit_to(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    """A limit for a process with OPENED files: what tests before left for the collector is closed at any time."""
     monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
+    monkeypatch.setattr(monitor, "open_files", lambda: OPENED)
 
 
 # -- before the work -----------------------------------------------------------------------------------
 
 
 def test_a_limit_that_just_suffices_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
-    limit_to(monkeypatch, open_files() + 25 + FILES_BESIDE_CONNECTIONS)
+    limit_to(monkeypatch, OPENED + 25 + FILES_BESIDE_CONNECTIONS)
     check_open_file_limit(25)
 
 
 def test_a_limit_that_is_one_too_low_is_refused_with_the_numbers_and_the_remedy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    opened = open_files()
-    needed = opened + 25 + FILES_BESIDE_CONNECTIONS
+    needed = OPENED + 25 + FILES_BESIDE_CONNECTIONS
     limit_to(monkeypatch, needed - 1)
     with pytest.raises(ResourceLimitError) as caught:
         check_open_file_limit(25)
     for part in (
         f"is {needed - 1}",
         f"may need {needed}",
-        f"{opened} are open",
+        f"{OPENED} are open",
         "max_connections is 25",
         f"at least {needed}",
         "max_connections of the stream to 24 or less",
@@ -90,7 +93,7 @@ def test_a_limit_that_is_one_too_low_is_refused_with_the_numbers_and_the_remedy(
 def test_a_limit_that_allows_no_connections_at_all_has_only_one_remedy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    limit_to(monkeypatch, open_files() + FILES_BESIDE_CONNECTIONS + 3)
+    limit_to(monkeypatch, OPENED + FILES_BESIDE_CONNECTIONS + 3)
     with pytest.raises(ResourceLimitError) as caught:
         check_open_file_limit(25)
     assert "it is too low" in str(caught.value)
