@@ -9,9 +9,12 @@ from awscrt import checksums
 CRC64NVME = "crc64nvme"
 
 
-def crc64(data: bytes | memoryview) -> int:
-    """The CRC64-NVME of these bytes, unsigned."""
-    return int(checksums.crc64nvme(data))
+def crc64(data: bytes | memoryview, before: int = 0) -> int:
+    """The CRC64-NVME of these bytes, unsigned.
+
+    :param before: the CRC of all that lies before them; 0 for nothing
+    """
+    return int(checksums.crc64nvme(data, before))
 
 
 def concatenate(pieces: Iterable[tuple[int, int]]) -> int:

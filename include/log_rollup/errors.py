@@ -72,5 +72,9 @@ class TransientError(RollupError):
         self.retry_after = retry_after
 
 
+class ChangedBufferError(TransientError):
+    """Memory does not hold what was read into it: to send it again is of no use, to read it again may be."""
+
+
 class ThrottledError(TransientError):
     """S3 asks to slow down."""

@@ -17,7 +17,13 @@ from itertools import accumulate
 from typing import Any
 
 from include.log_rollup import crc
-from include.log_rollup.errors import InputChangedError, NotFoundError, ThrottledError, TransientError
+from include.log_rollup.errors import (
+    ChangedBufferError,
+    InputChangedError,
+    NotFoundError,
+    ThrottledError,
+    TransientError,
+)
 from include.log_rollup.plan import PLAIN, PlannedPart
 from include.log_rollup.records import READ_BY_LENGTH, PackedObject, PackedPart
 from include.log_rollup.store import (
@@ -381,7 +387,8 @@ class ShardPacker:
 
     def _retry(self, request: _Request, problem: Exception) -> None:
         changed_once = isinstance(problem, InputChangedError) and request.attempts == 1
-        if not isinstance(problem, TransientError) and not changed_once:
+        may_pass = isinstance(problem, TransientError) and not isinstance(problem, ChangedBufferError)
+        if not may_pass and not changed_once:
             raise problem
         if request.attempts >= ATTEMPTS:
             raise type(problem)(f"{problem} (after {request.attempts} tries)") from problem
@@ -447,9 +454,8 @@ class ShardPacker:
 
     def _upload(self, part: _Building) -> None:
         pieces = self._close_gaps(part) if self._slack(part.planned) else self._pieces(part)
-        part.crc64nvme = crc.crc64(part.body)
-        if part.crc64nvme != crc.concatenate(pieces):
-            raise TransientError(f"{part.planned.name}: its buffer changed after its objects were read")
+        # Of what was read, not of what lies in the buffer by now: the transfer holds that against it.
+        part.crc64nvme = crc.concatenate(pieces)
         self._soon(_Request(part, None, GUARD_BYTES, guard=bytearray(GUARD_BYTES)))
 
     def _pieces(self, part: _Building) -> list[tuple[int, int]]:

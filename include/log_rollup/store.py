@@ -118,7 +118,11 @@ class Transfer(Protocol):
         headers: Mapping[str, str],
         done: Callable[["Uploaded | Exception"], None],
     ) -> Cancellable:
-        """Write an object in one request, with its CRC for the store to check."""
+        """Write an object in one request, with its CRC for the store to check.
+
+        What is sent is held against it as well: where it differs, the request is not completed, and a
+        :class:`include.log_rollup.errors.ChangedBufferError` comes.
+        """
 
     def wait(self, seconds: float) -> None:
         """Move bodies until a request has ended, :meth:`wake` was called, or the time is over."""

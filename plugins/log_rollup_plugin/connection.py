@@ -21,15 +21,17 @@ from urllib.parse import quote, unquote, urlsplit
 
 import h11
 
-from include.log_rollup.errors import ConfigurationError
-from include.log_rollup.units import KIB, MIB
+from include.log_rollup import crc
+from include.log_rollup.errors import ChangedBufferError, ConfigurationError
+from include.log_rollup.units import KIB
 
 # The keep-alive of the story, in seconds.
 KEEP_ALIVE_SECONDS = 30
 # Heads of answers are some hundred bytes; what comes behind one, up to this, has to be copied to its place.
 HEAD_BYTES = 8 * KIB
 LONGEST_HEAD_BYTES = 64 * KIB
-SEND_BYTES = MIB
+# A piece of this size is still in the processor's cache when it is sent, after its CRC was counted.
+SEND_BYTES = 256 * KIB
 _NOT_NOW = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 _WENT_AWAY = (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
 _END_OF_HEAD = b"\r\n\r\n"
@@ -158,6 +160,14 @@ def _keep_alive(connected: socket.socket) -> None:
             connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), KEEP_ALIVE_SECONDS)
 
 
+@dataclass(frozen=True, slots=True)
+class Body:
+    """What is sent behind the head of a request, and the CRC64-NVME that it must have."""
+
+    content: memoryview
+    crc64nvme: int
+
+
 class Sink(Protocol):
     """What an answer is for."""
 
@@ -184,8 +194,8 @@ class Connection:
     """
 
     __slots__ = (
-        "_body", "_head", "_out", "_reader", "_scratch", "_sink", "_socket", "_tls", "answered",
-        "closing", "descriptor", "endpoint", "moved", "polled", "used",
+        "_body", "_crc64nvme", "_head", "_out", "_reader", "_ready", "_scratch", "_sink", "_socket",
+        "_stated_crc64nvme", "_tls", "answered", "closing", "descriptor", "endpoint", "moved", "polled", "used",
     )  # fmt: skip
 
     def __init__(self, endpoint: BucketEndpoint, scratch: memoryview) -> None:
@@ -207,6 +217,9 @@ class Connection:
         self._socket: socket.socket | None = None
         self._tls = endpoint.secure
         self._out: deque[memoryview] = deque()
+        # Of the first of these, so many bytes may be sent.
+        self._ready = 0
+        self._crc64nvme = self._stated_crc64nvme = 0
         self._head = b""
         self._body: memoryview | None = None
         self._reader: h11.Connection | None = None
@@ -232,10 +245,11 @@ class Connection:
         """What to poll for. An answer may come at any time, also one that ends an upload early."""
         return select.POLLIN | select.POLLOUT if self._out else select.POLLIN
 
-    def begin(self, sink: Sink, head: bytes, body: memoryview | None) -> None:
+    def begin(self, sink: Sink, head: bytes, body: Body | None) -> None:
         """Send a request, or as much of it as the socket takes at once.
 
         :raises OSError: if the connection is broken
+        :raises ChangedBufferError: if the body is not what its CRC says; all of it is not sent then
         """
         self._sink = sink
         self.answered = False
@@ -243,8 +257,10 @@ class Connection:
         self._head = b""
         self._body = self._reader = None
         self._out.append(memoryview(head))
-        if body:
-            self._out.append(body)
+        self._ready = len(head)
+        if body is not None and body.content:
+            self._out.append(body.content)
+            self._crc64nvme, self._stated_crc64nvme = 0, body.crc64nvme
         self._send()
 
     def advance(self, events: int) -> bool:
@@ -252,6 +268,7 @@ class Connection:
 
         :raises OSError: if the connection is broken
         :raises ProtocolError: if the answer is
+        :raises ChangedBufferError: if the body is not what its CRC says
         """
         if self._out and events & select.POLLOUT:
             self._send()
@@ -266,7 +283,10 @@ class Connection:
         try:
             while self._out:
                 view = self._out[0]
-                sent = self._socket.send(view[:SEND_BYTES])
+                if not self._ready:
+                    self._make_ready(view)
+                sent = self._socket.send(view[: self._ready])
+                self._ready -= sent
                 if sent == len(view):
                     self._out.popleft()
                 else:
@@ -277,6 +297,17 @@ class Connection:
             # Perhaps not without an answer, which is told apart when it is received.
             self._out.clear()
             self.closing = True
+
+    def _make_ready(self, left: memoryview) -> None:
+        """Count the CRC of the piece that is sent next; of a body that changed, the last piece is not."""
+        piece = left[:SEND_BYTES]
+        self._crc64nvme = crc.crc64(piece, self._crc64nvme)
+        if len(piece) == len(left) and self._crc64nvme != self._stated_crc64nvme:
+            raise ChangedBufferError(
+                f"its buffer changed after its objects were read: its CRC64-NVME is "
+                f"{crc.to_hex(self._crc64nvme)}, not {crc.to_hex(self._stated_crc64nvme)}"
+            )
+        self._ready = len(piece)
 
     def _receive(self) -> bool:
         self.moved = time.monotonic()

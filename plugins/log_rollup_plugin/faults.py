@@ -8,6 +8,7 @@ from botocore import exceptions as boto
 
 from include.log_rollup.errors import (
     AccessError,
+    ChangedBufferError,
     ConfigurationError,
     CredentialsError,
     InputChangedError,
@@ -100,6 +101,8 @@ def from_response(
 def from_network(operation: str, target: Location, error: Exception) -> RollupError:
     """The error for a request that got no answer, or half of one."""
     what = f"{operation} {target}: {error or type(error).__name__}"
+    if isinstance(error, ChangedBufferError):
+        return ChangedBufferError(what)
     return _certificate(what) if isinstance(error, ssl.SSLCertVerificationError) else TransientError(what)
 
 

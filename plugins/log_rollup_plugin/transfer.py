@@ -18,11 +18,12 @@ from typing import Any
 from botocore.credentials import Credentials
 
 from include.log_rollup import crc
-from include.log_rollup.errors import TransientError
+from include.log_rollup.errors import ChangedBufferError, TransientError
 from include.log_rollup.store import Checksum, Downloaded, Location, Uploaded
 from include.log_rollup.units import KIB
 from log_rollup_plugin.connection import (
     HEAD_BYTES,
+    Body,
     BucketEndpoint,
     Connection,
     Connector,
@@ -38,6 +39,9 @@ CONNECTING_AT_ONCE = 8
 # As it stands in S3's access logs.
 USER_AGENT = "log-rollup"
 _WAKE, _CONNECTED = b"w", b"c"
+_BROKEN = (OSError, ProtocolError, ChangedBufferError)
+# Another connection would not help.
+_OURS = (TimeoutError, ChangedBufferError)
 # Of an answer that is no object, so much is kept: S3's errors are a few hundred bytes of XML.
 ERROR_BYTES = 64 * KIB
 _MD5 = re.compile(r"[0-9a-f]{32}")
@@ -124,7 +128,7 @@ class SocketTransfer:
         headers = [("x-amz-checksum-mode", "ENABLED"), *self._headers]
         if etag is not None:
             headers.append(("if-match", f'"{etag}"'))
-        return self._submit(_Get(self, self._endpoints[source.bucket], source, headers, into, done))
+        return self._submit(_Get(self, self._endpoints[source.bucket], source, headers, done, into=into))
 
     def put(
         self,
@@ -135,6 +139,9 @@ class SocketTransfer:
         done: Callable[[Uploaded | Exception], None],
     ) -> "_Request":
         """Write an object in one request; S3 refuses a body whose CRC differs. Failures come through ``done``.
+
+        The CRC of what is sent is counted piece by piece, just before. If it comes to another one, the last
+        piece is not sent and the connection is closed, so that S3 stores nothing.
 
         The CRC goes as a header, computed beforehand: a trailing checksum makes some S3-compatible servers
         store "aws-chunked" as the content encoding.
@@ -149,7 +156,8 @@ class SocketTransfer:
             *headers.items(),
             *self._headers,
         ]
-        return self._submit(_Put(self, self._endpoints[target.bucket], target, fields, body, done))
+        sent = Body(body, crc64nvme)
+        return self._submit(_Put(self, self._endpoints[target.bucket], target, fields, done, body=sent))
 
     def wait(self, seconds: float) -> None:
         """Move bodies until a request has ended, :meth:`wake` is called, or the time is over."""
@@ -250,8 +258,8 @@ class SocketTransfer:
             headers += proxy_headers(endpoint).items()
         lines = [f"{request.method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers)]
         try:
-            connection.begin(request, "\r\n".join((*lines, "", "")).encode(), request.body_to_send)
-        except OSError as error:
+            connection.begin(request, "\r\n".join((*lines, "", "")).encode(), request.body)
+        except _BROKEN as error:
             self._fail(connection, error)
         else:
             self._poll_for(connection)
@@ -270,7 +278,7 @@ class SocketTransfer:
             return
         try:
             complete = connection.advance(events)
-        except (OSError, ProtocolError) as error:
+        except _BROKEN as error:
             self._fail(connection, error)
             return
         if complete:
@@ -293,7 +301,7 @@ class SocketTransfer:
     def _fail(self, connection: Connection, error: Exception) -> None:
         """A connection is broken. S3 may close one that was idle just when it is used again."""
         request = self._taken_off(connection)
-        unanswered = connection.used and not connection.answered and not isinstance(error, TimeoutError)
+        unanswered = connection.used and not connection.answered and not isinstance(error, _OURS)
         self._close(connection)
         if unanswered and not request.again:
             request.again = True
@@ -374,8 +382,10 @@ class _Request(ABC):
         endpoint: BucketEndpoint,
         location: Location,
         headers: list[tuple[str, str]],
-        body: memoryview,
         done: Callable[[Any], None],
+        *,
+        into: memoryview | None = None,
+        body: Body | None = None,
     ) -> None:
         self.endpoint = endpoint
         self.location = location
@@ -384,8 +394,11 @@ class _Request(ABC):
         self.connection: Connection | None = None
         self.again = False
         """Whether it is sent for the second time, for its first connection had been closed."""
+        self.into = into
+        """See :class:`log_rollup_plugin.connection.Sink`."""
+        self.body = body
+        """What is sent behind the head."""
         self._transfer = transfer
-        self._body = body
         self._status = 0
         self._answer: Mapping[str, str] = {}
         self._error = bytearray()
@@ -393,16 +406,6 @@ class _Request(ABC):
     def cancel(self) -> None:
         """See :class:`include.log_rollup.store.Cancellable`."""
         self._transfer.cancel(self)
-
-    @property
-    @abstractmethod
-    def into(self) -> memoryview | None:
-        """See :class:`log_rollup_plugin.connection.Sink`."""
-
-    @property
-    @abstractmethod
-    def body_to_send(self) -> memoryview | None:
-        """What is sent behind the head."""
 
     def answered(self, status: int, headers: Mapping[str, str]) -> None:
         """See :class:`log_rollup_plugin.connection.Sink`."""
@@ -437,16 +440,10 @@ class _Request(ABC):
 
 class _Get(_Request):
     method = "GET"
-    body_to_send = None
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def __init__(self, *arguments: Any, into: memoryview) -> None:
+        super().__init__(*arguments, into=into)
         self._position = 0
-
-    @property
-    def into(self) -> memoryview:
-        """Where the object belongs."""
-        return self._body
 
     def received(self, size: int) -> None:
         """See :class:`log_rollup_plugin.connection.Sink`."""
@@ -459,8 +456,9 @@ class _Get(_Request):
             return
         start = self._position
         self._position += len(chunk)
-        room = max(0, len(self._body) - start)
-        self._body[start : start + len(chunk)] = chunk[:room]
+        assert self.into is not None
+        room = max(0, len(self.into) - start)
+        self.into[start : start + len(chunk)] = chunk[:room]
 
     def _success(self, headers: Mapping[str, str]) -> Downloaded:
         etag = headers.get("etag", "").strip('"')
@@ -469,12 +467,6 @@ class _Get(_Request):
 
 class _Put(_Request):
     method = "PUT"
-    into = None
-
-    @property
-    def body_to_send(self) -> memoryview:
-        """The object."""
-        return self._body
 
     def received(self, size: int) -> None:
         """Nothing is: what S3 says to it is read as it comes."""

@@ -18,8 +18,10 @@ import pytest
 from botocore.credentials import Credentials
 from botocore.httpsession import get_cert_path
 
+from include.log_rollup.crc import crc64
 from include.log_rollup.errors import (
     AccessError,
+    ChangedBufferError,
     ConfigurationError,
     NotFoundError,
     RollupError,
@@ -27,7 +29,8 @@ from include.log_rollup.errors import (
     TransientError,
 )
 from include.log_rollup.store import Downloaded, Location, Uploaded
-from log_rollup_plugin.connection import BucketEndpoint
+from include.log_rollup.units import MIB
+from log_rollup_plugin.connection import SEND_BYTES, BucketEndpoint
 from log_rollup_plugin.transfer import SocketTransfer, TransferSettings
 from tests.integration.pipeline import RAW, Pipeline, stream_on
 from tests.support.fixtures import BucketFactory, ProxyFactory
@@ -145,6 +148,7 @@ class Scripted(Server):
     def __init__(self, answers: tuple[Says, ...], *where: Any) -> None:
         super().__init__(*where)
         self.heads: list[bytes] = []
+        self.whole_bodies = 0
         self._answers = answers
 
     def serve(self, one: socket.socket) -> None:
@@ -163,7 +167,11 @@ class Scripted(Server):
         )
         got = len(body)
         while says.reads_body and got < length:
-            got += len(one.recv(65536))
+            came = one.recv(65536)
+            if not came:
+                return False
+            got += len(came)
+        self.whole_bodies += got == length
         for place in range(says.pieces):
             one.sendall(says.answer[place : place + 1])
             time.sleep(0.0005)
@@ -196,7 +204,8 @@ def fetch(transfer: SocketTransfer, into: memoryview | bytearray) -> Downloaded 
 
 def store(transfer: SocketTransfer, body: bytes) -> Uploaded | Exception:
     """PUT an object."""
-    return outcome(transfer, lambda done: transfer.put(Location("b", "k"), memoryview(body), 0, {}, done))
+    view = memoryview(body)
+    return outcome(transfer, lambda done: transfer.put(Location("b", "k"), view, crc64(view), {}, done))
 
 
 def outcome(
@@ -314,6 +323,26 @@ def test_a_refusal_is_told_and_its_connection_used_again(
             assert "SlowDown (told)" in str(failed)
         assert isinstance(fetch(transfer, into), Downloaded)
         assert server.connections == 1
+
+
+@pytest.mark.parametrize("size", [1, SEND_BYTES, 32 * MIB])
+def test_of_a_body_that_changed_in_memory_the_end_is_not_sent_so_that_nothing_is_stored(
+    tls: TlsFiles | None, size: int
+) -> None:
+    body = bytearray(size)
+
+    def put(done: Callable[[Uploaded | Exception], None]) -> None:
+        stated = crc64(bytes(body))
+        body[-1] ^= 1
+        transfer.put(Location("b", "k"), memoryview(body), stated, {}, done)
+
+    with Scripted((Says(STORED),), tls) as server, transfer_to(server) as transfer:
+        assert store(transfer, bytes(size)) == Uploaded(ETAG, None)
+        failed = outcome(transfer, put)
+        assert isinstance(failed, ChangedBufferError)
+        assert "PUT s3://b/k: its buffer changed after its objects were read" in str(failed)
+        assert store(transfer, bytes(size)) == Uploaded(ETAG, None)
+        assert server.whole_bodies == server.connections == 2
 
 
 def test_an_upload_that_is_refused_before_all_of_it_was_sent_is_told_as_refused(

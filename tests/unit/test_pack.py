@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from include.log_rollup import crc, pack
 from include.log_rollup.errors import (
     AccessError,
+    ChangedBufferError,
     InputChangedError,
     RollupError,
     SupersededError,
@@ -356,6 +357,13 @@ def test_what_goes_wrong_every_time_ends_after_the_last_try_with_its_number(kind
     assert isinstance(error, TransientError)
     assert str(error) == f"the connection broke (after {ATTEMPTS} tries)"
     assert rule.hits == ATTEMPTS
+
+
+def test_a_buffer_that_changed_is_not_sent_again() -> None:
+    store = FakeStore()
+    rule = store.on("PUT", "part-00001", ChangedBufferError("its buffer changed"), times=999)
+    assert isinstance(Packing(store, THREE).refusal(), ChangedBufferError)
+    assert rule.hits == 1
 
 
 def test_throttling_that_does_not_end_is_told_as_throttling() -> None:
