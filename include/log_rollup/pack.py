@@ -531,7 +531,7 @@ _NEWLINE_CRC = crc.crc64(NEWLINE)
 
 
 def _buffer(size: int) -> memoryview:
-    """Memory for a part, in pages of 2 MiB where the system has them: it is gone through five times."""
+    """Memory for a part, in pages of 2 MiB where the system has them: it is gone through four times."""
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     # Not in every system's Python, nor in every kernel.
     with suppress(AttributeError, OSError):

@@ -40,8 +40,8 @@ CONNECTING_AT_ONCE = 8
 USER_AGENT = "log-rollup"
 _WAKE, _CONNECTED = b"w", b"c"
 _BROKEN = (OSError, ProtocolError, ChangedBufferError)
-# Another connection would not help.
-_OURS = (TimeoutError, ChangedBufferError)
+# Not sent again on another connection, but told.
+_TOLD = (TimeoutError, ChangedBufferError)
 # Of an answer that is no object, so much is kept: S3's errors are a few hundred bytes of XML.
 ERROR_BYTES = 64 * KIB
 _MD5 = re.compile(r"[0-9a-f]{32}")
@@ -301,7 +301,7 @@ class SocketTransfer:
     def _fail(self, connection: Connection, error: Exception) -> None:
         """A connection is broken. S3 may close one that was idle just when it is used again."""
         request = self._taken_off(connection)
-        unanswered = connection.used and not connection.answered and not isinstance(error, _OURS)
+        unanswered = connection.used and not connection.answered and not isinstance(error, _TOLD)
         self._close(connection)
         if unanswered and not request.again:
             request.again = True
