@@ -78,3 +78,19 @@ class ChangedBufferError(TransientError):
 
 class ThrottledError(TransientError):
     """S3 asks to slow down."""
+
+
+class ListingError(PermanentError):
+    """The store's listing contradicts itself, so that nothing can be concluded from it."""
+
+
+class UnreadableRecordError(PermanentError):
+    """A record that says what the hour's parts hold cannot be read; nothing may be replaced without it."""
+
+
+class TooLargeError(PermanentError):
+    """An object is larger than any that is written there."""
+
+
+class UnsupportedOperationError(PermanentError):
+    """The store does not know an operation."""

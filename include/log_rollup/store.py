@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple, Protocol
 
+# Records beside the parts are small; what is larger is none of ours.
+READ_LIMIT_BYTES = 256 * 1024 * 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Location:
@@ -31,17 +34,27 @@ class ObjectInfo(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ListPage:
-    """One page of a listing.
+    """One page of a listing, exactly as the store answered it; ``listing.py`` checks it.
 
     :param newest: when its newest object was written, in epoch seconds; 0 if it has none
     :param server_time: the store's own time when it answered
-    :param truncated: whether more pages follow
+    :param truncated: whether the store says that more pages follow
+    :param token: continuation token of the next page; None where the store gave none
     """
 
     objects: Sequence[ObjectInfo]
     newest: float
     server_time: datetime
     truncated: bool
+    token: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """A small object that was read: its bytes, and its ETag without quotes."""
+
+    body: bytes
+    etag: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +137,35 @@ class Transfer(Protocol):
         :class:`include.log_rollup.errors.ChangedBufferError` comes.
         """
 
+    def copy(
+        self,
+        source: Location,
+        etag: str,
+        target: Location,
+        headers: Mapping[str, str],
+        done: Callable[["Uploaded | Exception"], None],
+    ) -> Cancellable:
+        """Let the store copy an object of at most 5 GiB, if the source still has this ETag (CopyObject).
+
+        An error that comes within an answer of status 200 is an error. ``Uploaded.etag`` is the copy's.
+        """
+
+    def copy_range(
+        self,
+        source: Location,
+        etag: str,
+        first: int,
+        last: int,
+        target: Location,
+        upload_id: str,
+        number: int,
+        done: Callable[["Uploaded | Exception"], None],
+    ) -> Cancellable:
+        """Let the store copy the bytes ``first`` to ``last``, inclusive, into one part of a multipart upload.
+
+        :param number: of the part, from 1; ``Uploaded.etag`` is the part's (UploadPartCopy)
+        """
+
     def wait(self, seconds: float) -> None:
         """Move bodies until a request has ended, :meth:`wake` was called, or the time is over."""
 
@@ -152,25 +194,49 @@ class ObjectStore(Protocol):
     def open_transfer(self, read_bucket: str, write_bucket: str) -> Transfer:
         """A transfer with the connections that the other calls leave."""
 
-    def list_pages(self, prefix: Location, start_after: str = "") -> Iterator[ListPage]:
-        """The objects under a prefix in the order of their keys' UTF-8 bytes; at least one page."""
+    def list_page(
+        self, prefix: Location, start_after: str = "", token: str | None = None, limit: int = 1000
+    ) -> ListPage:
+        """One page of the objects under a prefix, unchecked: one request (ListObjectsV2).
+
+        :param start_after: only keys behind this one; ignored where a token is given
+        :param token: of the page before
+        :param limit: the most objects of the page (``max-keys``), 1 to 1,000
+        """
 
     def head(self, target: Location) -> ObjectHead | None:
         """Size, ETag and CRC of an object, None if there is none."""
 
-    def read(self, source: Location) -> bytes | None:
-        """The whole of a small object, None if there is none."""
+    def read(self, source: Location, limit: int = READ_LIMIT_BYTES) -> StoredObject | None:
+        """The whole of a small object with its ETag, None if there is none.
+
+        :raises TooLargeError: if it has more than ``limit`` bytes; they are not read
+        """
 
     def read_range(self, source: Location, etag: str, offset: int, length: int) -> bytes:
-        """A run of an object's bytes, if it still has this ETag."""
+        """A run of an object's bytes, if it still has this ETag.
 
-    def write(self, target: Location, body: bytes, content_type: str) -> None:
-        """Write a small object."""
+        :raises NotFoundError: if there is none
+        :raises InputChangedError: if its ETag is another one
+        """
+
+    def write(self, target: Location, body: bytes, content_type: str) -> str:
+        """Write a small object; returns its ETag."""
+
+    def publish(self, source: Location, target: Location) -> None:
+        """Copy a small object within the bucket in one request (CopyObject).
+
+        Whoever deletes ``source`` first makes this fail: that is what it is used for.
+
+        :raises NotFoundError: if the source is gone
+        :raises UnsupportedOperationError: if the store knows no CopyObject
+        """
 
     def refuses_wrong_crc(self, scratch: Location) -> bool:
         """Whether the store checks the CRC64-NVME that comes with an object.
 
-        Some servers keep the header they are sent and give it back unread, which proves nothing.
+        Some servers keep the header they are sent and give it back unread, which proves nothing. Only the
+        error code BadDigest and its documented equals count as a refusal.
 
         :param scratch: where an object of one byte may be written and removed
         """
@@ -178,10 +244,25 @@ class ObjectStore(Protocol):
     def delete(self, bucket: str, keys: Sequence[str]) -> None:
         """Delete objects; those that are not there count as deleted."""
 
-    def abort_uploads(self, prefix: Location) -> int:
-        """Give up the multipart uploads under a prefix that were never finished; how many there were."""
+    def delete_if(self, target: Location, etag: str) -> bool:
+        """Delete an object if it has this ETag, where the store enforces the condition (If-Match).
 
-    def copy(
-        self, source: Location, etag: str, size: int, target: Location, headers: Mapping[str, str]
-    ) -> None:
-        """Have the store copy an object of any size, if it still has this ETag."""
+        A store that does not know the condition deletes the object whatever its ETag.
+
+        :returns: False if the store refused because the ETag is another one; True otherwise
+        """
+
+    def list_uploads(self, prefix: Location) -> Sequence[tuple[str, str]]:
+        """Key and upload id of the multipart uploads under way, as the store lists them for a prefix.
+
+        Unchecked: some servers ignore the prefix.
+        """
+
+    def begin_upload(self, target: Location, headers: Mapping[str, str]) -> str:
+        """Begin a multipart upload; returns its upload id."""
+
+    def finish_upload(self, target: Location, upload_id: str, etags: Sequence[str]) -> None:
+        """Complete a multipart upload from its parts' ETags, in order."""
+
+    def abort_upload(self, target: Location, upload_id: str) -> None:
+        """Give up a multipart upload; one that is not there counts as given up."""
