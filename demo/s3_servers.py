@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from demo.environment import REGION, Secrets
-from demo.layout import Layout
+from demo.layout import PROJECT, Layout
 
+MINISTACK_PROGRAM = PROJECT / "demo" / "ministack_server.py"
 RCLONE = "rclone"
 MINISTACK = "ministack"
 MOTO = "moto"
@@ -56,7 +57,7 @@ def _rclone_settings(_layout: Layout, _port: int, keys: Secrets) -> dict[str, st
 
 
 def _ministack_command(_layout: Layout, _port: int) -> list[str]:
-    return [sys.executable, "-m", "ministack"]
+    return [sys.executable, "-I", str(MINISTACK_PROGRAM)]
 
 
 def _ministack_settings(layout: Layout, port: int, _keys: Secrets) -> dict[str, str]:

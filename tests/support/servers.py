@@ -50,7 +50,7 @@ MiniStack does in each of these rows what S3 does, with these exceptions:
 - UploadPartCopy ignores x-amz-copy-source-if-match. CopyObject honours it.
 - The CRC of a multipart upload is composite, also where FULL_OBJECT was asked for.
 - DeleteObject with If-Match answers 204 where there is no such object.
-- Everything is in memory and lost at a restart. It computes CRC64-NVME in Python, at about 5 MB/s.
+- Everything is in memory and lost at a restart.
 
 So rclone is for volume, speed, signatures and restarts; moto for odd keys, placeholders, policies; MiniStack for
 checksums and conditions, as AWS has them.
@@ -80,6 +80,7 @@ import botocore.config
 import botocore.session
 import psutil
 
+from demo.s3_servers import MINISTACK_PROGRAM
 from tests.support import guard
 from tests.support.tls import TlsFiles
 
@@ -492,8 +493,7 @@ class MinistackServer(S3Server):
 
     def command(self) -> list[str]:
         """See :meth:`S3Server.command`."""
-        # Not the script of this name: its first line holds the path at which the environment was made.
-        return [sys.executable, "-I", "-m", "ministack"]
+        return [sys.executable, "-I", str(MINISTACK_PROGRAM)]
 
     def environment(self) -> dict[str, str]:
         """See :meth:`S3Server.environment`; MiniStack takes all of its settings from there."""
