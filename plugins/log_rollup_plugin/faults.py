@@ -297,7 +297,7 @@ def from_response(
     # MinIO names the code of a HEAD's error in a header.
     if not _is_code(code) and (stated := headers.get("x-minio-error-code", "").strip('"')):
         code = stated
-    what = f"{operation} {target}: S3 answered {status} {code}".rstrip()
+    what = f"{operation} {target}: S3 answered {status}" + (f" {code}" if _is_code(code) else "")
     fault = _fault(500 if status == 200 else status, code)
     return _error(fault, what, message, operation, target, headers)
 
@@ -448,7 +448,7 @@ def translated(operation: str, target: Location) -> Iterator[None]:
     except (OSError, HTTPError) as error:
         # botocore passes some of urllib3's on while a body is read.
         raise from_network(operation, target, error) from error
-    except (ResponseParserError, ValueError) as error:
+    except (ResponseParserError, ValueError, KeyError) as error:
         raise TransientError(f"{what}: the answer cannot be read: {str(error)[:LONGEST_MESSAGE]}") from error
     except RecursionError as error:
         raise ConfigurationError(f"{what}: {_REDIRECT.remedy}") from error
