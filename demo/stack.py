@@ -299,7 +299,8 @@ def read_record(layout: Layout) -> StackRecord | None:
     return StackRecord(
         addresses=Addresses(**content["addresses"]),
         processes=tuple(ProcessRecord(**entry) for entry in content["processes"]),
-        s3=content["s3"],
+        # Records of earlier versions don't name the server: they knew rclone alone.
+        s3=content.get("s3", RCLONE),
     )
 
 
