@@ -19,6 +19,7 @@ from botocore import exceptions as boto
 from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from botocore.config import Config
 from botocore.httpsession import get_cert_path
+from urllib3 import HTTPResponse
 from urllib3.exceptions import HTTPError
 
 from include.log_rollup import crc
@@ -597,7 +598,7 @@ class PooledS3Hook(S3Hook):
 
         def catch(request: AWSPreparedRequest, **_: Any) -> AWSResponse:
             caught.append(request)
-            return AWSResponse(request.url, 200, {}, BytesIO())
+            return AWSResponse(request.url, 200, {}, HTTPResponse(BytesIO(), preload_content=False))
 
         event = f"before-send.s3.{operation}"
         ask = {"GetObject": self.client.get_object, "PutObject": self.client.put_object}[operation]
