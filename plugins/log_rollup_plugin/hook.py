@@ -20,6 +20,7 @@ from botocore import exceptions as boto
 from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from botocore.config import Config
 from botocore.httpsession import get_cert_path
+from urllib3 import HTTPResponse
 from urllib3.exceptions import HTTPError
 
 from include.log_rollup import crc
@@ -331,15 +332,17 @@ class PooledS3Hook(S3Hook):
         """PUT with a checksum, which buckets with Object Lock insist on."""
         asked = {"Bucket": target.bucket, "Key": target.key, "Body": body, **options}
         answer: Mapping[str, Any]
+        # Making the client reads what the connection says about checksums.
+        client = self.client
         if self._checksums.on_write:
             stated = crc.to_header(crc.crc64(body))
             try:
-                answer = self.client.put_object(**asked, ChecksumCRC64NVME=stated)
+                answer = client.put_object(**asked, ChecksumCRC64NVME=stated)
                 return answer
             except boto.ClientError as error:
                 if not may_refuse_header(*_status_and_code(error)):
                     raise
-        answer = self.client.put_object(**asked, ContentMD5=content_md5(body))
+        answer = client.put_object(**asked, ContentMD5=content_md5(body))
         self._checksums.on_write = False
         return answer
 
@@ -599,7 +602,7 @@ class PooledS3Hook(S3Hook):
 
         def catch(request: AWSPreparedRequest, **_: Any) -> AWSResponse:
             caught.append(request)
-            return AWSResponse(request.url, 200, {}, BytesIO())
+            return AWSResponse(request.url, 200, {}, HTTPResponse(BytesIO(), preload_content=False))
 
         event = f"before-send.s3.{operation}"
         ask = {"GetObject": self.client.get_object, "PutObject": self.client.put_object}[operation]
