@@ -395,7 +395,7 @@ def _network_fault(error: BaseException) -> Fault:
         if isinstance(cause, ssl.SSLCertVerificationError | CertificateError):
             return _CERTIFICATE
         if isinstance(cause, ssl.SSLError):
-            reason, library = cause.reason or "", cause.library or ""
+            reason, library = (getattr(cause, name, None) or "" for name in ("reason", "library"))
             if "ALERT" in reason and any(word in reason for word in _CLIENT_ALERTS):
                 return _CLIENT_CERTIFICATE
             if reason in _NOT_TLS:
