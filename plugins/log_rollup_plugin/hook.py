@@ -329,15 +329,17 @@ class PooledS3Hook(S3Hook):
         """PUT with a checksum, which buckets with Object Lock insist on."""
         asked = {"Bucket": target.bucket, "Key": target.key, "Body": body, **options}
         answer: Mapping[str, Any]
+        # Making the client reads what the connection says about checksums.
+        client = self.client
         if self._checksums.on_write:
             stated = crc.to_header(crc.crc64(body))
             try:
-                answer = self.client.put_object(**asked, ChecksumCRC64NVME=stated)
+                answer = client.put_object(**asked, ChecksumCRC64NVME=stated)
                 return answer
             except boto.ClientError as error:
                 if not may_refuse_header(*_status_and_code(error)):
                     raise
-        answer = self.client.put_object(**asked, ContentMD5=content_md5(body))
+        answer = client.put_object(**asked, ContentMD5=content_md5(body))
         self._checksums.on_write = False
         return answer
 
