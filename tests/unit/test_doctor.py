@@ -71,7 +71,7 @@ def test_a_store_that_does_all_is_all_right(examine: Examine) -> None:
     assert "only what has the stated ETag" in checks["conditional delete"].found
 
 
-def test_a_store_without_copies_is_a_warning_that_says_what_it_means(examine: Examine) -> None:
+def test_a_store_without_copies_is_a_warning_with_its_meaning(examine: Examine) -> None:
     store = Store()
     store.on("PUBLISH", "", not_implemented("COPY"))
     copy = examine(store)["copy"]
