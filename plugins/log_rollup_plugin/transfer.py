@@ -641,8 +641,7 @@ class _Copy(_Request):
                 f"{self}: S3 answered {self._status} {self._code()}: the store cannot copy objects"
             )
         if self._status < 300 and _ERROR_ROOT.match(self._text()):
-            # As botocore treats it: an error that the table of codes does not know may pass.
-            return self._error(500)
+            return self._error(self._status)
         return super().result()
 
     def _note_refusal(self, checksums: ChecksumSupport) -> None:

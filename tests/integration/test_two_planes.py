@@ -363,7 +363,7 @@ def test_proxy_that_refuses_a_tunnel_is_an_error(
         with closing(hook.open_transfer(BUCKET, BUCKET)) as transfer:
             failed = get(transfer)
     assert isinstance(failed, RollupError)
-    assert "the proxy refused a tunnel to localhost:9: 407" in str(failed)
+    assert "Tunnel connection failed: 407" in str(failed)
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
