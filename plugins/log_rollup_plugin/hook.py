@@ -576,7 +576,7 @@ class PooledS3Hook(S3Hook):
             _proxy_tls(session, ca, any(endpoint.secure for endpoint in endpoints.values())),
             self._checksums,
         )
-        return SocketTransfer(endpoints, connections, credentials, settings)
+        return SocketTransfer(endpoints, connections, credentials, settings, self._relocate)
 
     @cached_property
     def _request_headers(self) -> dict[str, str]:
@@ -607,6 +607,11 @@ class PooledS3Hook(S3Hook):
             finally:
                 events.unregister(event, catch)
         return caught[0]
+
+    def _relocate(self, bucket: str) -> BucketEndpoint:
+        """Where boto3 sends requests for a bucket after it was redirected: it follows, and remembers."""
+        self.head(Location(bucket, "k"))
+        return self._endpoint(self._request_of(bucket, "GetObject"))
 
     def _endpoint(self, request: AWSPreparedRequest) -> BucketEndpoint:
         """Where boto3 sends a request, and how it signs it."""
