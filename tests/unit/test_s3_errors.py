@@ -366,6 +366,7 @@ def ssl_error(reason: str, kind: type[ssl.SSLError] = ssl.SSLError, library: str
             ConfigurationError,
             "the proxy",
         ),
+        (OSError("the proxy refused a tunnel to [::1]:443: 403 Forbidden"), ConfigurationError, "the proxy"),
         (OSError("Tunnel connection failed: 503 Service Unavailable"), TransientError, ""),
         (socket.gaierror(-3, "Temporary failure in name resolution"), TransientError, ""),
         (TimeoutError("timed out"), TransientError, ""),
@@ -381,7 +382,7 @@ def test_both_planes_judge_an_error_of_the_network_alike(
         assert is_unreachable(made) is (kind is TransientError)
 
 
-def test_an_error_of_the_pipeline_keeps_its_class_in_the_data_plane() -> None:
+def test_the_data_plane_keeps_the_class_of_pipeline_errors() -> None:
     for error in (
         ChangedBufferError("changed"),
         ConfigurationError("wrong proxy"),
@@ -453,7 +454,7 @@ def test_redirects_in_circles_end_after_one(serve: Any, status: int, kind: type[
     assert len(asked) <= 2
 
 
-def test_endless_redirects_of_a_client_without_the_limit_are_an_error() -> None:
+def test_redirects_without_end_are_a_configuration_error() -> None:
     assert type(raised(RecursionError("maximum recursion depth exceeded"))) is ConfigurationError
 
 

@@ -64,8 +64,8 @@ _WITHOUT_COPIES = (
     "objects larger than 'part_size' cannot be rolled up"
 )
 _WITHOUT_CONDITIONS = (
-    "without them a claim is removed whoever holds it, which matters only while two runs of an hour compete "
-    "(docs/RELIABILITY.md)"
+    "without conditional deletes a run may remove the claim of another one, which matters only while two runs of "
+    "an hour compete (docs/RELIABILITY.md)"
 )
 _UNREACHABLE = "see that the connection's endpoint is right and can be reached from here; then try again"
 # Half for boto3, half for the data plane: both are asked.
@@ -408,7 +408,7 @@ class _Probe:
 
     def delete_on_condition(self) -> str:
         if self._store.delete_if(self._record, _OTHER_ETAG):
-            return f"the server ignores the condition (If-Match): {_WITHOUT_CONDITIONS}"
+            return f"the server deletes whatever the ETag is; {_WITHOUT_CONDITIONS}"
         if self._store.head(self._record) is None:
             raise ProofError(f"{self._record} is gone, though its delete was refused")
         if not self._store.delete_if(self._record, self._record_etag):
