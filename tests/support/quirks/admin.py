@@ -5,6 +5,7 @@
 ``PUT /-/quirk``                choose a quirk: ``{"name": …, "settings": {…}}``; its counters begin again
 ``POST /-/reset``               forget all buckets and uploads, and the log; no quirk
 ``GET, DELETE /-/requests``     the request log, as JSON; forget it
+``DELETE /-/peak``              count the peak of open connections from now on
 ``GET /-/objects/BUCKET``       all objects, as :mod:`tests.support.quirks.process` reads them
 ``PUT /-/objects/BUCKET``       write and delete objects as they are given, ETag and LastModified included
 ``POST /-/uploads/BUCKET``      begin a multipart upload, as another writer would: ``{"key": …}``
@@ -116,8 +117,9 @@ class QuirkApplication:
                 self._memory.uploads.clear()
                 self._log.clear()
                 self.choose("no-quirk", {})
-                if self.server is not None:
-                    self.server.reset_peak()
+                self._reset_peak()
+            case "DELETE", "peak":
+                self._reset_peak()
             case "GET", "requests":
                 return _json([{name: getattr(one, name) for name in Logged.__slots__} for one in self._log])
             case "DELETE", "requests":
@@ -132,6 +134,10 @@ class QuirkApplication:
             case _:
                 raise ValueError(f"{request.method} {request.path} is nothing that can be asked for")
         return _json("ok")
+
+    def _reset_peak(self) -> None:
+        if self.server is not None:
+            self.server.reset_peak()
 
     def _state(self) -> dict[str, Any]:
         uploads = self._memory.uploads.values()

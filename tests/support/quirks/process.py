@@ -79,6 +79,10 @@ class QuirkServer(S3Server):
         """Begin the log again."""
         self._ask("DELETE", "requests")
 
+    def reset_peak(self) -> None:
+        """Count the peak of open connections from now on."""
+        self._ask("DELETE", "peak")
+
     def objects(self, bucket: str) -> dict[str, Seen]:
         """All objects of a bucket, straight from memory."""
         line, _, rest = self._ask("GET", f"objects/{bucket}").partition(b"\n")
