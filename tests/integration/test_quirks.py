@@ -153,6 +153,7 @@ class Hour:
 
     server: QuirkServer
     pipeline: Pipeline
+    quirk: str
     made: dict[str, bytes]
     before: dict[str, Seen] = field(default_factory=dict)
     foreign: Mapping[str, bytes] = field(default_factory=dict)
@@ -173,7 +174,8 @@ class Hour:
         """Look once at the raw hour, as the sensor does."""
         with PooledS3Hook.for_stream(self.pipeline.stream, 1, 1) as hook:
             seen = look(hook, self.pipeline.stream.at(HOUR), Rule(timedelta(0), None, False))
-        assert seen.objects == sum(key.startswith(RAW) for key in self.before)
+        if self.quirk != "key-skipped-between-pages":
+            assert seen.objects == sum(key.startswith(RAW) for key in self.before)
 
     def now(self) -> dict[str, Seen]:
         """All objects as they are in the server's memory."""
@@ -246,7 +248,10 @@ def hour_on(monkeypatch: pytest.MonkeyPatch) -> HourFactory:
             server.begin_upload(BUCKET, key)
         pipeline = Pipeline(stream_on(BUCKET, max_connections=6), server.client(), BUCKET)
         made = {key: body for key, body in bodies.items() if is_input(key, body)}
-        return Hour(server, pipeline, made, server.objects(BUCKET), foreign or {})
+        hour = Hour(server, pipeline, quirk, made, server.objects(BUCKET), foreign or {})
+        # Once more, so that its counters begin with the hour.
+        server.choose(quirk, **{"page_size": PAGE, **settings})
+        return hour
 
     return make
 

@@ -15,7 +15,7 @@ from botocore.exceptions import ClientError
 
 from tests.support.quirks.catalog import QUIRKS
 from tests.support.quirks.process import QuirkServer, Seen
-from tests.support.servers import S3Client, ServerError, plain_client
+from tests.support.servers import S3Client, plain_client
 from tests.support.tls import TlsFiles
 
 BUCKET = "bucket"
@@ -320,9 +320,9 @@ def test_requests_are_logged_with_their_outcome(server: QuirkServer, client: S3C
 
 
 def test_unknown_quirks_and_settings_are_refused(server: QuirkServer) -> None:
-    with pytest.raises(ServerError, match="no quirk 'none-such'"):
+    with pytest.raises(ValueError, match="no quirk 'none-such'"):
         server.choose("none-such")
-    with pytest.raises(ServerError, match="no setting 'colour'"):
+    with pytest.raises(ValueError, match="no setting 'colour'"):
         server.choose("slow-answers", colour="red")
 
 
