@@ -71,10 +71,10 @@ FAILS = {
     "key-listed-with-two-etags": r"twice",
     "key-skipped-between-pages": r"LIST|listing|listed|came late|vanished|not what was planned",
     "token-repeats": r"token",
-    "page-repeats": r"LIST .*(again|progress|pages)",
-    "empty-pages": r"LIST .*(empty|pages)",
+    "page-repeats": r"LIST .*pages in a row",
+    "empty-pages": r"LIST .*empty pages in a row",
     "prefix-ignored": r"outside|prefix",
-    "listed-etags-differ": r"ETag",
+    "listed-etags-differ": r"ETag|If-Match",
     "wrong-checksum-stated": r"(?i)crc|checksum",
     "if-match-fails": r"412|If-Match|ETag",
     "copy-header-ignored": r"(?i)copy|copies",
@@ -82,6 +82,8 @@ FAILS = {
     "redirects-for-ever": r"307|redirect",
     "regions-in-circles": r"301|redirect|region",
 }
+# Quirks with which the first run ends with an error that says this, and the next run completes the hour.
+COMPLETES_WHEN_CLEARED = {"checksum-echoed-body-damaged": r"not proven.*clear the run"}
 # Quirks with which an hour may complete, or end with an error that says this.
 MAY_FAIL = {
     "truncated-without-token": r"token",
@@ -297,6 +299,10 @@ def small_hour(objects: int) -> dict[str, bytes]:
 def judged(hour: Hour, quirk: str) -> RollupError | None:
     """Run an hour and hold what came of it against what is expected with this quirk; the error, if any."""
     error = hour.run()
+    if words := COMPLETES_WHEN_CLEARED.get(quirk):
+        assert error is not None
+        hour.assert_failed(error, words)
+        error = hour.run()
     hour.assert_bounded()
     if error is None:
         assert quirk not in FAILS, f"the hour completed: {hour.marker()}"
@@ -325,7 +331,6 @@ def test_hour_is_right_or_error_names_the_fault(
         "folder-by-folder",
         "start-after-ignored",
         "start-after-in-tree",
-        "page-repeats",
     ],
 )
 def test_hour_of_three_full_pages_is_right(
@@ -401,7 +406,7 @@ def test_requests_are_signed_with_the_present_time(plain_process: QuirkServer, h
     hour = hour_on(plain_process, "requests-expire", made, seconds=2.5, delay_seconds=1.0)
     assert hour.run() is None
     hour.assert_complete()
-    assert {one["error"] for one in plain_process.requests()} <= {"", "NoSuchKey"}
+    assert {one["error"] for one in plain_process.requests()} <= {"", "NoSuchKey", "BadDigest"}
 
 
 # -- objects that cannot be read, and other people's -----------------------------------------------------
@@ -486,7 +491,9 @@ def test_last_copies_survive_unreadable_records(
     plain_process.remove(BUCKET, [*gone, *(key for key, body in changes.items() if body is None)])
     plain_process.put(BUCKET, {key: body for key, body in changes.items() if body is not None})
     before = plain_process.objects(BUCKET)
-    with pytest.raises((UnreadableRecordError, VanishedInputError), match=r"drop_vanished|restore|delete"):
+    with pytest.raises(
+        (UnreadableRecordError, VanishedInputError), match=r"drop_vanished|Restore|Update Log Rollup"
+    ):
         hour.pipeline.plan()
     assert hour.now() == before
 
