@@ -8,23 +8,40 @@ from functools import cached_property
 from include.log_rollup.errors import ConfigurationError
 from include.log_rollup.store import Location
 
+# A year has four digits in names, and a time-out can be added to any hour of these.
+FIRST_YEAR, LAST_YEAR = 1970, 2999
 _PART = re.compile(r"part-([0-9]{5,})\.log(\.[a-z0-9]+)?")
 
 
 def parse_hour(value: str) -> datetime:
     """Read an hour such as ``2026-11-23T08:00:00Z``; minutes are cut off.
 
-    :raises ConfigurationError: if it is no time, or has no offset from UTC
+    :raises ConfigurationError: if it is no time, has no offset from UTC, or is in no year from 1970 to 2999
     """
     try:
         instant = datetime.fromisoformat(value)
-        if instant.tzinfo is not None:
-            return floor_hour(instant)
-    except (TypeError, ValueError, OverflowError):
-        pass
-    raise ConfigurationError(
-        f"hour: {value!r} is not a time with an offset; write it like 2026-11-23T08:00:00Z"
-    )
+    except (TypeError, ValueError):
+        instant = None
+    if instant is None or instant.tzinfo is None:
+        raise ConfigurationError(
+            f"hour: {value!r} is not a time with an offset; write it like 2026-11-23T08:00:00Z"
+        )
+    try:
+        check_hour(instant)
+    except ValueError as error:
+        raise ConfigurationError(f"hour: {error}") from None
+    return floor_hour(instant)
+
+
+def check_hour(instant: datetime) -> None:
+    """Refuse an instant so far off that its hour has no name, or no end.
+
+    :raises ValueError: if it is in no year from 1970 to 2999
+    """
+    if not FIRST_YEAR <= instant.year <= LAST_YEAR:
+        raise ValueError(
+            f"{instant.isoformat()} is out of range; give an hour of the years {FIRST_YEAR} to {LAST_YEAR}"
+        )
 
 
 def floor_hour(instant: datetime) -> datetime:
