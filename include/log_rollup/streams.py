@@ -410,8 +410,6 @@ def _parse_stream(defaults: Mapping[str, Any], entry: Any, number: int) -> Strea
     title = f"stream {entry['name']!r}" if "name" in entry else f"stream number {number}"
     try:
         return Stream.model_validate({**defaults, **entry})
-    except OverflowError as error:
-        raise ConfigurationError(f"{title}: a value is out of range ({error})") from None
     except ValidationError as error:
         raise ConfigurationError(
             "; ".join(f"{title}: {_explain(problem)}" for problem in error.errors())
