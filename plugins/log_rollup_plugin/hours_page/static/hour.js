@@ -133,7 +133,8 @@ function whatToDo({ stream, hour, state, why, runs: made, tasks }) {
   ];
   return card(
     "What to do",
-    why ? el("p", { class: "quiet" }, `${state === "unknown" ? "Whether it is complete is not known" : "It is not complete"}: ${why}.`) : null,
+    // The head has the whole of it, and it says itself that the hour is not complete.
+    why && state !== "damaged" ? el("p", { class: "quiet" }, `${state === "unknown" ? "Whether it is complete is not known" : "It is not complete"}: ${why}.`) : null,
     el("div", { class: "advice" }, advice ? el("p", {}, advice) : byHand),
     failed ? away(taskPage(stream.dag_id, made[0].run_id, failed), `Open ${failed.task_id}`, "button") : null,
   );
@@ -249,7 +250,7 @@ function shards({ stream, runs: made, tasks }) {
 }
 
 function parts({ parts: there, stream, unclear, planned, state }) {
-  if (!there.length) return unclear ? card("Parts", el("p", { class: "quiet" }, unclear)) : null;
+  if (!there.length) return unclear && state !== "damaged" ? card("Parts", el("p", { class: "quiet" }, unclear)) : null;
   const rows = there.map((part) => {
     const full = part.size / stream.part_size;
     return el(
