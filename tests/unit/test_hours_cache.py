@@ -192,7 +192,7 @@ def test_whoever_waits_is_told_when_reading_ends_or_fails(bucket: Bucket, clock:
     assert cache.known(STREAM, DAY).error == "the access key is not known there"
 
 
-def test_a_damaged_hour_is_read_as_often_as_one_that_is_not_complete(bucket: Bucket, clock: Clock) -> None:
+def test_a_damaged_hour_is_read_as_often_as_an_incomplete_one(bucket: Bucket, clock: Clock) -> None:
     bucket.store.produce(MARKER, b"")
     cache = MarkerCache(bucket, clock)
     assert look(cache).hours[HOUR].status.state is HourState.DAMAGED
