@@ -1,7 +1,6 @@
 """One hour in full, for people: its parts as they were proven, or as far as they are packed."""
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import datetime
 
@@ -10,6 +9,7 @@ from pydantic import TypeAdapter
 from include.log_rollup import crc
 from include.log_rollup.errors import ProofError
 from include.log_rollup.hours import HourPaths
+from include.log_rollup.parallel import in_parallel
 from include.log_rollup.records import PackedPart, Records
 from include.log_rollup.status import Count, HourState, HourStatus, Text, read_hours, readable
 from include.log_rollup.store import ObjectStore
@@ -94,37 +94,34 @@ def _building(store: ObjectStore, paths: HourPaths, status: HourStatus) -> HourD
         return HourDetail(status, (), unclear=status.problem)
     records = Records(store)
     with readable(paths.claim):
-        plan_id = records.read_claim(paths.claim)
+        claim = records.read_claim(paths.claim)
+    plan_id = claim.plan_id if claim else ""
     if not plan_id:
         return HourDetail(status, ())
     source = paths.plan(plan_id)
     with readable(source):
         plan = records.read_plan(source)
         if plan is None:
-            return HourDetail(status, ())
+            return HourDetail(status, (), unclear=f"there is no {source}, or it cannot be read")
         planned = _PLANNED.validate_python(
             {"parts": plan.parts, "objects": plan.objects, "bytes_in": plan.bytes_in}
         )
         shards = [ref.shard for ref in plan.shards]
 
-    def packed(shard: int) -> Sequence[PartStatus]:
+    def packed(shard: int) -> tuple[Sequence[PartStatus], str]:
         receipt_source = paths.receipt(plan_id, shard)
-        with readable(receipt_source):
-            receipt = records.read_receipt(receipt_source)
-            return _PARTS.validate_python(
-                [asdict(_packed(part)) for part in receipt.parts] if receipt else []
-            )
+        try:
+            with readable(receipt_source):
+                receipt = records.read_receipt(receipt_source)
+                rows = [asdict(_packed(part)) for part in receipt.parts] if receipt else []
+                return _PARTS.validate_python(rows), ""
+        except ProofError as error:
+            # Its shard is packed again; those of the others count.
+            return (), str(error)
 
-    unclear = ""
-    parts: list[PartStatus] = []
-    with ThreadPoolExecutor(store.control_connections, "log-rollup-receipts") as threads:
-        for future in [threads.submit(packed, shard) for shard in shards]:
-            try:
-                parts += future.result()
-            except ProofError as error:
-                # Its shard is packed again; those of the others count.
-                unclear = str(error)
-    return HourDetail(status, parts, planned, unclear)
+    found = list(in_parallel(store.control_connections, "log-rollup-receipts", packed, shards))
+    parts = [part for rows, _ in found for part in rows]
+    return HourDetail(status, parts, planned, "; ".join(problem for _, problem in found if problem))
 
 
 def _packed(part: PackedPart) -> PartStatus:

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from include.log_rollup.errors import ProofError, TooLargeError, UnreadableRecordError
+from include.log_rollup.parallel import in_parallel
 from include.log_rollup.records import Records
 from include.log_rollup.store import Location, ObjectStore
 from include.log_rollup.streams import Stream
@@ -144,14 +144,16 @@ def read_hours(store: ObjectStore, stream: Stream, hours: Sequence[datetime]) ->
             return HourStatus(hour, HourState.COMPLETE, content)
         try:
             with readable(paths.claim):
-                claimed = records.read_claim(paths.claim) is not None
+                claim = records.read_claim(paths.claim)
         except ProofError as error:
             # Some run has claimed it; which one does not matter here.
             return HourStatus(hour, HourState.BUILDING, None, str(error))
-        return HourStatus(hour, HourState.BUILDING if claimed else HourState.INCOMPLETE, None)
+        if claim is None:
+            return HourStatus(hour, HourState.INCOMPLETE, None)
+        problem = "" if claim.plan_id else f"{paths.claim}: cannot be read, or another version wrote it"
+        return HourStatus(hour, HourState.BUILDING, None, problem)
 
-    with ThreadPoolExecutor(store.control_connections, "log-rollup-status") as threads:
-        return list(threads.map(read, hours))
+    return list(in_parallel(store.control_connections, "log-rollup-status", read, hours))
 
 
 @contextmanager

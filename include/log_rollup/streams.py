@@ -26,6 +26,7 @@ from pydantic import (
 
 from include.log_rollup.errors import ConfigurationError
 from include.log_rollup.hours import HourPaths, check_hour, floor_hour
+from include.log_rollup.plan import WriteOptions
 from include.log_rollup.store import Location
 from include.log_rollup.units import GIB, MIB, Duration, Size, format_size
 
@@ -291,6 +292,11 @@ class Stream(BaseModel):
         if self.deadline is not None and not self.notify:
             raise ValueError("deadline: nobody would be told that it has passed; give notify too")
         return self
+
+    @property
+    def write_options(self) -> WriteOptions:
+        """How its parts are written."""
+        return WriteOptions(self.ensure_newline, self.storage_class)
 
     def at(self, hour: datetime) -> HourPaths:
         """Where an hour of this stream lies."""

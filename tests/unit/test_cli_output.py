@@ -253,7 +253,7 @@ def test_status_tells_foreign_and_damaged_objects(ask: Ask, store: FakeStore) ->
     run_hour(store, make_stream())
     marker = json.loads(store.body(MARKER))
     first = json.loads(ask("status", "app", "2026-11-23", "--json").out)["hours"][HOUR.hour]
-    assert (first["foreign"], first["damaged"], first["problem"]) == (None, None, None)
+    assert (first["foreign"], first["damaged"], first["problem"]) == (0, 0, None)
     store.produce(MARKER, json.dumps({**marker, "foreign": 2, "damaged": 1}).encode())
     second = json.loads(ask("status", "app", "2026-11-23", "--json").out)["hours"][HOUR.hour]
     assert (second["foreign"], second["damaged"], second["state"]) == (2, 1, "complete")
