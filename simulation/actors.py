@@ -113,6 +113,11 @@ class Task:
         self.clock_seconds = clock_seconds
         self.started = scheduler.step
         self.dead = self.done = False
+        self.requests = 0
+        # Once in its life it may be held up for long.
+        held_up = scheduler.chance(scheduler.hold_ups)
+        self.held_up_at = 1 + scheduler.number(30) if held_up else 0
+        self.held_up_for = 50 + scheduler.number(500)
         self.interrupt: BaseException | None = None
         self.strands: list[Strand] = []
         self.transfers: list[SimulatedTransfer] = []
@@ -160,13 +165,17 @@ class Scheduler:
     For some time a part of the tasks is frozen, so that others get far ahead of them.
 
     :param rng: the only source of chance
-    :param fault_rate: how likely a request goes wrong
+    :param longest_pause: for how many steps a task is frozen at most
     """
 
-    def __init__(self, rng: random.Random, story: Story, fault_rate: float = 0.0) -> None:
+    def __init__(self, rng: random.Random, story: Story, longest_pause: int = 120) -> None:
         self.rng = rng
         self.story = story
-        self.fault_rate = fault_rate
+        # How likely a request goes wrong.
+        self.fault_rate = 0.0
+        # How many of the tasks are held up for long.
+        self.hold_ups = 0.0
+        self._longest_pause = longest_pause
         self.main = getcurrent()
         self.step = 0
         self.now = 0.0
@@ -215,7 +224,7 @@ class Scheduler:
         """Give way to the others, before a request."""
         strand = self.current()
         self._check(strand)
-        self.enable(strand)
+        self.request(strand)
         self.main.switch()
         self._check(strand)
 
@@ -243,6 +252,21 @@ class Scheduler:
                 return
             turn.ticket += 1
         self._turns.append(turn)
+
+    def request(self, turn: "Turn") -> None:
+        """As :meth:`enable`, for what is about to make a request; the task may be held up there."""
+        task = turn.task
+        task.requests += 1
+        if task.requests == task.held_up_at:
+            self.story.add("*", "HELD UP", task.name, f"for {task.held_up_for} steps")
+
+            def go_on() -> None:
+                if not task.dead:
+                    self.enable(turn)
+
+            self.after(task.held_up_for, go_on)
+        else:
+            self.enable(turn)
 
     def forget(self, turn: "Turn") -> None:
         """Let something not go on."""
@@ -307,7 +331,7 @@ class Scheduler:
         if self.step >= self._thaw_at:
             tasks = list(dict.fromkeys(turn.task for turn in turns))
             self._frozen = {task for task in tasks if rng.random() < 0.4}
-            self._thaw_at = self.step + 1 + int(rng.random() ** 2 * 120)
+            self._thaw_at = self.step + 1 + int(rng.random() ** 2 * self._longest_pause)
         index = 0
         for _ in range(6):
             index = int(rng.random() * len(turns))

@@ -888,7 +888,7 @@ class SimulatedTransfer:
     ) -> Flight:
         flight = Flight(self, kind, key, fates, effect, arrived, done)
         self.in_flight[flight] = None
-        self.scheduler.enable(flight)
+        self.scheduler.request(flight)
         return flight
 
 
