@@ -76,8 +76,8 @@ def _proven(entry: dict[str, Any]) -> PartStatus:
 
 def _building(store: ObjectStore, paths: HourPaths, status: HourStatus) -> HourDetail:
     records = Records(store)
-    plan_id = records.read_claim(paths.claim)
-    plan = records.read_plan(paths.plan(plan_id)) if plan_id else None
+    claim = records.read_claim(paths.claim)
+    plan = records.read_plan(paths.plan(claim.plan_id)) if claim and claim.plan_id else None
     if plan is None:
         return HourDetail(status, ())
 

@@ -94,7 +94,7 @@ def pages_by_token(store: ObjectStore, prefix: Location, page_size: int = PAGE_S
     pages = rows = digest = 0
     last = ""
     for page in _followed(store, prefix, page_size):
-        if not _increasing(last, page.objects):
+        if not increasing(last, page.objects):
             break
         if page.objects:
             last = page.objects[-1].key
@@ -175,7 +175,8 @@ def _problem(prefix: Location, page: ListPage, tokens: set[str], empty: int) -> 
     return None
 
 
-def _increasing(last: str, rows: Sequence[ObjectInfo]) -> bool:
+def increasing(last: str, rows: Sequence[ObjectInfo]) -> bool:
+    """Whether the keys of these rows come in order, each once, all behind the key ``last``."""
     for row in rows:
         if row.key <= last:
             # The empty key, which is the prefix itself of a whole bucket, cannot be listed.
@@ -205,7 +206,7 @@ class _Range:
         problem = _problem(prefix, page, self.tokens, self.empty)
         if problem:
             raise _ContractError(problem)
-        if not _increasing(self.position or self.start, rows):
+        if not increasing(self.position or self.start, rows):
             raise _ContractError(
                 "the server does not list the keys in order from where it was asked to begin"
             )

@@ -24,6 +24,7 @@ from pydantic import (
 
 from include.log_rollup.errors import ConfigurationError
 from include.log_rollup.hours import HourPaths, floor_hour
+from include.log_rollup.plan import WriteOptions
 from include.log_rollup.store import Location
 from include.log_rollup.units import GIB, MIB, Duration, Size, format_size
 
@@ -202,6 +203,10 @@ class Stream(BaseModel):
     """Whether an hour without objects is completed, with no parts, instead of failing."""
     ensure_newline: bool = False
     """Whether each plain object ends with a newline in its part, one being added where it is missing."""
+    check_encoding: bool = False
+    """Whether each compressed object (`.gz`, `.zst`, `.bz2`, `.xz`, `.lz4`) is unpacked in memory as it is
+    packed. One that is damaged or cut off is reported with its key and gets a part of its own, so that the rest
+    stays readable. It costs CPU time and changes no object's bytes."""
     storage_class: StorageClass | None = None
     """Of the parts; without it, the bucket's own."""
     owner: str = "log-rollup"
@@ -237,6 +242,11 @@ class Stream(BaseModel):
         if self.deadline is not None and not self.notify:
             raise ValueError("deadline: nobody would be told that it has passed; give notify too")
         return self
+
+    @property
+    def write_options(self) -> WriteOptions:
+        """How its parts are written."""
+        return WriteOptions(self.ensure_newline, self.storage_class)
 
     def at(self, hour: datetime) -> HourPaths:
         """Where an hour of this stream lies."""
