@@ -1,18 +1,15 @@
 """``python -m simulation --seeds 10000``: simulates lives of hours, and tells the story of one that fails."""
 
 import argparse
-import gc
-import multiprocessing
 import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
+from simulation.seeds import simulate
 from simulation.world import Outcome, live
 
-# Seeds that one process simulates before it reports.
-CHUNK = 50
 STORY_LINES = 60
 
 
@@ -43,16 +40,15 @@ def _run_many(options: argparse.Namespace) -> int:
     failing: list[int] = []
     done = 0
     started = time.monotonic()
-    for outcomes in _outcomes(seeds, options.processes):
-        for seed, problems, life_seen in outcomes:
-            done += 1
-            seen.update(life_seen)
-            if problems:
-                failing.append(seed)
-                print(f"seed {seed}: {problems[0].splitlines()[0]}", flush=True)
-        if len(failing) >= options.stop_after:
-            break
-        if sys.stderr.isatty():
+    for life in simulate(seeds, options.processes):
+        done += 1
+        seen.update(life.seen)
+        if life.problems:
+            failing.append(life.seed)
+            print(f"seed {life.seed}: {life.problems[0].splitlines()[0]}", flush=True)
+            if len(failing) >= options.stop_after:
+                break
+        if done % 100 == 0 and sys.stderr.isatty():
             print(f"\r{done:,} of {len(seeds):,} lives", end="", file=sys.stderr, flush=True)
     seconds = time.monotonic() - started
     print(f"{done:,} lives in {seconds:.0f} s, {1000 * seconds / max(done, 1):.1f} ms each")
@@ -65,26 +61,6 @@ def _run_many(options: argparse.Namespace) -> int:
         return 1
     print("OK")
     return 0
-
-
-def _outcomes(seeds: range, processes: int) -> Iterator[list[tuple[int, list[str], dict[str, int]]]]:
-    chunks = [seeds[start : start + CHUNK] for start in range(0, len(seeds), CHUNK)]
-    if processes == 1:
-        yield from map(_simulate, chunks)
-        return
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        yield from pool.imap(_simulate, chunks)
-
-
-def _simulate(seeds: range) -> list[tuple[int, list[str], dict[str, int]]]:
-    # Collections of cycles take a fifth of the time otherwise.
-    gc.disable()
-    outcomes = []
-    for seed in seeds:
-        outcome = live(seed)
-        outcomes.append((seed, outcome.problems, dict(outcome.seen)))
-    gc.collect()
-    return outcomes
 
 
 def _print_outcome(outcome: Outcome, *, everything: bool, last: int | None) -> None:

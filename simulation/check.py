@@ -347,7 +347,7 @@ class Check:
         ]
 
     def recorded(self) -> dict[str, set[tuple[str, str]]]:
-        """For each part that a readable record names as written: the raw objects that it holds."""
+        """For each part that a readable record names: the raw objects that it holds."""
         found: dict[str, set[tuple[str, str]]] = {}
         manifest = self._server.objects.get(self.hour.manifest)
         read = self.read_manifest(manifest) if manifest else None
@@ -355,22 +355,24 @@ class Check:
             for part, rows in read.by_part().items():
                 found.setdefault(part, set()).update((row.key, row.etag) for row in rows)
         for key, stored in self._server.objects.items():
-            if key.startswith(self.hour.work) and "/receipt-" in key:
-                self._add_receipt(found, key, stored)
+            if key.startswith(self.hour.work) and "/shard-" in key:
+                self._add_shard(found, key, stored)
         return found
 
-    def _add_receipt(self, found: dict[str, set[tuple[str, str]]], key: str, receipt: Stored) -> None:
-        shard = self._server.objects.get(key.replace("/receipt-", "/shard-"))
-        written, planned = _read_json(receipt), _read_json(shard) if shard else None
-        if written is None or planned is None:
+    def _add_shard(self, found: dict[str, set[tuple[str, str]]], key: str, stored: Stored) -> None:
+        """What a plan's shard and its receipt say of parts."""
+        shard = _read_json(stored, (1, 2))
+        receipt = self._server.objects.get(key.replace("/shard-", "/receipt-"))
+        written = _read_json(receipt, (1,)) if receipt else None
+        if shard is None:
             return
-        objects = {(part[0], part[4]): part[5] for part in planned["parts"]}
-        for name, fingerprint, _, etag, *_ in written["parts"]:
-            stored = self._server.objects.get(self.hour.aggregated + name)
-            if stored is not None and stored.etag == etag and (name, fingerprint) in objects:
-                found.setdefault(name, set()).update(
-                    (self.hour.raw + row[0], row[2]) for row in objects[name, fingerprint]
-                )
+        named = {part[0]: part[5] for part in shard["parts"]}
+        for parts in (written or {}).get("splits", {}).values():
+            named |= {
+                part[0]: [[row[0].removeprefix(self.hour.raw), *row[1:]] for row in part[4]] for part in parts
+            }
+        for name, rows in named.items():
+            found.setdefault(name, set()).update((self.hour.raw + row[0], row[2]) for row in rows)
 
 
 def encoding_of(key: str) -> str:
@@ -391,10 +393,10 @@ def _covers(versions: Sequence[Version], begin: int, end: int) -> bool:
     return False
 
 
-def _read_json(stored: Stored) -> dict[str, Any] | None:
+def _read_json(stored: Stored, formats: Sequence[int]) -> dict[str, Any] | None:
     try:
-        body = json.loads(gzip.decompress(stored.body))
-        return body if body["format"] == 1 else None
+        body: dict[str, Any] = json.loads(gzip.decompress(stored.body))
+        return body if body["format"] in formats else None
     except (OSError, EOFError, zlib.error, ValueError, LookupError, TypeError):
         return None
 

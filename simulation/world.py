@@ -52,6 +52,8 @@ AGGREGATED = "aggregated/app/20261123/08/"
 BUCKET = "logs"
 # So many clears have to be enough when nothing interferes any more.
 CLEARS = 4
+# A name that parts of ours may have.
+TAGGED = "part-00000-0123abcd.log"
 ALGORITHMS = ("crc64nvme", "crc32c", "crc32", None)
 FOLDERS = ("", "", "", "a/", "a/b/", "b/", "it's/", "zürich/")
 NAMES = ("1.log", "2.log", "3.log", "4", "5.json", "6.LOG")
@@ -497,7 +499,9 @@ class Life:
         if name == "VanishedInputError":
             return self.vanished_any
         if name == "UnreadableRecordError":
-            return self.record_damaged
+            # What is named like a part of ours, and described by no record, might be one.
+            foreign = [key for key, one in self.server.objects.items() if one.author == FOREIGN]
+            return self.record_damaged or AGGREGATED + TAGGED in foreign
         if name == "EmptyHourError":
             return not inputs and not self.stream.allow_empty
         if name == "ListingError":
@@ -645,7 +649,7 @@ class Life:
     def _put_something_foreign(self) -> None:
         rng = self.rng
         name = rng.choice(
-            ("part-00000.log", "part-00001.log", "part-00001.log.snappy", "part-00000-0123abcd.log", "notes.txt",
+            ("part-00000.log", "part-00001.log", "part-00001.log.snappy", TAGGED, "notes.txt",
              "_rollup/notes.txt", "_rollup/0123456789abcdef0123/notes.txt", "_metadata")
         )  # fmt: skip
         key = AGGREGATED + name
