@@ -9,7 +9,7 @@ from typing import Any
 from include.log_rollup.errors import ProofError, SupersededError
 from include.log_rollup.hours import format_hour
 from include.log_rollup.proof import is_intact
-from include.log_rollup.records import MARKER_FORMAT, HourTotals, ManifestReader
+from include.log_rollup.records import MARKER_FORMAT, HourTotals, Manifest, ManifestReader
 from include.log_rollup.state import HourState, Inventory
 from include.log_rollup.store import ObjectStore
 from include.log_rollup.streams import Stream
@@ -108,7 +108,7 @@ def event_of(stream: Stream, hour: datetime, totals: HourTotals) -> dict[str, An
     }
 
 
-def marker_of(manifest: ManifestReader, now: datetime) -> dict[str, Any]:
+def marker_of(manifest: Manifest | ManifestReader, now: datetime) -> dict[str, Any]:
     """The content of ``_SUCCESS``; sizes in bytes, durations in seconds."""
     totals = manifest.totals
     measured = totals.measured

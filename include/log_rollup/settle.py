@@ -6,6 +6,7 @@ from enum import StrEnum
 
 from include.log_rollup.errors import EmptyHourError, UnsettledHourError
 from include.log_rollup.hours import HourPaths, format_hour
+from include.log_rollup.listing import pages_by_token
 from include.log_rollup.store import ObjectStore
 from include.log_rollup.units import format_size
 
@@ -65,7 +66,7 @@ def look(store: ObjectStore, paths: HourPaths, rule: Rule) -> Look:
     newest = 0.0
     marked = False
     now = datetime.now(UTC)
-    for page in store.list_pages(paths.raw):
+    for page in pages_by_token(store, paths.raw):
         now = page.server_time
         newest = max(newest, page.newest)
         for item in page.objects:

@@ -27,7 +27,6 @@ from tests.support.hours import make_hour, odd_hour, put_objects
 from tests.support.servers import MotoServer, RcloneServer
 
 HOUR_ARGUMENT = "2026-11-23T08"
-PART = f"{AGGREGATED}part-00000.log"
 LARGE = f"{RAW}large.log"
 
 
@@ -179,7 +178,7 @@ def test_verify_works_from_the_manifest_where_raw_has_expired_and_says_so(
 def test_a_corrupted_part_fails_verify_and_cat_and_stays_as_it_is(
     ask: Ask, complete: Pipeline, rclone_server: RcloneServer
 ) -> None:
-    part = next(one for one in complete.listed(f"{AGGREGATED}part-") if one.endswith("00001.log"))
+    part = complete.part(1)
     key = next(key for key, body in raw_objects().items() if body and key != LARGE)
     found = ask("locate", "app", key, "--json").json
     path = rclone_server.data_dir / complete.bucket / AGGREGATED / found["part"]

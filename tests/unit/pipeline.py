@@ -158,7 +158,7 @@ def plan_id_of(store: FakeStore, stream: Stream) -> str:
     """The plan_id of the raw hour as it is."""
     listed = [ObjectInfo(key, len(store.body(key)), store.stored(key).etag) for key in store.listing(RAW)]
     chosen, left_out = select(listed, RAW, stream.marker)
-    return make_plan(chosen, left_out, stream.part_size, stream.ensure_newline, stream.storage_class).plan_id
+    return make_plan(chosen, left_out, stream.part_size, stream.write_options).plan_id
 
 
 class Unwatched:
