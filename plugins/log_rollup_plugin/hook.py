@@ -7,7 +7,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from datetime import timedelta
 from functools import cached_property
 from io import BytesIO
@@ -42,7 +41,7 @@ from include.log_rollup.units import MIB
 from log_rollup_plugin import listing
 from log_rollup_plugin.checksums import BAD_DIGEST, ChecksumSupport, content_md5, may_refuse_header
 from log_rollup_plugin.connector import BucketEndpoint, ClientCertificate, TlsSettings
-from log_rollup_plugin.faults import from_response, translated
+from log_rollup_plugin.faults import from_code, limit_redirects, translated
 from log_rollup_plugin.transfer import SocketTransfer, TransferSettings, etag_may_be_md5
 
 log = logging.getLogger(__name__)
@@ -59,8 +58,6 @@ READ_PIECE_BYTES = MIB
 _SCOPE_REGION = re.compile(r"Credential=[^/]+/\d{8}/([^/]+)/s3/")
 _YES = frozenset({"true", "t", "yes", "y", "on", "1"})
 _NO = frozenset({"false", "f", "no", "n", "off", "0", "none", ""})
-# A key within the answer to DeleteObjects has a code, but no status of its own.
-_STATUS_OF_KEY = {"AccessDenied": 403, "InternalError": 500, "ServiceUnavailable": 503, "SlowDown": 503}
 # XML 1.0 cannot name these characters, and DeleteObjects is XML.
 _NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 # What the data plane sends itself, or leaves out; other headers come from handlers of boto3's events.
@@ -190,6 +187,7 @@ class PooledS3Hook(S3Hook):
             manager.connection_pool_kw["block"] = True
         client.meta.events.register("before-send.s3", self._count)
         listing.read_rows_with(client)
+        limit_redirects(client)
         client.meta.events.register("before-sign.s3", self._say_who_pays)
         return client
 
@@ -236,8 +234,7 @@ class PooledS3Hook(S3Hook):
             asked["StartAfter"] = start_after
         with translated("LIST", prefix):
             answer = self.client.list_objects_v2(**asked)
-        truncated, following = bool(answer.get("IsTruncated")), answer.get("NextContinuationToken")
-        return replace(listing.page_of(answer), truncated=truncated, token=following or None)
+        return listing.page_of(answer)
 
     def head(self, target: Location) -> ObjectHead | None:
         """Size, ETag and CRC of an object, None if there is none."""
@@ -332,15 +329,17 @@ class PooledS3Hook(S3Hook):
         """PUT with a checksum, which buckets with Object Lock insist on."""
         asked = {"Bucket": target.bucket, "Key": target.key, "Body": body, **options}
         answer: Mapping[str, Any]
+        # Making the client reads what the connection says about checksums.
+        client = self.client
         if self._checksums.on_write:
             stated = crc.to_header(crc.crc64(body))
             try:
-                answer = self.client.put_object(**asked, ChecksumCRC64NVME=stated)
+                answer = client.put_object(**asked, ChecksumCRC64NVME=stated)
                 return answer
             except boto.ClientError as error:
                 if not may_refuse_header(*_status_and_code(error)):
                     raise
-        answer = self.client.put_object(**asked, ContentMD5=content_md5(body))
+        answer = client.put_object(**asked, ContentMD5=content_md5(body))
         self._checksums.on_write = False
         return answer
 
@@ -564,7 +563,8 @@ class PooledS3Hook(S3Hook):
             )
         credentials = self.get_session(self.region_name).get_credentials()
         if credentials is None:
-            raise CredentialsError(
+            # Also where a metadata service did not answer for a moment.
+            raise TransientError(
                 f"the Airflow connection {self.aws_conn_id!r} gives no credentials; add them"
             )
         session = _http_session(self.client)
@@ -697,9 +697,8 @@ def _is_not_implemented(error: TransientError) -> bool:
 
 def _error_of_key(bucket: str, key: str, row: Mapping[str, Any]) -> RollupError:
     """The error for one key within the answer to DeleteObjects."""
-    code = str(row.get("Code", ""))
-    status = _STATUS_OF_KEY.get(code, 200)
-    return from_response("DELETE", Location(bucket, key), status, code, str(row.get("Message", "")), {})
+    code, message = str(row.get("Code", "")), str(row.get("Message", ""))
+    return from_code("DELETE", Location(bucket, key), code, message)
 
 
 def _quoted(target: Location, etag: str) -> str:
