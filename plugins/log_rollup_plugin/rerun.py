@@ -77,7 +77,9 @@ class RerunHourOperator(TriggerDagRunOperator):
         instance = context["ti"]
         waited = format_duration(datetime.now(UTC) - instance.start_date)
         try:
-            state = f"still {instance.get_dagrun_state(self.trigger_dag_id, self.trigger_run_id)}"
+            # A member of an enumeration, whose text is its name in capitals.
+            state = str(instance.get_dagrun_state(self.trigger_dag_id, self.trigger_run_id))
+            state = f"still {state.rpartition('.')[2].lower()}"
         except AirflowRuntimeError as error:
             state = f"in an unknown state ({error})"
         raise PermanentError(

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from airflow.providers.standard.operators.trigger_dagrun import DagIsPaused
+from airflow.sdk.api.datamodels._generated import DagRunState
 from airflow.sdk.bases.operator import TriggerFailureReason
 from airflow.sdk.exceptions import (
     AirflowException,
@@ -93,7 +94,7 @@ class Instance:
     def get_dagrun_state(self, dag_id: str, run_id: str) -> str:
         if isinstance(self._state, Exception):
             raise self._state
-        return f"{self._state}"
+        return self._state
 
     def xcom_push(self, key: str, value: Any) -> None:
         self.pushed[key] = value
@@ -142,7 +143,7 @@ def resume(instance: Instance, reason: TriggerFailureReason) -> None:
     ("state", "says"),
     [
         ("queued", "still queued"),
-        ("running", "still running"),
+        (DagRunState.RUNNING, "still running"),
         (AirflowRuntimeError(ErrorResponse(error=ErrorType.GENERIC_ERROR)), "in an unknown state"),
     ],
 )

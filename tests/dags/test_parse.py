@@ -17,7 +17,7 @@ from tests.dags.test_policy import stream
 
 
 def counts(code: CodeType | str) -> bool:
-    """Whether a profile's entry is a function of Python, other than the reading and writing of the streams file."""
+    """Whether an entry of a profile is a Python function, and none of reading or writing the streams file."""
     return isinstance(code, CodeType) and "/yaml/" not in code.co_filename
 
 
