@@ -69,7 +69,7 @@ class Done:
 def step(
     name: str, server: S3Server, folder: Path, part_bytes: int, connections: int, **options: Any
 ) -> Done:
-    """Run ``plan``, ``pack`` or ``validate`` to its end.
+    """Run ``plan``, ``pack``, ``validate`` or ``complete`` to its end.
 
     :raises StepError: if it fails
     """

@@ -1,7 +1,7 @@
 """An S3 server of made-up objects: answers at once or after a fixed delay, and keeps what is written in memory.
 
 Run as ``python -m benchmarks.synthetic SETTINGS`` with :class:`Made` as JSON. It checks no signature and knows
-only what this project asks: LIST with prefix, delimiter and start, GET, HEAD, PUT, and DELETE of several. The raw
+only what this project asks: LIST with prefix, delimiter and start, GET, HEAD, PUT, copy, and DELETE. The raw
 objects are never stored: key, size, ETag and body follow from an object's number.
 """
 
@@ -153,6 +153,8 @@ class Service:
             return self._list(fields)
         if not key and method == "POST":
             return self._delete(body)
+        if method == "PUT" and "x-amz-copy-source" in headers:
+            return self._copy(key, headers["x-amz-copy-source"])
         if method == "PUT":
             return self._put(key, headers, body)
         if method == "DELETE":
@@ -186,6 +188,13 @@ class Service:
         kept = body if "part-" not in key else None
         self._store.written[key] = Stored(len(body), etag, crc, kept)
         return Answer("200 OK", {"ETag": f'"{etag}"', "x-amz-checksum-crc64nvme": crc})
+
+    def _copy(self, key: str, source: str) -> Answer:
+        found = self._store.find(unquote(source).lstrip("/").partition("/")[2])
+        if found is None:
+            return _error("404 Not Found", "NoSuchKey")
+        self._store.written[key] = found
+        return _xml(f"<CopyObjectResult><ETag>&quot;{found.etag}&quot;</ETag></CopyObjectResult>")
 
     def _delete(self, body: bytes) -> Answer:
         for key in re.findall(rb"<Key>(.*?)</Key>", body):

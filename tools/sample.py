@@ -23,7 +23,7 @@ _SIZE, _CRC = 550_000, 0xAE8B14860A799888
 def _manifest() -> records.Manifest:
     key = _STREAM.at(HOUR).raw.child("web-01/0001.log").key
     item = ObjectInfo(key, _SIZE, "9e107d9d372bb6826bd81d3542a419d6")
-    plan = make_plan([item], LeftOut(hidden=1), _STREAM.part_size, False, None)
+    plan = make_plan([item], LeftOut(hidden=1), _STREAM.part_size, _STREAM.write_options)
     (planned,) = plan.parts
     done = records.PackedObject(_CRC, records.READ_BY_ETAG, True)
     packed = records.PackedPart(

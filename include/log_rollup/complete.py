@@ -6,11 +6,11 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from include.log_rollup.errors import ProofError, RollupError, SupersededError
-from include.log_rollup.hours import HourPaths, format_hour
-from include.log_rollup.listing import list_all
-from include.log_rollup.planning import is_intact, is_proven, standing_parts
-from include.log_rollup.records import MARKER_FORMAT, HourTotals, Manifest, Records
+from include.log_rollup.errors import ProofError, SupersededError
+from include.log_rollup.hours import format_hour
+from include.log_rollup.proof import is_intact
+from include.log_rollup.records import MARKER_FORMAT, HourTotals, Manifest, ManifestReader
+from include.log_rollup.state import HourState, Inventory
 from include.log_rollup.store import ObjectStore
 from include.log_rollup.streams import Stream
 
@@ -25,70 +25,66 @@ def complete_hour(
 ) -> HourTotals:
     """Mark a proven hour complete, if its parts are still those that were proven.
 
-    A marker that stands already for the same plan stays as it is.
+    A marker that is there already for the same plan stays as it is.
 
     :param completed: called with the totals, if it was not complete before
     :returns: the totals of the hour, from its manifest
     :raises SupersededError: if the hour is being built under another plan than was proven
     :raises ProofError: if a part changed after it was proven
     """
-    paths = stream.at(hour)
-    records = Records(store)
-    manifest = records.read_manifest(paths.manifest)
+    state = HourState(store, stream, hour)
+    # Before the parts are compared: whoever changes them afterwards claims the hour first.
+    claim = state.claim()
+    manifest = state.records.open_manifest(state.paths.manifest)
     if manifest is None:
         raise ProofError(
-            f"hour {format_hour(hour)}: there is no {paths.manifest}, or another version wrote it; clear "
-            f"validate_hour, or after a change of versions the run from plan_hour on"
+            f"hour {format_hour(hour)}: there is no {state.paths.manifest}; clear the run from validate_hour on, "
+            f"or after a change of versions from plan_hour on"
         )
-    plan_id = manifest.totals.plan_id
-    if not is_intact(manifest, plan_id, standing_parts(store, paths)):
+    _read_through(manifest)
+    totals = manifest.totals
+    found = state.inventory()
+    if not is_intact(manifest.table, found.parts):
         raise ProofError(
-            f"hour {format_hour(hour)}: the parts under {paths.aggregated} are not those that were proven as "
-            f"plan {plan_id}: another run is changing them, or somebody is. Clear the run from plan_hour on."
+            f"hour {format_hour(hour)}: the parts under {state.paths.aggregated} are not those that were proven "
+            f"as plan {totals.plan_id}: another run is changing them, or somebody is. Clear the run from "
+            f"plan_hour on."
         )
-    marked = records.is_marked(paths.marker, plan_id)
-    claimed = records.read_claim(paths.claim)
-    if marked and claimed in (None, plan_id):
-        log.info("the completion marker is there already: %s", paths.marker)
+    marked = state.records.is_marked(state.paths.marker, totals.plan_id)
+    if marked and (claim is None or claim.plan_id == totals.plan_id):
+        log.info("the completion marker is there already: %s", state.paths.marker)
     else:
-        _check_claim(paths, plan_id, claimed)
-        records.write_marker(paths.marker, marker_of(manifest, datetime.now(UTC)))
-        claimed = records.read_claim(paths.claim)
-        # Another run may have completed the hour under the very same plan meanwhile, and have tidied up. If it
-        # did so under another, or has only begun, it must not find the hour complete.
-        if claimed != plan_id and (claimed or not is_proven(store, records, paths, plan_id)):
-            store.delete(paths.marker.bucket, [paths.marker.key])
-            _check_claim(paths, plan_id, claimed)
-        log.info("complete: %s", paths.marker)
-        completed(manifest.totals)
-    _clean_up(store, records, paths, plan_id)
-    return manifest.totals
+        if claim is None or claim.plan_id != totals.plan_id:
+            raise state.superseded(totals.plan_id, claim)
+        if manifest.claim_id != claim.claim_id:
+            raise SupersededError(
+                f"{state.paths.aggregated} was planned again since it was validated; clear the run from "
+                f"validate_hour on"
+            )
+        state.publish_marker(claim, marker_of(manifest, datetime.now(UTC)))
+        log.info("complete: %s", state.paths.marker)
+        completed(totals)
+    _abort_uploads(state, manifest, found)
+    state.clean_up(totals.plan_id)
+    return totals
 
 
-def _clean_up(store: ObjectStore, records: Records, paths: HourPaths, plan_id: str) -> None:
-    """Remove what this plan needed; of another run that has begun meanwhile, nothing."""
-    gone = [item.key for item in list_all(store, paths.work.child(f"{plan_id}/"))]
-    if records.read_claim(paths.claim) == plan_id:
-        gone.append(paths.claim.key)
-    store.delete(paths.work.bucket, gone)
-    try:
-        aborted = store.abort_uploads(paths.aggregated)
-    except RollupError as error:
-        # The hour is complete whatever S3 says to this. Only a crash within the copy of an object above 5 GiB
-        # leaves one, and it costs only its storage.
-        log.info("could not look for multipart uploads that a crash may have left: %s", error)
-    else:
-        if aborted:
-            log.info("gave up %d multipart uploads that a crash had left unfinished", aborted)
+def _read_through(manifest: ManifestReader) -> None:
+    """Whether every line of the manifest can be read.
+
+    :raises UnreadableRecordError: if not
+    """
+    for _ in manifest.parts():
+        pass
 
 
-def _check_claim(paths: HourPaths, plan_id: str, claimed: str | None) -> None:
-    if claimed != plan_id:
-        now = "nothing is" if claimed is None else f"plan {claimed} is"
-        raise SupersededError(
-            f"{paths.aggregated} was proven as plan {plan_id}, but {now} being built there now; if no other run "
-            f"is at work, clear this one from plan_hour on"
-        )
+def _abort_uploads(state: HourState, manifest: ManifestReader, found: Inventory) -> None:
+    """Give up uploads of copies that a crash has left unfinished; there are none where nothing was copied."""
+    copied = {entry["name"] for entry in manifest.table if entry["copied"]}
+    other_plans = [name for name in found.work if not name.startswith(f"{manifest.totals.plan_id}/")]
+    parts = copied | state.recorded_parts(other_plans, None).keys()
+    if parts:
+        state.abort_uploads(parts)
 
 
 def event_of(stream: Stream, hour: datetime, totals: HourTotals) -> dict[str, Any]:
@@ -112,7 +108,7 @@ def event_of(stream: Stream, hour: datetime, totals: HourTotals) -> dict[str, An
     }
 
 
-def marker_of(manifest: Manifest, now: datetime) -> dict[str, Any]:
+def marker_of(manifest: Manifest | ManifestReader, now: datetime) -> dict[str, Any]:
     """The content of ``_SUCCESS``; sizes in bytes, durations in seconds."""
     totals = manifest.totals
     measured = totals.measured
@@ -127,6 +123,8 @@ def marker_of(manifest: Manifest, now: datetime) -> dict[str, Any]:
         "bytes_out": totals.bytes_out,
         "parts": totals.parts,
         "left_out": asdict(totals.left_out),
+        "foreign": totals.foreign,
+        "damaged": totals.damaged,
         "verified": asdict(totals.verified),
         "validated_at": manifest.validated_at,
         "completed_at": now.isoformat(timespec="seconds"),

@@ -33,11 +33,18 @@ def to_header(crc: int) -> str:
     return base64.b64encode(crc.to_bytes(8, "big")).decode()
 
 
-def from_header(value: str | None) -> int | None:
-    """Read a CRC of a whole object; None if there is none or it is one of parts (``…-3``)."""
+def from_header(value: str | None, algorithm: str = CRC64NVME) -> int | None:
+    """Read the CRC of a whole object from its header.
+
+    :returns: None if there is none, it is a checksum of parts (``…-3``), or the value is damaged
+    """
     if not value or "-" in value:
         return None
-    return int.from_bytes(base64.b64decode(value), "big")
+    try:
+        digest = base64.b64decode(value, validate=True)
+    except ValueError:
+        return None
+    return int.from_bytes(digest, "big") if len(digest) == _BYTES[algorithm] else None
 
 
 def to_hex(crc: int) -> str:
@@ -50,6 +57,7 @@ def by_algorithm(algorithm: str, data: bytes | memoryview) -> int:
     return int(_ALGORITHMS[algorithm](data))
 
 
+_BYTES = {CRC64NVME: 8, "crc32c": 4, "crc32": 4}
 _ALGORITHMS = {CRC64NVME: checksums.crc64nvme, "crc32c": checksums.crc32c, "crc32": checksums.crc32}
 # In the order of their speed here.
 ALGORITHMS = tuple(_ALGORITHMS)

@@ -84,7 +84,7 @@ class ListingError(PermanentError):
     """The store's listing contradicts itself, so that nothing can be concluded from it."""
 
 
-class UnreadableRecordError(PermanentError):
+class UnreadableRecordError(ProofError):
     """A record that says what the hour's parts hold cannot be read; nothing may be replaced without it."""
 
 

@@ -4,27 +4,51 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
+from typing import ClassVar
 
 from include.log_rollup.errors import ConfigurationError
 from include.log_rollup.store import Location
 
-_PART = re.compile(r"part-([0-9]{5,})\.log(\.[a-z0-9]+)?")
+# A year has four digits in names, and a time-out can be added to any hour of these.
+FIRST_YEAR, LAST_YEAR = 1970, 2999
+# With 8 digits of the fingerprint, or without, as manifests of format 1 have them.
+_PART = re.compile(r"part-([0-9]{5,})(-[0-9a-f]{8})?\.log(\.[a-z0-9]+)?")
+# What this project writes below `_rollup/`; anything else there is somebody else's.
+_PLAN_FILE = (
+    r"[0-9a-f]{20}/(plan\.json|(shard|receipt)-[0-9]{5,}\.json\.gz|staged-[0-9a-f]+-\w+(\.jsonl\.gz)?)"
+)
+_WORK = re.compile(rf"claim\.json|crc-probe|removals/[0-9a-f]+\.json|{_PLAN_FILE}")
 
 
 def parse_hour(value: str) -> datetime:
     """Read an hour such as ``2026-11-23T08:00:00Z``; minutes are cut off.
 
-    :raises ConfigurationError: if it is no time, or has no offset from UTC
+    :raises ConfigurationError: if it is no time, has no offset from UTC, or is in no year from 1970 to 2999
     """
     try:
         instant = datetime.fromisoformat(value)
-        if instant.tzinfo is not None:
-            return floor_hour(instant)
-    except (TypeError, ValueError, OverflowError):
-        pass
-    raise ConfigurationError(
-        f"hour: {value!r} is not a time with an offset; write it like 2026-11-23T08:00:00Z"
-    )
+    except (TypeError, ValueError):
+        instant = None
+    if instant is None or instant.tzinfo is None:
+        raise ConfigurationError(
+            f"hour: {value!r} is not a time with an offset; write it like 2026-11-23T08:00:00Z"
+        )
+    try:
+        check_hour(instant)
+    except ValueError as error:
+        raise ConfigurationError(f"hour: {error}") from None
+    return floor_hour(instant)
+
+
+def check_hour(instant: datetime) -> None:
+    """Refuse an instant so far off that its hour has no name, or no end.
+
+    :raises ValueError: if it is in no year from 1970 to 2999
+    """
+    if not FIRST_YEAR <= instant.year <= LAST_YEAR:
+        raise ValueError(
+            f"{instant.isoformat()} is out of range; give an hour of the years {FIRST_YEAR} to {LAST_YEAR}"
+        )
 
 
 def floor_hour(instant: datetime) -> datetime:
@@ -45,6 +69,9 @@ class HourPaths:
     aggregated_prefix: Location
     hour: datetime
 
+    marker_name: ClassVar = "_SUCCESS"
+    manifest_name: ClassVar = "_manifest.jsonl.gz"
+
     @property
     def end(self) -> datetime:
         """The instant at which the hour is over."""
@@ -63,12 +90,12 @@ class HourPaths:
     @property
     def marker(self) -> Location:
         """The completion marker: the hour is complete if and only if it is there."""
-        return self.aggregated.child("_SUCCESS")
+        return self.aggregated.child(self.marker_name)
 
     @property
     def manifest(self) -> Location:
         """For every raw object its part, offset, length, ETag and CRC."""
-        return self.aggregated.child("_manifest.jsonl.gz")
+        return self.aggregated.child(self.manifest_name)
 
     @property
     def work(self) -> Location:
@@ -92,6 +119,19 @@ class HourPaths:
         """What one shard wrote and measured."""
         return self.work.child(f"{plan_id}/receipt-{shard:05d}.json.gz")
 
+    def staged_manifest(self, plan_id: str, nonce: str) -> Location:
+        """A manifest before it is published; see :mod:`include.log_rollup.state`."""
+        return self.work.child(f"{plan_id}/staged-{nonce}-{self.manifest_name}")
+
+    def staged_marker(self, plan_id: str, nonce: str) -> Location:
+        """A completion marker before it is published; see :mod:`include.log_rollup.state`."""
+        return self.work.child(f"{plan_id}/staged-{nonce}-{self.marker_name}")
+
+    @property
+    def removals(self) -> Location:
+        """The prefix of the records that name parts which are about to be deleted."""
+        return self.work.child("removals/")
+
     def part(self, name: str) -> Location:
         """A part by its name."""
         return self.aggregated.child(name)
@@ -101,7 +141,32 @@ class HourPaths:
         name = key.removeprefix(self.aggregated.key)
         return name if name != key and _PART.fullmatch(name) else None
 
+    def work_name_of(self, key: str) -> str | None:
+        """The name below ``_rollup/`` of an object that this project writes there; None for any other key."""
+        name = key.removeprefix(self.work.key)
+        return name if name != key and _WORK.fullmatch(name) else None
 
-def part_name(index: int, encoding: str) -> str:
-    """``part-00007.log``, ``part-00008.log.gz``"""
+
+def part_name(index: int, encoding: str, tag: str) -> str:
+    """``part-00007-3f9c2a1b.log``, ``part-00008-91d0c7e4.log.gz``
+
+    :param tag: 8 hexadecimal digits of what the part holds
+    """
+    return f"part-{index:05d}-{tag}.log{encoding}"
+
+
+def part_name_of_format_1(index: int, encoding: str) -> str:
+    """``part-00007.log``: the name that parts had before they were named by what they hold."""
     return f"part-{index:05d}.log{encoding}"
+
+
+def part_index(name: str) -> int | None:
+    """The index of a part by its name; None if it is not the name of a part."""
+    match = _PART.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def has_tag(name: str) -> bool:
+    """Whether a name is that of a part and says what the part holds."""
+    match = _PART.fullmatch(name)
+    return match is not None and match[2] is not None

@@ -90,13 +90,13 @@ def _changes(store: ObjectStore, stream: Stream, hour: datetime) -> Changes | No
         return None
     chosen, left_out = select(list_all(store, paths.raw), paths.raw.key, stream.marker)
     try:
-        plan = make_plan(chosen, left_out, stream.part_size, stream.ensure_newline, stream.storage_class)
+        plan = make_plan(chosen, left_out, stream.part_size, stream.write_options)
         if plan.plan_id == marker.get("plan_id"):
             return Changes((), (), ())
     except UnsupportedInputError:
         # An object that cannot be packed has come: its rerun says what to do about it.
         pass
-    manifest = records.read_manifest(paths.manifest)
+    manifest = records.open_manifest(paths.manifest)
     if manifest is None:
-        raise ProofError(f"there is no {paths.manifest} of this version; clear the hour's run")
-    return compare(manifest.planned, chosen)
+        raise ProofError(f"there is no {paths.manifest}, which says what was packed; clear the hour's run")
+    return compare((planned for planned, _ in manifest.parts()), chosen)

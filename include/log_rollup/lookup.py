@@ -75,14 +75,14 @@ def locate(store: ObjectStore, stream: Stream, key: str) -> Located:
     """
     paths = stream.at(hour_of_key(stream, key))
     records = Records(store)
-    manifest = records.read_manifest(paths.manifest)
+    manifest = records.open_manifest(paths.manifest)
     if manifest is None:
         raise NotFoundError(
-            f"hour {format_hour(paths.hour)}: there is no {paths.manifest}, or another version wrote it; the "
-            f"objects of an hour are in its parts when it is complete"
+            f"hour {format_hour(paths.hour)}: there is no {paths.manifest}; the objects of an hour are in its "
+            f"parts when it is complete"
         )
     complete = (records.read_marker(paths.marker) or {}).get("plan_id") == manifest.totals.plan_id
-    for planned, packed in zip(manifest.planned, manifest.packed, strict=True):
+    for planned, packed in manifest.parts():
         for index, item in enumerate(planned.objects):
             if item.key == key:
                 done = packed.objects[index]

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from itertools import accumulate
-from typing import Any
+from typing import TypeVar
 
 from include.log_rollup import crc
 from include.log_rollup.errors import (
@@ -24,19 +24,23 @@ from include.log_rollup.errors import (
     ThrottledError,
     TransientError,
 )
-from include.log_rollup.plan import PLAIN, PlannedPart
+from include.log_rollup.plan import PlannedPart, WriteOptions, split_part
 from include.log_rollup.records import READ_BY_LENGTH, PackedObject, PackedPart
 from include.log_rollup.store import (
     Cancellable,
     Downloaded,
     Location,
+    ObjectInfo,
     ObjectStore,
     Transfer,
     Uploaded,
 )
-from include.log_rollup.units import KIB, format_size
+from include.log_rollup.units import GIB, KIB, MIB, format_size
+from include.log_rollup.unpacking import CHECKED_ENCODINGS, why_damaged
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # A request is tried this often before the task fails; with the waits below that is about two minutes.
 ATTEMPTS = 8
@@ -44,74 +48,230 @@ FIRST_WAIT_SECONDS = 0.2
 LONGEST_WAIT_SECONDS = 30.0
 # A body that comes more slowly than this has stalled.
 SLOWEST_BYTES_PER_SECOND = 256 * KIB
+# S3 copies some hundred MB a second; one that copies more slowly than this has stalled.
+SLOWEST_COPY_BYTES_PER_SECOND = 4 * MIB
+# CopyObject takes at most 5 GiB (https://docs.aws.amazon.com/AmazonS3/latest/API/API_CopyObject.html); a larger
+# object is copied in ranges of this size.
+LARGEST_COPY_BYTES = 5 * GIB
+COPY_RANGE_BYTES = GIB
 TICK_SECONDS = 1.0
-# A guard is some hundred bytes long.
-GUARD_BYTES = 4 * KIB
+# A claim is some hundred bytes long.
+CLAIM_BYTES = 4 * KIB
 NEWLINE = b"\n"
+# Beside the event loop, for checking encodings; zlib and the others release the interpreter lock.
+UNPACKING_THREADS = 2
 
 
 @dataclass(frozen=True, slots=True)
 class PackSettings:
     """How parts are written.
 
-    :param separators: end each plain object with a newline, adding one where it is missing
+    :param options: what decides the bytes of parts
     :param headers: of every part, such as its storage class
     :param connect_timeout: for connecting and again for the TLS handshake
     :param response_timeout: from the request to the first byte of the answer
+    :param check_encoding: unpack each compressed object; one that is damaged gets a part of its own
     """
 
-    separators: bool = False
+    options: WriteOptions = field(default_factory=WriteOptions)
     headers: Mapping[str, str] = field(default_factory=dict)
     connect_timeout: timedelta = timedelta(seconds=5)
     response_timeout: timedelta = timedelta(seconds=5)
+    check_encoding: bool = False
 
-    def request_seconds(self, size: int) -> float:
-        """How long one request with a body of ``size`` bytes may take in all."""
+    def request_seconds(self, size: int, slowest: int = SLOWEST_BYTES_PER_SECOND) -> float:
+        """How long one request may take in all.
+
+        :param size: of the body, or of what the store copies, in bytes
+        :param slowest: bytes a second
+        """
         waits = 2 * self.connect_timeout + self.response_timeout
-        return waits.total_seconds() + size / SLOWEST_BYTES_PER_SECOND
+        return waits.total_seconds() + size / slowest
 
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """What tells, before each part is written, whether it still may be.
+    """What says, before every try to write a part, whether it still may be written.
 
-    :param source: a small object of the aggregated bucket, read over the connections of the parts themselves
-    :param holds: whether what it says is enough
-    :param otherwise: called where that is not, from a thread of its own; raises if no part may be written
+    :param source: the claim, a small object of the aggregated bucket; read over the connections of the parts
+    :param is_current: whether its content is enough
+    :param check: called where that is not, from a thread of its own; raises if no part may be written
     """
 
     source: Location
-    holds: Callable[[bytes], bool]
-    otherwise: Callable[[], None]
+    is_current: Callable[[bytes], bool]
+    check: Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenPart:
+    """A part as it was planned, or split off a planned one, and as it was written."""
+
+    planned: PlannedPart
+    packed: PackedPart
 
 
 @dataclass(slots=True, eq=False)
 class _Building:
-    """A part whose objects are on their way into its buffer; with separators, ``starts`` leaves room for each."""
+    """A part whose objects are on their way into its buffer; with room for newlines, ``starts`` leaves it.
+
+    :param missing: how many objects have not come, or not been checked
+    :param uploads: how many uploads of it have not ended; more than one where it was split
+    """
 
     planned: PlannedPart
     starts: list[int]
     buffer: memoryview
     missing: int
     objects: list[PackedObject | None]
+    uploads: int = 1
+    written: list[WrittenPart] = field(default_factory=list)
+
+    def window(self, index: int) -> memoryview:
+        """Where an object lies while the part is filled."""
+        start = self.starts[index]
+        return self.buffer[start : start + self.planned.objects[index].size]
+
+
+@dataclass(slots=True, eq=False)
+class _Upload:
+    """What is written as one part: a whole planned part, or one that was split off."""
+
+    part: _Building
+    planned: PlannedPart
     body: memoryview
-    crc64nvme: int = 0
+    crc64nvme: int
+    objects: tuple[PackedObject, ...]
+
+
+@dataclass(slots=True, eq=False)
+class _RangeCopies:
+    """The copy of an object above 5 GiB, in ranges of a multipart upload."""
+
+    planned: PlannedPart
+    upload_id: str
+    etags: list[str]
+    missing: int
 
 
 @dataclass(slots=True, eq=False)
 class _Request:
-    """One GET (``index`` names the object) or PUT (``index`` is None) of a part, over all its tries.
+    """One request over all its tries.
 
-    :param guard: for a GET of the guard, which is tried once: what it says lands here
+    :param size: of what moves, in bytes
     """
 
-    part: _Building
-    index: int | None
     size: int
-    guard: bytearray | None = None
     attempts: int = 0
     deadline: float = 0.0
     handle: Cancellable | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Get(_Request):
+    """Reads a raw object into its place."""
+
+    part: _Building = field(kw_only=True)
+    index: int = field(kw_only=True)
+
+    @property
+    def item(self) -> ObjectInfo:
+        return self.part.planned.objects[self.index]
+
+    def __str__(self) -> str:
+        return f"GET {self.item.key}"
+
+
+@dataclass(slots=True, eq=False)
+class _Put(_Request):
+    """Writes a part."""
+
+    upload: _Upload = field(kw_only=True)
+
+    def __str__(self) -> str:
+        return f"PUT {self.upload.planned.name}"
+
+
+@dataclass(slots=True, eq=False)
+class _Copy(_Request):
+    """Has the store copy an object of up to 5 GiB."""
+
+    planned: PlannedPart = field(kw_only=True)
+
+    def __str__(self) -> str:
+        return f"COPY {self.planned.objects[0].key}"
+
+
+@dataclass(slots=True, eq=False)
+class _CopyRange(_Request):
+    """Has the store copy a range of a larger object."""
+
+    copies: _RangeCopies = field(kw_only=True)
+    number: int = field(kw_only=True)
+
+    def __str__(self) -> str:
+        return f"COPY {self.copies.planned.objects[0].key}, range {self.number}"
+
+
+_Write = _Put | _Copy
+
+
+@dataclass(slots=True, eq=False)
+class _ReadClaim(_Request):
+    """Reads the claim before a try to write; tried once, since whatever comes of it is checked in full."""
+
+    write: _Write = field(kw_only=True)
+    claim: bytearray = field(default_factory=lambda: bytearray(CLAIM_BYTES))
+
+    def __str__(self) -> str:
+        return "GET of the claim"
+
+
+_AnyRequest = _Get | _Put | _Copy | _CopyRange | _ReadClaim
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """A request has ended."""
+
+    request: _AnyRequest
+    result: Downloaded | Uploaded | Exception
+
+
+@dataclass(frozen=True, slots=True)
+class _ClaimChecked:
+    """The claim was checked in full."""
+
+    write: _Write
+    error: BaseException | None
+
+
+@dataclass(frozen=True, slots=True)
+class _UploadBegun:
+    """A multipart upload has begun."""
+
+    planned: PlannedPart
+    result: str | BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class _UploadFinished:
+    """A multipart upload is complete."""
+
+    copies: _RangeCopies
+    result: str | BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class _Unpacked:
+    """An object was unpacked to its end, or could not be."""
+
+    part: _Building
+    index: int
+    damage: str | BaseException | None
+
+
+_Event = _Ended | _ClaimChecked | _UploadBegun | _UploadFinished | _Unpacked
 
 
 class ShardPacker:
@@ -119,15 +279,16 @@ class ShardPacker:
 
     Objects are read with If-Match on the planned ETag into the part's buffer at their planned offset, their
     length, ETag and CRC are checked, and each part is written as one PUT with its CRC. Downloads of the next
-    parts run while earlier ones are uploaded. Failures that may pass are retried with growing waits; when S3
-    asks to slow down, fewer requests are kept in flight until it answers well again.
+    parts run while earlier ones are uploaded. An object larger than a part is copied by the store. Before every
+    try to write, the claim is read. Failures that may pass are retried with growing waits; when S3 asks to slow
+    down, fewer requests are kept in flight until it answers well again.
 
-    :param store: for objects that S3 copies
+    :param store: begins and ends the copies of objects above 5 GiB
     :param transfer: moves the bodies; its ``connections`` bound what is in flight
     :param aggregated: prefix under which the parts lie
     :param raw_bucket: bucket of the raw objects
-    :param guard: asked before each part is written
-    :param written: called with each part once it stands, from the thread of :meth:`run`
+    :param guard: asked before every try to write a part
+    :param written: called from the thread of :meth:`run` with each planned part and what was written for it
     """
 
     def __init__(
@@ -138,7 +299,7 @@ class ShardPacker:
         raw_bucket: str,
         settings: PackSettings,
         guard: Guard,
-        written: Callable[[PackedPart], None],
+        written: Callable[[PlannedPart, list[WrittenPart]], None],
     ) -> None:
         self._store = store
         self._transfer = transfer
@@ -151,18 +312,22 @@ class ShardPacker:
         self._most_in_flight = transfer.connections + transfer.connections // 2 + 1
         self._limit = float(self._most_in_flight)
         self._paused_until = 0.0
-        self._events: deque[tuple[_Request | _Building | PlannedPart, Any]] = deque()
-        # Copies, and whole looks at the guard: one at a time, over the connection that boto3 has.
+        self._events: deque[_Event] = deque()
+        # For what goes over the connection that boto3 has: one call at a time.
         self._control = ThreadPoolExecutor(1, "log-rollup-control")
-        self._in_flight: set[_Request] = set()
-        self._waiting: list[tuple[float, int, _Request]] = []
+        self._unpacking = (
+            ThreadPoolExecutor(UNPACKING_THREADS, "log-rollup-unpacking") if settings.check_encoding else None
+        )
+        self._in_flight: set[_AnyRequest] = set()
+        self._waiting: list[tuple[float, int, _AnyRequest]] = []
         self._order = itertools.count()
-        self._copies: deque[PlannedPart] = deque()
         self._free: deque[memoryview] = deque()
         self._total_parts = self._done_parts = self._done_bytes = 0
         self._started = 0.0
         self.retries = self.throttles = 0
         self.requests = {"GET": 0, "PUT": 0}
+        self.attempted: dict[str, str] = {}
+        """Names of the parts that were sent, well or not, each with the planned part it was made for."""
 
     def run(self, parts: Sequence[PlannedPart]) -> None:
         """Write these parts.
@@ -172,18 +337,17 @@ class ShardPacker:
         """
         self._total_parts = len(parts)
         self._started = time.monotonic()
-        packed = [part for part in parts if not part.copied]
         try:
-            self._copies.extend(part for part in parts if part.copied)
-            self._copy_next()
-            self._pump(self._gets(packed), len(parts))
+            self._pump(self._requests(parts))
         finally:
-            self._control.shutdown(cancel_futures=True)
             self._abandon()
+            self._control.shutdown(cancel_futures=True)
+            if self._unpacking is not None:
+                self._unpacking.shutdown(cancel_futures=True)
 
     @property
     def parts_written(self) -> int:
-        """How many parts stand by now."""
+        """How many planned parts are there by now."""
         return self._done_parts
 
     def progress(self) -> str:
@@ -198,16 +362,16 @@ class ShardPacker:
 
     # -- the loop --------------------------------------------------------------------------------------
 
-    def _pump(self, gets: Iterator[_Request | None], outstanding: int) -> None:
+    def _pump(self, requests: Iterator[_AnyRequest | None]) -> None:
         more = True
         next_tick = time.monotonic() + TICK_SECONDS
-        while outstanding:
+        while self._done_parts < self._total_parts:
             now = time.monotonic()
             while self._waiting and self._waiting[0][0] <= now and self._has_room(now):
                 self._send(heapq.heappop(self._waiting)[2])
             while more and not self._waiting_is_due(now) and self._has_room(now):
                 try:
-                    request = next(gets)
+                    request = next(requests)
                 except StopIteration:
                     more = False
                 else:
@@ -217,7 +381,7 @@ class ShardPacker:
             if not self._events:
                 self._transfer.wait(self._nap(now))
             while self._events:
-                outstanding -= self._handle(*self._events.popleft())
+                self._handle(self._events.popleft())
             if time.monotonic() >= next_tick:
                 next_tick = time.monotonic() + TICK_SECONDS
                 self._cancel_stalled()
@@ -235,148 +399,205 @@ class ShardPacker:
         due = self._waiting[0][0] - now if self._waiting else TICK_SECONDS
         return min(max(due, self._paused_until - now, 0.001), TICK_SECONDS)
 
-    def _gets(self, parts: Sequence[PlannedPart]) -> Iterator[_Request | None]:
-        """The GETs of all parts in order; None while every buffer is in use."""
-        self._free.extend(_buffer(size) for size in self._buffers(parts))
+    def _requests(self, parts: Sequence[PlannedPart]) -> Iterator[_AnyRequest | None]:
+        """The first requests of all parts: copies, then the GETs in order; None while every buffer is in use."""
         for planned in parts:
+            if planned.copied:
+                yield self._claim_for(_Copy(planned.size, planned=planned))
+        packed = [part for part in parts if not part.copied]
+        self._free.extend(_buffer(size) for size in self._buffers(packed))
+        for planned in packed:
             while not self._free:
                 yield None
             part = self._begin(planned)
             if part.missing == 0:
-                self._upload(part)
+                self._built(part)
             for index, item in enumerate(planned.objects):
                 if item.size:
-                    yield _Request(part, index, item.size)
+                    yield _Get(item.size, part=part, index=index)
 
     def _buffers(self, parts: Sequence[PlannedPart]) -> list[int]:
         """Sizes in bytes of the buffers: two, or more where many connections would wait for two."""
         if not parts:
             return []
-        largest = max(part.size + self._slack(part) * len(part.objects) for part in parts)
+        largest = max(part.size + self._room(part) * len(part.objects) for part in parts)
         count = sum(len(part.objects) for part in parts)
         mean = sum(part.size for part in parts) / count
         filling = self._transfer.connections * mean / max(largest, 1)
         return [max(largest, 1)] * min(len(parts), 8, 1 + max(1, -int(-filling // 1)))
 
-    def _slack(self, part: PlannedPart) -> int:
-        return 1 if self._settings.separators and part.encoding == PLAIN else 0
+    def _room(self, part: PlannedPart) -> int:
+        return self._settings.options.room_for_newline(part.encoding)
 
     def _begin(self, planned: PlannedPart) -> _Building:
         buffer = self._free.popleft()
         objects: list[PackedObject | None] = [
             None if item.size else PackedObject(0, READ_BY_LENGTH, False) for item in planned.objects
         ]
-        slack = self._slack(planned)
-        starts = list(accumulate((item.size + slack for item in planned.objects), initial=0))
-        return _Building(planned, starts, buffer, objects.count(None), objects, buffer[: planned.size])
-
-    def _window(self, part: _Building, index: int) -> memoryview:
-        """Where an object lies while the part is filled."""
-        start = part.starts[index]
-        return part.buffer[start : start + part.planned.objects[index].size]
+        room = self._room(planned)
+        starts = list(accumulate((item.size + room for item in planned.objects), initial=0))
+        return _Building(planned, starts, buffer, objects.count(None), objects)
 
     # -- requests --------------------------------------------------------------------------------------
 
-    def _send(self, request: _Request) -> None:
+    def _send(self, request: _AnyRequest) -> None:
         request.attempts += 1
-        request.deadline = time.monotonic() + self._settings.request_seconds(request.size)
-        done = partial(self._put_event, request)
-        part = request.part
-        if request.guard is not None:
-            self.requests["GET"] += 1
-            request.handle = self._transfer.get(self._guard.source, None, memoryview(request.guard), done)
-        elif request.index is None:
-            self.requests["PUT"] += 1
-            target = self._aggregated.child(part.planned.name)
-            request.handle = self._transfer.put(
-                target, part.body, part.crc64nvme, self._settings.headers, done
-            )
-        else:
-            self.requests["GET"] += 1
-            item = part.planned.objects[request.index]
-            source = Location(self._raw_bucket, item.key)
-            request.handle = self._transfer.get(source, item.etag, self._window(part, request.index), done)
+        done = partial(self._ended, request)
+        slowest = SLOWEST_BYTES_PER_SECOND
+        match request:
+            case _Get():
+                self.requests["GET"] += 1
+                source = Location(self._raw_bucket, request.item.key)
+                into = request.part.window(request.index)
+                request.handle = self._transfer.get(source, request.item.etag, into, done)
+            case _ReadClaim():
+                self.requests["GET"] += 1
+                into = memoryview(request.claim)
+                request.handle = self._transfer.get(self._guard.source, None, into, done)
+            case _Put(upload=upload):
+                self.requests["PUT"] += 1
+                self.attempted[upload.planned.name] = upload.part.planned.name
+                request.handle = self._transfer.put(
+                    self._aggregated.child(upload.planned.name),
+                    upload.body,
+                    upload.crc64nvme,
+                    self._settings.headers,
+                    done,
+                )
+            case _Copy(planned=planned):
+                slowest = SLOWEST_COPY_BYTES_PER_SECOND
+                self._count("COPY")
+                self.attempted[planned.name] = planned.name
+                item, target = planned.objects[0], self._aggregated.child(planned.name)
+                source = Location(self._raw_bucket, item.key)
+                request.handle = self._transfer.copy(source, item.etag, target, self._settings.headers, done)
+            case _CopyRange(copies=copies, number=number):
+                slowest = SLOWEST_COPY_BYTES_PER_SECOND
+                self._count("COPY")
+                item, target = copies.planned.objects[0], self._aggregated.child(copies.planned.name)
+                first = (number - 1) * COPY_RANGE_BYTES
+                request.handle = self._transfer.copy_range(
+                    Location(self._raw_bucket, item.key),
+                    item.etag,
+                    first,
+                    first + request.size - 1,
+                    target,
+                    copies.upload_id,
+                    number,
+                    done,
+                )
+        request.deadline = time.monotonic() + self._settings.request_seconds(request.size, slowest)
         self._in_flight.add(request)
 
-    def _put_event(self, subject: _Request | _Building | PlannedPart, result: object) -> None:
-        self._events.append((subject, result))
+    def _count(self, kind: str) -> None:
+        self.requests[kind] = self.requests.get(kind, 0) + 1
 
-    def _in_control(
-        self, subject: _Building | PlannedPart, do: Callable[..., object], *arguments: object
-    ) -> None:
-        """Have something done beside the loop; its outcome comes back as an event."""
+    def _ended(self, request: _AnyRequest, result: Downloaded | Uploaded | Exception) -> None:
+        self._events.append(_Ended(request, result))
 
-        def done(future: Future[object]) -> None:
+    def _claim_for(self, write: _Write) -> _ReadClaim:
+        """The reading of the claim that comes before a try to write."""
+        return _ReadClaim(CLAIM_BYTES, write=write)
+
+    def _handle(self, event: _Event) -> None:
+        match event:
+            case _Ended(request=request, result=result):
+                self._in_flight.discard(request)
+                request.handle = None
+                self._handle_ended(request, result)
+            case _ClaimChecked(write=write, error=error):
+                if error is not None:
+                    raise error
+                self._write(write)
+            case _UploadBegun(planned=planned, result=result):
+                self._copy_ranges(planned, _raised(result))
+            case _UploadFinished(copies=copies, result=result):
+                self._copied(copies.planned, _raised(result))
+            case _Unpacked(part=part, index=index, damage=damage):
+                self._unpacked(part, index, _raised(damage))
+
+    def _handle_ended(self, request: _AnyRequest, result: Downloaded | Uploaded | Exception) -> None:
+        if isinstance(request, _ReadClaim):
+            self._claim_read(request, result)
+            return
+        problem = self._problem(request, result)
+        if problem is not None:
+            self._retry(request, problem)
+            return
+        self._limit = min(self._limit + 0.1, self._most_in_flight)
+        match request, result:
+            case _Get(), Downloaded():
+                self._downloaded(request.part, request.index, result)
+            case _Put(), Uploaded():
+                self._uploaded(request.upload, result)
+            case _Copy(), Uploaded():
+                self._copied(request.planned, result.etag)
+            case _CopyRange(), Uploaded():
+                self._range_copied(request, result)
+
+    def _claim_read(self, request: _ReadClaim, result: Downloaded | Uploaded | Exception) -> None:
+        """Write if the claim is current; whatever else came of reading it, have it checked in full."""
+        size = result.size if isinstance(result, Downloaded) else 0
+        if 0 < size <= len(request.claim) and self._guard.is_current(bytes(request.claim[:size])):
+            self._write(request.write)
+            return
+        write = request.write
+
+        def done(future: "Future[None]") -> None:
             if not future.cancelled():
-                self._put_event(subject, future.exception() or future.result())
+                self._events.append(_ClaimChecked(write, future.exception()))
                 self._transfer.wake()
 
-        self._control.submit(do, *arguments).add_done_callback(done)
+        self._control.submit(self._guard.check).add_done_callback(done)
 
-    def _handle(self, subject: _Request | _Building | PlannedPart, result: Any) -> int:
-        """Take one result; returns how many parts it finished."""
-        if not isinstance(subject, _Request):
-            if isinstance(result, Exception):
-                raise result
-            if isinstance(subject, _Building):
-                self._put_part(subject)
-                return 0
-            self._copy_next()
-            self._finished(result)
-            return 1
-        self._in_flight.discard(subject)
-        subject.handle = None
-        if subject.guard is not None:
-            self._guarded(subject.part, subject.guard, result)
-            return 0
-        problem = (
-            self._failure(subject, result) if isinstance(result, Exception) else self._check(subject, result)
-        )
-        if problem:
-            self._retry(subject, problem)
-            return 0
-        self._limit = min(self._limit + 0.1, self._most_in_flight)
-        if subject.index is None:
-            return self._uploaded(subject.part, result)
-        self._downloaded(subject.part, subject.index, result)
-        return 0
-
-    def _guarded(self, part: _Building, said: bytearray, result: Downloaded | Exception) -> None:
-        """Write a part whose guard holds; whatever else came of the look, have the whole look taken."""
-        size = result.size if isinstance(result, Downloaded) else 0
-        if 0 < size <= len(said) and self._guard.holds(bytes(said[:size])):
-            self._put_part(part)
+    def _write(self, write: _Write) -> None:
+        if isinstance(write, _Copy) and write.size > LARGEST_COPY_BYTES:
+            self._begin_upload(write.planned)
         else:
-            self._in_control(part, self._guard.otherwise)
+            self._soon(write)
 
-    def _put_part(self, part: _Building) -> None:
-        self._soon(_Request(part, None, len(part.body)))
-
-    def _soon(self, request: _Request) -> None:
+    def _soon(self, request: _AnyRequest) -> None:
         """Send it before the GETs of later parts: it helps to give a buffer back."""
         heapq.heappush(self._waiting, (0.0, next(self._order), request))
 
-    def _failure(self, request: _Request, error: Exception) -> Exception:
-        """An object that is gone, or whose ETag S3 does not find, changed after it was planned."""
-        if request.index is None or not isinstance(error, NotFoundError | InputChangedError):
-            return error
-        item = request.part.planned.objects[request.index]
-        return changed(Location(self._raw_bucket, item.key), str(error))
+    def _problem(self, request: _AnyRequest, result: Downloaded | Uploaded | Exception) -> Exception | None:
+        """What is wrong with a result, if anything."""
+        if isinstance(result, Exception):
+            return self._failure(request, result)
+        if isinstance(request, _Get) and isinstance(result, Downloaded):
+            return self._check_download(request, result)
+        if (
+            isinstance(request, _Put)
+            and isinstance(result, Uploaded)
+            and result.crc64nvme not in (None, request.upload.crc64nvme)
+        ):
+            return TransientError(f"{request.upload.planned.name}: S3 stored other bytes than were sent")
+        return None
 
-    def _check(self, request: _Request, result: Downloaded | Uploaded) -> Exception | None:
-        if isinstance(result, Uploaded):
-            if result.crc64nvme not in (None, request.part.crc64nvme):
-                return TransientError(f"{request.part.planned.name}: S3 stored other bytes than were sent")
-            return None
-        assert request.index is not None
-        item = request.part.planned.objects[request.index]
+    def _failure(self, request: _AnyRequest, error: Exception) -> Exception:
+        """An object that is gone, or whose ETag S3 does not find, changed after it was planned."""
+        if isinstance(request, _Put) or not isinstance(error, NotFoundError | InputChangedError):
+            return error
+        match request:
+            case _Get():
+                key = request.item.key
+            case _Copy():
+                key = request.planned.objects[0].key
+            case _CopyRange():
+                key = request.copies.planned.objects[0].key
+            case _:
+                return error
+        return changed(Location(self._raw_bucket, key), str(error))
+
+    def _check_download(self, request: _Get, result: Downloaded) -> Exception | None:
+        item = request.item
         source = Location(self._raw_bucket, item.key)
         if result.etag != item.etag:
             return changed(source, f"its ETag is {result.etag}, {item.etag} was planned")
         if result.size != item.size:
             return TransientError(f"{source}: {result.size} of {item.size} bytes came")
         if result.checksum is not None:
-            body = self._window(request.part, request.index)
+            body = request.part.window(request.index)
             actual = crc.by_algorithm(result.checksum.algorithm, body)
             if actual != result.checksum.value:
                 return TransientError(
@@ -385,7 +606,7 @@ class ShardPacker:
                 )
         return None
 
-    def _retry(self, request: _Request, problem: Exception) -> None:
+    def _retry(self, request: _AnyRequest, problem: Exception) -> None:
         changed_once = isinstance(problem, InputChangedError) and request.attempts == 1
         may_pass = isinstance(problem, TransientError) and not isinstance(problem, ChangedBufferError)
         if not may_pass and not changed_once:
@@ -406,26 +627,16 @@ class ShardPacker:
                 self._limit = max(1.0, self._limit / 2)
                 self._paused_until = now + min(wait, 1.0)
         log.debug("retry %d in %.1f s: %s", request.attempts, wait, problem)
-        heapq.heappush(self._waiting, (now + wait, next(self._order), request))
+        again = self._claim_for(request) if isinstance(request, _Put | _Copy) else request
+        heapq.heappush(self._waiting, (now + wait, next(self._order), again))
 
     def _cancel_stalled(self) -> None:
         now = time.monotonic()
         for request in list(self._in_flight):
             if now > request.deadline and request.handle is not None:
-                log.warning(
-                    "no complete answer in %.0f s, trying again: %s",
-                    self._settings.request_seconds(request.size),
-                    self._name(request),
-                )
+                log.warning("no complete answer in time, trying again: %s", request)
                 # Its callback brings it back as a failure that may pass.
                 request.handle.cancel()
-
-    def _name(self, request: _Request) -> str:
-        if request.guard is not None:
-            return f"GET {self._guard.source.key}"
-        if request.index is None:
-            return f"PUT {request.part.planned.name}"
-        return f"GET {request.part.planned.objects[request.index].key}"
 
     def _abandon(self) -> None:
         """After a failure: nothing of this task may write into a buffer or the bucket any more."""
@@ -445,89 +656,174 @@ class ShardPacker:
         if stated is not None and stated.algorithm == crc.CRC64NVME:
             value = stated.value
         else:
-            value = crc.crc64(self._window(part, index))
+            value = crc.crc64(part.window(index))
         checked = stated.algorithm if stated else READ_BY_LENGTH
         part.objects[index] = PackedObject(value, checked, result.etag_is_md5)
+        if self._unpacking is not None and part.planned.encoding in CHECKED_ENCODINGS:
+            self._unpack(self._unpacking, part, index)
+        else:
+            self._object_ready(part)
+
+    def _unpack(self, threads: ThreadPoolExecutor, part: _Building, index: int) -> None:
+        def done(future: "Future[str | None]") -> None:
+            if not future.cancelled():
+                self._events.append(_Unpacked(part, index, future.exception() or future.result()))
+                self._transfer.wake()
+
+        threads.submit(why_damaged, part.planned.encoding, part.window(index)).add_done_callback(done)
+
+    def _unpacked(self, part: _Building, index: int, damage: str | None) -> None:
+        if damage is not None:
+            source = Location(self._raw_bucket, part.planned.objects[index].key)
+            log.warning("%s cannot be unpacked (%s): it gets a part of its own", source, damage)
+            found = part.objects[index]
+            assert found is not None
+            part.objects[index] = PackedObject(
+                found.crc64nvme, found.checked, found.etag_is_md5, damaged=True
+            )
+        self._object_ready(part)
+
+    def _object_ready(self, part: _Building) -> None:
         part.missing -= 1
         if part.missing == 0:
-            self._upload(part)
+            self._built(part)
 
-    def _upload(self, part: _Building) -> None:
-        pieces = self._close_gaps(part) if self._slack(part.planned) else self._pieces(part)
-        # Of what was read, not of what lies in the buffer by now: the transfer holds that against it.
-        part.crc64nvme = crc.concatenate(pieces)
-        self._soon(_Request(part, None, GUARD_BYTES, guard=bytearray(GUARD_BYTES)))
+    def _built(self, part: _Building) -> None:
+        """All objects are in the buffer: write them, damaged ones in parts of their own."""
+        damaged = [index for index, done in enumerate(part.objects) if done is not None and done.damaged]
+        if damaged and len(part.planned.objects) > 1:
+            uploads = self._split(part, damaged)
+        else:
+            body, pieces, objects = self._join(part, range(len(part.objects)))
+            # The CRC of what was read, not of what the buffer holds by now: the transfer compares that with it.
+            uploads = [_Upload(part, part.planned, body, crc.concatenate(pieces), objects)]
+        part.uploads = len(uploads)
+        for upload in uploads:
+            self._soon(self._claim_for(_Put(len(upload.body), upload=upload)))
 
-    def _pieces(self, part: _Building) -> list[tuple[int, int]]:
-        return [
-            (done.crc64nvme or 0, item.size)
-            for item, done in zip(part.planned.objects, _complete(part), strict=True)
-        ]
+    def _split(self, part: _Building, damaged: Sequence[int]) -> list[_Upload]:
+        intact = [index for index in range(len(part.objects)) if index not in set(damaged)]
+        groups = [[index] for index in damaged] + ([intact] if intact else [])
+        members = ([part.planned.objects[index] for index in group] for group in groups)
+        uploads = []
+        for planned, group in zip(
+            split_part(part.planned, self._settings.options, members), groups, strict=True
+        ):
+            # The intact objects are moved together last; the others need a copy before that.
+            single = group is not intact
+            body, pieces, objects = self._join(part, group)
+            kept = memoryview(bytes(body)) if single else body
+            uploads.append(_Upload(part, planned, kept, crc.concatenate(pieces), objects))
+        return uploads
 
-    def _close_gaps(self, part: _Building) -> list[tuple[int, int]]:
-        """Move the objects together, with a newline behind each plain one that has none."""
+    def _join(
+        self, part: _Building, indexes: Sequence[int]
+    ) -> tuple[memoryview, list[tuple[int, int]], tuple[PackedObject, ...]]:
+        """Move some objects of a part together, with a newline behind each plain one that has none.
+
+        :returns: the bytes, CRC and length of each piece, and the objects as they were packed
+        """
         pieces: list[tuple[int, int]] = []
-        buffer = part.buffer
-        end = 0
-        for index, (item, done) in enumerate(zip(part.planned.objects, _complete(part), strict=True)):
-            if not item.size:
-                continue
-            source = self._window(part, index)
-            if source.nbytes and part.starts[index] != end:
-                # Within one memoryview CPython moves overlapping ranges as memmove does.
-                buffer[end : end + item.size] = source
-            end += item.size
-            pieces.append((done.crc64nvme or 0, item.size))
-            if buffer[end - 1] != NEWLINE[0]:
-                buffer[end : end + 1] = NEWLINE
-                end += 1
-                pieces.append((_NEWLINE_CRC, 1))
-                part.objects[index] = PackedObject(done.crc64nvme, done.checked, done.etag_is_md5, 1)
-        part.body = buffer[:end]
-        return pieces
+        objects: list[PackedObject] = []
+        buffer, planned = part.buffer, part.planned
+        newline = self._room(planned)
+        begin = end = part.starts[indexes[0]] if len(indexes) == 1 else 0
+        for index in indexes:
+            item, done = planned.objects[index], part.objects[index]
+            assert done is not None
+            if item.size:
+                if part.starts[index] != end:
+                    # Within one memoryview CPython moves overlapping ranges as memmove does.
+                    buffer[end : end + item.size] = part.window(index)
+                end += item.size
+                pieces.append((done.crc64nvme or 0, item.size))
+                if newline and buffer[end - 1] != NEWLINE[0]:
+                    buffer[end : end + 1] = NEWLINE
+                    end += 1
+                    pieces.append((_NEWLINE_CRC, 1))
+                    done = PackedObject(done.crc64nvme, done.checked, done.etag_is_md5, 1, done.damaged)
+            objects.append(done)
+        return buffer[begin:end], pieces, tuple(objects)
 
-    def _uploaded(self, part: _Building, result: Uploaded) -> int:
-        planned = part.planned
+    def _uploaded(self, upload: _Upload, result: Uploaded) -> None:
+        part, planned = upload.part, upload.planned
         packed = PackedPart(
             planned.name,
             planned.fingerprint,
-            len(part.body),
+            len(upload.body),
             result.etag,
-            part.crc64nvme,
-            tuple(_complete(part)),
+            upload.crc64nvme,
+            upload.objects,
         )
-        self._free.append(part.buffer)
-        self._finished(packed)
-        return 1
+        part.written.append(WrittenPart(planned, packed))
+        part.uploads -= 1
+        if part.uploads == 0:
+            self._free.append(part.buffer)
+            self._finished(part.planned, part.written)
 
-    def _finished(self, packed: PackedPart) -> None:
+    def _finished(self, planned: PlannedPart, written: list[WrittenPart]) -> None:
         self._done_parts += 1
-        self._done_bytes += packed.size
-        self._written(packed)
+        self._done_bytes += sum(one.packed.size for one in written)
+        self._written(planned, written)
 
-    def _copy_next(self) -> None:
-        """Start one copy; the next one waits for it, so that looks at the claim come in between."""
-        if self._copies:
-            part = self._copies.popleft()
-            self._in_control(part, self._copy, part)
+    # -- copies ----------------------------------------------------------------------------------------
 
-    def _copy(self, planned: PlannedPart) -> PackedPart:
-        (item,) = planned.objects
-        source = Location(self._raw_bucket, item.key)
+    def _copied(self, planned: PlannedPart, etag: str) -> None:
+        # Validation reads what the store has kept of it: CRC, and whether the ETag can be an MD5.
+        checked = PackedObject(None, READ_BY_LENGTH, False)
+        packed = PackedPart(planned.name, planned.fingerprint, planned.size, etag, None, (checked,))
+        self._finished(planned, [WrittenPart(planned, packed)])
+
+    def _begin_upload(self, planned: PlannedPart) -> None:
         target = self._aggregated.child(planned.name)
-        before = self._store.head(source)
-        if before is None or before.etag != item.etag:
-            raise changed(source, "it is gone" if before is None else f"its ETag is {before.etag} now")
-        self._guard.otherwise()
-        self._store.copy(source, item.etag, item.size, target, self._settings.headers)
+        self.attempted[planned.name] = planned.name
+
+        def done(future: "Future[str]") -> None:
+            if not future.cancelled():
+                self._events.append(_UploadBegun(planned, future.exception() or future.result()))
+                self._transfer.wake()
+
+        self._control.submit(self._store.begin_upload, target, self._settings.headers).add_done_callback(done)
+
+    def _copy_ranges(self, planned: PlannedPart, upload_id: str) -> None:
+        count = -(-planned.size // COPY_RANGE_BYTES)
+        copies = _RangeCopies(planned, upload_id, [""] * count, count)
+        for number in range(1, count + 1):
+            size = min(COPY_RANGE_BYTES, planned.size - (number - 1) * COPY_RANGE_BYTES)
+            self._soon(_CopyRange(size, copies=copies, number=number))
+
+    def _range_copied(self, request: _CopyRange, result: Uploaded) -> None:
+        copies = request.copies
+        copies.etags[request.number - 1] = result.etag
+        copies.missing -= 1
+        if copies.missing:
+            return
+
+        def done(future: "Future[str]") -> None:
+            if not future.cancelled():
+                self._events.append(_UploadFinished(copies, future.exception() or future.result()))
+                self._transfer.wake()
+
+        self._control.submit(self._finish_upload, copies).add_done_callback(done)
+
+    def _finish_upload(self, copies: _RangeCopies) -> str:
+        """Complete a copy in ranges, if the hour is still this run's; the ETag of the part."""
+        target = self._aggregated.child(copies.planned.name)
+        self._guard.check()
+        self._store.finish_upload(target, copies.upload_id, copies.etags)
         after = self._store.head(target)
         if after is None:
             raise TransientError(f"{target}: is not there after S3 copied it")
-        checked = PackedObject(None, READ_BY_LENGTH, before.etag_is_md5)
-        return PackedPart(planned.name, planned.fingerprint, after.size, after.etag, None, (checked,))
+        return after.etag
 
 
 _NEWLINE_CRC = crc.crc64(NEWLINE)
+
+
+def _raised(result: T | BaseException) -> T:
+    if isinstance(result, BaseException):
+        raise result
+    return result
 
 
 def _buffer(size: int) -> memoryview:
@@ -537,10 +833,6 @@ def _buffer(size: int) -> memoryview:
     with suppress(AttributeError, OSError):
         memory.madvise(mmap.MADV_HUGEPAGE)
     return memoryview(memory)
-
-
-def _complete(part: _Building) -> list[PackedObject]:
-    return [item for item in part.objects if item is not None]
 
 
 def changed(source: Location, what: str) -> InputChangedError:

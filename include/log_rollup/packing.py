@@ -4,15 +4,16 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from dataclasses import dataclass
 
-from include.log_rollup.errors import ProofError, RollupError, SupersededError
-from include.log_rollup.hours import HourPaths, parse_hour
+from include.log_rollup.errors import RollupError, SupersededError
+from include.log_rollup.hours import parse_hour
 from include.log_rollup.monitor import Monitor, check_open_file_limit, cpu_seconds
-from include.log_rollup.pack import Guard, PackSettings, ShardPacker
-from include.log_rollup.plan import ShardRef
-from include.log_rollup.planning import standing_parts, stands
-from include.log_rollup.records import Measured, PackedPart, Receipt, Records, ShardPlan, claim_of
+from include.log_rollup.pack import Guard, PackSettings, ShardPacker, WrittenPart
+from include.log_rollup.plan import PlannedPart, ShardRef
+from include.log_rollup.proof import is_as_written
+from include.log_rollup.records import Measured, PackedPart, Receipt, Records, ShardPlan, parse_claim
+from include.log_rollup.state import HourState
 from include.log_rollup.store import Location, ObjectStore
 from include.log_rollup.streams import Stream
 from include.log_rollup.units import format_size
@@ -31,8 +32,9 @@ def pack_shard(
 ) -> Measured:
     """Pack what is missing of a shard.
 
-    Parts that stand as the receipt says are left alone. The receipt is written every few parts and
-    after a failure, so that a retry goes on where this try ended.
+    Parts that are there as the receipt says are left alone. The receipt is written every few parts and after a
+    failure, so that a retry goes on where this try ended. If another run takes over the hour, the parts that this
+    try wrote and that run does not need are removed.
 
     :param tried: called with what this try measured, if it failed too
     :returns: the same
@@ -42,49 +44,38 @@ def pack_shard(
     """
     check_open_file_limit(stream.max_connections)
     started, cpu_before = time.monotonic(), cpu_seconds()
-    paths = stream.at(parse_hour(ref.hour))
-    records = Records(store)
+    state = HourState(store, stream, parse_hour(ref.hour))
+    paths, records = state.paths, state.records
     nothing = Measured(max_connections=stream.max_connections)
-    if is_complete_under(records, paths, ref.plan_id):
-        return nothing
+    if state.is_complete_under(ref.plan_id):
+        return _already_complete(ref, nothing)
     shard = records.read_shard(paths.shard(ref.plan_id, ref.shard), paths.raw.key)
     if shard is None:
         if records.is_marked(paths.marker, ref.plan_id):
             # Another run is about to tidy up.
-            return nothing
+            return _already_complete(ref, nothing)
         raise SupersededError(
-            f"shard {ref.shard} of plan {ref.plan_id} is not under {paths.work} any more, or another version "
-            f"wrote it; clear the run from plan_hour on"
+            f"shard {ref.shard} of plan {ref.plan_id} is not under {paths.work} any more, is damaged, or another "
+            f"version wrote it; clear the run from plan_hour on"
         )
     target = paths.receipt(ref.plan_id, ref.shard)
     before = records.read_receipt(target) or Receipt(ref.plan_id, ref.shard)
-    # Without a receipt nothing is left alone, and what stands does not matter.
-    standing = standing_parts(store, paths) if before.parts else {}
-    done = [part for part in before.parts if stands(part, standing)]
-    kept = {(part.name, part.fingerprint) for part in done}
-    todo = [part for part in shard.parts if (part.name, part.fingerprint) not in kept]
+    # Without a receipt nothing is left alone, and what is there does not matter.
+    there = state.inventory().parts if before.parts else {}
+    done = _Done(before, {part.name: part for part in before.parts if is_as_written(part, there)})
+    todo = [part for part in shard.parts if not done.has(part)]
     log.info(
-        "shard %d: %d parts, %d objects, %s; %d parts stand already",
+        "shard %d: %d parts, %d objects, %s; %d parts are there already",
         ref.shard, ref.parts, ref.objects, format_size(ref.bytes), len(shard.parts) - len(todo),
     )  # fmt: skip
-    marker = records.read_marker(paths.marker) if todo else None
-    if marker is not None:
-        if marker.get("plan_id") == ref.plan_id:
-            # plan_hour has removed every marker that was there: this one another run has written since.
-            return nothing
-        # While an hour has a marker, no part of it may change.
-        store.delete(paths.marker.bucket, [paths.marker.key])
+    if todo and _is_marked_or_unmark(state, ref.plan_id):
+        return _already_complete(ref, nothing)
 
-    def look() -> None:
-        if is_complete_under(records, paths, ref.plan_id):
+    def check_claim() -> None:
+        if state.is_complete_under(ref.plan_id):
             raise _CompletedError
 
-    def is_ours(claim: bytes) -> bool:
-        with suppress(ProofError):
-            return claim_of(paths.claim, claim) == ref.plan_id
-        return False
-
-    journal = Journal(records, target, before, done)
+    journal = Journal(records, target, before, done.of(shard))
     transfer = store.open_transfer(stream.raw.bucket, stream.aggregated.bucket)
     packer = ShardPacker(
         store,
@@ -92,7 +83,7 @@ def pack_shard(
         paths.aggregated,
         stream.raw.bucket,
         settings_of(stream),
-        Guard(paths.claim, is_ours, look),
+        Guard(paths.claim, lambda claim: parse_claim(claim).plan_id == ref.plan_id, check_claim),
         journal.add,
     )
     monitor = Monitor(log, store.port, stream.max_connections, packer.progress)
@@ -121,11 +112,15 @@ def pack_shard(
                 packer.run(todo)
             finally:
                 transfer.close()
+        if todo:
+            # The last of the writes may have come after another run had taken over.
+            check_claim()
     except _CompletedError:
         journal.drop()
-        return nothing
+        return _already_complete(ref, nothing)
     except SupersededError:
         journal.drop()
+        _remove_overtaken(state, ref.plan_id, packer.attempted)
         raise
     except BaseException:
         result = measured()
@@ -143,50 +138,89 @@ class _CompletedError(Exception):
     """Another run has completed the hour under the very plan that is being packed."""
 
 
-def is_complete_under(records: Records, paths: HourPaths, plan_id: str) -> bool:
-    """Whether the hour is finished under this plan; False means that it is being built under it.
+def _already_complete(ref: ShardRef, nothing: Measured) -> Measured:
+    log.info("the hour is complete under plan %s; nothing is to be done", ref.plan_id)
+    return nothing
 
-    :raises SupersededError: if it is neither
-    """
-    claimed = records.read_claim(paths.claim)
-    if claimed == plan_id:
+
+def _is_marked_or_unmark(state: HourState, plan_id: str) -> bool:
+    """Whether the completion marker of this plan is there; one of another plan is removed before parts change."""
+    marker, etag = state.records.read_marker_with_etag(state.paths.marker)
+    if marker is None:
         return False
-    if claimed is None and records.is_marked(paths.marker, plan_id):
-        log.info("the hour is complete under plan %s; nothing is to be done", plan_id)
+    if marker.get("plan_id") == plan_id:
+        # plan_hour has removed every marker that was there: this one another run has written since.
         return True
-    raise superseded(paths, plan_id, claimed)
+    state.remove_marker(etag)
+    return False
 
 
-def superseded(paths: HourPaths, plan_id: str, claimed: str | None) -> SupersededError:
-    """The error for a shard of a plan that is not the hour's any more."""
-    now = "is not being built" if claimed is None else f"is being built under plan {claimed}"
-    return SupersededError(
-        f"{paths.aggregated} was planned as {plan_id}, but {now}: another run has planned it anew. If that "
-        f"run is not at work any more, clear this one from plan_hour on."
-    )
+def _remove_overtaken(state: HourState, plan_id: str, written: Mapping[str, str]) -> None:
+    """Remove what this try wrote and nobody needs; if that fails, the next validation of the hour does it."""
+    try:
+        state.remove_overtaken(plan_id, written)
+    except RollupError as error:
+        log.warning("could not remove parts of the plan that was overtaken: %s", error)
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """Which parts of a shard are there, by an earlier try's receipt."""
+
+    before: Receipt
+    parts: Mapping[str, PackedPart]
+
+    def has(self, planned: PlannedPart) -> bool:
+        """Whether a planned part is there, as one part or as those it was split into."""
+        return all(
+            (done := self.parts.get(part.name)) is not None and done.fingerprint == part.fingerprint
+            for part in self.before.splits.get(planned.name, (planned,))
+        )
+
+    def of(self, shard: ShardPlan) -> dict[str, list[WrittenPart]]:
+        """What was written for each planned part that is there."""
+        return {
+            planned.name: [
+                WrittenPart(part, self.parts[part.name])
+                for part in self.before.splits.get(planned.name, (planned,))
+            ]
+            for planned in shard.parts
+            if self.has(planned)
+        }
 
 
 def settings_of(stream: Stream) -> PackSettings:
     """How the parts of a stream are written."""
     headers: Mapping[str, str] = {"x-amz-storage-class": stream.storage_class} if stream.storage_class else {}
-    return PackSettings(stream.ensure_newline, headers, stream.connect_timeout, stream.response_timeout)
+    return PackSettings(
+        stream.write_options,
+        headers,
+        stream.connect_timeout,
+        stream.response_timeout,
+        stream.check_encoding,
+    )
 
 
 class Journal:
-    """Keeps a shard's receipt in step with the parts that are written, without holding the packing up."""
+    """Keeps a shard's receipt in step with the parts that are written, without holding the packing up.
 
-    def __init__(self, records: Records, target: Location, before: Receipt, done: list[PackedPart]) -> None:
+    :param done: what was written before for planned parts that are there, by the planned part's name
+    """
+
+    def __init__(
+        self, records: Records, target: Location, before: Receipt, done: dict[str, list[WrittenPart]]
+    ) -> None:
         self._records = records
         self._target = target
         self._before = before
-        self._parts = done
+        self._done = done
         self._executor = ThreadPoolExecutor(1, "log-rollup-journal")
         self._pending: Future[None] | None = None
         self._due = 0.0
 
-    def add(self, part: PackedPart) -> None:
-        """Note a part; it is written now, or with those that come soon."""
-        self._parts.append(part)
+    def add(self, planned: PlannedPart, written: list[WrittenPart]) -> None:
+        """Note what was written for a planned part; it is recorded now, or with those that come soon."""
+        self._done[planned.name] = written
         now = time.monotonic()
         if now < self._due:
             return
@@ -198,29 +232,34 @@ class Journal:
         self._pending = self._executor.submit(self._write, self._snapshot(self._before.measured))
 
     def drop(self) -> None:
-        """Write nothing more: the receipt is nobody's any more."""
+        """Write nothing more: another run owns this hour."""
         self._executor.shutdown()
 
     def save(self, measured: Measured) -> None:
-        """After a failure of the packing, note all parts that stand, for the next try.
+        """After a failure of the packing, record all parts that are there, for the next try.
 
-        That this fails too is only logged: the failure of the packing is the one to tell.
+        That this fails too is only logged: the failure of the packing is the one to report.
         """
         self._executor.shutdown()
         try:
             self._write(self._snapshot(self._before.measured + measured))
         except RollupError as error:
-            log.warning("could not note what was packed, so it will be packed again: %s", error)
+            log.warning("could not record what was packed, so it will be packed again: %s", error)
 
     def close(self, shard: ShardPlan, measured: Measured) -> None:
         """Write the finished receipt, its parts in the order of the plan."""
         self._executor.shutdown()
-        order = {part.name: number for number, part in enumerate(shard.parts)}
-        self._parts.sort(key=lambda part: order[part.name])
+        self._done = {part.name: self._done[part.name] for part in shard.parts}
         self._write(self._snapshot(self._before.measured + measured))
 
     def _snapshot(self, measured: Measured) -> Receipt:
-        return Receipt(self._before.plan_id, self._before.shard, tuple(self._parts), measured)
+        splits = {
+            name: tuple(part.planned for part in written)
+            for name, written in self._done.items()
+            if written[0].planned.split_of
+        }
+        packed = tuple(part.packed for written in self._done.values() for part in written)
+        return Receipt(self._before.plan_id, self._before.shard, packed, measured, splits)
 
     def _write(self, receipt: Receipt) -> None:
         self._records.write_receipt(self._target, receipt)

@@ -1,31 +1,68 @@
 """The plan of an hour: which raw object lies in which part, and which shard packs it."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import count, pairwise
 
-from include.log_rollup.errors import UnsupportedInputError
-from include.log_rollup.hours import part_name
+from include.log_rollup.errors import ListingError, UnsupportedInputError
+from include.log_rollup.hours import part_index, part_name, part_name_of_format_1
 from include.log_rollup.store import ObjectInfo
 from include.log_rollup.units import format_size
 
-# Raised whenever the same listing would give another plan, or plan files are written in another form: a
-# plan of another version is never read, its hour is planned anew.
-PLAN_FORMAT = 1
+# Raised whenever plan files are written in another form: a plan of another version is never packed, its hour is
+# planned again.
+PLAN_FORMAT = 2
+# Raised whenever the same raw objects and options give other bytes.
+FINGERPRINT_FORMAT = 1
 
 PLAIN = ""
 # Formats whose files, laid end to end, are again a file of the format that holds the contents end to end.
 ENCODINGS = (".gz", ".zst", ".bz2", ".xz", ".lz4")
 # Containers, of which a reader would see the first or the last only.
 NOT_JOINABLE = (".zip", ".7z", ".parquet", ".orc", ".avro")
+# Endings of files that are not text: they never share a part with text and get no newline. Laid end to end, some
+# of them can only be taken apart again by the offsets in the manifest.
+OPAQUE = frozenset(
+    (
+        *(".snappy", ".sz", ".zz", ".zlib", ".deflate", ".br", ".z", ".lzo", ".lzma", ".lz", ".lzf", ".bz"),
+        *(".gzip", ".zstd", ".tgz", ".tbz", ".tbz2", ".txz", ".tzst", ".tar", ".rar", ".xlsx", ".jar"),
+        *(".arrow", ".arrows", ".feather", ".pb", ".protobuf", ".msgpack", ".cbor", ".bson", ".avsc", ".rdb"),
+        *(".pcap", ".pcapng", ".evtx", ".gpg", ".pgp", ".age", ".enc", ".bin", ".db", ".sqlite"),
+    )
+)
+# A copy costs a task a request and the wait for it: an hour of copies is spread over shards by their number.
+COPIES_PER_SHARD = 64
+
+
+@dataclass(frozen=True, slots=True)
+class WriteOptions:
+    """How parts are written, as far as it decides what is written.
+
+    :param ensure_newline: end each plain object with a newline, adding one where it is missing
+    :param storage_class: of the parts; None for the bucket's own
+    """
+
+    ensure_newline: bool = False
+    storage_class: str | None = None
+
+    def room_for_newline(self, encoding: str) -> int:
+        """How many bytes may be added behind each object of this encoding."""
+        return 1 if self.ensure_newline and encoding == PLAIN else 0
+
+    def describe(self, encoding: str, copied: bool) -> str:
+        """The part of a fingerprint that is the same for all objects."""
+        room = self.room_for_newline(encoding)
+        return f"{FINGERPRINT_FORMAT} {encoding} {copied} {room} {self.storage_class}\n"
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedPart:
     """A part: whole raw objects end to end. ``copied`` says that S3 copies its one, oversize object.
 
-    ``fingerprint`` is a digest of all that decides the part's bytes, its name apart.
+    ``fingerprint`` is a digest of all that decides the part's bytes: its raw objects (key, size, ETag, in order)
+    and the write options. The name holds the first 8 of its digits, so two parts of different content never have
+    one name. ``split_of`` names the planned part of which this one was split off, if it was.
     """
 
     name: str
@@ -34,6 +71,7 @@ class PlannedPart:
     copied: bool
     fingerprint: str
     objects: tuple[ObjectInfo, ...]
+    split_of: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +85,15 @@ class LeftOut:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All parts of an hour; ``plan_id`` is the same if and only if the same parts would be written."""
+    """All parts of an hour; ``plan_id`` is the same if and only if the same parts would be written.
+
+    :param digests: of the raw objects of each encoding, in key order; see :class:`ObjectDigests`
+    """
 
     plan_id: str
     parts: tuple[PlannedPart, ...]
     left_out: LeftOut
+    digests: Mapping[str, str]
 
     @property
     def objects(self) -> int:
@@ -85,13 +127,49 @@ class ShardRef:
         return f"{span}: {self.objects:,} objects, {format_size(self.bytes)}"
 
 
+class ObjectDigests:
+    """Digests of raw objects, one for each encoding, from rows in key order.
+
+    The planner makes them from its listing, the validator from its own: where they are equal, the raw hour is what
+    was planned, without holding both in memory.
+    """
+
+    def __init__(self) -> None:
+        self._hashes: dict[str, hashlib.blake2b] = {}
+
+    def add(self, rows: Iterable[ObjectInfo]) -> None:
+        """Take rows of any encodings, in key order."""
+        texts: dict[str, list[str]] = {}
+        for row in rows:
+            texts.setdefault(encoding_of(row.key), []).append(_row_text(row))
+        for encoding, rows_text in texts.items():
+            self.add_text(encoding, "".join(rows_text))
+
+    def add_text(self, encoding: str, text: str) -> None:
+        """Take rows of one encoding as :func:`_row_text` writes them."""
+        if encoding not in self._hashes:
+            self._hashes[encoding] = hashlib.blake2b(digest_size=16)
+        self._hashes[encoding].update(text.encode())
+
+    def result(self) -> dict[str, str]:
+        """The digest of each encoding that occurred, in hexadecimal."""
+        return {encoding: found.hexdigest() for encoding, found in sorted(self._hashes.items())}
+
+
+def _row_text(row: ObjectInfo) -> str:
+    # Length first, so that no two lists of keys can give the same text.
+    return f"{len(row.key)} {row.key} {row.size} {row.etag}\n"
+
+
 def encoding_of(key: str) -> str:
     """The encoding of an object by its name: ``.gz``, ``.zst``, … or the empty string for plain.
+
+    Objects of an ending that is known not to be text (:data:`OPAQUE`) have that ending as their encoding.
 
     :raises UnsupportedInputError: for containers, which cannot be joined end to end
     """
     ending = key[key.rfind(".") :].lower()
-    if ending in ENCODINGS:
+    if ending in ENCODINGS or ending in OPAQUE:
         return ending
     if ending in NOT_JOINABLE:
         raise UnsupportedInputError(
@@ -101,30 +179,50 @@ def encoding_of(key: str) -> str:
     return PLAIN
 
 
-def select(listed: Iterable[ObjectInfo], prefix: str, marker: str | None) -> tuple[list[ObjectInfo], LeftOut]:
-    """Part the objects of an hour from what is not input.
+class InputFilter:
+    """Separates the objects of an hour from what is not input, and counts the latter.
 
-    :param listed: everything under the raw prefix of the hour
-    :param prefix: that prefix
+    :param prefix: raw prefix of the hour
     :param marker: name of the stream's marker object below it, if it has one
-    :returns: the input in key order, and how many were left out: hidden ones (a step of the path begins
-        with ``_`` or ``.``), empty folder placeholders, the marker
     """
-    chosen: list[ObjectInfo] = []
-    hidden = placeholders = markers = 0
-    for item in listed:
-        name = item.key[len(prefix) :]
-        if name == marker:
-            markers += 1
-        elif is_hidden(name):
-            hidden += 1
-        elif item.size == 0 and (name.endswith("/") or not name):
-            placeholders += 1
-        else:
-            chosen.append(item)
+
+    def __init__(self, prefix: str, marker: str | None) -> None:
+        self._start = len(prefix)
+        self._marker = marker
+        self._hidden = self._placeholders = self._markers = 0
+
+    def keep(self, rows: Iterable[ObjectInfo]) -> list[ObjectInfo]:
+        """The input among some listed objects.
+
+        Left out are hidden ones (a step of the path begins with ``_`` or ``.``), empty folder placeholders, and
+        the marker.
+        """
+        kept: list[ObjectInfo] = []
+        for item in rows:
+            name = item.key[self._start :]
+            if name == self._marker:
+                self._markers += 1
+            elif is_hidden(name):
+                self._hidden += 1
+            elif item.size == 0 and (name.endswith("/") or not name):
+                self._placeholders += 1
+            else:
+                kept.append(item)
+        return kept
+
+    @property
+    def left_out(self) -> LeftOut:
+        """How many objects were left out so far, by reason."""
+        return LeftOut(self._hidden, self._placeholders, self._markers)
+
+
+def select(listed: Iterable[ObjectInfo], prefix: str, marker: str | None) -> tuple[list[ObjectInfo], LeftOut]:
+    """The input of an hour in key order, and how many objects were left out; see :class:`InputFilter`."""
+    wanted = InputFilter(prefix, marker)
+    chosen = wanted.keep(listed)
     # Python compares code points, which is the order of UTF-8 bytes, which is S3's.
     chosen.sort(key=lambda item: item.key)
-    return chosen, LeftOut(hidden, placeholders, markers)
+    return chosen, wanted.left_out
 
 
 def is_hidden(name: str) -> bool:
@@ -136,29 +234,91 @@ def make_plan(
     chosen: Sequence[ObjectInfo],
     left_out: LeftOut,
     part_size: int,
-    separators: bool,
-    storage_class: str | None,
+    options: WriteOptions,
+    *,
+    kept_names: Mapping[tuple[int, str], str] | None = None,
+    taken: Container[str] = (),
 ) -> Plan:
     """Fill parts in key order, the objects of each encoding into parts of their own.
 
     :param chosen: the input in key order
     :param part_size: of a part, in bytes; a larger object becomes a part by itself
-    :param separators: whether a newline may have to follow each plain object, so that room is left for it
-    :param storage_class: of the parts, which is part of what is written
+    :param kept_names: names of parts that are there already, by index and fingerprint
+    :param taken: names that no part may get: they belong to somebody else, or are about to be deleted
+    :raises ListingError: if a key is there twice
+    :raises UnsupportedInputError: if an object cannot be joined end to end
     """
+    _refuse_twice(chosen)
     by_encoding: dict[str, list[ObjectInfo]] = {}
     for item in chosen:
         by_encoding.setdefault(encoding_of(item.key), []).append(item)
+    digests = ObjectDigests()
     parts: list[PlannedPart] = []
+    usual = True
+    digest = hashlib.blake2b(f"{FINGERPRINT_FORMAT}\n".encode(), digest_size=10)
     for encoding in sorted(by_encoding):
-        slack = 1 if separators and encoding == PLAIN else 0
-        for members, copied in _fill(by_encoding[encoding], part_size, slack):
-            written_as = f"{PLAN_FORMAT} {encoding} {copied} {slack} {storage_class}\n"
-            parts.append(_part(len(parts), encoding, members, copied, written_as))
-    digest = hashlib.blake2b(f"{PLAN_FORMAT}\n".encode(), digest_size=10)
-    for part in parts:
-        digest.update(f"{part.name} {part.fingerprint}\n".encode())
-    return Plan(digest.hexdigest(), tuple(parts), left_out)
+        room = options.room_for_newline(encoding)
+        for members, copied in _fill(by_encoding[encoding], part_size, room):
+            index = len(parts)
+            text = "".join(map(_row_text, members))
+            digests.add_text(encoding, text)
+            fingerprint = _fingerprint(options, encoding, copied, text)
+            name = (kept_names or {}).get((index, fingerprint))
+            if name is None or name in taken:
+                name = _free_name(index, encoding, fingerprint, taken)
+            usual = usual and name == part_name(index, encoding, fingerprint[:8])
+            # The name of format 1, so that the same content has the same plan in both.
+            digest.update(f"{part_name_of_format_1(index, encoding)} {fingerprint}\n".encode())
+            size = sum(item.size for item in members)
+            parts.append(PlannedPart(name, encoding, size, copied, fingerprint, tuple(members)))
+    if not usual:
+        digest.update("".join(f"{part.name}\n" for part in parts).encode())
+    return Plan(digest.hexdigest(), tuple(parts), left_out, digests.result())
+
+
+def _refuse_twice(chosen: Sequence[ObjectInfo]) -> None:
+    for before, item in pairwise(chosen):
+        if before.key >= item.key:
+            raise ListingError(
+                f"the key {item.key!r} was listed twice, so the plan would pack it twice. The listing of this "
+                f"server cannot be trusted: repair or update the server, then clear the task."
+            )
+
+
+def _fingerprint(options: WriteOptions, encoding: str, copied: bool, rows_text: str) -> str:
+    text = options.describe(encoding, copied) + rows_text
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _free_name(index: int, encoding: str, fingerprint: str, taken: Container[str]) -> str:
+    name = part_name(index, encoding, fingerprint[:8])
+    for attempt in count(1):
+        if name not in taken:
+            break
+        tag = hashlib.blake2b(f"{fingerprint} {attempt}".encode(), digest_size=4).hexdigest()
+        name = part_name(index, encoding, tag)
+    return name
+
+
+def split_part(
+    part: PlannedPart, options: WriteOptions, groups: Iterable[Sequence[ObjectInfo]]
+) -> list[PlannedPart]:
+    """The parts that hold the objects of one part between them, each group in a part of its own.
+
+    :param part: as planned
+    :param groups: all of its objects, each in one group
+    """
+    index = part_index(part.name)
+    assert index is not None
+    parts = []
+    for members in groups:
+        # With the name of the planned part, so that no other part is ever split into parts of the same names.
+        text = "".join((f"{part.name}\n", *map(_row_text, members)))
+        fingerprint = _fingerprint(options, part.encoding, False, text)
+        name = part_name(index, part.encoding, fingerprint[:8])
+        size = sum(item.size for item in members)
+        parts.append(PlannedPart(name, part.encoding, size, False, fingerprint, tuple(members), part.name))
+    return parts
 
 
 def _fill(
@@ -181,16 +341,6 @@ def _fill(
         yield members, False
 
 
-def _part(
-    index: int, encoding: str, members: Sequence[ObjectInfo], copied: bool, written_as: str
-) -> PlannedPart:
-    # Lengths first, so that no two lists of keys can give the same text.
-    told = [f"{len(item.key)} {item.key} {item.size} {item.etag}\n" for item in members]
-    digest = hashlib.blake2b((written_as + "".join(told)).encode(), digest_size=16)
-    size = sum(item.size for item in members)
-    return PlannedPart(part_name(index, encoding), encoding, size, copied, digest.hexdigest(), tuple(members))
-
-
 def make_shards(plan: Plan, shard_size: int, max_shards: int) -> list[Sequence[PlannedPart]]:
     """Cut the parts into runs of about equal bytes.
 
@@ -200,8 +350,9 @@ def make_shards(plan: Plan, shard_size: int, max_shards: int) -> list[Sequence[P
     """
     if not plan.parts:
         return []
-    # Copied parts cost the worker nothing; a byte each keeps their order in the balance.
-    weights = [1 if part.copied else max(part.size, 1) for part in plan.parts]
+    # No bytes of a copied part pass through the task, so its size does not count.
+    copy_weight = max(1, shard_size // COPIES_PER_SHARD)
+    weights = [copy_weight if part.copied else max(part.size, 1) for part in plan.parts]
     total = sum(weights)
     wanted = max(1, min(max_shards, len(plan.parts), -(-total // shard_size)))
     edges = [0]

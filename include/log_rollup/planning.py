@@ -1,31 +1,50 @@
 """The step plan_hour: from the raw listing to a plan in the bucket."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from include.log_rollup.changes import named
-from include.log_rollup.errors import EmptyHourError, ProofError, VanishedInputError
-from include.log_rollup.hours import HourPaths, format_hour
-from include.log_rollup.listing import list_all
-from include.log_rollup.memory import without_collector
-from include.log_rollup.plan import LeftOut, Plan, ShardRef, make_plan, make_shards, select, shard_refs
-from include.log_rollup.records import (
-    Manifest,
-    Measured,
-    PackedPart,
-    PlanSummary,
-    Receipt,
-    Records,
-    ShardPlan,
+from include.log_rollup.errors import (
+    EmptyHourError,
+    TransientError,
+    UnreadableRecordError,
+    VanishedInputError,
 )
+from include.log_rollup.hours import HourPaths, format_hour, has_tag, part_index
+from include.log_rollup.listing import list_all, list_by_token
+from include.log_rollup.memory import without_collector
+from include.log_rollup.plan import (
+    PLAN_FORMAT,
+    LeftOut,
+    Plan,
+    ShardRef,
+    make_plan,
+    make_shards,
+    select,
+    shard_refs,
+)
+from include.log_rollup.proof import is_as_written, is_intact
+from include.log_rollup.raw import digest_raw
+from include.log_rollup.records import (
+    ManifestReader,
+    Measured,
+    PlanSummary,
+    ShardPlan,
+    packed_row_json,
+)
+from include.log_rollup.state import HourState, Inventory
 from include.log_rollup.store import Location, ObjectInfo, ObjectStore
 from include.log_rollup.streams import Stream
 from include.log_rollup.units import format_size
 
 log = logging.getLogger(__name__)
+
+# How often the hour is planned again because another run has changed something meanwhile.
+MAX_PLANS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +62,7 @@ class Preview:
 
     :param unchanged: the hour is complete under this very plan, so that nothing would be done
     :param parts_copied: those that S3 would copy, each of one object larger than a part
-    :param parts_standing: those that stand already as planned, and would not be packed again
+    :param parts_standing: those that are there already as planned, and would not be packed again
     """
 
     plan_id: str
@@ -65,45 +84,37 @@ def plan_hour(
 
     An hour that is complete under the very same plan, with all its parts in place, is left untouched.
     Otherwise the plan is written, then claimed, and then the completion marker is removed: it is gone before
-    any part changes. Parts that already stand as planned are noted in the receipts, so that they are left
+    any part changes. Parts that are there already as planned are noted in the receipts, so that they are left
     alone.
 
-    An hour that was proven is not planned without raw objects that have vanished since, by a lifecycle rule
-    perhaps: its parts may be all that is left of them.
+    An hour is not planned without raw objects that have vanished while parts of it hold them, by a lifecycle rule
+    perhaps: the parts may be all that is left of them.
 
     :param run_id: named in the claim, for people who look
     :param drop_vanished: plan it without them all the same, so that the parts lose what they held
-    :raises VanishedInputError: if raw objects of an hour that was proven have vanished; nothing is touched
+    :raises VanishedInputError: if raw objects that a part holds have vanished; nothing is touched
+    :raises UnreadableRecordError: if there are parts, and no record that can be read says what they hold
     :raises EmptyHourError: if there is nothing to pack and the stream does not allow that
+    :raises TransientError: if other runs of the hour keep changing it
     :raises RollupError: as the store raises
     """
-    paths = stream.at(hour)
-    records = Records(store)
-    outlook = _look(store, records, stream, paths, drop_vanished)
-    plan = outlook.plan
-    if outlook.unchanged:
-        return _unchanged(store, paths, plan)
-    shards = _write_plan(store, records, stream, paths, outlook)
-    records.write_claim(paths.claim, plan.plan_id, run_id)
-    # Looked at again after the claim: a run that is about to complete the hour looks at the claim again
-    # after its marker, so that one of the two sees the other.
-    if records.read_marker(paths.marker) is not None:
-        # It goes before parts change: one that is there after the look at them is of what was seen.
-        if is_proven(store, records, paths, plan.plan_id) and records.is_marked(paths.marker, plan.plan_id):
-            return _unchanged(store, paths, plan)
-        log.info("the hour was complete as something else: its completion marker is removed")
-        store.delete(paths.marker.bucket, [paths.marker.key])
-        if records.read_claim(paths.claim) is None:
-            # It was the marker of a run that has completed the hour since the look, and has tidied up.
-            return plan_hour(store, stream, hour, run_id, drop_vanished)
-    clean_up(store, paths, keep=plan.plan_id)
-    return Planned(plan.plan_id, shards, False)
-
-
-def _unchanged(store: ObjectStore, paths: HourPaths, plan: Plan) -> Planned:
-    clean_up(store, paths)
-    log.info("the hour is complete under this very plan; nothing is to be done")
-    return Planned(plan.plan_id, [], True)
+    state = HourState(store, stream, hour)
+    for _ in range(MAX_PLANS):
+        outlook = _look(store, stream, state, drop_vanished)
+        plan = outlook.plan
+        if outlook.unchanged:
+            state.clean_up(plan.plan_id)
+            log.info("the hour is complete under this very plan; nothing is to be done")
+            return Planned(plan.plan_id, [], True)
+        refs, files = _write_plan(store, stream, state, outlook)
+        names = [part.name for part in plan.parts]
+        if state.begin(plan.plan_id, run_id, names, files, outlook.marker_etag):
+            return Planned(plan.plan_id, refs, False)
+        log.info("another run has changed the hour meanwhile; it is planned again")
+    raise TransientError(
+        f"hour {format_hour(hour)}: other runs of this hour changed {state.paths.aggregated} during each of "
+        f"{MAX_PLANS} tries to plan it"
+    )
 
 
 @without_collector
@@ -112,11 +123,8 @@ def preview_hour(store: ObjectStore, stream: Stream, hour: datetime) -> Preview:
 
     :raises RollupError: as :func:`plan_hour` would
     """
-    paths = stream.at(hour)
-    records = Records(store)
-    outlook = _look(store, records, stream, paths, drop_vanished=False)
+    outlook = _look(store, stream, HourState(store, stream, hour), drop_vanished=False)
     plan = outlook.plan
-    known = _known(_receipts(store, records, paths), outlook)
     return Preview(
         plan_id=plan.plan_id,
         unchanged=outlook.unchanged,
@@ -124,7 +132,7 @@ def preview_hour(store: ObjectStore, stream: Stream, hour: datetime) -> Preview:
         bytes_in=plan.bytes_in,
         parts=len(plan.parts),
         parts_copied=sum(part.copied for part in plan.parts),
-        parts_standing=sum((part.name, part.fingerprint) in known for part in plan.parts),
+        parts_standing=len(plan.parts) if outlook.unchanged else len(outlook.packed),
         shards=0 if outlook.unchanged else len(make_shards(plan, stream.shard_size, stream.max_shards)),
         left_out=plan.left_out,
     )
@@ -132,199 +140,267 @@ def preview_hour(store: ObjectStore, stream: Stream, hour: datetime) -> Preview:
 
 @dataclass(frozen=True, slots=True)
 class _Outlook:
-    """An hour as planning finds it: what it would be packed as, and what there is of it already."""
+    """An hour as planning finds it: what it would be packed as, and what there is of it already.
+
+    :param packed: rows of receipts of those of its parts that are there already as planned, by name
+    :param replaces: names of parts that are there and belong to other plans of this hour
+    :param measured: what earlier tries of this plan have measured, by shard
+    :param marker_etag: None if there is no completion marker
+    """
 
     plan: Plan
-    manifest: Manifest | None
-    standing: Mapping[str, ObjectInfo]
+    packed: Mapping[str, str]
+    replaces: Sequence[str]
+    measured: Mapping[int, Measured]
+    marker_etag: str | None
     unchanged: bool
 
 
-def _look(
-    store: ObjectStore, records: Records, stream: Stream, paths: HourPaths, drop_vanished: bool
-) -> _Outlook:
-    listed = list_all(store, paths.raw)
+def _look(store: ObjectStore, stream: Stream, state: HourState, drop_vanished: bool) -> _Outlook:
+    listed = list_all(store, state.paths.raw)
+    outlook = _assess(stream, state, listed, drop_vanished)
+    claim = state.claim()
+    if outlook.unchanged or claim is None or claim.plan_id != outlook.plan.plan_id:
+        return outlook
+    # Planned before, and not completed: perhaps because validation lists the hour in another way and finds
+    # something else. That way is right on more servers.
+    seen = digest_raw(store, state.paths, stream.marker, len(listed))
+    if seen.digests == outlook.plan.digests:
+        return outlook
+    log.warning("%s is listed differently page by page; that listing is planned", state.paths.raw)
+    return _assess(stream, state, list_by_token(store, state.paths.raw), drop_vanished)
+
+
+def _assess(stream: Stream, state: HourState, listed: Sequence[ObjectInfo], drop_vanished: bool) -> _Outlook:
+    paths, records = state.paths, state.records
     chosen, left_out = select(listed, paths.raw.key, stream.marker)
-    standing = standing_parts(store, paths)
-    manifest = _readable_manifest(records, paths)
-    marker = records.read_marker(paths.marker)
-    if not drop_vanished:
-        _check_vanished(paths, manifest, marker, listed, len(chosen), standing)
+    found = state.inventory()
+    manifest = records.open_manifest(paths.manifest) if found.has_manifest else None
+    marker, marker_etag = records.read_marker_with_etag(paths.marker)
+    recorded = state.recorded_parts(found.work, manifest) if found.parts else {}
+    if manifest is None:
+        _refuse_unrecorded(paths, found, marker, recorded)
     if not chosen and not stream.allow_empty:
+        _check_vanished(state, found, manifest, listed, marker is not None, drop_vanished)
         raise EmptyHourError(
             f"hour {format_hour(paths.hour)}: nothing to pack under {paths.raw} ({len(listed)} objects listed, "
             f"{left_out.hidden} hidden, {left_out.placeholders} folder placeholders). If that is as it should "
             f"be, set 'allow_empty: true' for the stream {stream.name!r}; otherwise clear the run when the "
             f"objects are there."
         )
-    plan = make_plan(chosen, left_out, stream.part_size, stream.ensure_newline, stream.storage_class)
+    foreign = found.parts.keys() - recorded.keys()
+    plan = make_plan(
+        chosen,
+        left_out,
+        stream.part_size,
+        stream.write_options,
+        kept_names=_kept_names(manifest, found),
+        taken=foreign | state.names_under_removal(found.work),
+    )
     log.info(
         "plan %s: %d objects, %s -> %d parts (left out: %d hidden, %d placeholders, %d markers)",
         plan.plan_id, plan.objects, format_size(plan.bytes_in), len(plan.parts),
         left_out.hidden, left_out.placeholders, left_out.markers,
     )  # fmt: skip
-    unchanged = (
-        (marker or {}).get("plan_id") == plan.plan_id
-        and manifest is not None
-        and is_intact(manifest, plan.plan_id, standing)
+    _log_foreign(paths, found, foreign)
+    etag = None if marker is None else marker_etag
+    # While another plan is claimed the hour is not complete, even if its run is not at work any more.
+    claimed = state.claim()
+    settled = claimed is None or claimed.plan_id == plan.plan_id
+    if settled and manifest is not None and _is_unchanged(plan, manifest, marker or {}, found, recorded):
+        return _Outlook(plan, {}, (), {}, etag, unchanged=True)
+    packed = _check_vanished(state, found, manifest, listed, marker is not None, drop_vanished, plan)
+    measured = _read_receipts(state, found, plan, packed)
+    replaces = sorted((found.parts.keys() & recorded.keys()) - {part.name for part in plan.parts})
+    return _Outlook(plan, packed, replaces, measured, etag, unchanged=False)
+
+
+def _is_unchanged(
+    plan: Plan,
+    manifest: ManifestReader,
+    marker: Mapping[str, Any],
+    found: Inventory,
+    recorded: Mapping[str, str],
+) -> bool:
+    """Whether the hour is complete as it would be planned, with nothing else of ours beside its parts."""
+    same = plan.plan_id == manifest.totals.plan_id or (
+        [part.fingerprint for part in plan.parts] == [entry["fingerprint"] for entry in manifest.table]
     )
-    return _Outlook(plan, manifest, standing, unchanged)
+    ours = {name for name in found.parts if name in recorded}
+    return (
+        same
+        and marker.get("plan_id") == manifest.totals.plan_id
+        and is_intact(manifest.table, found.parts)
+        and ours == {entry["name"] for entry in manifest.table}
+    )
+
+
+def _refuse_unrecorded(
+    paths: HourPaths, found: Inventory, marker: Mapping[str, Any] | None, recorded: Mapping[str, str]
+) -> None:
+    """Without a manifest, refuse to plan beside parts of ours that no record describes.
+
+    What is named like a part of format 1 may be somebody else's; with a completion marker beside it, it is not.
+    """
+    hour = format_hour(paths.hour)
+    unknown = sorted(found.parts.keys() - recorded.keys())
+    ours = unknown if marker is not None else [name for name in unknown if has_tag(name)]
+    if ours:
+        beside = "" if marker is None else f" beside {paths.marker}"
+        raise UnreadableRecordError(
+            f"hour {hour}: there are {len(ours):,} parts under {paths.aggregated}{beside} ({named(ours)}), but "
+            f"there is no {paths.manifest}, which says what they hold. Nothing was changed, since they may hold "
+            f"bytes that no raw object holds any more. Restore the manifest from a backup or from an older "
+            f"version of the object; or, if all raw objects still exist or another program wrote these parts, "
+            f"move them and _SUCCESS away. Then clear the run from plan_hour on."
+        )
+    if marker == {}:
+        raise UnreadableRecordError(
+            f"hour {hour}: {paths.marker} is there, but this version of Log Rollup did not write it, and there is "
+            f"no {paths.manifest}. Nothing was changed. If another program completed this hour, keep it so and "
+            f"mark the run as success; otherwise move _SUCCESS away and clear the run from plan_hour on."
+        )
+
+
+def _kept_names(manifest: ManifestReader | None, found: Inventory) -> dict[tuple[int, str], str]:
+    """The names under which parts of the manifest are there, by index and fingerprint."""
+    kept: dict[tuple[int, str], str] = {}
+    for entry in manifest.table if manifest else ():
+        name = str(entry["name"])
+        index = part_index(name)
+        if index is not None and name in found.parts and not entry.get("split_of"):
+            kept[index, entry["fingerprint"]] = name
+    return kept
+
+
+def _log_foreign(paths: HourPaths, found: Inventory, foreign: Iterable[str]) -> None:
+    keys = sorted([*foreign, *(item.key.removeprefix(paths.aggregated.key) for item in found.foreign)])
+    if keys:
+        log.warning(
+            "%d objects under %s are not of this project, and are left alone: %s",
+            len(keys), paths.aggregated, named(keys),
+        )  # fmt: skip
 
 
 def _check_vanished(
-    paths: HourPaths,
-    manifest: Manifest | None,
-    marker: Mapping[str, Any] | None,
+    state: HourState,
+    found: Inventory,
+    manifest: ManifestReader | None,
     listed: Sequence[ObjectInfo],
-    chosen: int,
-    standing: Mapping[str, ObjectInfo],
-) -> None:
+    complete: bool,
+    drop_vanished: bool,
+    plan: Plan | None = None,
+) -> dict[str, str]:
     """Refuse to plan an hour whose parts may hold bytes that no raw object holds any more.
 
-    The manifest tells which objects those are, with or without the marker: a rerun that did not end has
-    removed that. Without a manifest only the numbers tell.
+    The manifest tells what they hold, with or without the marker: a rerun that did not end has removed that. Of a
+    plan that was never completed, its own files tell.
+
+    :returns: what the manifest says of parts that are there as the plan wants them: rows of receipts, by name
     """
-    if manifest:
-        # Held against all that is listed: an object that the stream's settings hide by now is still there.
-        keys = sorted(_keys(manifest) - {item.key for item in listed})
-        gone, found = len(keys), f"{len(keys):,} of {manifest.totals.objects:,} raw objects ({named(keys)})"
-    elif marker and isinstance(marker.get("objects"), int):
-        gone = marker["objects"] - chosen
-        found = f"{gone:,} of {marker['objects']:,} raw objects"
-    else:
-        gone, found = 0 if chosen else len(standing), "all raw objects"
-    if gone <= 0:
-        return
+    # Compared with all that is listed: an object that the stream's settings hide by now is still there.
+    keys = [row.key for row in listed]
+    gone: list[str] = []
+    objects = 0
+    packed: dict[str, str] = {}
+    wanted = {} if plan is None else {part.name: part.fingerprint for part in plan.parts}
+    for planned, done in manifest.parts() if manifest else ():
+        objects += len(planned.objects)
+        gone += _missing(planned.objects, keys)
+        if wanted.get(done.name) == done.fingerprint and is_as_written(done, found.parts):
+            packed[done.name] = packed_row_json(done)
+    known = {entry["name"] for entry in manifest.table} if manifest else set()
+    for name in sorted(found.work):
+        if "/shard-" not in name:
+            continue
+        shard = state.records.read_shard(
+            state.paths.work.child(name), state.paths.raw.key, formats=(1, PLAN_FORMAT)
+        )
+        for planned in shard.parts if shard else ():
+            # Parts that were split hold the same objects under other names.
+            if planned.name in found.parts and planned.name not in known:
+                objects += len(planned.objects)
+                gone += _missing(planned.objects, keys)
+    if gone and not drop_vanished:
+        _raise_vanished(state.paths, sorted(set(gone)), objects, complete)
+    return packed
+
+
+def _missing(objects: Iterable[ObjectInfo], keys: Sequence[str]) -> Iterator[str]:
+    for item in objects:
+        place = bisect_left(keys, item.key)
+        if place == len(keys) or keys[place] != item.key:
+            yield item.key
+
+
+def _raise_vanished(paths: HourPaths, gone: Sequence[str], objects: int, complete: bool) -> None:
     hour = format_hour(paths.hour)
-    complete = "" if marker is None else ": the hour stays complete"
+    stays = ": the hour stays complete" if complete else ""
     conf = f'{{"hour": "{hour}", "drop_vanished": true}}'
     raise VanishedInputError(
-        f"hour {hour}: {found} from which the parts under {paths.aggregated} were made are gone from "
-        f"{paths.raw}. To plan the hour anew would delete what the parts hold of them, so nothing was changed. "
-        f"If they expired, mark the run as success{complete}. If they are to go, trigger the Dag for this hour "
-        f"with 'drop_vanished' in the form, or --conf '{conf}'."
+        f"hour {hour}: {len(gone):,} of {objects:,} raw objects ({named(gone)}) from which the parts under "
+        f"{paths.aggregated} were made are gone from {paths.raw}. To plan the hour again would delete what the "
+        f"parts hold of them, so nothing was changed. If they expired, mark the run as success{stays}. If they "
+        f"are to go, trigger the Dag for this hour with 'drop_vanished' in the form, or --conf '{conf}'."
     )
 
 
-def _keys(manifest: Manifest) -> set[str]:
-    return {item.key for part in manifest.planned for item in part.objects}
-
-
-def standing_parts(store: ObjectStore, paths: HourPaths) -> dict[str, ObjectInfo]:
-    """The parts that lie in the aggregated hour now, by name."""
-    # Names of parts sort after "part-" and before everything that begins with "_".
-    pages = store.list_pages(paths.aggregated.child("part-"))
-    named = ((paths.part_name_of(item.key), item) for page in pages for item in page.objects)
-    return {name: item for name, item in named if name}
-
-
-def is_intact(manifest: Manifest, plan_id: str, standing: Mapping[str, ObjectInfo]) -> bool:
-    """Whether exactly the parts of a manifest stand, as they were when they were proven."""
-    return manifest.totals.plan_id == plan_id and {
-        part.name: (part.size, part.etag) for part in manifest.packed
-    } == {name: (item.size, item.etag) for name, item in standing.items()}
-
-
-def is_proven(store: ObjectStore, records: Records, paths: HourPaths, plan_id: str) -> bool:
-    """Whether the hour's manifest is of this plan, and its parts stand as they were proven."""
-    manifest = _readable_manifest(records, paths)
-    return manifest is not None and is_intact(manifest, plan_id, standing_parts(store, paths))
-
-
-def stands(part: PackedPart, standing: Mapping[str, ObjectInfo]) -> bool:
-    """Whether a part lies in the bucket as it was written."""
-    item = standing.get(part.name)
-    return item is not None and (item.size, item.etag) == (part.size, part.etag)
-
-
-def clean_up(store: ObjectStore, paths: HourPaths, keep: str | None = None) -> None:
-    """Remove what was needed only to build the hour.
-
-    :param keep: the plan that is still being built, with its claim
-    """
-    kept = () if keep is None else (paths.work.child(f"{keep}/").key, paths.claim.key)
-    gone = [item.key for item in list_all(store, paths.work) if not item.key.startswith(kept)]
-    store.delete(paths.work.bucket, gone)
-
-
-def _readable_manifest(records: Records, paths: HourPaths) -> Manifest | None:
-    try:
-        return records.read_manifest(paths.manifest)
-    except ProofError as error:
-        log.warning("%s; the hour is planned without it", error)
-        return None
+def _read_receipts(
+    state: HourState, found: Inventory, plan: Plan, packed: dict[str, str]
+) -> dict[int, Measured]:
+    """Add what receipts say of parts that are there as the plan wants them; what this plan's tries measured."""
+    wanted = {part.name: part.fingerprint for part in plan.parts}
+    measured: dict[int, Measured] = {}
+    for name in sorted(found.work):
+        receipt = state.records.read_receipt(state.paths.work.child(name)) if "/receipt-" in name else None
+        if receipt is None:
+            continue
+        if receipt.plan_id == plan.plan_id:
+            measured[receipt.shard] = receipt.measured
+        for part in receipt.parts:
+            if wanted.get(part.name) == part.fingerprint and is_as_written(part, found.parts):
+                # What the manifest says is proven, so that comes first.
+                packed.setdefault(part.name, packed_row_json(part))
+    return measured
 
 
 def _write_plan(
-    store: ObjectStore,
-    records: Records,
-    stream: Stream,
-    paths: HourPaths,
-    outlook: _Outlook,
-) -> list[ShardRef]:
-    plan = outlook.plan
+    store: ObjectStore, stream: Stream, state: HourState, outlook: _Outlook
+) -> tuple[list[ShardRef], set[str]]:
+    """Write a plan's files; references to its shards, and the names of the files below ``_rollup/``."""
+    plan, paths, records = outlook.plan, state.paths, state.records
     shards = make_shards(plan, stream.shard_size, stream.max_shards)
     hour = format_hour(paths.hour)
     refs = shard_refs(stream.name, hour, plan.plan_id, shards)
-    before = _receipts(store, records, paths)
-    known = _known(before, outlook)
-    measured = {receipt.shard: receipt.measured for receipt in before if receipt.plan_id == plan.plan_id}
     left_alone = 0
+    files: list[Location] = []
     for ref, parts in zip(refs, shards, strict=True):
-        names = ((part.name, part.fingerprint) for part in parts)
-        seeds = tuple(known[name] for name in names if name in known)
-        left_alone += len(seeds)
-        records.write_shard(
-            paths.shard(plan.plan_id, ref.shard),
-            ShardPlan(plan.plan_id, ref.shard, tuple(parts)),
-            paths.raw.key,
-        )
-        target = paths.receipt(plan.plan_id, ref.shard)
-        if seeds:
-            kept = measured.get(ref.shard, Measured())
-            records.write_receipt(target, Receipt(plan.plan_id, ref.shard, seeds, kept))
+        shard = paths.shard(plan.plan_id, ref.shard)
+        records.write_shard(shard, ShardPlan(plan.plan_id, ref.shard, tuple(parts)), paths.raw.key)
+        files.append(shard)
+        rows = [outlook.packed[part.name] for part in parts if part.name in outlook.packed]
+        left_alone += len(rows)
+        receipt = paths.receipt(plan.plan_id, ref.shard)
+        if rows:
+            kept = outlook.measured.get(ref.shard, Measured())
+            records.write_receipt_rows(receipt, plan.plan_id, ref.shard, rows, kept)
         else:
-            store.delete(target.bucket, [target.key])
+            store.delete(receipt.bucket, [receipt.key])
     if left_alone:
-        log.info("%d of %d parts stand already as planned", left_alone, len(plan.parts))
-    records.write_plan(
-        paths.plan(plan.plan_id),
-        PlanSummary(
-            plan.plan_id,
-            stream.name,
-            hour,
-            len(plan.parts),
-            plan.objects,
-            plan.bytes_in,
-            plan.left_out,
-            tuple(refs),
-        ),
+        log.info("%d of %d parts are there already as planned", left_alone, len(plan.parts))
+    summary = PlanSummary(
+        plan.plan_id,
+        stream.name,
+        hour,
+        len(plan.parts),
+        plan.objects,
+        plan.bytes_in,
+        plan.left_out,
+        tuple(refs),
+        plan.digests,
+        tuple(outlook.replaces),
     )
-    return refs
-
-
-def _receipts(store: ObjectStore, records: Records, paths: HourPaths) -> list[Receipt]:
-    found = []
-    for item in list_all(store, paths.work):
-        if "/receipt-" in item.key:
-            receipt = records.read_receipt(Location(paths.work.bucket, item.key))
-            if receipt:
-                found.append(receipt)
-    return found
-
-
-def _known(receipts: Iterable[Receipt], outlook: _Outlook) -> dict[tuple[str, str], PackedPart]:
-    """The parts that stand as they were written, by name and fingerprint."""
-    return {
-        (part.name, part.fingerprint): part
-        for part in _packed_before(receipts, outlook.manifest)
-        if stands(part, outlook.standing)
-    }
-
-
-def _packed_before(receipts: Iterable[Receipt], manifest: Manifest | None) -> Iterable[PackedPart]:
-    """What earlier runs wrote; the manifest last, because its parts are proven."""
-    for receipt in receipts:
-        yield from receipt.parts
-    if manifest:
-        yield from manifest.packed
+    records.write_plan(paths.plan(plan.plan_id), summary)
+    files.append(paths.plan(plan.plan_id))
+    names = (paths.work_name_of(file.key) for file in files)
+    return refs, {name for name in names if name}

@@ -1,7 +1,8 @@
 """What is asked of a part, whoever asks: that it stands as it was written, and what bytes it holds."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from include.log_rollup import crc
 from include.log_rollup.plan import PlannedPart
@@ -10,6 +11,21 @@ from include.log_rollup.store import Location, ObjectInfo, ObjectStore
 from include.log_rollup.units import MIB
 
 READ_BACK_BYTES = 8 * MIB
+
+
+def is_intact(table: Iterable[Mapping[str, Any]], parts: Mapping[str, ObjectInfo]) -> bool:
+    """Whether all parts of a manifest's table are there, as they were when they were proven."""
+    for entry in table:
+        item = parts.get(entry["name"])
+        if item is None or (item.size, item.etag) != (entry["size"], entry["etag"]):
+            return False
+    return True
+
+
+def is_as_written(part: PackedPart, parts: Mapping[str, ObjectInfo]) -> bool:
+    """Whether a part lies in the bucket as it was written."""
+    item = parts.get(part.name)
+    return item is not None and (item.size, item.etag) == (part.size, part.etag)
 
 
 def mismatch(planned: PlannedPart, packed: PackedPart | None, stands: ObjectInfo | None) -> str | None:

@@ -15,9 +15,9 @@ from include.log_rollup.errors import InputChangedError, NotFoundError, ProofErr
 from include.log_rollup.hours import HourPaths, format_hour
 from include.log_rollup.listing import list_all
 from include.log_rollup.plan import PlannedPart, select
-from include.log_rollup.planning import standing_parts
 from include.log_rollup.proof import Piece, mismatch, read_pieces
 from include.log_rollup.records import PROVEN_BY_READING, PROVEN_BY_STORE, Manifest, PackedPart, Records
+from include.log_rollup.state import HourState
 from include.log_rollup.store import Location, ObjectInfo, ObjectStore
 from include.log_rollup.streams import Stream
 
@@ -98,13 +98,13 @@ def verify_hour(
     :raises SupersededError: if a run has begun to replace it meanwhile
     :raises RollupError: as the store raises
     """
-    paths = stream.at(hour)
-    records = Records(store)
+    state = HourState(store, stream, hour)
+    paths, records = state.paths, state.records
     marker, manifest = _load(records, paths)
     chosen, _ = select(list_all(store, paths.raw), paths.raw.key, stream.marker)
     changes = compare(manifest.planned, chosen)
     present = {item.key for item in chosen} - {*changes.late, *changes.changed}
-    standing = standing_parts(store, paths)
+    standing = state.inventory().parts
     verifier = _Verifier(
         store,
         paths,
@@ -148,13 +148,13 @@ def _load(records: Records, paths: HourPaths) -> tuple[Mapping[str, Any], Manife
     marker = records.read_marker(paths.marker)
     if marker is None:
         claimed = records.read_claim(paths.claim)
-        state = "no run has planned it" if claimed is None else f"it is being built as plan {claimed}"
-        raise NotFoundError(f"hour {hour} is not complete, so there is nothing to verify: {state}")
+        now = "no run has planned it" if claimed is None else f"it is being built as plan {claimed.plan_id}"
+        raise NotFoundError(f"hour {hour} is not complete, so there is nothing to verify: {now}")
     manifest = records.read_manifest(paths.manifest)
     if not marker or manifest is None:
         raise ProofError(
-            f"hour {hour}: there is no {paths.marker} with a {paths.manifest} of this version; clear the hour's "
-            f"run from plan_hour on"
+            f"hour {hour}: there is no {paths.marker} with a {paths.manifest} of this version. Clear the hour's "
+            f"run from plan_hour on: its message says what to do"
         )
     if marker.get("plan_id") != manifest.totals.plan_id:
         raise ProofError(

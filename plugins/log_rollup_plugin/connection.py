@@ -1,33 +1,26 @@
-"""One connection of the data plane: how it is made, and how requests and answers (HTTP/1.1) pass over it.
+"""One connection of the data plane: sends requests and receives answers (HTTP/1.1).
 
-What is plain and comes thirty thousand times, the body of an object, is received straight into its place. All
-that is not plain (errors, bodies in chunks or without a length, interim answers) is h11's to understand.
+Fast path: the body of a 200 with a Content-Length is received straight into the caller's buffer. h11 handles the
+rest: errors, chunked bodies, bodies without a length, interim answers.
 """
 
-import base64
 import re
 import select
-import socket
 import ssl
 import time
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
-from http.client import HTTPConnection, HTTPSConnection
-from pathlib import Path
 from typing import Protocol
-from urllib.parse import quote, unquote, urlsplit
 
 import h11
 
 from include.log_rollup import crc
-from include.log_rollup.errors import ChangedBufferError, ConfigurationError
+from include.log_rollup.errors import ChangedBufferError
 from include.log_rollup.units import KIB
+from log_rollup_plugin.connector import BucketEndpoint, NestedTls, Stream
 
-# The keep-alive of the story, in seconds.
-KEEP_ALIVE_SECONDS = 30
-# Heads of answers are some hundred bytes; what comes behind one, up to this, has to be copied to its place.
+# Heads of answers have some hundred bytes; body bytes that come with one, up to this, are copied to their place.
 HEAD_BYTES = 8 * KIB
 LONGEST_HEAD_BYTES = 64 * KIB
 # A piece of this size is still in the processor's cache when it is sent, after its CRC was counted.
@@ -39,158 +32,40 @@ _FOLDED = re.compile(rb"\r\n[ \t]")
 
 
 class ProtocolError(Exception):
-    """An answer that is no HTTP, or that ended in its midst."""
-
-
-@dataclass(frozen=True, slots=True)
-class BucketEndpoint:
-    """Where a bucket answers, and how requests to it are signed.
-
-    :param origin: scheme, host and port, like ``https://logs.s3.eu-central-1.amazonaws.com``
-    :param path: of the bucket, up to where the key begins
-    :param proxy: URL of the proxy on the way there, empty for none
-    """
-
-    origin: str
-    path: str
-    region: str
-    proxy: str = ""
-
-    @property
-    def host(self) -> str:
-        """Host and port, as they are signed."""
-        return self.origin.partition("://")[2]
-
-    @property
-    def secure(self) -> bool:
-        """Whether it speaks TLS."""
-        return self.origin.startswith("https:")
-
-    @property
-    def way(self) -> tuple[str, str]:
-        """What a connection has to lead to, and through which proxy, to be of use."""
-        return self.origin, self.proxy
-
-    def target(self, key: str) -> str:
-        """The path of an object, percent-encoded as S3 signs it."""
-        return self.path + quote(key, safe="/~")
-
-
-class Connector:
-    """Makes connections as boto3 does: looks the host up, goes through its proxy, and checks its certificate.
-
-    :param verify: as botocore's: False for certificates that are not checked
-    :param ca: the CA file or directory to check them against
-    :param timeout: for connecting to an address, and for each answer of a TLS handshake or a proxy
-    :raises ConfigurationError: if the CA file cannot be used, or a proxy wants TLS itself
-    """
-
-    def __init__(
-        self, endpoints: Collection[BucketEndpoint], verify: str | bool, ca: str, timeout: timedelta
-    ) -> None:
-        self._seconds = timeout.total_seconds()
-        self._tls = _context(verify, ca) if any(endpoint.secure for endpoint in endpoints) else None
-        for endpoint in endpoints:
-            if urlsplit(endpoint.proxy).scheme not in ("", "http"):
-                raise ConfigurationError(
-                    f"the proxy {_without_password(endpoint.proxy)} cannot be used: proxies are spoken to in "
-                    f"plain HTTP (what passes through to S3 is encrypted all the same); name it as http://"
-                )
-
-    def connect(self, endpoint: BucketEndpoint) -> socket.socket:
-        """A connection that does not block; takes its time, from a thread of its own.
-
-        :raises OSError: if there is none to be had
-        """
-        there, proxy = urlsplit(endpoint.origin), urlsplit(endpoint.proxy)
-        host, port = there.hostname or "", there.port or (443 if endpoint.secure else 80)
-        first = (proxy.hostname or "", proxy.port or 80) if endpoint.proxy else (host, port)
-        made: HTTPConnection
-        if endpoint.secure:
-            made = HTTPSConnection(*first, timeout=self._seconds, context=self._tls)
-            if endpoint.proxy:
-                made.set_tunnel(host, port, proxy_headers(endpoint))
-        else:
-            made = HTTPConnection(*first, timeout=self._seconds)
-        try:
-            made.connect()
-            made.sock.setblocking(False)
-            _keep_alive(made.sock)
-        except BaseException:
-            made.close()
-            raise
-        return made.sock
-
-
-def proxy_headers(endpoint: BucketEndpoint) -> dict[str, str]:
-    """What the proxy of an endpoint wants to be told: its user and password, where its URL has them."""
-    proxy = urlsplit(endpoint.proxy)
-    if proxy.username is None:
-        return {}
-    login = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
-    return {"Proxy-Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"}
-
-
-def _without_password(url: str) -> str:
-    scheme, separator, rest = url.partition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
-
-
-def _context(verify: str | bool, ca: str) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.set_alpn_protocols(["http/1.1"])
-    if verify is False:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-        return context
-    try:
-        context.load_verify_locations(**{"capath" if Path(ca).is_dir() else "cafile": ca})
-    except OSError as error:
-        raise ConfigurationError(
-            f"the CA file {ca} cannot be used: {error}; mend the connection's extra 'verify' or AWS_CA_BUNDLE"
-        ) from error
-    return context
-
-
-def _keep_alive(connected: socket.socket) -> None:
-    connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    # The first is macOS's name of the second.
-    for name in ("TCP_KEEPALIVE", "TCP_KEEPIDLE", "TCP_KEEPINTVL"):
-        if hasattr(socket, name):
-            connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), KEEP_ALIVE_SECONDS)
+    """An answer that is not HTTP, or that ended too early."""
 
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """What is sent behind the head of a request, and the CRC64-NVME that it must have."""
+    """The body of a request, and the CRC64-NVME that it must have."""
 
     content: memoryview
     crc64nvme: int
 
 
 class Sink(Protocol):
-    """What an answer is for."""
+    """Takes the answer to one request."""
 
     method: str
 
     @property
     def into(self) -> memoryview | None:
-        """Where the body of a good answer belongs; None if it is of no interest."""
+        """Buffer for the body of a good answer; None if bodies are taken through :meth:`came` alone."""
 
     def answered(self, status: int, headers: Mapping[str, str]) -> None:
-        """The head of the answer has come; names are in lower case."""
+        """Take the head of the answer; header names are in lower case."""
 
     def came(self, chunk: bytes) -> None:
-        """Some of the body has come, that was not received straight into its place."""
+        """Take a piece of the body that was not received straight into ``into``."""
 
     def received(self, size: int) -> None:
-        """So much of the body was received straight into its place, or would have been, were there room."""
+        """Count bytes that were received straight into ``into``, or for which it has no room."""
 
 
 class Connection:
-    """A slot for a socket, and one request at a time.
+    """A slot for a socket, which carries one request at a time.
 
-    :param endpoint: one of those that it leads to
+    :param endpoint: one of those with its ``pool_key``
     """
 
     __slots__ = (
@@ -201,7 +76,7 @@ class Connection:
     def __init__(self, endpoint: BucketEndpoint, scratch: memoryview) -> None:
         self.endpoint = endpoint
         self.descriptor = -1
-        """Of the socket; -1 for none."""
+        """File descriptor of the socket; -1 without one."""
         self._sink: Sink | None = None
         self.used = False
         """Whether it has carried a request before this one."""
@@ -214,19 +89,20 @@ class Connection:
         self.polled = 0
         """The events that it is polled for."""
         self._scratch = scratch
-        self._socket: socket.socket | None = None
-        self._tls = endpoint.secure
+        self._socket: Stream | None = None
+        self._tls = False
         self._out: deque[memoryview] = deque()
-        # Of the first of these, so many bytes may be sent.
+        # Bytes of the first of these whose CRC is counted.
         self._ready = 0
         self._crc64nvme = self._stated_crc64nvme = 0
         self._head = b""
         self._body: memoryview | None = None
         self._reader: h11.Connection | None = None
 
-    def open(self, connected: socket.socket) -> int:
-        """Take a socket; its descriptor."""
+    def open(self, connected: Stream) -> int:
+        """Take a socket in non-blocking mode; returns its descriptor."""
         self._socket = connected
+        self._tls = isinstance(connected, ssl.SSLSocket | NestedTls)
         self.descriptor = connected.fileno()
         self.moved = time.monotonic()
         return self.descriptor
@@ -242,14 +118,14 @@ class Connection:
 
     @property
     def events(self) -> int:
-        """What to poll for. An answer may come at any time, also one that ends an upload early."""
+        """Events to poll for. An answer can come at any time, also before an upload has ended."""
         return select.POLLIN | select.POLLOUT if self._out else select.POLLIN
 
     def begin(self, sink: Sink, head: bytes, body: Body | None) -> None:
         """Send a request, or as much of it as the socket takes at once.
 
         :raises OSError: if the connection is broken
-        :raises ChangedBufferError: if the body is not what its CRC says; all of it is not sent then
+        :raises ChangedBufferError: if the body does not have its CRC; its last piece is not sent
         """
         self._sink = sink
         self.answered = False
@@ -264,17 +140,17 @@ class Connection:
         self._send()
 
     def advance(self, events: int) -> bool:
-        """Send and receive what can be; whether the answer is complete.
+        """Send and receive as far as possible; whether the answer is complete.
 
         :raises OSError: if the connection is broken
-        :raises ProtocolError: if the answer is
-        :raises ChangedBufferError: if the body is not what its CRC says
+        :raises ProtocolError: if the answer is broken
+        :raises ChangedBufferError: if the body does not have its CRC
         """
         if self._out and events & select.POLLOUT:
             self._send()
         complete = bool(events & ~select.POLLOUT) and self._receive()
         if complete:
-            # The memory of the body is not this one's to keep.
+            # Don't keep the caller's memory alive.
             self._sink = self._body = self._reader = None
         return complete
 
@@ -294,12 +170,12 @@ class Connection:
         except _NOT_NOW:
             pass
         except _WENT_AWAY:
-            # Perhaps not without an answer, which is told apart when it is received.
+            # The server may have answered before it closed: receiving shows that.
             self._out.clear()
             self.closing = True
 
     def _make_ready(self, left: memoryview) -> None:
-        """Count the CRC of the piece that is sent next; of a body that changed, the last piece is not."""
+        """Count the CRC of the next piece; refuse the last piece of a body that has changed."""
         piece = left[:SEND_BYTES]
         self._crc64nvme = crc.crc64(piece, self._crc64nvme)
         if len(piece) == len(left) and self._crc64nvme != self._stated_crc64nvme:
@@ -321,25 +197,28 @@ class Connection:
     def _receive_head(self) -> bool:
         """Take the beginning of an answer; whether its head is complete."""
         assert self._socket is not None
-        count = self._socket.recv_into(self._scratch)
-        if not count:
-            raise ProtocolError("the server closed the connection without an answer")
-        self.answered = True
-        came = self._head + bytes(self._scratch[:count])
-        end = came.find(_END_OF_HEAD)
-        if end < 0:
+        while True:
+            count = self._socket.recv_into(self._scratch)
+            if not count:
+                raise ProtocolError("the server closed the connection without an answer")
+            self.answered = True
+            came = self._head + bytes(self._scratch[:count])
+            end = came.find(_END_OF_HEAD)
+            if end >= 0:
+                break
             if len(came) > LONGEST_HEAD_BYTES:
                 raise ProtocolError(f"the head of the answer is longer than {LONGEST_HEAD_BYTES} bytes")
             self._head = came
-            # Over TLS more may have come than poll can know of.
-            return self._tls and self._receive_head()
-        if not self._plain(came[:end], came[end + len(_END_OF_HEAD) :]):
+            # poll() sees unread socket data, not bytes that TLS has already decrypted.
+            if not self._tls:
+                return False
+        if not self._is_plain(came[:end], came[end + len(_END_OF_HEAD) :]):
             self._reader = _reader(self._sink)
             self._read(came)
         return True
 
-    def _plain(self, head: bytes, begun: bytes) -> bool:
-        """Whether this is the head of an object of a stated length; then its body goes straight to its place."""
+    def _is_plain(self, head: bytes, begun: bytes) -> bool:
+        """Whether an object with a length follows this head; its body then goes straight to its place."""
         assert self._sink is not None
         into = self._sink.into
         lines = head.split(b"\r\n")
@@ -350,11 +229,15 @@ class Connection:
         lengths = head.lower().count(b"\r\ncontent-length:")
         if lengths != 1 or not length.isdecimal() or "transfer-encoding" in headers or _FOLDED.search(head):
             return False
+        breaks = len(lines) - 1
+        if head.count(b"\n") != breaks or head.count(b"\r") != breaks:
+            # A line break inside a value.
+            return False
         size = int(length)
         self._sink.answered(200, headers)
         begun_bytes = len(begun)
         if size > len(into) or begun_bytes > size:
-            # Not what was planned, or not what was stated: the length that is told says so.
+            # Longer than the buffer, or than stated: report the length, receive nothing more.
             self.closing = True
             self._sink.received(max(size, begun_bytes))
             self._body = into[:0]
@@ -377,7 +260,7 @@ class Connection:
                     left = len(body) - place
                     raise ProtocolError(f"the server closed the connection {left} bytes too early")
                 place += count
-                # Of what is left there, poll knows; but not of what TLS has decrypted.
+                # poll() sees unread socket data, not bytes that TLS has already decrypted.
                 if not self._tls:
                     break
         finally:
@@ -386,7 +269,7 @@ class Connection:
         return place == len(body)
 
     def _receive_read(self) -> bool:
-        """Take an answer that is not plain."""
+        """Receive an answer that is not on the fast path."""
         assert self._socket is not None
         assert self._reader is not None
         while not self._complete():
@@ -400,7 +283,7 @@ class Connection:
         )
 
     def _read(self, chunk: bytes) -> None:
-        """Have h11 understand some more; nothing where the connection was closed."""
+        """Give h11 some bytes; none means that the server closed the connection."""
         assert self._reader is not None
         assert self._sink is not None
         try:
@@ -421,10 +304,10 @@ class Connection:
             kept = self._reader.their_state is h11.DONE and not self._reader.trailing_data[0]
             self.closing = self.closing or not kept
         elif not chunk:
-            raise ProtocolError("the server closed the connection in the midst of an answer")
+            raise ProtocolError("the server closed the connection within an answer")
 
     def _answered_early(self, status: int) -> None:
-        """Not all of the request was sent: S3 doesn't want the rest."""
+        """Handle an answer that comes before the whole request was sent."""
         if status < 300:
             raise ProtocolError(f"the server answered {status} before all of the body was sent")
         self._out.clear()

@@ -1,49 +1,66 @@
-"""Signature Version 4 for the data plane, whose bodies are not signed because a CRC of theirs is."""
+"""Signature Version 4 for the data plane. Bodies are not signed: their CRC or MD5 is."""
+
+import time
+from datetime import UTC, datetime
 
 from awscrt import auth, http
 from botocore.credentials import Credentials, ReadOnlyCredentials
 
 
 class Signer:
-    """Signs heads of requests; the CRT's way, for keys that have steps such as ``..`` too.
+    """Signs requests with the present time; uses the CRT, which also signs keys with steps such as ``..``.
 
-    :param credentials: botocore's, which renew themselves when they are about to expire
+    :param credentials: botocore's, which renew themselves before they expire
     """
 
     def __init__(self, credentials: Credentials) -> None:
         self._credentials = credentials
         self._frozen: ReadOnlyCredentials | None = None
-        self._configs: dict[str, auth.AwsSigningConfig] = {}
+        self._second = 0
+        self._configs: dict[tuple[str, bool], auth.AwsSigningConfig] = {}
 
     def sign(
-        self, region: str, host: str, method: str, target: str, headers: list[tuple[str, str]]
+        self,
+        region: str,
+        host: str,
+        method: str,
+        target: str,
+        headers: list[tuple[str, str]],
+        has_body: bool = False,
     ) -> list[tuple[str, str]]:
-        """All headers of a request, its signature among them.
+        """All headers of a request, with its signature.
 
-        :param target: the path, percent-encoded
+        :param target: path and query, percent-encoded
+        :param has_body: the body is not signed; without one, the signature covers that it is empty
         :raises botocore.exceptions.BotoCoreError: if there are no credentials any more
         """
         frozen = self._credentials.get_frozen_credentials()
-        if frozen != self._frozen:
-            self._frozen = frozen
+        # A configuration keeps the time at which it was made. A signature has a resolution of one second.
+        second = int(time.time())
+        if frozen != self._frozen or second != self._second:
+            self._frozen, self._second = frozen, second
             self._configs.clear()
-        config = self._configs.get(region)
+        config = self._configs.get((region, has_body))
         if config is None:
-            config = self._configs[region] = _config(region, frozen)
+            config = self._configs[region, has_body] = _config(region, has_body, frozen, second)
         request = http.HttpRequest(method, target, http.HttpHeaders([("host", host), *headers]))
         auth.aws_sign_request(request, config).result()
         return list(request.headers)
 
 
-def _config(region: str, credentials: ReadOnlyCredentials) -> auth.AwsSigningConfig:
+def _config(
+    region: str, has_body: bool, credentials: ReadOnlyCredentials, second: int
+) -> auth.AwsSigningConfig:
+    signed = auth.AwsSignedBodyValue
     return auth.AwsSigningConfig(
         credentials_provider=auth.AwsCredentialsProvider.new_static(
             credentials.access_key, credentials.secret_key, credentials.token
         ),
         region=region,
         service="s3",
+        date=datetime.fromtimestamp(second, UTC),
         use_double_uri_encode=False,
         should_normalize_uri_path=False,
-        signed_body_value=auth.AwsSignedBodyValue.UNSIGNED_PAYLOAD,
+        signed_body_value=signed.UNSIGNED_PAYLOAD if has_body else signed.EMPTY_SHA256,
         signed_body_header_type=auth.AwsSignedBodyHeaderType.X_AMZ_CONTENT_SHA_256,
     )

@@ -105,6 +105,11 @@ class Pipeline:
             for key in self.listed(f"{AGGREGATED}part-")
         }
 
+    def part(self, index: int) -> str:
+        """The key of the part of this index."""
+        (key,) = self.listed(f"{AGGREGATED}part-{index:05d}-")
+        return key
+
     def open_uploads(self) -> list[str]:
         """The keys of multipart uploads that are neither finished nor given up."""
         try:

@@ -9,7 +9,7 @@ but not one step: a crash may come between any two of them, and one may be refus
 import hashlib
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -24,19 +24,22 @@ from include.log_rollup.errors import (
     InputChangedError,
     MissingBucketError,
     NotFoundError,
+    TooLargeError,
     TransientError,
 )
 from include.log_rollup.store import (
+    READ_LIMIT_BYTES,
     Checksum,
     Downloaded,
     ListPage,
     Location,
     ObjectHead,
     ObjectInfo,
+    StoredObject,
     Uploaded,
 )
 
-WRITES = frozenset({"WRITE", "PUT", "COPY", "DELETE"})
+WRITES = frozenset({"WRITE", "PUT", "COPY", "PUBLISH", "DELETE"})
 # What S3 calls the requests of the control plane, as the hook counts them; a transfer's are not its own.
 S3_NAMES = {
     "LIST": "ListObjectsV2",
@@ -45,7 +48,7 @@ S3_NAMES = {
     "RANGE": "GetObject",
     "WRITE": "PutObject",
     "DELETE": "DeleteObjects",
-    "COPY": "CopyObject",
+    "PUBLISH": "CopyObject",
 }
 
 
@@ -149,6 +152,8 @@ class FakeStore:
         self.now = datetime(2026, 11, 23, 12, tzinfo=UTC)
         self.log: list[Operation] = []
         self.transfers: list[FakeTransfer] = []
+        self.uploads: dict[str, tuple[str, dict[int, bytes]]] = {}
+        self.lists_all_uploads = False
         self.watcher: Callable[[Operation], None] | None = None
         self.threads = threads
         self.crashed = False
@@ -187,6 +192,7 @@ class FakeStore:
         other._buckets = self._buckets
         other._lock = self._lock
         other._serial = self._serial
+        other.uploads = self.uploads
         other.watcher = self.watcher
         return other
 
@@ -309,21 +315,18 @@ class FakeStore:
         self.transfers.append(transfer)
         return transfer
 
-    def list_pages(self, prefix: Location, start_after: str = "") -> Iterator[ListPage]:
-        after = start_after
-        while True:
-            self.begin("LIST", prefix, after)
-            with self._lock:
-                rest = [
-                    key for key in self.listing(prefix.key, prefix.bucket) if key.encode() > after.encode()
-                ]
-                rows = [self._info(prefix.bucket, key) for key in rest[: self._page_size]]
-                newest = max((self._buckets[prefix.bucket][row.key].modified for row in rows), default=0.0)
-            more = len(rest) > self._page_size
-            yield ListPage(rows, newest, self.now, more)
-            if not more:
-                return
-            after = rows[-1].key
+    def list_page(
+        self, prefix: Location, start_after: str = "", token: str | None = None, limit: int = 1000
+    ) -> ListPage:
+        after = start_after if token is None else token
+        self.begin("LIST", prefix, after)
+        size = min(limit, self._page_size)
+        with self._lock:
+            rest = [key for key in self.listing(prefix.key, prefix.bucket) if key.encode() > after.encode()]
+            rows = [self._info(prefix.bucket, key) for key in rest[:size]]
+            newest = max((self._buckets[prefix.bucket][row.key].modified for row in rows), default=0.0)
+        more = len(rest) > size
+        return ListPage(rows, newest, self.now, more, rows[-1].key if more else None)
 
     def head(self, target: Location) -> ObjectHead | None:
         self.begin("HEAD", target)
@@ -334,19 +337,29 @@ class FakeStore:
         value = stated.value if stated and stated.algorithm == "crc64nvme" else None
         return ObjectHead(len(found.body), found.etag, value, found.etag_is_md5)
 
-    def read(self, source: Location) -> bytes | None:
+    def read(self, source: Location, limit: int = READ_LIMIT_BYTES) -> StoredObject | None:
         self.begin("READ", source)
         found = self._find(source)
-        return None if found is None else found.body
+        if found is not None and len(found.body) > limit:
+            raise TooLargeError(f"{source} has {len(found.body)} bytes")
+        return None if found is None else StoredObject(found.body, found.etag)
 
     def read_range(self, source: Location, etag: str, offset: int, length: int) -> bytes:
         effect = self.begin("RANGE", source, f"{offset}+{length}")
         body = self.matching(source, etag).body[offset : offset + length]
         return _flipped(body) if effect is Effect.WRONG_BYTES else body
 
-    def write(self, target: Location, body: bytes, content_type: str) -> None:
+    def write(self, target: Location, body: bytes, content_type: str) -> str:
         effect = self.begin("WRITE", target)
-        self.keep("WRITE", target, body, content_type=content_type)
+        stored = self.keep("WRITE", target, body, content_type=content_type)
+        _lose_answer(effect, target)
+        return stored.etag
+
+    def publish(self, source: Location, target: Location) -> None:
+        effect = self.begin("PUBLISH", target)
+        with self._lock:
+            found = self.matching(source, None)
+            self.keep("PUBLISH", target, found.body, content_type=found.content_type)
         _lose_answer(effect, target)
 
     def refuses_wrong_crc(self, scratch: Location) -> bool:
@@ -368,6 +381,14 @@ class FakeStore:
         if refused:
             raise refused[0]
 
+    def delete_if(self, target: Location, etag: str) -> bool:
+        found = self._find(target)
+        if found is not None and found.etag != etag:
+            self.begin("DELETE", target)
+            return False
+        self._delete(target)
+        return True
+
     def _delete(self, target: Location) -> None:
         effect = self.begin("DELETE", target)
         with self._lock:
@@ -375,21 +396,35 @@ class FakeStore:
             self._changed("DELETE", target)
         _lose_answer(effect, target)
 
-    def abort_uploads(self, prefix: Location) -> int:
+    def list_uploads(self, prefix: Location) -> Sequence[tuple[str, str]]:
         self.begin("UPLOADS", prefix)
-        return 0
+        with self._lock:
+            return [
+                (key, upload_id)
+                for upload_id, (key, _) in self.uploads.items()
+                if self.lists_all_uploads or key.startswith(prefix.key)
+            ]
 
-    def copy(
-        self, source: Location, etag: str, size: int, target: Location, headers: Mapping[str, str]
-    ) -> None:
-        effect = self.begin("COPY", target)
-        try:
-            found = self.matching(source, etag)
-        except NotFoundError as error:
-            raise InputChangedError(str(error)) from error
-        body = _flipped(found.body) if effect is Effect.WRONG_BYTES else found.body
-        self.keep("COPY", target, body, headers=headers)
+    def begin_upload(self, target: Location, headers: Mapping[str, str]) -> str:
+        self.begin("BEGIN", target)
+        with self._lock:
+            upload_id = f"upload-{next(self._serial)}"
+            self.uploads[upload_id] = (target.key, {})
+        return upload_id
+
+    def finish_upload(self, target: Location, upload_id: str, etags: Sequence[str]) -> None:
+        effect = self.begin("FINISH", target)
+        with self._lock:
+            key, ranges = self.uploads.pop(upload_id)
+            assert key == target.key
+            assert [f"range-{number}" for number in sorted(ranges)] == list(etags)
+            self.keep("COPY", target, b"".join(ranges[number] for number in sorted(ranges)))
         _lose_answer(effect, target)
+
+    def abort_upload(self, target: Location, upload_id: str) -> None:
+        self.begin("ABORT", target)
+        with self._lock:
+            self.uploads.pop(upload_id, None)
 
     # -- for this module's own use ---------------------------------------------------------------------
 
@@ -520,6 +555,35 @@ class FakeTransfer:
         sent = bytes(body)
         return self._run(lambda: self._put(target, sent, crc64nvme, headers), lambda answer: answer, done)
 
+    def copy(
+        self,
+        source: Location,
+        etag: str,
+        target: Location,
+        headers: Mapping[str, str],
+        done: Callable[[Uploaded | Exception], None],
+    ) -> "FakeRequest":
+        return self._run(lambda: self._copy(source, etag, target, headers), lambda answer: answer, done)
+
+    def copy_range(
+        self,
+        source: Location,
+        etag: str,
+        first: int,
+        last: int,
+        target: Location,
+        upload_id: str,
+        number: int,
+        done: Callable[[Uploaded | Exception], None],
+    ) -> "FakeRequest":
+        def work() -> Uploaded:
+            self._store.begin("RANGECOPY", target, f"{first}-{last}")
+            body = self._store.matching(source, etag).body[first : last + 1]
+            self._store.uploads[upload_id][1][number] = body
+            return Uploaded(f"range-{number}", None)
+
+        return self._run(work, lambda answer: answer, done)
+
     def wait(self, seconds: float) -> None:
         assert not self.closed, "used after it was closed"
         with suppress(Empty):
@@ -560,6 +624,18 @@ class FakeTransfer:
             body = body[:-1]
         stated = "0" * 32 if effect is Effect.WRONG_ETAG else found.etag
         return body[:room], Downloaded(len(body), stated, found.checksum, found.etag_is_md5)
+
+    def _copy(
+        self, source: Location, etag: str, target: Location, headers: Mapping[str, str]
+    ) -> Uploaded | None:
+        effect = self._store.begin("COPY", target)
+        if effect is Effect.STALLED:
+            return None
+        found = self._store.matching(source, etag)
+        body = _flipped(found.body) if effect is Effect.WRONG_BYTES else found.body
+        stored = self._store.keep("COPY", target, body, headers=headers)
+        _lose_answer(effect, target)
+        return Uploaded(stored.etag, None)
 
     def _put(
         self, target: Location, body: bytes, sent_crc: int, headers: Mapping[str, str]

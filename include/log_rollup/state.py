@@ -1,0 +1,387 @@
+"""The state of one hour in the bucket: claim, completion marker, manifest, and which parts are ours.
+
+Only this module changes what makes an hour complete. S3 has no locks, and not every server has conditional writes,
+so the order of the writes keeps competing runs apart:
+
+1. ``begin`` writes the claim, which names the plan that is being built. Only then it reads what other runs have
+   prepared: it deletes their staged manifests and markers, then a completion marker that is there.
+2. A manifest or marker is written to a staged object first. The claim is read once more, and the store copies the
+   staged object to its place. A run that was overtaken finds its staged object deleted, so that its copy fails,
+   however late it comes.
+3. A part is named by what it holds, so a run that was overtaken can leave a part that nobody needs, but never
+   overwrite one.
+4. A part is deleted only after its name was written into a removal record and the claim was read again. A later
+   plan reads the removal records after its claim and gives such a part another name, so that the deletion, however
+   late it comes, hits nothing that is needed. Before a part of the very plan that is being built is deleted, the
+   hour is claimed once more, so that nobody completes it meanwhile.
+"""
+
+import logging
+import secrets
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from include.log_rollup.errors import (
+    NotFoundError,
+    RollupError,
+    SupersededError,
+    UnreadableRecordError,
+    UnsupportedOperationError,
+)
+from include.log_rollup.listing import list_all
+from include.log_rollup.plan import PLAN_FORMAT
+from include.log_rollup.records import GZIP, JSON, Claim, ManifestReader, Records, marker_body
+from include.log_rollup.store import Location, ObjectInfo, ObjectStore
+from include.log_rollup.streams import Stream
+
+log = logging.getLogger(__name__)
+
+# How often a run that was overtaken reads again which parts the hour needs, before it leaves its own in place.
+_REMOVAL_TRIES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """What lies below the aggregated hour.
+
+    :param parts: by name, everything that is named like a part, whoever wrote it
+    :param work: names below ``_rollup/`` of what this project wrote there
+    :param foreign: everything else but manifest and completion marker
+    """
+
+    parts: Mapping[str, ObjectInfo]
+    work: frozenset[str]
+    foreign: Sequence[ObjectInfo]
+    has_manifest: bool
+    has_marker: bool
+
+
+class HourState:
+    """The state of one hour; each method reads the bucket afresh.
+
+    :param hour: in UTC
+    """
+
+    def __init__(self, store: ObjectStore, stream: Stream, hour: datetime) -> None:
+        self.paths = stream.at(hour)
+        self.records = Records(store)
+        self._store = store
+
+    # -- reading ---------------------------------------------------------------------------------------
+
+    def inventory(self) -> Inventory:
+        """List the aggregated hour.
+
+        :raises RollupError: as the store raises
+        """
+        parts: dict[str, ObjectInfo] = {}
+        work: set[str] = set()
+        foreign: list[ObjectInfo] = []
+        ours = {self.paths.manifest.key: False, self.paths.marker.key: False}
+        for item in list_all(self._store, self.paths.aggregated):
+            if item.key in ours:
+                ours[item.key] = True
+            elif name := self.paths.part_name_of(item.key):
+                parts[name] = item
+            elif name := self.paths.work_name_of(item.key):
+                work.add(name)
+            elif item.size or not item.key.endswith("/"):
+                foreign.append(item)
+        return Inventory(
+            parts,
+            frozenset(work),
+            foreign,
+            has_manifest=ours[self.paths.manifest.key],
+            has_marker=ours[self.paths.marker.key],
+        )
+
+    def claim(self) -> Claim | None:
+        """Which plan is being built; None if none is."""
+        return self.records.read_claim(self.paths.claim)
+
+    def recorded_parts(self, work: Iterable[str], manifest: ManifestReader | None) -> dict[str, str]:
+        """The names of all parts that a record of ours names, each with the planned part it was made for.
+
+        :param work: names below ``_rollup/`` to read
+        """
+        found: dict[str, str] = {}
+        if manifest is not None:
+            found |= {entry["name"]: entry.get("split_of") or entry["name"] for entry in manifest.table}
+        for name in sorted(work):
+            source, file = self.paths.work.child(name), name.rpartition("/")[2]
+            if file == "plan.json":
+                summary = self.records.read_plan(source)
+                found |= {part: part for part in summary.replaces} if summary else {}
+            elif file.startswith("shard-"):
+                shard = self.records.read_shard(source, "", formats=(1, PLAN_FORMAT))
+                found |= {part.name: part.name for part in shard.parts} if shard else {}
+            elif file.startswith("receipt-"):
+                receipt = self.records.read_receipt(source)
+                if receipt:
+                    found |= {part.name: part.name for part in receipt.parts if part.name not in found}
+                    for planned, parts in receipt.splits.items():
+                        found |= {part.name: planned for part in parts}
+        return found
+
+    def names_under_removal(self, work: Iterable[str]) -> set[str]:
+        """The names of parts that a run is about to delete, or was when it died.
+
+        :param work: names below ``_rollup/``
+        """
+        found: set[str] = set()
+        for name in work:
+            if name.startswith("removals/"):
+                found.update(self.records.read_removal(self.paths.work.child(name)))
+        return found
+
+    def is_complete_under(self, plan_id: str) -> bool:
+        """Whether the hour is complete under this plan; False means that it is being built under it.
+
+        :raises SupersededError: if it is neither
+        """
+        claim = self.claim()
+        if claim is not None and claim.plan_id == plan_id:
+            return False
+        if claim is None and self.records.is_marked(self.paths.marker, plan_id):
+            return True
+        raise self.superseded(plan_id, claim)
+
+    def check_current(self, plan_id: str, claim_id: str | None = None) -> Claim:
+        """The claim of the hour, which is for this plan.
+
+        :param claim_id: of the claim that it has to be; None for any of this plan
+        :raises SupersededError: if it is not
+        """
+        claim = self.claim()
+        if claim is None or claim.plan_id != plan_id or claim_id not in (None, claim.claim_id):
+            raise self.superseded(plan_id, claim)
+        return claim
+
+    def superseded(self, plan_id: str, claim: Claim | None) -> SupersededError:
+        """The error for a run whose plan is not the hour's plan any more."""
+        if claim is None:
+            now = "no plan is being built there now"
+        elif claim.plan_id:
+            now = f"plan {claim.plan_id} of run {claim.run_id!r} is being built there now"
+        else:
+            now = "the claim there is damaged, or another version of Log Rollup wrote it"
+        return SupersededError(
+            f"{self.paths.aggregated} was planned as {plan_id}, but {now}: another run has taken over the hour. "
+            f"If that run is not at work any more, clear this one from plan_hour on."
+        )
+
+    # -- writing ---------------------------------------------------------------------------------------
+
+    def begin(
+        self,
+        plan_id: str,
+        run_id: str,
+        parts: Iterable[str],
+        files: Collection[str],
+        seen_marker: str | None,
+    ) -> Claim | None:
+        """Claim the hour for a plan whose files are written, and remove the completion marker.
+
+        :param parts: names of the plan's parts
+        :param files: names below ``_rollup/`` of the plan's files
+        :param seen_marker: ETag of the marker that was there when the plan was made; None if there was none
+        :returns: the claim; None if something has changed since the plan was made: it has to be made again
+        :raises SupersededError: if yet another run has claimed the hour meanwhile
+        """
+        claim, work = self._take(plan_id, run_id)
+        removed = self.names_under_removal(work)
+        if not work.issuperset(files) or any(name in removed for name in parts):
+            return None
+        marker, etag = self.records.read_marker_with_etag(self.paths.marker)
+        if marker is not None:
+            if etag != seen_marker:
+                return None
+            log.info("the completion marker is removed before parts change: %s", self.paths.marker)
+            self.remove_marker(etag)
+        current = self.claim()
+        if current is None:
+            return None
+        if current.claim_id != claim.claim_id:
+            raise self.superseded(plan_id, current)
+        return claim
+
+    def _take(self, plan_id: str, run_id: str) -> tuple[Claim, set[str]]:
+        """Claim the hour and delete what other runs have staged; the claim, and what is below ``_rollup/``."""
+        claim = self.records.write_claim(self.paths.claim, plan_id, run_id, secrets.token_hex(8))
+        work = self._work_names()
+        staged = [self.paths.work.child(name).key for name in sorted(work) if "/staged-" in name]
+        self._store.delete(self.paths.work.bucket, staged)
+        return claim, work
+
+    def remove_marker(self, etag: str) -> None:
+        """Remove the completion marker that has this ETag; one that was written since stays."""
+        if self._store.delete_if(self.paths.marker, etag):
+            return
+        if self.records.read_marker_with_etag(self.paths.marker)[1] == etag:
+            # Some servers refuse the condition although it holds.
+            self._store.delete(self.paths.marker.bucket, [self.paths.marker.key])
+
+    def remove_parts(self, parts: Mapping[str, str], basis: Claim | None) -> None:
+        """Delete parts that neither the hour nor any run that is at work on it needs.
+
+        :param parts: names of parts of ours, each with the planned part it was made for
+        :param basis: the claim under which they were found not to be needed; None if there was none
+        :raises SupersededError: if the claim is another one by now; nothing is deleted then
+        """
+        keys = [self._part_key(name) for name in sorted(parts)]
+        record = self.paths.removals.child(f"{secrets.token_hex(8)}.json")
+        self.records.write_removal(record, sorted({*parts, *parts.values()}))
+        claim = self.claim()
+        if (claim and claim.claim_id) != (basis and basis.claim_id):
+            self._store.delete(record.bucket, [record.key])
+            raise self.superseded(basis.plan_id if basis else "", claim)
+        self._store.delete(self.paths.aggregated.bucket, keys)
+        self._store.delete(record.bucket, [record.key])
+
+    def reject_parts(self, plan_id: str, parts: Mapping[str, str], basis: Claim | None) -> None:
+        """Delete parts of the plan that is being built or was completed, because they are not right.
+
+        The completion marker goes before them, and no run can complete the hour until it is planned again.
+
+        :param parts: as in :meth:`remove_parts`
+        :raises SupersededError: if the hour has been claimed by another run meanwhile; nothing is deleted then
+        """
+        claim = self.claim()
+        if (claim and claim.claim_id) != (basis and basis.claim_id):
+            raise self.superseded(plan_id, claim)
+        taken, _ = self._take(plan_id, basis.run_id if basis else "validate_hour")
+        marker, etag = self.records.read_marker_with_etag(self.paths.marker)
+        if marker is not None:
+            self.remove_marker(etag)
+        if parts:
+            self.remove_parts(parts, taken)
+        if basis is None:
+            self._store.delete_if(self.paths.claim, taken.etag)
+
+    def _part_key(self, name: str) -> str:
+        key = self.paths.part(name).key
+        if self.paths.part_name_of(key) != name:
+            raise ValueError(f"{key} is not the key of a part")
+        return key
+
+    def remove_overtaken(self, plan_id: str, written: Mapping[str, str]) -> None:
+        """After this run was overtaken, delete those parts it wrote that the hour does not need.
+
+        Whatever is unclear stays: readers who follow the manifest do not see it.
+
+        :param written: names of the parts, each with the planned part it was made for
+        """
+        for _ in range(_REMOVAL_TRIES):
+            claim = self.claim()
+            if claim is not None and claim.plan_id == plan_id:
+                return
+            needed = self._needed(claim)
+            if needed is None:
+                return
+            strays = {name: planned for name, planned in written.items() if not {name, planned} & needed}
+            if not strays:
+                return
+            try:
+                self.remove_parts(strays, claim)
+            except SupersededError:
+                continue
+            log.info("%d parts of the plan that was overtaken are removed", len(strays))
+            return
+
+    def _needed(self, claim: Claim | None) -> set[str] | None:
+        """The names of the parts that belong to the hour; None if that cannot be known."""
+        if claim is None:
+            try:
+                manifest = self.records.open_manifest(self.paths.manifest)
+            except UnreadableRecordError:
+                return None
+            return None if manifest is None else {*self.recorded_parts((), manifest)}
+        summary = self.records.read_plan(self.paths.plan(claim.plan_id)) if claim.plan_id else None
+        if summary is None:
+            return None
+        needed: set[str] = set()
+        for ref in summary.shards:
+            shard = self.records.read_shard(self.paths.shard(summary.plan_id, ref.shard), "")
+            if shard is None:
+                return None
+            needed.update(part.name for part in shard.parts)
+        return needed
+
+    def publish_manifest(self, claim: Claim, body: bytes) -> None:
+        """Put the manifest of a proven plan in its place.
+
+        :param claim: under which it was proven
+        :raises SupersededError: if the hour has been claimed since
+        """
+        staged = self.paths.staged_manifest(claim.plan_id, secrets.token_hex(8))
+        self._publish(claim, staged, self.paths.manifest, body, GZIP)
+
+    def publish_marker(self, claim: Claim, marker: Mapping[str, object]) -> None:
+        """Put the completion marker in its place: the hour is complete from then on.
+
+        :param claim: under which the manifest was published and found to be right
+        :raises SupersededError: if the hour has been claimed since
+        """
+        staged = self.paths.staged_marker(claim.plan_id, secrets.token_hex(8))
+        self._publish(claim, staged, self.paths.marker, marker_body(marker), JSON)
+
+    def _publish(
+        self, claim: Claim, staged: Location, target: Location, body: bytes, content_type: str
+    ) -> None:
+        self._store.write(staged, body, content_type)
+        try:
+            self.check_current(claim.plan_id, claim.claim_id)
+            try:
+                self._store.publish(staged, target)
+            except NotFoundError:
+                raise self.superseded(claim.plan_id, self.claim()) from None
+            except UnsupportedOperationError:
+                self._write_without_copy(claim, target, body, content_type)
+        finally:
+            self._store.delete(staged.bucket, [staged.key])
+
+    def _write_without_copy(self, claim: Claim, target: Location, body: bytes, content_type: str) -> None:
+        """For servers that know no copy: a run that takes over meanwhile is seen by the second reading only."""
+        etag = self._store.write(target, body, content_type)
+        try:
+            self.check_current(claim.plan_id, claim.claim_id)
+        except SupersededError:
+            if target == self.paths.marker:
+                self.remove_marker(etag)
+            raise
+
+    def clean_up(self, plan_id: str) -> None:
+        """After the hour is complete under this plan, remove what was needed only to build it.
+
+        Of another run that has begun meanwhile nothing is removed.
+        """
+        work = self._work_names()
+        claim = self.claim()
+        if claim is not None and claim.plan_id != plan_id:
+            log.info("plan %s is being built by now; its files are left alone", claim.plan_id or "unknown")
+            work = {name for name in work if name.startswith(f"{plan_id}/")}
+        gone = [name for name in work if name != "claim.json" and not name.startswith("removals/")]
+        self._store.delete(self.paths.work.bucket, [self.paths.work.child(name).key for name in sorted(gone)])
+        if claim is not None and claim.plan_id == plan_id:
+            self._store.delete_if(self.paths.claim, claim.etag)
+
+    def abort_uploads(self, parts: Container[str]) -> None:
+        """Give up multipart uploads of these parts that a crash has left unfinished; what fails is only logged."""
+        aborted = 0
+        try:
+            for key, upload_id in self._store.list_uploads(self.paths.aggregated):
+                # Some servers list the whole bucket.
+                name = self.paths.part_name_of(key)
+                if name is not None and name in parts:
+                    self._store.abort_upload(Location(self.paths.aggregated.bucket, key), upload_id)
+                    aborted += 1
+        except RollupError as error:
+            log.info("could not look for multipart uploads that a crash may have left: %s", error)
+        if aborted:
+            log.info("gave up %d multipart uploads that a crash had left unfinished", aborted)
+
+    def _work_names(self) -> set[str]:
+        listed = list_all(self._store, self.paths.work)
+        names = (self.paths.work_name_of(item.key) for item in listed)
+        return {name for name in names if name}

@@ -1,0 +1,391 @@
+"""Listings in the forms of many servers: each gives the rows that botocore's own parser gives."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from io import BytesIO
+from typing import Any
+from urllib.parse import quote, quote_plus
+from xml.sax.saxutils import escape
+
+import boto3
+import pytest
+from botocore.awsrequest import AWSResponse
+from botocore.config import Config
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from include.log_rollup.errors import ListingError, ThrottledError, TransientError
+from include.log_rollup.store import Location, ObjectInfo
+from log_rollup_plugin import listing
+from log_rollup_plugin.faults import translated
+from log_rollup_plugin.listing import page_of
+
+MOMENT = datetime(2026, 11, 23, 8, 0, 5, 678000, UTC)
+ETAG = "9e107d9d372bb6826bd81d3542a419d6"
+NAMESPACE = 'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
+APOS, QUOT = {"'": "&apos;"}, {'"': "&quot;"}
+
+
+class RawResponse(BytesIO):
+    """A body as urllib3 gives it."""
+
+    def stream(self, *_: Any, **__: Any) -> Iterator[bytes]:
+        yield self.read()
+
+
+class Lister:
+    """A boto3 client that gets every answer from here; ``answers`` are taken in turn."""
+
+    def __init__(self, fast: bool) -> None:
+        self.client = boto3.client(
+            "s3", endpoint_url="http://127.0.0.1:9", region_name="us-east-1", aws_access_key_id="a",
+            aws_secret_access_key="s", config=Config(retries={"total_max_attempts": 1}),
+        )  # fmt: skip
+        self.body, self.headers = b"", {"Date": "Mon, 23 Nov 2026 09:00:00 GMT"}
+        if fast:
+            listing.read_rows_with(self.client)
+        self.client.meta.events.register("before-send.s3.ListObjectsV2", self._answer)
+
+    def _answer(self, request: Any, **_: Any) -> AWSResponse:
+        return AWSResponse(request.url, 200, self.headers, RawResponse(self.body))
+
+    def ask(self, body: str | bytes, headers: Mapping[str, str] | None = None) -> Mapping[str, Any]:
+        self.body = body.encode() if isinstance(body, str) else body
+        self.headers = {"Date": "Mon, 23 Nov 2026 09:00:00 GMT"} if headers is None else dict(headers)
+        answer: Mapping[str, Any] = self.client.list_objects_v2(Bucket="logs", Prefix="raw/")
+        return answer
+
+
+@pytest.fixture(scope="module")
+def fast() -> Lister:
+    """The client as the pipeline uses it."""
+    return Lister(fast=True)
+
+
+@pytest.fixture(scope="module")
+def plain() -> Lister:
+    """botocore by itself."""
+    return Lister(fast=False)
+
+
+def page(
+    rows: str, encoding: str = "<EncodingType>url</EncodingType>", truncated: str = "false", more: str = ""
+) -> str:
+    """A page of these rows."""
+    return (
+        f'<?xml version="1.0" encoding="UTF-8"?>\n<ListBucketResult {NAMESPACE}><Name>logs</Name>'
+        f"<Prefix>raw/</Prefix><KeyCount>1</KeyCount><MaxKeys>1000</MaxKeys>{encoding}"
+        f"<IsTruncated>{truncated}</IsTruncated>{more}{rows}</ListBucketResult>"
+    )
+
+
+def row(
+    key: str,
+    etag: str = f"&quot;{ETAG}&quot;",
+    size: str = "17",
+    modified: str = "2026-11-23T08:00:05.678Z",
+) -> str:
+    """One row in S3's own form."""
+    return (
+        f"<Contents><Key>{key}</Key><LastModified>{modified}</LastModified><ETag>{etag}</ETag><Size>{size}</Size>"
+        f"<StorageClass>STANDARD</StorageClass></Contents>"
+    )
+
+
+def by_fast_path(answer: Mapping[str, Any]) -> bool:
+    return "LogRollupRows" in answer
+
+
+# -- keys --------------------------------------------------------------------------------------------------
+
+# How servers write a key: url-encoded, and then as XML, or as XML alone.
+WRITERS: Mapping[str, Callable[[str], str]] = {
+    "S3": lambda key: quote_plus(key, safe="/*-._~"),
+    "rclone": lambda key: escape(quote(key, safe="/")),
+    "Ceph": lambda key: escape(quote(key, safe="/'()!*"), APOS),
+    "SeaweedFS": lambda key: escape(key.replace("%", "%25").replace("+", "%2B"), APOS | QUOT),
+    "numbers": lambda key: "".join(f"&#{ord(one)};" for one in quote(key, safe="/'&")),
+    "hexadecimal": lambda key: "".join(f"&#x{ord(one):X};" for one in quote(key, safe="/'&")),
+}
+PLAIN_WRITERS: Mapping[str, Callable[[str], str]] = {
+    "escaped": lambda key: escape(key, APOS | QUOT),
+    "numbers": lambda key: "".join(one if one.isalnum() else f"&#{ord(one)};" for one in key),
+    "CDATA": lambda key: f"<![CDATA[{key}]]>",
+}
+TIMES: Mapping[str, Callable[[datetime], str]] = {
+    "S3": lambda time: time.strftime("%Y-%m-%dT%H:%M:%S.") + f"{time.microsecond // 1000:03d}Z",
+    "whole seconds": lambda time: time.strftime("%Y-%m-%dT%H:%M:%SZ"),
+    "offset": lambda time: time.astimezone(UTC).isoformat(),
+    "nanoseconds": lambda time: time.strftime("%Y-%m-%dT%H:%M:%S.%f") + "789Z",
+    "s3rver": lambda time: format_datetime(time, usegmt=True),
+    "epoch": lambda time: str(int(time.timestamp())),
+}
+ETAGS = (
+    f"&quot;{ETAG}&quot;",
+    f"&#34;{ETAG}&#34;",
+    f"&#x22;{ETAG}&#x22;",
+    f'"{ETAG}"',
+    ETAG,
+    f"\n  {ETAG}  ",
+)
+
+characters = st.characters(min_codepoint=0x20, exclude_categories=["Cs"]) | st.sampled_from("'&<>\"%+ /;#~")
+keys = st.text(characters.filter(lambda one: ord(one) not in (0xFFFE, 0xFFFF)), min_size=1, max_size=12)
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(keys, min_size=1, max_size=5),
+    st.sampled_from(sorted(WRITERS)),
+    st.sampled_from(sorted(TIMES)),
+    st.lists(st.sampled_from(ETAGS), min_size=5, max_size=5),
+    st.sampled_from(["", "\n  "]),
+    st.booleans(),
+)
+def test_each_servers_encoded_keys_read_as_by_botocore(
+    fast: Lister,
+    plain: Lister,
+    names: list[str],
+    writer: str,
+    times: str,
+    etags: list[str],
+    space: str,
+    more: bool,
+) -> None:
+    rows = [
+        row(WRITERS[writer](name), etags[index], str(index), TIMES[times](MOMENT - timedelta(minutes=index)))
+        for index, name in enumerate(names)
+    ]
+    body = page(
+        space + space.join(part.replace("><", f">{space}<") for part in rows), truncated=str(more).lower()
+    )
+    answer = fast.ask(body)
+    found, reference = page_of(answer), page_of(plain.ask(body))
+    assert found == reference
+    assert found.objects == [ObjectInfo(name, index, ETAG) for index, name in enumerate(names)]
+    assert abs(found.newest - MOMENT.timestamp()) < 1
+    assert by_fast_path(answer)
+
+
+@settings(max_examples=150)
+@given(st.lists(keys, min_size=1, max_size=5), st.sampled_from(sorted(PLAIN_WRITERS)))
+def test_keys_that_are_not_encoded_though_asked_are_kept(
+    fast: Lister, plain: Lister, names: list[str], writer: str
+) -> None:
+    names = [name for name in names if "]]>" not in name] or ["a"]
+    body = page("".join(row(PLAIN_WRITERS[writer](name)) for name in names), encoding="")
+    found = page_of(fast.ask(body))
+    assert found == page_of(plain.ask(body))
+    assert [one.key for one in found.objects] == names
+
+
+controls = st.text(st.characters(max_codepoint=0x2029, exclude_categories=["Cs"]), min_size=1, max_size=8)
+
+
+@settings(max_examples=100)
+@given(st.lists(controls, min_size=1, max_size=4))
+def test_control_characters_in_encoded_keys_are_kept(fast: Lister, plain: Lister, names: list[str]) -> None:
+    body = page("".join(row(WRITERS["S3"](name)) for name in names))
+    found = page_of(fast.ask(body))
+    assert [one.key for one in found.objects] == names
+    assert found == page_of(plain.ask(body))
+
+
+@pytest.mark.parametrize(
+    ("written", "key"),
+    [
+        ("raw/it&apos;s.log", "raw/it's.log"),
+        ("raw/a&amp;b/c.log", "raw/a&b/c.log"),
+        ("raw/a&amp;amp%3B.log", "raw/a&amp;.log"),
+        ("raw/%26apos%3B.log", "raw/&apos;.log"),
+        ("raw/&#39;&#x27;.log", "raw/''.log"),
+        ("raw/a+b%2Bc.log", "raw/a b+c.log"),
+        ("raw/line%0Aend.log", "raw/line\nend.log"),
+        ("raw/%F0%9F%98%80.log", "raw/\U0001f600.log"),
+    ],
+)
+def test_xml_is_undone_before_percent_encoding(fast: Lister, written: str, key: str) -> None:
+    answer = fast.ask(page(row(written) + row("raw/z")))
+    assert [one.key for one in page_of(answer).objects] == [key, "raw/z"]
+    assert by_fast_path(answer)
+
+
+@pytest.mark.parametrize("written", ["raw/&nbsp;x", "raw/a&b", "raw/&#0;x", "raw/&#xD800;x", "raw/\x01x"])
+def test_a_page_that_is_no_xml_is_asked_for_again(fast: Lister, written: str) -> None:
+    # botocore makes a status of 500 of it.
+    with pytest.raises(TransientError, match="S3 answered 500"), translated("LIST", Location("b", "p")):
+        fast.ask(page(row(written)))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "",
+        "<html><body>Sign in</body></html>",
+        "{}",
+        "<ListBucketResult>",
+        page(row("a"))[:-40],
+        page(row("a")).replace("raw/", "raw/\udcff", 1),
+    ],
+)
+def test_an_incomplete_answer_is_never_an_empty_listing(fast: Lister, body: str) -> None:
+    with pytest.raises(TransientError), translated("LIST", Location("b", "p")):
+        fast.ask(body.encode(errors="surrogateescape"))
+
+
+@pytest.mark.parametrize("namespace", ["", NAMESPACE])
+def test_an_error_in_an_answer_of_status_200_is_an_error(fast: Lister, namespace: str) -> None:
+    body = f"<Error {namespace}><Code>SlowDown</Code><Message>later</Message></Error>"
+    with pytest.raises(ThrottledError, match="SlowDown"), translated("LIST", Location("b", "p")):
+        fast.ask(body)
+
+
+@pytest.mark.parametrize("root", ["ListBucketResult", "ListBucketV2Result", "s3:ListBucketResult"])
+def test_the_roots_name_and_namespace_do_not_matter(fast: Lister, plain: Lister, root: str) -> None:
+    body = page(row("a")).replace("ListBucketResult", root).replace("xmlns=", "xmlns:s3='urn:x' xmlns=")
+    found = page_of(fast.ask(body))
+    assert found == page_of(plain.ask(body))
+    assert len(found.objects) == 1
+
+
+# -- columns -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("time", sorted(TIMES))
+def test_the_newest_is_found_in_each_form_of_time(fast: Lister, time: str) -> None:
+    moments = [MOMENT - timedelta(days=days, milliseconds=100 * days) for days in (3, 0, 40)]
+    answer = fast.ask(page("".join(row("k", modified=TIMES[time](moment)) for moment in moments)))
+    assert abs(page_of(answer).newest - MOMENT.timestamp()) < 1
+    assert by_fast_path(answer)
+
+
+def test_a_time_without_a_zone_is_utc(fast: Lister, plain: Lister) -> None:
+    for lister in (fast, plain):
+        found = page_of(lister.ask(page(row("k", modified="2026-11-23T08:00:05"))))
+        assert found.newest == datetime(2026, 11, 23, 8, 0, 5, tzinfo=UTC).timestamp()
+
+
+def test_fractions_of_different_lengths_compare_as_times(fast: Lister) -> None:
+    times = ["2026-11-23T08:00:05Z", "2026-11-23T08:00:05.5Z", "2026-11-23T08:00:05.45Z"]
+    found = page_of(fast.ask(page("".join(row("k", modified=one) for one in times))))
+    assert found.newest == datetime(2026, 11, 23, 8, 0, 5, 500000, UTC).timestamp()
+
+
+@pytest.mark.parametrize("dropped", ["<ETag>&quot;{etag}&quot;</ETag>", "etag", "quotes"])
+def test_a_missing_etag_is_empty(fast: Lister, dropped: str) -> None:
+    one = row("k")
+    if dropped == "etag":
+        one = one.replace(f"&quot;{ETAG}&quot;", "")
+    elif dropped == "quotes":
+        one = one.replace(ETAG, "")
+    else:
+        one = one.replace(dropped.format(etag=ETAG), "")
+    assert page_of(fast.ask(page(one + one))).objects == [ObjectInfo("k", 17, "")] * 2
+
+
+@pytest.mark.parametrize("etag", ["a&#13;&#10;x-evil: 1", "a\rb", "a\x7fb"])
+def test_an_etag_that_no_header_could_carry_is_empty(fast: Lister, plain: Lister, etag: str) -> None:
+    for lister in (fast, plain):
+        assert [one.etag for one in page_of(lister.ask(page(row("k", etag)))).objects] == [""]
+
+
+def without(column: str, one: str) -> str:
+    start, end = f"<{column}>", f"</{column}>"
+    return one[: one.index(start)] + one[one.index(end) + len(end) :]
+
+
+@pytest.mark.parametrize("column", ["ETag", "LastModified"])
+def test_values_stay_with_their_keys_where_a_row_lacks_one(fast: Lister, plain: Lister, column: str) -> None:
+    lacking, full = without(column, row("a")), row("b", etag="&quot;other&quot;", size="2")
+    for rows in (lacking + full, full + lacking):
+        body = page(rows)
+        assert page_of(fast.ask(body)) == page_of(plain.ask(body))
+
+
+def test_a_second_etag_is_not_taken_for_that_of_another_row(fast: Lister) -> None:
+    double = row("b").replace("<Size>", "<ETag>other</ETag><Size>")
+    found = page_of(fast.ask(page(without("ETag", row("a")) + double)))
+    assert found.objects == [ObjectInfo("a", 17, ""), ObjectInfo("b", 17, "")]
+
+
+@pytest.mark.parametrize("column", ["Size", "Key"])
+def test_a_row_without_key_or_size_is_an_error(fast: Lister, column: str) -> None:
+    body = page(row("k") + without(column, row("k")), encoding="")
+    with pytest.raises(ListingError, match=f"lists an object without {column}"):
+        page_of(fast.ask(body))
+
+
+def test_a_key_that_is_not_utf_8_is_an_error(fast: Lister) -> None:
+    with pytest.raises(ListingError, match="a key that is not UTF-8"), translated("LIST", Location("b", "p")):
+        fast.ask(page(row("raw/%FF.log")))
+
+
+def test_rows_with_owners_checksums_and_other_order_are_read(fast: Lister, plain: Lister) -> None:
+    rows = (
+        f"<Contents><Owner><ID>1</ID><DisplayName>x</DisplayName></Owner><Size>5</Size><ETag>{ETAG}</ETag>"
+        f"<ChecksumAlgorithm>CRC32</ChecksumAlgorithm><Key>a</Key>"
+        f"<LastModified>2026-11-23T08:00:05Z</LastModified></Contents>" + row("b")
+    )
+    body = page(rows, more="<CommonPrefixes><Prefix>p/</Prefix></CommonPrefixes>")
+    answer = fast.ask(body)
+    assert by_fast_path(answer)
+    assert page_of(answer) == page_of(plain.ask(body))
+
+
+# -- the page ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("stated", "more", "truncated", "token"),
+    [
+        ("true", "<NextContinuationToken>a+b/=%2F&amp;</NextContinuationToken>", True, "a+b/=%2F&"),
+        ("true", "", True, None),
+        ("true", "<NextContinuationToken/>", True, None),
+        ("false", "<NextContinuationToken>t</NextContinuationToken>", False, "t"),
+        ("false", "", False, None),
+        ("True", "", True, None),
+        (" 1 ", "", True, None),
+        ("0", "", False, None),
+    ],
+)
+@pytest.mark.parametrize("rows", ["", row("k"), row("k").replace("<Key>", "<Key >")])
+def test_truncation_and_token_are_as_answered(
+    fast: Lister, rows: str, stated: str, more: str, truncated: bool, token: str | None
+) -> None:
+    found = page_of(fast.ask(page(rows, truncated=stated, more=more)))
+    assert (found.truncated, found.token) == (truncated, token)
+
+
+def test_a_token_between_rows_is_not_lost(fast: Lister) -> None:
+    between = "<NextContinuationToken>t</NextContinuationToken>"
+    found = page_of(fast.ask(page(row("a") + between + row("b"), truncated="true")))
+    assert ([one.key for one in found.objects], found.token) == (["a", "b"], "t")
+
+
+def test_an_empty_page_has_no_newest(fast: Lister) -> None:
+    found = page_of(fast.ask(page("")))
+    assert (found.objects, found.newest, found.truncated) == ([], 0.0, False)
+
+
+@pytest.mark.parametrize("date", ["", "yesterday", "Mon, 99 Nov 2026 09:00:00 GMT", None])
+def test_the_servers_time_is_ours_where_it_states_none(fast: Lister, date: str | None) -> None:
+    before = datetime.now(UTC)
+    found = page_of(fast.ask(page(row("k")), {} if date is None else {"Date": date}))
+    assert before <= found.server_time <= datetime.now(UTC)
+
+
+@pytest.mark.parametrize("date", ["Mon, 23 Nov 2026 09:00:00 GMT", "Mon, 23 Nov 2026 09:00:00 -0000"])
+def test_the_servers_time_is_that_of_its_date(fast: Lister, date: str) -> None:
+    assert page_of(fast.ask(page(""), {"Date": date})).server_time == datetime(2026, 11, 23, 9, tzinfo=UTC)
+
+
+def test_a_full_page_takes_a_small_part_of_botocores_time(fast: Lister, plain: Lister) -> None:
+    body = page("".join(row(f"raw/app/20261123/08/{number:06d}%20x.log") for number in range(1000)))
+    seconds = []
+    for lister in (fast, plain):
+        started = time.process_time()
+        assert len(page_of(lister.ask(body)).objects) == 1000
+        seconds.append(time.process_time() - started)
+    assert seconds[0] < seconds[1] / 3
