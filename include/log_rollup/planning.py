@@ -204,7 +204,10 @@ def _assess(stream: Stream, state: HourState, listed: Sequence[ObjectInfo], drop
     )  # fmt: skip
     _log_foreign(paths, found, foreign)
     etag = None if marker is None else marker_etag
-    if manifest is not None and _is_unchanged(plan, manifest, marker or {}, found, recorded):
+    # While another plan is claimed the hour is not complete, even if its run is not at work any more.
+    claimed = state.claim()
+    settled = claimed is None or claimed.plan_id == plan.plan_id
+    if settled and manifest is not None and _is_unchanged(plan, manifest, marker or {}, found, recorded):
         return _Outlook(plan, {}, (), {}, etag, unchanged=True)
     packed = _check_vanished(state, found, manifest, listed, marker is not None, drop_vanished, plan)
     measured = _read_receipts(state, found, plan, packed)
