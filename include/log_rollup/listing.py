@@ -136,8 +136,8 @@ def _unordered(
         stale = 0 if fresh else stale + 1
         if stale > MAX_EMPTY_PAGES:
             raise ListingError(
-                f"LIST {prefix}: the server answered {stale} pages in a row without an object that it had not listed "
-                f"before, and says that more follow. {_UNTRUSTED}"
+                f"LIST {prefix}: the server answered {stale} pages in a row without a new object and says that "
+                f"more follow. {_UNTRUSTED}"
             )
         if number >= given:
             yield replace(page, objects=fresh)
