@@ -16,7 +16,11 @@ COMPILE := pip compile --universal --python-version 3.11 --no-emit-index-url --n
 export UV_PYTHON_DOWNLOADS := never
 
 .DEFAULT_GOAL := help
+<<<<<<< HEAD
 .PHONY: help demo up down test test-soak simulate fleet-test mwaa lint bench docs lock check-lock
+=======
+.PHONY: help demo up down test simulate test-soak fleet-test mwaa lint bench docs lock check-lock
+>>>>>>> wip/sim
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -37,6 +41,11 @@ down: $(ENVIRONMENT) ## stop what `make up` has left running
 
 test: $(ENVIRONMENT) ## run the whole test suite
 	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder
+
+simulate: SEEDS ?= 10000
+simulate: FIRST ?= 0
+simulate: $(ENVIRONMENT) ## simulate lives of hours with every fault there is, and check each (SEEDS=10000 FIRST=0)
+	@$(BIN)/python -m simulation --seeds $(SEEDS) --first $(FIRST)
 
 test-soak: $(ENVIRONMENT) ## run the tests that take longer than the suite may
 	$(BIN)/python -m pytest -m soak

@@ -20,7 +20,6 @@ from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from botocore.config import Config
 from botocore.httpsession import get_cert_path
 from urllib3 import HTTPResponse
-from urllib3.exceptions import HTTPError
 
 from include.log_rollup import crc
 from include.log_rollup.errors import (
@@ -429,11 +428,7 @@ class PooledS3Hook(S3Hook):
                     )
             except (CredentialsError, MissingBucketError, ConfigurationError):
                 raise
-            except (PermanentError, UnsupportedOperationError) as error:
-                return self._without_batches(bucket, left, error)
-            except TransientError as error:
-                if not _is_not_implemented(error):
-                    raise
+            except PermanentError as error:
                 return self._without_batches(bucket, left, error)
             refused = {row.get("Key"): row for row in answer.get("Errors", ())}
             deleted = {row.get("Key") for row in answer.get("Deleted", ())}
@@ -581,7 +576,7 @@ class PooledS3Hook(S3Hook):
             _proxy_tls(session, ca, any(endpoint.secure for endpoint in endpoints.values())),
             self._checksums,
         )
-        return SocketTransfer(endpoints, connections, credentials, settings)
+        return SocketTransfer(endpoints, connections, credentials, settings, self._relocate)
 
     @cached_property
     def _request_headers(self) -> dict[str, str]:
@@ -612,6 +607,11 @@ class PooledS3Hook(S3Hook):
             finally:
                 events.unregister(event, catch)
         return caught[0]
+
+    def _relocate(self, bucket: str) -> BucketEndpoint:
+        """Where boto3 sends requests for a bucket after it was redirected: it follows, and remembers."""
+        self.head(Location(bucket, "k"))
+        return self._endpoint(self._request_of(bucket, "GetObject"))
 
     def _endpoint(self, request: AWSPreparedRequest) -> BucketEndpoint:
         """Where boto3 sends a request, and how it signs it."""
@@ -689,12 +689,6 @@ def _status_and_code(error: boto.ClientError) -> tuple[int, str]:
     return int(status), str(error.response.get("Error", {}).get("Code", ""))
 
 
-def _is_not_implemented(error: TransientError) -> bool:
-    """Whether a failure of botocore's is the answer of a store that does not know the operation."""
-    cause = error.__cause__
-    return isinstance(cause, boto.ClientError) and _status_and_code(cause)[0] in (405, 501)
-
-
 def _error_of_key(bucket: str, key: str, row: Mapping[str, Any]) -> RollupError:
     """The error for one key within the answer to DeleteObjects."""
     code, message = str(row.get("Code", "")), str(row.get("Message", ""))
@@ -719,16 +713,12 @@ def _read(answer: Mapping[str, Any], limit: int) -> bytes | None:
         return None
     pieces: list[bytes] = []
     left = limit
-    try:
-        while piece := body.read(READ_PIECE_BYTES):
-            pieces.append(piece)
-            left -= len(piece)
-            if left < 0:
-                _end(body)
-                return None
-    except HTTPError as error:
-        # What botocore does not turn into its own errors, such as one of TLS.
-        raise boto.HTTPClientError(error=error) from error
+    while piece := body.read(READ_PIECE_BYTES):
+        pieces.append(piece)
+        left -= len(piece)
+        if left < 0:
+            _end(body)
+            return None
     return b"".join(pieces)
 
 
