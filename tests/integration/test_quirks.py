@@ -97,7 +97,6 @@ MAY_FAIL = {
     "truncated-false-with-token": r"token|LIST",
     "list-version-ignored": r"token",
     "sizes-missing": r"(?i)size",
-    "sizes-listed-as-zero": r"bytes|(?i:size)",
     "times-missing": r"LastModified",
     "times-damaged": r"LastModified|timestamp|yesterday",
     "neighbour-listed": r"outside|prefix",
