@@ -27,6 +27,7 @@ MAX_EMPTY_PAGES = 250
 # Keys are split between these code points; beyond them they are listed one page after the other.
 _LOWEST, _HIGHEST = 0x1F, 0x7F
 _HASH_MASK = (1 << 64) - 1
+_UNTRUSTED = "The listing of this server cannot be trusted: repair or update the server, then clear the task."
 
 
 class _ContractError(Exception):
@@ -102,8 +103,8 @@ def pages_by_token(store: ObjectStore, prefix: Location, page_size: int = PAGE_S
         rows += len(page.objects)
         digest += sum(map(hash, page.objects))
         yield page
-        if not page.truncated:
-            return
+    else:
+        return
     log.warning(
         "%s is not listed in the order of the keys; every key is remembered, to see each once", prefix
     )
@@ -115,6 +116,7 @@ def _unordered(
 ) -> Iterator[ListPage]:
     """The pages behind the first ``given``, whose rows are those of the fingerprint, without repeated keys."""
     seen: dict[str, ObjectInfo] = {}
+    stale = 0
     for number, page in enumerate(_followed(store, prefix, page_size)):
         if number == given:
             digest = sum(map(hash, seen.values())) & _HASH_MASK
@@ -131,8 +133,16 @@ def _unordered(
                     f"{known.etag!r} and as {row.size} bytes with ETag {row.etag!r}. Its listing cannot be "
                     f"trusted: repair or update the server, then clear the task."
                 )
+        stale = 0 if fresh else stale + 1
+        if stale > MAX_EMPTY_PAGES:
+            raise ListingError(
+                f"LIST {prefix}: the server answered {stale} pages in a row without a new object and says that "
+                f"more follow. {_UNTRUSTED}"
+            )
         if number >= given:
             yield replace(page, objects=fresh)
+        if stale and not page.truncated:
+            return
     if number < given:
         raise TransientError(f"LIST {prefix}: the objects changed while they were listed")
 
@@ -147,12 +157,10 @@ def _followed(store: ObjectStore, prefix: Location, page_size: int) -> Iterator[
         empty = 0 if page.objects else empty + 1
         problem = _problem(prefix, page, tokens, empty)
         if problem:
-            raise ListingError(
-                f"LIST {prefix}: {problem}. The listing of this server cannot be trusted: repair or update the "
-                f"server, then clear the task."
-            )
+            raise ListingError(f"LIST {prefix}: {problem}. {_UNTRUSTED}")
         yield page
-        if not page.truncated:
+        # A token counts more than IsTruncated, which some servers leave out, as long as it leads to objects.
+        if not page.truncated and (not page.token or page.token in tokens or not page.objects):
             return
         token = page.token
         assert token is not None
@@ -206,6 +214,8 @@ class _Range:
         problem = _problem(prefix, page, self.tokens, self.empty)
         if problem:
             raise _ContractError(problem)
+        if page.token and not page.truncated:
+            raise _ContractError("the server says that no more objects follow, and gives a token for more")
         if not increasing(self.position or self.start, rows):
             raise _ContractError(
                 "the server does not list the keys in order from where it was asked to begin"

@@ -443,7 +443,8 @@ class _Prover:
         source = Location(self._raw_bucket, item.key)
         before = self._store.head(source)
         if before is None or before.etag != item.etag:
-            return f"{source} changed while it was validated"
+            # Nothing is wrong with the part, which may hold the last copy.
+            raise _changed(source)
         if stored is not None and stored == before.crc64nvme:
             proven = PackedObject(stored, crc.CRC64NVME, False)
             return replace(packed, proof=PROVEN_BY_STORE, crc64nvme=stored, objects=(proven,))
@@ -454,7 +455,11 @@ class _Prover:
             return self._read_back(planned, replace(packed, objects=(done,)))
         target = self._paths.part(planned.name)
         value = self._crc_of(target, packed.etag, packed.size)
-        if value != self._crc_of(source, item.etag, item.size):
+        try:
+            expected = self._crc_of(source, item.etag, item.size)
+        except (NotFoundError, InputChangedError):
+            raise _changed(source) from None
+        if value != expected:
             return f"its bytes are not those of {source}"
         proven = PackedObject(value, PROVEN_BY_READING, False)
         return replace(packed, proof=PROVEN_BY_READING, crc64nvme=value, objects=(proven,))
@@ -508,10 +513,11 @@ class _Prover:
                     log.warning("ETags are no MD5s on this server, so they prove nothing about raw objects")
         if not self._etags_are_md5:
             return True
+        source = Location(self._raw_bucket, item.key)
         try:
-            return self._crc_of(Location(self._raw_bucket, item.key), item.etag, item.size) == crc64nvme
+            return self._crc_of(source, item.etag, item.size) == crc64nvme
         except (NotFoundError, InputChangedError):
-            return False
+            raise _changed(source) from None
 
     def _md5_of(self, source: Location, packed: PackedPart) -> str:
         md5 = hashlib.md5(usedforsecurity=False)
@@ -519,6 +525,13 @@ class _Prover:
             self._count_read(run)
             md5.update(run)
         return md5.hexdigest()
+
+
+def _changed(source: Location) -> InputChangedError:
+    return InputChangedError(
+        f"{source} changed or vanished while the hour was validated. Nothing is lost: clear the run from "
+        f"plan_hour on."
+    )
 
 
 def _reject(state: HourState, work: Work, failures: Sequence[_Failure], found: Inventory) -> None:

@@ -381,7 +381,7 @@ class PooledS3Hook(S3Hook):
             try:
                 self.client.put_object(
                     Bucket=scratch.bucket, Key=scratch.key, Body=body,
-                    ChecksumCRC64NVME=crc.to_header(stated),
+                    ChecksumAlgorithm="CRC64NVME", ChecksumCRC64NVME=crc.to_header(stated),
                 )  # fmt: skip
             except boto.ClientError as error:
                 status, code = _status_and_code(error)

@@ -2,7 +2,8 @@
 
 import gzip
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Self
 
@@ -27,7 +28,10 @@ MARKER = AGGREGATED + "_SUCCESS"
 MANIFEST = AGGREGATED + "_manifest.jsonl.gz"
 CLAIM = WORK + "claim.json"
 
-ENDINGS = (".gz", ".zst", ".bz2", ".xz", ".lz4")
+# Endings of objects that never share a part with plain text: those that can be joined, and a few of the others.
+ENDINGS = (".gz", ".zst", ".bz2", ".xz", ".lz4", ".snappy", ".zz", ".br", ".z", ".tgz", ".zlib", ".pb")
+
+_TAG = re.compile(r"(part-[0-9]{5,})-[0-9a-f]{8}(?=\.log)")
 
 
 def make_stream(**settings: Any) -> Stream:
@@ -93,14 +97,34 @@ def expected(store: FakeStore, stream: Stream) -> dict[str, bytes]:
 
 
 def parts(store: FakeStore) -> dict[str, bytes]:
-    """The parts that stand, by name."""
+    """The parts in the bucket, by name."""
     return {key.removeprefix(AGGREGATED): store.body(key) for key in store.listing(AGGREGATED + "part-")}
+
+
+def numbered(names: Iterable[str]) -> list[str]:
+    """Names of parts without the digits that say what they hold: ``part-00001.log``."""
+    return [_TAG.sub(r"\1", name) for name in names]
+
+
+def part_key(store: FakeStore, number: int) -> str:
+    """The key of the one part of this number."""
+    (key,) = store.listing(f"{AGGREGATED}part-{number:05d}")
+    return key
+
+
+def part_name(store: FakeStore, number: int) -> str:
+    """The name of the one part of this number."""
+    return part_key(store, number).removeprefix(AGGREGATED)
 
 
 def joined_parts(store: FakeStore) -> dict[str, bytes]:
     """For each encoding, its parts end to end in the order of their numbers."""
+    return _joined(parts(store))
+
+
+def _joined(found: Mapping[str, bytes]) -> dict[str, bytes]:
     joined: dict[str, bytes] = {}
-    for name, body in parts(store).items():
+    for name, body in found.items():
         encoding = name.partition(".log")[2]
         joined[encoding] = joined.get(encoding, b"") + body
     return joined
@@ -120,11 +144,22 @@ def manifest_of(store: FakeStore) -> tuple[dict[str, Any], list[dict[str, Any]]]
 
 def assert_complete(store: FakeStore, stream: Stream) -> None:
     """The hour is complete, holds what it should and nothing else, and its records are true."""
+    assert_right(store, stream)
+    header, _ = manifest_of(store)
+    names = [entry["name"] for entry in header["parts_table"]]
+    assert [int(name[5:10]) for name in names] == list(range(len(names)))
+    assert store.listing(AGGREGATED) == sorted(
+        [MARKER, MANIFEST, *(AGGREGATED + name for name in names)], key=lambda key: key.encode()
+    )
+    assert header["foreign"] == 0
+
+
+def assert_right(store: FakeStore, stream: Stream) -> None:
+    """The hour is complete, its manifest names parts that hold what they should, and its records are true."""
     raw = inputs(store, stream)
-    found = parts(store)
-    assert joined_parts(store) == expected(store, stream)
-    assert [int(name[5:10]) for name in found] == list(range(len(found)))
     header, rows = manifest_of(store)
+    found = _by_manifest(store)
+    assert _joined(found) == expected(store, stream)
     assert sorted(row["key"] for row in rows) == sorted(RAW + name for name in raw)
     for row in rows:
         body = raw[row["key"].removeprefix(RAW)]
@@ -146,7 +181,15 @@ def assert_complete(store: FakeStore, stream: Stream) -> None:
     sizes["separator_bytes"] = sizes["bytes_out"] - sizes["bytes_in"]
     for record in (marker, header):
         assert {name: record[name] for name in sizes} == sizes
-    assert store.listing(AGGREGATED) == [MARKER, MANIFEST, *(AGGREGATED + name for name in found)]
+    for name in ("plan_id", "foreign", "damaged"):
+        assert marker[name] == header[name]
+
+
+def _by_manifest(store: FakeStore) -> dict[str, bytes]:
+    """The parts that the manifest names, in its order."""
+    found = parts(store)
+    header, _ = manifest_of(store)
+    return {entry["name"]: found[entry["name"]] for entry in header["parts_table"]}
 
 
 def assert_not_complete(store: FakeStore) -> None:
@@ -179,10 +222,14 @@ class MarkerGuard:
 
     Right is what the raw hour was when the plan that the marker names was made. After a test has damaged a
     part itself, the pipeline must not touch the parts further before it has removed the marker.
+
+    :param strays: whether other parts may lie beside those that the manifest names: while two runs compete, or a
+        run has been overtaken
     """
 
-    def __init__(self, store: FakeStore, stream: Stream) -> None:
+    def __init__(self, store: FakeStore, stream: Stream, *, strays: bool = False) -> None:
         self.violations: list[str] = []
+        self.strays = strays
         self._store = store
         self._stream = stream
         self._right: dict[str, dict[str, bytes]] = {}
@@ -196,7 +243,7 @@ class MarkerGuard:
 
     def over(self, store: FakeStore) -> "MarkerGuard":
         """A guard of a fork of the store, which knows what this one knows."""
-        other = MarkerGuard(store, self._stream)
+        other = MarkerGuard(store, self._stream, strays=self.strays)
         other._right = {**self._right, **other._right}
         return other
 
@@ -205,7 +252,7 @@ class MarkerGuard:
         self._damaged = parts(self._store)
 
     def forgive(self) -> None:
-        """Expect nothing of the parts as they are now, but that they are left alone or mended."""
+        """Expect nothing of the parts as they are now, but that they are left alone or repaired."""
         self.violations.clear()
         self.damaged()
 
@@ -214,6 +261,23 @@ class MarkerGuard:
         if not self._store.has(MARKER):
             self._damaged = None
         elif parts(self._store) != self._damaged:
-            plan_id = marker_of(self._store)["plan_id"]
-            if joined_parts(self._store) != self._right.get(plan_id):
-                self.violations.append(f"after {operation} the marker of {plan_id} stands over other parts")
+            problem = self._problem()
+            if problem:
+                self.violations.append(f"after {operation} {problem}")
+
+    def _problem(self) -> str | None:
+        try:
+            marker, (header, _) = marker_of(self._store), manifest_of(self._store)
+            found = _by_manifest(self._store)
+        except (KeyError, ValueError, OSError, EOFError) as error:
+            return f"the marker is there, and the records cannot be read: {error!r}"
+        plan_id = marker["plan_id"]
+        if header["plan_id"] != plan_id:
+            return f"the marker is of {plan_id}, the manifest of {header['plan_id']}"
+        right = [self._right[plan_id]] if plan_id in self._right else list(self._right.values())
+        if _joined(found) not in right:
+            return f"the marker of {plan_id} is there over other parts"
+        strays = parts(self._store).keys() - found.keys()
+        if strays and not self.strays:
+            return f"the marker is there beside {sorted(strays)}"
+        return None

@@ -19,14 +19,13 @@ from include.log_rollup.errors import (
     ThrottledError,
     TransientError,
 )
-from include.log_rollup.pack import ATTEMPTS, Guard, PackSettings, ShardPacker
-from include.log_rollup.plan import PlannedPart, make_plan, select
+from include.log_rollup.pack import ATTEMPTS, Guard, PackSettings, ShardPacker, WrittenPart
+from include.log_rollup.plan import PlannedPart, WriteOptions, make_plan, select
 from include.log_rollup.records import PackedPart
 from include.log_rollup.store import Location, ObjectInfo
 from tests.unit.fake_store import Effect, FakeStore, FakeTransfer
-from tests.unit.pipeline import AGGREGATED, RAW, joined_parts, make_stream, produce
+from tests.unit.pipeline import AGGREGATED, RAW, joined_parts, make_stream, numbered, parts, produce
 from tests.unit.pipeline import expected as expected_of
-from tests.unit.pipeline import parts as standing
 from tests.unit.strategies import bodies, visible_names
 
 hours = st.dictionaries(visible_names, bodies, min_size=1, max_size=12).map(
@@ -57,7 +56,8 @@ class Packing:
         self.store = store
         listed = [ObjectInfo(key, len(store.body(key)), store.stored(key).etag) for key in store.listing(RAW)]
         chosen, left_out = select(listed, RAW, None)
-        self.planned = make_plan(chosen, left_out, part_size, separators, None).parts
+        options = WriteOptions(ensure_newline=separators)
+        self.planned = make_plan(chosen, left_out, part_size, options).parts
         self.written: list[PackedPart] = []
         self.transfer = FakeTransfer(store, connections)
         self.packer = ShardPacker(
@@ -65,10 +65,15 @@ class Packing:
             self.transfer,
             Location("logs", AGGREGATED),
             "logs",
-            settings or PackSettings(separators=separators),
+            settings or PackSettings(options),
             Guard(CLAIM, holds, allowed),
-            self.written.append,
+            self._note,
         )
+
+    def _note(self, planned: PlannedPart, written: list[WrittenPart]) -> None:
+        assert planned in self.planned
+        assert [one.planned.split_of or one.planned.name for one in written] == [planned.name] * len(written)
+        self.written += [one.packed for one in written]
 
     def run(self, parts: tuple[PlannedPart, ...] | None = None) -> None:
         """Pack; nothing may be under way behind it, whatever comes of it."""
@@ -78,12 +83,17 @@ class Packing:
             self.transfer.close()
 
     def refusal(self) -> RollupError:
-        """What it fails with; the parts that it reported stand all the same."""
+        """What it fails with; the parts that it reported are there all the same."""
         with pytest.raises(RollupError) as caught:
             self.run()
         for part in self.written:
             assert self.store.stored(AGGREGATED + part.name).etag == part.etag
         return caught.value
+
+
+def standing(store: FakeStore) -> dict[str, bytes]:
+    """The parts in the bucket, by their names without the digits that say what they hold."""
+    return dict(zip(numbered(parts(store)), parts(store).values(), strict=True))
 
 
 def fetched(store: FakeStore) -> list[str]:
@@ -182,7 +192,7 @@ def test_a_newline_follows_each_plain_object_that_has_none_and_no_other() -> Non
         "part-00001.log": b"y" * 30,
         "part-00002.log.gz": b"zipped",
     }
-    by_name = {part.name: part for part in packing.written}
+    by_name = dict(zip(numbered(part.name for part in packing.written), packing.written, strict=True))
     assert [item.separator for item in by_name["part-00000.log"].objects] == [1, 0, 0, 0, 1]
     assert by_name["part-00000.log"].separators == 2
     assert by_name["part-00001.log"].separators == by_name["part-00002.log.gz"].separators == 0
@@ -203,12 +213,11 @@ def test_an_object_larger_than_a_part_is_copied_by_the_store_and_passes_through_
     packing.run()
     assert standing(store) == {"part-00000.log": b"a" * 31, "part-00001.log": b"b" * 10}
     assert fetched(store) == [RAW + "b"]
-    assert [operation.key for operation in store.log if operation.kind == "COPY"] == [
-        f"{AGGREGATED}part-00000.log"
-    ]
-    assert {store.stored(AGGREGATED + name).headers["x"] for name in standing(store)} == {"y"}
-    # The guard is asked too.
-    assert packing.packer.requests == {"GET": 2, "PUT": 1}
+    copied = [operation.name for operation in store.log if operation.kind == "COPY"]
+    assert numbered(copied) == ["part-00000.log"]
+    assert {store.stored(AGGREGATED + name).headers["x"] for name in parts(store)} == {"y"}
+    # With a reading of the claim before each of the two parts.
+    assert packing.packer.requests == {"GET": 3, "PUT": 1, "COPY": 1}
 
 
 def test_only_the_parts_that_are_asked_for_are_written() -> None:
@@ -546,8 +555,7 @@ def test_the_parts_before_a_failure_stay_and_are_reported() -> None:
     packing = Packing(store, THREE, connections=1)
     packing.refusal()
     # One that was under way when the other failed may stand without having been reported.
-    assert {part.name for part in packing.written} <= set(standing(store))
-
+    assert {part.name for part in packing.written} <= set(parts(store))
     assert "part-00002.log" not in standing(store)
 
 
@@ -565,8 +573,8 @@ def test_a_report_that_fails_ends_the_packing() -> None:
     store = FakeStore()
     packing = Packing(store, THREE)
 
-    def fail(part: PackedPart) -> None:
-        raise AccessError(f"the receipt of {part.name} was refused")
+    def fail(planned: PlannedPart, _: list[WrittenPart]) -> None:
+        raise AccessError(f"the receipt of {planned.name} was refused")
 
     packing.packer = ShardPacker(
         store,
