@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from include.log_rollup import complete, crc, packing, planning, validate
+from include.log_rollup import complete, crc, late, packing, planning, settle, validate, verify
 from include.log_rollup.errors import RollupError, TransientError
 from include.log_rollup.plan import ShardRef
 from include.log_rollup.store import Checksum, Location
@@ -84,6 +84,8 @@ def live(seed: int) -> Outcome:
             life.run()
         except EndlessError as error:
             life.check.problems.append(f"it does not end: {error}")
+        except RollupError as error:
+            life.check.problems.append(f"a step that only reads fails: {type(error).__name__}: {error}")
         finally:
             life.close()
             logging.disable(logging.NOTSET)
@@ -116,7 +118,7 @@ def draw_quirks(rng: random.Random) -> Quirks:
         lambda one: replace(one, if_match_get=False),
         lambda one: replace(one, if_match_delete=False),
         lambda one: replace(one, uploads_by_prefix=False),
-        lambda one: replace(one, clock_seconds=rng.choice((-4000.0, 700.0, 90_000.0))),
+        lambda one: replace(one, clock_seconds=rng.choice((-12_000.0, -4000.0, 700.0, 90_000.0))),
     ]
     for choice in rng.sample(choices, count):
         quirks = choice(quirks)
@@ -451,6 +453,8 @@ class Life:
     def _finish(self) -> None:
         """Clear a run until the hour is complete; nothing interferes."""
         self.scheduler.max_steps = self.scheduler.step + 8000
+        if self.quirks.listing not in UNUSABLE:
+            self._check_settled()
         reasons: list[BaseException | None] = []
         drop_vanished = False
         for number in range(CLEARS):
@@ -497,12 +501,65 @@ class Life:
         self.check.problems += self.check.unrecorded()
         named = self._named_parts()
         left = [key for key in self.server.objects if self.hour.is_part_like(key) and key not in named]
+        if not self.check.problems:
+            self._ask_the_readers(stray_parts=bool(left))
         if any(self.server.objects[key].task for key in left):
             self.seen["a stray part is left"] = 1
         if any(
             key.startswith(self.hour.work) and self.server.objects[key].task for key in self.server.objects
         ):
             self.seen["records of a plan are left"] = 1
+
+    def _ask_the_readers(self, *, stray_parts: bool) -> None:
+        """What the steps that only read say of the complete hour."""
+        looked = self._ask("late", lambda client: late.look_back(client, self.stream, [HOUR]))
+        if (looked.complete, len(looked.changed), len(looked.unclear)) != (1, 0, 0):
+            self.check.fail(f"look_back finds {looked} in a complete hour")
+        verified = self._ask(
+            "verify",
+            lambda client: verify.verify_hour(client, self.stream, HOUR, deep=self.rng.random() < 0.5),
+        )
+        marker = self.server.objects[self.hour.marker]
+        if verified.problems and not stray_parts and marker.author != DAMAGE:
+            self.check.fail(f"verify_hour finds {verified.problems[0]} in a complete hour")
+
+    def _check_settled(self) -> None:
+        """What the sensor says of the raw hour, whatever the clock of its machine."""
+        rule = settle.Rule(self.stream.quiet_period, self.stream.marker, self.stream.allow_empty)
+        paths = self.stream.at(HOUR)
+        found = self._ask("settle", lambda client: settle.look(client, paths, rule))
+        raw = [stored for key, stored in self.server.objects.items() if key.startswith(RAW)]
+        quiet = self.stream.quiet_period.total_seconds()
+        now, end = self.server.time(), paths.end.timestamp()
+        if self.stream.marker:
+            wanted = "settled" if RAW + self.stream.marker in self.server.objects else "no marker"
+        elif now < end:
+            wanted = "not ended"
+        elif raw:
+            newest = max(stored.modified for stored in raw)
+            wanted = "settled" if now - newest >= quiet else "being written"
+        else:
+            wanted = "settled" if self.stream.allow_empty and now - end >= quiet else "empty"
+        self.seen[f"the raw hour is {wanted}"] = 1
+        if found.state != wanted or found.objects != len(raw):
+            self.check.fail(f"the sensor sees {found.objects} objects, {found.state}; it is {wanted}")
+
+    def _ask(self, name: str, step: Callable[[Client], Any]) -> Any:
+        """Run a step that only reads; nothing else goes on."""
+        answers: list[Any] = []
+        clock = self.clock()
+        Task(
+            self.scheduler,
+            name,
+            name,
+            lambda task: step(Client(self.server, self.scheduler, task, 4, self.plot.control)),
+            lambda task, result: answers.append(result),
+            clock,
+        )
+        self.scheduler.run()
+        if isinstance(answers[0], BaseException):
+            raise answers[0]
+        return answers[0]
 
     def _named_parts(self) -> set[str]:
         stored = self.server.objects.get(self.hour.manifest)
@@ -600,7 +657,12 @@ class Life:
             checksum = Checksum(algorithm, crc.by_algorithm(algorithm, body))
         etag = f"{self.rng.getrandbits(128):032x}-2" if self.rng.random() < 0.1 else None
         stored = self.server.store(
-            key, body, PRODUCER, checksum=checksum, etag=etag, modified=self.server.time() - 7200
+            key,
+            body,
+            PRODUCER,
+            checksum=checksum,
+            etag=etag,
+            modified=self.server.time() - self.rng.choice((5, 7200, 7200, 7200)),
         )
         known.append(Version(key, body, stored.etag, self.scheduler.step))
         self.check.produced(key)

@@ -5,7 +5,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NoReturn
 
 from include.log_rollup.changes import named
 from include.log_rollup.errors import (
@@ -21,6 +21,7 @@ from include.log_rollup.plan import (
     PLAN_FORMAT,
     LeftOut,
     Plan,
+    PlannedPart,
     ShardRef,
     make_plan,
     make_shards,
@@ -100,7 +101,11 @@ def plan_hour(
     """
     state = HourState(store, stream, hour)
     for _ in range(MAX_PLANS):
-        outlook = _look(store, stream, state, drop_vanished)
+        try:
+            outlook = _look(store, stream, state, drop_vanished)
+        except _ChangedError:
+            log.info("another run has changed the hour meanwhile; it is planned again")
+            continue
         plan = outlook.plan
         if outlook.unchanged:
             state.clean_up(plan.plan_id)
@@ -123,7 +128,13 @@ def preview_hour(store: ObjectStore, stream: Stream, hour: datetime) -> Preview:
 
     :raises RollupError: as :func:`plan_hour` would
     """
-    outlook = _look(store, stream, HourState(store, stream, hour), drop_vanished=False)
+    state = HourState(store, stream, hour)
+    try:
+        outlook = _look(store, stream, state, drop_vanished=False)
+    except _ChangedError:
+        raise TransientError(
+            f"hour {format_hour(hour)}: another run of this hour is changing {state.paths.aggregated} just now"
+        ) from None
     plan = outlook.plan
     return Preview(
         plan_id=plan.plan_id,
@@ -136,6 +147,10 @@ def preview_hour(store: ObjectStore, stream: Stream, hour: datetime) -> Preview:
         shards=0 if outlook.unchanged else len(make_shards(plan, stream.shard_size, stream.max_shards)),
         left_out=plan.left_out,
     )
+
+
+class _ChangedError(Exception):
+    """Another run has changed the hour while it was read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,9 +194,9 @@ def _assess(stream: Stream, state: HourState, listed: Sequence[ObjectInfo], drop
     marker, marker_etag = records.read_marker_with_etag(paths.marker)
     recorded = state.recorded_parts(found.work, manifest) if found.parts else {}
     if manifest is None:
-        _refuse_unrecorded(paths, found, marker, recorded)
+        _refuse_unrecorded(state, found, marker, recorded)
     if not chosen and not stream.allow_empty:
-        _check_vanished(state, found, manifest, listed, marker is not None, drop_vanished)
+        _check_vanished(state, found, manifest, listed, recorded, marker is not None, drop_vanished)
         raise EmptyHourError(
             f"hour {format_hour(paths.hour)}: nothing to pack under {paths.raw} ({len(listed)} objects listed, "
             f"{left_out.hidden} hidden, {left_out.placeholders} folder placeholders). If that is as it should "
@@ -209,7 +224,8 @@ def _assess(stream: Stream, state: HourState, listed: Sequence[ObjectInfo], drop
     settled = claimed is None or claimed.plan_id == plan.plan_id
     if settled and manifest is not None and _is_unchanged(plan, manifest, marker or {}, found, recorded):
         return _Outlook(plan, {}, (), {}, etag, unchanged=True)
-    packed = _check_vanished(state, found, manifest, listed, marker is not None, drop_vanished, plan)
+    complete = marker is not None
+    packed = _check_vanished(state, found, manifest, listed, recorded, complete, drop_vanished, plan)
     measured = _read_receipts(state, found, plan, packed)
     replaces = sorted((found.parts.keys() & recorded.keys()) - {part.name for part in plan.parts})
     return _Outlook(plan, packed, replaces, measured, etag, unchanged=False)
@@ -235,30 +251,48 @@ def _is_unchanged(
     )
 
 
+def _refuse(state: HourState, found: Inventory, message: str) -> NoReturn:
+    """Refuse to plan because of what the records say.
+
+    :param found: what the records were held against
+    :raises UnreadableRecordError: with this message
+    :raises _ChangedError: if the hour has changed since it was listed: another run may have completed it and
+        removed the records of its plan
+    """
+    if state.inventory() != found:
+        raise _ChangedError
+    raise UnreadableRecordError(message)
+
+
 def _refuse_unrecorded(
-    paths: HourPaths, found: Inventory, marker: Mapping[str, Any] | None, recorded: Mapping[str, str]
+    state: HourState, found: Inventory, marker: Mapping[str, Any] | None, recorded: Mapping[str, str]
 ) -> None:
     """Without a manifest, refuse to plan beside parts of ours that no record describes.
 
     What is named like a part of format 1 may be somebody else's; with a completion marker beside it, it is not.
     """
+    paths = state.paths
     hour = format_hour(paths.hour)
     unknown = sorted(found.parts.keys() - recorded.keys())
     ours = unknown if marker is not None else [name for name in unknown if has_tag(name)]
     if ours:
         beside = "" if marker is None else f" beside {paths.marker}"
-        raise UnreadableRecordError(
+        _refuse(
+            state,
+            found,
             f"hour {hour}: there are {len(ours):,} parts under {paths.aggregated}{beside} ({named(ours)}), but "
             f"there is no {paths.manifest}, which says what they hold. Nothing was changed, since they may hold "
             f"bytes that no raw object holds any more. Restore the manifest from a backup or from an older "
             f"version of the object; or, if all raw objects still exist or another program wrote these parts, "
-            f"move them and _SUCCESS away. Then clear the run from plan_hour on."
+            f"move them and _SUCCESS away. Then clear the run from plan_hour on.",
         )
     if marker == {}:
-        raise UnreadableRecordError(
+        _refuse(
+            state,
+            found,
             f"hour {hour}: {paths.marker} is there, but this version of Log Rollup did not write it, and there is "
             f"no {paths.manifest}. Nothing was changed. If another program completed this hour, keep it so and "
-            f"mark the run as success; otherwise move _SUCCESS away and clear the run from plan_hour on."
+            f"mark the run as success; otherwise move _SUCCESS away and clear the run from plan_hour on.",
         )
 
 
@@ -287,6 +321,7 @@ def _check_vanished(
     found: Inventory,
     manifest: ManifestReader | None,
     listed: Sequence[ObjectInfo],
+    recorded: Mapping[str, str],
     complete: bool,
     drop_vanished: bool,
     plan: Plan | None = None,
@@ -296,6 +331,7 @@ def _check_vanished(
     The manifest tells what they hold, with or without the marker: a rerun that did not end has removed that. Of a
     plan that was never completed, its own files tell.
 
+    :param recorded: names of the parts that are ours, each with the planned part it was made for
     :returns: what the manifest says of parts that are there as the plan wants them: rows of receipts, by name
     """
     # Compared with all that is listed: an object that the stream's settings hide by now is still there.
@@ -310,20 +346,42 @@ def _check_vanished(
         if wanted.get(done.name) == done.fingerprint and is_as_written(done, found.parts):
             packed[done.name] = packed_row_json(done)
     known = {entry["name"] for entry in manifest.table} if manifest else set()
+    described: set[str] = set()
+    damaged = False
     for name in sorted(found.work):
-        if "/shard-" not in name:
-            continue
-        shard = state.records.read_shard(
-            state.paths.work.child(name), state.paths.raw.key, formats=(1, PLAN_FORMAT)
-        )
-        for planned in shard.parts if shard else ():
-            # Parts that were split hold the same objects under other names.
+        parts = _described_by(state, name, recorded)
+        damaged = damaged or parts is None
+        for planned in parts or ():
+            described.add(planned.name)
             if planned.name in found.parts and planned.name not in known:
                 objects += len(planned.objects)
                 gone += _missing(planned.objects, keys)
+    unclear = (found.parts.keys() & recorded.keys()) - known - described - wanted.keys()
+    # Beside a manifest, the plans of runs that were overtaken have been removed when the hour was complete.
+    if unclear and (manifest is None or damaged):
+        _refuse(
+            state,
+            found,
+            f"hour {format_hour(state.paths.hour)}: the plan that says what {len(unclear):,} parts under "
+            f"{state.paths.aggregated} hold ({named(sorted(unclear))}) is damaged or gone. Nothing was changed, "
+            f"since they may hold bytes that no raw object holds any more. If all raw objects still exist, move "
+            f"these parts away, then clear the run from plan_hour on.",
+        )
     if gone and not drop_vanished:
         _raise_vanished(state.paths, sorted(set(gone)), objects, complete)
     return packed
+
+
+def _described_by(state: HourState, name: str, recorded: Mapping[str, str]) -> Iterable[PlannedPart] | None:
+    """The parts of which a file below ``_rollup/`` says what they hold; None if it should and cannot be read."""
+    source = state.paths.work.child(name)
+    if "/shard-" in name:
+        shard = state.records.read_shard(source, state.paths.raw.key, formats=(1, PLAN_FORMAT))
+        return None if shard is None else shard.parts
+    if "/receipt-" in name and any(part != planned for part, planned in recorded.items()):
+        receipt = state.records.read_receipt(source)
+        return [part for parts in receipt.splits.values() for part in parts] if receipt else ()
+    return ()
 
 
 def _missing(objects: Iterable[ObjectInfo], keys: Sequence[str]) -> Iterator[str]:

@@ -444,7 +444,7 @@ def test_keys_are_deleted_one_by_one_without_delete_objects(hook_on: HookFactory
     assert posts == (2 if refused.startswith(b"HTTP/1.1 200") else 1)
 
 
-def test_refused_deletes_are_reported_where_both_ways_are_refused(hook_on: HookFactory) -> None:
+def test_refused_deletes_are_reported_where_both_ways_fail(hook_on: HookFactory) -> None:
     def answer(request: Recorded) -> bytes:
         return refuse(403, "AccessDenied")
 
@@ -486,9 +486,7 @@ def test_conditional_delete_tells_whether_the_etag_was_another(
 @pytest.mark.parametrize(
     "refused", [refuse(501, "NotImplemented"), refuse(400, "InvalidArgument"), refuse(400, "InvalidRequest")]
 )
-def test_condition_that_a_server_refuses_is_left_out_from_then_on(
-    hook_on: HookFactory, refused: bytes
-) -> None:
+def test_refused_condition_is_left_out_from_then_on(hook_on: HookFactory, refused: bytes) -> None:
     def answer(request: Recorded) -> bytes:
         return refused if request["if-match"] else like_s3(request)
 

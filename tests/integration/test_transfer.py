@@ -250,9 +250,7 @@ GOOD = {
 
 
 @pytest.mark.parametrize("kind", GOOD)
-def test_a_body_arrives_whole_however_it_is_sent_and_connections_are_kept(
-    tls: TlsFiles | None, kind: str
-) -> None:
+def test_body_arrives_whole_and_the_connection_is_kept(tls: TlsFiles | None, kind: str) -> None:
     says = GOOD[kind]
     with Scripted((says,), tls) as server, transfer_to(server) as transfer:
         for _ in range(3):
@@ -263,9 +261,7 @@ def test_a_body_arrives_whole_however_it_is_sent_and_connections_are_kept(
 
 
 @pytest.mark.parametrize("says", [GOOD["of a stated length"], GOOD["in chunks"], GOOD["up to the end"]])
-def test_a_body_that_is_longer_than_planned_writes_nothing_behind_its_place(
-    tls: TlsFiles | None, says: Says
-) -> None:
+def test_body_longer_than_its_buffer_stays_inside_it(tls: TlsFiles | None, says: Says) -> None:
     with Scripted((says,), tls) as server, transfer_to(server) as transfer:
         for _ in range(2):
             into = bytearray(len(BODY) + 10)
@@ -287,9 +283,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_a_broken_answer_is_a_failure_that_may_pass_and_the_next_request_is_well(
-    tls: TlsFiles | None, kind: str
-) -> None:
+def test_broken_answer_is_transient_and_the_next_is_well(tls: TlsFiles | None, kind: str) -> None:
     with Scripted((BROKEN[kind], Says(PLAIN + BODY)), tls) as server, transfer_to(server) as transfer:
         into = bytearray(len(BODY))
         failed = fetch(transfer, into)
@@ -332,9 +326,7 @@ def test_a_refusal_is_told_and_its_connection_used_again(
 
 
 @pytest.mark.parametrize("size", [1, SEND_BYTES, 32 * MIB])
-def test_of_a_body_that_changed_in_memory_the_end_is_not_sent_so_that_nothing_is_stored(
-    tls: TlsFiles | None, size: int
-) -> None:
+def test_body_that_changed_in_memory_is_not_sent_whole(tls: TlsFiles | None, size: int) -> None:
     body = bytearray(size)
 
     def put(done: Callable[[Uploaded | Exception], None]) -> None:
@@ -351,7 +343,7 @@ def test_of_a_body_that_changed_in_memory_the_end_is_not_sent_so_that_nothing_is
         assert server.whole_bodies == server.connections == 2
 
 
-def test_an_upload_that_is_refused_before_all_of_it_was_sent_is_told_as_refused(
+def test_upload_refused_early_fails_with_the_refusal(
     tls: TlsFiles | None,
 ) -> None:
     early = Says(refusal(403, "AccessDenied"), reads_body=False)
@@ -363,7 +355,7 @@ def test_an_upload_that_is_refused_before_all_of_it_was_sent_is_told_as_refused(
         assert server.connections == 2
 
 
-def test_an_upload_that_is_called_good_before_all_of_it_was_sent_is_none(tls: TlsFiles | None) -> None:
+def test_upload_answered_well_too_early_is_a_failure(tls: TlsFiles | None) -> None:
     early = Says(STORED, reads_body=False)
     with Scripted((early,), tls) as server, transfer_to(server) as transfer:
         failed = store(transfer, bytes(32 * 1024**2))
@@ -380,7 +372,7 @@ def test_a_connection_that_was_closed_while_idle_is_made_anew(tls: TlsFiles | No
         assert len(server.heads) == 20
 
 
-def test_a_request_that_crosses_the_closing_of_its_connection_is_sent_again_once(
+def test_request_on_a_just_closed_connection_is_resent_once(
     tls: TlsFiles | None,
 ) -> None:
     crossed = Says(b"", closes=True)
@@ -397,7 +389,7 @@ def test_a_request_that_crosses_the_closing_of_its_connection_is_sent_again_once
         assert len(server.heads) == 5
 
 
-def test_an_answer_that_stops_is_given_up_after_the_response_timeout(tls: TlsFiles | None) -> None:
+def test_stalled_answer_ends_after_the_response_timeout(tls: TlsFiles | None) -> None:
     stops = Says(PLAIN + BODY[:100])
     with Scripted((stops, Says(PLAIN + BODY)), tls) as server, transfer_to(server, seconds=1.0) as transfer:
         failed = fetch(transfer, bytearray(len(BODY)))
@@ -436,7 +428,7 @@ def test_a_request_can_be_given_up_at_any_time(tls: TlsFiles | None) -> None:
         assert [bytes(buffer) for buffer in buffers] == kept
 
 
-def test_a_host_that_cannot_be_reached_is_a_failure_that_may_pass() -> None:
+def test_host_that_cannot_be_reached_is_transient() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     for origin in (f"http://127.0.0.1:{port}", "http://no-such-host.invalid:1"):
@@ -477,7 +469,7 @@ def test_certificates_are_checked_against_the_ca_and_the_name(tls_files: TlsFile
             SocketTransfer({"b": endpoint}, 1, Credentials("key", "secret"), settings(broken))
 
 
-def test_proxy_of_an_unknown_kind_is_refused_without_its_password() -> None:
+def test_proxy_of_unknown_kind_is_refused_without_password() -> None:
     endpoint = BucketEndpoint("https://s3.invalid", "/b/", "us-east-1", "socks5://me:secret@proxy.invalid")
     with pytest.raises(ConfigurationError, match=r"socks5://proxy\.invalid cannot be used") as refused:
         SocketTransfer({"b": endpoint}, 1, Credentials("key", "secret"), settings())

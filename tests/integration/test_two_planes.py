@@ -220,13 +220,16 @@ def test_bucket_in_another_region_is_found_as_boto3_finds_it(
 
 
 def test_redirect_in_circles_is_an_error(hook_for: Callable[..., PooledS3Hook]) -> None:
-    with Recorder(
-        lambda one: (
-            refuse(301, "PermanentRedirect").partition(b"<")[0]
-            if one.method == "HEAD"
-            else refuse(301, "PermanentRedirect")
-        )
-    ) as server, closing(hook_for(server.url).open_transfer(BUCKET, BUCKET)) as transfer:
+    with (
+        Recorder(
+            lambda one: (
+                refuse(301, "PermanentRedirect").partition(b"<")[0]
+                if one.method == "HEAD"
+                else refuse(301, "PermanentRedirect")
+            )
+        ) as server,
+        closing(hook_for(server.url).open_transfer(BUCKET, BUCKET)) as transfer,
+    ):
         failed = get(transfer)
     assert isinstance(failed, RollupError)
     assert "PermanentRedirect" in str(failed)

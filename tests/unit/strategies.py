@@ -7,7 +7,21 @@ from tests.unit.pipeline import RAW
 
 # What something between a key and a URL, a line, a path or UTF-16 gets wrong.
 ODD_CHARACTERS = " +%&=?#;'\"\\~é中\u2028\u0308\uff5e\U0001f600\t_.-/A0"
-ENDINGS = ("", ".log", ".txt", ".gz", ".log.gz", ".LOG.GZ", ".zst", ".bz2", ".xz", ".lz4", ".gz.log", ".snappy", ".Z")
+ENDINGS = (
+    "",
+    ".log",
+    ".txt",
+    ".gz",
+    ".log.gz",
+    ".LOG.GZ",
+    ".zst",
+    ".bz2",
+    ".xz",
+    ".lz4",
+    ".gz.log",
+    ".snappy",
+    ".Z",
+)
 CONTAINERS = (".zip", ".7z", ".parquet", ".orc", ".avro")
 
 _stems = st.text(st.sampled_from(ODD_CHARACTERS), max_size=4) | st.text(

@@ -2,16 +2,20 @@
 
 import gzip
 import json
+import re
+import zlib
 from collections.abc import Mapping
 
 import pytest
 
+from include.log_rollup import records
 from include.log_rollup.complete import complete_hour
 from include.log_rollup.errors import (
     AccessError,
     EmptyHourError,
     MissingBucketError,
     TransientError,
+    UnreadableRecordError,
     UnsupportedInputError,
     VanishedInputError,
 )
@@ -29,9 +33,14 @@ from tests.unit.pipeline import (
     WORK,
     assert_complete,
     assert_not_complete,
+    assert_right,
     finish_hour,
     inputs,
     make_stream,
+    marker_of,
+    numbered,
+    part_key,
+    part_name,
     parts,
     plan_id_of,
     produce,
@@ -51,6 +60,10 @@ def store() -> FakeStore:
 
 def written_names(store: FakeStore) -> list[str]:
     return [f"{operation.kind} {operation.key.removeprefix(AGGREGATED)}" for operation in store.writes()]
+
+
+def put(store: FakeStore) -> list[str]:
+    return numbered(operation.name for operation in store.log if operation.kind == "PUT")
 
 
 def test_references_to_shards_are_returned_and_never_a_key(store: FakeStore) -> None:
@@ -87,7 +100,17 @@ def test_the_plan_in_the_bucket_holds_each_raw_object_once_in_order(store: FakeS
     assert rows == [[name, 30, store.stored(RAW + name).etag] for name in RAW_HOUR]
     summary = json.loads(store.body(f"{WORK}{planned.plan_id}/plan.json"))
     assert (summary["objects"], summary["bytes_in"], summary["parts"]) == (5, 150, 3)
-    assert json.loads(store.body(CLAIM)) == {"format": 1, "plan_id": planned.plan_id, "run_id": "run"}
+    claim = json.loads(store.body(CLAIM))
+    assert re.fullmatch("[0-9a-f]{16}", claim.pop("claim_id"))
+    assert claim == {"format": 2, "plan_id": planned.plan_id, "run_id": "run"}
+
+
+def test_each_planning_has_a_claim_of_its_own(store: FakeStore) -> None:
+    claims = []
+    for run in ("one", "one", "other"):
+        plan_hour(store, make_stream(), HOUR, run)
+        claims.append(json.loads(store.body(CLAIM))["claim_id"])
+    assert len(set(claims)) == 3
 
 
 @pytest.mark.parametrize("page_size", [1, 2, 3, 1000])
@@ -159,7 +182,7 @@ def test_parts_that_stand_as_planned_are_noted_so_that_they_are_left_alone(store
     planned = plan_hour(store, make_stream(), HOUR, "again")
     store.log.clear()
     finish_hour(store, make_stream(), planned)
-    assert [operation.name for operation in store.writes() if operation.kind == "PUT"] == ["part-00002.log"]
+    assert put(store) == ["part-00002.log"]
     assert_complete(store, make_stream())
 
 
@@ -169,40 +192,48 @@ def test_parts_of_an_unfinished_plan_that_stand_as_planned_are_left_alone(store:
     store.produce(RAW + "ea.log", b"late" * 5)
     store.log.clear()
     run_hour(store, make_stream())
-    assert [operation.name for operation in store.writes() if operation.kind == "PUT"] == [
-        "part-00001.log",
-        "part-00002.log",
-    ]
+    assert put(store) == ["part-00001.log", "part-00002.log"]
     assert_complete(store, make_stream())
 
 
-def test_what_belongs_to_an_older_plan_is_removed_once_the_new_one_is_claimed(store: FakeStore) -> None:
+def test_files_of_an_older_plan_stay_until_the_hour_is_complete(store: FakeStore) -> None:
+    """They say what its parts hold, and which parts are ours."""
     old = plan_hour(store, make_stream(), HOUR, "run")
+    store.produce(f"{WORK}{old.plan_id}/staged-0f-_manifest.jsonl.gz", b"staged")
     store.produce(RAW + "f.log", b"late")
+    before = store.snapshot(WORK)
     store.log.clear()
     new = plan_hour(store, make_stream(), HOUR, "again")
     names = written_names(store)
-    removed = [name for name in names if old.plan_id in name]
-    assert removed
-    assert names.index("WRITE _rollup/claim.json") < names.index(removed[0])
-    assert {key.removeprefix(WORK).partition("/")[0] for key in store.listing(WORK)} == {
-        new.plan_id,
-        "claim.json",
-    }
+    deleted = [name for name in names if name.startswith(f"DELETE _rollup/{old.plan_id}/")]
+    assert deleted == [f"DELETE _rollup/{old.plan_id}/staged-0f-_manifest.jsonl.gz"]
+    assert names.index("WRITE _rollup/claim.json") < names.index(deleted[0])
+    kept = {key for key in before if "/staged-" not in key and key != CLAIM}
+    assert {key: store.body(key) for key in kept} == {key: before[key].body for key in kept}
+    finish_hour(store, make_stream(), new)
+    assert_complete(store, make_stream())
 
 
-@pytest.mark.parametrize("damage", ["corrupted", "deleted", "stale"])
+@pytest.mark.parametrize("damage", ["corrupted", "deleted", "stray"])
 def test_a_complete_hour_whose_parts_are_not_those_that_were_proven_is_planned_again(
     store: FakeStore, damage: str
 ) -> None:
     before = run_hour(store, make_stream())
     if damage == "corrupted":
-        store.corrupt(AGGREGATED + "part-00001.log")
+        store.corrupt(part_key(store, 1))
     elif damage == "deleted":
-        store.vanish(AGGREGATED + "part-00001.log")
+        store.vanish(part_key(store, 1))
     else:
-        store.produce(AGGREGATED + "part-00003.log", b"of another plan")
-    planned = plan_hour(store, make_stream(), HOUR, "again")
+        # Of a run that was overtaken: its plan is still there.
+        late = FakeStore()
+        produce(late, {**RAW_HOUR, "e.log": b"E" * 30})
+        for ref in plan_hour(late, make_stream(), HOUR, "overtaken").shards:
+            pack_shard(late, make_stream(), ref)
+        for key, found in late.snapshot(AGGREGATED).items():
+            if key != CLAIM:
+                store.produce(key, found.body)
+        assert len(parts(store)) == 4
+    planned = plan_hour(store, make_stream(), HOUR, "again", drop_vanished=True)
     assert planned.plan_id == before.plan_id
     assert not planned.unchanged
     assert_not_complete(store)
@@ -210,27 +241,164 @@ def test_a_complete_hour_whose_parts_are_not_those_that_were_proven_is_planned_a
     assert_complete(store, make_stream())
 
 
-@pytest.mark.parametrize(
-    "body", [b"", b"damaged", gzip.compress(b"{}", mtime=0), gzip.compress(b"x" * 99, mtime=0)[:20]]
-)
-def test_a_manifest_that_cannot_be_read_makes_the_hour_be_planned_without_it(
-    store: FakeStore, body: bytes
+# -- records that cannot be read -----------------------------------------------------------------------
+
+
+def refused(store: FakeStore, *, drop_vanished: bool = False) -> str:
+    """Planning refuses because of a record, and changes nothing."""
+    before = store.snapshot()
+    store.log.clear()
+    with pytest.raises(UnreadableRecordError) as caught:
+        plan_hour(store, make_stream(allow_empty=True), HOUR, "again", drop_vanished)
+    assert store.writes() == []
+    assert store.snapshot() == before
+    return str(caught.value)
+
+
+ROWS_DAMAGED = ("without rows", "without the last row", "with another row")
+
+
+def damaged_manifests(body: bytes) -> dict[str, bytes | None]:
+    packed = len(body)
+    header, *rows = gzip.decompress(body).splitlines(keepends=True)
+    return {
+        "deleted": None,
+        "empty": b"",
+        "no gzip": b"damaged",
+        "an empty object": gzip.compress(b"{}"),
+        "cut in the header": body[:20],
+        "cut in the rows": body[: packed - 30],
+        "cut by a byte": body[:-1],
+        "without rows": gzip.compress(header),
+        "without the last row": gzip.compress(b"".join([header, *rows[:-1]])),
+        "with another row": gzip.compress(b"".join([header, *rows, rows[0]])),
+        "of another format": gzip.compress(b"".join([header.replace(b'"format":1', b'"format":3'), *rows])),
+        "a list": gzip.compress(b"[]\n"),
+        "a bomb": gzip.compress(b" " * (records.LONGEST_LINE_BYTES + 2**20)),
+    }
+
+
+@pytest.mark.parametrize("damage", damaged_manifests(gzip.compress(b"header\nrow\n")))
+@pytest.mark.parametrize("marked", [True, False])
+@pytest.mark.parametrize("expired", [[], ["a.log", "c.log"], list(RAW_HOUR)], ids=["", "half", "all"])
+def test_an_hour_is_not_planned_beside_an_unreadable_manifest(
+    store: FakeStore, damage: str, marked: bool, expired: list[str]
 ) -> None:
     run_hour(store, make_stream())
+    for name in expired:
+        store.vanish(RAW + name)
+    body = damaged_manifests(store.body(MANIFEST))[damage]
+    store.vanish(MANIFEST)
+    if body is not None:
+        store.produce(MANIFEST, body)
+    if not marked:
+        store.vanish(MARKER)
+    if marked and not expired and damage in ("cut in the rows", "cut by a byte", *ROWS_DAMAGED):
+        # As far as its first line it is right, and says that nothing is to be done: validation reads it whole.
+        assert plan_hour(store, make_stream(), HOUR, "again").unchanged
+        with pytest.raises(UnreadableRecordError):
+            validate_hour(store, make_stream(), HOUR)
+        return
+    for drop_vanished in (False, True):
+        message = refused(store, drop_vanished=drop_vanished)
+        assert "_manifest.jsonl.gz" in message
+        assert "clear the run from plan_hour on" in message
+
+
+def test_a_manifest_with_a_flipped_bit_is_refused_or_still_right(store: FakeStore) -> None:
+    run_hour(store, make_stream())
+    body = store.body(MANIFEST)
+    late = b"late" * 5
+    header = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+    header.decompress(body)
+    second = len(body) - len(header.unused_data)
+    for place in range(0, len(body), 5):
+        store.produce(MANIFEST, body[:place] + bytes([body[place] ^ 0xFF]) + body[place + 1 :])
+        other = store.fork()
+        other.produce(RAW + "z.log", late)
+        try:
+            run_hour(other, make_stream())
+        except UnreadableRecordError:
+            assert other.snapshot(AGGREGATED) == store.snapshot(AGGREGATED)
+        else:
+            # Some bytes of the headers of its two gzip members mean nothing.
+            assert place < 10 or second <= place < second + 10
+            assert_complete(other, make_stream())
+
+
+def test_restoring_the_manifest_lets_the_hour_be_planned_again(store: FakeStore) -> None:
+    run_hour(store, make_stream())
+    body = store.body(MANIFEST)
+    store.produce(MANIFEST, body[:50])
+    refused(store)
     store.produce(MANIFEST, body)
-    assert not plan_hour(store, make_stream(), HOUR, "again").unchanged
-    assert_not_complete(store)
+    assert plan_hour(store, make_stream(), HOUR, "again").unchanged
+
+
+def test_moving_parts_and_records_away_lets_the_hour_be_packed_again(store: FakeStore) -> None:
+    run_hour(store, make_stream())
+    store.produce(MANIFEST, store.body(MANIFEST)[:50])
+    refused(store)
+    for key in (MANIFEST, MARKER, *(AGGREGATED + name for name in parts(store))):
+        store.vanish(key)
     run_hour(store, make_stream())
     assert_complete(store, make_stream())
 
 
-def test_a_manifest_with_a_flipped_bit_makes_the_hour_be_planned_without_it(store: FakeStore) -> None:
+@pytest.mark.parametrize("body", [b"", b"done", b"[]", b'{"format": 999}', b"x" * (2**20 + 1)], ids=repr)
+@pytest.mark.parametrize("with_parts", [True, False])
+def test_a_foreign_marker_without_a_manifest_is_refused(
+    store: FakeStore, body: bytes, with_parts: bool
+) -> None:
+    """An empty ``_SUCCESS`` of a predecessor, beside its part-00000.log, half of whose raw objects expired."""
+    if with_parts:
+        store.produce(AGGREGATED + "part-00000.log", b"a" * 30 + b"of an expired object")
+    store.produce(MARKER, body)
+    assert "move" in refused(store)
+
+
+def test_a_marker_of_ours_without_a_manifest_is_refused(store: FakeStore) -> None:
     run_hour(store, make_stream())
-    body = store.body(MANIFEST)
-    for place in range(10, len(body), 5):
-        store.produce(MANIFEST, body[:place] + bytes([body[place] ^ 0xFF]) + body[place + 1 :])
-        plan_hour(store, make_stream(), HOUR, "again")
+    store.vanish(MANIFEST)
+    message = refused(store)
+    assert f"there are 3 parts under s3://logs/{AGGREGATED} beside s3://logs/{MARKER}" in message
+    assert "Restore the manifest from a backup" in message
+
+
+def test_parts_of_ours_without_any_record_are_refused(store: FakeStore) -> None:
     run_hour(store, make_stream())
+    for key in (MANIFEST, MARKER, *(RAW + name for name in RAW_HOUR)):
+        store.vanish(key)
+    assert "there are 3 parts under" in refused(store)
+
+
+@pytest.mark.parametrize(
+    ("lost", "expired"), [("shard-00000.json.gz", "a.log"), ("shard-00001.json.gz", "e.log")]
+)
+@pytest.mark.parametrize("damage", [None, b"", b"damaged", gzip.compress(b"[]")])
+def test_parts_whose_plan_is_lost_are_not_replaced(
+    store: FakeStore, lost: str, expired: str, damage: bytes | None
+) -> None:
+    """A receipt names the parts, but only the plan says what raw objects they hold."""
+    planned = plan_hour(store, make_stream(), HOUR, "run")
+    for ref in planned.shards:
+        pack_shard(store, make_stream(), ref)
+    key = f"{WORK}{planned.plan_id}/{lost}"
+    store.vanish(key)
+    if damage is not None:
+        store.produce(key, damage)
+    store.vanish(RAW + expired)
+    refused(store)
+
+
+@pytest.mark.parametrize("name", ["receipt-00000.json.gz", "plan.json", "claim.json"])
+@pytest.mark.parametrize("body", [b"", b"damaged", b"[]", b"{}", b'{"format": 99}'], ids=repr)
+def test_a_damaged_receipt_plan_or_claim_counts_as_absent(store: FakeStore, name: str, body: bytes) -> None:
+    planned = plan_hour(store, make_stream(), HOUR, "run")
+    pack_shard(store, make_stream(), planned.shards[0])
+    key = CLAIM if name == "claim.json" else f"{WORK}{planned.plan_id}/{name}"
+    store.produce(key, gzip.compress(body) if name.startswith("receipt") else body)
+    run_hour(store, make_stream(), "cleared")
     assert_complete(store, make_stream())
 
 
@@ -328,32 +496,6 @@ def test_a_rerun_that_died_does_not_make_the_next_one_forget_what_has_vanished(s
         plan_hour(store, make_stream(), HOUR, "again")
 
 
-@pytest.mark.parametrize("manifest", [None, b"damaged"])
-def test_without_a_manifest_the_number_in_the_marker_tells_that_objects_have_vanished(
-    store: FakeStore, manifest: bytes | None
-) -> None:
-    run_hour(store, make_stream())
-    store.vanish(MANIFEST)
-    if manifest is not None:
-        store.produce(MANIFEST, manifest)
-    store.vanish(RAW + "a.log")
-    before = store.snapshot()
-    with pytest.raises(VanishedInputError, match="1 of 5 raw objects from which"):
-        plan_hour(store, make_stream(), HOUR, "again")
-    assert store.snapshot() == before
-
-
-def test_parts_without_any_record_are_not_removed_because_there_are_no_raw_objects(store: FakeStore) -> None:
-    stream = make_stream(allow_empty=True)
-    run_hour(store, stream)
-    for key in (MANIFEST, MARKER, *(RAW + name for name in RAW_HOUR)):
-        store.vanish(key)
-    before = store.snapshot()
-    with pytest.raises(VanishedInputError, match="all raw objects from which"):
-        plan_hour(store, stream, HOUR, "again")
-    assert store.snapshot() == before
-
-
 def test_an_object_that_the_settings_hide_by_now_has_not_vanished(store: FakeStore) -> None:
     run_hour(store, make_stream())
     other = make_stream(marker="e.log")
@@ -361,10 +503,36 @@ def test_an_object_that_the_settings_hide_by_now_has_not_vanished(store: FakeSto
     assert_complete(store, other)
 
 
-def test_objects_of_an_hour_that_was_never_proven_may_vanish(store: FakeStore) -> None:
+@pytest.mark.parametrize("names", VANISHED.values(), ids=VANISHED)
+@pytest.mark.parametrize("allow_empty", [False, True])
+def test_what_parts_of_an_unfinished_plan_hold_is_not_dropped(
+    store: FakeStore, names: list[str], allow_empty: bool
+) -> None:
+    """The parts may be all that is left of the objects, though nobody has proven them yet."""
+    stream = make_stream(allow_empty=allow_empty)
+    for ref in plan_hour(store, stream, HOUR, "run").shards:
+        pack_shard(store, stream, ref)
+    for name in names:
+        store.vanish(RAW + name)
+    before = store.snapshot()
+    with pytest.raises(VanishedInputError, match=f"{len(names)} of 5 raw objects") as caught:
+        plan_hour(store, stream, HOUR, "again")
+    assert "mark the run as success. If" in str(caught.value)
+    assert store.snapshot() == before
+
+
+def test_an_unfinished_hour_is_packed_without_them_where_asked(store: FakeStore) -> None:
     for ref in plan_hour(store, make_stream(), HOUR, "run").shards:
         pack_shard(store, make_stream(), ref)
     store.vanish(RAW + "a.log")
+    run_hour(store, make_stream(), drop_vanished=True)
+    assert_complete(store, make_stream())
+
+
+def test_what_no_part_holds_yet_may_vanish(store: FakeStore) -> None:
+    first, *_ = plan_hour(store, make_stream(), HOUR, "run").shards
+    pack_shard(store, make_stream(), first)
+    store.vanish(RAW + "e.log")
     run_hour(store, make_stream())
     assert_complete(store, make_stream())
 
@@ -395,15 +563,57 @@ def test_only_the_hour_itself_is_planned_and_touched(store: FakeStore) -> None:
     assert len(inputs(store, make_stream())) == 5
 
 
-def test_what_others_put_beside_the_parts_is_left_alone(store: FakeStore) -> None:
-    others = {
-        AGGREGATED + name: b"theirs" for name in ("README", "sub/part-00000.log", "_metadata", "part-x")
-    }
+FOREIGN = (
+    *(
+        "README",
+        "sub/part-00000.log",
+        "_metadata",
+        "part-x",
+        "part-00000.log",
+        "part-00002.log",
+        "part-00009.log",
+    ),
+    *("part-00001.log.snappy", "_rollup/notes.txt", "_rollup/plan/plan.json", "_rollup/removals/x.json"),
+)
+
+
+def test_foreign_objects_are_left_alone_and_counted(
+    store: FakeStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    others = {AGGREGATED + name: b"theirs " + name.encode() for name in FOREIGN}
     for key, body in others.items():
         store.produce(key, body)
-    run_hour(store, make_stream())
+    # A folder's placeholder is nothing.
+    store.produce(AGGREGATED, b"")
+    for stream in (make_stream(), make_stream(), make_stream(part_size=100)):
+        caplog.clear()
+        totals = run_hour(store, stream)
+        assert {key: store.body(key) for key in others} == others
+        assert totals.foreign == marker_of(store)["foreign"] == len(FOREIGN)
+        assert_right(store, stream)
+        assert f"{len(FOREIGN)} objects under s3://logs/{AGGREGATED} are not of this project" in caplog.text
+        assert not store.listing(WORK + totals.plan_id)
+    store.produce(RAW + "z.log", b"late")
     run_hour(store, make_stream())
     assert {key: store.body(key) for key in others} == others
+    assert_right(store, make_stream())
+
+
+def test_a_part_gets_another_name_where_a_foreign_object_has_it(store: FakeStore) -> None:
+    plan = plan_hour(store.fork(), make_stream(), HOUR, "run")
+    other = store.fork()
+    run_hour(other, make_stream())
+    name = part_name(other, 1)
+    # Without a manifest it would be a part whose record is lost.
+    run_hour(store, make_stream(part_size=30))
+    assert name not in parts(store)
+    store.produce(AGGREGATED + name, b"theirs")
+    totals = run_hour(store, make_stream())
+    assert store.body(AGGREGATED + name) == b"theirs"
+    assert totals.foreign == 1
+    assert totals.plan_id != plan.plan_id
+    assert_right(store, make_stream())
+    assert plan_hour(store, make_stream(), HOUR, "again").unchanged
 
 
 def test_a_missing_bucket_fails_as_such() -> None:

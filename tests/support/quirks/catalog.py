@@ -294,6 +294,36 @@ class KeySkippedBetweenPages(Quirk):
         return super().start(request, rows) + ("continuation-token" in request.arguments)
 
 
+class ListVersionIgnored(Quirk):
+    """ListObjectsV2 is answered as ListObjects: there are markers, no tokens, and no start-after."""
+
+    def list_objects_v2(self, request: Request) -> Answer:
+        known = _without(request, "list-type", "continuation-token", "start-after")
+        return self.write_page(known, self.page(known))
+
+
+class UploadMarkersRepeat(Quirk):
+    """ListMultipartUploads answers the same page and the same markers without end."""
+
+    def list_multipart_uploads(self, request: Request) -> Answer:
+        answer = super().list_multipart_uploads(_without(request, "key-marker", "upload-id-marker"))
+        more = f"<NextKeyMarker>k</NextKeyMarker><NextUploadIdMarker>{self.marker()}</NextUploadIdMarker>"
+        text = bytes(answer.body).decode().replace("<IsTruncated>false", f"{more}<IsTruncated>true")
+        answer.body = text.encode()
+        return answer
+
+    def marker(self) -> str:
+        """The next upload id marker."""
+        return "again"
+
+
+class UploadPagesRepeat(UploadMarkersRepeat):
+    """The same, each time with new markers."""
+
+    def marker(self) -> str:
+        return uuid.uuid4().hex
+
+
 class UploadsIgnorePrefix(Quirk):
     """ListMultipartUploads lists all of the bucket (chimera 485, S3Mock 192)."""
 
@@ -389,6 +419,106 @@ class PrettyPrinted(Quirk):
         if answer.headers.get("Content-Type") == "application/xml":
             answer.body = re.sub(rb"><(?=[A-Z/])", b">\n    <", bytes(answer.body))
         return answer
+
+
+class _Rewritten(Quirk):
+    """Listings are written in another form of XML."""
+
+    def rewrite(self, text: str) -> str:
+        """The listing as it is sent."""
+        return text
+
+    def finish(self, request: Request, answer: Answer) -> Answer:
+        if request.operation in LISTINGS and answer.status == 200:
+            answer.body = self.rewrite(bytes(answer.body).decode()).encode()
+        return answer
+
+
+class CdataKeys(_Rewritten):
+    """Keys in a listing come as CDATA."""
+
+    def rewrite(self, text: str) -> str:
+        return re.sub("<Key>(.*?)</Key>", lambda key: f"<Key><![CDATA[{key[1]}]]></Key>", text)
+
+
+class TagsWithAttributes(_Rewritten):
+    """Elements of a listing have attributes."""
+
+    def rewrite(self, text: str) -> str:
+        return re.sub("<(Key|Size|ETag|LastModified|Contents)>", r'<\1 type="x">', text)
+
+
+class NamespacePrefixes(_Rewritten):
+    """Elements of a listing have a namespace prefix."""
+
+    def rewrite(self, text: str) -> str:
+        return re.sub("<(/?)([A-Z])", r"<\1s3:\2", text).replace(" xmlns=", " xmlns:s3=")
+
+
+class OwnersListed(_Rewritten):
+    """Each object of a listing has its owner, whose name looks like a key."""
+
+    def rewrite(self, text: str) -> str:
+        owner = "<Owner><ID>1</ID><DisplayName>Key&gt;x&lt;/Key</DisplayName></Owner>"
+        return text.replace(
+            "<StorageClass>", f"<ChecksumAlgorithm>CRC32</ChecksumAlgorithm>{owner}<StorageClass>"
+        )
+
+
+class TimesMissing(_Rewritten):
+    """Objects of a listing have no LastModified."""
+
+    def rewrite(self, text: str) -> str:
+        return re.sub("<LastModified>.*?</LastModified>", "", text)
+
+
+class TimesDamaged(_Rewritten):
+    """LastModified of a listing is no time."""
+
+    def rewrite(self, text: str) -> str:
+        return re.sub("<LastModified>.*?</LastModified>", "<LastModified>yesterday</LastModified>", text)
+
+
+class SizesMissing(_Rewritten):
+    """Objects of a listing have no Size."""
+
+    def rewrite(self, text: str) -> str:
+        return re.sub("<Size>.*?</Size>", "", text)
+
+
+class _OtherSizes(Quirk):
+    """One object in ten is listed with a wrong size."""
+
+    def size(self, row: Row) -> int:
+        """The size that is listed."""
+        return row.size
+
+    def rows(self, request: Request) -> list[Row]:
+        return [
+            replace(row, size=self.size(row)) if number % 10 == 9 and row.size else row
+            for number, row in enumerate(super().rows(request))
+        ]
+
+
+class SizesListedAsZero(_OtherSizes):
+    """One object in ten is listed with a size of 0 (noobaa-core 7705: all are)."""
+
+    def size(self, row: Row) -> int:
+        return 0
+
+
+class SizesListedSmaller(_OtherSizes):
+    """One object in ten is listed as one byte smaller than it is."""
+
+    def size(self, row: Row) -> int:
+        return row.size - 1
+
+
+class SizesListedLarger(_OtherSizes):
+    """One object in ten is listed as one byte larger than it is."""
+
+    def size(self, row: Row) -> int:
+        return row.size + 1
 
 
 class ListingErrorIn200(Quirk):
@@ -747,6 +877,30 @@ class CopyAlwaysFails(CopyErrorIn200):
     times = 10**6
 
 
+class CopyCutShort(Quirk):
+    """A copy holds half of its source."""
+
+    def copy_source(self, request: Request) -> StoredObject:
+        kept = super().copy_source(request)
+        return replace(kept, body=kept.body[: len(kept.body) // 2])
+
+
+class PartsLost(Quirk):
+    """The first PUTs of parts are answered with 200, and nothing is stored."""
+
+    times = 1
+
+    def put_object(self, request: Request) -> Answer:
+        before = self.objects(request).get(request.key)
+        answer = super().put_object(request)
+        if "/part-" in request.key and self.happens(self.times):
+            if before is None:
+                del self.objects(request)[request.key]
+            else:
+                self.objects(request)[request.key] = before
+        return answer
+
+
 class CopyIgnoresCondition(Quirk):
     """A copy does not look at x-amz-copy-source-if-match (rclone, moto)."""
 
@@ -812,7 +966,9 @@ class BusyInHtml(Quirk):
         self.seen[request.operation] = self.seen.get(request.operation, 0) + 1
         if self.seen[request.operation] > self.times:
             return None
-        return Answer(503, {"Content-Type": "text/html"}, b"<html><h1>503 Service Unavailable</h1></html>")
+        # A time instead of seconds, which HTTP allows.
+        headers = {"Content-Type": "text/html", "Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}
+        return Answer(503, headers, b"<html><h1>503 Service Unavailable</h1></html>")
 
 
 # -- conditions ------------------------------------------------------------------------------------------
@@ -989,7 +1145,31 @@ class WithoutDate(Quirk):
     """Answers have no Date."""
 
     def finish(self, request: Request, answer: Answer) -> Answer:
-        answer.dated = False
+        answer.date = ""
+        return answer
+
+
+class DamagedDate(Quirk):
+    """The Date of answers is no date."""
+
+    def finish(self, request: Request, answer: Answer) -> Answer:
+        answer.date = "yesterday"
+        return answer
+
+
+class Http10(Quirk):
+    """The server speaks HTTP/1.0: a connection for each request."""
+
+    def finish(self, request: Request, answer: Answer) -> Answer:
+        answer.version = "HTTP/1.0"
+        return answer
+
+
+class InterimAnswers(Quirk):
+    """A 100 Continue that was not asked for comes before every answer."""
+
+    def finish(self, request: Request, answer: Answer) -> Answer:
+        answer.interim = b"HTTP/1.1 100 Continue\r\n\r\n"
         return answer
 
 

@@ -61,7 +61,9 @@ class Answer:
     :param delay_seconds: to wait before anything is sent
     :param sent_bytes: so much of the body is sent and then the connection closed; None for all of it
     :param close: close the connection behind the answer
-    :param dated: whether a Date is sent
+    :param date: of the answer; None for the present time, empty for none
+    :param version: of HTTP
+    :param interim: what is sent before the answer
     """
 
     status: int
@@ -74,7 +76,9 @@ class Answer:
     delay_seconds: float = 0.0
     sent_bytes: int | None = None
     close: bool = False
-    dated: bool = True
+    date: str | None = None
+    version: str = "HTTP/1.1"
+    interim: bytes = b""
 
 
 class Application(Protocol):
@@ -212,9 +216,10 @@ class Connection(socketserver.BaseRequestHandler):
     def _write(self, request: Request, answer: Answer) -> bool:
         """Send an answer; whether the connection stays open."""
         bodiless = request.method == "HEAD" or answer.status in (204, 304)
-        lines = [f"HTTP/1.1 {answer.status} {_reason(answer.status)}"]
-        if answer.dated:
-            lines.append(f"Date: {formatdate(usegmt=True)}")
+        lines = [f"{answer.version} {answer.status} {_reason(answer.status)}"]
+        date = formatdate(usegmt=True) if answer.date is None else answer.date
+        if date:
+            lines.append(f"Date: {date}")
         if answer.chunked and not bodiless:
             lines.append("Transfer-Encoding: chunked")
         elif answer.stated and answer.status != 204:
@@ -223,7 +228,7 @@ class Connection(socketserver.BaseRequestHandler):
         if answer.close:
             lines.append("Connection: close")
         lines += [f"{name}: {value}" for name, value in answer.headers.items()]
-        head = "\r\n".join((*lines, "", "")).encode("latin-1", "replace")
+        head = answer.interim + "\r\n".join((*lines, "", "")).encode("latin-1", "replace")
         body = b"" if bodiless else answer.body
         if answer.sent_bytes is not None:
             self.request.sendall(head + bytes(body[: answer.sent_bytes]))
@@ -244,7 +249,7 @@ class Connection(socketserver.BaseRequestHandler):
         # Without a length, the end of the connection is the end of the body.
         ended_by_close = not (answer.stated or answer.chunked or bodiless)
         wants_close = request.headers.get("connection", "").lower() == "close"
-        return not (answer.close or ended_by_close or wants_close)
+        return not (answer.close or ended_by_close or wants_close or answer.version == "HTTP/1.0")
 
 
 def _reason(status: int) -> str:
