@@ -32,7 +32,9 @@ from tests.unit.pipeline import (
     MarkerGuard,
     assert_complete,
     assert_not_complete,
+    assert_right,
     make_stream,
+    manifest_of,
     numbered,
     part_key,
     parts,
@@ -507,8 +509,9 @@ def test_an_overtaken_shard_never_overwrites_a_part() -> None:
     for store, guard, moment in moments(lambda: store_in(fresh, strays=True), pack_all, change_and_run):
         assert guard.violations == [], f"another run completed the hour before {moment}"
         if store.has(MARKER):
-            # What it wrote and nobody needs it has removed itself.
-            assert_complete(store, STREAM)
+            # What it wrote and nobody needs it has removed itself, but for a late note in a receipt.
+            assert_right(store, STREAM)
+            assert parts(store).keys() == {entry["name"] for entry in manifest_of(store)[0]["parts_table"]}
         assert_mended(store, guard)
 
 
@@ -534,6 +537,27 @@ def test_a_run_that_is_overtaken_before_its_marker_does_not_write_it(
     ):
         assert guard.violations == [], f"another run completed the hour before {moment}"
         assert_mended(store, guard)
+
+
+def test_an_unchanged_hour_that_was_claimed_since_is_completed_again() -> None:
+    """The run that claimed it died, and validation goes by its claim."""
+    store, guard = store_in(complete_and_unchanged)
+    guard.strays = True
+    before = parts(store)
+    store.produce(RAW + "aa.log", b"late" * 10)
+    guard.learn()
+    store.on("READ", MARKER, _nothing)
+    store.on("READ", MARKER, CrashError("died"))
+    with pytest.raises(CrashError):
+        plan_hour(store, STREAM, HOUR, "a run that dies")
+    assert store.has(MARKER)
+    store.vanish(RAW + "aa.log")
+    store.log.clear()
+    run_hour(store, STREAM, "the next run")
+    assert put(store) == []
+    assert_complete(store, STREAM)
+    assert parts(store) == before
+    assert guard.violations == []
 
 
 def test_the_older_of_two_runs_stops_and_the_newer_one_ends_right() -> None:
