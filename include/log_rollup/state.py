@@ -121,8 +121,25 @@ class HourState:
                 if receipt:
                     found |= {part.name: part.name for part in receipt.parts if part.name not in found}
                     for planned, parts in receipt.splits.items():
+                        found.setdefault(planned, planned)
                         found |= {part.name: planned for part in parts}
         return found
+
+    def strays(
+        self, found: Inventory, needed: Collection[str], plan_id: str, manifest: ManifestReader | None
+    ) -> dict[str, str]:
+        """The parts of ours that a plan does not need, each with the planned part it was made for.
+
+        :param needed: names of the plan's parts
+        :param manifest: what is there as the manifest
+        """
+        others = found.parts.keys() - needed
+        if not others:
+            return {}
+        # The plan's own shards name nothing else.
+        own = f"{plan_id}/shard-"
+        recorded = self.recorded_parts((name for name in found.work if not name.startswith(own)), manifest)
+        return {name: recorded[name] for name in others if name in recorded}
 
     def names_under_removal(self, work: Iterable[str]) -> set[str]:
         """The names of parts that a run is about to delete, or was when it died.

@@ -129,7 +129,12 @@ def validate_hour(store: ObjectStore, stream: Stream, hour: datetime) -> HourTot
         state.publish_manifest(work.claim, body)
     if strays:
         log.info("removing %d parts that the plan does not need: %s", len(strays), named(sorted(strays)))
-        state.remove_parts(strays, work.claim)
+        try:
+            state.remove_parts(strays, work.claim)
+        except SupersededError:
+            # Another run may have removed them, and completed the hour under this very plan.
+            if not state.is_complete_under(work.plan_id):
+                raise
     log.info(
         "proven: %d objects, %s in = %s out in %d parts; parts: %s; raw objects: %s",
         totals.objects, format_size(totals.bytes_in), format_size(totals.bytes_out), totals.parts,
@@ -247,12 +252,10 @@ def _check_raw(store: ObjectStore, stream: Stream, paths: HourPaths, work: Work)
 def _others(state: HourState, found: Inventory, needed: set[str], work: Work) -> tuple[dict[str, str], int]:
     """What else lies there: parts of ours that the plan does not need, and how many objects that are not ours."""
     others = found.parts.keys() - needed
-    recorded: dict[str, str] = {}
+    strays: dict[str, str] = {}
     if others and work.claim is not None:
-        own = f"{work.plan_id}/"
-        files = [name for name in found.work if not name.startswith(own) or name == f"{own}plan.json"]
-        recorded = state.recorded_parts(files, state.records.open_manifest(state.paths.manifest))
-    strays = {name: recorded[name] for name in others if name in recorded}
+        manifest = state.records.open_manifest(state.paths.manifest)
+        strays = state.strays(found, needed, work.plan_id, manifest)
     foreign = sorted(
         [
             *(found.parts[name].key for name in others - strays.keys()),
