@@ -226,7 +226,10 @@ def _assess(stream: Stream, state: HourState, listed: Sequence[ObjectInfo], drop
     complete = marker is not None
     packed = _check_vanished(state, found, manifest, listed, recorded, complete, drop_vanished, plan)
     measured = _read_receipts(state, found, plan, packed)
-    replaces = sorted((found.parts.keys() & recorded.keys()) - {part.name for part in plan.parts})
+    names = {part.name for part in plan.parts}
+    replaces = sorted(
+        name for name in found.parts if recorded.get(name, name) not in names and name in recorded
+    )
     return _Outlook(plan, packed, replaces, measured, etag, unchanged=False)
 
 

@@ -119,16 +119,14 @@ class HourState:
             source, file = self.paths.work.child(name), name.rpartition("/")[2]
             if file == "plan.json":
                 summary = self.records.read_plan(source)
-                found |= {part: part for part in summary.replaces} if summary else {}
+                found |= {part: planned_name(part) for part in summary.replaces} if summary else {}
             elif file.startswith("shard-"):
                 shard = self.records.read_shard(source, "")
                 found |= {part.name: part.name for part in shard.parts} if shard else {}
             elif file.startswith("receipt-"):
                 receipt = self.records.read_receipt(source)
                 if receipt:
-                    found |= {part.name: part.name for part in receipt.parts if part.name not in found}
-                    for planned, splits in receipt.splits.items():
-                        found |= {part.name: planned for part in splits}
+                    found |= {part.name: planned_name(part.name) for part in receipt.parts}
         for name in parts:
             planned = planned_name(name)
             if name not in found and planned in found:
