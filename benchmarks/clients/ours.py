@@ -36,6 +36,7 @@ def stream_of(job: Job, out_prefix: str) -> Stream:
             "aggregated": f"s3://{job.bucket}/{out_prefix}",
             "start": "2026-11-01T00:00:00Z",
             "max_connections": job.connections,
+            "check_encoding": job.options.get("check_encoding", False),
         }
     )
     # Not validated: for tiny objects parts are tiny too.

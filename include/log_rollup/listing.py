@@ -27,6 +27,7 @@ MAX_EMPTY_PAGES = 250
 # Keys are split between these code points; beyond them they are listed one page after the other.
 _LOWEST, _HIGHEST = 0x1F, 0x7F
 _HASH_MASK = (1 << 64) - 1
+_EMPTY_MD5 = "d41d8cd98f00b204e9800998ecf8427e"
 _UNTRUSTED = "The listing of this server cannot be trusted: repair or update the server, then clear the task."
 
 
@@ -37,7 +38,7 @@ class _ContractError(Exception):
 def list_all(store: ObjectStore, prefix: Location) -> list[ObjectInfo]:
     """Everything under a prefix in the order of the keys' UTF-8 bytes, listed in parallel where that is faster.
 
-    If it takes long, the log says how far it is. A row without an ETag gets the one that a HEAD answers.
+    If it takes long, the log says how far it is. What a row lacks, a HEAD answers.
 
     :raises ListingError: if the store's listing contradicts itself
     :raises RollupError: as the store raises
@@ -47,7 +48,7 @@ def list_all(store: ObjectStore, prefix: Location) -> list[ObjectInfo]:
     except _ContractError as error:
         log.warning("%s: %s; it is listed again page by page", prefix, error)
         return list_by_token(store, prefix)
-    return fill_etags(store, prefix.bucket, rows)
+    return fill_rows(store, prefix.bucket, rows)
 
 
 def list_by_token(store: ObjectStore, prefix: Location, page_size: int = PAGE_SIZE) -> list[ObjectInfo]:
@@ -59,24 +60,27 @@ def list_by_token(store: ObjectStore, prefix: Location, page_size: int = PAGE_SI
     rows = [row for page in pages_by_token(store, prefix, page_size) for row in page.objects]
     # Sorting what is in order already takes one comparison for each row.
     rows.sort(key=lambda row: row.key)
-    return fill_etags(store, prefix.bucket, rows)
+    return fill_rows(store, prefix.bucket, rows)
 
 
-def fill_etags(store: ObjectStore, bucket: str, rows: list[ObjectInfo]) -> list[ObjectInfo]:
+def fill_rows(store: ObjectStore, bucket: str, rows: list[ObjectInfo]) -> list[ObjectInfo]:
     """Rows with the ETags that the listing left out; objects that are gone meanwhile are dropped.
+
+    Some servers list objects with a size of 0 that are not empty (noobaa-core 7705). An object that is listed as
+    empty is never read, so HEAD is asked unless the ETag is the MD5 of nothing.
 
     :raises RollupError: as the store raises
     """
-    if all(row.etag for row in rows):
+    if all(row.etag and (row.size or row.etag == _EMPTY_MD5) for row in rows):
         return rows
 
     def filled(row: ObjectInfo) -> ObjectInfo | None:
-        if row.etag:
+        if row.etag and (row.size or row.etag == _EMPTY_MD5):
             return row
         head = store.head(Location(bucket, row.key))
-        return None if head is None else ObjectInfo(row.key, head.size, head.etag)
+        return None if head is None else ObjectInfo(row.key, head.size, row.etag or head.etag)
 
-    found = in_parallel(store.control_connections, "log-rollup-etags", filled, rows)
+    found = in_parallel(store.control_connections, "log-rollup-rows", filled, rows)
     return [row for row in found if row is not None]
 
 

@@ -30,6 +30,7 @@ from include.log_rollup.plan import (
 from include.log_rollup.proof import is_as_written, is_intact
 from include.log_rollup.raw import digest_raw
 from include.log_rollup.records import (
+    Claim,
     ManifestReader,
     Measured,
     PlanSummary,
@@ -107,9 +108,9 @@ def plan_hour(
             continue
         plan = outlook.plan
         if outlook.unchanged:
-            state.clean_up(plan.plan_id)
+            state.clean_up(outlook.complete_as)
             log.info("the hour is complete under this very plan; nothing is to be done")
-            return Planned(plan.plan_id, [], True)
+            return Planned(outlook.complete_as, [], True)
         refs, files = _write_plan(store, stream, state, outlook)
         names = [part.name for part in plan.parts]
         if state.begin(plan.plan_id, run_id, names, files, outlook.marker_etag):
@@ -136,7 +137,7 @@ def preview_hour(store: ObjectStore, stream: Stream, hour: datetime) -> Preview:
         ) from None
     plan = outlook.plan
     return Preview(
-        plan_id=plan.plan_id,
+        plan_id=outlook.complete_as or plan.plan_id,
         unchanged=outlook.unchanged,
         objects=plan.objects,
         bytes_in=plan.bytes_in,
@@ -160,6 +161,7 @@ class _Outlook:
     :param replaces: names of parts that are there and belong to other plans of this hour
     :param measured: what earlier tries of this plan have measured, by shard
     :param marker_etag: None if there is no completion marker
+    :param complete_as: the plan under which the hour is complete already; empty if something is to be done
     """
 
     plan: Plan
@@ -167,13 +169,18 @@ class _Outlook:
     replaces: Sequence[str]
     measured: Mapping[int, Measured]
     marker_etag: str | None
-    unchanged: bool
+    complete_as: str = ""
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether nothing is to be done."""
+        return bool(self.complete_as)
 
 
 def _look(store: ObjectStore, stream: Stream, state: HourState, drop_vanished: bool) -> _Outlook:
     listed = list_all(store, state.paths.raw)
-    outlook = _assess(stream, state, listed, drop_vanished)
     claim = state.claim()
+    outlook = _assess(stream, state, listed, claim, drop_vanished)
     if outlook.unchanged or claim is None or claim.plan_id != outlook.plan.plan_id:
         return outlook
     # Planned before, and not completed: perhaps because validation lists the hour in another way and finds
@@ -182,10 +189,12 @@ def _look(store: ObjectStore, stream: Stream, state: HourState, drop_vanished: b
     if seen.digests == outlook.plan.digests:
         return outlook
     log.warning("%s is listed differently page by page; that listing is planned", state.paths.raw)
-    return _assess(stream, state, list_by_token(store, state.paths.raw), drop_vanished)
+    return _assess(stream, state, list_by_token(store, state.paths.raw), claim, drop_vanished)
 
 
-def _assess(stream: Stream, state: HourState, listed: Sequence[ObjectInfo], drop_vanished: bool) -> _Outlook:
+def _assess(
+    stream: Stream, state: HourState, listed: Sequence[ObjectInfo], claim: Claim | None, drop_vanished: bool
+) -> _Outlook:
     paths, records = state.paths, state.records
     chosen, left_out = select(listed, paths.raw.key, stream.marker)
     found = state.inventory()
@@ -218,19 +227,18 @@ def _assess(stream: Stream, state: HourState, listed: Sequence[ObjectInfo], drop
     )  # fmt: skip
     _log_foreign(paths, found, foreign)
     etag = None if marker is None else marker_etag
-    # While another plan is claimed the hour is not complete, even if its run is not at work any more.
-    claimed = state.claim()
-    settled = claimed is None or claimed.plan_id == plan.plan_id
-    if settled and manifest is not None and _is_unchanged(plan, manifest, marker or {}, found, recorded):
-        return _Outlook(plan, {}, (), {}, etag, unchanged=True)
+    if manifest is not None and _is_unchanged(plan, manifest, marker or {}, found, recorded):
+        complete_as = manifest.totals.plan_id
+        if claim is None or claim.plan_id == complete_as:
+            return _Outlook(plan, {}, (), {}, etag, complete_as)
+        # Validation would go by the claim, whose run may have died: it is taken over.
+        log.info("the hour is complete under this very plan, but it was claimed for another one since")
     complete = marker is not None
     packed = _check_vanished(state, found, manifest, listed, recorded, complete, drop_vanished, plan)
     measured = _read_receipts(state, found, plan, packed)
     names = {part.name for part in plan.parts}
-    replaces = sorted(
-        name for name in found.parts if recorded.get(name, name) not in names and name in recorded
-    )
-    return _Outlook(plan, packed, replaces, measured, etag, unchanged=False)
+    replaces = sorted(name for name in found.parts if name in recorded and recorded[name] not in names)
+    return _Outlook(plan, packed, replaces, measured, etag)
 
 
 def _is_unchanged(

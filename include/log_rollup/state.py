@@ -22,7 +22,9 @@ from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from include.log_rollup.changes import named
 from include.log_rollup.errors import (
+    InputChangedError,
     NotFoundError,
     RollupError,
     SupersededError,
@@ -126,12 +128,65 @@ class HourState:
             elif file.startswith("receipt-"):
                 receipt = self.records.read_receipt(source)
                 if receipt:
+                    found |= {planned_name(part.name): planned_name(part.name) for part in receipt.parts}
                     found |= {part.name: planned_name(part.name) for part in receipt.parts}
         for name in parts:
             planned = planned_name(name)
             if name not in found and planned in found:
                 found[name] = planned
         return found
+
+    def strays(
+        self, found: Inventory, needed: Collection[str], plan_id: str, manifest: ManifestReader | None
+    ) -> dict[str, str]:
+        """The parts of ours that a plan does not need, each with the planned part it was made for.
+
+        :param needed: names of the plan's parts
+        :param manifest: what is there as the manifest
+        """
+        others = found.parts.keys() - needed
+        if not others:
+            return {}
+        # The plan's own shards name nothing else, but one try may have split a part that another wrote whole.
+        own = f"{plan_id}/shard-"
+        files = (name for name in found.work if not name.startswith(own))
+        recorded = self.recorded_parts(files, manifest, others)
+        planned = {planned_name(name) for name in needed}
+        recorded |= {name: planned_name(name) for name in others if planned_name(name) in planned}
+        return {name: recorded[name] for name in others if name in recorded}
+
+    def check_held(
+        self, found: Inventory, strays: Mapping[str, str], plan_id: str, parts: Iterable[PlannedPart]
+    ) -> None:
+        """Whether a proven plan holds every raw object of the parts that came since it was made.
+
+        What was there before, planning has compared with the raw hour.
+
+        :param strays: parts that are to be deleted, as :meth:`strays` finds them
+        :param plan_id: of the proven plan
+        :param parts: of that plan
+        :raises InputChangedError: if not: raw objects have vanished that were in no listing of this plan
+        """
+        plan = self.records.read_plan(self.paths.plan(plan_id)) if strays else None
+        replaced = frozenset(plan.replaces if plan else ())
+        late = {planned for name, planned in strays.items() if name not in replaced}
+        if not late:
+            return
+        missing: set[str] = set()
+        for name in found.work:
+            if "/shard-" in name:
+                shard = self.records.read_shard(self.paths.work.child(name), self.paths.raw.key)
+                for part in shard.parts if shard else ():
+                    if part.name in late:
+                        missing.update(item.key for item in part.objects)
+        for part in parts:
+            missing.difference_update(item.key for item in part.objects)
+        if missing:
+            raise InputChangedError(
+                f"{self.paths.aggregated}: a part that another run has written since the hour was planned holds "
+                f"raw objects that are gone by now ({named(sorted(missing))}). Nothing is lost: clear the run from "
+                f"plan_hour on, which says what can be done."
+            )
 
     def names_under_removal(self, work: Iterable[str]) -> set[str]:
         """The names of parts that a run is about to delete, or was when it died.

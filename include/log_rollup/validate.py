@@ -5,7 +5,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import islice
@@ -22,7 +22,7 @@ from include.log_rollup.errors import (
     SupersededError,
     VanishedInputError,
 )
-from include.log_rollup.hours import HourPaths, format_hour, has_tag, planned_name
+from include.log_rollup.hours import HourPaths, format_hour
 from include.log_rollup.listing import list_by_token
 from include.log_rollup.memory import without_collector
 from include.log_rollup.monitor import Monitor
@@ -72,7 +72,6 @@ class Work:
 
     :param claim: under which the plan is being built; None where the hour is complete
     :param digests: of the raw objects that were planned, where they are known beforehand
-    :param replaces: names of parts that were there when the plan was made; it holds what they hold
     :param batches: reads the parts, a few at a time; may be called again
     """
 
@@ -83,7 +82,6 @@ class Work:
     left_out: LeftOut
     measured: Measured
     digests: Mapping[str, str] | None
-    replaces: Collection[str]
     batches: Callable[[], Iterator[Batch]]
 
     @property
@@ -123,23 +121,23 @@ def validate_hour(store: ObjectStore, stream: Stream, hour: datetime) -> HourTot
     proof.check_complete(work)
     if proof.failures:
         _reject(state, work, proof.failures, found)
-    strays, foreign = _others(state, found, proof, work)
-    _check_held(state, work, found, strays)
+    strays, foreign = _others(state, found, proof.names, work)
+    state.check_held(
+        found, strays, work.plan_id, (part for batch in work.batches() for part in batch.planned)
+    )
     totals = proof.totals(stream, work, left_out, foreign)
     if work.claim is not None:
         validated_at = datetime.now(UTC).isoformat(timespec="seconds")
         body = proof.manifest.finish(totals, validated_at, state.paths.raw.key, work.claim.claim_id)
         state.publish_manifest(work.claim, body)
-        if any(
-            name.endswith("/plan.json") and not name.startswith(f"{work.plan_id}/") for name in found.work
-        ):
-            # Runs that were overtaken leave their parts to this one until the manifest is in place.
-            found = state.inventory()
-            strays, _ = _others(state, found, proof, work)
-            _check_held(state, work, found, strays)
     if strays:
         log.info("removing %d parts that the plan does not need: %s", len(strays), named(sorted(strays)))
-        state.remove_parts(strays, work.claim)
+        try:
+            state.remove_parts(strays, work.claim)
+        except SupersededError:
+            # Another run may have removed them, and completed the hour under this very plan.
+            if not state.is_complete_under(work.plan_id):
+                raise
     log.info(
         "proven: %d objects, %s in = %s out in %d parts; parts: %s; raw objects: %s",
         totals.objects, format_size(totals.bytes_in), format_size(totals.bytes_out), totals.parts,
@@ -185,7 +183,6 @@ def _load(state: HourState) -> Work:
         summary.left_out,
         measured,
         summary.digests,
-        summary.replaces,
         batches,
     )
 
@@ -215,7 +212,6 @@ def _load_complete(state: HourState, marker: Mapping[str, object] | None, claim:
         totals.left_out,
         totals.measured,
         None,
-        (),
         lambda: _manifest_batches(manifest),
     )
 
@@ -256,20 +252,13 @@ def _check_raw(store: ObjectStore, stream: Stream, paths: HourPaths, work: Work)
     )
 
 
-def _others(state: HourState, found: Inventory, proof: "_Proof", work: Work) -> tuple[dict[str, str], int]:
+def _others(state: HourState, found: Inventory, needed: set[str], work: Work) -> tuple[dict[str, str], int]:
     """What else lies there: parts of ours that the plan does not need, and how many objects that are not ours."""
-    others = found.parts.keys() - proof.names
-    recorded: dict[str, str] = {}
+    others = found.parts.keys() - needed
+    strays: dict[str, str] = {}
     if others and work.claim is not None:
-        own = f"{work.plan_id}/"
-        files = [name for name in found.work if not name.startswith(own) or name == f"{own}plan.json"]
         manifest = state.records.open_manifest(state.paths.manifest)
-        recorded = state.recorded_parts(files, manifest, others)
-        # The same part may have been written whole by one try and split by another.
-        planned_names = {planned_name(name) for name in proof.names}
-        tagged = {name: planned_name(name) for name in others if has_tag(name)}
-        recorded |= {name: planned for name, planned in tagged.items() if planned in planned_names}
-    strays = {name: recorded[name] for name in others if name in recorded}
+        strays = state.strays(found, needed, work.plan_id, manifest)
     foreign = sorted(
         [
             *(found.parts[name].key for name in others - strays.keys()),
@@ -282,33 +271,6 @@ def _others(state: HourState, found: Inventory, proof: "_Proof", work: Work) -> 
             "manifest: %s", len(foreign), state.paths.aggregated, named(foreign),
         )  # fmt: skip
     return strays, len(foreign)
-
-
-def _check_held(state: HourState, work: Work, found: Inventory, strays: Mapping[str, str]) -> None:
-    """Whether the plan holds every raw object of the parts that came since it was made, and are to be deleted.
-
-    :raises InputChangedError: if not: raw objects have vanished that were in no listing of this plan
-    """
-    replaced = frozenset(work.replaces)
-    late = {planned for name, planned in strays.items() if name not in replaced}
-    if not late:
-        return
-    missing: set[str] = set()
-    for name in found.work:
-        if "/shard-" in name and not name.startswith(f"{work.plan_id}/"):
-            shard = state.records.read_shard(state.paths.work.child(name), state.paths.raw.key)
-            for part in shard.parts if shard else ():
-                if part.name in late:
-                    missing.update(item.key for item in part.objects)
-    for batch in work.batches():
-        for planned in batch.planned:
-            missing.difference_update(item.key for item in planned.objects)
-    if missing:
-        raise InputChangedError(
-            f"{state.paths.aggregated}: a part that another run has written since plan {work.plan_id} was made "
-            f"holds raw objects that are gone by now ({named(sorted(missing))}). Nothing is lost: clear the run "
-            f"from plan_hour on, which says what can be done."
-        )
 
 
 @dataclass(slots=True)

@@ -486,18 +486,23 @@ class PooledS3Hook(S3Hook):
     def list_uploads(self, prefix: Location) -> Sequence[tuple[str, str]]:
         """Key and upload id of the multipart uploads under way, as the store lists them.
 
+        The listing ends with a page that names no other upload, since some servers repeat a page without end.
+
         :raises AccessError: if the credentials may not list them
         """
         pages = self.client.get_paginator("list_multipart_uploads")
-        found: list[tuple[str, str]] = []
+        found: dict[tuple[str, str], None] = {}
         with translated("LIST UPLOADS", prefix):
             try:
                 for page in pages.paginate(Bucket=prefix.bucket, Prefix=prefix.key):
-                    found += [(row["Key"], row["UploadId"]) for row in page.get("Uploads", ())]
+                    known = len(found)
+                    found.update(((row["Key"], row["UploadId"]), None) for row in page.get("Uploads", ()))
+                    if len(found) == known:
+                        break
             except self.client.exceptions.NoSuchUpload:
                 # rclone's answer where there are none.
                 log.debug("no multipart upload under %s", prefix)
-        return found
+        return list(found)
 
     def begin_upload(self, target: Location, headers: Mapping[str, str]) -> str:
         """Begin a multipart upload; returns its upload id."""

@@ -6,7 +6,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
-from include.log_rollup.errors import TransientError
 from include.log_rollup.hours import HourPaths
 from include.log_rollup.settle import Look, Rule, look
 from log_rollup_plugin.hook import PooledS3Hook
@@ -15,8 +14,8 @@ from log_rollup_plugin.hook import PooledS3Hook
 POLLING_THREADS = 2
 # Clients are replaced at this age, so that changes of the Airflow connection arrive.
 CLIENT_SECONDS = 600.0
-# A client that was refused is replaced at once, unless it is younger than this: each new one may assume a role.
-REFUSED_CLIENT_SECONDS = 10.0
+# A client that has failed is replaced at this age: each new one takes CPU time and may assume a role.
+FAILED_CLIENT_SECONDS = 30.0
 
 
 class _Client:
@@ -25,12 +24,12 @@ class _Client:
     def __init__(self, aws_conn_id: str) -> None:
         self.hook = PooledS3Hook(aws_conn_id=aws_conn_id, max_connections=1, control_connections=1)
         self.made = time.monotonic()
-        self.refused = False
+        self.failed = False
 
     @property
     def is_due(self) -> bool:
         """Whether another one has to take its place."""
-        return time.monotonic() - self.made >= (REFUSED_CLIENT_SECONDS if self.refused else CLIENT_SECONDS)
+        return time.monotonic() - self.made >= (FAILED_CLIENT_SECONDS if self.failed else CLIENT_SECONDS)
 
 
 class Poller:
@@ -63,10 +62,9 @@ class Poller:
         client = self._client()
         try:
             return look(client.hook, paths, rule)
-        except TransientError:
-            raise
         except Exception:
-            client.refused = True
+            # Whatever it is, the Airflow connection may have been changed because of it.
+            client.failed = True
             raise
 
     def _client(self) -> _Client:

@@ -112,7 +112,7 @@ class RawHourTrigger(BaseTrigger):
             except Exception as error:
                 failures = failures or Failures()
                 failures.add(error, seconds)
-                self.log.warning("could not list %s: %s", paths.raw, failures.problem)
+                self.log.warning("could not list %s, trying again: %s", paths.raw, failures.problem)
                 event = self._after_failure(paths, failures, wait)
             else:
                 failures = None

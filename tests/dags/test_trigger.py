@@ -3,7 +3,6 @@
 import asyncio
 import json
 import threading
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -208,40 +207,37 @@ def test_network_faults_are_tried_again(
     assert proxy.fired(rule) == 2
 
 
-def rotated(
-    rclone_server: RcloneServer, monkeypatch: pytest.MonkeyPatch, old: str | None
-) -> Callable[[], None]:
-    """Have an old secret in the Airflow connection, or no connection, until the returned function is called."""
+NOWHERE = {"endpoint_url": "http://127.0.0.1:1", "region_name": "us-east-1"}
+
+
+@pytest.mark.parametrize("old", [{"password": "an-old-secret"}, {"extra": NOWHERE}, None])
+def test_changed_connection_reaches_hours_that_wait(
+    bucket: str, rclone_server: RcloneServer, monkeypatch: pytest.MonkeyPatch, old: dict[str, Any] | None
+) -> None:
+    """Rotated keys, another endpoint, or a connection that was deleted and made again."""
     new = rclone_server.airflow_connection_json()
     if old is None:
         monkeypatch.delenv("AIRFLOW_CONN_AWS_DEFAULT")
     else:
-        monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps({**json.loads(new), "password": old}))
-    return lambda: monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", new)
-
-
-@pytest.mark.parametrize("old", ["an-old-secret", None])
-def test_rotated_keys_are_used_by_hours_that_wait(
-    bucket: str, rclone_server: RcloneServer, monkeypatch: pytest.MonkeyPatch, old: str | None
-) -> None:
-    rotate = rotated(rclone_server, monkeypatch, old)
-    monkeypatch.setattr(poller_module, "REFUSED_CLIENT_SECONDS", 0.0)
+        monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps({**json.loads(new), **old}))
+    monkeypatch.setattr("log_rollup_plugin.hook.CONTROL_RETRIES", 1)
+    monkeypatch.setattr(poller_module, "FAILED_CLIENT_SECONDS", 0.0)
     put_objects(rclone_server.client(), bucket, {f"{RAW}a.log": b"a"})
-    refusals = 0
+    failures = 0
 
     def look(*arguments: Any) -> Look:
-        nonlocal refusals
+        nonlocal failures
         try:
             return settle.look(*arguments)
         except Exception:
-            refusals += 1
-            if refusals == 3:
-                rotate()
+            failures += 1
+            if failures == 3:
+                monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", new)
             raise
 
     monkeypatch.setattr(poller_module, "look", look)
     assert first_event(trigger(bucket))["status"] == "settled"
-    assert refusals == 3
+    assert failures == 3
 
 
 @pytest.mark.parametrize(
@@ -251,7 +247,7 @@ def test_lasting_refusal_fails_after_a_limited_time(
     monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     monkeypatch.setattr(trigger_module, "REFUSAL_SECONDS", 1.0)
-    monkeypatch.setattr(poller_module, "REFUSED_CLIENT_SECONDS", 0.0)
+    monkeypatch.setattr(poller_module, "FAILED_CLIENT_SECONDS", 0.0)
     clients = looks(monkeypatch, error)
     event = first_event(trigger())
     assert event["status"] == "failed"
@@ -292,12 +288,12 @@ def test_all_triggers_share_two_connections(
     assert (proxy.accepted_connections > POLLING_THREADS) is (client_seconds == 0.0)
 
 
-def test_clients_are_renewed_while_they_are_refused(
+def test_clients_that_failed_are_renewed(
     bucket: str, rclone_server: RcloneServer, fault_proxy: ProxyFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proxy = fault_proxy(rclone_server)
     monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", rclone_server.airflow_connection_json(proxy.endpoint_url))
-    monkeypatch.setattr(poller_module, "REFUSED_CLIENT_SECONDS", 0.0)
+    monkeypatch.setattr(poller_module, "FAILED_CLIENT_SECONDS", 0.0)
     put_objects(rclone_server.client(), bucket, {f"{RAW}a.log": b"a"})
     proxy.add(Rule(on("ListObjectsV2"), access_denied(), count=3))
     assert first_event(trigger(bucket))["status"] == "settled"

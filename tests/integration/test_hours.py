@@ -17,7 +17,6 @@ from include.log_rollup.errors import (
 )
 from tests.integration.conftest import PipelineFactory
 from tests.integration.pipeline import AGGREGATED, MIB, RAW, Pipeline
-from tests.support.faults import Rule, VerifyUpload, on
 from tests.support.fixtures import BucketFactory, ProxyFactory
 from tests.support.hours import ODD_NAMES_BEYOND_FILES, make_hour, odd_hour, put_objects
 from tests.support.servers import MinistackServer, MotoServer, RcloneServer, S3Server
@@ -191,32 +190,6 @@ def test_parts_of_a_longer_plan_are_gone_before_the_marker_is_back(
         pipeline.client.delete_object(Bucket=bucket, Key=key)
     pipeline.run(drop_vanished=True)
     assert pipeline.verify(kept).parts < before
-
-
-def test_the_store_is_trusted_for_its_crcs_only_if_it_refuses_wrong_ones(
-    moto_server: MotoServer,
-    make_bucket: BucketFactory,
-    pipeline_on: PipelineFactory,
-    fault_proxy: ProxyFactory,
-) -> None:
-    bucket = make_bucket(moto_server)
-    proxy = fault_proxy(moto_server)
-    proxy.add(Rule(on("PutObject"), VerifyUpload()))
-    pipeline = pipeline_on(moto_server, bucket, proxy.endpoint_url)
-    for number in range(12):
-        # With a CRC of the whole object, as producers of today send it.
-        pipeline.client.put_object(
-            Bucket=bucket, Key=f"{RAW}{number}.log", Body=b"%d" % number * 300_000, ChecksumAlgorithm="CRC32"
-        )
-    pipeline.run()
-    facts = pipeline.verify()
-    assert facts.marker["verified"]["parts"] == {"stored-crc64nvme": facts.parts}
-    assert facts.marker["verified"]["objects"] == {"crc32": 12}
-    assert not [
-        exchange
-        for exchange in proxy.exchanges
-        if exchange.request.operation == "GetObject" and "/part-" in exchange.request.key
-    ]
 
 
 def test_what_the_store_cannot_prove_is_read_back(
