@@ -184,8 +184,8 @@ class HourState:
         if missing:
             raise InputChangedError(
                 f"{self.paths.aggregated}: a part that another run has written since the hour was planned holds "
-                f"raw objects that are gone by now ({named(sorted(missing))}). Nothing is lost: clear the run from "
-                f"plan_hour on, which says what can be done."
+                f"raw objects that are gone by now ({named(sorted(missing))}). Nothing is lost: clear the run "
+                f"from plan_hour on, which says what can be done."
             )
 
     def names_under_removal(self, work: Iterable[str]) -> set[str]:
