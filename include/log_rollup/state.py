@@ -356,7 +356,11 @@ class HourState:
             except UnsupportedOperationError:
                 self._write_without_copy(claim, target, body, content_type)
         finally:
-            self._store.delete(staged.bucket, [staged.key])
+            try:
+                self._store.delete(staged.bucket, [staged.key])
+            except RollupError as error:
+                # The next run removes it; what was published counts.
+                log.info("could not remove %s: %s", staged, error)
 
     def _write_without_copy(self, claim: Claim, target: Location, body: bytes, content_type: str) -> None:
         """For servers that know no copy: a run that takes over meanwhile is seen by the second reading only."""
