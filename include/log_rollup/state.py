@@ -239,24 +239,40 @@ class HourState:
             # Some servers refuse the condition although it holds.
             self._store.delete(self.paths.marker.bucket, [self.paths.marker.key])
 
-    def remove_parts(self, parts: Mapping[str, str], basis: Claim | None) -> None:
+    def remove_parts(
+        self, parts: Mapping[str, str], basis: Claim | None, completed: ManifestReader | None = None
+    ) -> None:
         """Delete parts that neither the hour nor any run that is at work on it needs.
 
         :param parts: names of parts of ours, each with the planned part it was made for
         :param basis: the claim under which they were found not to be needed; None if there was none
-        :raises SupersededError: if the claim is another one by now; nothing is deleted then
+        :param completed: where there was no claim: the manifest by which they were found not to be needed
+        :raises SupersededError: if the claim or that manifest is another one by now; nothing is deleted then
         """
         keys = [self._part_key(name) for name in sorted(parts)]
         record = self.paths.removals.child(f"{secrets.token_hex(8)}.json")
         self.records.write_removal(record, sorted({*parts, *parts.values()}))
         claim = self.claim()
-        if (claim and claim.claim_id) != (basis and basis.claim_id):
+        if (claim and claim.claim_id) != (basis and basis.claim_id) or (
+            basis is None and self._completed_since(completed)
+        ):
             self._store.delete(record.bucket, [record.key])
             raise self.superseded(basis.plan_id if basis else "", claim)
         self._store.delete(self.paths.aggregated.bucket, keys)
         self._store.delete(record.bucket, [record.key])
 
-    def reject_parts(self, plan_id: str, parts: Mapping[str, str], basis: Claim | None) -> None:
+    def _completed_since(self, completed: ManifestReader | None) -> bool:
+        """Whether a whole run has come and gone since this manifest was read, and its claim with it."""
+        manifest = self.records.open_manifest(self.paths.manifest)
+        return (manifest and manifest.claim_id) != (completed and completed.claim_id)
+
+    def reject_parts(
+        self,
+        plan_id: str,
+        parts: Mapping[str, str],
+        basis: Claim | None,
+        completed: ManifestReader | None = None,
+    ) -> None:
         """Delete parts of the plan that is being built or was completed, because they are not right.
 
         The completion marker goes before them, and no run can complete the hour until it is planned again.
@@ -268,6 +284,9 @@ class HourState:
         if (claim and claim.claim_id) != (basis and basis.claim_id):
             raise self.superseded(plan_id, claim)
         taken, _ = self._take(plan_id, basis.run_id if basis else "validate_hour")
+        if basis is None and self._completed_since(completed):
+            self._store.delete_if(self.paths.claim, taken.etag)
+            raise self.superseded(plan_id, None)
         marker, etag = self.records.read_marker_with_etag(self.paths.marker)
         if marker is not None:
             self.remove_marker(etag)
@@ -293,26 +312,29 @@ class HourState:
             claim = self.claim()
             if claim is not None and claim.plan_id == plan_id:
                 return
-            needed = self._needed(claim)
+            try:
+                manifest = None if claim else self.records.open_manifest(self.paths.manifest)
+            except UnreadableRecordError:
+                return
+            needed = self._needed(claim, manifest)
             if needed is None:
                 return
             strays = {name: planned for name, planned in written.items() if not {name, planned} & needed}
             if not strays:
                 return
             try:
-                self.remove_parts(strays, claim)
+                self.remove_parts(strays, claim, manifest)
             except SupersededError:
                 continue
             log.info("%d parts of the plan that was overtaken are removed", len(strays))
             return
 
-    def _needed(self, claim: Claim | None) -> set[str] | None:
-        """The names of the parts that belong to the hour; None if that cannot be known."""
+    def _needed(self, claim: Claim | None, manifest: ManifestReader | None) -> set[str] | None:
+        """The names of the parts that belong to the hour; None if that cannot be known.
+
+        :param manifest: of the hour, where there is no claim
+        """
         if claim is None:
-            try:
-                manifest = self.records.open_manifest(self.paths.manifest)
-            except UnreadableRecordError:
-                return None
             return None if manifest is None else {*self.recorded_parts((), manifest)}
         summary = self.records.read_plan(self.paths.plan(claim.plan_id)) if claim.plan_id else None
         if summary is None:

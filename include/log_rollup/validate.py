@@ -73,20 +73,25 @@ class Work:
     """What is to be proven: a plan and what was written for it, or a complete hour by its manifest.
 
     :param claim: of the hour; None where it is complete and tidied up
-    :param complete: whether the hour is complete, so that it is proven once more
+    :param manifest: of the hour that is complete, so that it is proven once more; None where it is being built
     :param digests: of the raw objects that were planned, where they are known beforehand
     :param batches: reads the parts, a few at a time; may be called again
     """
 
     plan_id: str
     claim: Claim | None
-    complete: bool
+    manifest: ManifestReader | None
     parts: int
     objects: int
     left_out: LeftOut
     measured: Measured
     digests: Mapping[str, str] | None
     batches: Callable[[], Iterator[Batch]]
+
+    @property
+    def complete(self) -> bool:
+        """Whether the hour is complete."""
+        return self.manifest is not None
 
 
 @without_collector
@@ -174,7 +179,7 @@ def _load(state: HourState) -> Work:
     return Work(
         summary.plan_id,
         claim,
-        False,
+        None,
         summary.parts,
         summary.objects,
         summary.left_out,
@@ -204,7 +209,7 @@ def _load_complete(state: HourState, marker: Mapping[str, object] | None, claim:
     return Work(
         totals.plan_id,
         claim,
-        True,
+        manifest,
         totals.parts,
         totals.objects,
         totals.left_out,
@@ -546,7 +551,7 @@ def _reject(state: HourState, work: Work, failures: Sequence[_Failure], found: I
         if failure.written and failure.name in found.parts
     }
     if bad or work.complete:
-        state.reject_parts(work.plan_id, bad, work.claim)
+        state.reject_parts(work.plan_id, bad, work.claim, work.manifest)
     shown = "; ".join(f"{failure.name}: {failure.reason}" for failure in failures[:SHOWN])
     more = f" and {len(failures) - SHOWN} more" if len(failures) > SHOWN else ""
     undone = " The hour is not complete any more, its marker is removed." if work.complete else ""
