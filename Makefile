@@ -16,7 +16,11 @@ COMPILE := pip compile --universal --python-version 3.11 --no-emit-index-url --n
 export UV_PYTHON_DOWNLOADS := never
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down test test-soak fleet-test mwaa lint bench docs lock check-lock
+<<<<<<< HEAD
+.PHONY: help demo up down test test-soak simulate fleet-test mwaa lint bench docs lock check-lock
+=======
+.PHONY: help demo up down test simulate test-soak fleet-test mwaa lint bench docs lock check-lock
+>>>>>>> wip/sim
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -24,11 +28,13 @@ help: ## list these commands
 demo: HOURS ?= 3
 demo: OBJECTS ?= 300
 demo: PARALLELISM ?= 8
-demo: $(ENVIRONMENT) ## roll up made raw hours in a real Airflow, from nothing to a table (HOURS=3 OBJECTS=300 PARALLELISM=8)
-	@$(BIN)/python -m demo run --hours $(HOURS) --objects $(OBJECTS) --parallelism $(PARALLELISM)
+demo: S3 ?= rclone
+demo: $(ENVIRONMENT) ## roll up made raw hours in a real Airflow, from nothing to a table (HOURS=3 OBJECTS=300 PARALLELISM=8 S3=rclone|ministack|moto)
+	@$(BIN)/python -m demo run --hours $(HOURS) --objects $(OBJECTS) --parallelism $(PARALLELISM) --s3 $(S3)
 
-up: $(ENVIRONMENT) ## leave the same Airflow running, and say where it is
-	@$(BIN)/python -m demo up
+up: S3 ?= rclone
+up: $(ENVIRONMENT) ## leave the same Airflow running, and say where it is (S3=rclone|ministack|moto)
+	@$(BIN)/python -m demo up --s3 $(S3)
 
 down: $(ENVIRONMENT) ## stop what `make up` has left running
 	@$(BIN)/python -m demo down
@@ -36,8 +42,17 @@ down: $(ENVIRONMENT) ## stop what `make up` has left running
 test: $(ENVIRONMENT) ## run the whole test suite
 	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder
 
+simulate: SEEDS ?= 10000
+simulate: FIRST ?= 0
+simulate: $(ENVIRONMENT) ## simulate lives of hours with every fault there is, and check each (SEEDS=10000 FIRST=0)
+	@$(BIN)/python -m simulation --seeds $(SEEDS) --first $(FIRST)
+
 test-soak: $(ENVIRONMENT) ## run the tests that take longer than the suite may
 	$(BIN)/python -m pytest -m soak
+
+simulate: SEEDS ?= 10000
+simulate: $(ENVIRONMENT) ## run whole lives of hours in memory, one for each seed, with faults and crashes (SEEDS=10000)
+	@$(BIN)/python -m simulation --seeds $(SEEDS)
 
 fleet-test: $(ENVIRONMENT) ## run PostgreSQL, Redis, Airflow and Celery workers as the compose file says, and watch the cap
 	$(BIN)/python -m pytest -m fleet -s tests/fleet

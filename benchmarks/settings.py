@@ -18,9 +18,19 @@ COMMANDS = {
     "latency": "our pack step against answers that come late, by number of connections",
     "planner": "our planner on a million objects",
     "validator": "our validator on 30,000 objects, against a server that keeps CRCs",
+    "encoding": "the price of check_encoding on gzip objects",
+    "bounds": "the memory of each of our steps on a million objects",
     "profile": "our pack step under py-spy: where its CPU goes",
 }
-_OBJECTS = {"compare": 3_000, "latency": 6_000, "planner": 1_000_000, "validator": 30_000, "profile": 3_000}
+_OBJECTS = {
+    "compare": 3_000,
+    "latency": 6_000,
+    "planner": 1_000_000,
+    "validator": 30_000,
+    "encoding": 300,
+    "bounds": 1_000_000,
+    "profile": 3_000,
+}
 
 
 @dataclass(frozen=True, slots=True)

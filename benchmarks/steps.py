@@ -5,7 +5,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,17 +36,20 @@ class SyntheticServer(S3Server):
     """:mod:`benchmarks.synthetic` as a process."""
 
     def __init__(
-        self, folder: Path, objects: int, sizes: Sequence[int], delay_seconds: float, only_lists: bool = False
+        self,
+        folder: Path,
+        objects: int,
+        sizes: Sequence[int],
+        delay_seconds: float,
+        only_lists: bool = False,
+        encoding: str = "",
     ) -> None:
         super().__init__(folder)
-        self._made = Made(0, BUCKET, RAW_PREFIX, objects, tuple(sizes), delay_seconds, only_lists)
+        self._made = Made(0, BUCKET, RAW_PREFIX, objects, tuple(sizes), delay_seconds, only_lists, encoding)
 
     def command(self) -> list[str]:
         """See :meth:`tests.support.servers.S3Server.command`."""
-        made = self._made
-        return Made(
-            self.port, made.bucket, made.prefix, made.objects, made.sizes, made.delay_seconds, made.only_lists
-        ).arguments()
+        return replace(self._made, port=self.port).arguments()
 
     def environment(self) -> dict[str, str]:
         """See :meth:`tests.support.servers.S3Server.environment`."""
@@ -69,7 +72,7 @@ class Done:
 def step(
     name: str, server: S3Server, folder: Path, part_bytes: int, connections: int, **options: Any
 ) -> Done:
-    """Run ``plan``, ``pack`` or ``validate`` to its end.
+    """Run ``plan``, ``pack``, ``validate`` or ``complete`` to its end.
 
     :raises StepError: if it fails
     """

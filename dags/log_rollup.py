@@ -29,9 +29,10 @@ many slots as it may open connections.
 
 from datetime import timedelta
 
-from airflow.sdk import DAG, CronDataIntervalTimetable, Param
+from airflow.sdk import DAG, CronDataIntervalTimetable, get_parsing_context
 
 from include.log_rollup.streams import POOL, check_pool, load_streams, pool_slots
+from log_rollup_plugin.form import hour_form
 from log_rollup_plugin.notify import check_notifiers, deadline_alert, failure_callback
 from log_rollup_plugin.operators import (
     CONTROL_CONNECTIONS,
@@ -47,45 +48,39 @@ from log_rollup_plugin.sensor import LISTING_CONNECTIONS, RawHourSensor
 
 streams = load_streams()
 check_pool(streams, pool_slots())
+# A task needs the Dag of its own stream only; where nothing runs, all are made.
+only = get_parsing_context().dag_id
+
+# Equal for all streams, so made once: each costs time where there are a thousand of them.
+hourly = CronDataIntervalTimetable("0 * * * *", timezone="UTC")
+policy = retry_policy()
+freshest = FreshHoursFirst()
 
 for stream in streams:
+    if only is not None and dag_id_of(stream) != only:
+        continue
     check_notifiers(stream)
     with DAG(
         dag_id=dag_id_of(stream),
         description=f"{stream.raw} -> {stream.aggregated}, hour by hour",
         doc_md=__doc__,
-        schedule=CronDataIntervalTimetable("0 * * * *", timezone="UTC"),
+        schedule=hourly,
         start_date=stream.start,
         catchup=True,
         max_active_runs=stream.max_active_runs,
         tags=["log-rollup", stream.name],
         deadline=deadline_alert(stream),
         on_failure_callback=failure_callback(stream),
-        params={
-            "hour": Param(
-                None,
-                type=["null", "string"],
-                format="date-time",
-                title="Hour",
-                description="The UTC hour to roll up, like 2026-11-23T08:00:00Z; empty for the run's own hour.",
-            ),
-            "drop_vanished": Param(
-                False,
-                type="boolean",
-                title="Drop vanished objects",
-                description="Roll up an hour anew even if raw objects of it have vanished since it was proven: "
-                "its parts lose what they hold of them.",
-            ),
-        },
+        params=hour_form(),
         default_args={
             "owner": stream.owner,
             "pool": POOL,
             "retries": RETRIES,
             "retry_delay": RETRY_DELAY,
-            "retry_policy": retry_policy(),
+            "retry_policy": policy,
             "execution_timeout": stream.task_timeout,
             # A long backfill must not keep the present hour from its connections.
-            "weight_rule": FreshHoursFirst(),
+            "weight_rule": freshest,
         },
         # With the latest version, Airflow 3.3.2 looks at the shards of a cleared run before it is planned
         # again, and removes for good those that its last plan did not have.

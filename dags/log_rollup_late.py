@@ -8,25 +8,34 @@ say; an hour that has not changed is not touched.
 | task | what it does | when it fails |
 |---|---|---|
 | `find_<stream>` | lists, compares, and says in its log and in the XCom `report` what it found | the bucket or the credentials: mend them, then clear it |
-| `rerun_<stream>` | runs `log_rollup_<stream>` for a changed hour, as the run `late__<hour>`, one hour after the other | that run failed, or its Dag is paused: see there, then clear this task |
+| `rerun_<stream>` | runs `log_rollup_<stream>` for a changed hour, as the run `late__<hour>`, one hour after the other | that run failed, or its Dag is paused: see there, then clear this task. Or it has not ended in time: see what it waits for; the next check looks at the hour again |
 
 An hour of which raw objects have *vanished*, as under a lifecycle rule, is reported under `left_alone` and never
 rerun: its parts may be all that is left of them. An hour that is not complete is its own run's concern.
+
+A run of this Dag that takes longer than 23 hours is ended, so that the next one can start; the runs that it has
+started go on.
 
 `late_days` (0: not looked at) and `late_schedule` (a cron expression in UTC) stand in the streams file.
 """
 
 from datetime import timedelta
 
-from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.sdk import DAG, CronTriggerTimetable
 
 from include.log_rollup.streams import POOL, load_late_schedule, load_streams
 from log_rollup_plugin.operators import CONTROL_CONNECTIONS, FindLateHoursOperator
 from log_rollup_plugin.policy import RETRIES, RETRY_DELAY, retry_policy
+from log_rollup_plugin.rerun import RerunHourOperator
 from log_rollup_plugin.runs import dag_id_of
 
+# A rerun that does not end must not keep the next day's run from its start: first its task fails, which names it,
+# and if there are several, the run.
+LONGEST_RERUN = timedelta(hours=20)
+LONGEST_RUN = timedelta(hours=23)
+
 streams = load_streams()
+policy = retry_policy()
 
 with DAG(
     dag_id="log_rollup_late",
@@ -36,6 +45,7 @@ with DAG(
     start_date=min((stream.start for stream in streams), default=None),
     catchup=False,
     max_active_runs=1,
+    dagrun_timeout=LONGEST_RUN,
     tags=["log-rollup"],
 ):
     for stream in streams:
@@ -49,10 +59,10 @@ with DAG(
             pool_slots=CONTROL_CONNECTIONS,
             retries=RETRIES,
             retry_delay=RETRY_DELAY,
-            retry_policy=retry_policy(),
+            retry_policy=policy,
             execution_timeout=stream.task_timeout,
         )
-        TriggerDagRunOperator.partial(
+        RerunHourOperator.partial(
             task_id=f"rerun_{stream.name}",
             map_index_template="{{ task.trigger_run_id }}",
             owner=stream.owner,
@@ -68,5 +78,7 @@ with DAG(
             max_active_tis_per_dagrun=1,
             # The run that it starts has retries of its own.
             retries=0,
-            execution_timeout=stream.timeout + timedelta(hours=1) + 3 * stream.task_timeout,
+            execution_timeout=min(
+                stream.timeout + timedelta(hours=1) + 3 * stream.task_timeout, LONGEST_RERUN
+            ),
         ).expand_kwargs(find.output)

@@ -19,9 +19,11 @@ from demo.dataset import DAG_ID, STREAM, Dataset, NotEnoughDiskError, make_datas
 from demo.environment import Addresses
 from demo.follow import DemoFailedError, HourWatch, describe_import_failures
 from demo.layout import PROJECT, Layout
+from demo.objects import S3Client, make_client
 from demo.processes import STOP_SIGNALS
 from demo.progress import Progress
 from demo.report import BadMarkerError, HourResult, read_marker, render
+from demo.s3_servers import RCLONE, SERVERS
 from demo.stack import LocalStack, StackError, StackRecord, port_is_free, read_record, stop_recorded
 
 DEFAULT_HOURS = 3
@@ -68,17 +70,22 @@ def run(layout: Layout, options: argparse.Namespace) -> int:
     if record is not None and not record.dead():
         raise RefusedError(f"a stack is running at {record.addresses.ui_url}: stop it with `make down` first")
     _clean_slate(layout, record)
-    dataset = make_dataset(layout, options.hours, options.objects, datetime.now(UTC), progress.say)
+    server = SERVERS[options.s3]
+    dataset = make_dataset(
+        layout, options.hours, options.objects, datetime.now(UTC), progress.say, options.s3
+    )
     fixed, for_hour, for_object = _TIMEOUT_SECONDS
     timeout_seconds = options.timeout or fixed + options.hours * (for_hour + options.objects * for_object)
-    stack = LocalStack(layout.state, dags=options.dags, parallelism=options.parallelism, say=progress.say)
+    stack = LocalStack(
+        layout.state, s3=options.s3, dags=options.dags, parallelism=options.parallelism, say=progress.say
+    )
     # Not `with`: a signal between the end of __enter__ and the block would leave the stack running.
     try:
         stack.start()
         progress.say(f"Airflow is healthy; waiting for {DAG_ID} to roll up {len(dataset.hours)} hour(s)")
         watch = HourWatch(stack.api, DAG_ID, tuple(dataset.by_hour), progress)
         runs = watch.wait(timeout_seconds, stack.check)
-        results = _results(layout, dataset, runs)
+        results = _results(make_client(stack.s3_endpoint, stack.secrets), dataset, runs)
     finally:
         stack.stop()
     print(f"\n{render(results)}\n")
@@ -86,7 +93,13 @@ def run(layout: Layout, options: argparse.Namespace) -> int:
     if problems:
         where = f"the logs are in {layout.logs} and {layout.airflow_home / 'logs'}"
         raise DemoFailedError("\n".join([*problems, where]))
-    print(f"All of it lies in {layout.bucket}; `make up` shows these runs in Airflow's UI.")
+    if server.in_memory:
+        print(
+            f"{server.title} kept all of it in memory, so it is gone now; `make up S3={options.s3}` rolls up new "
+            "hours and leaves them there to look at."
+        )
+    else:
+        print(f"All of it lies in {layout.bucket}; `make up` shows these runs in Airflow's UI.")
     return 0
 
 
@@ -95,20 +108,27 @@ def up(layout: Layout, options: argparse.Namespace) -> int:
     progress = Progress()
     record = read_record(layout)
     if record is not None and not record.dead():
+        if record.s3 != options.s3:
+            raise RefusedError(
+                f"a stack with {SERVERS[record.s3].title} is running at {record.addresses.ui_url}: stop it with "
+                "`make down` first"
+            )
         print("It is running already.")
-        _print_addresses(layout, record.addresses)
+        _print_addresses(layout, record.addresses, record.s3)
         return 0
     if record is not None:
         dead = ", ".join(process.name for process in record.dead())
         progress.say(f"no longer running: {dead}; starting all of it again")
         stop_recorded(layout, record)
-    if read_dataset(layout) is None:
+    dataset = read_dataset(layout)
+    # Airflow's database says of its hours that they are complete: without their objects they are of no use.
+    if dataset is None or dataset.s3 != options.s3 or SERVERS[options.s3].in_memory:
         _clean_slate(layout, None)
-        make_dataset(layout, DEFAULT_HOURS, DEFAULT_OBJECTS, datetime.now(UTC), progress.say)
+        make_dataset(layout, DEFAULT_HOURS, DEFAULT_OBJECTS, datetime.now(UTC), progress.say, options.s3)
     ui_port = _UI_PORT if port_is_free(_UI_PORT) else None
-    stack = LocalStack(layout.state, dags=options.dags, ui_port=ui_port, say=progress.say)
+    stack = LocalStack(layout.state, s3=options.s3, dags=options.dags, ui_port=ui_port, say=progress.say)
     stack.start()
-    _print_addresses(layout, stack.addresses)
+    _print_addresses(layout, stack.addresses, options.s3)
     return _wait_for_dag(stack.api)
 
 
@@ -138,6 +158,12 @@ def _parser() -> argparse.ArgumentParser:
         )
         if command is not down:
             sub.add_argument("--dags", type=Path, help="another Dags folder than the project's")
+            sub.add_argument(
+                "--s3",
+                choices=tuple(SERVERS),
+                default=RCLONE,
+                help="the S3 server to start (default: %(default)s)",
+            )
         if command is run:
             sub.add_argument(
                 "--hours", type=_positive, default=DEFAULT_HOURS, help="how many raw hours to make"
@@ -206,24 +232,26 @@ def _clean_slate(layout: Layout, record: StackRecord | None) -> None:
             shutil.rmtree(folder)
 
 
-def _results(layout: Layout, dataset: Dataset, runs: Mapping[datetime, DagRun]) -> list[HourResult]:
+def _results(client: S3Client, dataset: Dataset, runs: Mapping[datetime, DagRun]) -> list[HourResult]:
     return [
         HourResult(
             made=made,
             run_state=runs[hour].state,
             seconds=runs[hour].duration_seconds,
-            marker=read_marker(layout, hour),
+            marker=read_marker(client, hour),
         )
         for hour, made in dataset.by_hour.items()
     ]
 
 
-def _print_addresses(layout: Layout, addresses: Addresses) -> None:
+def _print_addresses(layout: Layout, addresses: Addresses, s3: str) -> None:
+    server = SERVERS[s3]
+    where = "its objects in memory" if server.in_memory else f"its objects in {layout.s3}"
     print(
         f"""
 Airflow   {addresses.ui_url}/dags/{DAG_ID}
           no login: whoever opens it is an admin; it listens on this machine only
-S3        {addresses.s3_endpoint}, its objects in {layout.s3}, its keys in {layout.secrets}
+S3        {addresses.s3_endpoint} ({server.title}), {where}, its keys in {layout.secrets}
 Shell     ./log-rollup status {STREAM}, ./log-rollup doctor, ./log-rollup --help
 Logs      {layout.logs} (processes), {layout.airflow_home / "logs"} (tasks)
 Stop      make down

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from demo.layout import BUCKET, Layout, read_json, write_json
 from demo.logs import MEAN_OBJECT_BYTES, MadeHour, last_complete_hours, write_hour
+from demo.s3_servers import RCLONE
 
 STREAM = "app"
 DAG_ID = f"log_rollup_{STREAM}"
@@ -35,9 +36,10 @@ streams:
 
 @dataclass(frozen=True)
 class Dataset:
-    """The hours that were made, the oldest first."""
+    """The hours that were made, the oldest first, and the name of the S3 server that they were made for."""
 
     hours: tuple[MadeHour, ...]
+    s3: str = RCLONE
 
     @property
     def by_hour(self) -> Mapping[datetime, MadeHour]:
@@ -55,14 +57,16 @@ def hour_folder(hour: datetime) -> str:
 
 
 def make_dataset(
-    layout: Layout, hours: int, objects: int, now: datetime, progress: Callable[[str], None]
+    layout: Layout, hours: int, objects: int, now: datetime, progress: Callable[[str], None], s3: str = RCLONE
 ) -> Dataset:
     """Write the raw hours straight into the bucket's folder, then the streams file, then the record.
 
-    It has to be called before the S3 server starts, which would not look at the folders again for minutes.
+    It has to be called before the S3 server starts: rclone would not look at the folders again for minutes, and
+    a server that keeps objects in memory gets them at its start.
 
     :param hours: how many; they are the last complete ones before `now`.
     :param objects: raw objects in each hour.
+    :param s3: the name of the S3 server that will serve them.
     :raises NotEnoughDiskError: before anything is written.
     """
     layout.bucket.mkdir(parents=True, exist_ok=True)
@@ -78,8 +82,8 @@ def make_dataset(
         )
     )
     entries = [{"hour": one.hour.isoformat(), "objects": one.objects, "bytes": one.bytes} for one in made]
-    write_json(layout.dataset, {"seed": SEED, "hours": entries})
-    return Dataset(hours=tuple(made))
+    write_json(layout.dataset, {"seed": SEED, "s3": s3, "hours": entries})
+    return Dataset(hours=tuple(made), s3=s3)
 
 
 def read_dataset(layout: Layout) -> Dataset | None:
@@ -95,7 +99,9 @@ def read_dataset(layout: Layout) -> Dataset | None:
                 bytes=entry["bytes"],
             )
             for entry in record["hours"]
-        )
+        ),
+        # Records of earlier versions don't name the server: they knew rclone alone.
+        s3=record.get("s3", RCLONE),
     )
 
 

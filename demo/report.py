@@ -9,8 +9,8 @@ from datetime import datetime
 from typing import Any
 
 from demo.dataset import AGGREGATED_PREFIX, hour_folder
-from demo.layout import Layout
 from demo.logs import MadeHour
+from demo.objects import S3Client, read_object
 
 _HEADINGS: tuple[str, ...] = (
     "hour (UTC)",
@@ -76,14 +76,17 @@ class HourResult:
         return found
 
 
-def read_marker(layout: Layout, hour: datetime) -> Marker | None:
+def read_marker(client: S3Client, hour: datetime) -> Marker | None:
     """Return an hour's completion marker as S3 stores it, or None when the hour isn't complete.
 
     :raises BadMarkerError: when it is there, but isn't JSON or lacks a field.
     """
-    path = layout.bucket / AGGREGATED_PREFIX / hour_folder(hour) / "_SUCCESS"
+    key = f"{AGGREGATED_PREFIX}{hour_folder(hour)}/_SUCCESS"
+    body = read_object(client, key)
+    if body is None:
+        return None
     try:
-        content: dict[str, Any] = json.loads(path.read_bytes())
+        content: dict[str, Any] = json.loads(body)
         return Marker(
             objects=content["objects"],
             bytes_in=content["bytes_in"],
@@ -95,10 +98,8 @@ def read_marker(layout: Layout, hour: datetime) -> Marker | None:
             max_connections=content["max_connections"],
             peak_sockets=content["peak"]["sockets"],
         )
-    except FileNotFoundError:
-        return None
     except (ValueError, KeyError, TypeError) as error:
-        raise BadMarkerError(f"{path} is not a completion marker of format 1: {error!r}") from error
+        raise BadMarkerError(f"{key} is not a completion marker of format 1: {error!r}") from error
 
 
 def render(results: Sequence[HourResult]) -> str:

@@ -26,7 +26,9 @@ from demo.environment import (
     load_secrets,
 )
 from demo.layout import DAG_FOLDER, PLUGINS_FOLDER, PROJECT, Layout, read_json, write_json
+from demo.objects import make_client, upload_bucket
 from demo.processes import ProcessRecord
+from demo.s3_servers import RCLONE, SERVERS, MissingProgramError
 
 S3 = "s3"
 MIGRATE = "db-migrate"
@@ -55,10 +57,11 @@ class StackError(Exception):
 
 @dataclass(frozen=True)
 class StackRecord:
-    """A stack as it was started, in `stack.json`: its addresses and processes."""
+    """A stack as it was started, in `stack.json`: its addresses, its processes, the name of its S3 server."""
 
     addresses: Addresses
     processes: tuple[ProcessRecord, ...]
+    s3: str = RCLONE
 
     def dead(self) -> list[ProcessRecord]:
         """Return the processes that should live and don't."""
@@ -68,6 +71,9 @@ class StackRecord:
 @dataclass
 class LocalStack:
     """A context manager that runs the stack under a directory; on leaving, nothing of it still runs.
+
+    `s3` names the S3 server, one of :data:`demo.s3_servers.SERVERS`. One that keeps objects in memory gets
+    the files of the bucket's folder each time it starts.
 
     With `ui_port` or `s3_port` None a free port is taken. `streams`, `dags` and `plugins` name other files
     and folders than those of the demo and the project, and `extra_env` adds variables for Airflow's
@@ -81,6 +87,7 @@ class LocalStack:
     plugins: Path | None = None
     ui_port: int | None = None
     s3_port: int | None = None
+    s3: str = RCLONE
     parallelism: int = 8
     extra_env: Mapping[str, str] = field(default_factory=dict)
     boot_timeout_seconds: float = 300
@@ -134,7 +141,7 @@ class LocalStack:
             self.layout.s3.mkdir(parents=True, exist_ok=True)
             self.layout.airflow_home.mkdir(parents=True, exist_ok=True)
             self.say(f"starting S3 at {self.s3_endpoint}")
-            self._spawn(S3, self._s3_command(), self._s3_env())
+            self._start_s3(deadline)
             self._start_stores(deadline)
             self.say("making Airflow's database")
             self._run_to_end(MIGRATE, self._init_command(), deadline)
@@ -155,7 +162,7 @@ class LocalStack:
 
         :raises StackError: naming it and showing the end of its log.
         """
-        dead = StackRecord(self.addresses, tuple(self._records)).dead()
+        dead = self._record().dead()
         if dead:
             raise StackError(_obituary(dead[0]))
 
@@ -189,11 +196,22 @@ class LocalStack:
 
         :raises StackError: when a process ends, or isn't healthy after `boot_timeout_seconds`.
         """
+        deadline = time.monotonic() + self.boot_timeout_seconds
         if name == S3:
-            self._spawn(S3, self._s3_command(), self._s3_env())
+            self._start_s3(deadline)
         else:
             self._spawn(name, self._airflow_command(_WORKERS[name]), self.env)
-        self._wait_until(self.api.unhealthy, time.monotonic() + self.boot_timeout_seconds)
+        self._wait_until(self.api.unhealthy, deadline)
+
+    def _start_s3(self, deadline: float) -> None:
+        """Start the S3 server; one that keeps objects in memory gets those of the bucket's folder."""
+        self._spawn(S3, self._s3_command(), self._s3_env())
+        server = SERVERS[self.s3]
+        if not server.in_memory:
+            return
+        self._wait_until(self._s3_faults, deadline)
+        count = upload_bucket(make_client(self.s3_endpoint, self.secrets), self.layout)
+        self.say(f"uploaded {count:,} raw objects to {server.title}")
 
     def _start_stores(self, deadline: float) -> None:
         """Start what Airflow keeps its state in; nothing here, where that is a file."""
@@ -207,23 +225,14 @@ class LocalStack:
         return _WORKERS
 
     def _s3_command(self) -> list[str]:
-        rclone = Path(sys.executable).parent / "rclone"
-        if not rclone.exists():
-            raise StackError(
-                f"{rclone} is missing, the environment isn't complete: delete .venv, run make again"
-            )
-        # No configuration file of the user's; nothing cached on disk. Reading without rclone's own check
-        # (--no-checksum) costs a third of the CPU time, and the Dag verifies all that it reads.
-        return [
-            *(str(rclone), "serve", "s3", str(self.layout.s3), "--config", ""),
-            *("--addr", f"127.0.0.1:{self.addresses.s3_port}", "--cache-dir", str(self.layout.cache)),
-            *("--vfs-cache-mode", "off", "--no-checksum", "--buffer-size", "0"),
-        ]
+        try:
+            return SERVERS[self.s3].command(self.layout, self.addresses.s3_port)
+        except MissingProgramError as error:
+            raise StackError(str(error)) from error
 
     def _s3_env(self) -> dict[str, str]:
-        # Not as --auth-key: other users of the machine see the command lines of all processes.
-        keys = f'"{self.secrets.s3_access_key},{self.secrets.s3_secret_key}"'
-        return clean_environment(os.environ) | {"RCLONE_AUTH_KEY": keys}
+        settings = SERVERS[self.s3].settings(self.layout, self.addresses.s3_port, self.secrets)
+        return clean_environment(os.environ) | settings
 
     def _airflow_command(self, arguments: Sequence[str]) -> list[str]:
         # Not the `airflow` script: its first line holds the path at which the environment was made.
@@ -234,8 +243,11 @@ class LocalStack:
         with processes.signals_deferred():
             record = processes.spawn(name, argv, env, self.layout.state, self.layout.logs / f"{name}.log")
             self._records.append(record)
-            write_record(self.layout, StackRecord(self.addresses, tuple(self._records)))
+            write_record(self.layout, self._record())
         return record
+
+    def _record(self) -> StackRecord:
+        return StackRecord(self.addresses, tuple(self._records), self.s3)
 
     def _run_to_end(
         self, name: str, argv: Sequence[str], deadline: float, env: Mapping[str, str] | None = None
@@ -252,6 +264,10 @@ class LocalStack:
     def _server_faults(self) -> list[str]:
         self.api.wake_execution_api()
         return []
+
+    def _s3_faults(self) -> list[str]:
+        with closing(socket.socket()) as probe:
+            return [S3] if probe.connect_ex(("127.0.0.1", self.addresses.s3_port)) else []
 
     def _wait_until(self, faults: Callable[[], list[str]], deadline: float) -> None:
         while True:
@@ -283,6 +299,8 @@ def read_record(layout: Layout) -> StackRecord | None:
     return StackRecord(
         addresses=Addresses(**content["addresses"]),
         processes=tuple(ProcessRecord(**entry) for entry in content["processes"]),
+        # Records of earlier versions don't name the server: they knew rclone alone.
+        s3=content.get("s3", RCLONE),
     )
 
 

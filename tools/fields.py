@@ -18,6 +18,8 @@ _TOTALS: Mapping[str, str] = {
     "left_out.markers": "Listed objects that are no input: the producer's `marker`",
     "verified.parts": "How many parts were proven, by kind of proof",
     "verified.objects": "How many raw objects were checked, by kind of check",
+    "foreign": "Objects beside the parts that no record of the hour names; they are left alone",
+    "damaged": "Compressed raw objects that could not be unpacked, where the stream has `check_encoding`",
     "validated_at": "When the hour was proven",
 }
 

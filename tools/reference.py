@@ -25,7 +25,7 @@ from include.log_rollup.store import Location
 from include.log_rollup.streams import (
     LATE_SCHEDULE,
     POOL,
-    ShortestDuration,
+    DurationRange,
     SizeRange,
     Stream,
     pool_slots,
@@ -130,8 +130,8 @@ def _allowed(field: FieldInfo) -> str:
             high = str(item.le)
         elif isinstance(item, AfterValidator) and isinstance(item.func, SizeRange):
             low, high = _size(item.func.low), _size(item.func.high)
-        elif isinstance(item, AfterValidator) and isinstance(item.func, ShortestDuration):
-            low = _duration(item.func.low)
+        elif isinstance(item, AfterValidator) and isinstance(item.func, DurationRange):
+            low, high = _duration(item.func.low), _duration(item.func.high)
     if low and high:
         return f"{low} to {high}"
     return f"{low} or more" if low else ""
@@ -146,7 +146,7 @@ def _size(size_bytes: int) -> str:
 def _duration(duration: timedelta) -> str:
     seconds = int(duration.total_seconds())
     unit, name = next(
-        (unit, name) for unit, name in ((3600, "h"), (60, "m"), (1, "s")) if seconds % unit == 0
+        (unit, name) for unit, name in ((86400, "d"), (3600, "h"), (60, "m"), (1, "s")) if seconds % unit == 0
     )
     return f"{seconds // unit}{name}"
 

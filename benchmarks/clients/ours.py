@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from benchmarks.clients.clock import Clock, Job, peak_rss_bytes
-from include.log_rollup import packing, planning, validate
+from include.log_rollup import complete, packing, planning, validate
 from include.log_rollup.hours import format_hour
 from include.log_rollup.plan import ShardRef
 from include.log_rollup.streams import Stream
@@ -23,7 +23,8 @@ def main() -> None:
     """Do what the job's option ``step`` says."""
     job = Job.from_arguments()
     hour = datetime.fromisoformat(job.options["hour"])
-    {"plan": plan, "pack": pack, "validate": check}[job.options["step"]](job, hour)
+    steps = {"plan": plan, "pack": pack, "validate": check, "complete": complete_step}
+    steps[job.options["step"]](job, hour)
 
 
 def stream_of(job: Job, out_prefix: str) -> Stream:
@@ -35,6 +36,7 @@ def stream_of(job: Job, out_prefix: str) -> Stream:
             "aggregated": f"s3://{job.bucket}/{out_prefix}",
             "start": "2026-11-01T00:00:00Z",
             "max_connections": job.connections,
+            "check_encoding": job.options.get("check_encoding", False),
         }
     )
     # Not validated: for tiny objects parts are tiny too.
@@ -92,6 +94,17 @@ def check(job: Job, hour: datetime) -> None:
         clock, requests=dict(hook.requests), totals=asdict(totals), rss_before_bytes=before,
         max_connections=hook.max_connections,
     )  # fmt: skip
+
+
+def complete_step(job: Job, hour: datetime) -> None:
+    """Complete the validated hour."""
+    stream = stream_of(job, job.out_prefix)
+    hook = control(stream)
+    _connected = hook.client
+    before = peak_rss_bytes()
+    with Clock() as clock:
+        totals = complete.complete_hour(hook, stream, hour)
+    job.finish(clock, requests=dict(hook.requests), totals=asdict(totals), rss_before_bytes=before)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ from typing import ClassVar
 from include.log_rollup.errors import ConfigurationError
 from include.log_rollup.store import Location
 
+# A year has four digits in names, and a time-out can be added to any hour of these.
+FIRST_YEAR, LAST_YEAR = 1970, 2999
 # With 8 digits of the fingerprint, or without, as manifests of format 1 have them.
 _PART = re.compile(r"part-([0-9]{5,})(-[0-9a-f]{8})?\.log(\.[a-z0-9]+)?")
 # What this project writes below `_rollup/`; anything else there is somebody else's.
@@ -21,17 +23,32 @@ _WORK = re.compile(rf"claim\.json|crc-probe|removals/[0-9a-f]+\.json|{_PLAN_FILE
 def parse_hour(value: str) -> datetime:
     """Read an hour such as ``2026-11-23T08:00:00Z``; minutes are cut off.
 
-    :raises ConfigurationError: if it is no time, or has no offset from UTC
+    :raises ConfigurationError: if it is no time, has no offset from UTC, or is in no year from 1970 to 2999
     """
     try:
         instant = datetime.fromisoformat(value)
-        if instant.tzinfo is not None:
-            return floor_hour(instant)
-    except (TypeError, ValueError, OverflowError):
-        pass
-    raise ConfigurationError(
-        f"hour: {value!r} is not a time with an offset; write it like 2026-11-23T08:00:00Z"
-    )
+    except (TypeError, ValueError):
+        instant = None
+    if instant is None or instant.tzinfo is None:
+        raise ConfigurationError(
+            f"hour: {value!r} is not a time with an offset; write it like 2026-11-23T08:00:00Z"
+        )
+    try:
+        check_hour(instant)
+    except ValueError as error:
+        raise ConfigurationError(f"hour: {error}") from None
+    return floor_hour(instant)
+
+
+def check_hour(instant: datetime) -> None:
+    """Refuse an instant so far off that its hour has no name, or no end.
+
+    :raises ValueError: if it is in no year from 1970 to 2999
+    """
+    if not FIRST_YEAR <= instant.year <= LAST_YEAR:
+        raise ValueError(
+            f"{instant.isoformat()} is out of range; give an hour of the years {FIRST_YEAR} to {LAST_YEAR}"
+        )
 
 
 def floor_hour(instant: datetime) -> datetime:

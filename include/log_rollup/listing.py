@@ -27,6 +27,8 @@ MAX_EMPTY_PAGES = 250
 # Keys are split between these code points; beyond them they are listed one page after the other.
 _LOWEST, _HIGHEST = 0x1F, 0x7F
 _HASH_MASK = (1 << 64) - 1
+_EMPTY_MD5 = "d41d8cd98f00b204e9800998ecf8427e"
+_UNTRUSTED = "The listing of this server cannot be trusted: repair or update the server, then clear the task."
 
 
 class _ContractError(Exception):
@@ -36,7 +38,7 @@ class _ContractError(Exception):
 def list_all(store: ObjectStore, prefix: Location) -> list[ObjectInfo]:
     """Everything under a prefix in the order of the keys' UTF-8 bytes, listed in parallel where that is faster.
 
-    If it takes long, the log says how far it is. A row without an ETag gets the one that a HEAD answers.
+    If it takes long, the log says how far it is. What a row lacks, a HEAD answers.
 
     :raises ListingError: if the store's listing contradicts itself
     :raises RollupError: as the store raises
@@ -46,7 +48,7 @@ def list_all(store: ObjectStore, prefix: Location) -> list[ObjectInfo]:
     except _ContractError as error:
         log.warning("%s: %s; it is listed again page by page", prefix, error)
         return list_by_token(store, prefix)
-    return fill_etags(store, prefix.bucket, rows)
+    return fill_rows(store, prefix.bucket, rows)
 
 
 def list_by_token(store: ObjectStore, prefix: Location, page_size: int = PAGE_SIZE) -> list[ObjectInfo]:
@@ -58,24 +60,27 @@ def list_by_token(store: ObjectStore, prefix: Location, page_size: int = PAGE_SI
     rows = [row for page in pages_by_token(store, prefix, page_size) for row in page.objects]
     # Sorting what is in order already takes one comparison for each row.
     rows.sort(key=lambda row: row.key)
-    return fill_etags(store, prefix.bucket, rows)
+    return fill_rows(store, prefix.bucket, rows)
 
 
-def fill_etags(store: ObjectStore, bucket: str, rows: list[ObjectInfo]) -> list[ObjectInfo]:
+def fill_rows(store: ObjectStore, bucket: str, rows: list[ObjectInfo]) -> list[ObjectInfo]:
     """Rows with the ETags that the listing left out; objects that are gone meanwhile are dropped.
+
+    Some servers list objects with a size of 0 that are not empty (noobaa-core 7705). An object that is listed as
+    empty is never read, so HEAD is asked unless the ETag is the MD5 of nothing.
 
     :raises RollupError: as the store raises
     """
-    if all(row.etag for row in rows):
+    if all(row.etag and (row.size or row.etag == _EMPTY_MD5) for row in rows):
         return rows
 
     def filled(row: ObjectInfo) -> ObjectInfo | None:
-        if row.etag:
+        if row.etag and (row.size or row.etag == _EMPTY_MD5):
             return row
         head = store.head(Location(bucket, row.key))
-        return None if head is None else ObjectInfo(row.key, head.size, head.etag)
+        return None if head is None else ObjectInfo(row.key, head.size, row.etag or head.etag)
 
-    found = in_parallel(store.control_connections, "log-rollup-etags", filled, rows)
+    found = in_parallel(store.control_connections, "log-rollup-rows", filled, rows)
     return [row for row in found if row is not None]
 
 
@@ -102,8 +107,8 @@ def pages_by_token(store: ObjectStore, prefix: Location, page_size: int = PAGE_S
         rows += len(page.objects)
         digest += sum(map(hash, page.objects))
         yield page
-        if not page.truncated:
-            return
+    else:
+        return
     log.warning(
         "%s is not listed in the order of the keys; every key is remembered, to see each once", prefix
     )
@@ -115,6 +120,7 @@ def _unordered(
 ) -> Iterator[ListPage]:
     """The pages behind the first ``given``, whose rows are those of the fingerprint, without repeated keys."""
     seen: dict[str, ObjectInfo] = {}
+    stale = 0
     for number, page in enumerate(_followed(store, prefix, page_size)):
         if number == given:
             digest = sum(map(hash, seen.values())) & _HASH_MASK
@@ -131,8 +137,16 @@ def _unordered(
                     f"{known.etag!r} and as {row.size} bytes with ETag {row.etag!r}. Its listing cannot be "
                     f"trusted: repair or update the server, then clear the task."
                 )
+        stale = 0 if fresh else stale + 1
+        if stale > MAX_EMPTY_PAGES:
+            raise ListingError(
+                f"LIST {prefix}: the server answered {stale} pages in a row without a new object and says that "
+                f"more follow. {_UNTRUSTED}"
+            )
         if number >= given:
             yield replace(page, objects=fresh)
+        if stale and not page.truncated:
+            return
     if number < given:
         raise TransientError(f"LIST {prefix}: the objects changed while they were listed")
 
@@ -147,12 +161,10 @@ def _followed(store: ObjectStore, prefix: Location, page_size: int) -> Iterator[
         empty = 0 if page.objects else empty + 1
         problem = _problem(prefix, page, tokens, empty)
         if problem:
-            raise ListingError(
-                f"LIST {prefix}: {problem}. The listing of this server cannot be trusted: repair or update the "
-                f"server, then clear the task."
-            )
+            raise ListingError(f"LIST {prefix}: {problem}. {_UNTRUSTED}")
         yield page
-        if not page.truncated:
+        # A token counts more than IsTruncated, which some servers leave out, as long as it leads to objects.
+        if not page.truncated and (not page.token or page.token in tokens or not page.objects):
             return
         token = page.token
         assert token is not None
@@ -206,6 +218,8 @@ class _Range:
         problem = _problem(prefix, page, self.tokens, self.empty)
         if problem:
             raise _ContractError(problem)
+        if page.token and not page.truncated:
+            raise _ContractError("the server says that no more objects follow, and gives a token for more")
         if not increasing(self.position or self.start, rows):
             raise _ContractError(
                 "the server does not list the keys in order from where it was asked to begin"

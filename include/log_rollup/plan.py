@@ -33,6 +33,8 @@ OPAQUE = frozenset(
 )
 # A copy costs a task a request and the wait for it: an hour of copies is spread over shards by their number.
 COPIES_PER_SHARD = 64
+# A shard's files are read whole by its task and by validation, so tiny objects are spread by their number.
+OBJECTS_PER_SHARD = 25_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,7 +344,7 @@ def _fill(
 
 
 def make_shards(plan: Plan, shard_size: int, max_shards: int) -> list[Sequence[PlannedPart]]:
-    """Cut the parts into runs of about equal bytes.
+    """Cut the parts into runs of about equal bytes; of about equal numbers of objects, where those are tiny.
 
     :param shard_size: bytes that one task is to pack, about
     :param max_shards: the most runs there may be
@@ -353,8 +355,12 @@ def make_shards(plan: Plan, shard_size: int, max_shards: int) -> list[Sequence[P
     # No bytes of a copied part pass through the task, so its size does not count.
     copy_weight = max(1, shard_size // COPIES_PER_SHARD)
     weights = [copy_weight if part.copied else max(part.size, 1) for part in plan.parts]
+    by_bytes = -(-sum(weights) // shard_size)
+    by_objects = -(-plan.objects // OBJECTS_PER_SHARD)
+    if by_objects > by_bytes:
+        weights = [len(part.objects) for part in plan.parts]
     total = sum(weights)
-    wanted = max(1, min(max_shards, len(plan.parts), -(-total // shard_size)))
+    wanted = max(1, min(max_shards, len(plan.parts), max(by_bytes, by_objects)))
     edges = [0]
     done = 0
     for index, weight in enumerate(weights):

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from include.log_rollup.hours import HourPaths
-from include.log_rollup.listing import PAGE_SIZE, fill_etags, increasing, list_by_token, pages_by_token
+from include.log_rollup.listing import PAGE_SIZE, fill_rows, increasing, list_by_token, pages_by_token
 from include.log_rollup.plan import InputFilter, LeftOut, ObjectDigests
 from include.log_rollup.store import ObjectStore
 
@@ -43,7 +43,7 @@ def digest_raw(store: ObjectStore, paths: HourPaths, marker: str | None, expecte
         if not increasing(last, rows):
             return _digest_unordered(store, paths, marker, page_size)
         last = rows[-1].key if rows else last
-        kept = fill_etags(store, paths.raw.bucket, chosen.keep(rows))
+        kept = chosen.keep(fill_rows(store, paths.raw.bucket, list(rows)))
         objects += len(kept)
         digests.add(kept)
     return RawDigest(objects, digests.result(), chosen.left_out)

@@ -3,16 +3,22 @@
 import json
 import logging
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any, TypeVar
 
 from include.log_rollup import crc
-from include.log_rollup.errors import TooLargeError, UnreadableRecordError
+from include.log_rollup.errors import (
+    InputChangedError,
+    NotFoundError,
+    TooLargeError,
+    TransientError,
+    UnreadableRecordError,
+)
 from include.log_rollup.plan import PLAN_FORMAT, LeftOut, PlannedPart, ShardRef
-from include.log_rollup.store import READ_LIMIT_BYTES, Location, ObjectInfo, ObjectStore
+from include.log_rollup.store import Location, ObjectInfo, ObjectStore
 from include.log_rollup.units import GIB, KIB, MIB
 
 log = logging.getLogger(__name__)
@@ -30,6 +36,8 @@ HEADER_BYTES = 128 * KIB
 SMALL_RECORD_BYTES = MIB
 LONGEST_LINE_BYTES = 64 * MIB
 UNPACKED_BYTES = GIB
+# A manifest of 30,000 objects has 2 MB; a larger one is read in pieces of this size, again for each use.
+MANIFEST_AT_ONCE_BYTES = 8 * MIB
 _UNZIP_PIECE_BYTES = MIB
 
 JSON = "application/json"
@@ -222,33 +230,43 @@ def _zip(text: str) -> bytes:
     return packer.compress(text.encode()) + packer.flush()
 
 
-def _unzipped(body: bytes) -> Iterator[bytes]:
+def _unzipped(pieces: Iterable[bytes]) -> Iterator[bytes]:
     """What gzip members hold, a piece at a time.
 
+    :param pieces: the members, cut anywhere
     :raises zlib.error: if they are damaged
     :raises EOFError: if the last one is cut short
     """
-    position = 0
-    while position < len(body):
-        unpacker = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
-        while not unpacker.eof:
-            packed = unpacker.unconsumed_tail
-            if not packed:
-                packed = body[position : position + _UNZIP_PIECE_BYTES]
-                position += len(packed)
-            piece = unpacker.decompress(packed, _UNZIP_PIECE_BYTES)
-            if piece:
-                yield piece
-            elif not packed and not unpacker.eof:
-                raise EOFError("it is cut short")
-        # The next member begins in what was read already.
-        position -= len(unpacker.unused_data)
+    rest = iter(pieces)
+    piece, position = b"", 0
+    unpacker = None
+    while True:
+        packed = unpacker.unconsumed_tail if unpacker is not None else b""
+        if not packed:
+            if position == len(piece):
+                piece, position = next(rest, b""), 0
+            if unpacker is None:
+                if not piece:
+                    return
+                unpacker = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+            packed = piece[position : position + _UNZIP_PIECE_BYTES]
+            position += len(packed)
+        assert unpacker is not None
+        unpacked = unpacker.decompress(packed, _UNZIP_PIECE_BYTES)
+        if unpacked:
+            yield unpacked
+        elif not packed and not unpacker.eof:
+            raise EOFError("it is cut short")
+        if unpacker.eof:
+            # The next member begins in what was read already.
+            position -= len(unpacker.unused_data)
+            unpacker = None
 
 
 def _unzip(body: bytes, limit: int = UNPACKED_BYTES) -> bytes:
     pieces = []
     size = 0
-    for piece in _unzipped(body):
+    for piece in _unzipped((body,)):
         size += len(piece)
         if size > limit:
             raise ValueError(f"it unpacks to more than {limit:,} bytes")
@@ -256,11 +274,11 @@ def _unzip(body: bytes, limit: int = UNPACKED_BYTES) -> bytes:
     return b"".join(pieces)
 
 
-def _unzipped_lines(body: bytes) -> Iterator[bytes]:
+def _unzipped_lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
     """The lines of what gzip members hold, without their ends."""
     # Not splitlines(): it would cut at characters that a key may hold.
     begun = b""
-    for piece in _unzipped(body):
+    for piece in _unzipped(pieces):
         *lines, rest = piece.split(b"\n")
         if lines:
             yield begun + lines[0]
@@ -299,17 +317,18 @@ class ManifestWriter:
 
 
 class ManifestReader:
-    """A manifest that was read: its header at once, its parts as they are asked for.
+    """A manifest: its header is read at once, its parts as they are asked for.
 
     :param source: where it lies
+    :param read: reads its bytes from the beginning, in pieces
     :raises UnreadableRecordError: if it is damaged or of another format; while parts are read, too
     """
 
-    def __init__(self, source: Location, body: bytes) -> None:
+    def __init__(self, source: Location, read: Callable[[], Iterable[bytes]]) -> None:
         self.source = source
-        self._body = body
+        self._read = read
         with _manifest_readable(source):
-            header = _manifest_header(source, next(_unzipped_lines(body), b""))
+            header = _manifest_header(source, next(_unzipped_lines(read()), b""))
             header.pop("raw_prefix")
             self.claim_id: str = header.pop("claim_id", "")
             self.validated_at: str = header.pop("validated_at")
@@ -325,7 +344,7 @@ class ManifestReader:
     def parts(self) -> Iterator[tuple[PlannedPart, PackedPart]]:
         """Each part as it was planned and as it was proven, with its raw objects; reads to the end."""
         with _manifest_readable(self.source):
-            lines = _unzipped_lines(self._body)
+            lines = _unzipped_lines(self._read())
             next(lines)
             rows = (json.loads(line) for line in lines)
             for entry in self.table:
@@ -492,9 +511,26 @@ class Records:
 
         :raises UnreadableRecordError: if it is damaged or of another format
         """
-        with _manifest_readable(source):
-            found = self._store.read(source, READ_LIMIT_BYTES)
-        return None if found is None else ManifestReader(source, found.body)
+        try:
+            found = self._store.read(source, MANIFEST_AT_ONCE_BYTES)
+        except TooLargeError:
+            return self._open_large_manifest(source)
+        return None if found is None else ManifestReader(source, lambda: (found.body,))
+
+    def _open_large_manifest(self, source: Location) -> ManifestReader | None:
+        head = self._store.head(source)
+        if head is None:
+            return None
+
+        def read() -> Iterator[bytes]:
+            for offset in range(0, head.size, MANIFEST_AT_ONCE_BYTES):
+                length = min(MANIFEST_AT_ONCE_BYTES, head.size - offset)
+                try:
+                    yield self._store.read_range(source, head.etag, offset, length)
+                except (NotFoundError, InputChangedError) as error:
+                    raise TransientError(f"{source} was replaced while it was read: {error}") from error
+
+        return ManifestReader(source, read)
 
     def read_manifest(self, source: Location) -> Manifest | None:
         """Read a manifest whole, parts and raw objects; None if there is none.

@@ -8,7 +8,7 @@ from include.log_rollup.errors import EmptyHourError, UnsettledHourError
 from include.log_rollup.hours import HourPaths, format_hour
 from include.log_rollup.listing import pages_by_token
 from include.log_rollup.store import ObjectStore
-from include.log_rollup.units import format_size
+from include.log_rollup.units import format_duration, format_size
 
 
 class State(StrEnum):
@@ -57,10 +57,13 @@ class Look:
 
 
 def look(store: ObjectStore, paths: HourPaths, rule: Rule) -> Look:
-    """List the raw hour once and judge it.
+    """List the raw hour once and judge it; no page counts before the last one has been read.
 
     All times are the store's, from LastModified and the Date of its answers, so that the clock of the
     machine that looks does not matter.
+
+    :raises ListingError: if the store's listing contradicts itself
+    :raises RollupError: as the store raises
     """
     objects = size = 0
     newest = 0.0
@@ -98,21 +101,49 @@ def give_up_at(paths: HourPaths, rule: Rule, first: Look, timeout: timedelta) ->
     return max(paths.end, first.now) + timeout
 
 
-def unsettled(paths: HourPaths, rule: Rule, last: Look) -> EmptyHourError | UnsettledHourError:
-    """The error for the operator when the time-out has come."""
-    hour = format_hour(paths.hour)
+def unsettled(
+    paths: HourPaths, rule: Rule, last: Look, waited: timedelta | None = None
+) -> EmptyHourError | UnsettledHourError:
+    """The error for an hour that is not settled when the timeout has passed.
+
+    :param last: the look that decided
+    :param waited: how long the hour was waited for; None if it was not
+    """
+    hour, after = format_hour(paths.hour), _waited(waited)
     if last.state is State.EMPTY:
         return EmptyHourError(
-            f"hour {hour}: no objects under {paths.raw}. If its producers were silent, set 'allow_empty: "
+            f"hour {hour}: no objects under {paths.raw}{after}. If its producers were silent, set 'allow_empty: "
             f"true' for the stream, or mark the run as success; if they are late, clear this task. If the "
             f"objects were rolled up and have expired since, mark the run as success: the hour stays as it is."
         )
     if last.state is State.NO_MARKER:
         return UnsettledHourError(
             f"hour {hour}: the marker {paths.raw.child(rule.marker or '')} did not come ({last.objects:,} "
-            f"objects are there). Have the producer write it, then clear this task."
+            f"objects are there){after}. Have the producer write it, then clear this task."
         )
     return UnsettledHourError(
-        f"hour {hour}: not settled under {paths.raw}: {last}; 'quiet_period' is {rule.quiet_period}. Clear "
-        f"this task once the producers are done, or raise 'timeout' for the stream."
+        f"hour {hour}: not settled under {paths.raw}{after}: {last}; 'quiet_period' is {rule.quiet_period}. "
+        f"Clear this task once the producers are done, or raise 'timeout' for the stream."
     )
+
+
+def unlisted(
+    paths: HourPaths, aws_conn_id: str, problem: str, lasted: timedelta, waited: timedelta
+) -> UnsettledHourError:
+    """The error for an hour that could not be listed when the timeout had passed.
+
+    :param aws_conn_id: the Airflow connection that was used
+    :param problem: why the last listing failed
+    :param lasted: how long no listing has succeeded
+    :param waited: how long the hour was waited for
+    """
+    hour = format_hour(paths.hour)
+    return UnsettledHourError(
+        f"hour {hour}: S3 is unreachable or does not answer: no listing of {paths.raw} succeeded for "
+        f"{format_duration(lasted)}{_waited(waited)}. The last problem: {problem}. Check that triggerer and "
+        f"workers reach the endpoint of the Airflow connection {aws_conn_id!r}, then clear this task."
+    )
+
+
+def _waited(duration: timedelta | None) -> str:
+    return "" if duration is None else f" after {format_duration(duration)} of waiting"

@@ -29,7 +29,7 @@ from include.log_rollup.errors import (
     UnreadableRecordError,
     UnsupportedOperationError,
 )
-from include.log_rollup.listing import list_all
+from include.log_rollup.listing import list_by_token
 from include.log_rollup.plan import PLAN_FORMAT
 from include.log_rollup.records import GZIP, JSON, Claim, ManifestReader, Records, marker_body
 from include.log_rollup.store import Location, ObjectInfo, ObjectStore
@@ -79,7 +79,7 @@ class HourState:
         work: set[str] = set()
         foreign: list[ObjectInfo] = []
         ours = {self.paths.manifest.key: False, self.paths.marker.key: False}
-        for item in list_all(self._store, self.paths.aggregated):
+        for item in list_by_token(self._store, self.paths.aggregated):
             if item.key in ours:
                 ours[item.key] = True
             elif name := self.paths.part_name_of(item.key):
@@ -425,6 +425,6 @@ class HourState:
             log.info("gave up %d multipart uploads that a crash had left unfinished", aborted)
 
     def _work_names(self) -> set[str]:
-        listed = list_all(self._store, self.paths.work)
+        listed = list_by_token(self._store, self.paths.work)
         names = (self.paths.work_name_of(item.key) for item in listed)
         return {name for name in names if name}

@@ -4,10 +4,12 @@ import difflib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import combinations
+from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,7 +25,7 @@ from pydantic import (
 )
 
 from include.log_rollup.errors import ConfigurationError
-from include.log_rollup.hours import HourPaths, floor_hour
+from include.log_rollup.hours import HourPaths, check_hour, floor_hour
 from include.log_rollup.plan import WriteOptions
 from include.log_rollup.store import Location
 from include.log_rollup.units import GIB, MIB, Duration, Size, format_size
@@ -39,27 +41,52 @@ _CRON = re.compile(r"@[a-z]+|\S+(\s+\S+){4}")
 _CLASS = re.compile(r"([A-Za-z_]\w*\.)+[A-Za-z_]\w*")
 _NOTIFIER = "{class: airflow.providers.smtp.notifications.smtp.SmtpNotifier, to: oncall@example.com}"
 _S3_URL = re.compile(r"s3://([^/]+)/(.*)")
+_ARN = re.compile(r"s3://arn:|arn:")
+# The C parser reads a file of 1,000 streams in a third of the time.
+_YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 # https://docs.aws.amazon.com/AmazonS3/latest/API/API_PutObject.html, without the archives, whose objects
-# cannot be read back at once.
+# cannot be read back at once, and without the classes of directory buckets and of Outposts.
 StorageClass = Literal[
-    "STANDARD", "STANDARD_IA", "ONEZONE_IA", "INTELLIGENT_TIERING", "GLACIER_IR", "REDUCED_REDUNDANCY",
-    "EXPRESS_ONEZONE",
-]  # fmt: skip
+    "STANDARD", "STANDARD_IA", "ONEZONE_IA", "INTELLIGENT_TIERING", "GLACIER_IR", "REDUCED_REDUNDANCY"
+]
+_OTHER_CLASSES = {
+    "EXPRESS_ONEZONE": "is the class of directory buckets, which are not supported; leave storage_class out, or "
+    "use a general purpose bucket with ONEZONE_IA or INTELLIGENT_TIERING",
+    "OUTPOSTS": "is the class of buckets on Outposts, which are not supported; leave storage_class out",
+}
+# Requests to these are signed for another service than s3, or with a session that expires after five minutes.
+# The suffixes are those by which botocore's endpoint rules know such a bucket.
+# https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html
+_OTHER_BUCKETS = {
+    "--x-s3": "is a directory bucket (S3 Express One Zone)",
+    "--xa-s3": "is an access point of a directory bucket (S3 Express One Zone)",
+    "--op-s3": "is an access point of a bucket on Outposts",
+}
 
 
 def parse_prefix(value: Any) -> Location:
     """Read ``s3://bucket/prefix/``; the closing slash is added where it is missing.
 
-    :raises ValueError: if it is anything else
+    :raises ValueError: if it is anything else, or a kind of bucket that is not supported
     """
     if isinstance(value, Location):
         return value
+    if _ARN.match(str(value)):
+        raise ValueError(
+            f"{value!r} is an ARN, which is not supported; write the bucket's name, or the alias of the access "
+            f"point, which ends in -s3alias, like s3://my-bucket/raw/app/"
+        )
     match = _S3_URL.fullmatch(str(value))
     if not match or not _BUCKET.fullmatch(match[1]):
         raise ValueError(f"{value!r} is not an S3 prefix; write it like s3://my-bucket/raw/app/")
-    prefix = match[2]
-    return Location(match[1], prefix if prefix.endswith("/") or not prefix else prefix + "/")
+    bucket, prefix = match[1], match[2]
+    for suffix, kind in _OTHER_BUCKETS.items():
+        if bucket.endswith(suffix):
+            raise ValueError(
+                f"bucket {bucket!r} {kind}, which is not supported; use a general purpose bucket"
+            )
+    return Location(bucket, prefix if prefix.endswith("/") or not prefix else prefix + "/")
 
 
 @dataclass(frozen=True)
@@ -79,14 +106,18 @@ class SizeRange:
 
 
 @dataclass(frozen=True)
-class ShortestDuration:
-    """The lower bound of a duration; a call checks one."""
+class DurationRange:
+    """Bounds of a duration; a call checks one."""
 
     low: timedelta
+    # Ten years; added to any hour it is still a time.
+    high: timedelta = timedelta(days=3650)
 
     def __call__(self, duration: timedelta) -> timedelta:
         if duration < self.low:
             raise ValueError(f"{duration} is too short; give at least {self.low}")
+        if duration > self.high:
+            raise ValueError(f"{duration} is too long; give at most {self.high.days}d")
         return duration
 
 
@@ -95,7 +126,7 @@ def _between(low: int, high: int) -> AfterValidator:
 
 
 def _at_least(low: timedelta) -> AfterValidator:
-    return AfterValidator(ShortestDuration(low))
+    return AfterValidator(DurationRange(low))
 
 
 def _not_reserved(name: str) -> str:
@@ -107,9 +138,26 @@ def _not_reserved(name: str) -> str:
 def _whole_hour(start: datetime) -> datetime:
     if start.tzinfo is None:
         raise ValueError("has no offset from UTC; write it like 2026-11-01T00:00:00Z")
+    check_hour(start)
     if start.astimezone(UTC) != floor_hour(start):
         raise ValueError(f"{start} is not a whole hour; write it like 2026-11-01T00:00:00Z")
     return floor_hour(start)
+
+
+def _supported_class(value: Any) -> Any:
+    if isinstance(value, str) and value.upper() in _OTHER_CLASSES:
+        raise ValueError(f"{value} {_OTHER_CLASSES[value.upper()]}")
+    return value
+
+
+def _fits_a_uri(aggregated: Location) -> None:
+    """Airflow drops what follows ``#`` in the URI of an asset, and sorts what follows ``?``."""
+    for character in "?#":
+        if character in aggregated.key:
+            raise ValueError(
+                f"{aggregated} contains {character!r}, at which Airflow cuts off the URIs of the stream's assets; "
+                f"choose a prefix without it"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +255,7 @@ class Stream(BaseModel):
     """Whether each compressed object (`.gz`, `.zst`, `.bz2`, `.xz`, `.lz4`) is unpacked in memory as it is
     packed. One that is damaged or cut off is reported with its key and gets a part of its own, so that the rest
     stays readable. It costs CPU time and changes no object's bytes."""
-    storage_class: StorageClass | None = None
+    storage_class: Annotated[StorageClass | None, BeforeValidator(_supported_class)] = None
     """Of the parts; without it, the bucket's own."""
     owner: str = "log-rollup"
     """Of the Dag's tasks, in Airflow's UI."""
@@ -224,6 +272,8 @@ class Stream(BaseModel):
             if key in values:
                 try:
                     values = {**values, key: parse_prefix(values[key])}
+                    if key == "aggregated":
+                        _fits_a_uri(values[key])
                 except ValueError as error:
                     raise ValueError(f"{key}: {error}") from None
         return values
@@ -266,11 +316,9 @@ def load_streams(path: Path | None = None) -> list[Stream]:
     """
     path = path or streams_path()
     try:
-        streams = _parse(_read(path))
-        _refuse_overlaps(streams)
+        return list(_streams_of(_read(path)))
     except ConfigurationError as error:
         raise ConfigurationError(f"{path}: {error}") from None
-    return streams
 
 
 def load_late_schedule(path: Path | None = None) -> str:
@@ -281,7 +329,7 @@ def load_late_schedule(path: Path | None = None) -> str:
     """
     path = path or streams_path()
     try:
-        schedule = _document(_read(path)).get("late_schedule", LATE_SCHEDULE)
+        schedule = _document(_parse_yaml(_read(path))).get("late_schedule", LATE_SCHEDULE)
         if not isinstance(schedule, str) or not _CRON.fullmatch(schedule):
             raise ConfigurationError(
                 f"late_schedule: {schedule!r} is not a cron expression; write it like '{LATE_SCHEDULE}'"
@@ -291,15 +339,37 @@ def load_late_schedule(path: Path | None = None) -> str:
     return schedule
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path) -> bytes:
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise ConfigurationError(
-            f"cannot be read ({error.strerror}); LOG_ROLLUP_STREAMS has to name a readable file"
+            f"cannot be read ({reason}); LOG_ROLLUP_STREAMS has to name a readable file"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"is not YAML: {error}") from None
+
+
+# The api-server reads the file at each request, and a process that parses both Dag files reads it three times.
+# The key is what the file holds, so a changed file is never taken for an older one.
+@lru_cache(maxsize=2)
+def _parse_yaml(content: bytes) -> Any:
+    try:
+        loader = _YAML_LOADER(content.decode())
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # Its lines in one, so that it is one message wherever it is shown.
+        raise ConfigurationError(f"is not YAML: {' '.join(str(error).split())}") from None
+
+
+@lru_cache(maxsize=2)
+def _streams_of(content: bytes) -> Sequence[Stream]:
+    streams = _parse(_parse_yaml(content))
+    _refuse_equal_names(streams)
+    _refuse_overlaps(streams)
+    return tuple(streams)
 
 
 def pool_slots(path: Path = INCLUDE / "pools.json") -> int:
@@ -337,14 +407,7 @@ def _parse(content: Any) -> list[Stream]:
     defaults = document.get("defaults") or {}
     if not isinstance(defaults, Mapping):
         raise ConfigurationError("'defaults' has to be a mapping of keys to values")
-    streams = [_parse_stream(defaults, entry, number) for number, entry in enumerate(document["streams"], 1)]
-    names = [stream.name for stream in streams]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigurationError(
-                f"stream {name!r}: there are {names.count(name)} of this name; rename one"
-            )
-    return streams
+    return [_parse_stream(defaults, entry, number) for number, entry in enumerate(document["streams"], 1)]
 
 
 def _parse_stream(defaults: Mapping[str, Any], entry: Any, number: int) -> Stream:
@@ -373,11 +436,50 @@ def _explain(problem: Any) -> str:
     return f"{key}: {message}" if key else message
 
 
-def _refuse_overlaps(streams: Iterable[Stream]) -> None:
-    prefixes = [(stream, key, getattr(stream, key)) for stream in streams for key in ("raw", "aggregated")]
-    for (one, one_key, a), (other, other_key, b) in combinations(prefixes, 2):
-        if a.bucket == b.bucket and (a.key.startswith(b.key) or b.key.startswith(a.key)):
+def derived_names(stream: Stream) -> Mapping[str, Sequence[str]]:
+    """Under which names Airflow and the bucket know what belongs to a stream, by kind.
+
+    Each of them has to belong to one stream alone: two Dags of one id hide each other, and two assets of one
+    name make the task fail that emits them.
+    """
+    dag = f"log_rollup_{stream.name}"
+    return {
+        "Dag": (dag,),
+        "asset": (dag, f"{dag}_hours"),
+        "task of log_rollup_late": (f"find_{stream.name}", f"rerun_{stream.name}"),
+    }
+
+
+def _refuse_equal_names(streams: Sequence[Stream]) -> None:
+    counts = Counter(stream.name for stream in streams)
+    for name, count in counts.items():
+        if count > 1:
+            raise ConfigurationError(f"stream {name!r}: there are {count} of this name; rename one")
+    owners: dict[tuple[str, str], Stream] = {}
+    for stream in streams:
+        for kind, names in derived_names(stream).items():
+            for name in names:
+                other = owners.setdefault((kind, name), stream)
+                if other is not stream:
+                    raise ConfigurationError(
+                        f"stream {stream.name!r}: name: its {kind} {name!r} has the name of one of stream "
+                        f"{other.name!r}; rename one of the two streams"
+                    )
+
+
+def _refuse_overlaps(streams: Sequence[Stream]) -> None:
+    """Refuse prefixes that lie within each other: sorted, a prefix comes right before one that it contains."""
+    prefixes = [
+        (place.bucket, place.key, number, key)
+        for number, stream in enumerate(streams)
+        for key, place in (("raw", stream.raw), ("aggregated", stream.aggregated))
+    ]
+    for (bucket, outer, number, key), (other_bucket, inner, other_number, other_key) in pairwise(
+        sorted(prefixes)
+    ):
+        if bucket == other_bucket and inner.startswith(outer):
+            one, other = sorted([(number, key, outer), (other_number, other_key, inner)])
             raise ConfigurationError(
-                f"stream {one.name!r}: {one_key}: {a} overlaps with {other_key} {b} of stream "
-                f"{other.name!r}; give each a prefix of its own"
+                f"stream {streams[one[0]].name!r}: {one[1]}: {Location(bucket, one[2])} overlaps with {other[1]} "
+                f"{Location(bucket, other[2])} of stream {streams[other[0]].name!r}; give each a prefix of its own"
             )

@@ -11,6 +11,7 @@ MIB = 1024 * KIB
 GIB = 1024 * MIB
 TIB = 1024 * GIB
 
+_BYTES = TypeAdapter(ByteSize)
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _DURATION = re.compile(r"([0-9]+)\s*([smhd])")
 
@@ -48,7 +49,7 @@ def parse_size(value: Any) -> int:
     :raises ValueError: if it is anything else
     """
     try:
-        return int(TypeAdapter(ByteSize).validate_python(value))
+        return int(_BYTES.validate_python(value))
     except ValueError:
         raise ValueError(f"{value!r} is not a size; write it like 32MiB, 1GiB or 33554432") from None
 

@@ -454,7 +454,8 @@ class _Prover:
         source = Location(self._raw_bucket, item.key)
         before = self._store.head(source)
         if before is None or before.etag != item.etag:
-            return f"{source} changed while it was validated"
+            # Nothing is wrong with the part, which may hold the last copy.
+            raise _changed(source)
         if stored is not None and stored == before.crc64nvme:
             proven = PackedObject(stored, crc.CRC64NVME, False)
             return replace(packed, proof=PROVEN_BY_STORE, crc64nvme=stored, objects=(proven,))
@@ -465,7 +466,11 @@ class _Prover:
             return self._read_back(planned, replace(packed, objects=(done,)))
         target = self._paths.part(planned.name)
         value = self._crc_of(target, packed.etag, packed.size)
-        if value != self._crc_of(source, item.etag, item.size):
+        try:
+            expected = self._crc_of(source, item.etag, item.size)
+        except (NotFoundError, InputChangedError):
+            raise _changed(source) from None
+        if value != expected:
             return f"its bytes are not those of {source}"
         proven = PackedObject(value, PROVEN_BY_READING, False)
         return replace(packed, proof=PROVEN_BY_READING, crc64nvme=value, objects=(proven,))
@@ -523,10 +528,11 @@ class _Prover:
             if self._etags_are_md5 is False:
                 return True
         item = planned.objects[index]
+        source = Location(self._raw_bucket, item.key)
         try:
-            value = self._crc_of(Location(self._raw_bucket, item.key), item.etag, item.size)
+            value = self._crc_of(source, item.etag, item.size)
         except (NotFoundError, InputChangedError):
-            return False
+            raise _changed(source) from None
         return value == packed.objects[index].crc64nvme
 
     def _try_md5(self, packed: PackedPart) -> bool | None:
@@ -541,6 +547,13 @@ class _Prover:
             md5.update(run)
             value = checksums.crc64nvme(run, value)
         return md5.hexdigest() == packed.etag if value == packed.crc64nvme else None
+
+
+def _changed(source: Location) -> InputChangedError:
+    return InputChangedError(
+        f"{source} changed or vanished while the hour was validated. Nothing is lost: clear the run from "
+        f"plan_hour on."
+    )
 
 
 def _reject(state: HourState, work: Work, failures: Sequence[_Failure], found: Inventory) -> None:

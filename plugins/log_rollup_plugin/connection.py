@@ -20,8 +20,6 @@ from include.log_rollup.errors import ChangedBufferError
 from include.log_rollup.units import KIB
 from log_rollup_plugin.connector import BucketEndpoint, NestedTls, Stream
 
-__all__ = ["HEAD_BYTES", "SEND_BYTES", "Body", "BucketEndpoint", "Connection", "ProtocolError", "Sink"]
-
 # Heads of answers have some hundred bytes; body bytes that come with one, up to this, are copied to their place.
 HEAD_BYTES = 8 * KIB
 LONGEST_HEAD_BYTES = 64 * KIB

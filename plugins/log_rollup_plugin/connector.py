@@ -213,7 +213,8 @@ def _open_tunnel(made: "Stream", endpoint: BucketEndpoint, port: int) -> None:
         answer += chunk
     status = answer.partition(b"\r\n")[0].decode("latin-1").partition(" ")[2]
     if not status.startswith("200"):
-        raise OSError(f"the proxy refused a tunnel to {target}: {status}")
+        # As http.client says it.
+        raise OSError(f"Tunnel connection failed: {status}")
 
 
 def _wrap(context: ssl.SSLContext | None, made: "Stream", host: str | None) -> "Stream":

@@ -1,6 +1,7 @@
 """One table: what S3, botocore and sockets report, as the pipeline's errors, with the operator's remedy."""
 
 import math
+import re
 import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -270,7 +271,8 @@ _CLIENT_ALERTS = ("CERTIFICATE", "UNKNOWN_CA")
 _NOT_TLS = {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL", "PACKET_LENGTH_TOO_LONG"}
 # OpenSSL's libraries that read files.
 _FILE_LIBRARIES = {"PEM", "X509"}
-_PROXY_REFUSES = tuple(f"Tunnel connection failed: {status}" for status in (401, 403, 405, 407))
+# As http.client says it, and the data plane.
+_PROXY_REFUSES = re.compile(r"(?:Tunnel connection failed|the proxy refused a tunnel to .*): 40[1357]\b")
 # Operations by which boto3 gets credentials while S3 is asked.
 _TOKEN_OPERATIONS = {
     "AssumeRole", "AssumeRoleWithWebIdentity", "AssumeRoleWithSAML", "GetSessionToken", "GetFederationToken",
@@ -395,7 +397,7 @@ def _network_fault(error: BaseException) -> Fault:
         if isinstance(cause, ssl.SSLCertVerificationError | CertificateError):
             return _CERTIFICATE
         if isinstance(cause, ssl.SSLError):
-            reason, library = cause.reason or "", cause.library or ""
+            reason, library = (getattr(cause, name, None) or "" for name in ("reason", "library"))
             if "ALERT" in reason and any(word in reason for word in _CLIENT_ALERTS):
                 return _CLIENT_CERTIFICATE
             if reason in _NOT_TLS:
@@ -406,7 +408,7 @@ def _network_fault(error: BaseException) -> Fault:
             return _FILES
         elif isinstance(cause, LocationValueError | InvalidURL | UnicodeError):
             return _URL
-        elif isinstance(cause, OSError) and str(cause).startswith(_PROXY_REFUSES):
+        elif isinstance(cause, OSError) and _PROXY_REFUSES.match(str(cause)):
             return _PROXY
     return _RETRY
 

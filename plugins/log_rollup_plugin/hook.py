@@ -7,7 +7,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from datetime import timedelta
 from functools import cached_property
 from io import BytesIO
@@ -21,7 +20,6 @@ from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from botocore.config import Config
 from botocore.httpsession import get_cert_path
 from urllib3 import HTTPResponse
-from urllib3.exceptions import HTTPError
 
 from include.log_rollup import crc
 from include.log_rollup.errors import (
@@ -42,7 +40,7 @@ from include.log_rollup.units import MIB
 from log_rollup_plugin import listing
 from log_rollup_plugin.checksums import BAD_DIGEST, ChecksumSupport, content_md5, may_refuse_header
 from log_rollup_plugin.connector import BucketEndpoint, ClientCertificate, TlsSettings
-from log_rollup_plugin.faults import from_response, translated
+from log_rollup_plugin.faults import from_code, limit_redirects, translated
 from log_rollup_plugin.transfer import SocketTransfer, TransferSettings, etag_may_be_md5
 
 log = logging.getLogger(__name__)
@@ -59,8 +57,6 @@ READ_PIECE_BYTES = MIB
 _SCOPE_REGION = re.compile(r"Credential=[^/]+/\d{8}/([^/]+)/s3/")
 _YES = frozenset({"true", "t", "yes", "y", "on", "1"})
 _NO = frozenset({"false", "f", "no", "n", "off", "0", "none", ""})
-# A key within the answer to DeleteObjects has a code, but no status of its own.
-_STATUS_OF_KEY = {"AccessDenied": 403, "InternalError": 500, "ServiceUnavailable": 503, "SlowDown": 503}
 # XML 1.0 cannot name these characters, and DeleteObjects is XML.
 _NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 # What the data plane sends itself, or leaves out; other headers come from handlers of boto3's events.
@@ -190,6 +186,7 @@ class PooledS3Hook(S3Hook):
             manager.connection_pool_kw["block"] = True
         client.meta.events.register("before-send.s3", self._count)
         listing.read_rows_with(client)
+        limit_redirects(client)
         client.meta.events.register("before-sign.s3", self._say_who_pays)
         return client
 
@@ -236,8 +233,7 @@ class PooledS3Hook(S3Hook):
             asked["StartAfter"] = start_after
         with translated("LIST", prefix):
             answer = self.client.list_objects_v2(**asked)
-        truncated, following = bool(answer.get("IsTruncated")), answer.get("NextContinuationToken")
-        return replace(listing.page_of(answer), truncated=truncated, token=following or None)
+        return listing.page_of(answer)
 
     def head(self, target: Location) -> ObjectHead | None:
         """Size, ETag and CRC of an object, None if there is none."""
@@ -332,15 +328,17 @@ class PooledS3Hook(S3Hook):
         """PUT with a checksum, which buckets with Object Lock insist on."""
         asked = {"Bucket": target.bucket, "Key": target.key, "Body": body, **options}
         answer: Mapping[str, Any]
+        # Making the client reads what the connection says about checksums.
+        client = self.client
         if self._checksums.on_write:
             stated = crc.to_header(crc.crc64(body))
             try:
-                answer = self.client.put_object(**asked, ChecksumCRC64NVME=stated)
+                answer = client.put_object(**asked, ChecksumCRC64NVME=stated)
                 return answer
             except boto.ClientError as error:
                 if not may_refuse_header(*_status_and_code(error)):
                     raise
-        answer = self.client.put_object(**asked, ContentMD5=content_md5(body))
+        answer = client.put_object(**asked, ContentMD5=content_md5(body))
         self._checksums.on_write = False
         return answer
 
@@ -383,7 +381,7 @@ class PooledS3Hook(S3Hook):
             try:
                 self.client.put_object(
                     Bucket=scratch.bucket, Key=scratch.key, Body=body,
-                    ChecksumCRC64NVME=crc.to_header(stated),
+                    ChecksumAlgorithm="CRC64NVME", ChecksumCRC64NVME=crc.to_header(stated),
                 )  # fmt: skip
             except boto.ClientError as error:
                 status, code = _status_and_code(error)
@@ -430,11 +428,7 @@ class PooledS3Hook(S3Hook):
                     )
             except (CredentialsError, MissingBucketError, ConfigurationError):
                 raise
-            except (PermanentError, UnsupportedOperationError) as error:
-                return self._without_batches(bucket, left, error)
-            except TransientError as error:
-                if not _is_not_implemented(error):
-                    raise
+            except PermanentError as error:
                 return self._without_batches(bucket, left, error)
             refused = {row.get("Key"): row for row in answer.get("Errors", ())}
             deleted = {row.get("Key") for row in answer.get("Deleted", ())}
@@ -492,18 +486,23 @@ class PooledS3Hook(S3Hook):
     def list_uploads(self, prefix: Location) -> Sequence[tuple[str, str]]:
         """Key and upload id of the multipart uploads under way, as the store lists them.
 
+        The listing ends with a page that names no other upload, since some servers repeat a page without end.
+
         :raises AccessError: if the credentials may not list them
         """
         pages = self.client.get_paginator("list_multipart_uploads")
-        found: list[tuple[str, str]] = []
+        found: dict[tuple[str, str], None] = {}
         with translated("LIST UPLOADS", prefix):
             try:
                 for page in pages.paginate(Bucket=prefix.bucket, Prefix=prefix.key):
-                    found += [(row["Key"], row["UploadId"]) for row in page.get("Uploads", ())]
+                    known = len(found)
+                    found.update(((row["Key"], row["UploadId"]), None) for row in page.get("Uploads", ()))
+                    if len(found) == known:
+                        break
             except self.client.exceptions.NoSuchUpload:
                 # rclone's answer where there are none.
                 log.debug("no multipart upload under %s", prefix)
-        return found
+        return list(found)
 
     def begin_upload(self, target: Location, headers: Mapping[str, str]) -> str:
         """Begin a multipart upload; returns its upload id."""
@@ -564,7 +563,8 @@ class PooledS3Hook(S3Hook):
             )
         credentials = self.get_session(self.region_name).get_credentials()
         if credentials is None:
-            raise CredentialsError(
+            # Also where a metadata service did not answer for a moment.
+            raise TransientError(
                 f"the Airflow connection {self.aws_conn_id!r} gives no credentials; add them"
             )
         session = _http_session(self.client)
@@ -581,7 +581,7 @@ class PooledS3Hook(S3Hook):
             _proxy_tls(session, ca, any(endpoint.secure for endpoint in endpoints.values())),
             self._checksums,
         )
-        return SocketTransfer(endpoints, connections, credentials, settings)
+        return SocketTransfer(endpoints, connections, credentials, settings, self._relocate)
 
     @cached_property
     def _request_headers(self) -> dict[str, str]:
@@ -612,6 +612,11 @@ class PooledS3Hook(S3Hook):
             finally:
                 events.unregister(event, catch)
         return caught[0]
+
+    def _relocate(self, bucket: str) -> BucketEndpoint:
+        """Where boto3 sends requests for a bucket after it was redirected: it follows, and remembers."""
+        self.head(Location(bucket, "k"))
+        return self._endpoint(self._request_of(bucket, "GetObject"))
 
     def _endpoint(self, request: AWSPreparedRequest) -> BucketEndpoint:
         """Where boto3 sends a request, and how it signs it."""
@@ -689,17 +694,10 @@ def _status_and_code(error: boto.ClientError) -> tuple[int, str]:
     return int(status), str(error.response.get("Error", {}).get("Code", ""))
 
 
-def _is_not_implemented(error: TransientError) -> bool:
-    """Whether a failure of botocore's is the answer of a store that does not know the operation."""
-    cause = error.__cause__
-    return isinstance(cause, boto.ClientError) and _status_and_code(cause)[0] in (405, 501)
-
-
 def _error_of_key(bucket: str, key: str, row: Mapping[str, Any]) -> RollupError:
     """The error for one key within the answer to DeleteObjects."""
-    code = str(row.get("Code", ""))
-    status = _STATUS_OF_KEY.get(code, 200)
-    return from_response("DELETE", Location(bucket, key), status, code, str(row.get("Message", "")), {})
+    code, message = str(row.get("Code", "")), str(row.get("Message", ""))
+    return from_code("DELETE", Location(bucket, key), code, message)
 
 
 def _quoted(target: Location, etag: str) -> str:
@@ -720,16 +718,12 @@ def _read(answer: Mapping[str, Any], limit: int) -> bytes | None:
         return None
     pieces: list[bytes] = []
     left = limit
-    try:
-        while piece := body.read(READ_PIECE_BYTES):
-            pieces.append(piece)
-            left -= len(piece)
-            if left < 0:
-                _end(body)
-                return None
-    except HTTPError as error:
-        # What botocore does not turn into its own errors, such as one of TLS.
-        raise boto.HTTPClientError(error=error) from error
+    while piece := body.read(READ_PIECE_BYTES):
+        pieces.append(piece)
+        left -= len(piece)
+        if left < 0:
+            _end(body)
+            return None
     return b"".join(pieces)
 
 

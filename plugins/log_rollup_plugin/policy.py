@@ -1,4 +1,4 @@
-"""Which failures of a task are retried."""
+"""Which failures of a task Airflow retries: the classes of errors decide, see :mod:`log_rollup_plugin.faults`."""
 
 from datetime import timedelta
 
@@ -11,13 +11,13 @@ RETRY_DELAY = timedelta(seconds=30)
 
 
 def retry_policy() -> ExceptionRetryPolicy:
-    """Fail at once what a retry cannot mend; give S3 time when it is overloaded; retry the rest soon."""
+    """Permanent errors fail at once, throttled requests are retried after 2 minutes, all others soon."""
     return ExceptionRetryPolicy(
         rules=[
             RetryRule(
                 exception=PermanentError,
                 action=RetryAction.FAIL,
-                reason="A retry cannot mend this; the error says what can",
+                reason="A retry cannot help; the error says what does",
             ),
             RetryRule(
                 exception=ThrottledError,

@@ -1,15 +1,17 @@
 """The step wait_for_raw_hour: looks once, and waits in the triggerer if that was not enough."""
 
 import logging
-from datetime import UTC
-from typing import Any, NoReturn
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from airflow.sdk import BaseSensorOperator, Context
+from airflow.sdk.exceptions import AirflowSensorTimeout
 
-from include.log_rollup.errors import PermanentError
+from include.log_rollup.errors import PermanentError, RollupError
 from include.log_rollup.hours import format_hour
-from include.log_rollup.settle import Rule, State, give_up_at, look, unsettled
+from include.log_rollup.settle import Look, Rule, State, give_up_at, look, unsettled
 from include.log_rollup.streams import Stream
+from include.log_rollup.units import format_duration
 from log_rollup_plugin.hook import PooledS3Hook
 from log_rollup_plugin.runs import hour_of
 from log_rollup_plugin.trigger import RawHourTrigger
@@ -18,6 +20,8 @@ log = logging.getLogger(__name__)
 
 # One listing, by one connection.
 LISTING_CONNECTIONS = 1
+# How long after its deadline a trigger may be silent before the scheduler ends the wait.
+TRIGGER_MARGIN = timedelta(minutes=15)
 
 
 class RawHourSensor(BaseSensorOperator):
@@ -37,23 +41,23 @@ class RawHourSensor(BaseSensorOperator):
         self.stream = stream
 
     def execute(self, context: Context) -> None:
-        """Look once; defer if the hour is not settled.
+        """List the hour; defer if it is not settled.
 
-        :raises EmptyHourError: if there is nothing and the time-out has passed
-        :raises UnsettledHourError: if the time-out has passed otherwise
+        :raises EmptyHourError: if there is nothing and the timeout has passed
+        :raises UnsettledHourError: if the timeout has passed otherwise
+        :raises RollupError: as the store raises
         """
         stream, hour = self.stream, hour_of(context)
-        paths = stream.at(hour)
-        rule = Rule(stream.quiet_period, stream.marker, stream.allow_empty)
-        with PooledS3Hook.for_stream(stream, LISTING_CONNECTIONS, LISTING_CONNECTIONS) as hook:
-            first = look(hook, paths, rule)
-        log.info("hour %s under %s is %s", format_hour(hour), paths.raw, first)
+        paths, rule = stream.at(hour), self._rule
+        first = self._look(hour)
         if first.state is State.SETTLED:
             return
         until = give_up_at(paths, rule, first, stream.timeout)
-        if first.now >= until:
+        left = until - first.now
+        if left <= timedelta(0):
             raise unsettled(paths, rule, first)
         log.info("waiting until %s at the longest", until.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ"))
+        now = datetime.now(UTC)
         self.defer(
             trigger=RawHourTrigger(
                 aws_conn_id=stream.aws_conn_id,
@@ -65,8 +69,12 @@ class RawHourSensor(BaseSensorOperator):
                 allow_empty=stream.allow_empty,
                 poll_seconds=stream.poll_interval.total_seconds(),
                 until=until.isoformat(),
+                since=now.isoformat(),
+                deadline=(now + left).isoformat(),
             ),
             method_name=self.resume.__name__,
+            # For a trigger that is never run, or lost.
+            timeout=left + TRIGGER_MARGIN,
         )
 
     def resume(self, context: Context, event: dict[str, Any]) -> None:
@@ -75,8 +83,45 @@ class RawHourSensor(BaseSensorOperator):
         :raises PermanentError: with the trigger's message, if the hour did not settle
         """
         if event["status"] != "settled":
-            self._fail(event["message"])
+            raise PermanentError(f"stream {self.stream.name!r}: {event['message']}")
         log.info("%s", event["message"])
 
-    def _fail(self, message: str) -> NoReturn:
-        raise PermanentError(message)
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Go on after the deferral; where the trigger did not fire in time, list the hour once more.
+
+        :raises PermanentError: if the trigger did not fire and the hour is not settled
+        """
+        try:
+            return super().resume_execution(next_method, next_kwargs, context)
+        except AirflowSensorTimeout:
+            return self._after_silence(context)
+
+    def _after_silence(self, context: Context) -> None:
+        hour = hour_of(context)
+        waited = datetime.now(UTC) - context["ti"].start_date
+        silence = f"the triggerer has not reported for {format_duration(waited)}"
+        try:
+            seen = self._look(hour)
+        except RollupError as error:
+            problem = str(error)
+        else:
+            if seen.state is State.SETTLED:
+                log.warning("%s; the hour is settled all the same", silence)
+                return
+            problem = str(unsettled(self.stream.at(hour), self._rule, seen))
+        raise PermanentError(
+            f"stream {self.stream.name!r}: hour {format_hour(hour)}: {silence}, and the hour could not be found "
+            f"settled. The last problem: {problem} See that a triggerer is running, then clear this task."
+        )
+
+    @property
+    def _rule(self) -> Rule:
+        return Rule(self.stream.quiet_period, self.stream.marker, self.stream.allow_empty)
+
+    def _look(self, hour: datetime) -> Look:
+        """List the hour once, with a client of its own."""
+        paths = self.stream.at(hour)
+        with PooledS3Hook.for_stream(self.stream, LISTING_CONNECTIONS, LISTING_CONNECTIONS) as hook:
+            seen = look(hook, paths, self._rule)
+        log.info("hour %s under %s is %s", format_hour(hour), paths.raw, seen)
+        return seen

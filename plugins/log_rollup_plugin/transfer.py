@@ -49,6 +49,9 @@ USER_AGENT = "log-rollup"
 # Sent by boto3 with every request, and not signed: proxies may change it. A server that is not asked to leave a
 # body as it is may unpack what bears a Content-Encoding.
 _ACCEPT_ENCODING = "accept-encoding: identity"
+# Statuses, and error codes with 400, for a bucket that is in another region than the request is made to.
+_REDIRECTS = (301, 302, 307, 308, 400)
+_WRONG_REGION = ("AuthorizationHeaderMalformed", "IllegalLocationConstraintException")
 _CHECKSUM_HEADERS = frozenset(
     {
         "x-amz-checksum-mode", "x-amz-checksum-algorithm", "x-amz-checksum-crc64nvme",
@@ -105,6 +108,7 @@ class SocketTransfer:
     :param endpoints: by bucket
     :param connections: the most that may be open at any time
     :param credentials: botocore's, which may renew themselves
+    :param relocate: finds the endpoint of a bucket whose requests are redirected, as boto3 does
     """
 
     def __init__(
@@ -113,9 +117,11 @@ class SocketTransfer:
         connections: int,
         credentials: Credentials,
         settings: TransferSettings,
+        relocate: Callable[[str], BucketEndpoint] | None = None,
     ) -> None:
         self.connections = connections
-        self._endpoints = endpoints
+        self.endpoints = dict(endpoints)
+        self._relocate = relocate
         self._signer = Signer(credentials)
         self._headers = (("user-agent", USER_AGENT), *settings.headers.items())
         self._write_headers = (*self._headers, *settings.write_headers.items())
@@ -158,10 +164,7 @@ class SocketTransfer:
             headers.append(("x-amz-checksum-mode", "ENABLED"))
         if etag is not None:
             headers.append(("if-match", f'"{etag}"'))
-        endpoint = self._endpoints[source.bucket]
-        return self._submit(
-            _Get(self, endpoint, endpoint.target(source.key), source, headers, done, into=into), etag
-        )
+        return self._submit(_Get(self, source, source, headers, done, into=into), etag)
 
     def put(
         self,
@@ -190,12 +193,8 @@ class SocketTransfer:
             fields.append(("x-amz-checksum-crc64nvme", crc.to_header(crc64nvme)))
         else:
             fields.append(("content-md5", content_md5(body)))
-        endpoint = self._endpoints[target.bucket]
         sent = Body(body, crc64nvme)
-        return self._submit(
-            _Put(self, endpoint, endpoint.target(target.key), target, fields, done, body=sent),
-            *headers.values(),
-        )
+        return self._submit(_Put(self, target, target, fields, done, body=sent), *headers.values())
 
     def copy(
         self,
@@ -210,10 +209,7 @@ class SocketTransfer:
         fields.extend(headers.items())
         if self.checksums.on_copy:
             fields.append(("x-amz-checksum-algorithm", "CRC64NVME"))
-        endpoint = self._endpoints[target.bucket]
-        return self._submit(
-            _Copy(self, endpoint, endpoint.target(target.key), source, fields, done), etag, *headers.values()
-        )
+        return self._submit(_Copy(self, target, source, fields, done), etag, *headers.values())
 
     def copy_range(
         self,
@@ -229,11 +225,8 @@ class SocketTransfer:
         """Let S3 copy the bytes ``first`` to ``last`` into one part of a multipart upload (UploadPartCopy)."""
         fields = self._copy_headers(source, etag)
         fields.append(("x-amz-copy-source-range", f"bytes={first}-{last}"))
-        endpoint = self._endpoints[target.bucket]
         query = f"?partNumber={number}&uploadId={quote(upload_id, safe='')}"
-        return self._submit(
-            _Copy(self, endpoint, endpoint.target(target.key) + query, source, fields, done), etag
-        )
+        return self._submit(_Copy(self, target, source, fields, done, query=query), etag)
 
     def _copy_headers(self, source: Location, etag: str) -> list[tuple[str, str]]:
         return [
@@ -385,13 +378,27 @@ class SocketTransfer:
             self._fail(connection, error)
             return
         if complete:
-            if request.drop_refused_checksums():
+            if request.drop_refused_checksums() or self._follow(request):
                 self._waiting.appendleft(request)
             else:
                 self._ended.append((request, request.result()))
             self._release(connection)
         else:
             self._poll_for(connection)
+
+    def _follow(self, request: "_Request") -> bool:
+        """Direct a request to where its bucket is, if the server says that it is elsewhere; once."""
+        if self._relocate is None or not request.is_redirected():
+            return False
+        bucket = request.place.bucket
+        if self.endpoints[bucket] == request.endpoint:
+            # Of all requests under way, the first that is redirected finds the endpoint.
+            with suppress(RollupError):
+                self.endpoints[bucket] = self._relocate(bucket)
+        if self.endpoints[bucket] == request.endpoint:
+            return False
+        request.address()
+        return True
 
     def _release(self, connection: Connection) -> None:
         """Use a connection for the next request, before the result of the last one is reported."""
@@ -492,18 +499,17 @@ class _Request(ABC):
     def __init__(
         self,
         transfer: SocketTransfer,
-        endpoint: BucketEndpoint,
-        target: str,
+        place: Location,
         location: Location,
         headers: list[tuple[str, str]],
         done: Callable[[Any], None],
         *,
         into: memoryview | None = None,
         body: Body | None = None,
+        query: str = "",
     ) -> None:
-        self.endpoint = endpoint
-        self.target = target
-        """Path and query."""
+        self.place = place
+        """The object that the URL names."""
         self.location = location
         """The object that errors name."""
         self.headers = headers
@@ -515,10 +521,27 @@ class _Request(ABC):
         """See :class:`log_rollup_plugin.connection.Sink`."""
         self.body = body
         self._transfer = transfer
+        self._query = query
+        self._redirects = 0
         self._status = 0
         self._answer: Mapping[str, str] = {}
         self._xml = bytearray()
         self._without_checksums = False
+        self.address()
+
+    def address(self) -> None:
+        """Take the endpoint of the bucket as it is known now."""
+        self.endpoint = self._transfer.endpoints[self.place.bucket]
+        self.target = self.endpoint.target(self.place.key) + self._query
+        """Path and query."""
+        self._xml.clear()
+
+    def is_redirected(self) -> bool:
+        """Whether the server says for the first time that the bucket is elsewhere."""
+        if self._status not in _REDIRECTS or (self._status == 400 and self._code() not in _WRONG_REGION):
+            return False
+        self._redirects += 1
+        return self._redirects == 1
 
     def cancel(self) -> None:
         """See :class:`include.log_rollup.store.Cancellable`."""
@@ -641,8 +664,7 @@ class _Copy(_Request):
                 f"{self}: S3 answered {self._status} {self._code()}: the store cannot copy objects"
             )
         if self._status < 300 and _ERROR_ROOT.match(self._text()):
-            # As botocore treats it: an error that the table of codes does not know may pass.
-            return self._error(500)
+            return self._error(self._status)
         return super().result()
 
     def _note_refusal(self, checksums: ChecksumSupport) -> None:

@@ -2,30 +2,35 @@
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
-from functools import cache
 from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
-from asgiref.sync import sync_to_async
 
-from include.log_rollup.errors import PermanentError, TransientError
+from include.log_rollup.deadline import Deadline
+from include.log_rollup.errors import AccessError, ConfigurationError, PermanentError, TransientError
 from include.log_rollup.hours import HourPaths, parse_hour
-from include.log_rollup.settle import Look, Rule, State, look, unsettled
+from include.log_rollup.settle import Look, Rule, State, unlisted, unsettled
 from include.log_rollup.store import Location
-from log_rollup_plugin.hook import PooledS3Hook
+from include.log_rollup.units import format_duration
+from log_rollup_plugin.poller import poller_of
 
-# All triggers of a triggerer share this many threads, and as many connections for each Airflow connection.
-POLLING_THREADS = 2
 JITTER = 0.2
+# The most that one listing of an hour may take, until a thread is free included.
+LOOK_SECONDS = 900.0
+# How far the last listing may go beyond the deadline.
+LAST_LOOK_SECONDS = 60.0
+# Refusals are tried again for this long, and this often at least: new keys may take minutes to arrive everywhere.
+REFUSAL_SECONDS = 600.0
+REFUSAL_POLL_SECONDS = 60.0
 
 
 class RawHourTrigger(BaseTrigger):
-    """Fires when a raw hour is settled, when the time-out has come, or when looking cannot succeed.
+    """Fires when a raw hour is settled, when the deadline has passed, or when listing it cannot succeed.
 
-    Holds a handful of numbers and no key: each look starts afresh from a listing.
+    It holds a few values and no key; each look at the hour is a new listing.
 
     :param aws_conn_id: of the stream
     :param bucket: of the raw objects
@@ -35,7 +40,10 @@ class RawHourTrigger(BaseTrigger):
     :param marker: name of the stream's marker object below the hour's prefix, if it has one
     :param allow_empty: whether an hour without objects is settled
     :param poll_seconds: between two looks, give or take a fifth
-    :param until: when to give up, by the store's clock, in ISO format
+    :param until: the deadline by the store's clock, in ISO format
+    :param since: when the wait began, by the worker's clock, in ISO format; None in triggers that an earlier
+        version stored
+    :param deadline: the deadline by the worker's clock, in ISO format; None as above
     """
 
     def __init__(
@@ -49,6 +57,8 @@ class RawHourTrigger(BaseTrigger):
         allow_empty: bool,
         poll_seconds: float,
         until: str,
+        since: str | None = None,
+        deadline: str | None = None,
     ) -> None:
         super().__init__()
         self.aws_conn_id = aws_conn_id
@@ -60,6 +70,8 @@ class RawHourTrigger(BaseTrigger):
         self.allow_empty = allow_empty
         self.poll_seconds = poll_seconds
         self.until = until
+        self.since = since
+        self.deadline = deadline
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """The class path and the arguments that make this trigger again."""
@@ -75,51 +87,115 @@ class RawHourTrigger(BaseTrigger):
                 "allow_empty": self.allow_empty,
                 "poll_seconds": self.poll_seconds,
                 "until": self.until,
+                "since": self.since,
+                "deadline": self.deadline,
             },
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Look, wait, look again; network faults are waited out."""
-        # Only the raw prefix is looked at; the aggregated one is not needed to judge.
+        """List the hour, pause, and list it again, until it is settled or the deadline has passed.
+
+        Network faults are tried again until the deadline. Credentials that are refused, and connections that
+        cannot be used, are tried again for a limited time: somebody may be changing them.
+        """
+        # The aggregated prefix is not needed to judge an hour.
         raw = Location(self.bucket, self.prefix)
         paths = HourPaths(raw, raw, parse_hour(self.hour))
         rule = Rule(timedelta(seconds=self.quiet_seconds), self.marker, self.allow_empty)
-        until = datetime.fromisoformat(self.until)
+        wait = Deadline(datetime.fromisoformat(self.until), _instant(self.since), _instant(self.deadline))
+        failures: Failures | None = None
         while True:
-            await asyncio.sleep(self.poll_seconds * random.uniform(1 - JITTER, 1 + JITTER))
+            await asyncio.sleep(min(self._pause(failures), wait.left))
+            seconds = min(LOOK_SECONDS, max(wait.left, LAST_LOOK_SECONDS))
             try:
-                seen = await self._look(paths, rule)
-            except TransientError as error:
-                self.log.warning("could not look at %s, trying again: %s", paths.raw, error)
-                continue
-            except PermanentError as error:
-                # The connection may have been mended by the time somebody clears the task.
-                shared_hook.cache_clear()
-                yield TriggerEvent({"status": "failed", "message": str(error)})
-                return
-            self.log.info("hour %s under %s is %s", self.hour, paths.raw, seen)
-            if seen.state is State.SETTLED:
-                yield TriggerEvent({"status": "settled", "message": f"hour {self.hour} is {seen}"})
-                return
-            if seen.now >= until:
-                yield TriggerEvent({"status": "failed", "message": str(unsettled(paths, rule, seen))})
+                seen = await poller_of(self.aws_conn_id).look(paths, rule, seconds)
+            except Exception as error:
+                failures = failures or Failures()
+                failures.add(error, seconds)
+                self.log.warning("could not list %s, trying again: %s", paths.raw, failures.problem)
+                event = self._after_failure(paths, failures, wait)
+            else:
+                failures = None
+                wait.answered(seen.now)
+                self.log.info("hour %s under %s is %s", self.hour, paths.raw, seen)
+                event = self._after_look(paths, rule, seen, wait)
+            if event is not None:
+                yield event
                 return
 
-    async def _look(self, paths: HourPaths, rule: Rule) -> Look:
-        hook = shared_hook(self.aws_conn_id)
-        # The client is made where Airflow can ask its supervisor for the connection; listings only use it.
-        await sync_to_async(getattr)(hook, "client")
-        return await asyncio.get_running_loop().run_in_executor(_threads(), look, hook, paths, rule)
+    def _pause(self, failures: "Failures | None") -> float:
+        seconds = self.poll_seconds
+        if failures is not None and failures.refused_for is not None:
+            seconds = min(seconds, REFUSAL_POLL_SECONDS)
+        return seconds * random.uniform(1 - JITTER, 1 + JITTER)
+
+    def _after_look(self, paths: HourPaths, rule: Rule, seen: Look, wait: Deadline) -> TriggerEvent | None:
+        if seen.state is State.SETTLED:
+            return TriggerEvent({"status": "settled", "message": f"hour {self.hour} is {seen}"})
+        if wait.passed:
+            return _failed(str(unsettled(paths, rule, seen, wait.waited)))
+        return None
+
+    def _after_failure(self, paths: HourPaths, failures: "Failures", wait: Deadline) -> TriggerEvent | None:
+        if failures.is_final:
+            return _failed(failures.problem)
+        refused_for = failures.refused_for
+        if refused_for is not None and (wait.passed or refused_for >= timedelta(seconds=REFUSAL_SECONDS)):
+            return _failed(
+                f"hour {self.hour}: {failures.problem}. The same came back for {format_duration(refused_for)}, "
+                f"from new clients too; fix the Airflow connection {self.aws_conn_id!r} or its permissions, then "
+                f"clear this task"
+            )
+        if wait.passed:
+            error = unlisted(paths, self.aws_conn_id, failures.problem, failures.lasted, wait.waited)
+            return _failed(str(error))
+        return None
 
 
-@cache
-def shared_hook(aws_conn_id: str) -> PooledS3Hook:
-    """The one small client of this triggerer for an Airflow connection."""
-    return PooledS3Hook(
-        aws_conn_id=aws_conn_id, max_connections=POLLING_THREADS, control_connections=POLLING_THREADS
-    )
+class Failures:
+    """The listings of an hour that failed since one last succeeded."""
+
+    def __init__(self) -> None:
+        self.problem = ""
+        self.is_final = False
+        self._since = time.monotonic()
+        self._refused_since: float | None = None
+        self._is_refused = False
+
+    def add(self, error: Exception, seconds: float) -> None:
+        """Take the error of one more listing, which had so many seconds.
+
+        Refusals are errors of credentials, permissions and connections, and those that Airflow raises where the
+        connection is looked up. Other errors that a retry cannot cure are final.
+        """
+        self.problem = str(error) or type(error).__name__
+        self._is_refused = False
+        if isinstance(error, TimeoutError):
+            self.problem = f"the listing did not end within {format_duration(timedelta(seconds=seconds))}"
+        elif not isinstance(error, TransientError):
+            self._is_refused = isinstance(error, AccessError | ConfigurationError) or not isinstance(
+                error, PermanentError
+            )
+            self.is_final = not self._is_refused
+            if self._is_refused and self._refused_since is None:
+                self._refused_since = time.monotonic()
+
+    @property
+    def lasted(self) -> timedelta:
+        """How long no listing has succeeded."""
+        return timedelta(seconds=time.monotonic() - self._since)
+
+    @property
+    def refused_for(self) -> timedelta | None:
+        """Since when listings are refused, if the last one was; None otherwise."""
+        if not self._is_refused or self._refused_since is None:
+            return None
+        return timedelta(seconds=time.monotonic() - self._refused_since)
 
 
-@cache
-def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(POLLING_THREADS, "log-rollup-poll")
+def _failed(message: str) -> TriggerEvent:
+    return TriggerEvent({"status": "failed", "message": message})
+
+
+def _instant(value: str | None) -> datetime | None:
+    return None if value is None else datetime.fromisoformat(value)

@@ -1,12 +1,18 @@
 """What the page Hours asks for: of real hours in a real bucket, real rows of Airflow's database, real users."""
 
+import asyncio
 import json
+import socket
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 from airflow.api_fastapi.app import get_auth_manager, init_auth_manager, purge_cached_app
@@ -21,8 +27,12 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import delete, insert
 
+from include.log_rollup.errors import TransientError
 from include.log_rollup.hours import format_hour
-from log_rollup_plugin.hours_page import URL_PREFIX
+from include.log_rollup.status import read_hours
+from include.log_rollup.streams import load_streams
+from log_rollup_plugin.hook import PooledS3Hook
+from log_rollup_plugin.hours_page import URL_PREFIX, api
 from log_rollup_plugin.hours_page.api import Hours, create_app
 from tests.integration.pipeline import HOUR, Pipeline, stream_on
 from tests.support.hours import make_hour
@@ -87,28 +97,39 @@ def forget_dags() -> None:
 
 
 @pytest.fixture
-def users(
+def serve(
     rclone_server: RcloneServer, streams: Path, dags: None, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Users]:
-    """Airflow with the page in it, for a user: ``users("viewer", "VIEWER")``; without one nobody is logged in."""
+) -> Iterator[Callable[[Hours], Users]]:
+    """Airflow with the page in it, and with a page ``/other`` of its own."""
     monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", rclone_server.airflow_connection_json())
     monkeypatch.setenv("AIRFLOW__CORE__AUTH_MANAGER", "tests.dags.auth.OneDagEach")
     monkeypatch.setenv("AIRFLOW__API_AUTH__JWT_SECRET", "of-this-test-alone-and-long-enough-for-sha-512" * 2)
     purge_cached_app()
     airflow = FastAPI()
     init_auth_manager(airflow)
-    airflow.mount(URL_PREFIX, create_app(Hours(lambda: NOW)))
+    airflow.add_api_route("/other", lambda: "here")
 
-    def client(name: str = "", role: str | None = "VIEWER") -> TestClient:
-        found = TestClient(airflow, base_url=f"http://testserver{URL_PREFIX}/")
-        if name:
-            found.cookies.set(
-                "_token", get_auth_manager().generate_jwt(SimpleAuthManagerUser(username=name, role=role))
-            )
-        return found
+    def with_hours(hours: Hours) -> Users:
+        airflow.mount(URL_PREFIX, create_app(hours))
 
-    yield client
+        def client(name: str = "", role: str | None = "VIEWER") -> TestClient:
+            found = TestClient(airflow, base_url=f"http://testserver{URL_PREFIX}/")
+            if name:
+                found.cookies.set(
+                    "_token", get_auth_manager().generate_jwt(SimpleAuthManagerUser(username=name, role=role))
+                )
+            return found
+
+        return client
+
+    yield with_hours
     purge_cached_app()
+
+
+@pytest.fixture
+def users(serve: Callable[[Hours], Users]) -> Users:
+    """Clients for a user: ``users("viewer", "VIEWER")``; without one nobody is logged in."""
+    return serve(Hours(lambda: NOW))
 
 
 def add_run(hour: datetime, state: str, tasks: dict[str, str], kind: str = "scheduled", **more: Any) -> str:
@@ -191,6 +212,12 @@ def test_what_is_asked_wrong_is_told(users: Users) -> None:
         ("api/streams/app/hours?month=2026-13", 400, "write it like 2026-11"),
         ("api/streams/app/hours?month=0001-01", 400, "write it like 2026-11"),
         ("api/streams/app/hours/2026-11-23T08:30:00Z", 400, "write it like 2026-11-23T08:00:00Z"),
+        ("api/streams/app/hours/9999-12-31T23:00:00Z", 400, "of 2000 to 2099"),
+        ("api/streams/app/hours/0001-01-01T00:00:00Z", 400, "of 2000 to 2099"),
+        ("api/streams/app/hours/1999-12-31T23:00:00Z", 400, "of 2000 to 2099"),
+        ("api/streams/app/hours/0001-01-01T00:00:00+05:00", 400, "of 2000 to 2099"),
+        ("api/streams/app/hours/2099-12-31T23:00:00-05:00", 400, "write it like"),
+        ("api/streams/app/hours?month=9999-12", 400, "write it like 2026-11"),
         ("api/streams/app/hours/yesterday", 400, "write it like 2026-11-23T08:00:00Z"),
         ("api/streams/app/hours", 422, "month"),
         ("api/streams/app/hours?month=2026-11&refresh=perhaps", 422, "refresh"),
@@ -199,12 +226,204 @@ def test_what_is_asked_wrong_is_told(users: Users) -> None:
         assert (answer.status_code, told in json.dumps(answer.json()["detail"])) == (status, True), path
 
 
-def test_a_streams_file_that_cannot_be_read_is_told(users: Users, streams: Path) -> None:
+def test_the_first_and_last_hours_and_months_are_shown(users: Users) -> None:
+    viewer = users("viewer")
+    for hour in ("2000-01-01T00:00:00Z", "2099-12-31T23:00:00Z"):
+        assert viewer.get(f"api/streams/app/hours/{hour}").status_code == 200
+        assert viewer.get("api/streams/app/hours", params={"month": hour[:7]}).status_code == 200
+
+
+def test_a_missing_streams_file_is_503_and_says_so(users: Users, streams: Path) -> None:
     viewer = users("viewer")
     streams.unlink()
     answer = viewer.get("api/streams")
     assert answer.status_code == 503
     assert "LOG_ROLLUP_STREAMS has to name a readable file" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "streams:\n- {name: app, raw: s3://secret-bucket/}\n- {name: payroll, secret_key: 1}\n",
+        "streams: [{name: payroll, raw: s3://secret-bucket/",
+        "{streams: [], payroll: secret}",
+    ],
+)
+def test_a_wrong_streams_file_reveals_no_stream(users: Users, streams: Path, text: str) -> None:
+    streams.write_text(text)
+    for user in (users(f"viewer-of-{APP}"), users("nobody", None), users("admin", "ADMIN")):
+        for path in ("api/streams", "api/streams/app/hours?month=2026-11"):
+            answer = user.get(path)
+            assert answer.status_code in (403, 503)
+            for secret in ("payroll", "secret", str(streams)):
+                assert secret not in answer.text
+    answer = users("viewer").get("api/streams")
+    assert answer.status_code == 503
+    assert "Dag import errors" in answer.json()["detail"]
+
+
+def test_a_damaged_marker_spoils_its_own_hour_alone(
+    users: Users, rclone_server: RcloneServer, bucket_with_an_hour: str
+) -> None:
+    client = rclone_server.client()
+    hour = HOUR + timedelta(hours=2)
+    key = "aggregated/app/20261123/10/_SUCCESS"
+    whole = json.loads(
+        client.get_object(Bucket=bucket_with_an_hour, Key="aggregated/app/20261123/08/_SUCCESS")[
+            "Body"
+        ].read()
+    )
+    nested = b"[" * 200_000
+    wrong = [b"", b"<html>", b'{"format": 1}', json.dumps({**whole, "seconds": None}).encode(), nested]
+    viewer = users("viewer")
+    add_run(hour, "success", {"complete_hour": "success"})
+    try:
+        for body in wrong:
+            client.put_object(Bucket=bucket_with_an_hour, Key=key, Body=body)
+            detail = viewer.get(f"api/streams/app/hours/{format_hour(hour)}").json()
+            assert (detail["state"], detail["marker"], detail["parts"]) == ("damaged", None, [])
+            assert "_SUCCESS" in detail["why"]
+            month = months(viewer)
+            assert of(month, 0)[0] == "complete"
+            assert of(month, 2)[0] == "damaged"
+            assert month["hours"][format_hour(hour)]["marker"] is None
+    finally:
+        client.delete_object(Bucket=bucket_with_an_hour, Key=key)
+
+
+class StalledStore:
+    """Opens stores that hold whoever opens one until they are let go."""
+
+    def __init__(self) -> None:
+        self.began = threading.Event()
+        self.release = threading.Event()
+        self.opened = 0
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def __call__(self, *_: Any) -> Iterator[PooledS3Hook]:
+        with self._lock:
+            self.opened += 1
+        self.began.set()
+        assert self.release.wait(300)
+        raise TransientError("the bucket stalled")
+        yield  # Makes this a generator.
+
+
+def ask_at_once(
+    client: TestClient, path: str, count: int, meanwhile: Callable[..., Any]
+) -> list[httpx.Response]:
+    """Sends requests at once in one event loop, as browsers would, and calls ``meanwhile`` as they wait."""
+
+    async def main() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(app=client.app)
+        async with httpx.AsyncClient(
+            transport=transport, base_url="http://testserver", cookies=dict(client.cookies), timeout=300
+        ) as session:
+            requests = [asyncio.create_task(session.get(f"{URL_PREFIX}/{path}")) for _ in range(count)]
+            await meanwhile(session, requests)
+            return await asyncio.gather(*requests)
+
+    return asyncio.run(main())
+
+
+HOUR_PATH = f"api/streams/app/hours/{format_hour(HOUR)}"
+
+
+@pytest.mark.parametrize("path", [HOUR_PATH, "api/streams/app/hours?month=2026-11"])
+def test_a_stalled_bucket_leaves_other_pages_alone(
+    serve: Callable[[Hours], Users], path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("TURN_SECONDS", "LOOK_SECONDS", "PATIENCE_SECONDS"):
+        monkeypatch.setattr(api, name, 300.0)
+    store = StalledStore()
+    viewer = serve(Hours(lambda: NOW, store))("viewer")
+
+    async def other_pages(
+        session: httpx.AsyncClient, requests: Sequence["asyncio.Task[httpx.Response]"]
+    ) -> None:
+        try:
+            assert await asyncio.to_thread(store.began.wait, 300)
+            for _ in range(100):
+                other = await asyncio.wait_for(session.get("/other"), 60)
+                assert other.status_code == 200
+            streams = await asyncio.wait_for(session.get(f"{URL_PREFIX}/api/streams"), 60)
+            assert streams.status_code == 200
+            assert not any(request.done() for request in requests)
+        finally:
+            store.release.set()
+
+    answers = ask_at_once(viewer, path, 60, other_pages)
+    assert {answer.status_code for answer in answers} == {200}
+    assert store.opened <= 60
+
+
+def test_hours_beyond_the_threads_are_refused_at_once(
+    serve: Callable[[Hours], Users], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "TURN_SECONDS", 0.05)
+    monkeypatch.setattr(api, "LOOK_SECONDS", 300.0)
+    store = StalledStore()
+    viewer = serve(Hours(lambda: NOW, store))("viewer")
+
+    async def until_refused(_: object, requests: Sequence["asyncio.Task[httpx.Response]"]) -> None:
+        waiting = set(requests)
+        while len(waiting) > api.HOUR_THREADS:
+            _, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        store.release.set()
+
+    answers = ask_at_once(viewer, HOUR_PATH, 60, until_refused)
+    statuses = Counter(answer.status_code for answer in answers)
+    assert statuses == {200: api.HOUR_THREADS, 503: 60 - api.HOUR_THREADS}
+    assert store.opened == api.HOUR_THREADS
+    for answer in answers:
+        if answer.status_code == 503:
+            assert answer.headers["retry-after"] == str(api.RETRY_AFTER_SECONDS)
+            assert "too many hours are being read at once" in answer.json()["detail"]
+        else:
+            assert "the bucket stalled" in answer.json()["error"]
+
+
+def test_a_look_that_takes_too_long_is_answered_without_it(
+    serve: Callable[[Hours], Users], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "LOOK_SECONDS", 0.05)
+    store = StalledStore()
+    add_run(HOUR, "failed", {"plan_hour": "failed"})
+    answer = serve(Hours(lambda: NOW, store))("viewer").get(HOUR_PATH)
+    store.release.set()
+    assert answer.status_code == 200
+    assert "was not read within" in answer.json()["error"]
+    assert (answer.json()["state"], answer.json()["runs"][0]["state"]) == ("failed", "failed")
+
+
+def test_a_server_that_never_answers_is_given_up_in_time(
+    serve: Callable[[Hours], Users], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "READ_SECONDS", 0.2)
+    viewer = serve(Hours(lambda: NOW))("viewer")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        # Connections are taken by the kernel, and nobody reads from them.
+        extra = {
+            "endpoint_url": f"http://127.0.0.1:{silent.getsockname()[1]}", "region_name": "us-east-1",
+            "config_kwargs": {"read_timeout": 300, "retries": {"max_attempts": 9}},
+        }  # fmt: skip
+        connection = {"conn_type": "aws", "login": "a", "password": "b", "extra": extra}
+        monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(connection))
+        answer = viewer.get(HOUR_PATH)
+        assert (answer.status_code, "Read timeout" in answer.json()["error"]) == (200, True)
+        month = months(viewer)
+        assert "Read timeout" in month["bucket"]["error"]
+
+
+def test_a_slow_bucket_gets_no_request_after_the_deadline(
+    users: Users, streams: Path, rclone_server: RcloneServer
+) -> None:
+    users()
+    stream = load_streams()[0]
+    with api.open_store(stream, 1, 0.0) as hook, pytest.raises(TransientError, match="too slowly"):
+        read_hours(hook, stream, [HOUR])
+    assert hook.requests["GetObject"] == 0
 
 
 def test_each_hour_has_the_state_that_bucket_runs_and_clock_give_it(users: Users) -> None:

@@ -75,3 +75,17 @@ def test_an_hour_before_the_streams_start_is_none_unless_something_is_there() ->
 
 def test_a_queued_run_waits() -> None:
     assert state(SOON, None, replace(RUN, state="queued", active="")) is State.WAITING
+
+
+@pytest.mark.parametrize("run", [None, RUN, replace(DONE, ended_at=HOUR), replace(RUN, state="failed")])
+def test_a_damaged_hour_is_damaged_whatever_its_runs_say(run: HourRun | None) -> None:
+    found = ReadHour(HourStatus(HOUR, HourState.DAMAGED, None, "cannot be read"), SOON)
+    judged = judge(STREAM, HOUR, SOON, found, run)
+    assert judged.state is State.DAMAGED
+    assert judged.why.startswith("cannot be read")
+    assert judged.why.endswith("a rerun is under way") is (run is RUN)
+
+
+def test_a_damaged_hour_whose_run_ended_since_is_read_first() -> None:
+    found = ReadHour(HourStatus(HOUR, HourState.DAMAGED, None, "cannot be read"), END)
+    assert judge(STREAM, HOUR, SOON, found, DONE).state is State.UNKNOWN

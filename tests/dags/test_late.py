@@ -1,7 +1,25 @@
 """The Dag that looks for late objects: one pair of tasks for each stream that wants it."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
+from airflow.providers.standard.operators.trigger_dagrun import DagIsPaused
+from airflow.sdk.api.datamodels._generated import DagRunState
+from airflow.sdk.bases.operator import TriggerFailureReason
+from airflow.sdk.exceptions import (
+    AirflowException,
+    AirflowRuntimeError,
+    ErrorType,
+    TaskDeferralError,
+    TaskDeferred,
+)
+from airflow.sdk.execution_time import task_runner
+from airflow.sdk.execution_time.comms import ErrorResponse, OKResponse, TriggerDagRun
+
+from include.log_rollup.errors import PermanentError
+from log_rollup_plugin.rerun import RerunHourOperator
 from tests.dags.conftest import LoadDags
 from tests.dags.test_policy import stream
 
@@ -36,3 +54,136 @@ def test_it_looks_daily_or_as_the_streams_file_says(load_dags: LoadDags) -> None
 def test_a_schedule_that_is_none_is_an_import_error_that_names_it(load_dags: LoadDags) -> None:
     (error,) = load_dags(stream(), late_schedule="sometimes").import_errors.values()
     assert "late_schedule: 'sometimes' is not a cron expression; write it like" in error
+
+
+# -- every wait has an end -----------------------------------------------------------------------------
+
+RUN = "late__2026-11-23T08:00:00Z"
+
+
+class Supervisor:
+    """Answers what a task asks Airflow, and keeps what it was asked."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+        self.asked: list[Any] = []
+
+    def send(self, message: Any) -> Any:
+        self.asked.append(message)
+        return self.answer
+
+
+def supervised(monkeypatch: pytest.MonkeyPatch, answer: Any = None) -> Supervisor:
+    supervisor = Supervisor(answer or OKResponse(ok=True))
+    monkeypatch.setattr(task_runner, "SUPERVISOR_COMMS", supervisor, raising=False)
+    return supervisor
+
+
+class Instance:
+    """A task instance that has waited."""
+
+    def __init__(self, state: str | Exception = "running", paused: bool = False) -> None:
+        self.start_date = datetime.now(UTC) - timedelta(hours=10)
+        self.pushed: dict[str, Any] = {}
+        self._state = state
+        self._paused = paused
+
+    def get_dag(self, dag_id: str) -> Any:
+        return SimpleNamespace(is_paused=self._paused)
+
+    def get_dagrun_state(self, dag_id: str, run_id: str) -> str:
+        if isinstance(self._state, Exception):
+            raise self._state
+        return self._state
+
+    def xcom_push(self, key: str, value: Any) -> None:
+        self.pushed[key] = value
+
+
+def rerun() -> RerunHourOperator:
+    """As the Dag makes it, of one hour."""
+    return RerunHourOperator(
+        task_id="rerun_app",
+        trigger_dag_id="log_rollup_app",
+        trigger_run_id=RUN,
+        conf={"hour": "2026-11-23T08:00:00Z"},
+        note="Rerun of a complete hour",
+        logical_date=None,
+        reset_dag_run=True,
+        fail_when_dag_is_paused=True,
+        wait_for_completion=True,
+        deferrable=True,
+        poke_interval=60,
+        execution_timeout=timedelta(hours=10),
+    )
+
+
+def test_rerun_defers_with_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    supervisor, instance = supervised(monkeypatch), Instance()
+    with pytest.raises(TaskDeferred) as raised:
+        rerun().execute({"ti": instance})
+    assert raised.value.timeout == timedelta(hours=10)
+    assert raised.value.method_name == "execute_complete"
+    path, arguments = raised.value.trigger.serialize()
+    assert path == "airflow.providers.standard.triggers.external_task.DagStateTrigger"
+    assert (arguments["dag_id"], arguments["run_ids"]) == ("log_rollup_app", [RUN])
+    assert [str(state) for state in arguments["states"]] == ["success", "failed"]
+    assert instance.pushed["trigger_run_id"] == RUN
+    (asked,) = supervisor.asked
+    assert isinstance(asked, TriggerDagRun)
+    assert (asked.dag_id, asked.run_id, asked.reset_dag_run) == ("log_rollup_app", RUN, True)
+    assert (asked.conf, asked.note) == ({"hour": "2026-11-23T08:00:00Z"}, "Rerun of a complete hour")
+
+
+def resume(instance: Instance, reason: TriggerFailureReason) -> None:
+    rerun().resume_execution("__fail__", {"error": reason}, {"ti": instance})
+
+
+@pytest.mark.parametrize(
+    ("state", "says"),
+    [
+        ("queued", "still queued"),
+        (DagRunState.RUNNING, "still running"),
+        (AirflowRuntimeError(ErrorResponse(error=ErrorType.GENERIC_ERROR)), "in an unknown state"),
+    ],
+)
+def test_stuck_rerun_fails_and_is_named(state: str | Exception, says: str) -> None:
+    with pytest.raises(PermanentError) as raised:
+        resume(Instance(state), TriggerFailureReason.TRIGGER_TIMEOUT)
+    for part in (RUN, "log_rollup_app", says, "after 10h", "clear or fail it"):
+        assert part in str(raised.value)
+
+
+def test_rerun_whose_trigger_broke_fails() -> None:
+    with pytest.raises(TaskDeferralError):
+        resume(Instance(), TriggerFailureReason.TRIGGER_FAILURE)
+
+
+@pytest.mark.parametrize("state", ["success", "failed"])
+def test_rerun_ends_as_its_run_ended(state: str) -> None:
+    event = ("DagStateTrigger", {"run_ids": [RUN], RUN: state})
+    if state == "success":
+        rerun().resume_execution("execute_complete", {"event": event}, {})
+        return
+    with pytest.raises(AirflowException, match=RUN):
+        rerun().resume_execution("execute_complete", {"event": event}, {})
+
+
+def test_rerun_of_a_paused_dag_fails_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    supervisor = supervised(monkeypatch)
+    with pytest.raises(DagIsPaused):
+        rerun().execute({"ti": Instance(paused=True)})
+    assert supervisor.asked == []
+
+
+def test_rerun_that_cannot_be_started_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    supervised(monkeypatch, ErrorResponse(error=ErrorType.DAGRUN_ALREADY_EXISTS))
+    with pytest.raises(PermanentError, match="could not be started: DAGRUN_ALREADY_EXISTS"):
+        rerun().execute({"ti": Instance()})
+
+
+@pytest.mark.parametrize("timeout", ["6h", "9000h"])
+def test_stuck_rerun_does_not_keep_the_next_day_from_its_check(load_dags: LoadDags, timeout: str) -> None:
+    dag = load_dags(stream(timeout=timeout)).dags["log_rollup_late"]
+    limit = dag.get_task("rerun_app").partial_kwargs["execution_timeout"]
+    assert timedelta(0) < limit < dag.dagrun_timeout < timedelta(days=1)

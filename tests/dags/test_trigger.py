@@ -1,40 +1,62 @@
-"""The trigger behind the sensor: what is stored of it, and what it fires on."""
+"""The trigger behind wait_for_raw_hour: what Airflow stores of it, and what it fires on."""
 
 import asyncio
+import json
+import threading
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from airflow.triggers.base import TriggerEvent
 
-from log_rollup_plugin.trigger import RawHourTrigger, shared_hook
+from include.log_rollup import settle
+from include.log_rollup.errors import AccessError, ConfigurationError, ListingError, TransientError
+from include.log_rollup.settle import Look, State
+from log_rollup_plugin import poller as poller_module
+from log_rollup_plugin import trigger as trigger_module
+from log_rollup_plugin.poller import POLLING_THREADS, poller_of
+from log_rollup_plugin.trigger import RawHourTrigger
 from tests.integration.pipeline import HOUR, RAW
-from tests.support.faults import Rule, internal_error, on
+from tests.support.faults import Call, Delay, Rule, access_denied, internal_error, on
 from tests.support.fixtures import BucketFactory, ProxyFactory
 from tests.support.hours import put_objects
-from tests.support.servers import RcloneServer
+from tests.support.servers import RcloneServer, free_port
 
 FAR = datetime(2100, 1, 1, tzinfo=UTC)
+STORED: dict[str, Any] = {
+    "aws_conn_id": "aws_default",
+    "bucket": "logs",
+    "prefix": "raw/app/",
+    "hour": "2026-11-23T08:00:00Z",
+    "quiet_seconds": 1.0,
+    "marker": None,
+    "allow_empty": False,
+    "poll_seconds": 0.2,
+    "until": FAR.isoformat(),
+}
 
 
 @pytest.fixture(autouse=True)
-def _fresh_client() -> None:
-    shared_hook.cache_clear()
+def _new_clients() -> None:
+    poller_of.cache_clear()
 
 
-def trigger(bucket: str, **changed: Any) -> RawHourTrigger:
-    arguments = {
-        "aws_conn_id": "aws_default",
-        "bucket": bucket,
-        "prefix": "raw/app/",
-        "hour": "2026-11-23T08:00:00Z",
-        "quiet_seconds": 1.0,
-        "marker": None,
-        "allow_empty": False,
-        "poll_seconds": 0.2,
-        "until": FAR.isoformat(),
-    }
-    return RawHourTrigger(**{**arguments, **changed})
+@pytest.fixture
+def bucket(rclone_server: RcloneServer, make_bucket: BucketFactory, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", rclone_server.airflow_connection_json())
+    return make_bucket(rclone_server)
+
+
+def trigger(bucket: str = "logs", **changed: Any) -> RawHourTrigger:
+    return RawHourTrigger(**{**STORED, "bucket": bucket, **changed})
+
+
+def ending_in(seconds: float, whole: float = 3600.0) -> dict[str, str]:
+    """The times of a wait of so many seconds that ends in so many."""
+    now = datetime.now(UTC)
+    end = now + timedelta(seconds=seconds)
+    since = end - timedelta(seconds=whole)
+    return {"until": end.isoformat(), "since": since.isoformat(), "deadline": end.isoformat()}
 
 
 def first_event(of: RawHourTrigger) -> dict[str, Any]:
@@ -47,58 +69,136 @@ def first_event(of: RawHourTrigger) -> dict[str, Any]:
     return payload
 
 
-@pytest.fixture
-def bucket(rclone_server: RcloneServer, make_bucket: BucketFactory, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", rclone_server.airflow_connection_json())
-    return make_bucket(rclone_server)
+def looks(monkeypatch: pytest.MonkeyPatch, *results: Look | Exception) -> list[object]:
+    """Have looks find these one after the other, the last one again and again; the clients that they had."""
+    clients: list[object] = []
+
+    def look(hook: object, *_: Any) -> Look:
+        clients.append(hook)
+        result = results[min(len(clients), len(results)) - 1]
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    monkeypatch.setattr(poller_module, "look", look)
+    return clients
 
 
-def test_it_is_stored_as_a_handful_of_numbers_and_names() -> None:
-    assert trigger("logs", marker="_DONE").serialize() == (
+def seen(state: State, now: datetime | None = None) -> Look:
+    return Look(state, 3, 300, HOUR, now or datetime.now(UTC))
+
+
+# -- what Airflow stores -------------------------------------------------------------------------------
+
+
+def test_trigger_is_stored_as_a_few_values() -> None:
+    times = {"since": "2026-11-23T09:00:00+00:00", "deadline": "2026-11-23T15:00:00+00:00"}
+    assert trigger(marker="_DONE", **times).serialize() == (
         "log_rollup_plugin.trigger.RawHourTrigger",
-        {
-            "aws_conn_id": "aws_default",
-            "bucket": "logs",
-            "prefix": "raw/app/",
-            "hour": "2026-11-23T08:00:00Z",
-            "quiet_seconds": 1.0,
-            "marker": "_DONE",
-            "allow_empty": False,
-            "poll_seconds": 0.2,
-            "until": "2100-01-01T00:00:00+00:00",
-        },
+        {**STORED, "marker": "_DONE", **times},
     )
 
 
-def test_it_fires_when_the_hour_has_been_quiet(bucket: str, rclone_server: RcloneServer) -> None:
+def test_trigger_stored_by_an_earlier_version_still_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks(monkeypatch, TransientError("no route to host"))
+    past = {**STORED, "until": (datetime.now(UTC) - timedelta(minutes=1)).isoformat()}
+    event = first_event(RawHourTrigger(**past))
+    assert event["status"] == "failed"
+    assert "no route to host" in event["message"]
+
+
+# -- what it fires on ----------------------------------------------------------------------------------
+
+
+def test_trigger_fires_when_the_hour_has_been_quiet(bucket: str, rclone_server: RcloneServer) -> None:
     put_objects(rclone_server.client(), bucket, {f"{RAW}a.log": b"a"})
     event = first_event(trigger(bucket))
     assert event["status"] == "settled"
     assert "1 objects" in event["message"]
 
 
-def test_it_fires_when_the_marker_is_there(bucket: str, rclone_server: RcloneServer) -> None:
+def test_trigger_fires_when_the_marker_is_there(bucket: str, rclone_server: RcloneServer) -> None:
     put_objects(rclone_server.client(), bucket, {f"{RAW}a.log": b"a", f"{RAW}_DONE": b""})
     event = first_event(trigger(bucket, marker="_DONE", quiet_seconds=3600.0))
     assert event["status"] == "settled"
 
 
-def test_it_gives_up_at_its_time_with_a_message_for_the_operator(bucket: str) -> None:
-    event = first_event(trigger(bucket, until=(HOUR + timedelta(hours=1)).isoformat()))
+def test_empty_hour_fails_at_the_deadline_with_a_remedy(bucket: str) -> None:
+    event = first_event(trigger(bucket, **ending_in(0.5, 7200)))
     assert event["status"] == "failed"
-    assert "no objects under" in event["message"]
-    assert "allow_empty" in event["message"]
+    for part in ("no objects under", "after 2h", "allow_empty"):
+        assert part in event["message"]
 
 
-def test_it_waits_network_faults_out(
-    bucket: str,
-    rclone_server: RcloneServer,
-    fault_proxy: ProxyFactory,
-    monkeypatch: pytest.MonkeyPatch,
+def test_missing_bucket_fails_at_once(bucket: str) -> None:
+    event = first_event(trigger("no-such-bucket-anywhere"))
+    assert event["status"] == "failed"
+    assert "NoSuchBucket" in event["message"]
+
+
+def test_contradictory_listing_fails_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    clients = looks(monkeypatch, ListingError("truncated, but without a token"))
+    assert first_event(trigger()) == {"status": "failed", "message": "truncated, but without a token"}
+    assert len(clients) == 1
+
+
+# -- every wait has an end -----------------------------------------------------------------------------
+
+
+def test_unreachable_store_fails_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    extra = {"endpoint_url": f"http://127.0.0.1:{free_port()}", "region_name": "us-east-1"}
+    connection = {"conn_type": "aws", "login": "key", "password": "secret", "extra": extra}
+    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(connection))
+    monkeypatch.setattr("log_rollup_plugin.hook.CONTROL_RETRIES", 1)
+    event = first_event(trigger(**ending_in(1.0, 6 * 3600)))
+    assert event["status"] == "failed"
+    for part in (
+        "hour 2026-11-23T08:00:00Z",
+        "S3 is unreachable",
+        "s3://logs/raw/app/20261123/08/",
+        "after 6h",
+        "Could not connect",
+        "'aws_default'",
+        "clear this task",
+    ):
+        assert part in event["message"]
+
+
+def test_stalled_listing_does_not_hold_up_the_deadline(
+    bucket: str, rclone_server: RcloneServer, fault_proxy: ProxyFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proxy = fault_proxy(rclone_server)
-    connection = rclone_server.airflow_connection_json(proxy.endpoint_url)
-    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", connection)
+    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", rclone_server.airflow_connection_json(proxy.endpoint_url))
+    monkeypatch.setattr(trigger_module, "LAST_LOOK_SECONDS", 1.0)
+    monkeypatch.setattr("log_rollup_plugin.hook.CONTROL_RETRIES", 1)
+    proxy.add(Rule(on("ListObjectsV2"), Delay(600), count=100))
+    event = first_event(trigger(bucket, **ending_in(0.5)))
+    assert event["status"] == "failed"
+    assert "the listing did not end within 1s" in event["message"]
+
+
+def test_store_clock_decides_while_the_store_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    # This machine's clock is an hour ahead: its deadline has passed, the store's has not.
+    times = ending_in(-3600.0, 7200.0)
+    times["until"] = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+    looks(monkeypatch, seen(State.BEING_WRITTEN), seen(State.BEING_WRITTEN), seen(State.SETTLED))
+    assert first_event(trigger(**times))["status"] == "settled"
+
+
+def test_long_poll_interval_does_not_exceed_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks(monkeypatch, seen(State.BEING_WRITTEN, FAR))
+    event = first_event(trigger(poll_seconds=3600.0, **ending_in(0.5)))
+    assert "not settled under" in event["message"]
+
+
+# -- what may pass is tried again ----------------------------------------------------------------------
+
+
+def test_network_faults_are_tried_again(
+    bucket: str, rclone_server: RcloneServer, fault_proxy: ProxyFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = fault_proxy(rclone_server)
+    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", rclone_server.airflow_connection_json(proxy.endpoint_url))
     monkeypatch.setattr("log_rollup_plugin.hook.CONTROL_RETRIES", 1)
     put_objects(rclone_server.client(), bucket, {f"{RAW}a.log": b"a"})
     rule = Rule(on("ListObjectsV2"), internal_error(), count=2)
@@ -107,26 +207,127 @@ def test_it_waits_network_faults_out(
     assert proxy.fired(rule) == 2
 
 
-def test_it_tells_at_once_what_waiting_cannot_mend(bucket: str) -> None:
-    event = first_event(trigger("no-such-bucket-anywhere"))
+NOWHERE = {"endpoint_url": "http://127.0.0.1:1", "region_name": "us-east-1"}
+
+
+@pytest.mark.parametrize("old", [{"password": "an-old-secret"}, {"extra": NOWHERE}, None])
+def test_changed_connection_reaches_hours_that_wait(
+    bucket: str, rclone_server: RcloneServer, monkeypatch: pytest.MonkeyPatch, old: dict[str, Any] | None
+) -> None:
+    """Rotated keys, another endpoint, or a connection that was deleted and made again."""
+    new = rclone_server.airflow_connection_json()
+    if old is None:
+        monkeypatch.delenv("AIRFLOW_CONN_AWS_DEFAULT")
+    else:
+        monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps({**json.loads(new), **old}))
+    monkeypatch.setattr("log_rollup_plugin.hook.CONTROL_RETRIES", 1)
+    monkeypatch.setattr(poller_module, "FAILED_CLIENT_SECONDS", 0.0)
+    put_objects(rclone_server.client(), bucket, {f"{RAW}a.log": b"a"})
+    failures = 0
+
+    def look(*arguments: Any) -> Look:
+        nonlocal failures
+        try:
+            return settle.look(*arguments)
+        except Exception:
+            failures += 1
+            if failures == 3:
+                monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", new)
+            raise
+
+    monkeypatch.setattr(poller_module, "look", look)
+    assert first_event(trigger(bucket))["status"] == "settled"
+    assert failures == 3
+
+
+@pytest.mark.parametrize(
+    "error", [AccessError("403"), ConfigurationError("no CA"), RuntimeError("no such id")]
+)
+def test_lasting_refusal_fails_after_a_limited_time(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr(trigger_module, "REFUSAL_SECONDS", 1.0)
+    monkeypatch.setattr(poller_module, "FAILED_CLIENT_SECONDS", 0.0)
+    clients = looks(monkeypatch, error)
+    event = first_event(trigger())
     assert event["status"] == "failed"
-    assert "NoSuchBucket" in event["message"]
+    for part in ("hour 2026-11-23T08:00:00Z", str(error), "from new clients too", "'aws_default'"):
+        assert part in event["message"]
+    assert len(set(map(id, clients))) == len(clients) > 2
 
 
-def test_all_triggers_share_one_small_client(
+def test_refusal_that_passes_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trigger_module, "REFUSAL_SECONDS", 0.0)
+    monkeypatch.setattr(trigger_module, "JITTER", 0.0)
+    looks(monkeypatch, TransientError("reset"), seen(State.BEING_WRITTEN), seen(State.SETTLED))
+    assert first_event(trigger())["status"] == "settled"
+
+
+# -- clients -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("client_seconds", [600.0, 0.0])
+def test_all_triggers_share_two_connections(
     bucket: str,
     rclone_server: RcloneServer,
     fault_proxy: ProxyFactory,
     monkeypatch: pytest.MonkeyPatch,
+    client_seconds: float,
 ) -> None:
     proxy = fault_proxy(rclone_server)
-    connection = rclone_server.airflow_connection_json(proxy.endpoint_url)
-    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", connection)
+    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", rclone_server.airflow_connection_json(proxy.endpoint_url))
+    monkeypatch.setattr(poller_module, "CLIENT_SECONDS", client_seconds)
     put_objects(rclone_server.client(), bucket, {f"{RAW}a.log": b"a"})
 
     async def fire_all() -> None:
-        await asyncio.gather(*(anext(trigger(bucket).run()) for _ in range(20)))
+        await asyncio.gather(*(anext(trigger(bucket).run()) for _ in range(8)))
 
     asyncio.run(asyncio.wait_for(fire_all(), 60))
-    assert proxy.count("ListObjectsV2") >= 20
-    assert proxy.peak_connections <= 2
+    assert proxy.count("ListObjectsV2") >= 8
+    assert proxy.peak_connections <= POLLING_THREADS
+    assert (proxy.accepted_connections > POLLING_THREADS) is (client_seconds == 0.0)
+
+
+def test_clients_that_failed_are_renewed(
+    bucket: str, rclone_server: RcloneServer, fault_proxy: ProxyFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = fault_proxy(rclone_server)
+    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", rclone_server.airflow_connection_json(proxy.endpoint_url))
+    monkeypatch.setattr(poller_module, "FAILED_CLIENT_SECONDS", 0.0)
+    put_objects(rclone_server.client(), bucket, {f"{RAW}a.log": b"a"})
+    proxy.add(Rule(on("ListObjectsV2"), access_denied(), count=3))
+    assert first_event(trigger(bucket))["status"] == "settled"
+    assert proxy.accepted_connections == 4
+    assert proxy.peak_connections == 1
+
+
+def test_clients_of_some_age_are_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(poller_module, "CLIENT_SECONDS", 0.0)
+    clients = looks(monkeypatch, seen(State.BEING_WRITTEN), seen(State.BEING_WRITTEN), seen(State.SETTLED))
+    assert first_event(trigger())["status"] == "settled"
+    assert len(set(map(id, clients))) == 3
+
+
+def test_stalled_endpoint_delays_no_hour_of_another_one(
+    bucket: str, rclone_server: RcloneServer, fault_proxy: ProxyFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = fault_proxy(rclone_server)
+    monkeypatch.setenv("AIRFLOW_CONN_STALLED", rclone_server.airflow_connection_json(proxy.endpoint_url))
+    put_objects(rclone_server.client(), bucket, {f"{RAW}a.log": b"a"})
+    arrived = threading.Semaphore(0)
+    proxy.add(Rule(on("ListObjectsV2"), Call(lambda _: arrived.release()), count=100))
+    proxy.add(Rule(on("ListObjectsV2"), Delay(600), count=100))
+
+    async def fire(conn_id: str) -> TriggerEvent:
+        return await anext(trigger(bucket, aws_conn_id=conn_id).run())
+
+    async def fire_beside_stalled() -> TriggerEvent:
+        stalled = [asyncio.create_task(fire("stalled")) for _ in range(4)]
+        for _ in range(POLLING_THREADS):
+            await asyncio.to_thread(arrived.acquire)
+        event = await fire("aws_default")
+        for task in stalled:
+            task.cancel()
+        return event
+
+    assert asyncio.run(asyncio.wait_for(fire_beside_stalled(), 60)).payload["status"] == "settled"

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from log_rollup_plugin.cli.main import main
 from tests.conftest import ROOT
 from tests.integration.conftest import PipelineFactory
 from tests.integration.pipeline import AGGREGATED, MIB, RAW, Pipeline, settings_on
-from tests.support.faults import Rule, access_denied, on
+from tests.support.faults import Answer, Rule, access_denied, on
 from tests.support.fixtures import BucketFactory, ProxyFactory
 from tests.support.hours import make_hour, odd_hour, put_objects
 from tests.support.servers import MotoServer, RcloneServer
@@ -312,11 +313,11 @@ def test_s3_that_refuses_or_is_not_there_ends_with_3_and_no_traceback(
     told = ask("status", "app", "2026-11-23", "--json")
     assert (told.code, told.json["error"]["kind"]) == (3, "CredentialsError")
     assert "Traceback" not in told.err
-    assert "mend the Airflow connection" in told.err
+    assert "fix the Airflow connection" in told.err
     told = ask("doctor", "--json")
     assert told.code == 1
     (failed,) = (check for check in told.json["checks"] if check["state"] == "fail")
-    assert (failed["check"], "mend the Airflow connection" in failed["found"]) == ("list raw", True)
+    assert (failed["check"], "fix the Airflow connection" in failed["found"]) == ("list raw", True)
 
 
 def test_interrupting_ends_with_130(ask: Ask, rclone: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -344,8 +345,8 @@ def test_doctor_asks_for_all_that_the_tasks_need_and_leaves_nothing_behind(
     checks = {check["check"]: check for check in document["checks"]}
     assert {name for name, check in checks.items() if check["state"] == "ok"} >= {
         "versions", "streams file", "open files", "connection aws_default", "list raw", "clock", "read raw",
-        "list aggregated", "write aggregated", "read aggregated", "remove aggregated", "CRC64-NVME",
-        "open uploads", "pool",
+        "list aggregated", "write aggregated", "write records", "read aggregated", "copy",
+        "conditional delete", "remove aggregated", "CRC64-NVME", "open uploads", "pool",
     }  # fmt: skip
     assert "the store takes any" in checks["CRC64-NVME"]["found"]
     assert rclone.listed("") == before
@@ -374,6 +375,67 @@ def test_doctor_names_the_permission_that_is_missing_and_the_bucket_that_is(
     told = ask("doctor")
     assert told.code == 1
     assert "create the bucket 'no-such-bucket'" in told.text
+
+
+NO_OBJECT_LOCK = Answer(
+    400, "InvalidRequest", "x-amz-checksum- HTTP header is required for Put Object requests with Object Lock"
+)
+NOT_IMPLEMENTED = Answer(501, "NotImplemented", "A header you provided implies functionality that is not")
+
+
+@pytest.mark.parametrize(
+    ("rule", "check", "state", "words"),
+    [
+        (Rule(on("ListObjectsV2"), NOT_IMPLEMENTED), "list raw", "fail", "does not support the request (LIST)"),
+        (Rule(on("CopyObject"), NOT_IMPLEMENTED), "copy", "warn", "cannot copy objects"),
+        (Rule(on("ListMultipartUploads"), NOT_IMPLEMENTED), "open uploads", "warn", "does not support"),
+        (Rule(on("PutObject", key="-record"), NO_OBJECT_LOCK), "write records", "fail", "Object Lock"),
+        (Rule(on("GetObject", key="raw/"), Answer(403, "InvalidObjectState")), "read raw", "fail", "archived"),
+    ],
+)  # fmt: skip
+def test_doctor_names_what_the_store_refuses(
+    ask: Ask, moto_server: MotoServer, make_bucket: BucketFactory, pipeline_on: PipelineFactory,
+    fault_proxy: ProxyFactory, use_streams: Callable[[Mapping[str, Any]], None],
+    rule: Rule, check: str, state: str, words: str,
+) -> None:  # fmt: skip
+    proxy = fault_proxy(moto_server)
+    bucket = make_bucket(moto_server)
+    use_streams(settings_on(bucket))
+    pipeline = pipeline_on(moto_server, bucket, proxy.endpoint_url)
+    make_hour(pipeline.client, bucket, RAW, objects=2)
+    before = pipeline.listed("")
+    proxy.add(rule)
+    told = ask("doctor", "--json")
+    found = {one["check"]: one for one in told.json["checks"]}[check]
+    assert (found["state"], words in found["found"]) == (state, True), found
+    assert "endpoint" not in (found["remedy"] or "")
+    assert told.code == (1 if state == "fail" else 0)
+    assert pipeline.listed("") == before
+
+
+@pytest.mark.parametrize("status", [301, 302, 307])
+def test_doctor_ends_on_a_server_that_redirects_in_circles(
+    ask: Ask, monkeypatch: pytest.MonkeyPatch, use_streams: Callable[[Mapping[str, Any]], None], status: int
+) -> None:
+    def redirect(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(status)
+        request.send_header("Location", f"http://{request.headers['Host']}{request.path}")
+        request.send_header("Content-Length", "0")
+        request.end_headers()
+
+    names: dict[str, Any] = {f"do_{method}": redirect for method in ("GET", "HEAD", "PUT", "POST", "DELETE")}
+    handler = type("Handler", (BaseHTTPRequestHandler,), {**names, "log_message": lambda *_: None})
+    use_streams(settings_on("logs"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, ThreadPoolExecutor(1) as serving:
+        serving.submit(server.serve_forever, 0.01)
+        extra = {"endpoint_url": f"http://127.0.0.1:{server.server_port}", "region_name": "us-east-1"}
+        connection = {"conn_type": "aws", "login": "a", "password": "s", "extra": extra}
+        monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(connection))
+        told = ask("doctor", "--json")
+        server.shutdown()
+    assert told.code == 1
+    (failed,) = (one for one in told.json["checks"] if one["state"] == "fail")
+    assert (failed["check"], "it redirects to http://127.0.0.1" in failed["found"]) == ("list raw", True)
 
 
 def test_doctor_says_what_is_wrong_with_the_streams_file(

@@ -13,7 +13,7 @@ from botocore.credentials import Credentials
 from include.log_rollup.crc import crc64
 from include.log_rollup.errors import AccessError, ConfigurationError
 from include.log_rollup.store import Downloaded, Location, Uploaded
-from log_rollup_plugin.connection import BucketEndpoint
+from log_rollup_plugin.connector import BucketEndpoint
 from log_rollup_plugin.hook import PooledS3Hook
 from log_rollup_plugin.transfer import SocketTransfer, TransferSettings
 from tests.integration.conftest import PipelineFactory

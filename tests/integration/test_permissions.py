@@ -9,8 +9,8 @@ from urllib.parse import unquote
 
 import pytest
 import yaml
-from boto3.s3.transfer import TransferConfig
 
+from include.log_rollup import pack
 from include.log_rollup.errors import RollupError
 from include.log_rollup.settle import Rule as SettleRule
 from include.log_rollup.settle import look
@@ -38,6 +38,7 @@ ACTIONS = {
     "CreateMultipartUpload": "s3:PutObject",
     "UploadPartCopy": "s3:PutObject",
     "CompleteMultipartUpload": "s3:PutObject",
+    "DeleteObject": "s3:DeleteObject",
     "DeleteObjects": "s3:DeleteObject",
     "AbortMultipartUpload": "s3:AbortMultipartUpload",
 }
@@ -75,7 +76,6 @@ def work_through_everything(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch,
 
     And all that the command asks of it.
     """
-    small_copies = TransferConfig(5 * MIB, max_concurrency=1, multipart_chunksize=5 * MIB, use_threads=False)
     made = make_hour(pipeline.client, pipeline.bucket, RAW, objects=20)
     large = {f"{RAW}large.log": b"l" * (6 * MIB)}
     put_objects(pipeline.client, pipeline.bucket, large)
@@ -92,7 +92,8 @@ def work_through_everything(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch,
     late = {f"{RAW}zz-late.log": b"late\n"}
     put_objects(pipeline.client, pipeline.bucket, late)
     # In parts, as S3 demands above 5 GiB, which no test server holds.
-    monkeypatch.setattr("log_rollup_plugin.hook.COPY_CONFIG", small_copies)
+    monkeypatch.setattr(pack, "LARGEST_COPY_BYTES", 5 * MIB)
+    monkeypatch.setattr(pack, "COPY_RANGE_BYTES", 5 * MIB)
     put_objects(pipeline.client, pipeline.bucket, {f"{RAW}large.log": b"m" * (6 * MIB)})
     pipeline.run()
     pipeline.client.delete_object(Bucket=pipeline.bucket, Key=f"{RAW}large.log")
@@ -121,11 +122,13 @@ def requests(
     proxy = fault_proxy(moto_server)
     pipeline = pipeline_on(moto_server, make_bucket(moto_server), proxy.endpoint_url)
     work_through_everything(pipeline, monkeypatch, tmp_path)
-    # A copy in parts that fails is given up.
+    # A copy in parts that fails is given up when the hour is complete.
     put_objects(pipeline.client, pipeline.bucket, {f"{RAW}large.log": b"n" * (6 * MIB)})
     proxy.add(Rule(on("UploadPartCopy"), access_denied()))
     with pytest.raises(RollupError):
         pipeline.run()
+    proxy.clear_rules()
+    pipeline.run()
     return [exchange.request for exchange in proxy.exchanges]
 
 

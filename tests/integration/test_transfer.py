@@ -18,19 +18,22 @@ import pytest
 from botocore.credentials import Credentials
 from botocore.httpsession import get_cert_path
 
-from include.log_rollup.crc import crc64
+from include.log_rollup.crc import crc64, to_header
 from include.log_rollup.errors import (
     AccessError,
     ChangedBufferError,
     ConfigurationError,
+    InputChangedError,
     NotFoundError,
     RollupError,
     ThrottledError,
     TransientError,
+    UnsupportedOperationError,
 )
 from include.log_rollup.store import Downloaded, Location, Uploaded
 from include.log_rollup.units import MIB
-from log_rollup_plugin.connection import SEND_BYTES, BucketEndpoint
+from log_rollup_plugin.connection import SEND_BYTES
+from log_rollup_plugin.connector import BucketEndpoint
 from log_rollup_plugin.transfer import SocketTransfer, TransferSettings
 from tests.integration.pipeline import RAW, Pipeline, stream_on
 from tests.support.fixtures import BucketFactory, ProxyFactory
@@ -55,12 +58,14 @@ class Says:
 
     :param closes: the connection afterwards
     :param pieces: sent a byte at a time, as far as that goes
+    :param pause: after each of these, in seconds
     :param reads_body: of an upload, before it answers
     """
 
     answer: bytes
     closes: bool = False
     pieces: int = 0
+    pause: float = 0.0005
     reads_body: bool = True
 
 
@@ -148,7 +153,7 @@ class Scripted(Server):
     def __init__(self, answers: tuple[Says, ...], *where: Any) -> None:
         super().__init__(*where)
         self.heads: list[bytes] = []
-        self.whole_bodies = 0
+        self.whole_bodies = self.answered = 0
         self._answers = answers
 
     def serve(self, one: socket.socket) -> None:
@@ -172,10 +177,11 @@ class Scripted(Server):
                 return False
             got += len(came)
         self.whole_bodies += got == length
-        for place in range(says.pieces):
+        for place in range(min(says.pieces, len(says.answer))):
             one.sendall(says.answer[place : place + 1])
-            time.sleep(0.0005)
+            time.sleep(says.pause)
         one.sendall(says.answer[says.pieces :])
+        self.answered += 1
         return not says.closes
 
 
@@ -244,9 +250,7 @@ GOOD = {
 
 
 @pytest.mark.parametrize("kind", GOOD)
-def test_a_body_arrives_whole_however_it_is_sent_and_connections_are_kept(
-    tls: TlsFiles | None, kind: str
-) -> None:
+def test_body_arrives_whole_and_the_connection_is_kept(tls: TlsFiles | None, kind: str) -> None:
     says = GOOD[kind]
     with Scripted((says,), tls) as server, transfer_to(server) as transfer:
         for _ in range(3):
@@ -257,9 +261,7 @@ def test_a_body_arrives_whole_however_it_is_sent_and_connections_are_kept(
 
 
 @pytest.mark.parametrize("says", [GOOD["of a stated length"], GOOD["in chunks"], GOOD["up to the end"]])
-def test_a_body_that_is_longer_than_planned_writes_nothing_behind_its_place(
-    tls: TlsFiles | None, says: Says
-) -> None:
+def test_body_longer_than_its_buffer_stays_inside_it(tls: TlsFiles | None, says: Says) -> None:
     with Scripted((says,), tls) as server, transfer_to(server) as transfer:
         for _ in range(2):
             into = bytearray(len(BODY) + 10)
@@ -281,9 +283,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_a_broken_answer_is_a_failure_that_may_pass_and_the_next_request_is_well(
-    tls: TlsFiles | None, kind: str
-) -> None:
+def test_broken_answer_is_transient_and_the_next_is_well(tls: TlsFiles | None, kind: str) -> None:
     with Scripted((BROKEN[kind], Says(PLAIN + BODY)), tls) as server, transfer_to(server) as transfer:
         into = bytearray(len(BODY))
         failed = fetch(transfer, into)
@@ -326,9 +326,7 @@ def test_a_refusal_is_told_and_its_connection_used_again(
 
 
 @pytest.mark.parametrize("size", [1, SEND_BYTES, 32 * MIB])
-def test_of_a_body_that_changed_in_memory_the_end_is_not_sent_so_that_nothing_is_stored(
-    tls: TlsFiles | None, size: int
-) -> None:
+def test_body_that_changed_in_memory_is_not_sent_whole(tls: TlsFiles | None, size: int) -> None:
     body = bytearray(size)
 
     def put(done: Callable[[Uploaded | Exception], None]) -> None:
@@ -345,7 +343,7 @@ def test_of_a_body_that_changed_in_memory_the_end_is_not_sent_so_that_nothing_is
         assert server.whole_bodies == server.connections == 2
 
 
-def test_an_upload_that_is_refused_before_all_of_it_was_sent_is_told_as_refused(
+def test_upload_refused_early_fails_with_the_refusal(
     tls: TlsFiles | None,
 ) -> None:
     early = Says(refusal(403, "AccessDenied"), reads_body=False)
@@ -357,7 +355,7 @@ def test_an_upload_that_is_refused_before_all_of_it_was_sent_is_told_as_refused(
         assert server.connections == 2
 
 
-def test_an_upload_that_is_called_good_before_all_of_it_was_sent_is_none(tls: TlsFiles | None) -> None:
+def test_upload_answered_well_too_early_is_a_failure(tls: TlsFiles | None) -> None:
     early = Says(STORED, reads_body=False)
     with Scripted((early,), tls) as server, transfer_to(server) as transfer:
         failed = store(transfer, bytes(32 * 1024**2))
@@ -374,7 +372,7 @@ def test_a_connection_that_was_closed_while_idle_is_made_anew(tls: TlsFiles | No
         assert len(server.heads) == 20
 
 
-def test_a_request_that_crosses_the_closing_of_its_connection_is_sent_again_once(
+def test_request_on_a_just_closed_connection_is_resent_once(
     tls: TlsFiles | None,
 ) -> None:
     crossed = Says(b"", closes=True)
@@ -391,7 +389,7 @@ def test_a_request_that_crosses_the_closing_of_its_connection_is_sent_again_once
         assert len(server.heads) == 5
 
 
-def test_an_answer_that_stops_is_given_up_after_the_response_timeout(tls: TlsFiles | None) -> None:
+def test_stalled_answer_ends_after_the_response_timeout(tls: TlsFiles | None) -> None:
     stops = Says(PLAIN + BODY[:100])
     with Scripted((stops, Says(PLAIN + BODY)), tls) as server, transfer_to(server, seconds=1.0) as transfer:
         failed = fetch(transfer, bytearray(len(BODY)))
@@ -430,7 +428,7 @@ def test_a_request_can_be_given_up_at_any_time(tls: TlsFiles | None) -> None:
         assert [bytes(buffer) for buffer in buffers] == kept
 
 
-def test_a_host_that_cannot_be_reached_is_a_failure_that_may_pass() -> None:
+def test_host_that_cannot_be_reached_is_transient() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     for origin in (f"http://127.0.0.1:{port}", "http://no-such-host.invalid:1"):
@@ -471,13 +469,164 @@ def test_certificates_are_checked_against_the_ca_and_the_name(tls_files: TlsFile
             SocketTransfer({"b": endpoint}, 1, Credentials("key", "secret"), settings(broken))
 
 
-def test_a_proxy_that_wants_tls_itself_is_refused_without_telling_its_password() -> None:
-    endpoint = BucketEndpoint("https://s3.invalid", "/b/", "us-east-1", "https://me:secret@proxy.invalid")
-    with pytest.raises(
-        ConfigurationError, match=r"https://proxy\.invalid cannot be used.*http://"
-    ) as refused:
+def test_proxy_of_unknown_kind_is_refused_without_password() -> None:
+    endpoint = BucketEndpoint("https://s3.invalid", "/b/", "us-east-1", "socks5://me:secret@proxy.invalid")
+    with pytest.raises(ConfigurationError, match=r"socks5://proxy\.invalid cannot be used") as refused:
         SocketTransfer({"b": endpoint}, 1, Credentials("key", "secret"), settings())
     assert "secret" not in str(refused.value)
+
+
+def test_head_in_records_of_one_byte_is_read(tls_files: TlsFiles) -> None:
+    """More of them than Python's stack is deep, all there before the first is read."""
+    head = PLAIN.replace(b"\r\nETag", b"\r\nX-Long: " + b"x" * 3000 + b"\r\nETag")
+    says = Says(head + BODY, pieces=len(head) + 5, pause=0.0)
+    with Scripted((Says(PLAIN + BODY), says), tls_files) as server, transfer_to(server) as transfer:
+        into = bytearray(len(BODY))
+        assert isinstance(fetch(transfer, into), Downloaded)
+        results: list[Downloaded | Exception] = []
+        transfer.get(Location("b", "k"), ETAG, memoryview(into), results.append)
+        until = time.monotonic() + PATIENCE_SECONDS
+        while server.answered < 2 and time.monotonic() < until:
+            time.sleep(0.01)
+        while not results and time.monotonic() < until:
+            transfer.wait(0.5)
+        assert results == [Downloaded(len(BODY), ETAG, None, True)]
+        assert into == BODY
+
+
+@pytest.mark.parametrize("value", [b"a\nX-Evil: 1", b"a\rX-Evil: 1", b"a\r\n X-Evil: 1"])
+def test_line_break_in_a_header_of_an_answer_gets_nowhere(value: bytes) -> None:
+    answer = PLAIN.replace(ETAG.encode(), value)
+    with Scripted((Says(answer + BODY),)) as server, transfer_to(server) as transfer:
+        result = fetch(transfer, bytearray(len(BODY)))
+    if isinstance(result, Downloaded):
+        assert result.etag.isprintable()
+    else:
+        assert type(result) is TransientError
+
+
+@pytest.mark.parametrize("value", ["!", "AAAA", "AAAAAAAAAAA", "=", "ä", "AAAAAAAAAAAAAAAA"])
+@pytest.mark.parametrize("algorithm", ["crc64nvme", "crc32", "crc32c"])
+def test_damaged_checksum_header_counts_as_none(algorithm: str, value: str) -> None:
+    stated = f"\r\nx-amz-checksum-{algorithm}: {value}\r\nETag".encode("latin-1")
+    got, stored = (
+        Says(answer.replace(b"\r\nETag", stated) + body) for answer, body in ((PLAIN, BODY), (STORED, b""))
+    )
+    with Scripted((got, stored)) as server, transfer_to(server) as transfer:
+        assert fetch(transfer, bytearray(len(BODY))) == Downloaded(len(BODY), ETAG, None, True)
+        assert store(transfer, BODY) == Uploaded(ETAG, None)
+
+
+# -- copies ------------------------------------------------------------------------------------------------
+
+CRC = 0x0123456789ABCDEF
+COPIED = (
+    '<?xml version="1.0" encoding="UTF-8"?>\n<CopyObjectResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
+    f"<LastModified>2026-11-26T00:00:00.000Z</LastModified><ETag>&quot;{ETAG}&quot;</ETag>"
+    f"<ChecksumCRC64NVME>{to_header(CRC)}</ChecksumCRC64NVME></CopyObjectResult>"
+).encode()
+SOURCE, TARGET = Location("b", "raw/ü a+b"), Location("b", "k")
+
+
+def xml(body: bytes, status: int = 200, space: bytes = b"") -> bytes:
+    """An answer in chunks, with white space before its XML as S3 sends it while it copies."""
+    head = b"HTTP/1.1 %d Status\r\nTransfer-Encoding: chunked\r\n\r\n" % status
+    spaces = b"".join(b"1\r\n%c\r\n" % one for one in space)
+    return head + spaces + in_chunks(body)
+
+
+def copy(transfer: SocketTransfer, headers: dict[str, str] | None = None) -> Uploaded | Exception:
+    """CopyObject."""
+    return outcome(transfer, lambda done: transfer.copy(SOURCE, ETAG, TARGET, headers or {}, done))
+
+
+def copy_range(transfer: SocketTransfer) -> Uploaded | Exception:
+    """UploadPartCopy."""
+    return outcome(
+        transfer, lambda done: transfer.copy_range(SOURCE, ETAG, 5, 104, TARGET, "an/id=", 7, done)
+    )
+
+
+def test_copy_names_its_source_and_takes_the_result_from_the_xml(tls: TlsFiles | None) -> None:
+    with Scripted((Says(xml(COPIED, space=b"\n \n \n")),), tls) as server, transfer_to(server) as transfer:
+        assert copy(transfer, {"x-amz-storage-class": "GLACIER_IR"}) == Uploaded(ETAG, CRC)
+        assert copy_range(transfer) == Uploaded(ETAG, CRC)
+        assert server.connections == 1
+    first, second = (head.decode().split("\r\n") for head in server.heads)
+    assert first[0] == "PUT /b/k HTTP/1.1"
+    assert second[0] == "PUT /b/k?partNumber=7&uploadId=an%2Fid%3D HTTP/1.1"
+    for lines in (first, second):
+        assert "content-length: 0" in lines
+        assert "x-amz-copy-source: b/raw/%C3%BC%20a%2Bb" in lines
+        assert f'x-amz-copy-source-if-match: "{ETAG}"' in lines
+    assert "x-amz-checksum-algorithm: CRC64NVME" in first
+    assert "x-amz-storage-class: GLACIER_IR" in first
+    assert "x-amz-copy-source-range: bytes=5-104" in second
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "error"),
+    [
+        (200, "SlowDown", ThrottledError),
+        (200, "InternalError", TransientError),
+        (200, "Unheard", TransientError),
+        (200, "AccessDenied", AccessError),
+        (404, "NoSuchKey", NotFoundError),
+        (412, "PreconditionFailed", InputChangedError),
+        (501, "NotImplemented", UnsupportedOperationError),
+        (405, "MethodNotAllowed", UnsupportedOperationError),
+    ],
+)
+def test_error_of_a_copy_counts_whichever_its_status(
+    status: int, code: str, error: type[RollupError]
+) -> None:
+    body = f'<?xml version="1.0"?>\n<Error><Code>{code}</Code><Message>made</Message></Error>'.encode()
+    answer = Says(xml(body, status, b" \n" if status == 200 else b""))
+    for ask in (copy, copy_range):
+        with Scripted((answer,)) as server, transfer_to(server) as transfer:
+            failed = ask(transfer)
+            assert type(failed) is error
+            assert f"COPY {SOURCE}: " in str(failed)
+            assert code in str(failed)
+
+
+@pytest.mark.parametrize(
+    ("body", "error"), [(b"", UnsupportedOperationError), (b"<CopyObjectResult/>", TransientError)]
+)
+def test_copy_without_a_result_is_an_error(body: bytes, error: type[RollupError]) -> None:
+    """A server that knows no copies takes the request for an upload of nothing."""
+    with Scripted((Says(xml(body)),)) as server, transfer_to(server) as transfer:
+        assert type(copy(transfer)) is error
+
+
+def test_copy_that_takes_long_is_not_given_up_for_silence() -> None:
+    slow = Says(xml(COPIED, space=b" " * 40), pieces=10**6, pause=0.01)
+    with Scripted((slow,)) as server, transfer_to(server, seconds=0.1) as transfer:
+        assert copy(transfer) == Uploaded(ETAG, CRC)
+
+
+def test_copy_can_be_given_up() -> None:
+    with Scripted((Says(xml(COPIED)[:-30]), Says(xml(COPIED)))) as server, transfer_to(server) as transfer:
+        results: list[Uploaded | Exception] = []
+        request = transfer.copy(SOURCE, ETAG, TARGET, {}, results.append)
+        until = time.monotonic() + PATIENCE_SECONDS
+        while not server.answered and time.monotonic() < until:
+            transfer.wait(0.05)
+        assert results == []
+        request.cancel()
+        assert [type(result) for result in results] == [TransientError]
+        assert copy(transfer) == Uploaded(ETAG, CRC)
+        assert server.connections == 2
+
+
+def test_connection_of_a_cancelled_request_serves_the_next() -> None:
+    with Scripted((Says(PLAIN + BODY),)) as server, transfer_to(server) as transfer:
+        results: list[object] = []
+        into = bytearray(len(BODY))
+        transfer.get(Location("b", "k"), ETAG, memoryview(into), results.append).cancel()
+        assert [type(result) for result in results] == [TransientError]
+        assert isinstance(fetch(transfer, into), Downloaded)
+        assert server.connections == len(server.heads) == 1
 
 
 class Relay(Server):

@@ -22,7 +22,7 @@ from tests.support.observe import (
     with_descendants,
 )
 from tests.support.proxy import FaultProxy
-from tests.support.servers import SESSION_VARIABLE, MotoServer, RcloneServer, S3Server
+from tests.support.servers import SESSION_VARIABLE, MinistackServer, MotoServer, RcloneServer, S3Server
 from tests.support.tls import TlsFiles, make_tls_files
 
 _SETTLE_SECONDS = 2.0
@@ -108,6 +108,13 @@ def rclone_server() -> Iterator[RcloneServer]:
 def moto_server() -> Iterator[MotoServer]:
     """A strict S3 server for the whole session; every test takes a bucket of its own."""
     with MotoServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def ministack_server() -> Iterator[MinistackServer]:
+    """An S3 server that checks as AWS does, for the whole session; every test takes a bucket of its own."""
+    with MinistackServer() as server:
         yield server
 
 

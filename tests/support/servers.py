@@ -1,7 +1,8 @@
 """Real S3 servers, each a process of its own.
 
-What each does was seen with rclone 1.75.2 and moto 5.2.5; ``tests/unit/test_support_servers.py`` holds them to
-most of it. What S3 does and neither of them is made up for by rules of :mod:`tests.support.faults`.
+What each does was seen with rclone 1.75.2, moto 5.2.5 and MiniStack 1.4.21;
+``tests/unit/test_support_servers.py`` checks most of it. What S3 does and none of them does is added by rules of
+:mod:`tests.support.faults`.
 
 ====================================  ================================  ====================================
 request                               rclone                            moto
@@ -17,6 +18,7 @@ PUT with a wrong Content-MD5          400 BadDigest                     accepted
 PUT whose body is not the signed one  accepted                          accepted
 If-Match, If-None-Match               ignored                           honoured: 412
 x-amz-copy-source-if-match            ignored                           ignored (if-none-match is honoured)
+If-Match of DeleteObject              ignored                           honoured: 412
 CopyObject                            keeps metadata and CRC; REPLACE   keeps both; REPLACE replaces; makes
                                       merges the old with the new       a CRC where asked for
 UploadPartCopy                        stores an empty part              copies
@@ -39,7 +41,19 @@ The same on both and as in S3: spaces, ``+``, ``%``, ``&``, quotes and any Unico
 StartAfter, Delimiter, MaxKeys, encoding-type=url; empty objects; Range; DeleteObjects; ListMultipartUploads; a
 Date in every answer; 100-continue; presigned URLs.
 
-So rclone is for volume, speed, signatures and restarts; moto for preconditions, odd keys, placeholders, policies.
+MiniStack does in each of these rows what S3 does, with these exceptions:
+
+- Access keys and signatures aren't checked, nor is the SHA-256 of a body; presigned URLs are checked.
+- A CRC64-NVME is compared with the body only if the request also has x-amz-sdk-checksum-algorithm; otherwise
+  it is stored as sent. A wrong one is refused with 400 BadDigest. A CRC32C is refused with 400 InvalidRequest.
+- CopyObject keeps the CRC of the source, but makes none where the request asks for one.
+- UploadPartCopy ignores x-amz-copy-source-if-match. CopyObject honours it.
+- The CRC of a multipart upload is composite, also where FULL_OBJECT was asked for.
+- DeleteObject with If-Match answers 204 where there is no such object.
+- Everything is in memory and lost at a restart.
+
+So rclone is for volume, speed, signatures and restarts; moto for odd keys, placeholders, policies; MiniStack for
+checksums and conditions, as AWS has them.
 """
 
 import abc
@@ -66,6 +80,7 @@ import botocore.config
 import botocore.session
 import psutil
 
+from demo.s3_servers import MINISTACK_PROGRAM
 from tests.support import guard
 from tests.support.tls import TlsFiles
 
@@ -471,6 +486,37 @@ class MotoServer(S3Server):
             connection.close()
         if response.status != 200:
             raise ServerError(f"moto answered {response.status} to POST {path}: {text}")
+
+
+class MinistackServer(S3Server):
+    """``ministack``: the rules of S3 for checksums and conditions, fast, everything in memory."""
+
+    def command(self) -> list[str]:
+        """See :meth:`S3Server.command`."""
+        return [sys.executable, "-I", str(MINISTACK_PROGRAM)]
+
+    def environment(self) -> dict[str, str]:
+        """See :meth:`S3Server.environment`; MiniStack takes all of its settings from there."""
+        settings = {
+            "GATEWAY_PORT": str(self.port),
+            "BIND_HOST": "127.0.0.1",
+            "MINISTACK_REGION": self.region,
+            # Of its many services S3 alone; those with a port of their own are switched off by name.
+            "SERVICES": "s3",
+            "SFTP_ENABLED": "0",
+            "IOT_MTLS_ENABLED": "0",
+            # It checks the signatures of presigned URLs alone, with this key.
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            # At its start and end it removes containers with its label: it must not find any.
+            "DOCKER_HOST": f"unix://{self.state_dir / 'no-docker.sock'}",
+        }
+        if self.tls:
+            settings |= {
+                "USE_SSL": "1",
+                "MINISTACK_SSL_CERT": str(self.tls.certificate),
+                "MINISTACK_SSL_KEY": str(self.tls.key),
+            }
+        return super().environment() | settings
 
 
 def _await_end(pid: int, log_path: str) -> None:

@@ -23,7 +23,7 @@ from tests.support.servers import S3Client
 ENCODINGS = (".gz", ".zst", ".bz2", ".xz", ".lz4")
 """Endings of a raw object's name, in any case, that keep it apart from plain ones."""
 
-_PART_NAME = re.compile(r"part-(\d{5,})-[0-9a-f]{8}\.log(\.[a-z0-9]+)?")
+_PART_NAME = re.compile(r"part-(\d{5,})(?:-[0-9a-f]{8})?\.log(\.[a-z0-9]+)?")
 _CHUNK_BYTES = 1024 * 1024
 _HEAD_BYTES = 48
 _THREADS = 6

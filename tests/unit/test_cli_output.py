@@ -1,13 +1,29 @@
 """What the command says besides its answer, and how it takes what people write."""
 
 import argparse
+import io
+import json
+import logging
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
+import yaml
 
-from log_rollup_plugin.cli import output
+from log_rollup_plugin.cli import hours, objects, output
 from log_rollup_plugin.cli.arguments import hour
-from log_rollup_plugin.cli.output import Progressing, table
+from log_rollup_plugin.cli.main import main
+from log_rollup_plugin.cli.output import Answer, Progressing, printable, printable_record, table
+from tests.unit.fake_store import FakeStore
+from tests.unit.pipeline import AGGREGATED, HOUR, MARKER, RAW, make_stream, manifest_of, produce, run_hour
+
+# What could change what a terminal shows: escapes of it (C0 and C1), line ends, bidirectional and other invisible
+# characters, half of a character.
+HOSTILE = "\x1b[2J\n\r\t\b\x00\x7f\x85\x9b31m\u2028\u2029\u202e\u2066\u200f\u061c\u200b\ufeff\u00ad\U000e0001"
+HALF = "\ud800"
 
 
 @pytest.mark.parametrize(
@@ -19,6 +35,20 @@ from log_rollup_plugin.cli.output import Progressing, table
 )  # fmt: skip
 def test_an_hour_may_be_written_in_any_usual_way_and_is_utc_unless_it_says_otherwise(text: str) -> None:
     assert hour(text) == datetime(2026, 11, 23, 8, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "9999-12-31T23", "9999-12-31T23:30-05:00", "0001-01-01T00", "0001-01-01T00:00+05:00", "99991231/23",
+        "00010101/00", "3000-01-01T00",
+    ],
+)  # fmt: skip
+def test_an_hour_out_of_range_is_refused(text: str) -> None:
+    with pytest.raises(
+        argparse.ArgumentTypeError, match="out of range; give an hour of the years 1970 to 2999"
+    ):
+        hour(text)
 
 
 @pytest.mark.parametrize("text", ["", "08", "2026-11-23", "20261123", "20261123/24", "20261123/8", "now"])
@@ -46,3 +76,184 @@ def test_off_a_terminal_progress_is_a_line_now_and_then_and_none_where_nothing_i
         progress(2048, 4096)
     told = capsys.readouterr()
     assert (told.out, told.err) == ("", "reading: 1.0 KiB of 4.0 KiB\n")
+
+
+# -- characters that a terminal would obey ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("raw/app/grüße 中文 🎉 \\x1b~.log", "raw/app/grüße 中文 🎉 \\x1b~.log"),
+        ("\x1b[2J", "\\x1b[2J"),
+        ("a\r\nb\tc\x7f", "a\\x0d\\x0ab\\x09c\\x7f"),
+        ("\x9b31m\x85", "\\x9b31m\\x85"),
+        ("\u202egnp\u2028", "\\u202egnp\\u2028"),
+        ("\ud800\U000e0001", "\\ud800\\U000e0001"),
+    ],
+)
+def test_what_a_terminal_would_obey_is_shown_as_escapes(text: str, shown: str) -> None:
+    assert printable(text) == shown
+    assert printable(shown) == shown
+
+
+def test_nothing_hostile_is_printable() -> None:
+    assert printable(HOSTILE + HALF).isprintable()
+
+
+def test_a_table_stays_aligned_around_hostile_cells() -> None:
+    lines = table(("key", "n"), [("a\x1b[2J\nb", "1"), ("plain", "2")], (0,))
+    assert {len(line) for line in lines} == {len("a\\x1b[2J\\x0ab  1")}
+    assert all(line.isprintable() for line in lines)
+
+
+def test_json_is_printable_ascii_and_the_same_text(capsys: pytest.CaptureFixture[str]) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    Answer(stream).json({"key": HOSTILE + HALF + "ü"})
+    stream.seek(0)
+    text = stream.read()
+    assert all(line.isprintable() for line in text.splitlines())
+    assert json.loads(text) == {"key": HOSTILE + HALF + "ü"}
+
+
+def test_a_terminal_that_knows_ascii_alone_gets_escapes() -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    Answer(stream).lines("grüße", HALF)
+    stream.seek(0)
+    assert stream.read() == "gr\\xfc\\u00dfe\n\\ud800\n".replace("\\u00df", "\\xdf")
+
+
+def test_messages_and_titles_are_one_printable_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output, "LINE_SECONDS", 0.0)
+    output.tell(f"key {HOSTILE}")
+    with Progressing(f"reading {HOSTILE}") as progress:
+        progress(1, 2)
+    lines = capsys.readouterr().err.split("\n")
+    assert len(lines) == 3
+    assert all(line.isprintable() for line in lines)
+
+
+def test_log_records_are_one_printable_line() -> None:
+    record = printable_record("name", logging.WARNING, __file__, 1, "key %s", (HOSTILE,), None)
+    assert record.getMessage() == f"key {printable(HOSTILE)}"
+    wrong = printable_record("name", logging.WARNING, __file__, 1, "%d", ("x",), None)
+    assert (wrong.msg, wrong.args) == ("%d", ("x",))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a call of the command printed, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+    def check(self) -> None:
+        """Nothing but printable lines."""
+        for line in (self.out + self.err).split("\n"):
+            assert line.isprintable(), repr(line)
+
+
+Ask = Callable[..., Asked]
+
+
+@pytest.fixture
+def store() -> FakeStore:
+    return FakeStore()
+
+
+@pytest.fixture
+def ask(
+    store: FakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    unwatched: None,
+) -> Ask:  # fmt: skip
+    """Calls the command on a store in memory."""
+    stream = {"name": "app", "raw": "s3://logs/raw/app/", "aggregated": "s3://logs/aggregated/app/"}
+    path = tmp_path / "streams.yaml"
+    path.write_text(yaml.safe_dump({"streams": [{**stream, "start": "2026-11-01T00:00:00Z"}]}))
+    monkeypatch.setenv("LOG_ROLLUP_STREAMS", str(path))
+    for module in (hours, objects):
+        monkeypatch.setattr(module, "open_store", lambda _: nullcontext(store))
+
+    def call(*arguments: str) -> Asked:
+        capsys.readouterr()
+        return Asked(main(arguments), *capsys.readouterr())
+
+    return call
+
+
+def test_no_command_prints_what_keys_would_have_a_terminal_do(
+    ask: Ask, store: FakeStore, tmp_path: Path
+) -> None:
+    name = f"web/{HOSTILE}.log"
+    produce(store, {name: b"a" * 30, f"other-{name}": b"b" * 40})
+    run_hour(store, make_stream(part_size=32 * 1024 * 1024, shard_size=1024 * 1024 * 1024))
+    key = RAW + name
+    part = manifest_of(store)[1][0]["part"]
+
+    def every_command() -> list[Asked]:
+        asked = [
+            ask("status", "app", "2026-11-23"),
+            ask("verify", "app", "2026-11-23T08"),
+            ask("verify", "app", "2026-11-23T08", "--deep"),
+            ask("verify", "app", "2026-11-23T08", "--deep", "--json"),
+            ask("locate", "app", key),
+            ask("locate", "app", key, "--json"),
+            ask("locate", "app", key + HOSTILE),
+            ask("locate", "app", f"other/{HOSTILE}"),
+            ask("locate", "app", f"s3://{HOSTILE}/x"),
+            ask("cat", "app", key, "-o", str(tmp_path / "out")),
+            ask("cat", "app", key, "-o", str(tmp_path / "no" / "out")),
+            ask("plan", "app", "2026-11-23T08", "--dry-run"),
+            ask("plan", "app", "2026-11-23T08", "--dry-run", "--json"),
+        ]
+        for one in asked:
+            one.check()
+        return asked
+
+    every_command()
+    assert (tmp_path / "out").read_bytes() == b"a" * 30
+    store.corrupt(AGGREGATED + part, keep_etag=True)
+    shown = "".join(one.out + one.err for one in every_command())
+    # Of the damaged object, by verify --deep.
+    assert printable(name) in shown
+    store.vanish(key)
+    produce(store, {f"late/{HOSTILE}.log": b"c"})
+    every_command()
+
+
+def test_an_hour_out_of_range_ends_with_2(ask: Ask, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        ask("verify", "app", "9999-12-31T23")
+    assert ended.value.code == 2
+    assert "out of range" in capsys.readouterr().err
+
+
+def test_status_shows_a_damaged_hour_and_ends_with_1(ask: Ask, store: FakeStore) -> None:
+    produce(store, {"a.log": b"a" * 30})
+    run_hour(store, make_stream())
+    assert ask("status", "app", "2026-11-23").code == 0
+    store.produce(MARKER, json.dumps({"format": 1, "left_out": {HOSTILE: -1, HALF: 1}}).encode())
+    shown = ask("status", "app", "2026-11-23")
+    shown.check()
+    assert shown.code == 1
+    assert "2026-11-23 08:00  damaged" in shown.out
+    assert "2026-11-23T08:00:00Z: s3://logs/" in shown.err
+    answer = ask("status", "app", "2026-11-23", "--json")
+    assert answer.code == 1
+    document = json.loads(answer.out)["hours"][HOUR.hour]
+    assert (document["state"], document["objects"]) == ("damaged", None)
+    assert "_SUCCESS: is damaged (stream: " in document["problem"]
+
+
+def test_status_tells_foreign_and_damaged_objects(ask: Ask, store: FakeStore) -> None:
+    produce(store, {"a.log": b"a" * 30})
+    run_hour(store, make_stream())
+    marker = json.loads(store.body(MARKER))
+    first = json.loads(ask("status", "app", "2026-11-23", "--json").out)["hours"][HOUR.hour]
+    assert (first["foreign"], first["damaged"], first["problem"]) == (0, 0, None)
+    store.produce(MARKER, json.dumps({**marker, "foreign": 2, "damaged": 1}).encode())
+    second = json.loads(ask("status", "app", "2026-11-23", "--json").out)["hours"][HOUR.hour]
+    assert (second["foreign"], second["damaged"], second["state"]) == (2, 1, "complete")

@@ -1,9 +1,20 @@
-"""What the demo tells of a run once it has ended."""
+"""The demo: its options, and its report of a run that has ended."""
 
+import argparse
+import json
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
+import pytest
+
+from demo import cli
 from demo.airflow_api import TaskInstance
+from demo.dataset import read_dataset
+from demo.environment import Addresses
 from demo.follow import describe_split
+from demo.layout import Layout
+from demo.s3_servers import MINISTACK, RCLONE, SERVERS
+from demo.stack import StackRecord, read_record, write_record
 
 BEGAN = datetime(2026, 11, 24, 8, tzinfo=UTC)
 
@@ -28,3 +39,29 @@ def test_a_run_is_split_into_its_steps_in_their_order_and_what_lies_between_them
 
 def test_a_run_without_a_task_is_all_waiting() -> None:
     assert describe_split(2.5, []) == "no task at work 2.5 s"
+
+
+def test_unknown_s3_server_is_refused_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli._parser().parse_args(["run", "--s3", "minio"])
+    said = capsys.readouterr().err
+    assert "argument --s3: invalid choice: 'minio'" in said
+    assert all(name in said for name in SERVERS)
+
+
+def test_up_with_another_s3_server_is_refused(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    write_record(layout, StackRecord(Addresses(ui_port=8080, s3_port=9000), (), MINISTACK))
+    with pytest.raises(cli.RefusedError, match=r"with MiniStack is running .*make down"):
+        cli.up(layout, argparse.Namespace(s3=RCLONE))
+
+
+def test_records_without_an_s3_server_mean_rclone(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    layout.stack.write_text(json.dumps({"addresses": {"ui_port": 1, "s3_port": 2}, "processes": []}))
+    layout.dataset.write_text(json.dumps({"seed": 1, "hours": []}))
+    layout.streams.touch()
+    stack, dataset = read_record(layout), read_dataset(layout)
+    assert stack is not None
+    assert dataset is not None
+    assert (stack.s3, dataset.s3) == (RCLONE, RCLONE)

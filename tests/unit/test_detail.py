@@ -1,5 +1,9 @@
 """One hour in full, complete and being built."""
 
+import gzip
+import json
+from typing import Any
+
 import pytest
 
 from include.log_rollup import records
@@ -8,7 +12,7 @@ from include.log_rollup.packing import pack_shard
 from include.log_rollup.planning import plan_hour
 from include.log_rollup.status import HourState
 from tests.unit.fake_store import FakeStore
-from tests.unit.pipeline import HOUR, MANIFEST, make_stream, manifest_of, produce, run_hour
+from tests.unit.pipeline import HOUR, MANIFEST, MARKER, WORK, make_stream, manifest_of, produce, run_hour
 
 pytestmark = pytest.mark.usefixtures("unwatched")
 STREAM = make_stream()
@@ -65,9 +69,73 @@ def test_a_damaged_manifest_is_told_and_the_hour_stays_complete(store: FakeStore
         store.produce(MANIFEST, damaged)
         detail = read_hour(store, STREAM, HOUR)
         assert (detail.status.state, list(detail.parts)) == (HourState.COMPLETE, [])
-        assert "_manifest.jsonl.gz: cannot be read" in detail.unclear
+        assert f"s3://logs/{MANIFEST}" in detail.unclear
 
 
 def test_an_hour_without_a_marker_or_a_claim_has_no_parts(store: FakeStore) -> None:
     detail = read_hour(store, STREAM, HOUR)
     assert (detail.status.state, list(detail.parts), detail.unclear) == (HourState.INCOMPLETE, [], "")
+
+
+def packed_json(value: Any) -> bytes:
+    return gzip.compress(json.dumps(value).encode())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"parts_table": None}, {"parts_table": [7]}, {"parts_table": [{}]}, {"parts_table": {"a": 1}},
+        {"parts_table": [{"name": 5}]}, {"format": 99},
+        {"parts_table": [{"name": "\ud800", "size": 1, "objects": 1, "copied": False, "crc64nvme": None,
+                          "proof": None}]},
+        {"parts_table": [{"name": "x", "size": -1, "objects": 1, "copied": False, "crc64nvme": None,
+                          "proof": None}]},
+    ],
+)  # fmt: skip
+def test_a_manifest_of_another_shape_leaves_the_parts_unclear(
+    store: FakeStore, change: dict[str, Any]
+) -> None:
+    run_hour(store, STREAM)
+    header, _ = manifest_of(store)
+    store.produce(MANIFEST, packed_json({**header, **change}) + gzip.compress(b"\n"))
+    detail = read_hour(store, STREAM, HOUR)
+    assert (detail.status.state, list(detail.parts)) == (HourState.COMPLETE, [])
+    assert f"s3://logs/{MANIFEST}" in detail.unclear
+    assert detail.unclear.encode()
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b"[" * 200_000, b'{"format": 1}', b'{"format": 1, "parts": "x"}']
+)
+def test_a_damaged_plan_leaves_the_hour_being_built(store: FakeStore, body: bytes) -> None:
+    plan_hour(store, STREAM, HOUR, "run")
+    (plan,) = [key for key in store.listing(WORK) if key.endswith("/plan.json")]
+    if b"parts" in body:
+        body = json.dumps({**json.loads(store.body(plan)), "parts": "many"}).encode()
+    store.produce(plan, body)
+    detail = read_hour(store, STREAM, HOUR)
+    assert (detail.status.state, list(detail.parts), detail.planned) == (HourState.BUILDING, [], None)
+    assert plan in detail.unclear
+
+
+def test_a_damaged_receipt_hides_the_parts_of_its_shard_alone(store: FakeStore) -> None:
+    planned = plan_hour(store, STREAM, HOUR, "run")
+    assert len(planned.shards) > 1
+    for ref in planned.shards:
+        pack_shard(store, STREAM, ref)
+    whole = len(read_hour(store, STREAM, HOUR).parts)
+    receipt = next(key for key in store.listing(WORK) if "/receipt-" in key)
+    for body in (b"not gzip", packed_json([]), packed_json({"format": 1}), gzip.compress(b"[" * 200_000)):
+        store.produce(receipt, body)
+        detail = read_hour(store, STREAM, HOUR)
+        assert 0 < len(detail.parts) < whole
+        assert detail.planned is not None
+
+
+def test_a_damaged_marker_is_why_the_parts_are_unclear(store: FakeStore) -> None:
+    run_hour(store, STREAM)
+    store.produce(MARKER, b"")
+    detail = read_hour(store, STREAM, HOUR)
+    assert (detail.status.state, list(detail.parts)) == (HourState.DAMAGED, [])
+    assert detail.unclear == detail.status.problem
+    assert MARKER in detail.unclear

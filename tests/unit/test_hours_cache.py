@@ -166,3 +166,37 @@ def test_many_who_ask_for_many_streams_open_one_store_at_a_time(bucket: Bucket, 
     known = [cache.look(stream, DAY, {}) for stream in streams]
     assert [len(one.hours) for one in known] == [24] * 8
     assert bucket.most == 1
+
+
+def test_whoever_waits_is_told_when_reading_ends_or_fails(bucket: Bucket, clock: Clock) -> None:
+    cache = MarkerCache(bucket, clock)
+    assert cache.settled(STREAM, DAY).done()
+    assert cache.settled(STREAM, []).done()
+    gate = threading.Event()
+
+    def hold() -> None:
+        assert gate.wait(60)
+
+    bucket.store.on("READ", "", hold)
+    assert cache.look(STREAM, DAY, {}).pending == len(DAY)
+    waiting, given_up = cache.settled(STREAM, DAY), cache.settled(STREAM, DAY)
+    assert not waiting.done()
+    assert given_up.cancel()
+    gate.set()
+    waiting.result(60)
+    assert cache.known(STREAM, DAY).pending == 0
+    clock.pass_by(timedelta(minutes=1))
+    bucket.broken = True
+    cache.look(STREAM, DAY, {}, refresh=True)
+    cache.settled(STREAM, DAY).result(60)
+    assert cache.known(STREAM, DAY).error == "the access key is not known there"
+
+
+def test_a_damaged_hour_is_read_as_often_as_an_incomplete_one(bucket: Bucket, clock: Clock) -> None:
+    bucket.store.produce(MARKER, b"")
+    cache = MarkerCache(bucket, clock)
+    assert look(cache).hours[HOUR].status.state is HourState.DAMAGED
+    bucket.reads()
+    clock.pass_by(GOOD_FOR[True, False] + timedelta(seconds=1))
+    look(cache)
+    assert bucket.reads() == 1 + 2 * 23

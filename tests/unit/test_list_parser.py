@@ -230,7 +230,7 @@ def test_a_page_that_is_no_xml_is_asked_for_again(fast: Lister, written: str) ->
         page(row("a")).replace("raw/", "raw/\udcff", 1),
     ],
 )
-def test_an_answer_that_is_no_whole_listing_is_never_an_empty_one(fast: Lister, body: str) -> None:
+def test_an_incomplete_answer_is_never_an_empty_listing(fast: Lister, body: str) -> None:
     with pytest.raises(TransientError), translated("LIST", Location("b", "p")):
         fast.ask(body.encode(errors="surrogateescape"))
 

@@ -1,12 +1,14 @@
 """An hour is settled by the store's own clock and listing, and by nothing else."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
-from include.log_rollup.errors import EmptyHourError, MissingBucketError, UnsettledHourError
-from include.log_rollup.settle import Look, Rule, State, give_up_at, look, unsettled
+from include.log_rollup.errors import EmptyHourError, ListingError, MissingBucketError, UnsettledHourError
+from include.log_rollup.settle import Look, Rule, State, give_up_at, look, unlisted, unsettled
+from include.log_rollup.store import ListPage, ObjectInfo
 from tests.unit.fake_store import FakeStore
 from tests.unit.pipeline import HOUR, RAW, make_stream
 
@@ -89,6 +91,46 @@ def test_only_the_hour_itself_is_looked_at() -> None:
     assert look(store, PATHS, QUIET).objects == 0
 
 
+class OddStore(FakeStore):
+    """A store whose listing is wrong in one way."""
+
+    quirk = ""
+
+    def list_page(self, *arguments: Any, **options: Any) -> ListPage:
+        page = super().list_page(*arguments, **options)
+        if self.quirk == "no token" and page.truncated:
+            return replace(page, token=None)
+        if self.quirk == "same token":
+            return replace(page, truncated=True, token="1")
+        if self.quirk == "other keys":
+            rows = [row._replace(key=row.key.replace("/08/", "/09/")) for row in page.objects]
+            return replace(page, objects=rows)
+        if self.quirk == "keys twice":
+            return replace(page, objects=[ObjectInfo(*row) for row in page.objects for _ in range(2)])
+        return page
+
+
+def odd_store(quirk: str) -> OddStore:
+    """An hour of five old objects, settled in a listing that is right."""
+    store = OddStore(page_size=2)
+    store.quirk, store.now = quirk, AFTER + timedelta(hours=1)
+    for number in range(5):
+        store.produce(f"{RAW}{number:05d}.log", b"x" * 100, modified=HOUR.timestamp())
+    return store
+
+
+@pytest.mark.parametrize("quirk", ["no token", "same token", "other keys"])
+@pytest.mark.parametrize("marker", [None, "00000.log"])
+def test_listing_that_contradicts_itself_never_settles(quirk: str, marker: str | None) -> None:
+    with pytest.raises(ListingError, match=r"server"):
+        look(odd_store(quirk), PATHS, Rule(timedelta(minutes=10), marker, False))
+
+
+def test_key_that_is_listed_twice_counts_once() -> None:
+    seen = look(odd_store("keys twice"), PATHS, QUIET)
+    assert (seen.state, seen.objects, seen.bytes) == (State.SETTLED, 5, 500)
+
+
 def test_a_missing_bucket_is_no_empty_hour() -> None:
     with pytest.raises(MissingBucketError):
         look(FakeStore(buckets=["another"]), PATHS, QUIET)
@@ -131,5 +173,26 @@ def test_giving_up_on_a_busy_hour_says_when_it_was_written_to_last() -> None:
         "2026-11-23 09:07:05Z",
         "0:10:00",
         "quiet_period",
+    ):
+        assert part in str(error)
+
+
+@pytest.mark.parametrize("state", [State.EMPTY, State.NO_MARKER, State.BEING_WRITTEN])
+def test_giving_up_says_how_long_the_hour_was_waited_for(state: State) -> None:
+    rule = Rule(timedelta(minutes=10), "_DONE", False)
+    last = Look(state, 1, 1, HOUR, AFTER)
+    assert " after 6h30m of waiting" in str(unsettled(PATHS, rule, last, timedelta(hours=6, minutes=30)))
+    assert "of waiting" not in str(unsettled(PATHS, rule, last))
+
+
+def test_store_that_was_not_reached_is_named_with_the_problem() -> None:
+    error = unlisted(PATHS, "aws_logs", "LIST: no route", timedelta(minutes=90), timedelta(hours=6))
+    for part in (
+        "2026-11-23T08:00:00Z",
+        "S3 is unreachable",
+        f"s3://logs/{RAW}",
+        "for 1h30m after 6h of waiting",
+        "LIST: no route",
+        "'aws_logs'",
     ):
         assert part in str(error)

@@ -1,13 +1,18 @@
 """What the bucket alone says of hours."""
 
+import gzip
+import json
+from collections.abc import Mapping
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
+from include.log_rollup.errors import AccessError, TooLargeError, UnreadableRecordError
 from include.log_rollup.planning import plan_hour
-from include.log_rollup.status import HourState, read_hours
+from include.log_rollup.status import HourState, HourStatus, read_hours
 from tests.unit.fake_store import FakeStore
-from tests.unit.pipeline import HOUR, MARKER, make_stream, produce, run_hour
+from tests.unit.pipeline import CLAIM, HOUR, MARKER, make_stream, marker_of, produce, run_hour
 
 pytestmark = pytest.mark.usefixtures("unwatched")
 STREAM = make_stream()
@@ -21,13 +26,26 @@ def store() -> FakeStore:
     return store
 
 
+@pytest.fixture
+def complete(store: FakeStore) -> FakeStore:
+    run_hour(store, STREAM)
+    return store
+
+
+def status_of(store: FakeStore) -> HourStatus:
+    """The hour's status; a complete one beside it stays what it is."""
+    found, beside = read_hours(store, STREAM, [HOUR, NEXT])
+    assert beside.state is HourState.INCOMPLETE
+    return found
+
+
 def test_a_complete_hour_comes_with_its_marker_and_the_order_is_the_one_asked_for(store: FakeStore) -> None:
     run_hour(store, STREAM)
     later, first = read_hours(store, STREAM, [NEXT, HOUR])
     assert (later.hour, later.state, later.marker) == (NEXT, HourState.INCOMPLETE, None)
-    assert (first.hour, first.state) == (HOUR, HourState.COMPLETE)
-    assert first.marker is not None
-    assert first.marker["objects"] == 2
+    assert (first.hour, first.state, first.problem) == (HOUR, HourState.COMPLETE, "")
+    written = marker_of(store)
+    assert first.marker == {name: value for name, value in written.items() if name != "format"}
 
 
 def test_an_hour_that_a_run_has_claimed_is_being_built(store: FakeStore) -> None:
@@ -35,7 +53,105 @@ def test_an_hour_that_a_run_has_claimed_is_being_built(store: FakeStore) -> None
     assert [status.state for status in read_hours(store, STREAM, [HOUR])] == [HourState.BUILDING]
 
 
-def test_a_marker_of_another_version_is_a_complete_hour_without_numbers(store: FakeStore) -> None:
-    store.produce(MARKER, b'{"format": 99}')
-    (status,) = read_hours(store, STREAM, [HOUR])
-    assert (status.state, status.marker) == (HourState.COMPLETE, {})
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"not JSON", b"null", b"[]", b"7", b'{"format": 99}', b'{"format": "1"}', b"\xff\xfe{}",
+        gzip.compress(b"{}"), b'{"format": 1', b'{"format": 1}', b"[" * 200_000, b'{"a":' * 200_000,
+    ],
+)  # fmt: skip
+def test_a_success_that_is_no_marker_is_a_damaged_hour(store: FakeStore, body: bytes) -> None:
+    store.produce(MARKER, body)
+    status = status_of(store)
+    assert (status.state, status.marker) == (HourState.DAMAGED, None)
+    assert f"s3://logs/{MARKER}" in status.problem
+
+
+WRONG: Mapping[type, list[Any]] = {
+    int: [None, -1, 1.5, "7", True, [], {}, 2**70, float("nan")],
+    str: [None, 7, [], {}, "\ud800"],
+    dict: [None, 7, "x", [], {"x": "y"}, {"x": -1}, {"\ud800": -1}],
+}
+MARKER_KEYS = (
+    "stream", "hour", "plan_id", "objects", "bytes_in", "separator_bytes", "bytes_out", "parts", "left_out",
+    "verified", "validated_at", "completed_at", "max_connections", "peak", "requests", "retries", "throttles",
+    "seconds", "foreign", "damaged",
+)  # fmt: skip
+
+
+def test_every_key_that_a_marker_has_is_checked(complete: FakeStore) -> None:
+    assert set(MARKER_KEYS) == marker_of(complete).keys() - {"format"}
+
+
+@pytest.mark.parametrize("name", MARKER_KEYS)
+def test_a_marker_without_a_key_or_with_a_wrong_one_is_damaged(complete: FakeStore, name: str) -> None:
+    marker = marker_of(complete)
+    # Markers of before have not all of them.
+    if name not in ("foreign", "damaged"):
+        assert_damaged(complete, {key: value for key, value in marker.items() if key != name}, name)
+    for value in WRONG[type(marker[name])]:
+        if name not in ("foreign", "damaged") or value not in (None, [], {}):
+            assert_damaged(complete, {**marker, name: value}, name)
+
+
+@pytest.mark.parametrize(
+    ("outer", "inner", "value"),
+    [
+        ("peak", "sockets", -1),
+        ("seconds", "pack", float("inf")),
+        ("seconds", "pack_cpu", float("nan")),
+        ("verified", "objects", {"read-back": "all"}),
+    ],
+)
+def test_keys_within_keys_of_a_marker_are_checked(
+    complete: FakeStore, outer: str, inner: str, value: Any
+) -> None:
+    marker = marker_of(complete)
+    assert_damaged(complete, {**marker, outer: {**marker[outer], inner: value}}, f"{outer}.{inner}")
+    rest = {key: value for key, value in marker[outer].items() if key != inner}
+    assert_damaged(complete, {**marker, outer: rest}, f"{outer}.{inner}")
+
+
+@pytest.mark.parametrize("time", ["yesterday", "20261123T09", "2026-13-23T09:00:00Z", "2026-11-23T09:00:00"])
+def test_a_marker_with_a_time_that_no_browser_reads_is_damaged(complete: FakeStore, time: str) -> None:
+    assert_damaged(complete, {**marker_of(complete), "completed_at": time}, "completed_at")
+
+
+def assert_damaged(store: FakeStore, marker: Mapping[str, Any], named: str) -> None:
+    """The hour of such a marker is damaged, and the message names the key."""
+    store.produce(MARKER, json.dumps(marker).encode())
+    status = status_of(store)
+    assert status.state is HourState.DAMAGED, marker
+    assert named in status.problem
+    assert status.problem.encode()
+
+
+def test_foreign_and_damaged_objects_are_counted_where_given(complete: FakeStore) -> None:
+    marker = marker_of(complete)
+    complete.produce(MARKER, json.dumps({**marker, "foreign": 3, "damaged": ["a.gz", "b.gz"]}).encode())
+    found = status_of(complete).marker
+    assert found is not None
+    assert (found["foreign"], found["damaged"]) == (3, 2)
+
+
+@pytest.mark.parametrize("error", [TooLargeError("has 1 GiB"), UnreadableRecordError("is cut off")])
+def test_a_record_that_the_store_cannot_read_is_no_error(complete: FakeStore, error: Exception) -> None:
+    complete.on("READ", MARKER, error)
+    status = status_of(complete)
+    assert status.state is HourState.DAMAGED
+    assert status.problem.startswith(f"s3://logs/{MARKER}: ")
+
+
+def test_a_damaged_claim_leaves_the_hour_being_built(store: FakeStore) -> None:
+    plan_hour(store, STREAM, HOUR, "run")
+    for body in (b"", b"[]", b"{", b"[" * 200_000, b'{"format": 1}'):
+        store.produce(CLAIM, body)
+        status = status_of(store)
+        assert status.state is HourState.BUILDING
+        assert f"s3://logs/{CLAIM}" in status.problem
+
+
+def test_a_bucket_that_refuses_is_an_error(store: FakeStore) -> None:
+    store.on("READ", MARKER, AccessError("no"))
+    with pytest.raises(AccessError):
+        read_hours(store, STREAM, [HOUR])

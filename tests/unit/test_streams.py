@@ -1,7 +1,9 @@
 """A good streams file gives streams; every bad one gives an error that names the stream, the key and the fix."""
 
 import json
+import os
 import re
+import time
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from include.log_rollup.streams import (
     INCLUDE,
     Stream,
     check_pool,
+    derived_names,
     load_late_schedule,
     load_streams,
     parse_prefix,
@@ -32,6 +35,7 @@ APP: dict[str, Any] = {
     "start": "2026-11-01T00:00:00Z",
 }
 WEB = {**APP, "name": "web", "raw": "s3://logs/raw/web/", "aggregated": "s3://logs/aggregated/web/"}
+WEB_2 = {**WEB, "raw": "s3://logs/raw/web2/", "aggregated": "s3://logs/aggregated/web2/"}
 MAIL = {"class": "some.provider.Mail"}
 
 
@@ -67,6 +71,7 @@ def test_a_stream_needs_four_keys_and_has_the_documented_defaults(streams_file: 
     assert (stream.marker, stream.storage_class) == (None, None)
     assert not stream.allow_empty
     assert not stream.ensure_newline
+    assert not stream.check_encoding
 
 
 def test_the_keys_of_a_stream_go_before_the_defaults(streams_file: Path) -> None:
@@ -119,6 +124,8 @@ def test_the_file_may_write_its_start_as_a_yaml_time(streams_file: Path) -> None
         ("s3://my-bucket/raw/app", Location("my-bucket", "raw/app/")),
         ("s3://my.bucket.1/", Location("my.bucket.1", "")),
         ("s3://my-bucket/a b+%/ü/", Location("my-bucket", "a b+%/ü/")),
+        ("s3://ap-abc123-s3alias/raw/", Location("ap-abc123-s3alias", "raw/")),
+        ("s3://my--x-s3-logs/raw/", Location("my--x-s3-logs", "raw/")),
     ],
 )
 def test_a_prefix_is_a_bucket_and_a_folder(url: str, location: Location) -> None:
@@ -177,6 +184,7 @@ def test_whom_to_tell_is_a_list_of_classes_with_their_arguments(streams_file: Pa
         ({"quiet_period": "0s"}, ["quiet_period", "too short"]),
         ({"timeout": "soon"}, ["timeout", "'soon' is not a duration"]),
         ({"timeout": "999999999999d"}, ["timeout", "duration"]),
+        ({"timeout": "900000000d"}, ["timeout", "too long", "at most 3650d"]),
         ({"task_timeout": "30s"}, ["task_timeout", "too short", "0:01:00"]),
         ({"max_connections": 3}, ["max_connections", "4"]),
         ({"max_connections": "many"}, ["max_connections", "integer"]),
@@ -187,10 +195,26 @@ def test_whom_to_tell_is_a_list_of_classes_with_their_arguments(streams_file: Pa
         ({"raw": "s3://logs"}, ["raw", "is not an S3 prefix"]),
         ({"raw": None}, ["raw", "None is not an S3 prefix"]),
         ({"aggregated": "file:///tmp"}, ["aggregated", "is not an S3 prefix"]),
+        ({"aggregated": "s3://logs/out#1/"}, ["aggregated", "contains '#'", "prefix without it"]),
+        ({"aggregated": "s3://logs/out?a=b/"}, ["aggregated", "contains '?'", "prefix without it"]),
+        ({"raw": "s3://logs--use1-az4--x-s3/raw/"}, ["raw", "directory bucket", "general purpose bucket"]),
+        ({"aggregated": "s3://ap--use1-az4--xa-s3/a/"}, ["aggregated", "directory bucket", "not supported"]),
+        ({"raw": "s3://ap-o0111111111--op-s3/raw/"}, ["raw", "Outposts", "general purpose bucket"]),
+        ({"raw": "s3://arn:aws:s3:eu-west-1:1:accesspoint/ap/raw/"}, ["raw", "is an ARN", "-s3alias"]),
+        ({"raw": "arn:aws:s3:::logs/raw/"}, ["raw", "is an ARN", "the bucket's name"]),
         ({"start": "2026-11-01T00:00:00"}, ["start", "has no offset from UTC", "2026-11-01T00:00:00Z"]),
         ({"start": "2026-11-01T00:30:00Z"}, ["start", "not a whole hour", "2026-11-01T00:00:00Z"]),
         ({"start": "yesterday"}, ["start"]),
+        ({"start": "9999-12-31T23:00:00Z"}, ["start", "out of range", "1970 to 2999"]),
+        ({"start": "0001-01-01T00:00:00+05:00"}, ["start", "out of range", "1970 to 2999"]),
         ({"storage_class": "GLACIER"}, ["storage_class", "STANDARD_IA"]),
+        (
+            {"storage_class": "EXPRESS_ONEZONE"},
+            ["storage_class", "directory buckets", "leave storage_class out"],
+        ),
+        ({"storage_class": "OUTPOSTS"}, ["storage_class", "not supported", "leave storage_class out"]),
+        ({"storage_class": 5}, ["storage_class", "STANDARD_IA"]),
+        ({"check_encoding": "perhaps"}, ["check_encoding"]),
         ({"marker": ""}, ["marker"]),
         ({"allow_empty": "perhaps"}, ["allow_empty"]),
         ({"name": "a b"}, ["name"]),
@@ -277,6 +301,82 @@ def test_two_streams_of_one_name_are_refused(streams_file: Path) -> None:
     assert refusal(streams_file, APP, other) == "stream 'app': there are 2 of this name; rename one"
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_streams_whose_assets_share_a_name_are_refused(streams_file: Path, first: bool) -> None:
+    hours = {**WEB, "name": "app_hours"}
+    pair = (APP, hours) if first else (hours, APP)
+    message = refusal(streams_file, *pair)
+    assert message.startswith(f"stream {pair[1]['name']!r}: name: ")
+    assert "its asset 'log_rollup_app_hours' has the name of one of stream" in message
+    assert repr(pair[0]["name"]) in message
+    assert load(streams_file, APP, {**WEB, "name": "apphours"}, {**WEB_2, "name": "app.hours"})
+
+
+def test_every_name_derived_from_a_stream_is_its_own() -> None:
+    names = derived_names(Stream.model_validate(APP))
+    assert names == {
+        "Dag": ("log_rollup_app",),
+        "asset": ("log_rollup_app", "log_rollup_app_hours"),
+        "task of log_rollup_late": ("find_app", "rerun_app"),
+    }
+
+
+def test_overlaps_are_found_wherever_the_streams_stand(streams_file: Path) -> None:
+    streams = [
+        {
+            **APP,
+            "name": f"s{number}",
+            "raw": f"s3://logs/raw/{number}/",
+            "aggregated": f"s3://logs/out/{number}/",
+        }
+        for number in range(20)
+    ]
+    assert len(load(streams_file, *streams)) == 20
+    inner = {**APP, "name": "inner", "raw": "s3://logs/raw/7/in/", "aggregated": "s3://other/"}
+    assert (
+        "stream 's7': raw: s3://logs/raw/7/ overlaps with raw s3://logs/raw/7/in/ of stream 'inner'"
+        in refusal(streams_file, *streams, inner)
+    )
+
+
+def test_loading_takes_time_in_proportion_to_the_streams(streams_file: Path) -> None:
+    def cpu_seconds(count: int) -> float:
+        lines = ["streams:"]
+        for number in range(count):
+            place = f"s3://logs/{{}}/{number}/"
+            lines += [
+                f"- name: s{number}", f"  raw: {place.format('raw')}", f"  aggregated: {place.format('out')}",
+                "  start: 2026-11-01T00:00:00Z",
+            ]  # fmt: skip
+        streams_file.write_text("\n".join(lines), encoding="utf-8")
+        began = time.process_time()
+        assert len(load_streams(streams_file)) == count
+        return time.process_time() - began
+
+    cpu_seconds(10)
+    # Eight times as many: 64 times the work where each is compared with each.
+    assert cpu_seconds(4000) < 24 * cpu_seconds(500)
+
+
+def test_a_changed_file_is_read_again_whatever_its_time_says(streams_file: Path) -> None:
+    assert load(streams_file, APP)[0].owner == "log-rollup"
+    before = streams_file.stat()
+    for owner in ("one", "two"):
+        load(streams_file, {**APP, "owner": owner})
+        os.utime(streams_file, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert load_streams(streams_file)[0].owner == owner
+    load_streams(streams_file).clear()
+    assert len(load_streams(streams_file)) == 1
+
+
+def test_an_error_of_yaml_is_one_line(streams_file: Path) -> None:
+    streams_file.write_text("streams:\n- name: [app\n  raw: x\n", encoding="utf-8")
+    with pytest.raises(ConfigurationError) as caught:
+        load_streams(streams_file)
+    assert "line" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
@@ -288,6 +388,7 @@ def test_two_streams_of_one_name_are_refused(streams_file: Path) -> None:
         ("{streams: [], defaults: [1]}", "'defaults' has to be a mapping"),
         ("streams: [app]", "stream number 1: has to be a mapping"),
         ("streams: [", "is not YAML"),
+        ("streams: 2026-13-45", "is not YAML"),
         ("streams: !!python/object:os.system {}", "is not YAML"),
     ],
 )

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from awscrt.checksums import crc64nvme
 from botocore.exceptions import ClientError, SSLError
@@ -19,7 +20,7 @@ from botocore.exceptions import ClientError, SSLError
 from tests.support.fixtures import BucketFactory
 from tests.support.hours import ODD_NAMES, ODD_NAMES_BEYOND_FILES, odd_hour, put_objects
 from tests.support.observe import is_running, with_descendants
-from tests.support.servers import MotoServer, RcloneServer, S3Client, S3Server, ServerError
+from tests.support.servers import MinistackServer, MotoServer, RcloneServer, S3Client, S3Server, ServerError
 from tests.support.tls import TlsFiles
 
 BODY = b"some log line\n" * 1000
@@ -39,7 +40,19 @@ def _crc(body: bytes) -> str:
     return base64.b64encode(crc64nvme(body).to_bytes(8)).decode()
 
 
-@pytest.mark.parametrize("kind", [RcloneServer, MotoServer])
+def _keys(client: S3Client, bucket: str) -> list[str]:
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, PaginationConfig={"PageSize": 10})
+    return [item["Key"] for page in pages for item in page.get("Contents", [])]
+
+
+@pytest.fixture(params=["rclone", "moto", "ministack"])
+def s3_server(request: pytest.FixtureRequest) -> S3Server:
+    """Each of the three servers in turn."""
+    server: S3Server = request.getfixturevalue(f"{request.param}_server")
+    return server
+
+
+@pytest.mark.parametrize("kind", [RcloneServer, MotoServer, MinistackServer])
 def test_a_server_leaves_no_process_no_port_and_no_file(kind: type[S3Server], tls_files: TlsFiles) -> None:
     with kind(tls=tls_files) as server:
         server.create_bucket("bucket")
@@ -100,6 +113,23 @@ def test_a_server_that_was_killed_comes_up_again_on_its_port_with_its_data() -> 
         assert (server.data_dir / "bucket" / "key").read_bytes() == BODY
         with pytest.raises(ServerError, match="running already"):
             server.start()
+
+
+def test_ministack_keeps_to_loopback_memory_and_its_folder(tmp_path: Path) -> None:
+    with MinistackServer(tmp_path) as server:
+        server.create_bucket("bucket")
+        server.client().put_object(Bucket="bucket", Key="key", Body=BODY)
+        connections = psutil.Process(server.pid).net_connections("inet")
+        # The log and the file with its process id.
+        files = sorted(path.name for path in tmp_path.rglob("*"))
+        assert files == [f"ministack-{server.port}.pid", "server.log"]
+        assert {address.ip for one in connections for address in (one.laddr, one.raddr) if address} == {
+            "127.0.0.1"
+        }
+        assert [one.laddr.port for one in connections if one.status == psutil.CONN_LISTEN] == [server.port]
+        server.stop()
+        server.start()
+        assert server.client().list_buckets()["Buckets"] == []
 
 
 def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
@@ -184,21 +214,37 @@ def test_moto_takes_any_credentials_until_it_is_told_to_check(
     moto_server.client().put_object(Bucket=bucket, Key="new", Body=BODY)
 
 
-def test_if_match_is_honoured_by_moto_alone(s3_server: S3Server, bucket: str) -> None:
+def test_if_match_is_ignored_by_rclone_alone(s3_server: S3Server, bucket: str) -> None:
     client = s3_server.client()
     client.put_object(Bucket=bucket, Key="key", Body=BODY)
-    refusal = "PreconditionFailed" if isinstance(s3_server, MotoServer) else None
+    refusal = None if isinstance(s3_server, RcloneServer) else "PreconditionFailed"
     assert _code(lambda: client.get_object(Bucket=bucket, Key="key", IfMatch=WRONG_ETAG)) == refusal
     assert _code(lambda: client.put_object(Bucket=bucket, Key="key", Body=b"", IfNoneMatch="*")) == refusal
 
 
-def test_a_wrong_crc_is_stored_as_it_is_by_both(s3_server: S3Server, bucket: str) -> None:
-    client = s3_server.client()
-    client.put_object(
-        Bucket=bucket, Key="key", Body=BODY, ChecksumAlgorithm="CRC64NVME", ChecksumCRC64NVME=_crc(b"other")
+def test_a_wrong_crc_is_refused_by_ministack_alone(s3_server: S3Server, bucket: str) -> None:
+    client, wrong = s3_server.client(), _crc(b"other")
+    code = _code(
+        lambda: client.put_object(
+            Bucket=bucket, Key="key", Body=BODY, ChecksumAlgorithm="CRC64NVME", ChecksumCRC64NVME=wrong
+        )
     )
+    if isinstance(s3_server, MinistackServer):
+        assert code == "BadDigest"
+        assert _keys(client, bucket) == []
+    else:
+        assert code is None
+        head = client.head_object(Bucket=bucket, Key="key", ChecksumMode="ENABLED")
+        assert head["ChecksumCRC64NVME"] == wrong
+
+
+def test_ministack_checks_a_crc_only_with_its_algorithm(
+    ministack_server: MinistackServer, make_bucket: BucketFactory
+) -> None:
+    bucket, client, wrong = make_bucket(ministack_server), ministack_server.client(), _crc(b"other")
+    client.put_object(Bucket=bucket, Key="key", Body=BODY, ChecksumCRC64NVME=wrong)
     head = client.head_object(Bucket=bucket, Key="key", ChecksumMode="ENABLED")
-    assert head["ChecksumCRC64NVME"] == _crc(b"other")
+    assert head["ChecksumCRC64NVME"] == wrong
 
 
 def test_moto_stores_a_crc_only_with_the_name_of_its_algorithm(
@@ -224,19 +270,72 @@ def test_rclone_forgets_metadata_and_crc_when_it_is_restarted() -> None:
     assert (after["Metadata"], after.get("ChecksumCRC64NVME"), after["ETag"]) == ({}, None, before["ETag"])
 
 
-def test_a_copy_from_a_changed_source_is_refused_by_neither(s3_server: S3Server, bucket: str) -> None:
+def test_a_changed_copy_source_is_refused_by_ministack_alone(s3_server: S3Server, bucket: str) -> None:
+    client, source = s3_server.client(), {"Bucket": bucket, "Key": "key"}
+    client.put_object(Bucket=bucket, Key="key", Body=BODY)
+
+    def copy() -> None:
+        client.copy_object(Bucket=bucket, Key="copy", CopySource=source, CopySourceIfMatch=WRONG_ETAG)
+
+    if isinstance(s3_server, MinistackServer):
+        assert _code(copy) == "PreconditionFailed"
+        assert _keys(client, bucket) == ["key"]
+    else:
+        copy()
+        assert client.get_object(Bucket=bucket, Key="copy")["Body"].read() == BODY
+
+
+def test_a_copy_keeps_content_metadata_and_crc(s3_server: S3Server, bucket: str) -> None:
+    client = s3_server.client()
+    client.put_object(
+        Bucket=bucket, Key="key", Body=BODY, Metadata={"plan": "1"}, ContentType="text/x-log",
+        ChecksumAlgorithm="CRC64NVME",
+    )  # fmt: skip
+    client.copy_object(Bucket=bucket, Key="copy", CopySource={"Bucket": bucket, "Key": "key"})
+    copy = client.get_object(Bucket=bucket, Key="copy", ChecksumMode="ENABLED")
+    assert copy["Body"].read() == BODY
+    assert copy["ContentType"] == "text/x-log"
+    assert copy["ChecksumCRC64NVME"] == _crc(BODY)
+    assert {name.lower(): value for name, value in copy["Metadata"].items()}["plan"] == "1"
+
+
+def test_a_copy_gets_a_crc_on_request_from_moto_alone(s3_server: S3Server, bucket: str) -> None:
     client = s3_server.client()
     client.put_object(Bucket=bucket, Key="key", Body=BODY)
     client.copy_object(
-        Bucket=bucket, Key="copy", CopySource={"Bucket": bucket, "Key": "key"}, CopySourceIfMatch=WRONG_ETAG
+        Bucket=bucket,
+        Key="copy",
+        CopySource={"Bucket": bucket, "Key": "key"},
+        ChecksumAlgorithm="CRC64NVME",
     )
-    assert client.get_object(Bucket=bucket, Key="copy")["Body"].read() == BODY
+    head = client.head_object(Bucket=bucket, Key="copy", ChecksumMode="ENABLED")
+    assert ("ChecksumCRC64NVME" in head) == isinstance(s3_server, MotoServer)
 
 
-def test_a_wrong_md5_is_refused_by_rclone_alone(s3_server: S3Server, bucket: str) -> None:
+def test_a_copy_of_a_missing_object_is_refused(s3_server: S3Server, bucket: str) -> None:
+    client, source = s3_server.client(), {"Bucket": bucket, "Key": "missing"}
+    code = _code(lambda: client.copy_object(Bucket=bucket, Key="copy", CopySource=source))
+    assert code == "NoSuchKey"
+    assert _keys(client, bucket) == []
+
+
+def test_a_conditional_delete_is_ignored_by_rclone_alone(s3_server: S3Server, bucket: str) -> None:
+    client = s3_server.client()
+    etag = client.put_object(Bucket=bucket, Key="key", Body=BODY)["ETag"]
+    refused = _code(lambda: client.delete_object(Bucket=bucket, Key="key", IfMatch=WRONG_ETAG))
+    if isinstance(s3_server, RcloneServer):
+        assert refused is None
+    else:
+        assert refused == "PreconditionFailed"
+        assert _keys(client, bucket) == ["key"]
+        client.delete_object(Bucket=bucket, Key="key", IfMatch=etag)
+    assert _keys(client, bucket) == []
+
+
+def test_a_wrong_md5_is_stored_by_moto_alone(s3_server: S3Server, bucket: str) -> None:
     md5 = base64.b64encode(bytes(16)).decode()
     code = _code(lambda: s3_server.client().put_object(Bucket=bucket, Key="key", Body=BODY, ContentMD5=md5))
-    assert code == ("BadDigest" if isinstance(s3_server, RcloneServer) else None)
+    assert code == (None if isinstance(s3_server, MotoServer) else "BadDigest")
 
 
 def test_metadata_that_a_copy_replaces_is_merged_by_rclone(s3_server: S3Server, bucket: str) -> None:
@@ -250,16 +349,11 @@ def test_metadata_that_a_copy_replaces_is_merged_by_rclone(s3_server: S3Server, 
         MetadataDirective="REPLACE",
     )
     found = {name.lower() for name in client.head_object(Bucket=bucket, Key="copy")["Metadata"]}
-    assert found - {"mtime"} == ({"new"} if isinstance(s3_server, MotoServer) else {"old", "new"})
-
-
-def _keys(client: S3Client, bucket: str) -> list[str]:
-    pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, PaginationConfig={"PageSize": 10})
-    return [item["Key"] for page in pages for item in page.get("Contents", [])]
+    assert found - {"mtime"} == ({"old", "new"} if isinstance(s3_server, RcloneServer) else {"new"})
 
 
 def test_odd_keys_are_stored_and_listed_in_the_order_of_their_bytes(s3_server: S3Server, bucket: str) -> None:
-    names = ODD_NAMES + (ODD_NAMES_BEYOND_FILES if isinstance(s3_server, MotoServer) else ())
+    names = ODD_NAMES + (() if isinstance(s3_server, RcloneServer) else ODD_NAMES_BEYOND_FILES)
     objects = odd_hour("raw/", names)
     client = s3_server.client()
     put_objects(client, bucket, objects)
@@ -286,7 +380,7 @@ def test_rclone_refuses_keys_that_are_no_file_names(
 def test_a_folder_placeholder_loses_its_slash_in_rclone(s3_server: S3Server, bucket: str) -> None:
     client = s3_server.client()
     client.put_object(Bucket=bucket, Key="raw/folder/", Body=b"")
-    assert _keys(client, bucket) == ["raw/folder/" if isinstance(s3_server, MotoServer) else "raw/folder"]
+    assert _keys(client, bucket) == ["raw/folder" if isinstance(s3_server, RcloneServer) else "raw/folder/"]
 
 
 def test_moto_closes_every_connection_after_its_answer(s3_server: S3Server) -> None:
@@ -307,5 +401,5 @@ def test_a_part_copied_from_another_object_is_empty_in_rclone(s3_server: S3Serve
         Bucket=bucket, Key="copy", UploadId=upload, PartNumber=1, CopySource={"Bucket": bucket, "Key": "key"}
     )
     parts = client.list_parts(Bucket=bucket, Key="copy", UploadId=upload)["Parts"]
-    assert [part["Size"] for part in parts] == [len(BODY) if isinstance(s3_server, MotoServer) else 0]
+    assert [part["Size"] for part in parts] == [0 if isinstance(s3_server, RcloneServer) else len(BODY)]
     client.abort_multipart_upload(Bucket=bucket, Key="copy", UploadId=upload)

@@ -1,11 +1,13 @@
 """Entry point of ``log-rollup``, or ``python -m log_rollup_plugin.cli``."""
 
+import logging
 import os
 import signal
 import sys
 from types import FrameType
 
 from log_rollup_plugin.cli.main import main
+from log_rollup_plugin.cli.output import printable_record
 
 # For Airflow, which is imported later. As its own commands have it, connections are looked up in the metadata
 # database too.
@@ -21,4 +23,5 @@ def interrupt(_number: int, _frame: FrameType | None) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, interrupt)
+    logging.setLogRecordFactory(printable_record)
     sys.exit(main())

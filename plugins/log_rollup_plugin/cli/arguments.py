@@ -5,9 +5,11 @@ import re
 from datetime import UTC, date, datetime
 
 from include.log_rollup.errors import ConfigurationError
-from include.log_rollup.hours import floor_hour
+from include.log_rollup.hours import check_hour, floor_hour
 from include.log_rollup.streams import Stream, load_streams, streams_path
 
+# Of the streams, in a message.
+MOST_NAMED = 20
 _FOLDER = re.compile(r"([0-9]{8})/([0-9]{2})/?")
 _URL = re.compile(r"s3://([^/]+)/(.+)", re.DOTALL)
 
@@ -21,7 +23,9 @@ def find_stream(name: str) -> Stream:
     for stream in streams:
         if stream.name == name:
             return stream
-    known = ", ".join(stream.name for stream in streams) or "none"
+    known = ", ".join(stream.name for stream in streams[:MOST_NAMED]) or "none"
+    if len(streams) > MOST_NAMED:
+        known += f" and {len(streams) - MOST_NAMED:,} more"
     raise ConfigurationError(f"there is no stream {name!r} in {streams_path()}; its streams: {known}")
 
 
@@ -44,6 +48,10 @@ def hour(text: str) -> datetime:
         ) from None
     if folder is None and "T" not in text.upper() and " " not in text:
         raise argparse.ArgumentTypeError(f"{text!r} is a day; write an hour of it like 2026-11-23T08")
+    try:
+        check_hour(instant)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     return floor_hour(instant if instant.tzinfo else instant.replace(tzinfo=UTC))
 
 

@@ -5,7 +5,7 @@ import re
 import ssl
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import partial
@@ -19,9 +19,11 @@ from include.log_rollup.errors import (
     AccessError,
     ConfigurationError,
     CredentialsError,
+    NotFoundError,
+    ProofError,
     ResourceLimitError,
     RollupError,
-    TransientError,
+    UnsupportedOperationError,
 )
 from include.log_rollup.monitor import FILES_BESIDE_CONNECTIONS, check_open_file_limit, open_files
 from include.log_rollup.store import Downloaded, ListPage, Location, ObjectInfo, Transfer, Uploaded
@@ -55,6 +57,17 @@ _SKEW_TOLERATED = timedelta(minutes=1)
 # Of a raw object that is read to see whether that can be done.
 _LARGEST_READ = 32 * MIB
 _PROBE = b"log-rollup doctor\n"
+# An ETag that no object has.
+_OTHER_ETAG = "0" * 32
+_WITHOUT_COPIES = (
+    "without copies an hour is published less safely while two runs of it compete (docs/RELIABILITY.md), and raw "
+    "objects larger than 'part_size' cannot be rolled up"
+)
+_WITHOUT_CONDITIONS = (
+    "without conditional deletes a run may remove the claim of another one, which matters only while two runs of "
+    "an hour compete (docs/RELIABILITY.md)"
+)
+_UNREACHABLE = "see that the connection's endpoint is right and can be reached from here; then try again"
 # Half for boto3, half for the data plane: both are asked.
 _CONTROL_CONNECTIONS = 2
 
@@ -74,6 +87,7 @@ class Check:
     :param stream: whose it is; None for what all have in common
     :param found: what was found
     :param remedy: what to do about it, where ``found`` does not say so itself
+    :param unsupported: whether the store does not know the operation
     """
 
     check: str
@@ -81,6 +95,7 @@ class Check:
     state: State
     found: str
     remedy: str | None = None
+    unsupported: bool = False
 
 
 def doctor(options: argparse.Namespace, answer: Answer) -> bool:
@@ -92,8 +107,14 @@ def doctor(options: argparse.Namespace, answer: Answer) -> bool:
             answer.lines(*_told(check))
     right = all(check.state is not State.FAIL for check in checks)
     if options.json:
-        answer.json({"ok": right, "checks": [asdict(check) for check in checks]})
+        answer.json({"ok": right, "checks": [_document(check) for check in checks]})
     return right
+
+
+def _document(check: Check) -> dict[str, str | None]:
+    document = asdict(check)
+    del document["unsupported"]
+    return document
 
 
 def _told(check: Check) -> Sequence[str]:
@@ -228,19 +249,34 @@ def _bucket(stream: Stream) -> Iterator[Check]:
             yield probe.check("read raw", f"s3:GetObject on {raw}", partial(probe.read_raw, smallest))
         bucket = _arn(stream.aggregated, bucket=True)
         yield probe.check("list aggregated", f"s3:ListBucket on {bucket}", probe.list_aggregated)
-        written = probe.check("write aggregated", f"s3:PutObject on {built}", probe.write)
-        yield written
-        if written.state is State.OK:
+        put = f"s3:PutObject on {built}"
+        written = [
+            probe.check("write aggregated", put, probe.write),
+            probe.check("write records", put, probe.write_record),
+        ]
+        yield from written
+        if all(check.state is State.OK for check in written):
+            copying = f"s3:GetObject and s3:PutObject on {built}"
             yield probe.check("read aggregated", f"s3:GetObject on {built}", probe.read_back)
+            yield _optional(probe.check("copy", copying, probe.copy), _WITHOUT_COPIES)
+            yield _optional(
+                probe.check("conditional delete", f"s3:DeleteObject on {built}", probe.delete_on_condition),
+                _WITHOUT_CONDITIONS,
+            )
+        if any(check.state is State.OK for check in written):
             yield probe.check("remove aggregated", f"s3:DeleteObject on {built}", probe.remove)
             yield probe.check("CRC64-NVME", f"s3:DeleteObject on {built}", probe.crc)
         uploads = probe.check("open uploads", f"s3:ListBucketMultipartUploads on {bucket}", probe.uploads)
-        # Complete hours are complete without it.
-        yield (
-            uploads
-            if uploads.state is State.OK
-            else Check(uploads.check, uploads.stream, State.WARN, uploads.found, uploads.remedy)
-        )
+        # Hours are completed without it.
+        yield uploads if uploads.state is State.OK else replace(uploads, state=State.WARN)
+
+
+def _optional(check: Check, without: str) -> Check:
+    """A warning where the store does not know an operation without which hours can be completed.
+
+    :param without: what it means
+    """
+    return replace(check, state=State.WARN, remedy=without) if check.unsupported else check
 
 
 def _clock(stream: Stream, skew: timedelta) -> Check:
@@ -259,7 +295,7 @@ def _arn(place: Location, bucket: bool = False) -> str:
 
 
 class _Probe:
-    """Asks for one thing after the other; writes one small object below the stream's ``_rollup/`` and removes it.
+    """Asks for one thing after the other; writes small objects below the stream's ``_rollup/`` and removes them.
 
     :param refused: whether S3 knows the credentials and refused something
     :param skew: how far this machine's clock is ahead of S3's, once that is known
@@ -273,12 +309,19 @@ class _Probe:
         self._raw: ListPage | None = None
         # Not below an hour: there it might be taken for something of a run's.
         self._object = stream.aggregated.child(f"_rollup/doctor-{uuid4().hex}")
+        self._record, self._copied, self._absent = (
+            Location(self._object.bucket, f"{self._object.key}-{name}")
+            for name in ("record", "copy", "absent")
+        )
+        self._record_etag = ""
 
     def check(self, title: str, needed: str, ask: Callable[[], str]) -> Check:
         """Ask, and tell what came of it.
 
         :param needed: the permission without which S3 refuses this
         """
+        from log_rollup_plugin.faults import is_unreachable
+
         name = self._stream.name
         try:
             return Check(title, name, State.OK, ask())
@@ -288,18 +331,17 @@ class _Probe:
             self.refused = True
             remedy = f"allow {needed} (deploy/iam-policy.json)"
             return Check(title, name, State.FAIL, str(error), remedy)
-        except TransientError as error:
-            remedy = (
-                "see that the connection's endpoint is right and can be reached from here; then try again"
-            )
-            return Check(title, name, State.FAIL, str(error), remedy)
+        except UnsupportedOperationError as error:
+            return Check(title, name, State.FAIL, str(error), unsupported=True)
         except RollupError as error:
+            if is_unreachable(error):
+                return Check(title, name, State.FAIL, str(error), _UNREACHABLE)
             return Check(title, name, State.FAIL, str(error))
 
     def list_raw(self) -> str:
         meta = self._store.client.meta
         before = datetime.now(UTC)
-        self._raw = next(iter(self._store.list_pages(self._stream.raw)))
+        self._raw = self._store.list_page(self._stream.raw)
         after = datetime.now(UTC)
         self.skew = before + (after - before) / 2 - self._raw.server_time
         return f"{self._stream.raw} at {meta.endpoint_url}, region {meta.region_name}"
@@ -322,7 +364,7 @@ class _Probe:
         return f"{source}, {row.size:,} bytes as the tasks read it; {kept}"
 
     def list_aggregated(self) -> str:
-        next(iter(self._store.list_pages(self._stream.aggregated)))
+        self._store.list_page(self._stream.aggregated)
         # Without s3:ListBucket, or with a condition on it, S3 answers 403 to this instead of 404.
         self._store.head(self._object)
         return f"{self._stream.aggregated}"
@@ -337,15 +379,48 @@ class _Probe:
         self._through_transfer(put)
         return f"{self._object}, as the tasks write parts"
 
+    def write_record(self) -> str:
+        self._record_etag = self._store.write(self._record, _PROBE, "application/json")
+        return f"{self._record}, as the tasks write plans and markers"
+
     def read_back(self) -> str:
-        if self._store.read(self._object) != _PROBE:
-            raise TransientError(f"{self._object} does not hold what was written a moment ago")
+        for written in (self._object, self._record):
+            self._expect_probe(written)
         return "it holds what was written"
 
+    def copy(self) -> str:
+        """Manifests and markers are copied to their places; what is gone must not be copied."""
+        self._store.publish(self._record, self._copied)
+        self._expect_probe(self._copied)
+        try:
+            self._store.publish(self._absent, self._copied)
+        except NotFoundError:
+            return "the server copies objects, and refuses to copy what is not there"
+        raise ProofError(
+            f"the server says that it copied {self._absent}, which does not exist: a run that was overtaken could "
+            f"publish an hour there"
+        )
+
+    def _expect_probe(self, place: Location) -> None:
+        stored = self._store.read(place)
+        if stored is None or stored.body != _PROBE:
+            raise ProofError(f"{place} does not hold what was written a moment ago")
+
+    def delete_on_condition(self) -> str:
+        if self._store.delete_if(self._record, _OTHER_ETAG):
+            return f"the server deletes whatever the ETag is; {_WITHOUT_CONDITIONS}"
+        if self._store.head(self._record) is None:
+            raise ProofError(f"{self._record} is gone, though its delete was refused")
+        if not self._store.delete_if(self._record, self._record_etag):
+            raise ProofError(f"{self._record} could not be deleted, though its ETag is {self._record_etag}")
+        return "the server deletes only what has the stated ETag"
+
     def remove(self) -> str:
-        self._store.delete(self._object.bucket, [self._object.key])
-        if self._store.head(self._object) is not None:
-            raise TransientError(f"{self._object} is still there after it was deleted; delete it by hand")
+        written = (self._object, self._record, self._copied)
+        self._store.delete(self._object.bucket, [place.key for place in written])
+        for place in written:
+            if self._store.head(place) is not None:
+                raise ProofError(f"{place} is still there after it was deleted; delete it by hand")
         return "it is gone again"
 
     def crc(self) -> str:
@@ -354,8 +429,7 @@ class _Probe:
         return "the store takes any: parts are read back when an hour is validated"
 
     def uploads(self) -> str:
-        # Below the probe, where there are none to give up.
-        self._store.abort_uploads(self._object)
+        self._store.list_uploads(self._object)
         return "unfinished ones can be found"
 
     def _through_transfer(self, ask: Callable[[Transfer, Callable[[T | Exception], None]], None]) -> T:

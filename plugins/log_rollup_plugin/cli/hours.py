@@ -36,16 +36,20 @@ def status(options: argparse.Namespace, answer: Answer) -> bool:
     hours = [hour for hour in (midnight + timedelta(hours=number) for number in range(24)) if hour <= now]
     with open_store(stream) as store:
         found = [_hour(stream, status, now) for status in read_hours(store, stream, hours)]
+    damaged = [hour for hour in found if hour["state"] == HourState.DAMAGED]
     if options.json:
         answer.json({"stream": stream.name, "day": f"{day}", "hours": found})
-        return True
+        return not damaged
     shown = [hour for hour in found if hour["state"] != _BEFORE_START]
     if shown:
         answer.lines(*table(_HEADINGS, [_cells(hour) for hour in shown], _LEFT))
     else:
         why = f"the stream starts at {format_hour(stream.start)}" if found else "that day has not begun yet"
         tell(f"nothing to show for {day}: {why}")
-    return True
+    for hour in found:
+        if hour["problem"]:
+            tell(f"{hour['hour']}: {hour['problem']}")
+    return not damaged
 
 
 def _hour(stream: Stream, status: HourStatus, now: datetime) -> dict[str, Any]:
@@ -63,6 +67,9 @@ def _hour(stream: Stream, status: HourStatus, now: datetime) -> dict[str, Any]:
         "max_connections": marker.get("max_connections"),
         "verified": marker.get("verified"),
         "completed_at": marker.get("completed_at"),
+        "foreign": marker.get("foreign"),
+        "damaged": marker.get("damaged"),
+        "problem": status.problem or None,
     }
 
 

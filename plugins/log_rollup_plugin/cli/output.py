@@ -1,10 +1,16 @@
-"""What the command prints: answers on stdout, all else on stderr."""
+"""What the command prints: answers on stdout, all else on stderr.
+
+Keys and whatever else comes from a bucket may hold any character. :func:`printable` is applied to every line that
+is printed, so that none of them can move the cursor, change what was printed before, or look like another line.
+"""
 
 import json
+import logging
 import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import IO, Any, Self, TextIO
 
@@ -14,6 +20,34 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from include.log_rollup.units import format_size
 
 LINE_SECONDS = 5.0
+
+
+def printable(text: str) -> str:
+    """Text in one line, as a terminal may show it.
+
+    Control characters (C0, C1, DEL, line ends among them), bidirectional and other format characters, line
+    separators, unusual spaces and what is no character at all become escapes as in Python: ``\\x1b``, ``\\u202e``.
+    All else stays as it is.
+    """
+    if text.isprintable():
+        return text
+    return "".join(character if character.isprintable() else _escape(character) for character in text)
+
+
+def _escape(character: str) -> str:
+    number = ord(character)
+    if number < 0x100:
+        return f"\\x{number:02x}"
+    return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+
+
+def printable_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
+    """Make a log record whose message is :func:`printable`; to be set with ``logging.setLogRecordFactory``."""
+    record = logging.LogRecord(*args, **kwargs)
+    # A message that does not fit its arguments is left to the handler, which says where it came from.
+    with suppress(TypeError, ValueError, LookupError):
+        record.msg, record.args = printable(record.getMessage()), ()
+    return record
 
 
 class Answer:
@@ -36,13 +70,17 @@ class Answer:
         return os.fdopen(self._stream.fileno(), "wb", closefd=False)
 
     def json(self, document: Mapping[str, Any]) -> None:
-        """Write one document, in ASCII, so that any key passes through any terminal or pipe."""
-        self._stream.write(json.dumps(document, indent=2) + "\n")
+        """Write one document, in printable ASCII, so that any key passes through any terminal or pipe."""
+        # json leaves DEL alone, which is a control character too.
+        self._stream.write(json.dumps(document, indent=2).replace("\x7f", "\\u007f") + "\n")
         self._stream.flush()
 
     def lines(self, *lines: str) -> None:
-        """Write lines of text."""
-        self._stream.write("".join(f"{line}\n" for line in lines))
+        """Write lines of text, each made :func:`printable`."""
+        text = "".join(f"{printable(line)}\n" for line in lines)
+        encoding = self._stream.encoding or "utf-8"
+        # A terminal that knows ASCII alone shows escapes for the rest.
+        self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
         self._stream.flush()
 
     def give_up(self) -> None:
@@ -51,12 +89,13 @@ class Answer:
 
 
 def tell(message: str) -> None:
-    """Say something that is no answer."""
-    sys.stderr.write(f"{message}\n")
+    """Print a line that is no answer, made :func:`printable`."""
+    sys.stderr.write(f"{printable(message)}\n")
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int]) -> list[str]:
     """Lay a table out, columns to the right but for those of ``left``."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
 
     def line(cells: Sequence[str]) -> str:
@@ -77,7 +116,7 @@ class Progressing:
     """
 
     def __init__(self, title: str, shown: bool = True) -> None:
-        self._title = title
+        self._title = printable(title)
         self._shown = shown
         self._bar: Progress | None = None
         console = Console(stderr=True)
@@ -87,7 +126,7 @@ class Progressing:
                 DownloadColumn(binary_units=True), TimeRemainingColumn(),
                 console=console, transient=True, redirect_stdout=False, redirect_stderr=False,
             )  # fmt: skip
-            self._task = self._bar.add_task(title, total=None)
+            self._task = self._bar.add_task(self._title, total=None)
         self._told = time.monotonic()
 
     def __enter__(self) -> Self:

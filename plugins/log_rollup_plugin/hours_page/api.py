@@ -1,12 +1,15 @@
 """The app behind the page Hours: its files, and what they ask for. Everything is only read."""
 
+import asyncio
+import logging
 import re
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
-from threading import Lock
 from typing import Annotated, Any
 
 from airflow.api_fastapi.app import get_auth_manager
@@ -17,13 +20,16 @@ from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_da
 from airflow.models.dag import DagModel
 from botocore.config import Config
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.exception_handlers import http_exception_handler
 from fastapi.responses import FileResponse, HTMLResponse
 from fastapi.staticfiles import StaticFiles
+from pydantic import TypeAdapter
+from sqlalchemy.orm import Session
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from include.log_rollup.detail import HourDetail, PartStatus, read_hour
-from include.log_rollup.errors import ConfigurationError
+from include.log_rollup.errors import ConfigurationError, TransientError
 from include.log_rollup.hours import format_hour, parse_hour
 from include.log_rollup.status import HourState
 from include.log_rollup.streams import Stream, load_streams
@@ -40,19 +46,28 @@ from log_rollup_plugin.hours_page.database import (
     tasks_of,
 )
 from log_rollup_plugin.hours_page.states import State, judge, late_after
+from log_rollup_plugin.hours_page.threads import BusyError, OwnThreads
 from log_rollup_plugin.links import console_page
 from log_rollup_plugin.runs import dag_id_of
 
-# An api-server process holds no slots of the pool. These are all the connections that it opens: for the
-# months, whoever looks at whichever stream, and for the one hour that somebody opens.
+log = logging.getLogger(__name__)
+
+# An api-server process holds no slots of the pool. These are all the connections that it opens: for the months of
+# all streams together, and for each of the hours that are open at the same time.
 MONTH_CONNECTIONS = 4
-HOUR_CONNECTIONS = 2
-# A person waits: a bucket that does not answer is told sooner than to a task.
-RETRIES = {"mode": "standard", "max_attempts": 2}
+HOUR_CONNECTIONS = 1
+HOUR_THREADS = 4
+# A person waits: a bucket that does not answer is reported sooner than to a task.
+RETRIES = {"mode": "standard", "total_max_attempts": 2}
+CONNECT_SECONDS = 3.0
+READ_SECONDS = 5.0
 # How long the first answer waits for the bucket; what is not read by then comes with a later one.
 PATIENCE_SECONDS = 0.5
-# How long an hour's page waits while others read theirs.
-TURN_SECONDS = 20.0
+# How long an hour's page waits for a thread while others read theirs, and for what it reads.
+TURN_SECONDS = 2.0
+LOOK_SECONDS = 15.0
+# When a page that was refused asks again.
+RETRY_AFTER_SECONDS = 5
 
 STATIC = Path(__file__).parent / "static"
 _MONTH = re.compile(r"(20[0-9]{2})-(0[1-9]|1[0-2])")
@@ -181,27 +196,68 @@ class DetailView:
     may_clear: bool
 
 
+class ImpatientHook(PooledS3Hook):
+    """A hook that gives up early, whatever the connection says, because a person waits for it.
+
+    :param seconds: after which it sends no further request; None for no limit
+    """
+
+    def __init__(self, *args: Any, seconds: float | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._seconds = seconds
+        self._deadline = None if seconds is None else time.monotonic() + seconds
+
+    def _get_config(self, config: Config | None = None) -> Config:
+        early = Config(connect_timeout=CONNECT_SECONDS, read_timeout=READ_SECONDS, retries=RETRIES)
+        return super()._get_config(config).merge(early)
+
+    def get_client_type(self, *args: Any, **kwargs: Any) -> Any:
+        """The boto3 client, which sends nothing after the deadline."""
+        client = super().get_client_type(*args, **kwargs)
+        client.meta.events.register_first("before-send.s3", self._check_deadline)
+        return client
+
+    def _check_deadline(self, **_: Any) -> None:
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            raise TransientError(f"the bucket answers too slowly: it was not read within {self._seconds:g} s")
+
+
 @contextmanager
-def open_store(stream: Stream, connections: int = MONTH_CONNECTIONS) -> Iterator[PooledS3Hook]:
-    """A hook that gives up early, closed afterwards."""
+def open_store(
+    stream: Stream, connections: int = MONTH_CONNECTIONS, seconds: float | None = None
+) -> Iterator[PooledS3Hook]:
+    """A hook that gives up early, closed afterwards.
+
+    :param seconds: after which it sends no further request; None for no limit
+    """
     # Only the aggregated bucket is read, so that all of them are for one host.
-    hook = PooledS3Hook(
+    hook = ImpatientHook(
         aws_conn_id=stream.aws_conn_id, max_connections=connections, control_connections=connections,
-        connect_timeout=stream.connect_timeout, config=Config(retries=RETRIES),
+        seconds=seconds,
     )  # fmt: skip
     with hook:
         yield hook
 
 
+OpenStore = Callable[..., AbstractContextManager[PooledS3Hook]]
+
+
 def known_streams() -> list[Stream]:
     """All streams.
 
-    :raises HTTPException: 503 if their file is not right, or not there
+    :raises HTTPException: 503 if their file is wrong, or not there; what is wrong in it may name streams that the
+        user may not read, so that only the log has it
     """
     try:
         return load_streams()
     except ConfigurationError as error:
-        raise HTTPException(503, f"the streams of this api-server cannot be read: {error}") from None
+        log.error("the page Hours cannot show any stream: %s", error)
+        raise HTTPException(
+            503,
+            "the streams file of this api-server is wrong or cannot be read; LOG_ROLLUP_STREAMS has to name a "
+            "readable file. What is wrong with it is shown among Airflow's Dag import errors, to those who may "
+            "see them, and in the log of the api-server",
+        ) from None
 
 
 def readable_stream(stream: str, request: Request, user: GetUserDep) -> Stream:
@@ -225,7 +281,7 @@ def month_hours(month: str) -> list[datetime]:
     """
     match = _MONTH.fullmatch(month)
     if not match:
-        raise HTTPException(400, f"month: {month!r} is not a month from 2000 on; write it like 2026-11")
+        raise HTTPException(400, f"month: {month!r} is not a month of 2000 to 2099; write it like 2026-11")
     first = datetime(int(match[1]), int(match[2]), 1, tzinfo=UTC)
     end = (first + timedelta(days=32)).replace(day=1)
     return [first + timedelta(hours=number) for number in range(int((end - first).total_seconds()) // 3600)]
@@ -238,30 +294,56 @@ def one_hour(hour: str) -> datetime:
     """
     try:
         parsed = parse_hour(hour)
-        if format_hour(parsed) == hour and parsed.year >= 2000:
+        if format_hour(parsed) == hour and _MONTH.fullmatch(hour[:7]):
             return parsed
     except ConfigurationError:
         pass
-    raise HTTPException(400, f"hour: {hour!r} is not a whole UTC hour; write it like 2026-11-23T08:00:00Z")
+    raise HTTPException(
+        400, f"hour: {hour!r} is not a whole UTC hour of 2000 to 2099; write it like 2026-11-23T08:00:00Z"
+    )
 
 
 ReadableStream = Annotated[Stream, Depends(readable_stream)]
 
 
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What was read of one hour.
+
+    :param error: why it could not be read, for people; empty if it could
+    """
+
+    detail: HourDetail | None
+    raw: PlaceView
+    aggregated: PlaceView
+    error: str
+
+
+_MONTH_JSON = TypeAdapter(MonthView)
+_DETAIL_JSON = TypeAdapter(DetailView)
+
+
 class Hours:
     """What the page asks for.
 
+    What may wait for S3 runs in threads of its own; the threads that all of Airflow's pages share are used for
+    the database and for making answers alone.
+
     :param clock: the present time
+    :param open_store: opens the store of a stream
     """
 
-    def __init__(self, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+    def __init__(
+        self, clock: Callable[[], datetime] = lambda: datetime.now(UTC), open_store: OpenStore = open_store
+    ) -> None:
         self._clock = clock
+        self._open_store = open_store
         self._cache = MarkerCache(open_store, clock)
-        self._turn = Lock()
+        self._threads = OwnThreads(HOUR_THREADS, "log-rollup-hours", TURN_SECONDS, LOOK_SECONDS)
         self.router = APIRouter(prefix="/api/streams")
         self.router.add_api_route("", self.streams)
-        self.router.add_api_route("/{stream}/hours", self.month)
-        self.router.add_api_route("/{stream}/hours/{hour}", self.hour)
+        self.router.add_api_route("/{stream}/hours", self.month, response_model=None)
+        self.router.add_api_route("/{stream}/hours/{hour}", self.hour, response_model=None)
 
     def streams(self, user: GetUserDep, session: SessionDep) -> StreamsView:
         """The streams whose Dags the user may read."""
@@ -270,80 +352,107 @@ class Hours:
         paused = is_paused(session, map(dag_id_of, mine))
         return StreamsView([_stream_view(stream, paused) for stream in mine], self._clock())
 
-    def month(
+    async def month(
         self,
         stream: ReadableStream,
         user: GetUserDep,
         session: SessionDep,
         month: Annotated[str, Query(description="like 2026-11")],
         refresh: Annotated[bool, Query(description="read all of it again")] = False,
-    ) -> MonthView:
-        """A month of hours: what is known of them at once, the rest while it is being read."""
+    ) -> Response:
+        """A month of hours (:class:`MonthView`): what is known at once, the rest while it is being read."""
         hours, now = month_hours(month), self._clock()
-        runs = runs_between(session, dag_id_of(stream), hours[0], hours[-1])
-        touched = {hour: at for hour in runs if (at := _touched(runs[hour]))}
-        session.commit()
         begun = [hour for hour in hours if hour <= now]
-        known = self._cache.look(stream, begun, touched, refresh=refresh, wait_seconds=PATIENCE_SECONDS)
-        late = self._late(stream, user, session)
-        views = [
-            _hour_view(stream, hour, now, known.hours.get(hour), runs.get(hour, []), late) for hour in hours
-        ]
-        ages = [read.at for read in known.hours.values()]
-        bucket = BucketView(min(ages, default=None), max(ages, default=None), known.pending, known.error)
-        paused = is_paused(session, [dag_id_of(stream)])
-        return MonthView(_stream_view(stream, paused), month, now, views, bucket)
+        runs, touched = await run_in_threadpool(_runs_of, session, stream, hours)
+        known = await run_in_threadpool(self._cache.look, stream, begun, touched, refresh=refresh)
+        if known.pending:
+            settled = asyncio.wrap_future(self._cache.settled(stream, begun))
+            await asyncio.wait([settled], timeout=PATIENCE_SECONDS)
+            settled.cancel()
 
-    def hour(self, stream: ReadableStream, hour: str, user: GetUserDep, session: SessionDep) -> DetailView:
-        """An hour in full, read now."""
-        at, now, dag_id = one_hour(hour), self._clock(), dag_id_of(stream)
-        runs = runs_between(session, dag_id, at, at).get(at, [])
-        # Gives the database's connection back while the bucket is read.
-        session.commit()
-        detail, places, error = self._read(stream, at)
-        # What could not be read now is as it was seen the last time.
-        read = self._cache.kept(stream, at)
-        judged = judge(stream, at, now, read, runs[0] if runs else None)
-        return DetailView(
-            stream=_stream_view(stream, is_paused(session, [dag_id])),
-            hour=hour,
-            now=now,
-            state=judged.state,
-            why=judged.why,
-            marker=read.status.marker if read else None,
-            parts=detail.parts if detail else (),
-            planned=_planned(detail),
-            unclear=detail.unclear if detail else "",
-            runs=runs,
-            tasks=tasks_of(session, dag_id, runs[0].run_id) if runs else (),
-            late=self._late(stream, user, session).get(hour),
-            raw=places[0],
-            aggregated=places[1],
-            error=error,
-            may_clear=_may(user, dag_id, "PUT", DagAccessEntity.TASK_INSTANCE),
-        )
+        def answer() -> Response:
+            found = self._cache.known(stream, begun)
+            late = self._late(stream, user, session)
+            views = [
+                _hour_view(stream, hour, now, found.hours.get(hour), runs.get(hour, []), late)
+                for hour in hours
+            ]
+            ages = [read.at for read in found.hours.values()]
+            bucket = BucketView(min(ages, default=None), max(ages, default=None), found.pending, found.error)
+            paused = is_paused(session, [dag_id_of(stream)])
+            return _json(_MONTH_JSON, MonthView(_stream_view(stream, paused), month, now, views, bucket))
 
-    def _read(self, stream: Stream, hour: datetime) -> tuple[HourDetail | None, list[PlaceView], str]:
-        """An hour's detail, the places of its objects, and why it could not be read."""
-        paths = stream.at(hour)
-        places = [PlaceView(str(place), None) for place in (paths.raw, paths.aggregated)]
-        # One at a time, so that all that are open together keep to their connections.
-        if not self._turn.acquire(timeout=TURN_SECONDS):
-            return None, places, "others are reading hours from a slow bucket; try again"
+        return await run_in_threadpool(answer)
+
+    async def hour(
+        self, stream: ReadableStream, hour: str, user: GetUserDep, session: SessionDep
+    ) -> Response:
+        """An hour in full (:class:`DetailView`), read now.
+
+        :raises HTTPException: 503 with Retry-After if too many others are being read
+        """
+        at, now = one_hour(hour), self._clock()
+        runs_by_hour, _ = await run_in_threadpool(_runs_of, session, stream, [at])
+        look = await self._look(stream, at)
+
+        def answer() -> Response:
+            dag_id, runs = dag_id_of(stream), runs_by_hour.get(at, [])
+            # What could not be read now is as it was seen the last time.
+            read = self._cache.kept(stream, at)
+            judged = judge(stream, at, now, read, runs[0] if runs else None)
+            view = DetailView(
+                stream=_stream_view(stream, is_paused(session, [dag_id])),
+                hour=hour,
+                now=now,
+                state=judged.state,
+                why=judged.why,
+                marker=read.status.marker if read else None,
+                parts=look.detail.parts if look.detail else (),
+                planned=_planned(look.detail),
+                unclear=look.detail.unclear if look.detail else "",
+                runs=runs,
+                tasks=tasks_of(session, dag_id, runs[0].run_id) if runs else (),
+                late=self._late(stream, user, session).get(hour),
+                raw=look.raw,
+                aggregated=look.aggregated,
+                error=look.error,
+                may_clear=_may(user, dag_id, "PUT", DagAccessEntity.TASK_INSTANCE),
+            )
+            return _json(_DETAIL_JSON, view)
+
+        return await run_in_threadpool(answer)
+
+    async def _look(self, stream: Stream, hour: datetime) -> _Look:
+        """Read an hour in one of the page's own threads.
+
+        :raises HTTPException: 503 if none is free
+        """
         try:
-            with open_store(stream, HOUR_CONNECTIONS) as hook:
-                meta = hook.client.meta
-                places = [
-                    PlaceView(str(place), console_page(meta, place))
-                    for place in (paths.raw, paths.aggregated)
-                ]
+            return await self._threads.run(partial(self._read, stream, hour))
+        except BusyError:
+            raise HTTPException(
+                503,
+                f"too many hours are being read at once, or the bucket answers slowly; trying again in "
+                f"{RETRY_AFTER_SECONDS} s",
+                headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
+            ) from None
+        except TimeoutError:
+            error = (
+                f"{stream.aggregated} was not read within {LOOK_SECONDS:g} s; the bucket answers too slowly"
+            )
+            return _Look(None, *_places(stream, hour, None), error)
+
+    def _read(self, stream: Stream, hour: datetime) -> _Look:
+        """An hour's detail and the places of its objects."""
+        places = _places(stream, hour, None)
+        try:
+            with self._open_store(stream, HOUR_CONNECTIONS, LOOK_SECONDS) as hook:
+                places = _places(stream, hour, hook.client.meta)
                 detail = read_hour(hook, stream, hour)
         except Exception as error:
-            return None, places, explain(error, stream)
-        finally:
-            self._turn.release()
+            return _Look(None, *places, explain(error, stream))
         self._cache.keep(stream, detail.status)
-        return detail, places, ""
+        return _Look(detail, *places, "")
 
     def _late(self, stream: Stream, user: BaseUser, session: SessionDep) -> Mapping[str, LateHour]:
         if not stream.late_days or not _may(user, LATE_DAG_ID, "GET", DagAccessEntity.XCOM):
@@ -363,6 +472,34 @@ def _stream_view(stream: Stream, paused: Mapping[str, bool]) -> StreamView:
         stream.part_size, stream.max_connections, late_after(stream).total_seconds(),
         paused.get(dag_id_of(stream)),
     )  # fmt: skip
+
+
+def _runs_of(
+    session: Session, stream: Stream, hours: Sequence[datetime]
+) -> tuple[Mapping[datetime, Sequence[HourRun]], Mapping[datetime, datetime]]:
+    """The runs of hours by hour, and when each hour was last touched by one."""
+    runs = runs_between(session, dag_id_of(stream), hours[0], hours[-1])
+    # Gives the database's connection back while the bucket is read.
+    session.commit()
+    return runs, {hour: at for hour in runs if (at := _touched(runs[hour]))}
+
+
+def _places(stream: Stream, hour: datetime, meta: Any) -> tuple[PlaceView, PlaceView]:
+    """Where the raw objects and the parts of an hour are.
+
+    :param meta: of the boto3 client; None where there is none, and so no console to link to
+    """
+    paths = stream.at(hour)
+    raw, aggregated = (
+        PlaceView(str(place), console_page(meta, place) if meta else None)
+        for place in (paths.raw, paths.aggregated)
+    )
+    return raw, aggregated
+
+
+def _json(adapter: TypeAdapter[Any], view: Any) -> Response:
+    """An answer, made in the thread that calls this: FastAPI would make it while all other requests wait."""
+    return Response(adapter.dump_json(view), media_type="application/json")
 
 
 def _touched(runs: Sequence[HourRun]) -> datetime | None:

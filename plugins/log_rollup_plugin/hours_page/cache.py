@@ -5,6 +5,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -64,6 +65,14 @@ class _Job:
     stream: Stream
     place: str
     hours: dict[datetime, None] = field(default_factory=dict)
+    waiting: list["Future[None]"] = field(default_factory=list)
+
+    def end(self) -> None:
+        """Tell those who wait that none of its hours wait any more."""
+        for future in self.waiting:
+            # Not one whose owner has given up.
+            if future.set_running_or_notify_cancel():
+                future.set_result(None)
 
 
 class MarkerCache:
@@ -113,9 +122,28 @@ class MarkerCache:
                 self._ask(stream, place, hours, stale)
             while self._pending(place, hours) and (left := deadline - time.monotonic()) > 0:
                 self._changed.wait(left)
-            known = {hour: self._read[place, hour] for hour in hours if (place, hour) in self._read}
-            _, error = self._errors.get(place, (None, ""))
-            return Known(known, self._pending(place, hours), error)
+            return self._known(place, hours)
+
+    def known(self, stream: Stream, hours: Sequence[datetime]) -> Known:
+        """What is known of some hours that :meth:`look` was asked for; nothing more is read."""
+        with self._changed:
+            return self._known(_place(stream), hours)
+
+    def _known(self, place: str, hours: Sequence[datetime]) -> Known:
+        found = {hour: self._read[place, hour] for hour in hours if (place, hour) in self._read}
+        _, error = self._errors.get(place, (None, ""))
+        return Known(found, self._pending(place, hours), error)
+
+    def settled(self, stream: Stream, hours: Sequence[datetime]) -> "Future[None]":
+        """Done when none of the hours that :meth:`look` was asked for wait to be read, or reading has failed."""
+        future: Future[None] = Future()
+        with self._changed:
+            job = self._jobs.get((_place(stream), hours[0])) if hours else None
+            if job is None:
+                future.set_result(None)
+            else:
+                job.waiting.append(future)
+        return future
 
     def keep(self, stream: Stream, status: HourStatus) -> None:
         """Take over what somebody else has read just now."""
@@ -194,6 +222,7 @@ class MarkerCache:
                         job.hours.pop(hour, None)
                     if not job.hours:
                         del self._jobs[key]
+                        job.end()
             self._changed.notify_all()
 
     def _give_up(self, place: str, error: str) -> None:
@@ -202,6 +231,7 @@ class MarkerCache:
             for key, job in list(self._jobs.items()):
                 if job.place == place:
                     del self._jobs[key]
+                    job.end()
             self._changed.notify_all()
 
     def _store(self, place: str, read: Sequence[HourStatus]) -> None:

@@ -25,6 +25,8 @@ class State(StrEnum):
     WAITING = "waiting"
     LATE = "late"
     FAILED = "failed"
+    DAMAGED = "damaged"
+    """There is a ``_SUCCESS`` that cannot be read."""
     MISSING = "missing"
     UNKNOWN = "unknown"
     """Its run succeeded, and the marker could not be read yet."""
@@ -64,6 +66,9 @@ def judge(
     if read and run and run.ended_at and run.ended_at >= read.at:
         # It may have completed the hour since.
         status = None
+    if status is not None and status.state is HourState.DAMAGED:
+        rerun = "; a rerun is under way" if run is not None and run.is_unfinished else ""
+        return Judged(State.DAMAGED, f"{status.problem}{rerun}")
     if run is not None and run.is_unfinished:
         return _unfinished(stream, hour, now, run)
     if run is not None and run.state == "failed":

@@ -3,11 +3,13 @@
 const HERE = new URL("./", location.href);
 const AIRFLOW = new URL("../../", HERE);
 
-/** Why an answer did not come, for people; `status` is 0 where the server was not reached. */
+/** Why an answer did not come, for people; `status` is 0 where the server was not reached. `retryMs` is when to ask
+ * again, where the server says so. */
 export class AnswerError extends Error {
-  constructor(status, message) {
+  constructor(status, message, retryMs = null) {
     super(message);
     this.status = status;
+    this.retryMs = retryMs;
   }
 }
 
@@ -34,7 +36,8 @@ async function request(url, options = {}) {
     throw new AnswerError(0, "Airflow's api-server does not answer; is it running?");
   }
   if (response.ok) return response.json();
-  throw new AnswerError(response.status, await reason(response));
+  const seconds = Number.parseInt(response.headers.get("Retry-After") ?? "", 10);
+  throw new AnswerError(response.status, await reason(response), seconds >= 0 ? seconds * 1000 : null);
 }
 
 async function reason(response) {

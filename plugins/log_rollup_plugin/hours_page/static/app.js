@@ -38,6 +38,7 @@ async function show(refresh = false) {
     if (mine !== showing) return;
     if (!(error instanceof AnswerError)) throw error;
     failed(error);
+    next = error.retryMs ?? next;
   } finally {
     if (mine === showing) {
       page.setAttribute("aria-busy", "false");

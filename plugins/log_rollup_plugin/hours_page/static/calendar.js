@@ -5,7 +5,9 @@ import { charts } from "./charts.js";
 import { STATES, address, age, chip, replace, streamChoice, warnings } from "./header.js";
 
 const MOST_NAMED = 6;
-const NEEDS_SOMEBODY = ["failed", "missing", "late"];
+const NEEDS_SOMEBODY = ["failed", "damaged", "missing", "late"];
+// States that the legend names only where there is an hour of them.
+const IF_ANY = ["unknown", "damaged"];
 const WEEKDAYS = ["Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat"];
 
 /** Show what the API says of a month. */
@@ -66,7 +68,7 @@ const isBehind = ({ late, marker }) => Boolean(late && marker && Date.parse(mark
 function legend(hours) {
   const counts = grouped(hours);
   const behind = hours.filter(isBehind).length;
-  const shown = Object.keys(STATES).filter((state) => state !== "unknown" || counts.has(state));
+  const shown = Object.keys(STATES).filter((state) => !IF_ANY.includes(state) || counts.has(state));
   return el(
     "ul",
     { class: "legend", "aria-label": "What the colours and signs mean, and how many hours there are of each" },

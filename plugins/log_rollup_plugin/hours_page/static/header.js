@@ -10,6 +10,7 @@ export const STATES = {
   waiting: ["Waiting", "until its raw objects are settled, or its run is queued"],
   late: ["Late", "it should be complete by now; its run is not done"],
   failed: ["Failed", "its run failed"],
+  damaged: ["Damaged", "there is a _SUCCESS that cannot be read, so it does not count as complete"],
   missing: ["Missing", "it is over, and has neither a completion marker nor a run at work"],
   unknown: ["Not read", "the bucket has not been read, or could not be"],
   open: ["Open", "it is not over yet"],

@@ -89,6 +89,7 @@ function facts(answer) {
       ["Bytes in", exact(marker.bytes_in)],
       ["Bytes out", exact(marker.bytes_out) + (marker.separator_bytes ? `, ${number(marker.separator_bytes)} newlines added` : "")],
       ["Parts", number(marker.parts)],
+      ...noted(marker),
       ["Left out", leftOut.length ? leftOut.map(([kind, count]) => `${number(count)} ${kind}`).join(", ") : "nothing"],
       ["Complete", `${instant(marker.completed_at)}${after > 0 ? `, ${seconds(after)} after its end` : ""}`],
       ["Packing", `${seconds(pack)} in all tasks, ${seconds(cpu)} of CPU`],
@@ -100,11 +101,20 @@ function facts(answer) {
   );
 }
 
+/** What was found beside the hour's own objects; nothing where a marker has none of it. */
+function noted({ foreign, damaged }) {
+  const rows = [];
+  if (foreign) rows.push(["Foreign objects", `${number(foreign)} beside the parts that no record names; they were left alone`]);
+  if (damaged) rows.push(["Damaged objects", `${number(damaged)} compressed ones that cannot be unpacked, each in a part of its own`]);
+  return rows;
+}
+
 /** What an operator does about an hour that is not complete. */
 function whatToDo({ stream, hour, state, why, runs: made, tasks }) {
   const failed = tasks.find((task) => task.state === "failed");
   const command = `airflow dags trigger ${stream.dag_id} --conf '{"hour": "${hour}"}'`;
   const advice = {
+    damaged: "Clear the run: plan_hour reads the hour again and packs what is missing, or its log says what to do first. Don't delete anything by hand, because raw objects may have expired since.",
     failed: "The log of the task that failed says what went wrong and what to do about it. Then clear the run.",
     late: "Nothing is wrong with it as far as Airflow knows; the log of the task that it is at says what it waits for.",
     waiting: "Nothing. It goes on by itself once no object has come for the stream's quiet period.",
@@ -123,7 +133,8 @@ function whatToDo({ stream, hour, state, why, runs: made, tasks }) {
   ];
   return card(
     "What to do",
-    why ? el("p", { class: "quiet" }, `${state === "unknown" ? "Whether it is complete is not known" : "It is not complete"}: ${why}.`) : null,
+    // The head has the whole of it, and it says itself that the hour is not complete.
+    why && state !== "damaged" ? el("p", { class: "quiet" }, `${state === "unknown" ? "Whether it is complete is not known" : "It is not complete"}: ${why}.`) : null,
     el("div", { class: "advice" }, advice ? el("p", {}, advice) : byHand),
     failed ? away(taskPage(stream.dag_id, made[0].run_id, failed), `Open ${failed.task_id}`, "button") : null,
   );
@@ -239,7 +250,7 @@ function shards({ stream, runs: made, tasks }) {
 }
 
 function parts({ parts: there, stream, unclear, planned, state }) {
-  if (!there.length) return unclear ? card("Parts", el("p", { class: "quiet" }, unclear)) : null;
+  if (!there.length) return unclear && state !== "damaged" ? card("Parts", el("p", { class: "quiet" }, unclear)) : null;
   const rows = there.map((part) => {
     const full = part.size / stream.part_size;
     return el(

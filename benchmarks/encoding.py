@@ -1,0 +1,42 @@
+"""The price of ``check_encoding``: the pack step on gzip objects, with and without, in turns."""
+
+from statistics import median
+
+from benchmarks.report import machine
+from benchmarks.settings import BUILD, CONNECTIONS, PART_BYTES, PROJECT, Settings
+from benchmarks.steps import SyntheticServer, scratch, step
+from benchmarks.table import as_table, write_json
+
+SIZES = tuple(range(100_000, 1_000_001, 100_000))
+
+
+def encoding(settings: Settings) -> int:
+    """Plan once, then pack in turns; the exit code."""
+    print(f"{settings.objects:,} gzip objects of 100 KB to 1 MB; {machine()}\n", flush=True)
+    found: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
+    for _ in range(settings.rounds):
+        for check in found:
+            # A server of its own, so that no part is there already.
+            with (
+                scratch() as folder,
+                SyntheticServer(folder, settings.objects, SIZES, 0.0, encoding=".gz") as server,
+            ):
+                planned = step("plan", server, folder, PART_BYTES, CONNECTIONS)
+                shards = next(iter(planned.own["shards"].values()))
+                done = step(
+                    "pack", server, folder, PART_BYTES, CONNECTIONS, shards=shards, check_encoding=check
+                )
+            found[check].append((float(done.own["cpu_seconds"]), float(done.own["seconds"])))
+    rows = [
+        {
+            "check_encoding": str(check).lower(),
+            "cpu_ms_an_object": round(1000 * median(cpu for cpu, _ in times) / settings.objects, 2),
+            "seconds": round(median(seconds for _, seconds in times), 2),
+        }
+        for check, times in found.items()
+    ]
+    print(as_table(rows))
+    target = BUILD / "bench-encoding.json"
+    write_json(target, rows)
+    print(f"\nwritten: {target.relative_to(PROJECT)}")
+    return 0

@@ -1,0 +1,89 @@
+"""The step rerun_<stream> of log_rollup_late: runs a stream's Dag for one hour and waits for it, not for ever."""
+
+from datetime import UTC, datetime
+from typing import Any, NoReturn
+
+from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
+from airflow.providers.standard.triggers.external_task import DagStateTrigger
+from airflow.sdk import Context
+from airflow.sdk.exceptions import AirflowRuntimeError, DagRunTriggerException, TaskDeferralTimeout
+
+from include.log_rollup.errors import PermanentError
+from include.log_rollup.units import format_duration
+
+
+class RerunHourOperator(TriggerDagRunOperator):
+    """A TriggerDagRunOperator whose deferral ends after ``execution_timeout``.
+
+    Airflow 3.3.2 applies no time limit to a deferral. The operator of the standard provider asks Airflow's task
+    runner to start the run and to defer, and the task runner defers without a timeout. So the run is started here,
+    as the task runner does it, and this task defers by itself.
+    """
+
+    def execute(self, context: Context) -> None:
+        """Start the run, or clear it if it is there, and wait for its end.
+
+        :raises DagIsPaused: if the Dag is paused
+        """
+        try:
+            super().execute(context)
+        except DagRunTriggerException as wanted:
+            self._start(wanted)
+            context["ti"].xcom_push(key="trigger_run_id", value=wanted.dag_run_id)
+            self.defer(
+                trigger=DagStateTrigger(
+                    dag_id=wanted.trigger_dag_id,
+                    states=[*wanted.allowed_states, *wanted.failed_states],
+                    run_ids=[wanted.dag_run_id],
+                    poll_interval=wanted.poke_interval,
+                ),
+                method_name="execute_complete",
+                timeout=self.execution_timeout,
+            )
+
+    def _start(self, wanted: DagRunTriggerException) -> None:
+        # They exist only where a task runs.
+        from airflow.sdk.execution_time.comms import ErrorResponse, TriggerDagRun
+        from airflow.sdk.execution_time.task_runner import SUPERVISOR_COMMS
+
+        answer = SUPERVISOR_COMMS.send(
+            TriggerDagRun(
+                dag_id=wanted.trigger_dag_id,
+                run_id=wanted.dag_run_id,
+                logical_date=wanted.logical_date,
+                run_after=wanted.run_after,
+                conf=wanted.conf,
+                reset_dag_run=wanted.reset_dag_run,
+                note=wanted.note,
+            )
+        )
+        if isinstance(answer, ErrorResponse):
+            raise PermanentError(
+                f"the run {wanted.dag_run_id!r} of {wanted.trigger_dag_id} could not be started: "
+                f"{answer.error.value} {answer.detail or ''}; clear this task, or start the run by hand"
+            )
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Go on after the deferral.
+
+        :raises PermanentError: if the run has not ended in time
+        """
+        try:
+            return super().resume_execution(next_method, next_kwargs, context)
+        except TaskDeferralTimeout:
+            self._not_ended(context)
+
+    def _not_ended(self, context: Context) -> NoReturn:
+        instance = context["ti"]
+        waited = format_duration(datetime.now(UTC) - instance.start_date)
+        try:
+            # A member of an enumeration, whose text is its name in capitals.
+            state = str(instance.get_dagrun_state(self.trigger_dag_id, self.trigger_run_id))
+            state = f"still {state.rpartition('.')[2].lower()}"
+        except AirflowRuntimeError as error:
+            state = f"in an unknown state ({error})"
+        raise PermanentError(
+            f"the run {self.trigger_run_id!r} of {self.trigger_dag_id} is {state} after {waited} of waiting. It "
+            f"goes on by itself: see what it waits for, and clear or fail it if it is stuck. The next run of "
+            f"log_rollup_late looks at the hour again"
+        )

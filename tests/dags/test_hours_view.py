@@ -1,0 +1,162 @@
+"""What the page Hours makes of answers that are rare: in a real browser, with the answers made up here."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Browser, Page, Route, expect
+
+from include.log_rollup.hours import format_hour
+from log_rollup_plugin.hours_page.api import (
+    STATIC,
+    BucketView,
+    DetailView,
+    HourView,
+    MonthView,
+    PlaceView,
+    StreamView,
+)
+from log_rollup_plugin.hours_page.states import State
+from tests.support.browser import running_browser
+
+HOUR = datetime(2026, 11, 23, 8, tzinfo=UTC)
+NOW = HOUR + timedelta(hours=4)
+# No such host: all that the page asks for is answered by the test.
+PAGE = "http://hours.test/log-rollup/hours/"
+ADDRESS = f"{PAGE}?stream=app&hour={format_hour(HOUR)}"
+STREAM = StreamView(
+    "app", "log_rollup_app", "s3://logs/raw/", "s3://logs/out/", HOUR, 2**25, 25, 4200.0, False
+)
+PROBLEM = "s3://logs/out/20261123/08/_SUCCESS: is damaged (<b>objects</b>: field required)"
+MARKER: Mapping[str, Any] = {
+    "plan_id": "72476eb6ae5830a3a11a", "objects": 300, "bytes_in": 10**8, "separator_bytes": 0, "bytes_out": 10**8,
+    "parts": 3, "left_out": {"hidden": 0}, "verified": {"parts": {"read-back": 3}, "objects": {"length": 300}},
+    "validated_at": "2026-11-23T09:12:30+00:00", "completed_at": "2026-11-23T09:12:40+00:00",
+    "max_connections": 25, "peak": {"sockets": 20, "open_files": 40, "rss_bytes": 2**27},
+    "requests": {"GET": 300}, "retries": 0, "throttles": 0, "seconds": {"pack": 3.9, "pack_cpu": 1.0},
+}  # fmt: skip
+
+Answers = dict[str, Callable[[Route], None]]
+OpenPage = Callable[..., Page]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with running_browser() as found:
+        yield found
+
+
+@pytest.fixture
+def open_page(browser: Browser) -> Iterator[OpenPage]:
+    """Opens the page with answers by path; scripts must not fail, whatever the answer."""
+    errors: list[str] = []
+    context = browser.new_context()
+
+    def open_it(address: str, answers: Answers) -> Page:
+        def answer(route: Route) -> None:
+            path = urlsplit(route.request.url).path.removeprefix(urlsplit(PAGE).path)
+            if path in answers:
+                answers[path](route)
+            elif path == "api/streams":
+                route.fulfill(json=plain({"streams": [asdict(STREAM)], "now": NOW}))
+            else:
+                route.fulfill(path=STATIC / (path.removeprefix("static/") or "index.html"))
+
+        context.route(f"{PAGE}**", answer)
+        page = context.new_page()
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(address)
+        return page
+
+    yield open_it
+    context.close()
+    assert errors == []
+
+
+def plain(value: Any) -> Any:
+    """As JSON has it."""
+    if isinstance(value, datetime):
+        return format_hour(value)
+    if isinstance(value, Mapping):
+        return {name: plain(item) for name, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def detail(state: State, why: str = "", marker: Mapping[str, Any] | None = None) -> Any:
+    """The answer for an hour."""
+    raw, parts = (PlaceView(f"s3://logs/{name}/20261123/08/", None) for name in ("raw", "out"))
+    view = DetailView(
+        STREAM, format_hour(HOUR), NOW, state, why, marker, (), None, why, (), (), None, raw, parts, "", False
+    )
+    return plain(asdict(view))
+
+
+HOUR_PATH = f"api/streams/app/hours/{format_hour(HOUR).replace(':', '%3A')}"
+
+
+def test_a_refused_page_says_so_and_asks_again(open_page: OpenPage) -> None:
+    asked = []
+
+    def busy_twice(route: Route) -> None:
+        asked.append(route)
+        if len(asked) > 2:
+            route.fulfill(json=detail(State.COMPLETE, marker=MARKER))
+        else:
+            route.fulfill(status=503, headers={"Retry-After": "1"}, json={"detail": "too many hours"})
+
+    page = open_page(ADDRESS, {HOUR_PATH: busy_twice})
+    expect(page.locator(".notice")).to_contain_text("too many hours")
+    expect(page.locator("dl").first).to_contain_text("Raw objects300", timeout=20_000)
+    expect(page.locator(".notice")).to_have_count(0)
+    assert len(asked) == 3
+
+
+def test_a_damaged_hour_says_what_is_wrong_and_what_to_do(open_page: OpenPage) -> None:
+    page = open_page(ADDRESS, {HOUR_PATH: lambda route: route.fulfill(json=detail(State.DAMAGED, PROBLEM))})
+    expect(page.locator(".chip").first).to_have_text("Damaged")
+    expect(page.locator(".why")).to_have_text(PROBLEM)
+    expect(page.get_by_text("Clear the run: plan_hour")).to_be_visible()
+    assert page.get_by_text(PROBLEM).count() == 1
+
+
+def test_the_calendar_names_damaged_hours_among_those_to_look_at(open_page: OpenPage) -> None:
+    hours = [
+        HourView(
+            format_hour(HOUR.replace(day=1, hour=0) + timedelta(hours=number)),
+            State.NONE,
+            "",
+            None,
+            None,
+            None,
+        )
+        for number in range(30 * 24)
+    ]
+    hours[22 * 24 + 8] = HourView(format_hour(HOUR), State.DAMAGED, PROBLEM, None, None, None)
+    month = plain(asdict(MonthView(STREAM, "2026-11", NOW, hours, BucketView(NOW, NOW, 0, ""))))
+    page = open_page(
+        f"{PAGE}?stream=app&month=2026-11", {"api/streams/app/hours": lambda route: route.fulfill(json=month)}
+    )
+    expect(page.locator(f'a.hour[data-key="{format_hour(HOUR)}"]')).to_have_attribute("data-state", "damaged")
+    expect(page.locator(".legend")).to_contain_text("Damaged 1")
+    expect(page.locator(".attention")).to_contain_text(PROBLEM)
+
+
+@pytest.mark.parametrize(("foreign", "damaged"), [(None, None), (0, 0), (3, 0), (0, 2), (1234, 1)])
+def test_foreign_and_damaged_objects_are_shown_unless_none(
+    open_page: OpenPage, foreign: int | None, damaged: int | None
+) -> None:
+    marker = {**MARKER, "foreign": foreign, "damaged": damaged}
+    page = open_page(
+        ADDRESS, {HOUR_PATH: lambda route: route.fulfill(json=detail(State.COMPLETE, marker=marker))}
+    )
+    facts = page.locator("dl").first
+    expect(facts).to_contain_text("Left out")
+    for count, name in ((foreign, "Foreign objects"), (damaged, "Damaged objects")):
+        if count:
+            expect(facts).to_contain_text(re.compile(f"{name}{count:,} "))
+        else:
+            expect(facts).not_to_contain_text(name)

@@ -1,0 +1,123 @@
+"""The step wait_for_raw_hour: when it defers, for how long, and how it goes on."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.sdk.bases.operator import TriggerFailureReason
+from airflow.sdk.exceptions import TaskDeferralError, TaskDeferred
+
+from include.log_rollup.errors import EmptyHourError, ListingError, PermanentError, TransientError
+from include.log_rollup.settle import Look, State
+from log_rollup_plugin import sensor as sensor_module
+from log_rollup_plugin.sensor import TRIGGER_MARGIN, RawHourSensor
+from tests.unit.pipeline import HOUR, make_stream
+
+END = HOUR + timedelta(hours=1)
+TIMEOUT = timedelta(hours=6)
+SILENT = {"error": TriggerFailureReason.TRIGGER_TIMEOUT}
+
+
+@pytest.fixture(autouse=True)
+def _connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps({"conn_type": "aws"}))
+
+
+def found(monkeypatch: pytest.MonkeyPatch, result: Look | Exception) -> None:
+    """Have each listing find this."""
+
+    def look(*_: Any) -> Look:
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    monkeypatch.setattr(sensor_module, "look", look)
+
+
+def seen(state: State, now: datetime = END) -> Look:
+    return Look(state, 3, 300, HOUR, now)
+
+
+def context(waited: timedelta = timedelta(0)) -> Any:
+    return {
+        "params": {"hour": HOUR.isoformat()},
+        "ti": SimpleNamespace(start_date=datetime.now(UTC) - waited),
+    }
+
+
+def sensor() -> RawHourSensor:
+    return RawHourSensor(task_id="wait_for_raw_hour", stream=make_stream(timeout=TIMEOUT))
+
+
+def silence(waited: timedelta = timedelta(hours=6, minutes=15)) -> None:
+    sensor().resume_execution("__fail__", dict(SILENT), context(waited))
+
+
+def deferral(monkeypatch: pytest.MonkeyPatch, first: Look) -> TaskDeferred:
+    found(monkeypatch, first)
+    with pytest.raises(TaskDeferred) as raised:
+        sensor().execute(context())
+    return raised.value
+
+
+def test_deferral_ends_even_if_its_trigger_is_never_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    deferred = deferral(monkeypatch, seen(State.BEING_WRITTEN))
+    assert deferred.timeout == TIMEOUT + TRIGGER_MARGIN
+
+
+def test_trigger_gets_the_deadline_by_both_clocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    store_now = END + timedelta(days=300)
+    trigger = deferral(monkeypatch, seen(State.BEING_WRITTEN, store_now)).trigger
+    assert datetime.fromisoformat(trigger.until) == store_now + TIMEOUT
+    since, deadline = map(datetime.fromisoformat, (trigger.since, trigger.deadline))
+    assert deadline - since == TIMEOUT
+    assert abs(datetime.now(UTC) - since) < timedelta(minutes=5)
+
+
+def test_empty_hour_past_its_timeout_does_not_defer(monkeypatch: pytest.MonkeyPatch) -> None:
+    found(monkeypatch, seen(State.EMPTY, END + timedelta(hours=7)))
+    with pytest.raises(EmptyHourError):
+        sensor().execute(context())
+
+
+def test_trigger_failure_names_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    event = {"status": "failed", "message": "hour 2026-11-23T08:00:00Z: no objects"}
+    with pytest.raises(PermanentError, match=r"^stream 'app': hour 2026-11-23T08:00:00Z: no objects$"):
+        sensor().resume_execution("resume", {"event": event}, context())
+
+
+def test_silent_trigger_of_a_settled_hour_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    found(monkeypatch, seen(State.SETTLED))
+    silence()
+
+
+@pytest.mark.parametrize(
+    ("result", "problem"),
+    [
+        (seen(State.BEING_WRITTEN), "not settled under s3://logs/raw/app/20261123/08/"),
+        (TransientError("LIST s3://logs: Could not connect"), "Could not connect"),
+        (ListingError("truncated, but without a token"), "without a token"),
+    ],
+)
+def test_silent_trigger_fails_with_hour_wait_and_problem(
+    monkeypatch: pytest.MonkeyPatch, result: Look | Exception, problem: str
+) -> None:
+    found(monkeypatch, result)
+    with pytest.raises(PermanentError) as raised:
+        silence()
+    for part in (
+        "stream 'app'",
+        "hour 2026-11-23T08:00:00Z",
+        "6h15m",
+        problem,
+        "that a triggerer is running",
+    ):
+        assert part in str(raised.value)
+
+
+def test_trigger_that_broke_stays_a_failure_to_retry() -> None:
+    broken = {"error": TriggerFailureReason.TRIGGER_FAILURE}
+    with pytest.raises(TaskDeferralError):
+        sensor().resume_execution("__fail__", broken, context())

@@ -1,0 +1,536 @@
+"""The hook as an object store: on real servers, and on servers with one quirk."""
+
+import json
+import time
+from collections.abc import Callable
+from contextlib import closing
+from urllib.parse import parse_qs, unquote
+from xml.sax.saxutils import escape
+
+import pytest
+
+from include.log_rollup.crc import crc64, to_header
+from include.log_rollup.errors import (
+    AccessError,
+    MissingBucketError,
+    NotFoundError,
+    RollupError,
+    ThrottledError,
+    TooLargeError,
+    TransientError,
+    UnsupportedOperationError,
+)
+from include.log_rollup.store import Location, StoredObject, Uploaded
+from include.log_rollup.units import MIB
+from log_rollup_plugin import hook as hook_module
+from log_rollup_plugin.hook import PooledS3Hook
+from log_rollup_plugin.transfer import SocketTransfer
+from tests.support.hours import put_objects
+from tests.support.recorder import ETAG, Recorded, Recorder, like_s3, refuse, respond
+from tests.support.servers import RcloneServer, S3Client, S3Server
+
+HookFactory = Callable[..., PooledS3Hook]
+
+
+@pytest.fixture
+def hook(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> PooledS3Hook:
+    """A hook on each server in turn."""
+    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", s3_server.airflow_connection_json())
+    return PooledS3Hook(aws_conn_id="aws_default", max_connections=3)
+
+
+@pytest.fixture
+def hook_on(monkeypatch: pytest.MonkeyPatch) -> HookFactory:
+    """Makes a hook on a recorder, with botocore's own tries: ``hook_on(recorder, attempts=…)``."""
+
+    def make(server: Recorder, attempts: int = 1) -> PooledS3Hook:
+        config = {"s3": {"addressing_style": "path"}, "retries": {"total_max_attempts": attempts}}
+        extra = {"endpoint_url": server.url, "region_name": "eu-central-1", "config_kwargs": config}
+        connection = {"conn_type": "aws", "login": "key", "password": "secret", "extra": extra}
+        monkeypatch.setenv("AIRFLOW_CONN_RECORDER", json.dumps(connection))
+        monkeypatch.setattr(hook_module, "DELETE_WAIT_SECONDS", 0.001)
+        return PooledS3Hook(aws_conn_id="recorder", max_connections=3)
+
+    return make
+
+
+def keys_of(client: S3Client, bucket: str) -> list[str]:
+    """All keys of a bucket, by a client of the test's own."""
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket)
+    return [row["Key"] for page in pages for row in page.get("Contents", ())]
+
+
+def wait_for(transfer: SocketTransfer, results: list[Uploaded | Exception], count: int) -> None:
+    """Wait until so many requests have ended."""
+    until = time.monotonic() + 30
+    while len(results) < count and time.monotonic() < until:
+        transfer.wait(1.0)
+    assert len(results) == count
+
+
+# -- real servers ------------------------------------------------------------------------------------------
+
+
+def test_page_of_a_listing_is_one_request(hook: PooledS3Hook, s3_server: S3Server, bucket: str) -> None:
+    put_objects(s3_server.client(), bucket, {f"a/{n}": b"x" * n for n in range(7)})
+    place = Location(bucket, "a/")
+    first = hook.list_page(place, limit=3)
+    assert [row.key for row in first.objects] == ["a/0", "a/1", "a/2"]
+    assert first.truncated
+    assert first.token
+    second = hook.list_page(place, token=first.token, limit=10)
+    assert [row.key for row in second.objects] == [f"a/{n}" for n in range(3, 7)]
+    assert (second.truncated, second.token) == (False, None)
+    behind = hook.list_page(place, start_after="a/4")
+    assert [row.key for row in behind.objects] == ["a/5", "a/6"]
+    assert hook.requests["ListObjectsV2"] == 3
+
+
+def test_small_objects_are_written_and_read_with_their_etag(hook: PooledS3Hook, bucket: str) -> None:
+    target = Location(bucket, "a/record.json")
+    assert hook.read(target) is None
+    etag = hook.write(target, b"{}", "application/json")
+    assert hook.read(target) == StoredObject(b"{}", etag)
+    head = hook.head(target)
+    assert head is not None
+    assert (head.size, head.etag) == (2, etag)
+    assert hook.read_range(target, etag, 1, 1) == b"}"
+    assert hook.read(target, limit=2) == StoredObject(b"{}", etag)
+    with pytest.raises(TooLargeError, match="larger than 1 bytes"):
+        hook.read(target, limit=1)
+    # The connection of what was not read is there for the next request.
+    assert hook.read(target) is not None
+
+
+def test_published_object_has_content_and_type_of_its_source(
+    hook: PooledS3Hook, s3_server: S3Server, bucket: str
+) -> None:
+    staged, target = Location(bucket, "a/_rollup/staged"), Location(bucket, "a/_SUCCESS")
+    hook.write(staged, b"{}", "application/json")
+    hook.publish(staged, target)
+    found = hook.read(target)
+    assert found is not None
+    assert found.body == b"{}"
+    stored = s3_server.client().head_object(Bucket=bucket, Key=target.key)
+    assert stored["ContentType"] == "application/json"
+
+
+def test_publishing_what_was_deleted_fails(hook: PooledS3Hook, bucket: str) -> None:
+    staged, target = Location(bucket, "a/staged"), Location(bucket, "a/_SUCCESS")
+    hook.write(staged, b"{}", "application/json")
+    hook.delete(bucket, [staged.key])
+    with pytest.raises(NotFoundError):
+        hook.publish(staged, target)
+    assert hook.read(target) is None
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_deleted_objects_are_gone(hook: PooledS3Hook, s3_server: S3Server, bucket: str, count: int) -> None:
+    names = ["a/1", "a/ü&<b>.log", "a/\t\x01", "a/ x+y%20", "a/'\""][:count]
+    put_objects(s3_server.client(), bucket, dict.fromkeys([*names, "a/kept"], b"x"))
+    hook.delete(bucket, [*names, "a/never-there"])
+    assert keys_of(s3_server.client(), bucket) == ["a/kept"]
+
+
+def test_single_key_is_deleted_by_delete_object(hook: PooledS3Hook, bucket: str) -> None:
+    hook.delete(bucket, ["a"])
+    assert dict(hook.requests) == {"DeleteObject": 1}
+
+
+def test_conditional_delete_leaves_what_has_changed(hook: PooledS3Hook, bucket: str) -> None:
+    target = Location(bucket, "a/claim.json")
+    first = hook.write(target, b"1", "text/plain")
+    second = hook.write(target, b"22", "text/plain")
+    # rclone ignores the condition.
+    if not hook.delete_if(target, first):
+        assert hook.read(target) == StoredObject(b"22", second)
+        assert hook.delete_if(target, second) is True
+    assert hook.read(target) is None
+    assert hook.delete_if(target, second) is True
+
+
+def test_multipart_upload_is_begun_copied_into_and_finished(
+    hook: PooledS3Hook, s3_server: S3Server, bucket: str
+) -> None:
+    body = bytes(range(256)) * (6 * MIB // 256)
+    source, target = Location(bucket, "raw/large ü.log"), Location(bucket, "out/part")
+    put_objects(s3_server.client(), bucket, {source.key: body})
+    raw = hook.head(source)
+    assert raw is not None
+    upload = hook.begin_upload(target, {"x-amz-storage-class": "STANDARD"})
+    listed = hook.list_uploads(Location(bucket, "out/"))
+    assert listed in ([(target.key, upload)], [])
+    parts: list[Uploaded | Exception] = []
+    with closing(hook.open_transfer(bucket, bucket)) as transfer:
+        for number, (first, last) in enumerate([(0, 5 * MIB - 1), (5 * MIB, len(body) - 1)], 1):
+            transfer.copy_range(source, raw.etag, first, last, target, upload, number, parts.append)
+            wait_for(transfer, parts, number)
+    etags = [part.etag for part in parts if isinstance(part, Uploaded)]
+    if len(etags) < 2:
+        # rclone has no UploadPartCopy.
+        assert isinstance(s3_server, RcloneServer)
+        hook.abort_upload(target, upload)
+    else:
+        hook.finish_upload(target, upload, etags)
+        assert s3_server.client().get_object(Bucket=bucket, Key=target.key)["Body"].read() == body
+    hook.abort_upload(target, upload)
+    assert hook.list_uploads(Location(bucket, "out/")) == []
+
+
+def test_object_is_copied_if_it_has_not_changed(hook: PooledS3Hook, s3_server: S3Server, bucket: str) -> None:
+    source, target = Location(bucket, "raw/ü a+b.log"), Location(bucket, "out/part-00000.log")
+    put_objects(s3_server.client(), bucket, {source.key: b"hello"})
+    head = hook.head(source)
+    assert head is not None
+    results: list[Uploaded | Exception] = []
+    with closing(hook.open_transfer(bucket, bucket)) as transfer:
+        transfer.copy(source, head.etag, target, {}, results.append)
+        wait_for(transfer, results, 1)
+        transfer.copy(Location(bucket, "raw/gone"), head.etag, target.child("-gone"), {}, results.append)
+        wait_for(transfer, results, 2)
+    copied = hook.head(target)
+    assert copied is not None
+    assert [type(result) for result in results] == [Uploaded, NotFoundError]
+    assert isinstance(results[0], Uploaded)
+    assert results[0].etag == copied.etag
+
+
+# -- quirks ------------------------------------------------------------------------------------------------
+
+
+def fields(request: Recorded) -> dict[str, list[str]]:
+    """The query of a request."""
+    return parse_qs(request.path.partition("?")[2], keep_blank_values=True)
+
+
+def test_page_is_returned_as_the_server_states_it(hook_on: HookFactory) -> None:
+    """Checking is the caller's: here a page says that more follows, and has no token."""
+    page = (
+        b"<ListBucketResult><IsTruncated>true</IsTruncated><Contents><Key>b</Key><Size>1</Size>"
+        b"<LastModified>2026-11-26T00:00:00.000Z</LastModified><ETag>&quot;e&quot;</ETag></Contents>"
+        b"<NextContinuationToken></NextContinuationToken></ListBucketResult>"
+    )
+    with Recorder(lambda _: respond(200, page)) as server:
+        found = hook_on(server).list_page(Location("logs", "a/"), start_after="a/z", limit=17)
+    assert ([row.key for row in found.objects], found.truncated, found.token) == (["b"], True, None)
+    (request,) = server.requests
+    asked = fields(request)
+    assert (asked["max-keys"], asked["start-after"], asked["prefix"]) == (["17"], ["a/z"], ["a/"])
+
+
+@pytest.mark.parametrize("length", [True, False])
+def test_object_that_is_too_large_is_not_read(hook_on: HookFactory, length: bool) -> None:
+    """Also where the answer has no length and goes on and on."""
+    body = bytes(3 * MIB)
+    chunks = b"100000\r\n%s\r\n" % bytes(MIB)
+
+    def answer(request: Recorded) -> bytes:
+        if request.path.endswith("small"):
+            return like_s3(request)
+        if length:
+            return respond(200, body, f'ETag: "{ETAG}"')
+        return b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks * 3 + b"0\r\n\r\n"
+
+    with Recorder(answer) as server, hook_on(server) as hook:
+        for _ in range(3):
+            with pytest.raises(TooLargeError):
+                hook.read(Location("logs", "large"), limit=MIB)
+        assert hook.read(Location("logs", "small")) == StoredObject(b"hello", ETAG)
+
+
+@pytest.mark.parametrize("status", [200, 206])
+def test_range_of_another_length_is_an_error(hook_on: HookFactory, status: int) -> None:
+    """A server that ignores ranges sends the whole object."""
+    with (
+        Recorder(lambda _: respond(status, b"0123456789", f'ETag: "{ETAG}"')) as server,
+        hook_on(server) as hook,
+        pytest.raises(TransientError, match="more of 3 bytes came for the range bytes=2-4"),
+    ):
+        hook.read_range(Location("logs", "k"), ETAG, 2, 3)
+
+
+@pytest.mark.parametrize("kind", ["refused", "empty", "ranged", "whole"])
+def test_head_without_a_length_is_completed_by_a_get(hook_on: HookFactory, kind: str) -> None:
+    """supabase storage leaves the length out for an empty object."""
+    answers = {
+        "refused": (refuse(416, "InvalidRange"), 0),
+        "empty": (respond(200), 0),
+        "ranged": (respond(206, b"h", "Content-Range: bytes 0-0/123"), 123),
+        "whole": (respond(200, b"hello"), 5),
+    }
+    body, size = answers[kind]
+
+    def answer(request: Recorded) -> bytes:
+        head = b'HTTP/1.1 200 OK\r\nETag: "%s"\r\nConnection: close\r\n\r\n' % ETAG.encode()
+        return head if request.method == "HEAD" else body
+
+    with Recorder(answer) as server, hook_on(server) as hook:
+        for _ in range(2):
+            head = hook.head(Location("logs", "k"))
+            assert head is not None
+            assert head.size == size
+    assert server.requests[1]["range"] == "bytes=0-0"
+
+
+@pytest.mark.parametrize("value", ["!", "AAAA", "AAAAAAAAAAAAAAAA"])
+def test_damaged_checksum_of_a_head_counts_as_none(hook_on: HookFactory, value: str) -> None:
+    def answer(request: Recorded) -> bytes:
+        return respond(200, b"", f"x-amz-checksum-crc64nvme: {value}")
+
+    with Recorder(answer) as server, hook_on(server) as hook:
+        head = hook.head(Location("logs", "k"))
+    assert head is not None
+    assert head.crc64nvme is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (refuse(501, "NotImplemented"), UnsupportedOperationError),
+        (refuse(405, "MethodNotAllowed"), UnsupportedOperationError),
+        (respond(200), UnsupportedOperationError),
+        (refuse(404, "NoSuchKey"), NotFoundError),
+        (refuse(404, "NoSuchBucket"), MissingBucketError),
+        (refuse(200, "SlowDown"), ThrottledError),
+        (refuse(200, "InternalError"), TransientError),
+        (refuse(403, "AccessDenied"), AccessError),
+    ],
+)
+def test_failed_publication_says_why(hook_on: HookFactory, answer: bytes, error: type[RollupError]) -> None:
+    with (
+        Recorder(lambda _: answer) as server,
+        hook_on(server) as hook,
+        pytest.raises(RollupError) as failed,
+    ):
+        hook.publish(Location("logs", "staged"), Location("logs", "_SUCCESS"))
+    assert type(failed.value) is error
+
+
+# -- the check of CRCs -------------------------------------------------------------------------------------
+
+
+def checks(code: str, right_too: bool = False) -> Callable[[Recorded], bytes]:
+    """A server that answers so to a wrong CRC64-NVME, or also to the right one."""
+
+    def answer(request: Recorded) -> bytes:
+        if request.method == "PUT":
+            right = request["x-amz-checksum-crc64nvme"] == to_header(crc64(request.body))
+            if right_too or not right:
+                return refuse(400, code)
+        return like_s3(request)
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("code", "right_too", "refuses"),
+    [
+        ("BadDigest", False, True),
+        ("XAmzContentChecksumMismatch", False, True),
+        ("BadDigest", True, False),
+        ("InvalidRequest", False, False),
+        ("InvalidArgument", True, False),
+        ("NotImplemented", True, False),
+    ],
+)
+def test_only_a_bad_digest_counts_as_refusing_a_wrong_crc(
+    hook_on: HookFactory, code: str, right_too: bool, refuses: bool
+) -> None:
+    with Recorder(checks(code, right_too)) as server, hook_on(server) as hook:
+        assert hook.refuses_wrong_crc(Location("logs", "scratch")) is refuses
+    assert server.requests[-1].method == "DELETE"
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        ("ExpiredToken", TransientError),
+        ("RequestTimeout", TransientError),
+        ("InvalidToken", AccessError),
+        ("MalformedXML", RollupError),
+    ],
+)
+def test_other_errors_of_the_crc_check_are_raised(
+    hook_on: HookFactory, code: str, error: type[RollupError]
+) -> None:
+    with Recorder(checks(code)) as server, hook_on(server) as hook, pytest.raises(error, match=code):
+        hook.refuses_wrong_crc(Location("logs", "scratch"))
+
+
+# -- deletes -----------------------------------------------------------------------------------------------
+
+
+def deletes(failing: dict[str, list[str]], refused: bytes | None = None) -> Callable[[Recorded], bytes]:
+    """A server with DeleteObjects.
+
+    :param failing: error codes by key, one for each try
+    :param refused: the answer to DeleteObjects, of a server that does not know it
+    """
+
+    def answer(request: Recorded) -> bytes:
+        if request.method != "POST":
+            return like_s3(request)
+        if refused is not None:
+            return refused
+        rows = []
+        for row in request.body.decode().split("<Key>")[1:]:
+            key = row.partition("</Key>")[0]
+            codes = failing.get(key)
+            if codes:
+                rows.append(f"<Error><Key>{escape(key)}</Key><Code>{codes.pop(0)}</Code></Error>")
+            else:
+                rows.append(f"<Deleted><Key>{escape(key)}</Key></Deleted>")
+        return respond(200, f"<DeleteResult>{''.join(rows)}</DeleteResult>".encode())
+
+    return answer
+
+
+def named(server: Recorder, method: str) -> list[str]:
+    """Keys that were named in the path of requests with this method."""
+    return [unquote(one.path).removeprefix("/logs/") for one in server.requests if one.method == method]
+
+
+@pytest.mark.parametrize("code", ["InternalError", "SlowDown", "ServiceUnavailable", "RequestTimeout"])
+def test_keys_that_fail_for_the_moment_are_tried_again(hook_on: HookFactory, code: str) -> None:
+    with Recorder(deletes({"b": [code] * 3, "c": [code]})) as server, hook_on(server) as hook:
+        hook.delete("logs", ["a", "b", "c"])
+    bodies = [one.body.decode() for one in server.requests]
+    assert [[key for key in "abc" if f"<Key>{key}</Key>" in body] for body in bodies] == [
+        ["a", "b", "c"], ["b", "c"], ["b"], ["b"]
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("code", "error", "tries"),
+    [
+        ("InternalError", TransientError, 6),
+        ("SlowDown", ThrottledError, 6),
+        ("AccessDenied", AccessError, 1),
+        ("InvalidArgument", RollupError, 1),
+    ],
+)
+def test_keys_that_go_on_failing_are_an_error_with_its_reason(
+    hook_on: HookFactory, code: str, error: type[RollupError], tries: int
+) -> None:
+    with (
+        Recorder(deletes({"b": [code] * 99})) as server,
+        hook_on(server) as hook,
+        pytest.raises(error, match=rf"DELETE s3://logs/b: .*{code}"),
+    ):
+        hook.delete("logs", ["a", "b"])
+    assert len(server.requests) == tries
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        refuse(400, "InvalidRequest", "Missing required header for this request: Content-MD5"),
+        refuse(400, "MissingContentMD5"),
+        refuse(501, "NotImplemented"),
+        refuse(405, "MethodNotAllowed"),
+        refuse(404, "NotFound"),
+        refuse(403, "AccessDenied"),
+        # Of a server that takes the request for something else and deletes nothing.
+        respond(200, b"<Something/>"),
+    ],
+)
+def test_keys_are_deleted_one_by_one_without_delete_objects(hook_on: HookFactory, refused: bytes) -> None:
+    with Recorder(deletes({}, refused)) as server, hook_on(server) as hook:
+        hook.delete("logs", ["a", "b", "c"])
+        assert named(server, "DELETE") == ["a", "b", "c"]
+        hook.delete("logs", ["d", "e"])
+        assert named(server, "DELETE") == ["a", "b", "c", "d", "e"]
+    posts = len([one for one in server.requests if one.method == "POST"])
+    assert posts == (2 if refused.startswith(b"HTTP/1.1 200") else 1)
+
+
+def test_refused_deletes_are_reported_where_both_ways_fail(hook_on: HookFactory) -> None:
+    def answer(request: Recorded) -> bytes:
+        return refuse(403, "AccessDenied")
+
+    with Recorder(answer) as server, hook_on(server) as hook:
+        for _ in range(2):
+            with pytest.raises(AccessError, match=r"DELETE s3://logs/a: .*AccessDenied"):
+                hook.delete("logs", ["a", "b"])
+    # Not remembered: both ways are tried each time.
+    assert [one.method for one in server.requests] == ["POST", "DELETE"] * 2
+
+
+def test_missing_bucket_is_not_taken_for_a_missing_operation(hook_on: HookFactory) -> None:
+    with (
+        Recorder(lambda _: refuse(404, "NoSuchBucket")) as server,
+        hook_on(server) as hook,
+        pytest.raises(MissingBucketError),
+    ):
+        hook.delete("logs", ["a", "b"])
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "gone"),
+    [
+        (b"HTTP/1.1 204 No Content\r\n\r\n", True),
+        (refuse(412, "PreconditionFailed"), False),
+        (refuse(404, "NoSuchKey"), True),
+    ],
+)
+def test_conditional_delete_tells_whether_the_etag_was_another(
+    hook_on: HookFactory, answer: bytes, gone: bool
+) -> None:
+    with Recorder(lambda _: answer) as server, hook_on(server) as hook:
+        assert hook.delete_if(Location("logs", "claim"), "abc") is gone
+    (request,) = server.requests
+    assert request["if-match"] == '"abc"'
+
+
+@pytest.mark.parametrize(
+    "refused", [refuse(501, "NotImplemented"), refuse(400, "InvalidArgument"), refuse(400, "InvalidRequest")]
+)
+def test_refused_condition_is_left_out_from_then_on(hook_on: HookFactory, refused: bytes) -> None:
+    def answer(request: Recorded) -> bytes:
+        return refused if request["if-match"] else like_s3(request)
+
+    with Recorder(answer) as server, hook_on(server) as hook:
+        # It is looked at instead, which leaves a gap.
+        assert hook.delete_if(Location("logs", "claim"), "another") is False
+        assert named(server, "DELETE") == ["claim"]
+        assert hook.delete_if(Location("logs", "claim"), ETAG) is True
+        assert named(server, "DELETE") == ["claim"] * 3
+        assert hook.delete_if(Location("logs", "claim"), ETAG) is True
+    assert [one["if-match"] is None for one in server.requests if one.method == "DELETE"] == [
+        False, False, True, True
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("code", "error"), [("ExpiredToken", TransientError), ("SlowDown", ThrottledError)])
+def test_failure_of_a_conditional_delete_is_no_refusal_of_it(
+    hook_on: HookFactory, code: str, error: type[RollupError]
+) -> None:
+    with (
+        Recorder(lambda _: refuse(400, code)) as server,
+        hook_on(server) as hook,
+        pytest.raises(error),
+    ):
+        hook.delete_if(Location("logs", "claim"), "abc")
+    assert len(server.requests) == 1
+
+
+def test_upload_that_is_gone_counts_as_given_up(hook_on: HookFactory) -> None:
+    target = Location("logs", "k")
+    with Recorder(lambda _: refuse(404, "NoSuchUpload")) as server, hook_on(server) as hook:
+        hook.abort_upload(target, "id")
+    with (
+        Recorder(lambda _: refuse(403, "AccessDenied")) as server,
+        hook_on(server) as hook,
+        pytest.raises(AccessError),
+    ):
+        hook.abort_upload(target, "id")
+
+
+def test_error_within_the_answer_to_a_completion_is_one(hook_on: HookFactory) -> None:
+    with (
+        Recorder(lambda _: refuse(200, "InternalError")) as server,
+        hook_on(server) as hook,
+        pytest.raises(TransientError, match="InternalError"),
+    ):
+        hook.finish_upload(Location("logs", "k"), "id", ["a", "b"])

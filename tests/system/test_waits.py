@@ -1,0 +1,104 @@
+"""Deferred tasks under a real scheduler: each wait ends, even if no trigger ever ends it."""
+
+import sqlite3
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from demo.airflow_api import TaskInstance
+from demo.layout import BUCKET
+from tests.support.hours import hour_prefix, make_hour
+from tests.system.conftest import AT_ONCE, Running
+
+WAITS = "log_rollup_waits"
+HOUR = datetime(2026, 11, 2, 8, tzinfo=UTC)
+LISTINGS = 8
+STUCK = "stuck_rerun"
+STUCK_DAG = f"""
+from datetime import datetime, timedelta
+from airflow.sdk import DAG
+from log_rollup_plugin.rerun import RerunHourOperator
+
+with DAG("{STUCK}", start_date=datetime(2026, 11, 1), schedule=None):
+    RerunHourOperator(
+        task_id="rerun",
+        trigger_dag_id="{WAITS}",
+        trigger_run_id="late__stuck",
+        conf={{"hour": "{HOUR:%Y-%m-%dT%H:%M:%SZ}"}},
+        logical_date=None,
+        reset_dag_run=True,
+        fail_when_dag_is_paused=True,
+        wait_for_completion=True,
+        deferrable=True,
+        poke_interval=5,
+        retries=0,
+        execution_timeout=timedelta(seconds=10),
+    )
+"""
+
+
+@pytest.fixture(scope="module")
+def waits(running: Running) -> None:
+    """A stream whose hours wait for a marker that does not come."""
+    start = running.dataset.hours[-1].hour + timedelta(hours=1)
+    running.add_stream("waits", start, marker="_DONE", timeout="6h", **AT_ONCE)
+    make_hour(running.client, BUCKET, hour_prefix("raw/waits/", HOUR), objects=2)
+
+
+def instance_in(running: Running, dag_id: str, run_id: str, task_id: str, state: str) -> TaskInstance:
+    """The task instance, once it is in this state."""
+
+    def probe() -> TaskInstance | None:
+        instances = running.stack.api.task_instances(dag_id, run_id)
+        return next((one for one in instances if (one.task_id, one.state) == (task_id, state)), None)
+
+    found: TaskInstance = running.wait_for(f"{task_id} of {run_id} to be {state}", probe)
+    return found
+
+
+def log_of(running: Running, dag_id: str, run_id: str, task_id: str) -> str:
+    """All that a task has written into its log."""
+    path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/logs/1"
+    return str(running.stack.api.request("GET", path))
+
+
+def in_database(running: Running, statement: str, *values: Any) -> list[Any]:
+    """Run a statement in Airflow's database."""
+    path = running.stack.layout.airflow_home / "airflow.db"
+    with closing(sqlite3.connect(path, timeout=60)) as database, database:
+        return database.execute(statement, values).fetchall()
+
+
+def test_hour_whose_trigger_is_silent_ends(running: Running, waits: None) -> None:
+    run_id = running.trigger(WAITS, {"hour": HOUR.isoformat()})
+    instance_in(running, WAITS, run_id, "wait_for_raw_hour", "deferred")
+    of_task = "WHERE run_id = ? AND task_id = 'wait_for_raw_hour'"
+    ((timeout,),) = in_database(running, f"SELECT trigger_timeout FROM task_instance {of_task}", run_id)
+    left = datetime.fromisoformat(timeout).replace(tzinfo=UTC) - datetime.now(UTC)
+    assert timedelta(hours=6) < left < timedelta(hours=7)
+
+    # By now the executor has told the scheduler that the task has deferred.
+    running.wait_for(
+        "some listings",
+        lambda: log_of(running, WAITS, run_id, "wait_for_raw_hour").count("is no marker") > LISTINGS,
+    )
+    # As if all of it had passed.
+    past = (datetime.now(UTC) - timedelta(seconds=1)).replace(tzinfo=None).isoformat(" ")
+    in_database(running, f"UPDATE task_instance SET trigger_timeout = ? {of_task}", past, run_id)
+    instance_in(running, WAITS, run_id, "wait_for_raw_hour", "failed")
+    assert "the triggerer has not reported for" in log_of(running, WAITS, run_id, "wait_for_raw_hour")
+    assert running.ended(WAITS, run_id).state == "failed"
+
+
+def test_rerun_whose_run_is_stuck_ends_and_names_it(running: Running, waits: None) -> None:
+    running.add_dag("stuck_rerun.py", STUCK_DAG)
+    run_id = running.trigger(STUCK, {})
+    assert running.ended(STUCK, run_id).state == "failed"
+    log = log_of(running, STUCK, run_id, "rerun")
+    assert "the run 'late__stuck' of log_rollup_waits is still running" in log.replace("\\", "")
+    # The run itself goes on.
+    instance_in(running, WAITS, "late__stuck", "wait_for_raw_hour", "deferred")
+    running.client.put_object(Bucket=BUCKET, Key=hour_prefix("raw/waits/", HOUR) + "_DONE", Body=b"")
+    instance_in(running, WAITS, "late__stuck", "wait_for_raw_hour", "success")

@@ -1,0 +1,169 @@
+"""doctor tries what the tasks need of a store, and says what it means where the store lacks it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from include.log_rollup.errors import (
+    AccessError,
+    ConfigurationError,
+    NotFoundError,
+    PermanentError,
+    TransientError,
+    UnsupportedOperationError,
+)
+from include.log_rollup.store import Location
+from log_rollup_plugin.cli import doctor
+from log_rollup_plugin.cli.doctor import Check, State
+from log_rollup_plugin.faults import from_network, from_response
+from tests.unit.fake_store import FakeStore
+from tests.unit.pipeline import make_stream
+
+RAW_KEY = "raw/app/20261123/08/a.log"
+
+
+class Store(FakeStore):
+    """A store in memory that can say where it is."""
+
+    client = SimpleNamespace(meta=SimpleNamespace(endpoint_url="http://s3", region_name="us-east-1"))
+
+
+Examine = Callable[[FakeStore], dict[str, Check]]
+
+
+@pytest.fixture
+def examine(monkeypatch: pytest.MonkeyPatch) -> Examine:
+    """The checks of a store by their names; whatever they find, nothing is left in the store."""
+
+    def check(store: FakeStore) -> dict[str, Check]:
+        store.produce(RAW_KEY, b"line\n")
+        before = store.listing()
+
+        @contextmanager
+        def opened(*_: Any) -> Iterator[FakeStore]:
+            yield store
+
+        monkeypatch.setattr(doctor, "open_store", opened)
+        checks = {one.check: one for one in doctor._bucket(make_stream())}
+        assert store.listing() == before
+        return checks
+
+    return check
+
+
+def not_implemented(operation: str) -> UnsupportedOperationError:
+    error = from_response(operation, Location("logs", "k"), 501, "NotImplemented", "", {})
+    assert isinstance(error, UnsupportedOperationError)
+    return error
+
+
+def test_a_store_that_does_all_is_all_right(examine: Examine) -> None:
+    checks = examine(Store())
+    assert list(checks) == [
+        "list raw", "clock", "read raw", "list aggregated", "write aggregated", "write records",
+        "read aggregated", "copy", "conditional delete", "remove aggregated", "CRC64-NVME", "open uploads",
+    ]  # fmt: skip
+    assert {check.state for name, check in checks.items() if name != "clock"} == {State.OK}
+    assert "refuses to copy what is not there" in checks["copy"].found
+    assert "only what has the stated ETag" in checks["conditional delete"].found
+
+
+def test_a_store_without_copies_is_a_warning_with_its_meaning(examine: Examine) -> None:
+    store = Store()
+    store.on("PUBLISH", "", not_implemented("COPY"))
+    copy = examine(store)["copy"]
+    assert (copy.state, "does not support the request (COPY)" in copy.found) == (State.WARN, True)
+    assert copy.remedy is not None
+    assert "'part_size' cannot be rolled up" in copy.remedy
+
+
+def test_a_copy_that_copies_nothing_fails(examine: Examine) -> None:
+    class TakesCopiesForUploads(Store):
+        def publish(self, source: Location, target: Location) -> None:
+            self.write(target, b"", "")
+
+    copy = examine(TakesCopiesForUploads())["copy"]
+    assert (copy.state, "does not hold what was written" in copy.found) == (State.FAIL, True)
+
+
+def test_a_copy_of_what_is_gone_must_fail(examine: Examine) -> None:
+    class CopiesNothing(Store):
+        def publish(self, source: Location, target: Location) -> None:
+            try:
+                super().publish(source, target)
+            except NotFoundError:
+                self.write(target, b"", "")
+
+    copy = examine(CopiesNothing())["copy"]
+    assert (copy.state, "which does not exist" in copy.found) == (State.FAIL, True)
+
+
+def test_a_store_that_ignores_conditions_is_named(examine: Examine) -> None:
+    class IgnoresConditions(Store):
+        def delete_if(self, target: Location, etag: str) -> bool:
+            self.delete(target.bucket, [target.key])
+            return True
+
+    delete = examine(IgnoresConditions())["conditional delete"]
+    assert (delete.state, "deletes whatever the ETag is" in delete.found) == (State.OK, True)
+
+
+def test_a_refused_delete_that_deletes_fails(examine: Examine) -> None:
+    class DeletesAnyway(Store):
+        def delete_if(self, target: Location, etag: str) -> bool:
+            self.delete(target.bucket, [target.key])
+            return False
+
+    delete = examine(DeletesAnyway())["conditional delete"]
+    assert (delete.state, "though its delete was refused" in delete.found) == (State.FAIL, True)
+
+
+def test_records_are_tried_besides_parts(examine: Examine) -> None:
+    store = Store()
+    store.on(
+        "WRITE", "", PermanentError("x-amz-checksum HTTP header is required for Put Object with Object Lock")
+    )
+    checks = examine(store)
+    assert checks["write aggregated"].state is State.OK
+    assert checks["write records"].state is State.FAIL
+    assert "remove aggregated" in checks
+
+
+@pytest.mark.parametrize("kind", ["LIST", "PUT", "WRITE", "READ", "DELETE"])
+def test_an_operation_that_the_store_lacks_is_named(examine: Examine, kind: str) -> None:
+    store = Store()
+    store.on(kind, "", not_implemented(kind))
+    failed = [check for check in examine(store).values() if check.state is not State.OK]
+    assert any(f"does not support the request ({kind})" in check.found for check in failed)
+    assert all("endpoint" not in (check.remedy or "") for check in failed)
+
+
+def test_a_store_that_cannot_be_reached_is_about_the_endpoint(examine: Examine) -> None:
+    store = Store()
+    store.on(
+        "LIST", "", from_network("LIST", Location("logs", "k"), ConnectionRefusedError("refused")), times=9
+    )
+    listed = examine(store)["list raw"]
+    assert listed.remedy is not None
+    assert "endpoint is right" in listed.remedy
+
+
+@pytest.mark.parametrize(
+    "error",
+    [TransientError("S3 answered 500"), ConfigurationError("the server redirects"), AccessError("denied")],
+)
+def test_what_the_store_answers_is_not_about_the_endpoint(examine: Examine, error: Exception) -> None:
+    store = Store()
+    store.on("LIST", "", error, times=9)
+    listed = examine(store)["list raw"]
+    assert listed.state is State.FAIL
+    assert "endpoint is right" not in (listed.remedy or "")
+
+
+def test_uploads_that_cannot_be_listed_are_a_warning(examine: Examine) -> None:
+    store = Store()
+    store.on("UPLOADS", "", not_implemented("LIST UPLOADS"))
+    assert examine(store)["open uploads"].state is State.WARN

@@ -1,0 +1,497 @@
+"""Each error code of S3 and each exception of botocore has its class and remedy, wherever it comes from."""
+
+import socket
+import ssl
+import string
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from botocore import exceptions as boto
+from botocore.config import Config
+from botocore.parsers import ResponseParserError
+from urllib3 import exceptions as urllib3
+
+from include.log_rollup import errors
+from include.log_rollup.errors import (
+    AccessError,
+    ChangedBufferError,
+    ConfigurationError,
+    CredentialsError,
+    InputChangedError,
+    ListingError,
+    MissingBucketError,
+    NotFoundError,
+    PermanentError,
+    RollupError,
+    ThrottledError,
+    TransientError,
+    UnsupportedInputError,
+    UnsupportedOperationError,
+)
+from include.log_rollup.store import Location
+from log_rollup_plugin import faults
+from log_rollup_plugin.faults import (
+    from_code,
+    from_network,
+    from_response,
+    is_unreachable,
+    limit_redirects,
+    translated,
+)
+from tests.support.tls import TlsFiles, make_tls_files
+
+OBJECT = Location("logs", "raw/app/20261123/08/a.log")
+OPERATIONS = ("GET", "PUT", "HEAD", "COPY", "DELETE", "LIST")
+
+# What each code has to come to. Sources: see log_rollup_plugin.faults.CODES.
+EXPECTED: Mapping[type[RollupError], str] = {
+    ThrottledError: "SlowDown SlowDownRead SlowDownWrite ServiceUnavailable Throttling ThrottlingException "
+    "RequestLimitExceeded BandwidthLimitExceeded TooManyRequests Busy KMS.ThrottlingException",
+    TransientError: "InternalError RequestTimeout IncompleteBody BadDigest OperationAborted "
+    "ConditionalRequestConflict ExpiredToken ExpiredTokenException RequestExpired TokenRefreshRequired "
+    "NoSuchUpload TemporaryRedirect Redirect XAmzContentSHA256Mismatch XAmzContentChecksumMismatch "
+    "KMS.KMSInternalException KMS.KeyUnavailableException ClientDisconnected",
+    InputChangedError: "PreconditionFailed",
+    NotFoundError: "NoSuchKey NoSuchVersion",
+    MissingBucketError: "NoSuchBucket InvalidBucketName PermanentRedirect IllegalLocationConstraintException",
+    CredentialsError: "InvalidAccessKeyId SignatureDoesNotMatch InvalidToken InvalidTokenId InvalidSecurity "
+    "AuthorizationHeaderMalformed RequestTimeTooSkewed Unauthorized CredentialsNotSupported",
+    AccessError: "AccessDenied AccountProblem AllAccessDisabled NotSignedUp InvalidPayer UserSuspended "
+    "KMS.DisabledException KMS.NotFoundException KMS.KMSInvalidStateException KMS.AccessDeniedException "
+    "CloudKmsDisabledKey",
+    UnsupportedInputError: "InvalidObjectState ObjectNotInActiveTierError",
+    UnsupportedOperationError: "NotImplemented MethodNotAllowed",
+    ConfigurationError: "EntityTooLarge KeyTooLong KeyTooLongError InvalidStorageClass",
+    PermanentError: "QuotaExceeded XMinioStorageFull XMinioAdminBucketQuotaExceeded InsufficientCapacity "
+    "InvalidArgument InvalidRequest MalformedXML EntityTooSmall InvalidDigest InvalidBucketState "
+    "XMinioObjectExistsAsDirectory InvalidRange MetadataTooLarge MissingContentLength",
+}
+BY_CODE = [(code, kind) for kind, codes in EXPECTED.items() for code in codes.split()]
+
+
+def response(
+    status: int, code: str = "", message: str = "", operation: str = "GET", **headers: str
+) -> RollupError:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return from_response(operation, OBJECT, status, code, message, named)
+
+
+# -- codes -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("code", "kind"), BY_CODE)
+def test_a_code_counts_whatever_status_and_operation_are(code: str, kind: type[RollupError]) -> None:
+    made = {
+        type(from_response(operation, OBJECT, status, code, "why", {}))
+        for operation in OPERATIONS
+        for status in ((200, 301, 400, 403, 404, 409, 500, 503) if code in faults.CODES else (400,))
+    }
+    made.add(type(from_code("DELETE", OBJECT, code, "why")))
+    assert made == {kind}
+
+
+def test_each_code_of_the_table_names_itself_and_its_remedy() -> None:
+    for code, fault in faults.CODES.items():
+        error = from_response("PUT", OBJECT, 400, code, "the server's words", {})
+        assert type(error) is fault.error
+        text = str(error)
+        assert text.startswith(f"PUT {OBJECT}: S3 answered 400 {code} (the server's words)")
+        assert "{" not in text
+        if isinstance(error, PermanentError) and not isinstance(error, NotFoundError | InputChangedError):
+            assert fault.remedy, f"{code} fails at once without a remedy"
+
+
+def test_an_unknown_code_of_4xx_fails_at_once_and_is_quoted() -> None:
+    error = response(400, "SomethingNew", "never seen")
+    assert type(error) is PermanentError
+    assert "S3 answered 400 SomethingNew (never seen)" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (301, MissingBucketError), (302, ConfigurationError), (307, TransientError), (400, TransientError),
+        (401, AccessError), (403, AccessError), (404, NotFoundError), (405, UnsupportedOperationError),
+        (408, TransientError), (409, TransientError), (412, InputChangedError), (413, ConfigurationError),
+        (416, PermanentError), (429, ThrottledError), (500, TransientError), (501, UnsupportedOperationError),
+        (502, TransientError), (503, ThrottledError), (504, TransientError), (507, PermanentError),
+        (520, TransientError),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("code", ["", None])
+def test_the_status_counts_where_there_is_no_code(
+    status: int, kind: type[RollupError], code: str | None
+) -> None:
+    error = response(status, str(status) if code is None else code, operation="HEAD")
+    assert type(error) is kind
+    assert str(error).startswith(f"HEAD {OBJECT}: S3 answered {status}")
+
+
+def test_minio_names_the_code_of_a_head_in_a_header() -> None:
+    assert type(response(404, "404", x_minio_error_code="NoSuchBucket")) is MissingBucketError
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (response(403, "InvalidObjectState"), "the object is archived; restore it"),
+        (response(501, "NotImplemented", operation="DELETE"), "does not support the request (DELETE)"),
+        (response(307, "TemporaryRedirect"), "the bucket is new"),
+        (response(301, "PermanentRedirect", x_amz_bucket_region="eu-central-1"), "the region eu-central-1"),
+        (response(301, location="https://s3.example.com/"), "it redirects to https://s3.example.com/"),
+        (response(403, "RequestTimeTooSkewed"), "the clock of this machine"),
+        (response(404, "NoSuchBucket"), "create the bucket 'logs'"),
+        (response(403, "QuotaExceeded"), "raise the quota"),
+        (response(400, "KMS.DisabledException"), "kms:Decrypt"),
+        (response(413), "lower 'part_size'"),
+        (response(403, "AccessDenied"), "the README lists the permissions"),
+    ],
+)
+def test_the_message_says_what_to_do(error: RollupError, words: str) -> None:
+    assert words in str(error)
+
+
+def test_a_servers_message_is_kept_short() -> None:
+    assert len(str(response(400, "X", "long " * 10_000))) < 1000
+
+
+@pytest.mark.parametrize(
+    ("stated", "seconds"),
+    [("3", 3.0), ("0.5", 0.5), ("-1", 0.0), ("nan", None), ("inf", None), ("soon", None)],
+)
+def test_retry_after_is_a_sane_number_of_seconds(stated: str, seconds: float | None) -> None:
+    error = response(503, "SlowDown", retry_after=stated)
+    assert isinstance(error, ThrottledError)
+    assert error.retry_after == seconds
+
+
+def test_retry_after_may_be_a_date() -> None:
+    until = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
+    error = response(500, "InternalError", retry_after=until)
+    assert isinstance(error, TransientError)
+    assert error.retry_after is not None
+    assert 20 < error.retry_after <= 30
+
+
+# -- exceptions of botocore --------------------------------------------------------------------------------
+
+RETRIED = {
+    "ConnectionClosedError", "ReadTimeoutError", "ResponseStreamingError", "HTTPClientError",
+    "ConnectionError", "EndpointConnectionError", "SSLError", "ConnectTimeoutError", "ProxyConnectionError",
+    "IncompleteReadError", "ChecksumError", "FlexibleChecksumError",
+    # A metadata service, or another source of credentials, that did not answer for a moment.
+    "CredentialRetrievalError", "MetadataRetrievalError", "TokenRetrievalError", "NoCredentialsError",
+}  # fmt: skip
+SIGN_IN = {
+    "PartialCredentialsError", "NoAuthTokenError", "SSOError", "SSOTokenLoadError", "UnauthorizedSSOTokenError",
+    "LoginError", "LoginRefreshRequired", "LoginInsufficientPermissions", "LoginTokenLoadError",
+    "LoginAuthorizationCodeError", "RefreshWithMFAUnsupportedError",
+}  # fmt: skip
+OTHER = {"CapacityNotAvailableError": ThrottledError, "PaginationError": ListingError}
+# Mistakes in the connection, its extra, the environment or the streams file.
+MISTAKES = {
+    "BotoCoreError", "DataNotFoundError", "UnknownServiceError", "UnknownRegionError", "ApiVersionNotFoundError",
+    "InvalidIMDSEndpointError", "InvalidIMDSEndpointModeError", "UnknownTokenProviderError",
+    "UnknownSignatureVersionError", "ServiceNotInRegionError", "BaseEndpointResolverError", "NoRegionError",
+    "EndpointVariantError", "UnknownEndpointError", "UnknownFIPSEndpointError", "ProfileNotFound",
+    "ConfigParseError", "ConfigNotFound", "MissingParametersError", "ValidationError", "UnknownKeyError",
+    "RangeError", "UnknownParameterError", "InvalidRegionError", "AliasConflictParameterError",
+    "ParamValidationError", "UnknownServiceStyle", "OperationNotPageableError", "UnseekableStreamError",
+    "WaiterError", "InvalidExpressionError", "UnknownCredentialError", "WaiterConfigError",
+    "UnknownClientMethodError", "UnsupportedSignatureVersionError", "InvalidDNSNameError",
+    "InvalidS3AddressingStyleError", "UnsupportedS3ArnError", "UnsupportedS3ControlArnError",
+    "InvalidHostLabelError", "UnsupportedOutpostResourceError", "UnsupportedS3ConfigurationError",
+    "UnsupportedS3AccesspointConfigurationError", "InvalidEndpointDiscoveryConfigurationError",
+    "UnsupportedS3ControlConfigurationError", "InvalidRetryConfigurationError", "InvalidMaxRetryAttemptsError",
+    "InvalidRetryModeError", "InvalidS3UsEast1RegionalEndpointConfigError",
+    "InvalidSTSRegionalEndpointsConfigError", "StubResponseError", "StubAssertionError",
+    "UnStubbedResponseError", "InvalidConfigError", "InfiniteLoopConfigError", "MD5UnavailableError",
+    "MissingDependencyException", "InvalidProxiesConfigError", "InvalidDefaultsMode", "AwsChunkedWrapperError",
+    "InvalidEndpointConfigurationError", "EndpointProviderError", "EndpointResolutionError",
+    "UnknownEndpointResolutionBuiltInName", "InvalidChecksumConfigError", "UnsupportedServiceProtocolsError",
+    "EndpointDiscoveryException", "EndpointDiscoveryRequired", "EndpointDiscoveryRefreshFailed",
+}  # fmt: skip
+
+
+def subclasses(kind: type[BaseException]) -> Iterator[type[BaseException]]:
+    yield kind
+    for sub in kind.__subclasses__():
+        yield from subclasses(sub)
+
+
+BOTOCORE = sorted(
+    {kind for kind in subclasses(boto.BotoCoreError) if kind.__module__.startswith("botocore.")},
+    key=lambda kind: kind.__name__,
+)
+
+
+def example(kind: type[BaseException]) -> BaseException:
+    """An exception of this class, with something for each of its fields."""
+    if issubclass(kind, boto.WaiterError):
+        return kind("name", "reason", {})
+    fields = {name for _, name, _, _ in string.Formatter().parse(getattr(kind, "fmt", "")) if name}
+    return kind(**{name.partition(".")[0]: "x" for name in fields})
+
+
+def raised(error: BaseException, operation: str = "GET") -> RollupError:
+    with pytest.raises(RollupError) as caught, translated(operation, OBJECT):
+        raise error
+    assert caught.value.__cause__ is error
+    return caught.value
+
+
+@pytest.mark.parametrize("kind", BOTOCORE)
+def test_each_exception_of_botocore_has_its_class(kind: type[BaseException]) -> None:
+    name = kind.__name__
+    expected: type[RollupError] = OTHER.get(name, ConfigurationError)
+    if name in RETRIED:
+        expected = TransientError
+    elif name in SIGN_IN:
+        expected = CredentialsError
+    else:
+        assert name in OTHER or name in MISTAKES, f"decide whether {name} may pass"
+    error = raised(example(kind))
+    assert type(error) is expected
+    assert str(error).startswith(f"GET {OBJECT}: ")
+
+
+def client_error(code: str, status: int, operation: str = "GetObject", **response: Any) -> boto.ClientError:
+    meta = {"HTTPStatusCode": status, "HTTPHeaders": {"Retry-After": "7"}}
+    answer: Any = {"Error": {"Code": code, "Message": "why"}, "ResponseMetadata": meta, **response}
+    return boto.ClientError(answer, operation)
+
+
+def test_an_answer_that_botocore_read_goes_through_the_table() -> None:
+    error = raised(client_error("SlowDown", 503))
+    assert isinstance(error, ThrottledError)
+    assert error.retry_after == 7.0
+    assert "S3 answered 503 SlowDown (why)" in str(error)
+
+
+def test_an_error_element_with_a_namespace_has_its_code() -> None:
+    empty = {"Code": "", "Message": ""}
+    error = raised(client_error("", 403, Error=empty, Code="InvalidObjectState", Message="archived"))
+    assert type(error) is UnsupportedInputError
+    assert "(archived)" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        ("AccessDenied", CredentialsError), ("ExpiredTokenException", TransientError),
+        ("Throttling", ThrottledError), ("IDPCommunicationError", TransientError),
+        ("InvalidClientTokenId", CredentialsError),
+    ],
+)  # fmt: skip
+def test_an_error_of_sts_is_not_taken_for_one_of_s3(code: str, kind: type[RollupError]) -> None:
+    error = raised(client_error(code, 403, "AssumeRole"))
+    assert type(error) is kind
+    assert "AssumeRole for GET" in str(error)
+    assert "README" not in str(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ResponseParserError("invalid XML " * 1000),
+        ValueError("invalid literal for int()"),
+        RuntimeError("Credentials were refreshed, but the refreshed credentials are still expired."),
+        urllib3.SSLError("bad record mac"),
+        urllib3.ProtocolError("cut"),
+        ConnectionResetError("reset"),
+    ],
+)
+def test_what_botocore_lets_through_is_tried_again(error: Exception) -> None:
+    made = raised(error)
+    assert type(made) is TransientError
+    assert len(str(made)) < 1000
+
+
+def test_errors_of_the_pipeline_and_of_others_pass_unchanged() -> None:
+    for error in (AccessError("x"), RuntimeError("another thing"), KeyboardInterrupt()):
+        with pytest.raises(type(error)) as caught, translated("GET", OBJECT):
+            raise error
+        assert caught.value is error
+
+
+# -- the network -------------------------------------------------------------------------------------------
+
+
+def wrapped(error: OSError) -> Mapping[str, Exception]:
+    """How an error of a socket comes: bare to the data plane, wrapped by urllib3 and botocore to others."""
+    inner = urllib3.SSLError(error)
+    tunnel = urllib3.ProxyError("Unable to connect to proxy", error)
+    return {
+        "bare": error,
+        "SSLError": boto.SSLError(endpoint_url="https://s3", error=inner),
+        "proxy": boto.ProxyConnectionError(proxy_url="http://p", error=tunnel),
+        "other": boto.HTTPClientError(error=error),
+    }
+
+
+def ssl_error(reason: str, kind: type[ssl.SSLError] = ssl.SSLError, library: str = "SSL") -> ssl.SSLError:
+    error = kind(1, f"[{library}: {reason}] {reason.lower()} (_ssl.c:1006)")
+    error.reason, error.library = reason, library
+    return error
+
+
+@pytest.mark.parametrize("way", ["bare", "SSLError", "proxy", "other"])
+@pytest.mark.parametrize(
+    ("cause", "kind", "words"),
+    [
+        (ssl.SSLEOFError(8, "EOF occurred in violation of protocol"), TransientError, ""),
+        (ssl.SSLZeroReturnError(6, "TLS/SSL connection has been closed"), TransientError, ""),
+        (ConnectionResetError(104, "Connection reset by peer"), TransientError, ""),
+        (ssl_error("TLSV1_ALERT_INTERNAL_ERROR"), TransientError, ""),
+        (ssl_error("SSLV3_ALERT_HANDSHAKE_FAILURE"), TransientError, ""),
+        (ssl_error("WRONG_VERSION_NUMBER"), TransientError, "no TLS is spoken on this port"),
+        (
+            ssl_error("CERTIFICATE_VERIFY_FAILED", ssl.SSLCertVerificationError),
+            ConfigurationError,
+            "'verify'",
+        ),
+        (ssl_error("TLSV13_ALERT_CERTIFICATE_REQUIRED"), ConfigurationError, "'client_cert'"),
+        (ssl_error("TLSV1_ALERT_UNKNOWN_CA"), ConfigurationError, "'client_cert'"),
+        (FileNotFoundError(2, "No such file"), ConfigurationError, "a certificate file cannot be used"),
+        (ssl_error("NO_CERTIFICATE_OR_CRL_FOUND", library="X509"), ConfigurationError, "a certificate file"),
+        (
+            OSError("Tunnel connection failed: 407 Proxy Authentication Required"),
+            ConfigurationError,
+            "the proxy",
+        ),
+        (OSError("the proxy refused a tunnel to [::1]:443: 403 Forbidden"), ConfigurationError, "the proxy"),
+        (OSError("Tunnel connection failed: 503 Service Unavailable"), TransientError, ""),
+        (socket.gaierror(-3, "Temporary failure in name resolution"), TransientError, ""),
+        (TimeoutError("timed out"), TransientError, ""),
+    ],
+)
+def test_both_planes_judge_an_error_of_the_network_alike(
+    way: str, cause: OSError, kind: type[RollupError], words: str
+) -> None:
+    error = wrapped(cause)[way]
+    for made in (raised(error), from_network("GET", OBJECT, error)):
+        assert type(made) is kind
+        assert words in str(made)
+        assert is_unreachable(made) is (kind is TransientError)
+
+
+def test_the_data_plane_keeps_the_class_of_pipeline_errors() -> None:
+    for error in (
+        ChangedBufferError("changed"),
+        ConfigurationError("wrong proxy"),
+        ThrottledError("slow", 3.0),
+    ):
+        made = from_network("PUT", OBJECT, error)
+        assert type(made) is type(error)
+        assert str(made) == f"PUT {OBJECT}: {error}"
+        assert getattr(made, "retry_after", None) == getattr(error, "retry_after", None)
+
+
+def test_what_the_server_answered_does_not_count_as_unreachable() -> None:
+    assert not is_unreachable(raised(client_error("InternalError", 500)))
+    assert not is_unreachable(raised(boto.NoCredentialsError()))
+    assert not is_unreachable(response(500, "InternalError"))
+
+
+# -- real connections --------------------------------------------------------------------------------------
+
+
+def client(endpoint_url: str, verify: Path | None = None) -> Any:
+    made = boto3.client(
+        "s3", endpoint_url=endpoint_url, region_name="us-east-1", aws_access_key_id="a",
+        aws_secret_access_key="s", verify=str(verify) if verify else None,
+        config=Config(retries={"total_max_attempts": 1}, s3={"addressing_style": "path"}),
+    )  # fmt: skip
+    limit_redirects(made)
+    return made
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Callable[[BaseHTTPRequestHandler], None]], ThreadingHTTPServer]]:
+    """Starts a server that answers all requests in one way."""
+    running = []
+
+    def start(answer: Callable[[BaseHTTPRequestHandler], None]) -> ThreadingHTTPServer:
+        methods = {f"do_{method}": answer for method in ("GET", "HEAD", "PUT", "POST", "DELETE")}
+        handler = type("Handler", (BaseHTTPRequestHandler,), {**methods, "log_message": lambda *_: None})
+        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        running.append((server, thread))
+        return server
+
+    yield start
+    for server, thread in running:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(301, MissingBucketError), (302, ConfigurationError), (307, TransientError), (308, MissingBucketError)],
+)
+def test_redirects_in_circles_end_after_one(serve: Any, status: int, kind: type[RollupError]) -> None:
+    asked: list[str] = []
+
+    def redirect(request: BaseHTTPRequestHandler) -> None:
+        asked.append(request.command)
+        request.send_response(status)
+        request.send_header("Location", f"http://{request.headers['Host']}{request.path}")
+        request.send_header("Content-Length", "0")
+        request.end_headers()
+
+    s3 = client(f"http://127.0.0.1:{serve(redirect).server_port}")
+    with pytest.raises(kind, match=r"it redirects to http://127\.0\.0\.1"), translated("LIST", OBJECT):
+        s3.list_objects_v2(Bucket="logs")
+    assert len(asked) <= 2
+
+
+def test_redirects_without_end_are_a_configuration_error() -> None:
+    assert type(raised(RecursionError("maximum recursion depth exceeded"))) is ConfigurationError
+
+
+@pytest.fixture(scope="module")
+def tls_files(tmp_path_factory: pytest.TempPathFactory) -> TlsFiles:
+    return make_tls_files(tmp_path_factory.mktemp("tls"))
+
+
+def test_a_connection_closed_in_the_handshake_is_tried_again(tls_files: TlsFiles) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def close_at_once() -> None:
+            connection, _ = listener.accept()
+            connection.recv(1)
+            connection.close()
+
+        thread = threading.Thread(target=close_at_once)
+        thread.start()
+        s3 = client(f"https://127.0.0.1:{listener.getsockname()[1]}", tls_files.ca)
+        with pytest.raises(TransientError) as caught, translated("LIST", OBJECT):
+            s3.list_objects_v2(Bucket="logs")
+        thread.join()
+    assert is_unreachable(caught.value)
+
+
+# -- Airflow's retries -------------------------------------------------------------------------------------
+
+
+def test_airflows_retries_agree_with_the_classes() -> None:
+    from log_rollup_plugin.policy import retry_policy
+
+    policy = retry_policy()
+    kinds = [
+        kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, RollupError)
+    ]
+    for kind in kinds:
+        decision = policy.evaluate(kind("x"), 1, 4)
+        assert (decision.action.value == "fail") is issubclass(kind, PermanentError)
+        if issubclass(kind, ThrottledError):
+            assert decision.retry_delay == timedelta(minutes=2)
