@@ -11,8 +11,10 @@ from include.log_rollup.store import Location
 
 # A year has four digits in names, and a time-out can be added to any hour of these.
 FIRST_YEAR, LAST_YEAR = 1970, 2999
-# With 8 digits of the fingerprint, or without, as manifests of format 1 have them.
-_PART = re.compile(r"part-([0-9]{5,})(-[0-9a-f]{8})?\.log(\.[a-z0-9]+)?")
+# With 8 digits of the fingerprint; without, as manifests of format 1 have them; or, of a part that was split off
+# another one, with the digits of both.
+_PART = re.compile(r"part-([0-9]{5,})(-[0-9a-f]{8}){0,2}\.log(\.[a-z0-9]+)?")
+_SPLIT = re.compile(r"(part-[0-9]{5,}-[0-9a-f]{8})-[0-9a-f]{8}(\.log.*)")
 # What this project writes below `_rollup/`; anything else there is somebody else's.
 _PLAN_FILE = (
     r"[0-9a-f]{20}/(plan\.json|(shard|receipt)-[0-9]{5,}\.json\.gz|staged-[0-9a-f]+-\w+(\.jsonl\.gz)?)"
@@ -164,6 +166,24 @@ def part_index(name: str) -> int | None:
     """The index of a part by its name; None if it is not the name of a part."""
     match = _PART.fullmatch(name)
     return int(match[1]) if match else None
+
+
+def split_name(planned: str, tag: str) -> str:
+    """The name of a part that is split off a planned one: ``part-00008-91d0c7e4-5b0e66aa.log.gz``.
+
+    It holds the planned part's name, so that the plan alone says whose part it is.
+
+    :param planned: name of the planned part
+    :param tag: 8 hexadecimal digits of what the split part holds
+    """
+    start, dot, rest = planned.partition(".")
+    return f"{start}-{tag}{dot}{rest}"
+
+
+def planned_name(name: str) -> str:
+    """The name of the planned part that a part was split off; its own name if it was not split off."""
+    match = _SPLIT.fullmatch(name)
+    return f"{match[1]}{match[2]}" if match else name
 
 
 def has_tag(name: str) -> bool:

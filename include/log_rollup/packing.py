@@ -120,7 +120,7 @@ def pack_shard(
         return _already_complete(ref, nothing)
     except SupersededError:
         journal.drop()
-        _remove_overtaken(state, ref.plan_id, packer.attempted)
+        _remove_overtaken(state, shard, packer.attempted)
         raise
     except BaseException:
         result = measured()
@@ -155,10 +155,13 @@ def _is_marked_or_unmark(state: HourState, plan_id: str) -> bool:
     return False
 
 
-def _remove_overtaken(state: HourState, plan_id: str, written: Mapping[str, str]) -> None:
+def _remove_overtaken(state: HourState, shard: ShardPlan, attempted: Mapping[str, str]) -> None:
     """Remove what this try wrote and nobody needs; if that fails, the next validation of the hour does it."""
     try:
-        state.remove_overtaken(plan_id, written)
+        planned = {part.name: part for part in shard.parts}
+        state.remove_overtaken(
+            shard.plan_id, {name: planned[made_for] for name, made_for in attempted.items()}
+        )
     except RollupError as error:
         log.warning("could not remove parts of the plan that was overtaken: %s", error)
 

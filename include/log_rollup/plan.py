@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import count, pairwise
 
 from include.log_rollup.errors import ListingError, UnsupportedInputError
-from include.log_rollup.hours import part_index, part_name, part_name_of_format_1
+from include.log_rollup.hours import part_name, part_name_of_format_1, split_name
 from include.log_rollup.store import ObjectInfo
 from include.log_rollup.units import format_size
 
@@ -310,14 +310,12 @@ def split_part(
     :param part: as planned
     :param groups: all of its objects, each in one group
     """
-    index = part_index(part.name)
-    assert index is not None
     parts = []
     for members in groups:
         # With the name of the planned part, so that no other part is ever split into parts of the same names.
         text = "".join((f"{part.name}\n", *map(_row_text, members)))
         fingerprint = _fingerprint(options, part.encoding, False, text)
-        name = part_name(index, part.encoding, fingerprint[:8])
+        name = split_name(part.name, fingerprint[:8])
         size = sum(item.size for item in members)
         parts.append(PlannedPart(name, part.encoding, size, False, fingerprint, tuple(members), part.name))
     return parts

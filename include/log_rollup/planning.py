@@ -14,14 +14,13 @@ from include.log_rollup.errors import (
     UnreadableRecordError,
     VanishedInputError,
 )
-from include.log_rollup.hours import HourPaths, format_hour, has_tag, part_index
+from include.log_rollup.hours import HourPaths, format_hour, has_tag, part_index, planned_name
 from include.log_rollup.listing import list_all, list_by_token
 from include.log_rollup.memory import without_collector
 from include.log_rollup.plan import (
     PLAN_FORMAT,
     LeftOut,
     Plan,
-    PlannedPart,
     ShardRef,
     make_plan,
     make_shards,
@@ -201,7 +200,7 @@ def _assess(
     found = state.inventory()
     manifest = records.open_manifest(paths.manifest) if found.has_manifest else None
     marker, marker_etag = records.read_marker_with_etag(paths.marker)
-    recorded = state.recorded_parts(found.work, manifest) if found.parts else {}
+    recorded = state.recorded_parts(found.work, manifest, found.parts) if found.parts else {}
     if manifest is None:
         _refuse_unrecorded(state, found, marker, recorded)
     if not chosen and not stream.allow_empty:
@@ -237,7 +236,8 @@ def _assess(
     complete = marker is not None
     packed = _check_vanished(state, found, manifest, listed, recorded, complete, drop_vanished, plan)
     measured = _read_receipts(state, found, plan, packed)
-    replaces = sorted((found.parts.keys() & recorded.keys()) - {part.name for part in plan.parts})
+    names = {part.name for part in plan.parts}
+    replaces = sorted(name for name in found.parts if name in recorded and recorded[name] not in names)
     return _Outlook(plan, packed, replaces, measured, etag)
 
 
@@ -356,17 +356,24 @@ def _check_vanished(
         if wanted.get(done.name) == done.fingerprint and is_as_written(done, found.parts):
             packed[done.name] = packed_row_json(done)
     known = {entry["name"] for entry in manifest.table} if manifest else set()
+    # A planned part is there under its own name, or split into parts that hold its objects between them.
+    there = {planned_name(name) for name in found.parts.keys() - known} | (found.parts.keys() - known)
     described: set[str] = set()
     damaged = False
     for name in sorted(found.work):
-        parts = _described_by(state, name, recorded)
-        damaged = damaged or parts is None
-        for planned in parts or ():
+        if "/shard-" not in name:
+            continue
+        shard = state.records.read_shard(
+            state.paths.work.child(name), state.paths.raw.key, formats=(1, PLAN_FORMAT)
+        )
+        damaged = damaged or shard is None
+        for planned in shard.parts if shard else ():
             described.add(planned.name)
-            if planned.name in found.parts and planned.name not in known:
+            if planned.name in there:
                 objects += len(planned.objects)
                 gone += _missing(planned.objects, keys)
-    unclear = (found.parts.keys() & recorded.keys()) - known - described - wanted.keys()
+    ours = (name for name in found.parts if name in recorded and name not in known and name not in wanted)
+    unclear = [name for name in ours if recorded[name] not in described]
     # Beside a manifest, the plans of runs that were overtaken have been removed when the hour was complete.
     if unclear and (manifest is None or damaged):
         _refuse(
@@ -380,18 +387,6 @@ def _check_vanished(
     if gone and not drop_vanished:
         _raise_vanished(state.paths, sorted(set(gone)), objects, complete)
     return packed
-
-
-def _described_by(state: HourState, name: str, recorded: Mapping[str, str]) -> Iterable[PlannedPart] | None:
-    """The parts of which a file below ``_rollup/`` says what they hold; None if it should and cannot be read."""
-    source = state.paths.work.child(name)
-    if "/shard-" in name:
-        shard = state.records.read_shard(source, state.paths.raw.key, formats=(1, PLAN_FORMAT))
-        return None if shard is None else shard.parts
-    if "/receipt-" in name and any(part != planned for part, planned in recorded.items()):
-        receipt = state.records.read_receipt(source)
-        return [part for parts in receipt.splits.values() for part in parts] if receipt else ()
-    return ()
 
 
 def _missing(objects: Iterable[ObjectInfo], keys: Sequence[str]) -> Iterator[str]:

@@ -22,15 +22,18 @@ from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from include.log_rollup.changes import named
 from include.log_rollup.errors import (
+    InputChangedError,
     NotFoundError,
     RollupError,
     SupersededError,
     UnreadableRecordError,
     UnsupportedOperationError,
 )
+from include.log_rollup.hours import planned_name
 from include.log_rollup.listing import list_by_token
-from include.log_rollup.plan import PLAN_FORMAT
+from include.log_rollup.plan import PlannedPart
 from include.log_rollup.records import GZIP, JSON, Claim, ManifestReader, Records, marker_body
 from include.log_rollup.store import Location, ObjectInfo, ObjectStore
 from include.log_rollup.streams import Stream
@@ -100,10 +103,16 @@ class HourState:
         """Which plan is being built; None if none is."""
         return self.records.read_claim(self.paths.claim)
 
-    def recorded_parts(self, work: Iterable[str], manifest: ManifestReader | None) -> dict[str, str]:
+    def recorded_parts(
+        self, work: Iterable[str], manifest: ManifestReader | None, parts: Iterable[str] = ()
+    ) -> dict[str, str]:
         """The names of all parts that a record of ours names, each with the planned part it was made for.
 
+        What a plan of format 1 names may be somebody else's object, for such a name says nothing of the content:
+        only its receipts count.
+
         :param work: names below ``_rollup/`` to read
+        :param parts: names of parts that are there; those that were split off recorded ones are recorded too
         """
         found: dict[str, str] = {}
         if manifest is not None:
@@ -112,17 +121,19 @@ class HourState:
             source, file = self.paths.work.child(name), name.rpartition("/")[2]
             if file == "plan.json":
                 summary = self.records.read_plan(source)
-                found |= {part: part for part in summary.replaces} if summary else {}
+                found |= {part: planned_name(part) for part in summary.replaces} if summary else {}
             elif file.startswith("shard-"):
-                shard = self.records.read_shard(source, "", formats=(1, PLAN_FORMAT))
+                shard = self.records.read_shard(source, "")
                 found |= {part.name: part.name for part in shard.parts} if shard else {}
             elif file.startswith("receipt-"):
                 receipt = self.records.read_receipt(source)
                 if receipt:
-                    found |= {part.name: part.name for part in receipt.parts if part.name not in found}
-                    for planned, parts in receipt.splits.items():
-                        found.setdefault(planned, planned)
-                        found |= {part.name: planned for part in parts}
+                    found |= {planned_name(part.name): planned_name(part.name) for part in receipt.parts}
+                    found |= {part.name: planned_name(part.name) for part in receipt.parts}
+        for name in parts:
+            planned = planned_name(name)
+            if name not in found and planned in found:
+                found[name] = planned
         return found
 
     def strays(
@@ -136,10 +147,46 @@ class HourState:
         others = found.parts.keys() - needed
         if not others:
             return {}
-        # The plan's own shards name nothing else.
+        # The plan's own shards name nothing else, but one try may have split a part that another wrote whole.
         own = f"{plan_id}/shard-"
-        recorded = self.recorded_parts((name for name in found.work if not name.startswith(own)), manifest)
+        files = (name for name in found.work if not name.startswith(own))
+        recorded = self.recorded_parts(files, manifest, others)
+        planned = {planned_name(name) for name in needed}
+        recorded |= {name: planned_name(name) for name in others if planned_name(name) in planned}
         return {name: recorded[name] for name in others if name in recorded}
+
+    def check_held(
+        self, found: Inventory, strays: Mapping[str, str], plan_id: str, parts: Iterable[PlannedPart]
+    ) -> None:
+        """Whether a proven plan holds every raw object of the parts that came since it was made.
+
+        What was there before, planning has compared with the raw hour.
+
+        :param strays: parts that are to be deleted, as :meth:`strays` finds them
+        :param plan_id: of the proven plan
+        :param parts: of that plan
+        :raises InputChangedError: if not: raw objects have vanished that were in no listing of this plan
+        """
+        plan = self.records.read_plan(self.paths.plan(plan_id)) if strays else None
+        replaced = frozenset(plan.replaces if plan else ())
+        late = {planned for name, planned in strays.items() if name not in replaced}
+        if not late:
+            return
+        missing: set[str] = set()
+        for name in found.work:
+            if "/shard-" in name:
+                shard = self.records.read_shard(self.paths.work.child(name), self.paths.raw.key)
+                for part in shard.parts if shard else ():
+                    if part.name in late:
+                        missing.update(item.key for item in part.objects)
+        for part in parts:
+            missing.difference_update(item.key for item in part.objects)
+        if missing:
+            raise InputChangedError(
+                f"{self.paths.aggregated}: a part that another run has written since the hour was planned holds "
+                f"raw objects that are gone by now ({named(sorted(missing))}). Nothing is lost: clear the run "
+                f"from plan_hour on, which says what can be done."
+            )
 
     def names_under_removal(self, work: Iterable[str]) -> set[str]:
         """The names of parts that a run is about to delete, or was when it died.
@@ -301,10 +348,12 @@ class HourState:
             raise ValueError(f"{key} is not the key of a part")
         return key
 
-    def remove_overtaken(self, plan_id: str, written: Mapping[str, str]) -> None:
+    def remove_overtaken(self, plan_id: str, written: Mapping[str, PlannedPart]) -> None:
         """After this run was overtaken, delete those parts it wrote that the hour does not need.
 
-        Whatever is unclear stays: readers who follow the manifest do not see it.
+        That is known once the hour is proven and its parts hold every raw object that the deleted ones hold.
+        Before, the run that took over sees them, and removes them when it has proven the hour. Whatever is unclear
+        stays: readers who follow the manifest do not see it.
 
         :param written: names of the parts, each with the planned part it was made for
         """
@@ -313,13 +362,10 @@ class HourState:
             if claim is not None and claim.plan_id == plan_id:
                 return
             try:
-                manifest = None if claim else self.records.open_manifest(self.paths.manifest)
+                manifest = self.records.open_manifest(self.paths.manifest)
+                strays = self._not_needed(claim, manifest, written)
             except UnreadableRecordError:
                 return
-            needed = self._needed(claim, manifest)
-            if needed is None:
-                return
-            strays = {name: planned for name, planned in written.items() if not {name, planned} & needed}
             if not strays:
                 return
             try:
@@ -329,23 +375,23 @@ class HourState:
             log.info("%d parts of the plan that was overtaken are removed", len(strays))
             return
 
-    def _needed(self, claim: Claim | None, manifest: ManifestReader | None) -> set[str] | None:
-        """The names of the parts that belong to the hour; None if that cannot be known.
-
-        :param manifest: of the hour, where there is no claim
-        """
-        if claim is None:
-            return None if manifest is None else {*self.recorded_parts((), manifest)}
-        summary = self.records.read_plan(self.paths.plan(claim.plan_id)) if claim.plan_id else None
-        if summary is None:
-            return None
-        needed: set[str] = set()
-        for ref in summary.shards:
-            shard = self.records.read_shard(self.paths.shard(summary.plan_id, ref.shard), "")
-            if shard is None:
-                return None
-            needed.update(part.name for part in shard.parts)
-        return needed
+    def _not_needed(
+        self, claim: Claim | None, manifest: ManifestReader | None, written: Mapping[str, PlannedPart]
+    ) -> dict[str, str]:
+        """Those of some parts whose raw objects the proven hour holds in other parts."""
+        if manifest is None or (claim is not None and claim.claim_id != manifest.claim_id):
+            return {}
+        needed = self.recorded_parts((), manifest)
+        missing = {item.key for planned in written.values() for item in planned.objects}
+        for held, _ in manifest.parts():
+            missing.difference_update(item.key for item in held.objects)
+        return {
+            name: planned.name
+            for name, planned in written.items()
+            if name not in needed
+            and planned.name not in needed
+            and missing.isdisjoint(item.key for item in planned.objects)
+        }
 
     def publish_manifest(self, claim: Claim, body: bytes) -> None:
         """Put the manifest of a proven plan in its place.

@@ -126,6 +126,9 @@ def validate_hour(store: ObjectStore, stream: Stream, hour: datetime) -> HourTot
     if proof.failures:
         _reject(state, work, proof.failures, found)
     strays, foreign = _others(state, found, proof.names, work)
+    state.check_held(
+        found, strays, work.plan_id, (part for batch in work.batches() for part in batch.planned)
+    )
     totals = proof.totals(stream, work, left_out, foreign)
     if work.claim is not None and not work.complete:
         validated_at = datetime.now(UTC).isoformat(timespec="seconds")
