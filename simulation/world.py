@@ -738,7 +738,7 @@ class Life:
             upload = f"foreign-{self.scheduler.step}-{len(self.server.uploads)}"
             self.server.uploads[upload] = Upload(prefix + "big.bin", FOREIGN)
             self.note("foreign upload", prefix)
-        elif key not in self.server.objects:
+        elif key not in self.check.ours and key not in self.server.objects:
             self.server.store(key, f"foreign {rng.random()}".encode(), FOREIGN)
             self.note("foreign object", name)
 
