@@ -1,7 +1,6 @@
 """An S3 server in memory with the quirks of real ones, and the client through which one task talks to it."""
 
 import hashlib
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -331,10 +330,12 @@ class Server:
                 if times == 0:
                     return index + 1
         # It was removed meanwhile.
-        place = _PLACES[self.quirks.order](last)
-        if self.quirks.order is Order.REVERSED:
-            return next((index for index, entry in enumerate(entries) if entry[0] < place), len(entries))
-        return bisect_right([entry[0] for entry in entries], place)
+        place = _PLACES[self.quirks.order]
+        backwards = self.quirks.order is Order.REVERSED
+        for index, (_, key) in enumerate(entries):
+            if (place(key) < place(last)) if backwards else (place(key) > place(last)):
+                return index
+        return len(entries)
 
     def _info(self, key: str) -> ObjectInfo:
         found = self.objects.get(key)

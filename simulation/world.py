@@ -748,6 +748,8 @@ class Life:
             key
             for key, stored in self.server.objects.items()
             if stored.author not in (FOREIGN, PRODUCER)
+            # What is copied within a second is not damaged in between.
+            and "/staged-" not in key
             and (key.startswith(hour.work) or key in (hour.marker, hour.manifest))
         ]
         parts = [
