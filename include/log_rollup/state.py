@@ -286,24 +286,40 @@ class HourState:
             # Some servers refuse the condition although it holds.
             self._store.delete(self.paths.marker.bucket, [self.paths.marker.key])
 
-    def remove_parts(self, parts: Mapping[str, str], basis: Claim | None) -> None:
+    def remove_parts(
+        self, parts: Mapping[str, str], basis: Claim | None, completed: ManifestReader | None = None
+    ) -> None:
         """Delete parts that neither the hour nor any run that is at work on it needs.
 
         :param parts: names of parts of ours, each with the planned part it was made for
         :param basis: the claim under which they were found not to be needed; None if there was none
-        :raises SupersededError: if the claim is another one by now; nothing is deleted then
+        :param completed: where there was no claim: the manifest by which they were found not to be needed
+        :raises SupersededError: if the claim or that manifest is another one by now; nothing is deleted then
         """
         keys = [self._part_key(name) for name in sorted(parts)]
         record = self.paths.removals.child(f"{secrets.token_hex(8)}.json")
         self.records.write_removal(record, sorted({*parts, *parts.values()}))
         claim = self.claim()
-        if (claim and claim.claim_id) != (basis and basis.claim_id):
+        if (claim and claim.claim_id) != (basis and basis.claim_id) or (
+            basis is None and self._completed_since(completed)
+        ):
             self._store.delete(record.bucket, [record.key])
             raise self.superseded(basis.plan_id if basis else "", claim)
         self._store.delete(self.paths.aggregated.bucket, keys)
         self._store.delete(record.bucket, [record.key])
 
-    def reject_parts(self, plan_id: str, parts: Mapping[str, str], basis: Claim | None) -> None:
+    def _completed_since(self, completed: ManifestReader | None) -> bool:
+        """Whether a whole run has come and gone since this manifest was read, and its claim with it."""
+        manifest = self.records.open_manifest(self.paths.manifest)
+        return (manifest and manifest.claim_id) != (completed and completed.claim_id)
+
+    def reject_parts(
+        self,
+        plan_id: str,
+        parts: Mapping[str, str],
+        basis: Claim | None,
+        completed: ManifestReader | None = None,
+    ) -> None:
         """Delete parts of the plan that is being built or was completed, because they are not right.
 
         The completion marker goes before them, and no run can complete the hour until it is planned again.
@@ -315,6 +331,9 @@ class HourState:
         if (claim and claim.claim_id) != (basis and basis.claim_id):
             raise self.superseded(plan_id, claim)
         taken, _ = self._take(plan_id, basis.run_id if basis else "validate_hour")
+        if basis is None and self._completed_since(completed):
+            self._store.delete_if(self.paths.claim, taken.etag)
+            raise self.superseded(plan_id, None)
         marker, etag = self.records.read_marker_with_etag(self.paths.marker)
         if marker is not None:
             self.remove_marker(etag)
@@ -342,28 +361,30 @@ class HourState:
             claim = self.claim()
             if claim is not None and claim.plan_id == plan_id:
                 return
-            strays = self._not_needed(claim, written)
+            try:
+                manifest = self.records.open_manifest(self.paths.manifest)
+                strays = self._not_needed(claim, manifest, written)
+            except UnreadableRecordError:
+                return
             if not strays:
                 return
             try:
-                self.remove_parts(strays, claim)
+                self.remove_parts(strays, claim, manifest)
             except SupersededError:
                 continue
             log.info("%d parts of the plan that was overtaken are removed", len(strays))
             return
 
-    def _not_needed(self, claim: Claim | None, written: Mapping[str, PlannedPart]) -> dict[str, str]:
+    def _not_needed(
+        self, claim: Claim | None, manifest: ManifestReader | None, written: Mapping[str, PlannedPart]
+    ) -> dict[str, str]:
         """Those of some parts whose raw objects the proven hour holds in other parts."""
-        try:
-            manifest = self.records.open_manifest(self.paths.manifest)
-            if manifest is None or (claim is not None and claim.claim_id != manifest.claim_id):
-                return {}
-            needed = self.recorded_parts((), manifest)
-            missing = {item.key for planned in written.values() for item in planned.objects}
-            for held, _ in manifest.parts():
-                missing.difference_update(item.key for item in held.objects)
-        except UnreadableRecordError:
+        if manifest is None or (claim is not None and claim.claim_id != manifest.claim_id):
             return {}
+        needed = self.recorded_parts((), manifest)
+        missing = {item.key for planned in written.values() for item in planned.objects}
+        for held, _ in manifest.parts():
+            missing.difference_update(item.key for item in held.objects)
         return {
             name: planned.name
             for name, planned in written.items()
@@ -403,7 +424,11 @@ class HourState:
             except UnsupportedOperationError:
                 self._write_without_copy(claim, target, body, content_type)
         finally:
-            self._store.delete(staged.bucket, [staged.key])
+            try:
+                self._store.delete(staged.bucket, [staged.key])
+            except RollupError as error:
+                # The next run removes it; what was published counts.
+                log.info("could not remove %s: %s", staged, error)
 
     def _write_without_copy(self, claim: Claim, target: Location, body: bytes, content_type: str) -> None:
         """For servers that know no copy: a run that takes over meanwhile is seen by the second reading only."""

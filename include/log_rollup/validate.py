@@ -6,6 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import islice
@@ -20,6 +21,7 @@ from include.log_rollup.errors import (
     NotFoundError,
     ProofError,
     SupersededError,
+    UnsupportedInputError,
     VanishedInputError,
 )
 from include.log_rollup.hours import HourPaths, format_hour
@@ -70,13 +72,15 @@ class Batch:
 class Work:
     """What is to be proven: a plan and what was written for it, or a complete hour by its manifest.
 
-    :param claim: under which the plan is being built; None where the hour is complete
+    :param claim: of the hour; None where it is complete and tidied up
+    :param manifest: of the hour that is complete, so that it is proven once more; None where it is being built
     :param digests: of the raw objects that were planned, where they are known beforehand
     :param batches: reads the parts, a few at a time; may be called again
     """
 
     plan_id: str
     claim: Claim | None
+    manifest: ManifestReader | None
     parts: int
     objects: int
     left_out: LeftOut
@@ -86,8 +90,8 @@ class Work:
 
     @property
     def complete(self) -> bool:
-        """Whether the hour is complete, so that it is proven once more."""
-        return self.claim is None
+        """Whether the hour is complete."""
+        return self.manifest is not None
 
 
 @without_collector
@@ -126,7 +130,7 @@ def validate_hour(store: ObjectStore, stream: Stream, hour: datetime) -> HourTot
         found, strays, work.plan_id, (part for batch in work.batches() for part in batch.planned)
     )
     totals = proof.totals(stream, work, left_out, foreign)
-    if work.claim is not None:
+    if work.claim is not None and not work.complete:
         validated_at = datetime.now(UTC).isoformat(timespec="seconds")
         body = proof.manifest.finish(totals, validated_at, state.paths.raw.key, work.claim.claim_id)
         state.publish_manifest(work.claim, body)
@@ -178,6 +182,7 @@ def _load(state: HourState) -> Work:
     return Work(
         summary.plan_id,
         claim,
+        None,
         summary.parts,
         summary.objects,
         summary.left_out,
@@ -206,7 +211,8 @@ def _load_complete(state: HourState, marker: Mapping[str, object] | None, claim:
     totals = manifest.totals
     return Work(
         totals.plan_id,
-        None,
+        claim,
+        manifest,
         totals.parts,
         totals.objects,
         totals.left_out,
@@ -229,9 +235,11 @@ def _check_raw(store: ObjectStore, stream: Stream, paths: HourPaths, work: Work)
     :returns: what is left out of it now
     """
     if work.digests is not None:
-        seen = digest_raw(store, paths, stream.marker, work.objects)
-        if seen.digests == work.digests:
-            return seen.left_out
+        # What has come and cannot be joined is named below like all that came late.
+        with suppress(UnsupportedInputError):
+            seen = digest_raw(store, paths, stream.marker, work.objects)
+            if seen.digests == work.digests:
+                return seen.left_out
     # With all rows in memory: for a complete hour, or to say what has changed.
     chosen, left_out = select(list_by_token(store, paths.raw), paths.raw.key, stream.marker)
     comparison = Comparison(chosen)
@@ -256,7 +264,7 @@ def _others(state: HourState, found: Inventory, needed: set[str], work: Work) ->
     """What else lies there: parts of ours that the plan does not need, and how many objects that are not ours."""
     others = found.parts.keys() - needed
     strays: dict[str, str] = {}
-    if others and work.claim is not None:
+    if others and not work.complete:
         manifest = state.records.open_manifest(state.paths.manifest)
         strays = state.strays(found, needed, work.plan_id, manifest)
     foreign = sorted(
@@ -494,43 +502,54 @@ class _Prover:
         if packed.crc64nvme not in (None, value):
             return f"read back it has CRC64NVME {value:x}, {packed.crc64nvme:x} was sent"
         objects = []
-        for item, done, md5 in zip(planned.objects, packed.objects, md5s, strict=True):
-            checked = done.checked
+        if planned.copied:
+            packed = replace(packed, objects=(replace(packed.objects[0], crc64nvme=value),))
+        for index, (done, md5) in enumerate(zip(packed.objects, md5s, strict=True)):
+            item, checked = planned.objects[index], done.checked
             if done.etag_is_md5 and md5.hexdigest() != item.etag:
-                if not self._is_not_md5(packed, item, value if planned.copied else done.crc64nvme):
+                if not self._is_not_md5(planned, packed, index):
                     return f"its bytes of {item.key} have MD5 {md5.hexdigest()}, not {item.etag}"
             elif done.etag_is_md5 and checked == READ_BY_LENGTH:
                 checked = READ_BY_ETAG
-            objects.append(
-                replace(done, checked=checked, crc64nvme=value if planned.copied else done.crc64nvme)
-            )
+            objects.append(replace(done, checked=checked))
         return replace(packed, proof=PROVEN_BY_READING, crc64nvme=value, objects=tuple(objects))
 
-    def _is_not_md5(self, packed: PackedPart, item: ObjectInfo, crc64nvme: int | None) -> bool:
-        """Whether the ETag of a raw object is no MD5, though it looks like one, and the bytes are right.
+    def _is_not_md5(self, planned: PlannedPart, packed: PackedPart, index: int) -> bool:
+        """Whether the ETag of a raw object is no MD5, though it looks like one, and its bytes are right.
 
-        Some servers answer 32 random digits. That is tried out on the part, whose bytes are known; where its ETag
-        is an MD5, the raw object is read a second time.
+        Some servers answer 32 random digits. That is tried out on a part whose bytes are known to be those that
+        were sent. Where it shows nothing, or S3 copied the object, the raw object is read a second time.
         """
-        with self._trying:
-            if self._etags_are_md5 is None:
-                self._etags_are_md5 = self._md5_of(self._paths.part(packed.name), packed) == packed.etag
-                if not self._etags_are_md5:
-                    log.warning("ETags are no MD5s on this server, so they prove nothing about raw objects")
-        if not self._etags_are_md5:
-            return True
+        if not planned.copied:
+            with self._trying:
+                if self._etags_are_md5 is None:
+                    self._etags_are_md5 = self._try_md5(packed)
+                    if self._etags_are_md5 is False:
+                        log.warning(
+                            "ETags are no MD5s on this server, so they prove nothing about raw objects"
+                        )
+            if self._etags_are_md5 is False:
+                return True
+        item = planned.objects[index]
         source = Location(self._raw_bucket, item.key)
         try:
-            return self._crc_of(source, item.etag, item.size) == crc64nvme
+            value = self._crc_of(source, item.etag, item.size)
         except (NotFoundError, InputChangedError):
             raise _changed(source) from None
+        return value == packed.objects[index].crc64nvme
 
-    def _md5_of(self, source: Location, packed: PackedPart) -> str:
-        md5 = hashlib.md5(usedforsecurity=False)
-        for run in read_runs(self._store, source, packed.etag, packed.size):
+    def _try_md5(self, packed: PackedPart) -> bool | None:
+        """Whether the ETag of a part is the MD5 of its bytes; None if it need not be, or if they came wrong."""
+        target = self._paths.part(packed.name)
+        head = self._store.head(target)
+        if head is None or not head.etag_is_md5:
+            return None
+        md5, value = hashlib.md5(usedforsecurity=False), 0
+        for run in read_runs(self._store, target, packed.etag, packed.size):
             self._count_read(run)
             md5.update(run)
-        return md5.hexdigest()
+            value = checksums.crc64nvme(run, value)
+        return md5.hexdigest() == packed.etag if value == packed.crc64nvme else None
 
 
 def _changed(source: Location) -> InputChangedError:
@@ -548,7 +567,7 @@ def _reject(state: HourState, work: Work, failures: Sequence[_Failure], found: I
         if failure.written and failure.name in found.parts
     }
     if bad or work.complete:
-        state.reject_parts(work.plan_id, bad, work.claim)
+        state.reject_parts(work.plan_id, bad, work.claim, work.manifest)
     shown = "; ".join(f"{failure.name}: {failure.reason}" for failure in failures[:SHOWN])
     more = f" and {len(failures) - SHOWN} more" if len(failures) > SHOWN else ""
     undone = " The hour is not complete any more, its marker is removed." if work.complete else ""

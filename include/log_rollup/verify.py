@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
@@ -49,6 +49,7 @@ class Verification:
     :param raw_present: how many of its raw objects are there as they were packed
     :param raw_compared: how many of those were read and held against the parts, byte for byte
     :param changes: how the raw hour differs from what was packed; what has vanished is no problem
+    :param foreign: objects beside the parts that are not this project's; they are no problem
     """
 
     plan_id: str
@@ -61,6 +62,7 @@ class Verification:
     raw_present: int
     raw_compared: int
     changes: Changes
+    foreign: int
     problems: Sequence[Problem]
 
     @property
@@ -104,7 +106,10 @@ def verify_hour(
     chosen, _ = select(list_all(store, paths.raw), paths.raw.key, stream.marker)
     changes = compare(manifest.planned, chosen)
     present = {item.key for item in chosen} - {*changes.late, *changes.changed}
-    standing = state.inventory().parts
+    found = state.inventory()
+    standing = found.parts
+    others = standing.keys() - {part.name for part in manifest.packed}
+    strays = state.strays(found, {part.name for part in manifest.packed}, manifest.totals.plan_id, None)
     verifier = _Verifier(
         store,
         paths,
@@ -117,7 +122,7 @@ def verify_hour(
     outcomes = verifier.run(manifest)
     problems = [
         *_differences(marker, manifest),
-        *_strangers(manifest, standing),
+        *_left_behind(strays),
         *_arrivals(changes),
         *(outcome for outcome in outcomes if isinstance(outcome, Problem)),
     ]
@@ -139,6 +144,7 @@ def verify_hour(
         raw_present=len(present),
         raw_compared=sum(outcome.compared for outcome in proven),
         changes=changes,
+        foreign=len(others - strays.keys()) + len(found.foreign),
         problems=problems,
     )
 
@@ -180,9 +186,9 @@ def _differences(marker: Mapping[str, Any], manifest: Manifest) -> list[Problem]
     ]
 
 
-def _strangers(manifest: Manifest, standing: Mapping[str, ObjectInfo]) -> list[Problem]:
-    names = sorted(standing.keys() - {part.name for part in manifest.packed})
-    return [Problem(name, "the manifest does not know it") for name in names]
+def _left_behind(strays: Iterable[str]) -> list[Problem]:
+    reason = "a run that was overtaken left it behind. Clear the hour's run from plan_hour on, which removes it"
+    return [Problem(None, f"{name}: {reason}") for name in sorted(strays)]
 
 
 def _arrivals(changes: Changes) -> list[Problem]:

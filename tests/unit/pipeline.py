@@ -104,7 +104,12 @@ def parts(store: FakeStore) -> dict[str, bytes]:
 
 def numbered(names: Iterable[str]) -> list[str]:
     """Names of parts without the digits that say what they hold: ``part-00001.log``."""
-    return [_TAG.sub(r"\1", name) for name in names]
+    return [without_tags(name) for name in names]
+
+
+def without_tags(text: str) -> str:
+    """A text in which parts are named without the digits that say what they hold."""
+    return _TAG.sub(r"\1", text)
 
 
 def part_key(store: FakeStore, number: int) -> str:

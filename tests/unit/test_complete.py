@@ -22,9 +22,11 @@ from tests.unit.pipeline import (
     WORK,
     assert_complete,
     assert_not_complete,
+    assert_right,
     make_stream,
     manifest_of,
     marker_of,
+    part_key,
     produce,
     run_hour,
 )
@@ -51,8 +53,11 @@ def store() -> FakeStore:
 
 def test_the_marker_is_written_before_anything_is_cleaned_up(store: FakeStore) -> None:
     complete_hour(store, STREAM, HOUR)
-    first, *others = store.writes()
-    assert (first.kind, first.key) == ("WRITE", MARKER)
+    staged, published, *others = store.writes()
+    assert (staged.kind, staged.name.startswith("staged-"), staged.name.endswith("_SUCCESS")) == (
+        "WRITE", True, True,
+    )  # fmt: skip
+    assert (published.kind, published.key) == ("PUBLISH", MARKER)
     assert {operation.kind for operation in others} == {"DELETE"}
     assert all(operation.key.startswith(WORK) for operation in others)
     assert_complete(store, STREAM)
@@ -63,10 +68,10 @@ def test_over_the_whole_pipeline_nothing_but_cleaning_up_comes_after_the_marker(
     produce(store, RAW_HOUR)
     run_hour(store, STREAM)
     names = [f"{operation.kind} {operation.key.removeprefix(AGGREGATED)}" for operation in store.writes()]
-    marker = names.index("WRITE _SUCCESS")
-    assert names.index("WRITE _manifest.jsonl.gz") < marker
+    marker = names.index("PUBLISH _SUCCESS")
+    assert names.index("PUBLISH _manifest.jsonl.gz") < marker
     assert max(number for number, name in enumerate(names) if "part-" in name) < names.index(
-        "WRITE _manifest.jsonl.gz"
+        "PUBLISH _manifest.jsonl.gz"
     )
     assert all(name.startswith("DELETE _rollup/") for name in names[marker + 1 :])
 
@@ -143,14 +148,12 @@ def test_a_marker_of_an_older_plan_is_replaced(store: FakeStore) -> None:
     assert_complete(store, STREAM)
 
 
-@pytest.mark.parametrize("damage", ["corrupted", "deleted", "stale"])
+@pytest.mark.parametrize("damage", ["corrupted", "deleted"])
 def test_parts_that_changed_after_they_were_proven_get_no_marker(store: FakeStore, damage: str) -> None:
     if damage == "corrupted":
-        store.corrupt(AGGREGATED + "part-00001.log")
-    elif damage == "deleted":
-        store.vanish(AGGREGATED + "part-00001.log")
+        store.corrupt(part_key(store, 1))
     else:
-        store.produce(AGGREGATED + "part-00003.log", b"of another plan")
+        store.vanish(part_key(store, 1))
     with pytest.raises(ProofError, match="Clear the run from plan_hour on") as caught:
         complete_hour(store, STREAM, HOUR)
     assert AGGREGATED in str(caught.value)
@@ -160,9 +163,36 @@ def test_parts_that_changed_after_they_were_proven_get_no_marker(store: FakeStor
     assert_complete(store, STREAM)
 
 
+def test_foreign_objects_do_not_keep_the_marker_away(store: FakeStore) -> None:
+    store.produce(AGGREGATED + "part-00003.log", b"whose?")
+    complete_hour(store, STREAM, HOUR)
+    assert_right(store, STREAM)
+    assert store.body(AGGREGATED + "part-00003.log") == b"whose?"
+
+
+def test_strays_that_validation_did_not_remove_go_before_the_marker() -> None:
+    store = FakeStore()
+    produce(store, {**RAW_HOUR, "bb.log": b"late" * 9})
+    for ref in plan_hour(store, STREAM, HOUR, "overtaken").shards:
+        pack_shard(store, STREAM, ref)
+    store.vanish(RAW + "bb.log")
+    for ref in plan_hour(store, STREAM, HOUR, "run", drop_vanished=True).shards:
+        pack_shard(store, STREAM, ref)
+    store.on("WRITE", "/removals/", TransientError("the connection broke"))
+    with pytest.raises(TransientError):
+        validate_hour(store, STREAM, HOUR)
+    store.log.clear()
+    complete_hour(store, STREAM, HOUR)
+    names = [f"{operation.kind} {operation.name}" for operation in store.writes()]
+    gone = [number for number, name in enumerate(names) if name.startswith("DELETE part-")]
+    assert gone
+    assert max(gone) < names.index("PUBLISH _SUCCESS")
+    assert_complete(store, STREAM)
+
+
 def test_an_hour_without_a_manifest_gets_no_marker(store: FakeStore) -> None:
     store.vanish(MANIFEST)
-    with pytest.raises(ProofError, match="clear validate_hour"):
+    with pytest.raises(ProofError, match="clear the run from validate_hour on"):
         complete_hour(store, STREAM, HOUR)
     assert_not_complete(store)
 
@@ -172,13 +202,13 @@ def test_an_hour_that_another_run_has_planned_anew_gets_no_marker(store: FakeSto
     other = plan_hour(store, STREAM, HOUR, "another run")
     with pytest.raises(SupersededError) as caught:
         complete_hour(store, STREAM, HOUR)
-    assert f"plan {other.plan_id} is being built there now" in str(caught.value)
+    assert f"plan {other.plan_id} of run 'another run' is being built there now" in str(caught.value)
     assert_not_complete(store)
     run_hour(store, STREAM)
     assert_complete(store, STREAM)
 
 
-@pytest.mark.parametrize("point", ["READ _SUCCESS", "READ claim.json", "WRITE _SUCCESS"])
+@pytest.mark.parametrize("point", ["READ _SUCCESS", "READ claim.json", "WRITE _SUCCESS", "PUBLISH _SUCCESS"])
 def test_a_run_that_begins_between_the_check_and_the_marker_takes_the_marker_with_it(
     store: FakeStore, point: str
 ) -> None:

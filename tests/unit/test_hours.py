@@ -7,7 +7,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from include.log_rollup.errors import ConfigurationError
-from include.log_rollup.hours import HourPaths, floor_hour, format_hour, parse_hour, part_name
+from include.log_rollup.hours import (
+    HourPaths,
+    floor_hour,
+    format_hour,
+    has_tag,
+    parse_hour,
+    part_index,
+    part_name,
+    part_name_of_format_1,
+    planned_name,
+    split_name,
+)
+from include.log_rollup.plan import ENCODINGS, OPAQUE
 from include.log_rollup.store import Location
 from tests.unit.pipeline import AGGREGATED, HOUR, RAW, WORK, make_stream
 
@@ -63,15 +75,60 @@ def test_an_hour_has_its_places_under_the_two_prefixes() -> None:
     assert paths.plan("f00").key == WORK + "f00/plan.json"
     assert paths.shard("f00", 3).key == WORK + "f00/shard-00003.json.gz"
     assert paths.receipt("f00", 3).key == WORK + "f00/receipt-00003.json.gz"
-    assert paths.part(part_name(7, ".gz")).key == AGGREGATED + "part-00007.log.gz"
+    assert paths.part(part_name(7, ".gz", "3f9c2a1b")).key == AGGREGATED + "part-00007-3f9c2a1b.log.gz"
+    assert paths.part(part_name_of_format_1(7, ".gz")).key == AGGREGATED + "part-00007.log.gz"
+    assert paths.removals.key == WORK + "removals/"
+    assert paths.staged_manifest("f00", "0a").key == WORK + "f00/staged-0a-_manifest.jsonl.gz"
+    assert paths.staged_marker("f00", "0a").key == WORK + "f00/staged-0a-_SUCCESS"
     assert paths.end - paths.hour == timedelta(hours=1)
 
 
-@given(st.integers(0, 10**6), st.sampled_from(["", ".gz", ".zst", ".bz2", ".xz", ".lz4"]))
-def test_the_name_of_a_part_is_known_again_from_its_key(index: int, encoding: str) -> None:
+tags = st.integers(0, 2**32 - 1).map("{:08x}".format)
+
+
+@given(st.integers(0, 10**6), st.sampled_from(["", *ENCODINGS, *OPAQUE]), tags, tags)
+def test_the_name_of_a_part_is_known_again_from_its_key(
+    index: int, encoding: str, tag: str, split: str
+) -> None:
     paths = make_stream().at(HOUR)
-    name = part_name(index, encoding)
-    assert paths.part_name_of(paths.part(name).key) == name
+    name = part_name(index, encoding, tag)
+    old = part_name_of_format_1(index, encoding)
+    for known, tagged in ((name, True), (split_name(name, split), True), (old, False)):
+        assert paths.part_name_of(paths.part(known).key) == known
+        assert paths.work_name_of(paths.part(known).key) is None
+        assert (part_index(known), has_tag(known)) == (index, tagged)
+    assert planned_name(split_name(name, split)) == planned_name(name) == name
+    assert planned_name(old) == old
+
+
+PLAN_ID = "0123456789abcdef0123"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "claim.json", "crc-probe", "removals/0a1b.json", f"{PLAN_ID}/plan.json",
+        f"{PLAN_ID}/shard-00012.json.gz", f"{PLAN_ID}/receipt-00012.json.gz",
+        f"{PLAN_ID}/staged-0a-_manifest.jsonl.gz", f"{PLAN_ID}/staged-0a-_SUCCESS",
+    ],
+)  # fmt: skip
+def test_what_this_project_writes_below_rollup_is_known(name: str) -> None:
+    paths = make_stream().at(HOUR)
+    assert paths.work_name_of(WORK + name) == name
+    assert paths.part_name_of(WORK + name) is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "", "notes.txt", "claim.json.bak", "removals/", "removals/x.json", "removals/0a.json/x", "plan.json",
+        f"{PLAN_ID}/", f"{PLAN_ID}/notes.txt", f"{PLAN_ID}/plan.json/x", f"{PLAN_ID}0/plan.json",
+        f"{PLAN_ID}/shard-1.json.gz", f"x/{PLAN_ID}/plan.json", f"{PLAN_ID.upper()}/plan.json",
+        f"{PLAN_ID}/shard-0000\u0661.json.gz",
+    ],
+)  # fmt: skip
+def test_anything_else_below_rollup_is_foreign(name: str) -> None:
+    assert make_stream().at(HOUR).work_name_of(WORK + name) is None
 
 
 @pytest.mark.parametrize(
@@ -83,6 +140,12 @@ def test_the_name_of_a_part_is_known_again_from_its_key(index: int, encoding: st
         AGGREGATED + "part-00001.log/x",
         AGGREGATED + "sub/part-00001.log",
         AGGREGATED + "part-0000\u0661.log",
+        AGGREGATED + "part-00001-3F9C2A1B.log",
+        AGGREGATED + "part-00001-3f9c2a1.log",
+        AGGREGATED + "part-00001-3f9c2a1b0.log",
+        AGGREGATED + "part-00001-.log",
+        AGGREGATED + "part-00001.log.gz.bak",
+        AGGREGATED + "part-00001.log\n",
         "part-00001.log",
         "aggregated/app/20261123/09/part-00001.log",
     ],

@@ -1,24 +1,33 @@
 """A plan packs each raw object once, whole and in order, and is the same for the same listing."""
 
+import hashlib
 import random
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from include.log_rollup.errors import UnsupportedInputError
+from include.log_rollup.errors import ListingError, UnsupportedInputError
+from include.log_rollup.hours import part_index, planned_name
 from include.log_rollup.plan import (
+    COPIES_PER_SHARD,
+    OBJECTS_PER_SHARD,
+    OPAQUE,
     LeftOut,
+    ObjectDigests,
     Plan,
     PlannedPart,
     ShardRef,
+    WriteOptions,
     encoding_of,
     make_plan,
     make_shards,
     select,
     shard_refs,
+    split_part,
 )
 from include.log_rollup.store import ObjectInfo
 from tests.unit import pipeline
@@ -38,9 +47,10 @@ def plan_of(
     part_size: int = 64,
     separators: bool = False,
     storage_class: str | None = None,
+    **names: Any,
 ) -> Plan:
     chosen, left_out = select(listed, RAW, None)
-    return make_plan(chosen, left_out, part_size, separators, storage_class)
+    return make_plan(chosen, left_out, part_size, WriteOptions(separators, storage_class), **names)
 
 
 def by_encoding(plan: Plan) -> dict[str, list[PlannedPart]]:
@@ -107,7 +117,7 @@ def test_parts_are_numbered_without_gaps_and_carry_the_ending_of_their_encoding(
 ) -> None:
     parts = plan_of(listed, part_size).parts
     assert [part.name for part in parts] == [
-        f"part-{number:05d}.log{part.encoding}" for number, part in enumerate(parts)
+        f"part-{number:05d}-{part.fingerprint[:8]}.log{part.encoding}" for number, part in enumerate(parts)
     ]
     for part in parts:
         assert {pipeline.encoding_of(item.key) for item in part.objects} == {part.encoding}
@@ -135,6 +145,11 @@ def test_key_order_is_that_of_utf8_bytes_and_not_of_utf16() -> None:
         ("a.gz.log", ""),
         ("agz", ""),
         ("gz/a", ""),
+        *((f"a{ending}", ending) for ending in (".snappy", ".zz", ".br", ".tgz", ".tar", ".zstd", ".bin")),
+        ("a.Z", ".z"),
+        ("a.log.SNAPPY", ".snappy"),
+        ("a.snappy.log", ""),
+        ("tar/a", ""),
     ],
 )
 def test_the_ending_of_a_name_tells_its_encoding(name: str, encoding: str) -> None:
@@ -266,6 +281,178 @@ def test_a_listing_without_input_gives_a_plan_without_parts() -> None:
     assert make_shards(plan, 100, 10) == []
 
 
+# -- names and ids -------------------------------------------------------------------------------------
+
+
+@given(listings(), part_sizes, st.booleans())
+def test_equal_names_mean_equal_bytes(listed: list[ObjectInfo], part_size: int, separators: bool) -> None:
+    """The digits of a name are those of the fingerprint, which covers objects and write options."""
+    plans = [
+        plan_of(rows, size, newline, storage_class)
+        for rows in (listed, listed[1:], [item._replace(etag="f" * 32) for item in listed])
+        for size in (part_size, part_size + 1)
+        for newline in (separators, not separators)
+        for storage_class in (None, "STANDARD_IA")
+    ]
+    seen: dict[str, tuple[object, ...]] = {}
+    for plan in plans:
+        for part in plan.parts:
+            content = (part.fingerprint, part.encoding, part.copied, part.objects)
+            assert seen.setdefault(part.name, content) == content
+
+
+@given(listings(), part_sizes)
+def test_the_same_content_has_the_plan_id_of_format_1(listed: list[ObjectInfo], part_size: int) -> None:
+    """So that hours completed by the version before count as unchanged."""
+    plan = plan_of(listed, part_size)
+    digest = hashlib.blake2b(b"1\n", digest_size=10)
+    for number, part in enumerate(plan.parts):
+        text = f"1 {part.encoding} {part.copied} 0 None\n" + "".join(
+            f"{len(item.key)} {item.key} {item.size} {item.etag}\n" for item in part.objects
+        )
+        fingerprint = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        assert part.fingerprint == fingerprint
+        digest.update(f"part-{number:05d}.log{part.encoding} {fingerprint}\n".encode())
+    assert plan.plan_id == digest.hexdigest()
+
+
+@given(listings(), part_sizes, st.sets(st.integers(0, 20)))
+def test_a_part_gets_no_name_that_is_taken(
+    listed: list[ObjectInfo], part_size: int, numbers: set[int]
+) -> None:
+    plan = plan_of(listed, part_size)
+    taken = {part.name for number, part in enumerate(plan.parts) if number in numbers}
+    other = plan_of(listed, part_size, taken=taken)
+    assert not taken & {part.name for part in other.parts}
+    assert (other.plan_id == plan.plan_id) == (not taken)
+    assert other == plan_of(listed, part_size, taken=taken)
+    for one, two in zip(plan.parts, other.parts, strict=True):
+        assert replace(two, name=one.name) == one
+        assert (two.name == one.name) == (one.name not in taken)
+        assert two.name[:10] == one.name[:10]
+    # And none of those that it would get instead.
+    both = plan_of(listed, part_size, taken={part.name for part in (*plan.parts, *other.parts)})
+    assert not {part.name for part in both.parts} & {part.name for part in (*plan.parts, *other.parts)}
+
+
+@given(listings(), part_sizes, st.data())
+def test_parts_that_are_there_keep_their_names_of_format_1(
+    listed: list[ObjectInfo], part_size: int, data: st.DataObject
+) -> None:
+    plan = plan_of(listed, part_size)
+    kept = {
+        (number, part.fingerprint): f"part-{number:05d}.log{part.encoding}"
+        for number, part in enumerate(plan.parts)
+        if data.draw(st.booleans())
+    }
+    other = plan_of(listed, part_size, kept_names=kept)
+    names = [kept.get((number, part.fingerprint), part.name) for number, part in enumerate(plan.parts)]
+    assert [part.name for part in other.parts] == names
+    assert (other.plan_id == plan.plan_id) == (not kept)
+
+
+def test_a_kept_name_is_not_for_other_content_or_another_index() -> None:
+    listed = [info("a"), info("b")]
+    plan = plan_of(listed, part_size=10)
+    for kept in (
+        {(0, plan.parts[1].fingerprint): "part-00000.log"},
+        {(1, plan.parts[0].fingerprint): "part-00001.log"},
+    ):
+        assert plan_of(listed, 10, kept_names=kept) == plan
+
+
+def test_a_kept_name_that_is_about_to_be_deleted_is_not_kept() -> None:
+    plan = plan_of([info("a")])
+    kept = {(0, plan.parts[0].fingerprint): "part-00000.log"}
+    assert plan_of([info("a")], kept_names=kept, taken={"part-00000.log"}) == plan
+
+
+@pytest.mark.parametrize("etags", [(etag, etag), (etag, "1" * 32)])
+def test_a_key_that_is_there_twice_cannot_be_planned(etags: tuple[str, str]) -> None:
+    one, other = (info("b", etag=each) for each in etags)
+    with pytest.raises(ListingError, match=r"'raw/app/20261123/08/b' was listed twice"):
+        make_plan([info("a"), one, other], LeftOut(), 64, WriteOptions())
+
+
+def test_keys_out_of_order_cannot_be_planned() -> None:
+    with pytest.raises(ListingError):
+        make_plan([info("b"), info("a")], LeftOut(), 64, WriteOptions())
+
+
+# -- objects that are not text -------------------------------------------------------------------------
+
+
+@given(st.lists(st.sampled_from(sorted(OPAQUE)), min_size=1, max_size=8), st.booleans())
+def test_unrecognised_kinds_share_no_part_with_text(endings: list[str], upper: bool) -> None:
+    listed = [info("a.log"), info("z.log")] + [
+        info(f"{number}{ending.upper() if upper else ending}") for number, ending in enumerate(endings)
+    ]
+    plan = plan_of(listed, 10**6, separators=True)
+    assert {part.encoding for part in plan.parts} == {"", *endings}
+    for part in plan.parts:
+        assert {pipeline_ending(item.key) for item in part.objects} == {part.encoding}
+        assert WriteOptions(True).room_for_newline(part.encoding) == (1 if part.encoding == "" else 0)
+
+
+def pipeline_ending(key: str) -> str:
+    ending = key[key.rindex(".") :].lower()
+    return "" if ending == ".log" else ending
+
+
+# -- parts that were split -----------------------------------------------------------------------------
+
+
+@given(listings(max_size=10, max_objects=12), st.data())
+def test_split_parts_hold_the_objects_between_them(listed: list[ObjectInfo], data: st.DataObject) -> None:
+    assume(listed)
+    plan = plan_of(listed, 10**6)
+    part = plan.parts[0]
+    damaged = data.draw(st.sets(st.sampled_from(range(len(part.objects))), min_size=1))
+    groups = [[item] for number, item in enumerate(part.objects) if number in damaged]
+    rest = [item for number, item in enumerate(part.objects) if number not in damaged]
+    split = split_part(part, WriteOptions(), groups + ([rest] if rest else []))
+    assert sorted(item for one in split for item in one.objects) == sorted(part.objects)
+    assert sum(one.size for one in split) == part.size
+    names = [one.name for one in split]
+    assert len({*names, *(other.name for other in plan.parts)}) == len(names) + len(plan.parts)
+    assert {one.split_of for one in split} == {planned_name(name) for name in names} == {part.name}
+    assert {part_index(name) for name in names} == {part_index(part.name)}
+
+
+# -- digests -------------------------------------------------------------------------------------------
+
+
+@given(listings(), part_sizes, st.booleans(), st.data())
+def test_digests_of_a_plan_are_those_of_its_rows(
+    listed: list[ObjectInfo], part_size: int, separators: bool, data: st.DataObject
+) -> None:
+    plan = plan_of(listed, part_size, separators)
+    rows = sorted(listed, key=lambda row: row.key)
+    digests, begin = ObjectDigests(), 0
+    while begin < len(rows):
+        end = data.draw(st.integers(begin + 1, len(rows)))
+        digests.add(rows[begin:end])
+        begin = end
+    assert digests.result() == plan.digests
+
+
+@given(listings(max_objects=8), st.data())
+def test_digests_differ_where_any_row_does(listed: list[ObjectInfo], data: st.DataObject) -> None:
+    assume(listed)
+    rows = sorted(listed, key=lambda row: row.key)
+    number = data.draw(st.integers(0, len(rows) - 1))
+    change = data.draw(
+        st.sampled_from(
+            [None, {"size": rows[number].size + 1}, {"etag": "0" * 31}, {"key": rows[number].key + "x"}]
+        )
+    )
+    others = [*rows[:number], *([rows[number]._replace(**change)] if change else []), *rows[number + 1 :]]
+    one, other = ObjectDigests(), ObjectDigests()
+    one.add(rows)
+    other.add(others)
+    assert one.result() != other.result()
+
+
 # -- shards --------------------------------------------------------------------------------------------
 
 
@@ -287,12 +474,34 @@ def test_no_shard_is_heavier_than_its_share_and_one_part(
     plan = plan_of(listed, part_size)
     assume(plan.parts)
     shards = make_shards(plan, shard_size, max_shards)
-    # What S3 copies costs the worker next to nothing.
-    weights = [[1 if part.copied else max(part.size, 1) for part in shard] for shard in shards]
+    weights = [[_weight(part, shard_size) for part in shard] for shard in shards]
     total = sum(map(sum, weights))
     wanted = min(max_shards, len(plan.parts), -(-total // shard_size))
     largest = max(map(max, weights))
     assert max(map(sum, weights)) <= total / wanted + largest
+
+
+def _weight(part: PlannedPart, shard_size: int) -> int:
+    """No bytes of a copy pass through the task, but each is a request and a wait."""
+    return max(1, shard_size // COPIES_PER_SHARD) if part.copied else max(part.size, 1)
+
+
+@given(st.integers(1, 2000), st.integers(1, 12))
+def test_copies_are_spread_over_shards_by_their_number(copies: int, max_shards: int) -> None:
+    """Whatever their sizes: 10,000 copies in one task would be made one after the other."""
+    rows = [info(f"{number:05d}", 10**6 * (1 + number % 1000)) for number in range(copies)]
+    plan = plan_of(rows, part_size=10)
+    assert all(part.copied for part in plan.parts)
+    counts = [len(shard) for shard in make_shards(plan, 64 * 1024, max_shards)]
+    assert max(counts) - min(counts) <= 1
+    assert len(counts) == min(max_shards, -(-copies // COPIES_PER_SHARD))
+
+
+def test_tiny_objects_are_spread_over_shards_by_their_number() -> None:
+    plan = plan_of([info(f"{number:06d}", 1) for number in range(4 * OBJECTS_PER_SHARD)], part_size=1000)
+    counts = [sum(len(part.objects) for part in shard) for shard in make_shards(plan, 2**30, 64)]
+    assert len(counts) == 4
+    assert max(counts) <= 1.1 * OBJECTS_PER_SHARD
 
 
 @given(st.integers(1, 60), st.integers(1, 12))

@@ -21,6 +21,7 @@ from include.log_rollup.errors import (
     RollupError,
     SupersededError,
     TransientError,
+    VanishedInputError,
 )
 from include.log_rollup.packing import pack_shard
 from include.log_rollup.planning import plan_hour
@@ -37,12 +38,16 @@ from tests.unit.pipeline import (
     WORK,
     assert_complete,
     assert_not_complete,
+    assert_right,
     make_stream,
     manifest_of,
     marker_of,
+    numbered,
+    part_key,
     parts,
     produce,
     run_hour,
+    without_tags,
 )
 from tests.unit.strategies import raw_hours
 
@@ -70,12 +75,12 @@ def refusal(store: FakeStore, kind: type[RollupError], stream: Stream = STREAM) 
     with pytest.raises(kind) as caught:
         validate_hour(store, stream, HOUR)
     assert_not_complete(store)
-    return str(caught.value)
+    return without_tags(str(caught.value))
 
 
-def assert_mended(store: FakeStore, stream: Stream = STREAM) -> None:
+def assert_mended(store: FakeStore, stream: Stream = STREAM, *, drop_vanished: bool = False) -> None:
     """Clearing the run from plan_hour on ends well."""
-    run_hour(store, stream)
+    run_hour(store, stream, drop_vanished=drop_vanished)
     assert_complete(store, stream)
 
 
@@ -86,7 +91,10 @@ def test_a_packed_hour_is_proven_and_its_manifest_written() -> None:
     store = packed_hour()
     totals = validate_hour(store, STREAM, HOUR)
     assert (totals.objects, totals.bytes_in, totals.bytes_out, totals.parts) == (9, 310, 310, 5)
-    assert [operation.key for operation in store.writes()] == [MANIFEST]
+    staged, published, removed = store.writes()
+    assert (published.kind, published.key) == ("PUBLISH", MANIFEST)
+    assert (staged.kind, removed.kind, staged.key) == ("WRITE", "DELETE", removed.key)
+    assert staged.key.startswith(f"{WORK}{totals.plan_id}/staged-")
     header, rows = manifest_of(store)
     assert (header["plan_id"], len(rows)) == (totals.plan_id, 9)
     assert_not_complete(store)
@@ -176,8 +184,10 @@ def test_proof_covers_every_byte_that_is_read_back() -> None:
 def test_parts_are_proven_side_by_side_on_as_many_threads_as_there_are_connections() -> None:
     store = FakeStore(control_connections=3)
     produce(store, {f"{number}.log": b"x" * 60 for number in range(6)})
-    for ref in plan_hour(store, STREAM, HOUR, "run").shards:
-        pack_shard(store, STREAM, ref)
+    # Parts are proven shard by shard.
+    stream = make_stream(shard_size=1024)
+    for ref in plan_hour(store, stream, HOUR, "run").shards:
+        pack_shard(store, stream, ref)
     together = threading.Barrier(3)
     inside = threading.Semaphore(3)
     too_many: list[bool] = []
@@ -188,7 +198,7 @@ def test_parts_are_proven_side_by_side_on_as_many_threads_as_there_are_connectio
         inside.release()
 
     store.on("HEAD", "part-", enter, times=6)
-    validate_hour(store, STREAM, HOUR)
+    validate_hour(store, stream, HOUR)
     assert too_many == [False] * 6
 
 
@@ -259,7 +269,10 @@ def test_clearing_packs_the_raw_hour_as_it_is_now(change: str) -> None:
     store = packed_hour()
     RAW_CHANGES[change][0](store)
     refusal(store, InputChangedError)
-    assert_mended(store)
+    if "vanished" in change:
+        with pytest.raises(VanishedInputError, match="1 of 9 raw objects"):
+            plan_hour(store, STREAM, HOUR, "cleared")
+    assert_mended(store, drop_vanished="vanished" in change)
 
 
 def test_many_late_objects_are_counted_and_the_first_few_named() -> None:
@@ -284,17 +297,23 @@ def test_late_hidden_objects_and_placeholders_change_nothing() -> None:
 
 
 PartDamage = Callable[[FakeStore], object]
-FIRST = AGGREGATED + "part-00000.log"
-COPIED = AGGREGATED + "part-00003.log"
+FIRST = 0
+COPIED = 3
 DAMAGES: dict[str, tuple[PartDamage, str]] = {
-    "corrupted": (lambda store: store.corrupt(FIRST), "part-00000.log: its ETag is "),
-    "deleted": (lambda store: store.vanish(FIRST), "part-00000.log: it is not in the bucket"),
+    "corrupted": (lambda store: store.corrupt(part_key(store, FIRST)), "part-00000.log: its ETag is "),
+    "deleted": (
+        lambda store: store.vanish(part_key(store, FIRST)),
+        "part-00000.log: it is not in the bucket",
+    ),
     "longer": (
-        lambda store: store.produce(FIRST, store.body(FIRST) + b"x"),
+        lambda store: store.produce(part_key(store, FIRST), store.body(part_key(store, FIRST)) + b"x"),
         "part-00000.log: it has 61 bytes, 60 were written",
     ),
-    "copy corrupted": (lambda store: store.corrupt(COPIED), "part-00003.log: its ETag is "),
-    "copy deleted": (lambda store: store.vanish(COPIED), "part-00003.log: it is not in the bucket"),
+    "copy corrupted": (lambda store: store.corrupt(part_key(store, COPIED)), "part-00003.log: its ETag is "),
+    "copy deleted": (
+        lambda store: store.vanish(part_key(store, COPIED)),
+        "part-00003.log: it is not in the bucket",
+    ),
 }
 
 
@@ -312,16 +331,16 @@ def test_a_part_that_is_not_as_it_was_written_is_told_removed_and_packed_again(d
     assert_mended(store)
 
 
-@pytest.mark.parametrize(("key", "name"), [(FIRST, "part-00000.log"), (COPIED, "part-00003.log")])
+@pytest.mark.parametrize(("number", "name"), [(FIRST, "part-00000.log"), (COPIED, "part-00003.log")])
 @pytest.mark.parametrize("keeps_crc", [True, False])
 def test_bytes_that_changed_behind_the_etag_are_found_where_the_store_keeps_no_checked_crc(
-    key: str, name: str, keeps_crc: bool
+    number: int, name: str, keeps_crc: bool
 ) -> None:
     store = packed_hour(keeps_crc=keeps_crc, checks_crc=False)
-    store.corrupt(key, keep_etag=True)
+    store.corrupt(part_key(store, number), keep_etag=True)
     message = refusal(store, ProofError)
     assert f"{name}: " in message
-    assert name not in parts(store)
+    assert name not in numbered(parts(store))
     assert_mended(store)
 
 
@@ -330,7 +349,7 @@ def test_a_copy_with_other_bytes_is_found_even_where_no_etag_is_an_md5(raw_md5: 
     store = FakeStore(keeps_crc=False, checks_crc=False, etag_is_md5=False)
     produce(store, RAW_HOUR, md5_etag=raw_md5)
     store.on("COPY", "part-00003", Effect.WRONG_BYTES)
-    with pytest.raises(ProofError, match=r"part-00003\.log: its bytes"):
+    with pytest.raises(ProofError, match=r"part-00003-[0-9a-f]{8}\.log: its bytes"):
         run_hour(store, STREAM)
     assert_not_complete(store)
     assert_mended(store)
@@ -340,7 +359,7 @@ def test_a_part_that_was_stored_with_other_bytes_than_were_sent_is_found_by_read
     store = FakeStore(keeps_crc=False, checks_crc=False)
     produce(store, RAW_HOUR)
     store.on("PUT", "part-00001", Effect.WRONG_BYTES)
-    with pytest.raises(ProofError, match=r"part-00001\.log: read back it has CRC64NVME"):
+    with pytest.raises(ProofError, match=r"part-00001-[0-9a-f]{8}\.log: read back it has CRC64NVME"):
         run_hour(store, STREAM)
     assert_not_complete(store)
     assert_mended(store)
@@ -365,7 +384,7 @@ def test_a_store_that_gives_back_the_crc_it_was_sent_is_not_believed() -> None:
     store = FakeStore(keeps_crc=True, checks_crc=False)
     produce(store, RAW_HOUR)
     store.on("PUT", "part-00001", Effect.WRONG_BYTES)
-    with pytest.raises(ProofError, match=r"part-00001\.log: "):
+    with pytest.raises(ProofError, match=r"part-00001-[0-9a-f]{8}\.log: "):
         run_hour(store, STREAM)
     assert_not_complete(store)
     assert_mended(store)
@@ -373,10 +392,11 @@ def test_a_store_that_gives_back_the_crc_it_was_sent_is_not_believed() -> None:
 
 def test_a_stored_crc_that_is_not_what_was_sent_is_not_accepted() -> None:
     store = packed_hour()
-    body, etag = store.body(FIRST), store.stored(FIRST).etag
+    first = part_key(store, FIRST)
+    body, etag = store.body(first), store.stored(first).etag
     # The same ETag and length over other bytes, as only a store that breaks its word would have it.
-    store.produce(FIRST, b"?" + body[1:])
-    other = store.stored(FIRST)
+    store.produce(first, b"?" + body[1:])
+    other = store.stored(first)
     object.__setattr__(other, "etag", etag)
     message = refusal(store, ProofError)
     assert "part-00000.log: the store has CRC64NVME" in message
@@ -385,7 +405,7 @@ def test_a_stored_crc_that_is_not_what_was_sent_is_not_accepted() -> None:
 
 def test_a_part_that_is_overwritten_while_it_is_validated_is_not_accepted() -> None:
     store = packed_hour()
-    store.on("HEAD", "part-00000", lambda: store.corrupt(FIRST))
+    store.on("HEAD", "part-00000", lambda: store.corrupt(part_key(store, FIRST)))
     message = refusal(store, ProofError)
     assert "part-00000.log: it was overwritten while it was validated" in message
     assert_mended(store)
@@ -394,8 +414,11 @@ def test_a_part_that_is_overwritten_while_it_is_validated_is_not_accepted() -> N
 def test_an_oversize_object_that_changes_while_it_is_validated_is_not_accepted() -> None:
     store = packed_hour()
     store.on("HEAD", "g.log", lambda: _discard(store.produce(RAW + "g.log", b"G" * 100)))
-    message = refusal(store, ProofError)
-    assert f"s3://logs/{RAW}g.log changed while it was validated" in message
+    before = parts(store)
+    message = refusal(store, InputChangedError)
+    assert f"s3://logs/{RAW}g.log changed or vanished while the hour was validated" in message
+    # Nothing is wrong with the part, which may hold the last copy.
+    assert parts(store) == before
     assert_mended(store)
 
 
@@ -474,25 +497,58 @@ def test_a_receipt_that_does_not_add_up_proves_nothing(
     assert_mended(store)
 
 
-def test_a_part_that_the_plan_does_not_know_is_removed_before_the_manifest_is_written() -> None:
-    store = packed_hour()
-    store.produce(AGGREGATED + "part-00099.log", b"of an older plan")
-    store.produce(AGGREGATED + "part-00000.log.gz", b"of an older plan")
-    store.produce(MARKER, b'{"format": 1, "plan_id": "older"}')
+def test_strays_go_once_the_manifest_is_published() -> None:
+    """Parts that a record of ours names, of a run that was overtaken; the marker is gone since planning."""
+    store = FakeStore()
+    produce(store, {**RAW_HOUR, "bb.log": b"late" * 9})
+    for ref in plan_hour(store, STREAM, HOUR, "overtaken").shards:
+        pack_shard(store, STREAM, ref)
+    before = parts(store)
+    store.vanish(RAW + "bb.log")
+    for ref in plan_hour(store, STREAM, HOUR, "run", drop_vanished=True).shards:
+        pack_shard(store, STREAM, ref)
+    store.log.clear()
     validate_hour(store, STREAM, HOUR)
-    assert [f"{operation.kind} {operation.name}" for operation in store.writes()] == [
-        "DELETE _SUCCESS", "DELETE part-00000.log.gz", "DELETE part-00099.log", "WRITE _manifest.jsonl.gz",
-    ]  # fmt: skip
+    names = [f"{operation.kind} {operation.name}" for operation in store.writes()]
+    gone = before.keys() - parts(store).keys()
+    assert gone
+    record = next(number for number, each in enumerate(store.writes()) if "/removals/" in each.key)
+    for name in gone:
+        assert names.index("PUBLISH _manifest.jsonl.gz") < record < names.index(f"DELETE {name}")
     complete_hour(store, STREAM, HOUR)
     assert_complete(store, STREAM)
 
 
-def test_an_unknown_part_is_not_removed_before_all_others_are_proven() -> None:
+FOREIGN = ("part-00099.log", "part-00000.log.gz", "part-00001.log.snappy", "part-00001-0123abcd.log", "x/y")
+
+
+def test_foreign_objects_are_counted_and_stay() -> None:
     store = packed_hour()
-    store.produce(AGGREGATED + "part-00099.log", b"perhaps somebody's")
-    store.corrupt(FIRST)
+    others = {AGGREGATED + name: b"perhaps somebody's" for name in FOREIGN}
+    for key, body in others.items():
+        store.produce(key, body)
+    assert validate_hour(store, STREAM, HOUR).foreign == len(FOREIGN)
+    complete_hour(store, STREAM, HOUR)
+    assert validate_hour(store, STREAM, HOUR).foreign == len(FOREIGN)
+    assert {key: store.body(key) for key in others} == others
+    assert marker_of(store)["foreign"] == len(FOREIGN)
+    assert_right(store, STREAM)
+
+
+def test_strays_stay_where_a_part_is_not_proven() -> None:
+    store = FakeStore()
+    produce(store, {**RAW_HOUR, "bb.log": b"late" * 9})
+    for ref in plan_hour(store, STREAM, HOUR, "overtaken").shards:
+        pack_shard(store, STREAM, ref)
+    before = parts(store)
+    store.vanish(RAW + "bb.log")
+    for ref in plan_hour(store, STREAM, HOUR, "run", drop_vanished=True).shards:
+        pack_shard(store, STREAM, ref)
+    now = parts(store).keys() - before.keys()
+    store.corrupt(AGGREGATED + min(now))
     refusal(store, ProofError)
-    assert "part-00099.log" in parts(store)
+    assert parts(store).keys() == (before.keys() | now) - {min(now)}
+    assert_mended(store, drop_vanished=True)
 
 
 # -- plans that are not there --------------------------------------------------------------------------
@@ -540,6 +596,14 @@ def test_a_complete_hour_is_proven_again_and_keeps_marker_and_manifest(checks_cr
     assert "RANGE" not in {operation.kind for operation in store.log}
 
 
+def assert_marker_went_first(store: FakeStore) -> None:
+    """Behind the claim, and before any part."""
+    claim, marker, *others = [each for each in store.writes() if "/staged-" not in each.key]
+    assert (claim.kind, claim.key) == ("WRITE", CLAIM)
+    assert (marker.kind, marker.key) == ("DELETE", MARKER)
+    assert MARKER not in {operation.key for operation in others}
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_complete_hour_with_a_damaged_part_loses_its_marker_before_anything_else(damage: str) -> None:
     store = packed_hour()
@@ -548,7 +612,7 @@ def test_a_complete_hour_with_a_damaged_part_loses_its_marker_before_anything_el
     store.log.clear()
     message = refusal(store, ProofError)
     assert "The hour is not complete any more, its marker is removed." in message
-    assert store.writes()[0].key == MARKER
+    assert_marker_went_first(store)
     assert_mended(store)
 
 
@@ -571,12 +635,12 @@ def test_a_damaged_part_takes_the_marker_along_where_cleaning_up_was_cut_short()
     rule.times = 0
     assert store.has(MARKER)
     assert store.has(CLAIM)
-    store.corrupt(FIRST)
+    store.corrupt(part_key(store, FIRST))
     store.log.clear()
     with pytest.raises(ProofError):
         validate_hour(store, STREAM, HOUR)
     assert_not_complete(store)
-    assert store.writes()[0].key == MARKER
+    assert_marker_went_first(store)
     assert_mended(store)
 
 
@@ -584,7 +648,7 @@ def test_a_damaged_part_takes_the_marker_along_where_cleaning_up_was_cut_short()
 def test_a_damaged_part_stays_where_the_marker_over_it_cannot_be_removed(error: RollupError) -> None:
     store = packed_hour()
     run_hour(store, STREAM)
-    store.corrupt(FIRST)
+    store.corrupt(part_key(store, FIRST))
     before = parts(store)
     store.on("DELETE", "_SUCCESS", error)
     with pytest.raises(type(error)):

@@ -8,6 +8,7 @@ import pytest
 
 from include.log_rollup import proof
 from include.log_rollup.errors import NotFoundError, ProofError, SupersededError, TransientError
+from include.log_rollup.packing import pack_shard
 from include.log_rollup.planning import plan_hour
 from include.log_rollup.store import Location, ObjectHead
 from include.log_rollup.streams import Stream
@@ -15,12 +16,15 @@ from include.log_rollup.verify import Verification, verify_hour
 from tests.unit.fake_store import Effect, FakeStore
 from tests.unit.pipeline import (
     AGGREGATED,
+    CLAIM,
     HOUR,
     MANIFEST,
     MARKER,
     RAW,
     assert_complete,
     make_stream,
+    part_key,
+    part_name,
     parts,
     produce,
     run_hour,
@@ -36,8 +40,8 @@ RAW_HOUR: Mapping[str, bytes] = {
     "i.gz": b"",
 }
 STREAM = make_stream()
-PART = AGGREGATED + "part-00000.log"
-COPIED = AGGREGATED + "part-00003.log"
+PART = 0
+COPIED = 3
 
 
 def complete_hour(stream: Stream = STREAM, **options: Any) -> FakeStore:
@@ -105,35 +109,35 @@ def test_deep_reads_every_byte_of_parts_and_raw(monkeypatch: pytest.MonkeyPatch,
     assert read == {key: size for key, size in whole.items() if key.startswith((RAW, AGGREGATED + "part-"))}
 
 
-@pytest.mark.parametrize("key", [PART, COPIED])
+@pytest.mark.parametrize("number", [PART, COPIED])
 @pytest.mark.parametrize("deep", [False, True])
-def test_a_part_that_was_written_anew_is_named(key: str, deep: bool) -> None:
+def test_a_part_that_was_written_anew_is_named(number: int, deep: bool) -> None:
     store = complete_hour()
-    store.corrupt(key)
+    store.corrupt(part_key(store, number))
     (problem,) = verify(store, deep).problems
-    assert problem.part == key.removeprefix(AGGREGATED)
+    assert problem.part == part_name(store, number)
     assert "its ETag is" in problem.reason
 
 
 @pytest.mark.parametrize("expired", [False, True])
 def test_bytes_that_changed_unnoticed_are_found_by_deep_alone_and_their_object_named(expired: bool) -> None:
     store = complete_hour()
-    for key in (PART, COPIED):
-        damage_unnoticed(store, key)
+    for number in (PART, COPIED):
+        damage_unnoticed(store, part_key(store, number))
     if expired:
         for name in RAW_HOUR:
             store.vanish(RAW + name)
     assert verify(store).problems == []
     problems = verify(store, deep=True).problems
     assert [(problem.part, list(problem.keys)) for problem in problems] == [
-        ("part-00000.log", [f"{RAW}a.log"]),
-        ("part-00003.log", [f"{RAW}g.log"]),
+        (part_name(store, PART), [f"{RAW}a.log"]),
+        (part_name(store, COPIED), [f"{RAW}g.log"]),
     ]
 
 
 def test_what_is_said_to_be_done_about_a_damaged_part_mends_it() -> None:
     store = complete_hour()
-    damage_unnoticed(store, PART)
+    damage_unnoticed(store, part_key(store, PART))
     found = verify(store, deep=True)
     assert found.remedy is not None
     assert found.remedy.startswith(
@@ -149,7 +153,7 @@ def test_what_is_said_to_be_done_about_a_damaged_part_mends_it() -> None:
 
 def test_where_raw_has_expired_a_damaged_part_is_not_said_to_be_packed_again() -> None:
     store = complete_hour()
-    damage_unnoticed(store, PART)
+    damage_unnoticed(store, part_key(store, PART))
     store.vanish(RAW + "f.log")
     assert "a rerun is refused" in (verify(store, deep=True).remedy or "")
 
@@ -160,14 +164,14 @@ def test_a_raw_object_that_changed_unnoticed_is_named_and_its_part_called_right(
     found = verify(store, deep=True)
     (problem,) = found.problems
     assert (problem.part, list(problem.keys), found.remedy) == (None, [f"{RAW}c.log"], None)
-    assert "part-00001.log holds what was packed" in problem.reason
+    assert f"{part_name(store, 1)} holds what was packed" in problem.reason
 
 
 def test_a_part_that_is_written_between_its_listing_and_its_head_is_a_problem() -> None:
     store = complete_hour()
-    store.on("HEAD", PART, lambda: store.corrupt(PART))
+    store.on("HEAD", "part-00000", lambda: store.corrupt(part_key(store, PART)))
     (problem,) = verify_hour(store, STREAM, HOUR).problems
-    assert problem.part == "part-00000.log"
+    assert problem.part == part_name(store, PART)
     assert "while it was verified" in problem.reason
 
 
@@ -177,23 +181,45 @@ def test_a_crc_that_the_store_states_and_nobody_sent_is_a_problem(monkeypatch: p
 
     def stated(target: Location) -> ObjectHead | None:
         head = ask(target)
-        return replace(head, crc64nvme=1) if head and target.key == PART else head
+        return replace(head, crc64nvme=1) if head and target.key == part_key(store, PART) else head
 
     monkeypatch.setattr(store, "head", stated)
     (problem,) = verify(store).problems
-    assert problem.part == "part-00000.log"
+    assert problem.part == part_name(store, PART)
     assert "the store has CRC64NVME 1, " in problem.reason
 
 
-def test_missing_and_unknown_parts_are_problems() -> None:
+def test_a_missing_part_is_a_problem() -> None:
     store = complete_hour()
-    store.vanish(PART)
-    store.produce(AGGREGATED + "part-00009.log", b"whose?")
-    told = {problem.part: problem.reason for problem in verify(store).problems}
-    assert told == {
-        "part-00000.log": "it is not in the bucket",
-        "part-00009.log": "the manifest does not know it",
+    name = part_name(store, PART)
+    store.vanish(AGGREGATED + name)
+    assert {problem.part: problem.reason for problem in verify(store).problems} == {
+        name: "it is not in the bucket"
     }
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_foreign_objects_are_counted_and_no_problem(deep: bool) -> None:
+    store = complete_hour()
+    for name in ("part-00009.log", "part-00000.log", "part-00001-0123abcd.log", "_rollup/notes.txt", "x"):
+        store.produce(AGGREGATED + name, b"whose?")
+    found = verify(store, deep)
+    assert (found.foreign, found.problems, found.remedy) == (5, [], None)
+
+
+def test_a_part_of_an_overtaken_run_is_a_problem_of_the_hour() -> None:
+    store, late = complete_hour(), FakeStore()
+    produce(late, {**RAW_HOUR, "c.log": b"C" * 30})
+    for ref in plan_hour(late, STREAM, HOUR, "overtaken").shards:
+        pack_shard(late, STREAM, ref)
+    for key, found in late.snapshot(AGGREGATED).items():
+        if key != CLAIM:
+            store.produce(key, found.body)
+    (problem,) = verify(store).problems
+    assert problem.part is None
+    assert "a run that was overtaken left it behind" in problem.reason
+    run_hour(store, STREAM)
+    assert verify(store).problems == []
 
 
 @pytest.mark.parametrize("deep", [False, True])
@@ -270,7 +296,7 @@ def test_a_run_that_replaces_the_hour_meanwhile_is_told_instead_of_problems() ->
     def rerun() -> None:
         produce(store, {"late.log": b"late"})
         plan_hour(store, STREAM, HOUR, "rerun")
-        store.corrupt(PART)
+        store.corrupt(part_key(store, PART))
 
     store.on("LIST", RAW, rerun)
     with pytest.raises(SupersededError, match="verify it again"):
@@ -279,7 +305,7 @@ def test_a_run_that_replaces_the_hour_meanwhile_is_told_instead_of_problems() ->
 
 def test_a_part_that_is_written_while_it_is_read_is_a_problem() -> None:
     store = complete_hour()
-    store.on("RANGE", PART, lambda: store.corrupt(PART))
+    store.on("RANGE", "part-00000", lambda: store.corrupt(part_key(store, PART)))
     (problem,) = verify_hour(store, STREAM, HOUR, deep=True).problems
     assert "while it was verified" in problem.reason
 
@@ -287,22 +313,22 @@ def test_a_part_that_is_written_while_it_is_read_is_a_problem() -> None:
 @pytest.mark.parametrize("deep", [False, True])
 def test_a_fault_of_the_network_is_no_verdict(deep: bool) -> None:
     store = complete_hour()
-    store.on("RANGE" if deep else "HEAD", PART, TransientError("the connection broke"))
+    store.on("RANGE" if deep else "HEAD", "part-00000", TransientError("the connection broke"))
     with pytest.raises(TransientError):
         verify_hour(store, STREAM, HOUR, deep=deep)
 
 
 def test_a_bit_that_flips_on_the_way_is_not_taken_for_right() -> None:
     store = complete_hour()
-    store.on("RANGE", PART, Effect.WRONG_BYTES)
+    store.on("RANGE", "part-00000", Effect.WRONG_BYTES)
     (problem,) = verify_hour(store, STREAM, HOUR, deep=True).problems
-    assert problem.part == "part-00000.log"
+    assert problem.part == part_name(store, PART)
 
 
 @pytest.mark.parametrize("deep", [False, True])
 def test_progress_ends_with_all_bytes_whatever_was_found(deep: bool) -> None:
     store = complete_hour()
-    store.vanish(PART)
+    store.vanish(part_key(store, PART))
     seen: list[tuple[int, int]] = []
     verify_hour(store, STREAM, HOUR, deep=deep, watch=lambda done, total: seen.append((done, total)))
     assert seen[-1] == (310, 310)

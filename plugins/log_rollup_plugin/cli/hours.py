@@ -139,6 +139,7 @@ def _verification(stream: Stream, hour: datetime, found: Verification) -> dict[s
             "changed": len(found.changes.changed),
             "late": len(found.changes.late),
         },
+        "foreign": found.foreign,
         "problems": [
             {"part": problem.part, "reason": problem.reason, "keys": list(problem.keys)}
             for problem in found.problems
@@ -158,6 +159,10 @@ def _told(hour: datetime, found: Verification) -> Sequence[str]:
     ]
     if expired:
         lines.append(f"{expired:,} raw objects have expired: their parts are proven by the manifest alone")
+    if found.foreign:
+        lines.append(
+            f"{found.foreign:,} objects beside the parts are not of this project; follow the manifest"
+        )
     lines += [
         f"NOT RIGHT: {problem.part}: {problem.reason}" if problem.part else f"NOT RIGHT: {problem.reason}"
         for problem in found.problems
