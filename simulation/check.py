@@ -189,6 +189,8 @@ class Check:
         read = self.read_manifest(manifest)
         if read is None:
             return ["a marker is in place, but the manifest cannot be read"]
+        if read.plan_id != plan_id and not self.fenced and not final:
+            return []
         if read.plan_id != plan_id:
             return [f"the marker is of plan {plan_id}, the manifest of {read.plan_id}"]
         problems = [
