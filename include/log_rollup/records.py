@@ -19,7 +19,7 @@ from include.log_rollup.errors import (
 )
 from include.log_rollup.plan import PLAN_FORMAT, LeftOut, PlannedPart, ShardRef
 from include.log_rollup.store import Location, ObjectInfo, ObjectStore
-from include.log_rollup.units import GIB, KIB, MIB
+from include.log_rollup.units import KIB, MIB
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,8 @@ HEADER_BYTES = 128 * KIB
 # No record of ours is larger. A claim or a marker has some hundred bytes, the header of a million objects 5 MB.
 SMALL_RECORD_BYTES = MIB
 LONGEST_LINE_BYTES = 64 * MIB
-UNPACKED_BYTES = GIB
+# Of a shard or receipt: 20 times what one of 156,000 objects has, of an hour of 10 million.
+UNPACKED_BYTES = 512 * MIB
 # A manifest of 30,000 objects has 2 MB; a larger one is read in pieces of this size, again for each use.
 MANIFEST_AT_ONCE_BYTES = 8 * MIB
 _UNZIP_PIECE_BYTES = MIB
@@ -263,7 +264,7 @@ def _unzipped(pieces: Iterable[bytes]) -> Iterator[bytes]:
             unpacker = None
 
 
-def _unzip(body: bytes, limit: int = UNPACKED_BYTES) -> bytes:
+def _unzip(body: bytes, limit: int) -> bytes:
     pieces = []
     size = 0
     for piece in _unzipped((body,)):
@@ -595,7 +596,9 @@ class Records:
             found = self._store.read(source)
             if found is None:
                 return None
-            value = json.loads(_unzip(found.body) if source.key.endswith(".gz") else found.body)
+            value = json.loads(
+                _unzip(found.body, UNPACKED_BYTES) if source.key.endswith(".gz") else found.body
+            )
             return parse(value) if value.pop("format") in formats else None
         except (TooLargeError, *_DAMAGED) as error:
             log.warning("%s cannot be read (%s); it counts as not there", source, error)

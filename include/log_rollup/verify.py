@@ -187,7 +187,9 @@ def _differences(marker: Mapping[str, Any], manifest: Manifest) -> list[Problem]
 
 
 def _left_behind(strays: Iterable[str]) -> list[Problem]:
-    reason = "a run that was overtaken left it behind. Clear the hour's run from plan_hour on, which removes it"
+    reason = (
+        "a run that was overtaken left it behind. Clear the hour's run from plan_hour on, which removes it"
+    )
     return [Problem(None, f"{name}: {reason}") for name in sorted(strays)]
 
 
