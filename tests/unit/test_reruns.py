@@ -3,28 +3,22 @@
 While the marker is there, the parts are right: that is looked at after every single write.
 """
 
-import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache, partial
 from itertools import count
 from typing import TypeVar
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from include.log_rollup import planning
 from include.log_rollup.complete import complete_hour
 from include.log_rollup.errors import RollupError, SupersededError
 from include.log_rollup.packing import pack_shard
-from include.log_rollup.plan import ShardRef
 from include.log_rollup.validate import validate_hour
 from tests.unit import pipeline
 from tests.unit.fake_store import CrashError, Effect, FakeStore, Operation
 from tests.unit.pipeline import (
-    AGGREGATED,
     HOUR,
     MARKER,
     RAW,
@@ -327,88 +321,7 @@ def test_a_stream_with_other_settings_packs_its_hours_anew_when_they_are_cleared
     assert bool(put(store)) == ("part_size" in change or "ensure_newline" in change)
 
 
-# -- any mixture of all this ---------------------------------------------------------------------------
-
-FAULTS = st.sampled_from([Effect.LOST_ANSWER, Effect.WRONG_BYTES, Effect.TRUNCATED, RollupError("failed")])
-ACTIONS = st.one_of(
-    st.tuples(st.just("run"), st.none() | st.integers(0, 40)),
-    st.tuples(st.just("plan"), st.none() | st.integers(0, 12)),
-    st.tuples(st.just("pack"), st.none() | st.integers(0, 12)),
-    st.tuples(st.just("validate"), st.none() | st.integers(0, 3)),
-    st.tuples(st.just("complete"), st.none() | st.integers(0, 9)),
-    st.tuples(st.just("produce"), st.sampled_from("acegjmz")),
-    st.tuples(st.just("vanish"), st.sampled_from("acegjmz")),
-    st.tuples(st.just("corrupt"), st.integers(0, 5)),
-    st.tuples(st.just("delete"), st.integers(0, 5)),
-    st.tuples(st.just("fault"), FAULTS),
-)
-
-
-class Story:
-    """Acts on one hour as runs, retries, operators, producers and bad luck do."""
-
-    def __init__(self, checks_crc: bool) -> None:
-        self.store = FakeStore(keeps_crc=checks_crc, checks_crc=checks_crc, control_connections=1)
-        produce(self.store, RAW_HOUR)
-        self.stream = make_stream(allow_empty=True)
-        self.guard = MarkerGuard(self.store, self.stream)
-        self.shards: list[ShardRef] = []
-        self.serial = count()
-
-    def act(self, what: str, how: object) -> None:
-        """Do one thing; what fails, fails."""
-        store, stream = self.store, self.stream
-        if what == "produce":
-            store.produce(f"{RAW}{how}.log", f"{how}{next(self.serial)}".encode() * 9)
-        elif what == "vanish":
-            if store.has(f"{RAW}{how}.log"):
-                store.vanish(f"{RAW}{how}.log")
-        elif what in ("corrupt", "delete"):
-            found = store.listing(AGGREGATED + "part-")
-            if found:
-                assert isinstance(how, int)
-                key = found[how % len(found)]
-                store.corrupt(key) if what == "corrupt" else store.vanish(key)
-                self.guard.damaged()
-        elif what == "fault":
-            assert isinstance(how, Effect | Exception)
-            store.on("ANY", "", how)
-        else:
-            steps: dict[str, Callable[[], object]] = {
-                "run": lambda: run_hour(store, stream),
-                "plan": self._plan,
-                "pack": lambda: [pack_shard(store, stream, ref) for ref in self.shards],
-                "validate": lambda: validate_hour(store, stream, HOUR),
-                "complete": lambda: complete_hour(store, stream, HOUR),
-            }
-            if isinstance(how, int):
-                store.crash_after_writes(how)
-            with suppress(RollupError, CrashError):
-                steps[what]()
-            store.revive()
-        self.guard.learn()
-        assert self.guard.violations == []
-
-    def _plan(self) -> None:
-        self.shards = plan_hour(self.store, self.stream, HOUR, "run").shards
-
-
-@settings(max_examples=80)
-@given(actions=st.lists(ACTIONS, max_size=12), checks_crc=st.booleans())
-def test_no_mixture_of_runs_crashes_faults_and_changes_leaves_a_marker_over_wrong_parts(
-    actions: list[tuple[str, object]], checks_crc: bool
-) -> None:
-    story = Story(checks_crc)
-    for what, how in actions:
-        story.act(what, how)
-    # Faults that are still to come may fail the first of these.
-    for _ in range(len(actions) + 1):
-        with suppress(RollupError):
-            run_hour(story.store, story.stream)
-            break
-    assert_complete(story.store, story.stream, died=True)
-    assert story.guard.violations == []
-
+# Mixtures of runs, crashes and faults, and races at any moment, are the simulation's: tests/unit/test_simulation.py.
 
 # -- two runs of one hour ------------------------------------------------------------------------------
 
@@ -443,12 +356,6 @@ def assert_mended(store: FakeStore, guard: MarkerGuard) -> None:
     assert guard.violations == []
 
 
-def change_and_plan(store: FakeStore, guard: MarkerGuard) -> None:
-    store.produce(RAW + "bb.log", b"later")
-    guard.learn()
-    plan_hour(store, STREAM, HOUR, "another run")
-
-
 def change_and_run(store: FakeStore, guard: MarkerGuard) -> None:
     store.produce(RAW + "bb.log", b"later")
     guard.learn()
@@ -464,30 +371,9 @@ def packed(store: FakeStore) -> None:
         pack_shard(store, STREAM, ref)
 
 
-def proven_and_then_fewer(store: FakeStore) -> None:
-    packed(store)
-    validate_hour(store, STREAM, HOUR)
-    store.vanish(RAW + "h.gz")
-
-
-def proven_and_then_late(store: FakeStore) -> None:
-    packed(store)
-    validate_hour(store, STREAM, HOUR)
-    produce(store, {"z.log": b"late" * 20})
-
-
 def proven(store: FakeStore) -> None:
     packed(store)
     validate_hour(store, STREAM, HOUR)
-
-
-@pytest.mark.parametrize("state", ["fresh", "late objects"])
-def test_a_run_that_plans_anew_at_any_moment_supersedes_the_one_at_work(state: str) -> None:
-    for store, guard, moment in moments(
-        lambda: store_in(STATES[state]), lambda store: run_hour(store, STREAM), change_and_plan
-    ):
-        assert guard.violations == [], f"another run planned before {moment}"
-        assert_mended(store, guard)
 
 
 @pytest.mark.parametrize("meanwhile", [change_and_run, just_run])
@@ -512,19 +398,6 @@ def test_an_overtaken_shard_never_overwrites_a_part() -> None:
             # What it wrote and nobody needs it has removed itself, but for a late note in a receipt.
             assert_right(store, STREAM)
             assert parts(store).keys() == {entry["name"] for entry in manifest_of(store)[0]["parts_table"]}
-        assert_mended(store, guard)
-
-
-@pytest.mark.parametrize("state", [proven, proven_and_then_fewer, proven_and_then_late])
-def test_a_run_that_completes_while_another_one_begins_leaves_no_marker_over_other_parts(
-    state: Callable[[FakeStore], None],
-) -> None:
-    for store, guard, moment in moments(
-        lambda: store_in(state, strays=True),
-        lambda store: run_hour(store, STREAM, "the one that begins"),
-        lambda store, _: complete_hour(store, STREAM, HOUR),
-    ):
-        assert guard.violations == [], f"the older run completed before {moment}"
         assert_mended(store, guard)
 
 
@@ -594,81 +467,6 @@ def test_two_runs_under_the_same_plan_share_the_work() -> None:
     complete_hour(store, STREAM, HOUR)
     assert_complete(store, STREAM)
     assert guard.violations == []
-
-
-class Turns:
-    """Lets two runs go on in turns, each for a number of its requests; when one has ended, the other goes on.
-
-    :param bursts: how many requests each turn has; after the last, the runs end one after the other
-    """
-
-    def __init__(self, bursts: list[int]) -> None:
-        self._bursts = iter(bursts)
-        self._left = next(self._bursts, None)
-        self._at_work = 0
-        self._ended: set[int] = set()
-        self._changed = threading.Condition()
-
-    def take(self, run: int) -> None:
-        """Wait for the turn of a run's next request."""
-        with self._changed:
-            if self._at_work == run and self._left == 0:
-                self._pass_on()
-            self._changed.wait_for(lambda: self._at_work == run)
-            if self._left:
-                self._left -= 1
-
-    def end(self, run: int) -> None:
-        """The run has no more requests."""
-        with self._changed:
-            self._ended.add(run)
-            if self._at_work == run:
-                self._pass_on()
-
-    def _pass_on(self) -> None:
-        other = 1 - self._at_work
-        if other not in self._ended:
-            self._at_work = other
-        self._left = next(self._bursts, None) if not self._ended else None
-        self._changed.notify_all()
-
-
-def race(store: FakeStore, bursts: list[int]) -> list[Exception | None]:
-    """Run the hour twice at the same time, in turns; what each run failed with, None for a success."""
-    turns = Turns(bursts)
-
-    def run(number: int, client: FakeStore) -> Exception | None:
-        client.on("ANY", "", lambda: turns.take(number), times=10**6)
-        try:
-            run_hour(client, STREAM, f"run {number}")
-        except RollupError as error:
-            return error
-        finally:
-            turns.end(number)
-        return None
-
-    clients = [store.another_client(), store.another_client()]
-    with ThreadPoolExecutor(2) as threads:
-        return list(threads.map(run, range(2), clients))
-
-
-UNCHANGED_STATES = ["fresh", "complete and unchanged", "late objects", "deleted part", "corrupted part"]
-
-
-@settings(max_examples=100, deadline=None)
-@given(
-    state=st.sampled_from(UNCHANGED_STATES),
-    bursts=st.lists(st.integers(1, 40), max_size=10),
-    checks_crc=st.booleans(),
-)
-def test_of_two_runs_at_the_same_time_one_ends_well_and_the_hour_is_complete(
-    state: str, bursts: list[int], checks_crc: bool
-) -> None:
-    store, guard = store_in(STATES[state], checks_crc)
-    failures = race(store, bursts)
-    assert None in failures, failures
-    assert guard.violations == []
-    assert_complete(store, STREAM)
 
 
 def test_nothing_that_an_unfinished_run_left_outlives_the_next_one() -> None:
