@@ -321,7 +321,7 @@ def test_a_stream_with_other_settings_packs_its_hours_anew_when_they_are_cleared
     assert bool(put(store)) == ("part_size" in change or "ensure_newline" in change)
 
 
-# Mixtures of runs, crashes and faults, and races at any moment, are the simulation's: tests/unit/test_simulation.py.
+# Mixtures of runs, crashes and faults, and races at any moment: see tests/unit/test_simulation.py.
 
 # -- two runs of one hour ------------------------------------------------------------------------------
 
