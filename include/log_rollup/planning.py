@@ -350,12 +350,15 @@ def _check_vanished(
     objects = 0
     packed: dict[str, str] = {}
     wanted = {} if plan is None else {part.name: part.fingerprint for part in plan.parts}
+    # Under a name of format 1 something else may be there than the manifest says, from a later rerun.
+    known: set[str] = set()
     for planned, done in manifest.parts() if manifest else ():
         objects += len(planned.objects)
         gone += _missing(planned.objects, keys)
-        if wanted.get(done.name) == done.fingerprint and is_as_written(done, found.parts):
-            packed[done.name] = packed_row_json(done)
-    known = {entry["name"] for entry in manifest.table} if manifest else set()
+        if is_as_written(done, found.parts):
+            known.add(done.name)
+            if wanted.get(done.name) == done.fingerprint:
+                packed[done.name] = packed_row_json(done)
     # A planned part is there under its own name, or split into parts that hold its objects between them.
     there = {planned_name(name) for name in found.parts.keys() - known} | (found.parts.keys() - known)
     described: set[str] = set()
