@@ -11,6 +11,9 @@ import zstandard
 
 from include.log_rollup.units import MIB
 
+# What the command zstd unpacks without being asked to take more memory; of a frame that needs more, only the
+# blocks are counted.
+LARGEST_WINDOW_BYTES = 128 * MIB
 # At a time, of what an object unpacks to: a small object may unpack to gigabytes.
 _PIECE_BYTES = MIB
 
@@ -120,18 +123,32 @@ def _unpack_zstd(body: memoryview) -> None:
     position = 0
     while position < len(body):
         size = _skippable_size(body[position:])
-        if size:
-            position += size
-            continue
-        unpacker = zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj(write_size=_PIECE_BYTES)
-        while not unpacker.eof:
-            # In small pieces, as this decompressor has no limit on what it returns at a time.
-            data = bytes(body[position : position + 64 * 1024])
-            if not data:
-                raise EOFError("it is cut off before the end of the last frame")
-            position += len(data)
-            unpacker.decompress(data)
-        position -= len(unpacker.unused_data)
+        if not size:
+            size = _zstd_frame_size(body[position:])
+            frame = body[position : position + size]
+            if zstandard.get_frame_parameters(frame).window_size <= LARGEST_WINDOW_BYTES:
+                # Neither of its other decoders has a limit on what it returns at a time.
+                with zstandard.ZstdDecompressor().stream_reader(frame) as reader:
+                    piece = bytearray(_PIECE_BYTES)
+                    while reader.readinto(piece):
+                        pass
+        position += size
+
+
+def _zstd_frame_size(rest: memoryview) -> int:
+    """The size of the frame that begins here, by its header and those of its blocks (RFC 8878, 3.1.1)."""
+    header = bytes(rest[:32])
+    position = zstandard.frame_header_size(header)
+    checksum = 4 if zstandard.get_frame_parameters(header).has_checksum else 0
+    last = False
+    while not last:
+        block = int.from_bytes(rest[position : position + 3], "little")
+        last, kind, size = bool(block & 1), block >> 1 & 3, block >> 3
+        # A block of one byte that is repeated holds that byte alone.
+        position += 3 + (1 if kind == 1 else size)
+        if position > len(rest) - (checksum if last else 1):
+            raise EOFError("it is cut off before the end of the last frame")
+    return position + checksum
 
 
 def _skippable_size(rest: memoryview) -> int:
