@@ -268,7 +268,11 @@ class _ParallelListing:
             for future in futures:
                 future.result()
             self._ranges.sort(key=lambda one: one.start)
-            return [row for one in self._ranges for row in one.rows]
+            rows = self._ranges[0].rows
+            for one in self._ranges[1:]:
+                rows += one.rows
+                one.rows.clear()
+            return rows
         while more:
             page = self._store.list_page(self._prefix, token=page.token)
             more = self._take(first, page)

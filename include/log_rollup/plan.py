@@ -218,13 +218,16 @@ class InputFilter:
         return LeftOut(self._hidden, self._placeholders, self._markers)
 
 
-def select(listed: Iterable[ObjectInfo], prefix: str, marker: str | None) -> tuple[list[ObjectInfo], LeftOut]:
-    """The input of an hour in key order, and how many objects were left out; see :class:`InputFilter`."""
+def select(
+    listed: Sequence[ObjectInfo], prefix: str, marker: str | None
+) -> tuple[Sequence[ObjectInfo], LeftOut]:
+    """The input of an hour, and how many objects were left out; see :class:`InputFilter`.
+
+    :param listed: in key order, as :mod:`include.log_rollup.listing` returns them
+    """
     wanted = InputFilter(prefix, marker)
     chosen = wanted.keep(listed)
-    # Python compares code points, which is the order of UTF-8 bytes, which is S3's.
-    chosen.sort(key=lambda item: item.key)
-    return chosen, wanted.left_out
+    return listed if len(chosen) == len(listed) else chosen, wanted.left_out
 
 
 def is_hidden(name: str) -> bool:
@@ -251,16 +254,17 @@ def make_plan(
     :raises UnsupportedInputError: if an object cannot be joined end to end
     """
     _refuse_twice(chosen)
-    by_encoding: dict[str, list[ObjectInfo]] = {}
-    for item in chosen:
-        by_encoding.setdefault(encoding_of(item.key), []).append(item)
+    encodings = {encoding_of(item.key) for item in chosen}
     digests = ObjectDigests()
     parts: list[PlannedPart] = []
     usual = True
     digest = hashlib.blake2b(f"{FINGERPRINT_FORMAT}\n".encode(), digest_size=10)
-    for encoding in sorted(by_encoding):
+    for encoding in sorted(encodings):
         room = options.room_for_newline(encoding)
-        for members, copied in _fill(by_encoding[encoding], part_size, room):
+        # A list of a million objects is not copied where that can be avoided.
+        one_encoding = len(encodings) == 1
+        items = chosen if one_encoding else [item for item in chosen if encoding_of(item.key) == encoding]
+        for members, copied in _fill(items, part_size, room):
             index = len(parts)
             text = "".join(map(_row_text, members))
             digests.add_text(encoding, text)

@@ -105,7 +105,9 @@ def _read(text: str, url_encoded: bool) -> tuple[list[ObjectInfo], float]:
         keys, times, etags, sizes = _columns(text)
         if not "".join(etags).isprintable():
             etags = list(map(_sendable, etags))
-        rows = list(map(ObjectInfo, _decoded(keys, url_encoded), map(int, sizes), etags))
+        # Rows of one size share its number: a listing of a million objects is held in memory.
+        numbers = {size: int(size) for size in set(sizes)}
+        rows = list(map(ObjectInfo, _decoded(keys, url_encoded), map(numbers.__getitem__, sizes), etags))
         return rows, _newest(times)
     except ValueError as error:
         raise _OtherFormError from error

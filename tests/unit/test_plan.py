@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from include.log_rollup.errors import ListingError, UnsupportedInputError
 from include.log_rollup.hours import part_index, planned_name
+from include.log_rollup.listing import list_all, list_by_token
 from include.log_rollup.plan import (
     COPIES_PER_SHARD,
     OBJECTS_PER_SHARD,
@@ -29,8 +30,9 @@ from include.log_rollup.plan import (
     shard_refs,
     split_part,
 )
-from include.log_rollup.store import ObjectInfo
+from include.log_rollup.store import ListPage, Location, ObjectInfo
 from tests.unit import pipeline
+from tests.unit.fake_store import FakeStore
 from tests.unit.pipeline import RAW
 from tests.unit.strategies import CONTAINERS, listings, raw_hours
 
@@ -49,8 +51,22 @@ def plan_of(
     storage_class: str | None = None,
     **names: Any,
 ) -> Plan:
-    chosen, left_out = select(listed, RAW, None)
+    # In key order, as listings are.
+    chosen, left_out = select(sorted(listed), RAW, None)
     return make_plan(chosen, left_out, part_size, WriteOptions(separators, storage_class), **names)
+
+
+class UnorderedStore(FakeStore):
+    """Lists keys in the order in which it was given them."""
+
+    def list_page(
+        self, prefix: Location, start_after: str = "", token: str | None = None, limit: int = 1000
+    ) -> ListPage:
+        keys = list(self.snapshot(prefix.key))
+        first = int(token or 0)
+        rows = [self._info(prefix.bucket, key) for key in keys[first : first + limit]]
+        more = first + limit < len(keys)
+        return ListPage(rows, 0.0, self.now, more, str(first + limit) if more else None)
 
 
 def by_encoding(plan: Plan) -> dict[str, list[PlannedPart]]:
@@ -125,10 +141,15 @@ def test_parts_are_numbered_without_gaps_and_carry_the_ending_of_their_encoding(
 
 def test_key_order_is_that_of_utf8_bytes_and_not_of_utf16() -> None:
     # U+FF5E comes before U+1F600 in UTF-8, behind its surrogates in UTF-16.
-    plan = plan_of([info("\U0001f600"), info("\uff5e"), info("z"), info("a/b"), info("a b"), info("A")])
-    assert [item.key.removeprefix(RAW) for item in plan.parts[0].objects] == [
-        "A", "a b", "a/b", "z", "\uff5e", "\U0001f600",
-    ]  # fmt: skip
+    store = FakeStore()
+    for name in ("\U0001f600", "\uff5e", "z", "a/b", "a b", "A"):
+        store.produce(RAW + name, b"0123456789")
+    for listed in (list_all, list_by_token):
+        chosen, left_out = select(listed(store, Location("logs", RAW)), RAW, None)
+        plan = make_plan(chosen, left_out, 64, WriteOptions())
+        assert [item.key.removeprefix(RAW) for item in plan.parts[0].objects] == [
+            "A", "a b", "a/b", "z", "\uff5e", "\U0001f600",
+        ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -206,13 +227,19 @@ def test_every_listed_object_is_either_chosen_or_counted_as_left_out(hour: dict[
 # -- the same listing, the same plan -------------------------------------------------------------------
 
 
-@given(listings(), part_sizes, st.booleans(), st.randoms(use_true_random=False))
-def test_the_same_listing_in_any_order_gives_the_same_plan(
-    listed: list[ObjectInfo], part_size: int, separators: bool, shuffler: random.Random
+@given(raw_hours, st.integers(1, 12), st.randoms(use_true_random=False))
+def test_a_listing_in_any_order_gives_the_same_plan(
+    hour: dict[str, bytes], page_size: int, shuffler: random.Random
 ) -> None:
-    shuffled = list(listed)
-    shuffler.shuffle(shuffled)
-    assert plan_of(shuffled, part_size, separators) == plan_of(listed, part_size, separators)
+    names = list(hour)
+    plans = []
+    for store in (FakeStore(), UnorderedStore()):
+        shuffler.shuffle(names)
+        for name in names:
+            store.produce(RAW + name, hour[name])
+        chosen, left_out = select(list_by_token(store, Location("logs", RAW), page_size), RAW, None)
+        plans.append(make_plan(chosen, left_out, 20, WriteOptions()))
+    assert plans[0] == plans[1]
 
 
 @given(listings(max_objects=8), part_sizes, st.data())

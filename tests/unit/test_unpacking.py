@@ -1,141 +1,322 @@
-"""A compressed object is unpacked to its end, or the reason why it cannot be is given, in little memory."""
+"""An object that can be unpacked to its end counts as intact, any other as damaged; memory stays bounded."""
 
 import bz2
 import gzip
+import io
 import lzma
+import random
 import tracemalloc
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Mapping
 
 import lz4.frame
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
+from include.log_rollup import unpacking
 from include.log_rollup.plan import ENCODINGS
 from include.log_rollup.units import MIB
-from include.log_rollup.unpacking import CHECKED_ENCODINGS, LARGEST_WINDOW_BYTES, why_damaged
+from include.log_rollup.unpacking import CHECKED_ENCODINGS, why_damaged
+
+CUT_OFF = "it is cut off before the end of the last frame"
 
 
-def _lz4(body: bytes) -> bytes:
-    return bytes(lz4.frame.compress(body, content_checksum=True))
-
-
-def _zstd(body: bytes) -> bytes:
+def pack_zstd(body: bytes) -> bytes:
     return zstandard.ZstdCompressor(write_checksum=True).compress(body)
 
 
-PACKERS: dict[str, Callable[[bytes], bytes]] = {
-    ".gz": gzip.compress,
+def pack_lz4(body: bytes) -> bytes:
+    return bytes(lz4.frame.compress(body, content_checksum=True))
+
+
+def unpack_zstd(body: bytes) -> bytes:
+    with zstandard.ZstdDecompressor().stream_reader(body, read_across_frames=True) as reader:
+        return reader.read()
+
+
+PACK: Mapping[str, Callable[[bytes], bytes]] = {
+    ".gz": lambda body: gzip.compress(body, mtime=0),
+    ".zst": pack_zstd,
     ".bz2": bz2.compress,
     ".xz": lzma.compress,
-    ".lz4": _lz4,
-    ".zst": _zstd,
+    ".lz4": pack_lz4,
 }
-kinds = pytest.mark.parametrize("encoding", PACKERS)
+# Readers that this project has nothing to do with.
+UNPACK: Mapping[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.decompress,
+    ".zst": unpack_zstd,
+    ".bz2": bz2.decompress,
+    ".xz": lzma.decompress,
+    ".lz4": lz4.frame.decompress,
+}
+KINDS = sorted(PACK)
+of_each_encoding = pytest.mark.parametrize("encoding", KINDS)
+LINES = b"".join(b"2026-11-23T08:00:%02dZ request %d\n" % (number, number**5) for number in range(50))
+RANDOM = random.Random(1).randbytes(MIB * 5 // 4)
+SKIPPABLE = b"\x5a\x2a\x4d\x18" + (5).to_bytes(4, "little") + b"index"
 
 
-def why(encoding: str, body: bytes) -> str | None:
+def damage(encoding: str, body: bytes) -> str | None:
     return why_damaged(encoding, memoryview(body))
 
 
-def test_every_encoding_that_can_be_joined_is_checked() -> None:
-    assert set(ENCODINGS) == set(CHECKED_ENCODINGS) == set(PACKERS)
+def test_every_encoding_that_is_joined_is_checked() -> None:
+    assert frozenset(ENCODINGS) == CHECKED_ENCODINGS == PACK.keys()
 
 
-@kinds
+# -- intact --------------------------------------------------------------------------------------------
+
+
+@of_each_encoding
 @given(st.lists(st.binary(max_size=300), min_size=1, max_size=4))
-def test_whole_objects_of_several_frames_are_fine(encoding: str, frames: list[bytes]) -> None:
-    assert why(encoding, b"".join(map(PACKERS[encoding], frames))) is None
+def test_frames_end_to_end_are_intact(encoding: str, contents: list[bytes]) -> None:
+    assert damage(encoding, b"".join(map(PACK[encoding], contents))) is None
 
 
-@kinds
-@given(st.binary(min_size=1, max_size=300), st.integers(1, 10**6), st.booleans())
-def test_an_object_that_was_cut_off_is_damaged(encoding: str, content: bytes, cut: int, second: bool) -> None:
-    frame = PACKERS[encoding](content)
-    whole = frame * 2 if second else frame
-    left = len(whole) - 1 - cut % (len(whole) - 1)
-    # Cut between two frames, it is a whole object.
-    assert (why(encoding, whole[:left]) is None) == (left == len(frame))
+@of_each_encoding
+@pytest.mark.parametrize(
+    "content", [b"", LINES, bytes(5 * MIB), RANDOM], ids=["empty", "lines", "zeros", "random"]
+)
+def test_an_object_of_any_size_is_intact(encoding: str, content: bytes) -> None:
+    assert damage(encoding, PACK[encoding](content)) is None
 
 
-@kinds
-@given(content=st.binary(min_size=20, max_size=300), place=st.integers(0, 10**6), mask=st.integers(1, 255))
-def test_a_changed_byte_of_the_content_is_found(encoding: str, content: bytes, place: int, mask: int) -> None:
-    body = bytearray(PACKERS[encoding](content))
-    # Behind the header, some of whose bytes mean nothing, and before what a decoder need not read.
-    begin, end = 10, len(body) - 4
-    body[begin + place % (end - begin)] ^= mask
-    damage = why(encoding, bytes(body))
-    if damage is None:
-        # Bits that no decoder looks at: what comes out is right.
-        assert _unpacked(encoding, bytes(body)) == content
+@of_each_encoding
+def test_thousands_of_small_frames_are_intact(encoding: str) -> None:
+    assert damage(encoding, PACK[encoding](b"a line\n") * 3000) is None
 
 
-def _unpacked(encoding: str, body: bytes) -> bytes:
-    match encoding:
-        case ".gz":
-            return gzip.decompress(body)
-        case ".bz2":
-            return bz2.decompress(body)
-        case ".xz":
-            return lzma.decompress(body)
-        case ".lz4":
-            return bytes(lz4.frame.decompress(body))
-        case _:
-            return zstandard.ZstdDecompressor().decompressobj().decompress(body)
+@of_each_encoding
+@pytest.mark.parametrize("piece", [1, 2, 3, 7, 64, 1000])
+def test_pieces_of_any_size_end_anywhere_in_a_frame(
+    encoding: str, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unpacking, "_PIECE_BYTES", piece)
+    monkeypatch.setattr(unpacking, "_FIRST_PIECE_BYTES", piece)
+    body = PACK[encoding](LINES) + PACK[encoding](b"") + PACK[encoding](bytes(5000))
+    assert damage(encoding, body) is None
+    assert damage(encoding, body[:-1]) is not None
 
 
-@kinds
-@pytest.mark.parametrize("body", [b"plain text, not packed at all", b"\x00" * 40, b"\x1f"])
-def test_what_is_not_packed_at_all_is_damaged(encoding: str, body: bytes) -> None:
-    assert why(encoding, body)
+@of_each_encoding
+def test_an_empty_object_is_intact(encoding: str) -> None:
+    assert damage(encoding, b"") is None
 
 
-@kinds
-def test_garbage_behind_the_last_frame_is_damaged(encoding: str) -> None:
-    assert why(encoding, PACKERS[encoding](b"content") + b"garbage behind the end")
+@pytest.mark.parametrize("encoding", ["", ".snappy", ".zip", ".br"])
+def test_another_encoding_is_not_checked(encoding: str) -> None:
+    assert damage(encoding, b"anything") is None
 
 
-@pytest.mark.parametrize("encoding", [".gz", ".bz2", ".xz", ".lz4"])
-def test_zeros_behind_the_last_frame_are_padding(encoding: str) -> None:
-    assert why(encoding, PACKERS[encoding](b"content") + b"\x00" * 512) is None
+def test_gzip_with_a_header_of_all_fields_is_intact() -> None:
+    body = io.BytesIO()
+    with gzip.GzipFile("a-name.log", "wb", fileobj=body, mtime=1_700_000_000) as file:
+        file.write(LINES)
+    assert damage(".gz", body.getvalue()) is None
 
 
-def test_skippable_frames_of_zstandard_are_passed_over() -> None:
-    skippable = b"\x50\x2a\x4d\x18" + (5).to_bytes(4, "little") + b"index"
-    assert why(".zst", _zstd(b"one") + skippable + _zstd(b"two")) is None
-    assert why(".zst", skippable + _zstd(b"one")) is None
-    assert "skippable" in (why(".zst", _zstd(b"one") + skippable[:-1]) or "")
+@pytest.mark.parametrize("stored", [False, True])
+def test_zstd_frames_of_every_form_are_intact(stored: bool) -> None:
+    content = RANDOM[:100_000] if stored else LINES
+    for parameters in (
+        zstandard.ZstdCompressionParameters.from_level(3, write_content_size=0),
+        zstandard.ZstdCompressionParameters.from_level(3, write_checksum=1, write_content_size=0),
+        zstandard.ZstdCompressionParameters.from_level(19, window_log=20, write_content_size=1),
+    ):
+        packer = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+        body = packer.compress(content[:50]) + packer.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
+        body += packer.compress(content[50:]) + packer.flush()
+        assert damage(".zst", body) is None
+        assert damage(".zst", body[:-1]) is not None
 
 
-def test_a_frame_of_zstandard_with_a_large_window_is_counted() -> None:
-    packer = zstandard.ZstdCompressor(
-        compression_params=zstandard.ZstdCompressionParameters(window_log=28, enable_ldm=True)
-    ).compressobj()
-    body = packer.compress(b"content" * 99) + packer.flush()
-    assert zstandard.get_frame_parameters(body).window_size > LARGEST_WINDOW_BYTES
-    assert why(".zst", body) is None
-    assert why(".zst", body + body) is None
-    assert "cut off" in (why(".zst", body[:-1]) or "")
+@pytest.mark.parametrize("size", [lz4.frame.BLOCKSIZE_MAX64KB, lz4.frame.BLOCKSIZE_MAX4MB])
+@pytest.mark.parametrize("linked", [False, True])
+def test_lz4_frames_of_every_form_are_intact(size: int, linked: bool) -> None:
+    for checksum in (False, True):
+        body = lz4.frame.compress(RANDOM, block_size=size, block_linked=linked, block_checksum=checksum)
+        assert damage(".lz4", body) is None
+        assert damage(".lz4", body[:-1]) == CUT_OFF
 
 
-@pytest.mark.parametrize("encoding", ["", ".snappy", ".zz", ".br", ".log"])
-def test_other_encodings_are_not_checked(encoding: str) -> None:
-    assert why(encoding, b"anything") is None
+# -- behind the last frame -----------------------------------------------------------------------------
 
 
-@kinds
-def test_an_empty_object_is_fine(encoding: str) -> None:
-    assert why(encoding, b"") is None
+@pytest.mark.parametrize("zeros", [1, 3, 512, 2 * MIB + 1])
+def test_zero_padding_behind_gzip_is_no_damage(zeros: int) -> None:
+    assert damage(".gz", PACK[".gz"](LINES) + bytes(zeros)) is None
 
 
-@kinds
-def test_a_bomb_is_unpacked_in_little_memory(encoding: str) -> None:
-    body = PACKERS[encoding](b"0" * 64 * MIB)
+@pytest.mark.parametrize(("zeros", "intact"), [(4, True), (512, True), (1, False), (511, False)])
+def test_xz_may_be_padded_in_multiples_of_four(zeros: int, intact: bool) -> None:
+    body = PACK[".xz"](LINES)
+    assert (damage(".xz", body + bytes(zeros)) is None) is intact
+
+
+@pytest.mark.parametrize("encoding", [".bz2", ".lz4", ".zst"])
+def test_zeros_behind_other_encodings_are_damage(encoding: str) -> None:
+    assert damage(encoding, PACK[encoding](LINES) + bytes(512))
+
+
+@of_each_encoding
+@pytest.mark.parametrize("zeros", [0, 5, 512, 2 * MIB])
+def test_anything_else_behind_a_frame_is_damage(encoding: str, zeros: int) -> None:
+    assert damage(encoding, PACK[encoding](LINES) + bytes(zeros) + b"garbage")
+
+
+@of_each_encoding
+def test_zeros_alone_are_damage(encoding: str) -> None:
+    assert damage(encoding, bytes(512))
+
+
+# -- damaged -------------------------------------------------------------------------------------------
+
+
+@of_each_encoding
+@given(content=st.binary(max_size=60))
+@example(content=b"")
+@example(content=LINES)
+@example(content=bytes(1000))
+def test_an_object_cut_off_anywhere_is_damaged(encoding: str, content: bytes) -> None:
+    body = PACK[encoding](content)
+    intact = [length for length in range(1, len(body)) if damage(encoding, body[:length]) is None]
+    assert intact == []
+
+
+@of_each_encoding
+@given(first=st.binary(max_size=20), second=st.binary(max_size=20))
+def test_a_last_frame_cut_off_anywhere_is_damage(encoding: str, first: bytes, second: bytes) -> None:
+    begin, end = PACK[encoding](first), PACK[encoding](second)
+    intact = [length for length in range(1, len(end)) if damage(encoding, begin + end[:length]) is None]
+    # A frame that is cut off within its first zeros cannot be told from padding; none begins with one.
+    assert intact == []
+
+
+@of_each_encoding
+@pytest.mark.parametrize("where", [0.1, 0.5, 0.9, 0.999])
+def test_a_large_object_that_is_cut_off_is_damaged(encoding: str, where: float) -> None:
+    body = PACK[encoding](RANDOM)
+    assert damage(encoding, body[: int(len(body) * where)]) == CUT_OFF
+
+
+@of_each_encoding
+@given(content=st.binary(max_size=60), place=st.integers(0, 10**6), bit=st.integers(0, 7))
+def test_a_flipped_bit_is_damage_or_changes_nothing(
+    encoding: str, content: bytes, place: int, bit: int
+) -> None:
+    body = bytearray(PACK[encoding](content))
+    body[place % len(body)] ^= 1 << bit
+    if damage(encoding, bytes(body)) is None:
+        # In the time of gzip's header, for one.
+        assert UNPACK[encoding](bytes(body)) == content
+
+
+@of_each_encoding
+def test_every_flipped_bit_of_the_content_is_damage(encoding: str) -> None:
+    body = PACK[encoding](LINES)
+    middle = len(body) // 2
+    for place in range(middle - 8, middle + 8):
+        for bit in range(8):
+            changed = bytearray(body)
+            changed[place] ^= 1 << bit
+            assert damage(encoding, bytes(changed)), (place, bit)
+
+
+@of_each_encoding
+def test_an_object_of_another_encoding_is_damaged(encoding: str) -> None:
+    for other in {*KINDS} - {encoding}:
+        assert damage(encoding, PACK[other](LINES))
+    assert damage(encoding, LINES)
+
+
+# -- forms of zstd and xz ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        SKIPPABLE,
+        SKIPPABLE + pack_zstd(LINES),
+        pack_zstd(LINES) + SKIPPABLE,
+        pack_zstd(LINES) + SKIPPABLE * 2 + pack_zstd(LINES),
+        b"\x50\x2a\x4d\x18" + bytes(4),
+    ],
+)
+def test_skippable_frames_of_zstd_are_passed_over(body: bytes) -> None:
+    assert damage(".zst", body) is None
+
+
+def test_a_skippable_frame_cut_off_anywhere_is_damage() -> None:
+    for length in range(1, len(SKIPPABLE)):
+        assert damage(".zst", pack_zstd(LINES) + SKIPPABLE[:length]), length
+    assert damage(".zst", SKIPPABLE[:-1]) == "it is cut off within a skippable frame"
+
+
+def test_skippable_frames_of_lz4_are_passed_over() -> None:
+    assert damage(".lz4", pack_lz4(LINES) + SKIPPABLE + pack_lz4(LINES)) is None
+    assert damage(".lz4", pack_lz4(LINES) + SKIPPABLE[:-1])
+
+
+def test_a_frame_with_a_dictionary_is_checked_for_its_length() -> None:
+    samples: list[bytes | bytearray | memoryview] = [
+        b"request %d took %d ms on host %d\n" % (n, n % 97, n % 7) for n in range(3000)
+    ]
+    packer = zstandard.ZstdCompressor(dict_data=zstandard.train_dictionary(1024, samples))
+    body = packer.compress(LINES)
+    assert zstandard.get_frame_parameters(body).dict_id
+    assert damage(".zst", body) is None
+    assert damage(".zst", body[:-1]) == CUT_OFF
+
+
+def test_a_zstd_frame_of_a_huge_window_is_not_unpacked() -> None:
+    long = zstandard.ZstdCompressionParameters.from_level(1, window_log=31, write_content_size=0)
+    packer = zstandard.ZstdCompressor(compression_params=long).compressobj()
+    body = packer.compress(b"x") + packer.flush()
+    assert zstandard.get_frame_parameters(body).window_size == 2**31
+    assert damage(".zst", body) is None
+    assert damage(".zst", body[:-1]) is not None
+
+
+def test_xz_of_a_huge_dictionary_is_not_unpacked() -> None:
+    body = bytearray(lzma.compress(LINES))
+    # The size of the dictionary in the block header (xz file format, 3.1 and 5.3.1), here of 4 GiB, with the
+    # header's CRC.
+    assert body[12:16] == b"\x02\x00\x21\x01"
+    body[16] = 40
+    body[20:24] = zlib.crc32(body[12:20]).to_bytes(4, "little")
+    assert damage(".xz", bytes(body)) is None
+
+
+# -- memory --------------------------------------------------------------------------------------------
+
+
+def zstd_bomb(unpacked: int) -> bytes:
+    """The smallest frame that unpacks to so many bytes: a byte repeated, in blocks of 128 KiB."""
+    size = 128 * 1024
+    blocks = unpacked // size
+    header = zstandard.MAGIC_NUMBER.to_bytes(4, "little") + b"\x00\x38"
+    return header + b"".join(
+        (size << 3 | 1 << 1 | (number == blocks - 1)).to_bytes(3, "little") + b"a" for number in range(blocks)
+    )
+
+
+def bomb(encoding: str) -> bytes:
+    if encoding == ".zst":
+        return zstd_bomb(512 * MIB)
+    return PACK[encoding](bytes(32 * MIB)) * 4
+
+
+@of_each_encoding
+def test_an_object_that_unpacks_to_much_takes_little_memory(encoding: str) -> None:
+    body = bomb(encoding)
+    assert len(body) < 3 * MIB
     tracemalloc.start()
     try:
-        assert why(encoding, body) is None
-        assert tracemalloc.get_traced_memory()[1] < 24 * MIB
+        assert damage(encoding, body) is None
+        assert damage(encoding, body[:-1]) is not None
+        _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
+    assert peak < 20 * MIB
