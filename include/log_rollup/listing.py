@@ -128,8 +128,9 @@ def _unordered(
                 raise TransientError(f"LIST {prefix}: the objects changed while they were listed")
         fresh = []
         for row in page.objects:
-            known = seen.setdefault(row.key, row)
-            if known is row:
+            known = seen.get(row.key)
+            if known is None:
+                seen[row.key] = row
                 fresh.append(row)
             elif known != row:
                 raise ListingError(

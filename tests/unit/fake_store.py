@@ -518,6 +518,52 @@ class FakeStore:
         return Checksum("crc64nvme", crc.crc64(body) if sent is None or self._checks_crc else sent)
 
 
+class OddLister(FakeStore):
+    """A store whose listings are not S3's, as those of some servers are.
+
+    :param order: puts the listed keys in the server's own order; it may leave some out or name some twice
+    :param start_after: what becomes of it: ``honoured``, ``ignored``, or a place in the ``tree`` of folders
+    :param change: changes each page before it is answered, as it was asked for
+    """
+
+    def __init__(
+        self,
+        *,
+        order: Callable[[list[str]], list[str]] = list,
+        start_after: str = "honoured",
+        change: Callable[[ListPage, str | None], ListPage] = lambda page, _: page,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self._order = order
+        self._start_after = start_after
+        self._change = change
+
+    def list_page(
+        self, prefix: Location, start_after: str = "", token: str | None = None, limit: int = 1000
+    ) -> ListPage:
+        self.begin("LIST", prefix, start_after if token is None else token)
+        size = min(limit, self._page_size)
+        with self._lock:
+            keys = self._order(self.listing(prefix.key, prefix.bucket))
+            first = int(token) if token else 0
+            if start_after:
+                # A token is a place in the listing that began there.
+                keys = [key for key in keys if self._is_after(key, start_after)]
+            rows = [self._info(prefix.bucket, key) for key in keys[first : first + size]]
+            newest = max((self._buckets[prefix.bucket][row.key].modified for row in rows), default=0.0)
+        more = len(keys) > first + size
+        page = ListPage(rows, newest, self.now, more, str(first + size) if more else None)
+        return self._change(page, token)
+
+    def _is_after(self, key: str, start_after: str) -> bool:
+        if self._start_after == "ignored":
+            return True
+        if self._start_after == "tree":
+            return key.split("/") > start_after.split("/")
+        return key.encode() > start_after.encode()
+
+
 class FakeTransfer:
     """Implements :class:`include.log_rollup.store.Transfer`, and sees to it that its contract is kept."""
 

@@ -1,8 +1,12 @@
 """A listing over several connections is the one that a single one gives, and waits for fewer pages in a row."""
 
+import random
+import re
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,11 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from include.log_rollup import listing
-from include.log_rollup.errors import AccessError
-from include.log_rollup.listing import between, list_all
-from include.log_rollup.store import Location, ObjectInfo
+from include.log_rollup.errors import AccessError, InputChangedError, ListingError, TransientError
+from include.log_rollup.listing import between, list_all, list_by_token, pages_by_token
+from include.log_rollup.planning import plan_hour
+from include.log_rollup.store import ListPage, Location, ObjectInfo
 from log_rollup_plugin.listing import page_of
-from tests.unit.fake_store import FakeStore
+from tests.unit.fake_store import FakeStore, OddLister
+from tests.unit.pipeline import HOUR, assert_right, make_stream, run_hour
 
 PREFIX = Location("logs", "raw/app/20261123/08/")
 
@@ -108,6 +114,259 @@ def test_the_watcher_sees_no_more_threads_at_once_than_connections() -> None:
     list_all(store, PREFIX)
     # The first page is asked for by the caller itself, before there are others.
     assert len(threads) <= 3 + 1
+
+
+# -- listings that are not S3's ------------------------------------------------------------------------
+
+UNTRUSTED = "cannot be trusted: repair or update the server, then clear the task"
+NAMES = [
+    f"{folder}{number:02d}.log" for folder in ("", "a/", "a/b/", "b/", "b.d/", "c-") for number in range(9)
+]
+
+
+def folders_last(keys: list[str]) -> list[str]:
+    """The files of a folder before its folders, as servers over a file system list them."""
+    return sorted(keys, key=lambda key: [(1, step) for step in key.split("/")[:-1]] + [(0, key)])
+
+
+def folders_as_steps(keys: list[str]) -> list[str]:
+    """Step by step of the path: ``b/00`` before ``b.d/00``, though the full stop comes before the slash."""
+    return sorted(keys, key=lambda key: key.split("/"))
+
+
+def folder_twice(keys: list[str]) -> list[str]:
+    """What lies below an explicit folder object is listed with the folder, and once more on its own."""
+    return keys + [key for key in keys if "/a/" in key]
+
+
+def each_twice(keys: list[str]) -> list[str]:
+    """Every key in a row with itself."""
+    return [key for key in keys for _ in range(2)]
+
+
+def reversed_keys(keys: list[str]) -> list[str]:
+    """Backwards."""
+    return keys[::-1]
+
+
+ORDERS = {
+    order.__name__: order
+    for order in (list, folders_last, folders_as_steps, folder_twice, each_twice, reversed_keys)
+}
+
+
+def lister(names: list[str] = NAMES, page_size: int = 5, **options: Any) -> OddLister:
+    """A store with an object of each name below the prefix, and others around it."""
+    store = OddLister(page_size=page_size, **options)
+    for key in ["raw/app/20261123/07/z", "raw/app/20261123/09/a", *(PREFIX.key + name for name in names)]:
+        store.produce(key, key.encode())
+    return store
+
+
+def rows_of(store: FakeStore) -> list[ObjectInfo]:
+    """All rows in order, each once."""
+    return [
+        ObjectInfo(key, len(store.body(key)), store.stored(key).etag) for key in store.listing(PREFIX.key)
+    ]
+
+
+@pytest.mark.parametrize("connections", [1, 4])
+@pytest.mark.parametrize("start_after", ["honoured", "ignored", "tree"])
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("page_size", [1, 5, 1000])
+def test_each_key_is_listed_once_in_any_order(
+    order: str, start_after: str, page_size: int, connections: int
+) -> None:
+    store = lister(
+        order=ORDERS[order], start_after=start_after, page_size=page_size, control_connections=connections
+    )
+    assert list_by_token(store, PREFIX) == rows_of(store)
+    assert sorted(row for page in pages_by_token(store, PREFIX) for row in page.objects) == rows_of(store)
+    store.log.clear()
+    found = list_all(store, PREFIX)
+    if start_after == "tree":
+        # A listing from the middle that leaves keys out looks right; validation lists without one.
+        assert set(found) <= set(rows_of(store))
+    else:
+        assert found == rows_of(store)
+    pages = 2 * len(NAMES) // page_size + 1
+    assert len(store.log) <= 4 * pages + 8
+
+
+@settings(max_examples=60)
+@given(
+    names,
+    st.randoms(use_true_random=False),
+    st.integers(1, 7),
+    st.integers(1, 5),
+    st.sampled_from(["honoured", "ignored"]),
+)
+def test_any_order_with_any_repetition_gives_each_key_once(
+    keys: list[str], shuffler: random.Random, page_size: int, connections: int, start_after: str
+) -> None:
+    places = [shuffler.random() for _ in range(2 * len(keys))]
+    repeated = [key for key in keys if shuffler.random() < 0.2]
+
+    def order(listed: list[str]) -> list[str]:
+        again = [key for key in listed if key.removeprefix(PREFIX.key) in repeated]
+        placed = zip(places, [*listed, *again], strict=False)
+        return [key for _, key in sorted(placed)]
+
+    store = lister(keys, page_size, order=order, start_after=start_after, control_connections=connections)
+    assert list_all(store, PREFIX) == rows_of(store)
+    assert list_by_token(store, PREFIX, page_size) == rows_of(store)
+
+
+def without_token(page: ListPage, _: str | None) -> ListPage:
+    return replace(page, token=None)
+
+
+def same_token(page: ListPage, _: str | None) -> ListPage:
+    return replace(page, token="5", truncated=True)
+
+
+def token_of_the_page(page: ListPage, token: str | None) -> ListPage:
+    return replace(page, token=token or "5") if page.truncated else page
+
+
+def empty_pages(page: ListPage, token: str | None) -> ListPage:
+    return replace(page, objects=(), truncated=True, token=str(int(token or 0) + 1))
+
+
+def other_prefix(page: ListPage, _: str | None) -> ListPage:
+    return replace(page, objects=[*page.objects, ObjectInfo("raw/app/20261123/09/a", 1, "e")])
+
+
+def another_etag(page: ListPage, token: str | None) -> ListPage:
+    return replace(page, objects=[*page.objects, ObjectInfo(PREFIX.key + "00.log", 27, f"{token}")])
+
+
+def another_size(page: ListPage, token: str | None) -> ListPage:
+    row = page.objects[0]
+    return replace(page, objects=[row, row._replace(size=row.size + 1), *page.objects[1:]])
+
+
+CONTRADICTIONS: dict[Callable[[ListPage, str | None], ListPage], str] = {
+    without_token: "gives no continuation token",
+    same_token: "gives the continuation token '5' a second time",
+    token_of_the_page: "gives the continuation token '5' a second time",
+    empty_pages: "empty pages in a row",
+    other_prefix: "'raw/app/20261123/09/a', which is not under the prefix",
+    another_etag: "lists the key 'raw/app/20261123/08/00.log' twice",
+    another_size: "lists the key 'raw/app/20261123/08/00.log' twice",
+}
+
+
+@pytest.mark.parametrize("connections", [1, 4])
+@pytest.mark.parametrize("change", CONTRADICTIONS, ids=lambda change: change.__name__)
+def test_a_listing_that_contradicts_itself_is_an_error(
+    change: Callable[[ListPage, str | None], ListPage], connections: int
+) -> None:
+    for read in (list_all, list_by_token, lambda store, prefix: list(pages_by_token(store, prefix))):
+        store = lister(change=change, control_connections=connections)
+        with pytest.raises(ListingError, match=re.escape(CONTRADICTIONS[change])) as caught:
+            read(store, PREFIX)
+        assert str(PREFIX) in str(caught.value)
+        assert UNTRUSTED in str(caught.value)
+        assert len(store.log) < 600
+
+
+def test_pages_that_repeat_themselves_under_new_tokens_end() -> None:
+    pages: list[ListPage] = []
+
+    def repeated(page: ListPage, token: str | None) -> ListPage:
+        pages.append(page)
+        return replace(pages[0], truncated=True, token=str(int(token or 0) + 1))
+
+    store = lister(change=repeated)
+    with pytest.raises(ListingError, match="without a new object"):
+        list_all(store, PREFIX)
+    assert len(store.log) < 600
+
+
+def test_a_few_empty_pages_are_nothing() -> None:
+    def sparse(page: ListPage, token: str | None) -> ListPage:
+        place = int(token or 0)
+        return replace(page, objects=page.objects if place % 50 == 0 else ())
+
+    store = lister([f"{number:03d}" for number in range(200)], 1, change=sparse, control_connections=1)
+    expected = rows_of(store)[::50]
+    assert list_all(store, PREFIX) == list_by_token(store, PREFIX) == expected
+
+
+def test_a_row_without_etag_gets_the_one_of_head() -> None:
+    def bare(page: ListPage, _: str | None) -> ListPage:
+        return replace(page, objects=[row._replace(etag="") for row in page.objects])
+
+    store = lister(change=bare)
+    store.on("HEAD", "00.log", lambda: store.vanish(PREFIX.key + "00.log"))
+    found = list_all(store, PREFIX)
+    # One has vanished between the listing and its HEAD.
+    assert found == rows_of(store)
+    assert len(found) == len(NAMES) - 1
+    assert list_by_token(store, PREFIX) == found
+
+
+@pytest.mark.parametrize("etag_is_md5", [True, False])
+def test_a_row_that_is_wrongly_listed_as_empty_gets_its_size(etag_is_md5: bool) -> None:
+    def sizeless(page: ListPage, _: str | None) -> ListPage:
+        return replace(page, objects=[row._replace(size=0) for row in page.objects])
+
+    store = OddLister(change=sizeless, etag_is_md5=etag_is_md5)
+    for name, body in (("a", b"bytes"), ("b", b"")):
+        store.produce(PREFIX.key + name, body, md5_etag=etag_is_md5)
+    assert list_all(store, PREFIX) == rows_of(store)
+    heads = [each.name for each in store.log if each.kind == "HEAD"]
+    assert heads == (["a"] if etag_is_md5 else ["a", "b"])
+
+
+def test_objects_that_change_between_two_readings_are_listed_again_later() -> None:
+    """Out of order, the listing is read again: what was handed out before must still be so."""
+    store = lister(order=folders_last, control_connections=1)
+    first = next(iter(pages_by_token(store, PREFIX))).objects[0].key
+    store.log.clear()
+
+    def change() -> None:
+        if [each.detail for each in store.log].count("") == 2:
+            store.produce(first, b"changed")
+
+    store.on("LIST", "", change, times=10**6)
+    with pytest.raises(TransientError, match="changed while they were listed"):
+        list_by_token(store, PREFIX)
+    assert list_by_token(store, PREFIX) == rows_of(store)
+
+
+# -- whole hours on such servers -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("connections", [1, 4])
+@pytest.mark.parametrize("start_after", ["honoured", "ignored", "tree"])
+@pytest.mark.parametrize("order", ORDERS)
+def test_an_hour_is_packed_right_whatever_the_order(order: str, start_after: str, connections: int) -> None:
+    stream = make_stream(part_size=400, shard_size=2000)
+    store = lister(order=ORDERS[order], start_after=start_after, control_connections=connections)
+    for attempt in range(3):
+        try:
+            totals = run_hour(store, stream)
+        except InputChangedError:
+            # Where the parallel listing left keys out, validation finds them, and the next planning lists as it.
+            assert (start_after, attempt) == ("tree", 0)
+            continue
+        break
+    assert totals.objects == len(NAMES)
+    assert_right(store, stream)
+    store.log.clear()
+    assert plan_hour(store, stream, HOUR, "again").unchanged
+
+
+@pytest.mark.parametrize("change", CONTRADICTIONS, ids=lambda change: change.__name__)
+def test_an_hour_is_not_packed_from_a_contradictory_listing(
+    change: Callable[[ListPage, str | None], ListPage],
+) -> None:
+    store = lister(change=change)
+    with pytest.raises(ListingError):
+        run_hour(store, make_stream())
+    assert store.writes() == []
 
 
 def test_a_page_in_another_form_is_read_by_botocore() -> None:

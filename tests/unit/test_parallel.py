@@ -1,0 +1,58 @@
+"""Calls side by side: results in order, no more at once than asked for, and nothing left behind an error."""
+
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from include.log_rollup.parallel import in_parallel
+
+
+@given(st.lists(st.integers(), max_size=20), st.integers(1, 5))
+def test_results_come_in_the_order_of_the_items(items: list[int], workers: int) -> None:
+    assert list(in_parallel(workers, "test", lambda item: item * 2, items)) == [item * 2 for item in items]
+
+
+def test_one_worker_needs_no_thread() -> None:
+    threads = list(in_parallel(1, "test", lambda _: threading.get_ident(), range(3)))
+    assert threads == [threading.get_ident()] * 3
+
+
+def test_no_more_run_at_once_than_there_are_workers() -> None:
+    inside, together = threading.Semaphore(3), threading.Barrier(3)
+    too_many: list[bool] = []
+
+    def call(_: int) -> None:
+        too_many.append(not inside.acquire(blocking=False))
+        together.wait(30)
+        inside.release()
+
+    list(in_parallel(3, "test", call, range(9)))
+    assert too_many == [False] * 9
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_first_error_in_order_is_raised_and_ends_it(workers: int) -> None:
+    called: list[int] = []
+
+    def call(item: int) -> int:
+        called.append(item)
+        if item >= 2:
+            raise ValueError(f"number {item}")
+        return item
+
+    before = set(threading.enumerate())
+    found: list[int] = []
+    with pytest.raises(ValueError, match="number 2"):
+        found.extend(in_parallel(workers, "test", call, range(1000)))
+    assert set(threading.enumerate()) <= before
+    assert len(called) < 1000
+
+
+def test_what_is_not_taken_to_the_end_leaves_no_thread() -> None:
+    before = set(threading.enumerate())
+    results = in_parallel(2, "test-left", lambda item: item, range(50))
+    assert next(results) == 0
+    del results
+    assert set(threading.enumerate()) <= before
