@@ -1,9 +1,11 @@
 """The state of an hour keeps runs apart: no marker, manifest or part of one run harms another run's hour."""
 
+import gzip
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import count
 from typing import Any
@@ -805,6 +807,24 @@ def test_parts_that_hold_what_the_hour_lacks_stay(store: FakeStore) -> None:
     state_of(store).remove_overtaken(claim.plan_id, written)
     assert parts(store)[gone] == before[gone]
     assert_right(store, STREAM)
+
+
+def test_split_parts_that_the_hour_holds_stay(store: FakeStore) -> None:
+    stream = make_stream(check_encoding=True)
+    produce(store, {"x.gz": b"damaged", "y.gz": gzip.compress(b"intact", mtime=0)})
+    run_hour(store, stream)
+    before = parts(store)
+    written = {}
+    for planned, _ in manifest_of(store).parts():
+        name = planned.split_of or planned.name
+        written[planned.name] = replace(planned, name=name, split_of="")
+    assert len(written) == len({planned.name for planned in written.values()}) + 1
+    # Another try has split off other objects of a part that the hour holds as it was planned.
+    planned = written[part_name(store, 0)]
+    other = planned.name.replace(".log", "-0a1b2c3d.log")
+    store.produce(AGGREGATED + other, b"a" * 30)
+    state_of(store).remove_overtaken(OTHER_PLAN, {**written, other: planned})
+    assert parts(store) == {**before, other: b"a" * 30}
 
 
 @pytest.mark.parametrize("what", ["claim", "manifest", "no manifest", "same plan"])
