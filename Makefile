@@ -16,11 +16,7 @@ COMPILE := pip compile --universal --python-version 3.11 --no-emit-index-url --n
 export UV_PYTHON_DOWNLOADS := never
 
 .DEFAULT_GOAL := help
-<<<<<<< HEAD
-.PHONY: help demo up down test test-soak simulate fleet-test mwaa lint bench docs lock check-lock
-=======
 .PHONY: help demo up down test simulate test-soak fleet-test mwaa lint bench docs lock check-lock
->>>>>>> wip/sim
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -49,10 +45,6 @@ simulate: $(ENVIRONMENT) ## simulate lives of hours with every fault there is, a
 
 test-soak: $(ENVIRONMENT) ## run the tests that take longer than the suite may
 	$(BIN)/python -m pytest -m soak
-
-simulate: SEEDS ?= 10000
-simulate: $(ENVIRONMENT) ## run whole lives of hours in memory, one for each seed, with faults and crashes (SEEDS=10000)
-	@$(BIN)/python -m simulation --seeds $(SEEDS)
 
 fleet-test: $(ENVIRONMENT) ## run PostgreSQL, Redis, Airflow and Celery workers as the compose file says, and watch the cap
 	$(BIN)/python -m pytest -m fleet -s tests/fleet

@@ -4,10 +4,8 @@ from benchmarks.report import machine, verdict
 from benchmarks.settings import BUILD, CONNECTIONS, PROJECT, Settings
 from benchmarks.steps import Done, SyntheticServer, scratch, step
 from benchmarks.table import as_table, write_json
+from benchmarks.validator import OBJECT_BYTES, OBJECTS_A_PART
 
-# Tiny ones, and as many in a part as of the usual size: what is measured is the number of them.
-OBJECT_BYTES = 1_000
-OBJECTS_A_PART = 58
 MOST_RSS_MIB = 512.0
 
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 from greenlet import getcurrent, greenlet
 
 import include.log_rollup as pipeline
-from include.log_rollup import monitor
+from include.log_rollup import monitor, pack
 from simulation.store import Fate
 from simulation.story import Story
 
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 BEGIN = datetime(2026, 11, 23, 12, tzinfo=UTC)
 # A request takes this long; waits take what they take.
 REQUEST_SECONDS = 0.02
+# Of an object that is copied in several requests.
+COPY_RANGE_BYTES = 16
 # A life that makes more requests than this does not end.
 MAX_STEPS = 20_000
 
@@ -200,9 +202,9 @@ class Scheduler:
         """A whole number from 0 up to one less than this."""
         return int(self.rng.random() * below)
 
-    def fate(self, fates: tuple[Fate, ...]) -> Fate:
-        """What becomes of a request."""
-        if self.fault_rate and self.rng.random() < self.fault_rate:
+    def fate(self, fates: tuple[Fate, ...], *, writes: bool) -> Fate:
+        """What becomes of a request. Those that write go wrong more often: that is where it matters."""
+        if self.fault_rate and self.rng.random() < self.fault_rate * (3 if writes else 1):
             return fates[self.number(len(fates))]
         return Fate.DONE
 
@@ -637,10 +639,17 @@ _KEEP_DATETIME = ("streams", "hours", "store")
 
 
 @contextmanager
-def simulated(scheduler: Scheduler) -> Iterator[None]:
-    """Have the pipeline's modules use the scheduler's time, chance and threads."""
+def simulated(scheduler: Scheduler, copies_up_to: int | None = None) -> Iterator[None]:
+    """Have the pipeline's modules use the scheduler's time, chance and threads.
+
+    :param copies_up_to: what S3 copies in one request, in bytes; None for 5 GiB
+    """
     _now.scheduler = scheduler
     changed: list[tuple[ModuleType, str, Any]] = []
+    if copies_up_to is not None:
+        for name, value in (("LARGEST_COPY_BYTES", copies_up_to), ("COPY_RANGE_BYTES", COPY_RANGE_BYTES)):
+            changed.append((pack, name, getattr(pack, name)))
+            setattr(pack, name, value)
     for module in _modules():
         for name, stand_in in _stand_ins_of(module):
             changed.append((module, name, getattr(module, name, None)))

@@ -115,6 +115,8 @@ class Check:
         self.damaged: dict[str, int] = {}
         # Bytes of raw objects that are gone, which a recorded part held at that moment.
         self.owed: dict[tuple[str, str], bytes] = {}
+        # Keys under which this project has written: by record they are ours, whoever writes there later.
+        self.ours: set[str] = set()
         self.records_damaged = self.drops_vanished = False
         # Without CopyObject a marker may be wrong between its PUT and the look at the claim behind it.
         self.fenced = server.quirks.copies
@@ -129,6 +131,8 @@ class Check:
     def changed(self, key: str, before: Stored | None, now: Stored | None, task: Task | None) -> None:
         """Look at one change."""
         hour = self.hour
+        if now is not None and now.author not in SCENARIO:
+            self.ours.add(key)
         if task is not None:
             self.damaged.pop(key, None)
             if not key.startswith(hour.aggregated):
@@ -185,6 +189,8 @@ class Check:
         read = self.read_manifest(manifest)
         if read is None:
             return ["a marker is in place, but the manifest cannot be read"]
+        if read.plan_id != plan_id and not self.fenced and not final:
+            return []
         if read.plan_id != plan_id:
             return [f"the marker is of plan {plan_id}, the manifest of {read.plan_id}"]
         problems = [

@@ -1,7 +1,6 @@
 """An S3 server in memory with the quirks of real ones, and the client through which one task talks to it."""
 
 import hashlib
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -175,6 +174,7 @@ class Upload:
 
     key: str
     author: str
+    headers: Mapping[str, str] = field(default_factory=dict)
     parts: dict[int, bytes] = field(default_factory=dict)
 
 
@@ -331,10 +331,12 @@ class Server:
                 if times == 0:
                     return index + 1
         # It was removed meanwhile.
-        place = _PLACES[self.quirks.order](last)
-        if self.quirks.order is Order.REVERSED:
-            return next((index for index, entry in enumerate(entries) if entry[0] < place), len(entries))
-        return bisect_right([entry[0] for entry in entries], place)
+        place = _PLACES[self.quirks.order]
+        backwards = self.quirks.order is Order.REVERSED
+        for index, (_, key) in enumerate(entries):
+            if (place(key) < place(last)) if backwards else (place(key) > place(last)):
+                return index
+        return len(entries)
 
     def _info(self, key: str) -> ObjectInfo:
         found = self.objects.get(key)
@@ -565,7 +567,7 @@ class Client:
 
         def effect() -> str:
             number = f"upload-{len(self._server.uploads) + 1}-{self._scheduler.step}"
-            self._server.uploads[number] = Upload(target.key, self._task.name)
+            self._server.uploads[number] = Upload(target.key, self._task.name, headers)
             return number
 
         return self._write("BEGIN UPLOAD", target.key, effect)
@@ -577,8 +579,15 @@ class Client:
             upload = self._server.uploads.pop(upload_id, None)
             if upload is None:
                 raise NotFoundError(f"{target}: S3 answered 404 NoSuchUpload")
+            if list(etags) != [f"part-{number}" for number in range(1, len(upload.parts) + 1)]:
+                raise AssertionError(
+                    f"{target} is completed from {etags}, not from its {len(upload.parts)} parts"
+                )
             body = b"".join(upload.parts[number] for number in sorted(upload.parts))
-            self._server.store(target.key, body, self._task.name, self._task, etag=f"{len(body):032x}-2")
+            etag = f"{crc.crc64(body):032x}-{len(upload.parts)}"
+            self._server.store(
+                target.key, body, self._task.name, self._task, etag=etag, headers=upload.headers
+            )
 
         self._write("FINISH UPLOAD", target.key, effect)
 
@@ -598,7 +607,7 @@ class Client:
         while True:
             self._scheduler.pause()
             self._requests[kind] += 1
-            fate = self._scheduler.fate(_READ_FATES)
+            fate = self._scheduler.fate(_READ_FATES, writes=False)
             if fate is Fate.DONE:
                 try:
                     result = effect()
@@ -613,7 +622,7 @@ class Client:
         while True:
             self._scheduler.pause()
             self._requests[kind] += 1
-            fate = self._scheduler.fate(_WRITE_FATES)
+            fate = self._scheduler.fate(_WRITE_FATES, writes=True)
             what = f"{detail}: {fate}" if detail else str(fate)
             self._note(kind, key, what)
             if fate in (Fate.LATE, Fate.TWICE):
@@ -688,7 +697,7 @@ class Flight:
         """Take effect on the server, and have the answer wait for the client."""
         scheduler = self._transfer.scheduler
         self._executed = True
-        fate = scheduler.fate(self._fates)
+        fate = scheduler.fate(self._fates, writes=self.writes)
         scheduler.story.add(self.task.name, self.kind, self.key, str(fate))
         if fate in (Fate.LATE, Fate.TWICE):
             scheduler.do_later(self.task, f"{self.kind} {self.key}", lambda: self._effect(Fate.DONE))
@@ -832,7 +841,11 @@ class SimulatedTransfer:
         """See the protocol."""
 
         def effect(_: Fate) -> Uploaded:
-            found = self._server.matching(source, etag)
+            if not self._server.quirks.copies:
+                raise UnsupportedOperationError(f"COPY {target}: S3 answered 501 NotImplemented")
+            found = self._server.objects.get(source.key)
+            if found is None or found.etag != etag:
+                raise InputChangedError(f"COPY {source}: S3 answered 412 PreconditionFailed")
             upload = self._server.uploads.get(upload_id)
             if upload is None:
                 raise NotFoundError(f"{target}: S3 answered 404 NoSuchUpload")

@@ -35,6 +35,7 @@ from simulation.store import (
     Checksums,
     Client,
     ETags,
+    Fate,
     ListingFault,
     Order,
     Quirks,
@@ -52,6 +53,7 @@ AGGREGATED = "aggregated/app/20261123/08/"
 BUCKET = "logs"
 # So many clears have to be enough when nothing interferes any more.
 CLEARS = 4
+FATES = {f"fate: {fate}" for fate in Fate}
 # A name that parts of ours may have.
 TAGGED = "part-00000-0123abcd.log"
 ALGORITHMS = ("crc64nvme", "crc32c", "crc32", None)
@@ -79,7 +81,7 @@ def live(seed: int) -> Outcome:
     """Simulate one life."""
     logging.disable(logging.CRITICAL)
     life = Life(seed)
-    with simulated(life.scheduler):
+    with simulated(life.scheduler, life.copies_up_to):
         try:
             life.run()
         except EndlessError as error:
@@ -89,6 +91,8 @@ def live(seed: int) -> Outcome:
         finally:
             life.close()
             logging.disable(logging.NOTSET)
+    life.seen.update({f"request: {line.request}" for line in life.story.lines if line.key})
+    life.seen.update({f"fate: {line.effect}" for line in life.story.lines} & FATES)
     return Outcome(seed, life.check.problems, life.seen, life.story, life.quirks.names())
 
 
@@ -194,7 +198,7 @@ class Plot:
         """Runs overtake each other on a server that works, over raw objects that change in between."""
         return replace(
             cls.draw(rng),
-            fault_rate=rng.choice((0.0, 0.0, 0.02)),
+            fault_rate=rng.choice((0.0, 0.01, 0.03)),
             runs=rng.choice((2, 2, 3)),
             timeouts=0,
             producer_events=rng.choice((1, 1, 2)),
@@ -378,6 +382,8 @@ class Life:
         self.quirks = Quirks(page_size=rng.choice((1000, 2))) if race else draw_quirks(rng)
         self.plot = Plot.draw_race(rng) if race else Plot.draw(rng)
         self.stream = draw_stream(rng)
+        # Where it is given, larger objects are copied in ranges, as those above 5 GiB are on S3.
+        self.copies_up_to = self.stream.part_size + 3 if rng.random() < 0.25 else None
         self.scheduler = Scheduler(rng, self.story, rng.choice((10, 60, 400)))
         self.server = Server(self.scheduler, BUCKET, self.quirks)
         self.hour = Hour(
@@ -503,6 +509,8 @@ class Life:
         left = [key for key in self.server.objects if self.hour.is_part_like(key) and key not in named]
         if not self.check.problems:
             self._ask_the_readers(stray_parts=bool(left))
+        if any(upload.author != FOREIGN for upload in self.server.uploads.values()):
+            self.seen["an upload is left"] = 1
         if any(self.server.objects[key].task for key in left):
             self.seen["a stray part is left"] = 1
         if any(
@@ -738,7 +746,7 @@ class Life:
             upload = f"foreign-{self.scheduler.step}-{len(self.server.uploads)}"
             self.server.uploads[upload] = Upload(prefix + "big.bin", FOREIGN)
             self.note("foreign upload", prefix)
-        elif key not in self.server.objects:
+        elif key not in self.check.ours and key not in self.server.objects:
             self.server.store(key, f"foreign {rng.random()}".encode(), FOREIGN)
             self.note("foreign object", name)
 
@@ -748,6 +756,8 @@ class Life:
             key
             for key, stored in self.server.objects.items()
             if stored.author not in (FOREIGN, PRODUCER)
+            # What is copied within a second is not damaged in between.
+            and "/staged-" not in key
             and (key.startswith(hour.work) or key in (hour.marker, hour.manifest))
         ]
         parts = [

@@ -23,7 +23,7 @@ def main() -> None:
     """Do what the job's option ``step`` says."""
     job = Job.from_arguments()
     hour = datetime.fromisoformat(job.options["hour"])
-    steps = {"plan": plan, "pack": pack, "validate": check, "complete": complete_step}
+    steps = {"plan": plan, "pack": pack, "validate": prove, "complete": prove}
     steps[job.options["step"]](job, hour)
 
 
@@ -82,29 +82,19 @@ def pack(job: Job, hour: datetime) -> None:
     job.finish(clock, hour=format_hour(hour), shards=measured, rss_before_bytes=before)
 
 
-def check(job: Job, hour: datetime) -> None:
-    """Validate the packed hour."""
+def prove(job: Job, hour: datetime) -> None:
+    """Validate or complete the packed hour."""
     stream = stream_of(job, job.out_prefix)
     hook = control(stream)
     _connected = hook.client
+    do = validate.validate_hour if job.options["step"] == "validate" else complete.complete_hour
     before = peak_rss_bytes()
     with Clock() as clock:
-        totals = validate.validate_hour(hook, stream, hour)
+        totals = do(hook, stream, hour)
     job.finish(
         clock, requests=dict(hook.requests), totals=asdict(totals), rss_before_bytes=before,
         max_connections=hook.max_connections,
     )  # fmt: skip
-
-
-def complete_step(job: Job, hour: datetime) -> None:
-    """Complete the validated hour."""
-    stream = stream_of(job, job.out_prefix)
-    hook = control(stream)
-    _connected = hook.client
-    before = peak_rss_bytes()
-    with Clock() as clock:
-        totals = complete.complete_hour(hook, stream, hour)
-    job.finish(clock, requests=dict(hook.requests), totals=asdict(totals), rss_before_bytes=before)
 
 
 if __name__ == "__main__":
