@@ -16,11 +16,13 @@ from include.log_rollup import state as state_module
 from include.log_rollup.complete import complete_hour, marker_of
 from include.log_rollup.errors import (
     AccessError,
+    InputChangedError,
     NotFoundError,
     RollupError,
     SupersededError,
     TransientError,
     UnsupportedOperationError,
+    VanishedInputError,
 )
 from include.log_rollup.packing import pack_shard
 from include.log_rollup.plan import PlannedPart
@@ -864,6 +866,48 @@ def test_strays_are_judged_again_if_the_hour_changes(
     assert store.has(AGGREGATED + STRAY) is (tries == 1)
     assert_right(store, STREAM)
     assert records(store) == []
+
+
+# -- parts that came after the plan --------------------------------------------------------------------
+
+
+def test_a_late_part_with_the_last_copy_stops_the_proof(store: FakeStore) -> None:
+    """A packer has read an object that vanished before the hour was planned again; its PUT comes after that."""
+    store.produce(RAW + "g.log", b"g" * 60)
+    before = plan(store)
+    (late,) = (
+        part
+        for part in overtaken_parts(store, before.plan_id).values()
+        if part.objects[-1].key == RAW + "g.log"
+    )
+    store.vanish(RAW + "g.log")
+    after = plan(store, "another run")
+    for ref in after.shards:
+        pack_shard(store, STREAM, ref)
+    store.produce(AGGREGATED + late.name, b"g" * 60)
+    with pytest.raises(InputChangedError, match=r"gone by now \(raw/app/20261123/08/g.log\)"):
+        validate_hour(store, STREAM, HOUR)
+    assert store.has(AGGREGATED + late.name)
+    assert not store.has(MANIFEST)
+    with pytest.raises(VanishedInputError, match=r"g\.log"):
+        plan(store, "a third run")
+    finish_hour(store, STREAM, plan_hour(store, STREAM, HOUR, "a third run", drop_vanished=True))
+    assert_complete(store, STREAM)
+
+
+def test_a_late_part_whose_objects_the_hour_holds_is_removed(store: FakeStore) -> None:
+    before = plan(store)
+    old = overtaken_parts(store, before.plan_id)
+    store.produce(RAW + "0.log", b"early")
+    after = plan(store, "another run")
+    stray = next(name for name in old if name not in names_of(store, after.plan_id))
+    for ref in after.shards:
+        pack_shard(store, STREAM, ref)
+    store.produce(AGGREGATED + stray, b"of the first run")
+    validate_hour(store, STREAM, HOUR)
+    assert not store.has(AGGREGATED + stray)
+    complete_hour(store, STREAM, HOUR)
+    assert_complete(store, STREAM)
 
 
 # -- cleaning up ---------------------------------------------------------------------------------------
