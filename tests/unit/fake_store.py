@@ -382,19 +382,19 @@ class FakeStore:
             raise refused[0]
 
     def delete_if(self, target: Location, etag: str) -> bool:
-        found = self._find(target)
-        if found is not None and found.etag != etag:
-            self.begin("DELETE", target)
-            return False
-        self._delete(target)
-        return True
+        return self._delete(target, etag)
 
-    def _delete(self, target: Location) -> None:
+    def _delete(self, target: Location, etag: str | None = None) -> bool:
+        """Delete an object if it has this ETag; None is for any."""
         effect = self.begin("DELETE", target)
         with self._lock:
+            found = self._find(target)
+            if found is not None and etag not in (None, found.etag):
+                return False
             self._buckets[target.bucket].pop(target.key, None)
             self._changed("DELETE", target)
         _lose_answer(effect, target)
+        return True
 
     def list_uploads(self, prefix: Location) -> Sequence[tuple[str, str]]:
         self.begin("UPLOADS", prefix)

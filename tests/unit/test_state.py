@@ -1,26 +1,37 @@
-"""The order of writes keeps competing runs apart: claim, staged objects, removal records, cleaning up."""
+"""The state of an hour keeps runs apart: no marker, manifest or part of one run harms another run's hour."""
 
+import gzip
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from itertools import count
 from typing import Any
 
 import pytest
 
+from include.log_rollup import state as state_module
+from include.log_rollup.complete import complete_hour, marker_of
 from include.log_rollup.errors import (
+    AccessError,
+    InputChangedError,
     NotFoundError,
     RollupError,
     SupersededError,
     TransientError,
     UnsupportedOperationError,
+    VanishedInputError,
 )
 from include.log_rollup.packing import pack_shard
 from include.log_rollup.plan import PlannedPart
 from include.log_rollup.planning import Planned, plan_hour
-from include.log_rollup.records import Claim
+from include.log_rollup.records import Claim, ManifestReader
 from include.log_rollup.state import HourState
-from include.log_rollup.store import Location
+from include.log_rollup.store import Location, ObjectInfo
 from include.log_rollup.validate import validate_hour
-from tests.unit.fake_store import Effect, FakeStore
+from tests.unit.fake_store import CrashError, Effect, FakeStore, Operation
 from tests.unit.pipeline import (
     AGGREGATED,
     CLAIM,
@@ -34,23 +45,25 @@ from tests.unit.pipeline import (
     assert_right,
     finish_hour,
     make_stream,
-    manifest_of,
-    marker_of,
     part_name,
     parts,
     produce,
     run_hour,
 )
 
-RAW_HOUR: Mapping[str, bytes] = {f"{letter}.log": letter.encode() * 30 for letter in "abcde"}
+pytestmark = pytest.mark.usefixtures("unwatched")
+
+# Three parts in two shards.
+RAW_HOUR: Mapping[str, bytes] = {f"{letter}.log": letter.encode() * 30 for letter in "abcdef"}
 STREAM = make_stream()
-PLAN = "0123456789abcdef0123"
-OTHER = "fedcba98765432100123"
+OTHER_PLAN = "f" * 20
+STRAY = "part-00009-0a1b2c3d.log"
 
 
 @pytest.fixture
 def store() -> FakeStore:
-    store = FakeStore()
+    """A store with a raw hour that nobody has planned; each step uses one connection, so that order is certain."""
+    store = FakeStore(control_connections=1)
     produce(store, RAW_HOUR)
     return store
 
@@ -59,522 +72,942 @@ def state_of(store: FakeStore) -> HourState:
     return HourState(store, STREAM, HOUR)
 
 
-def begin(store: FakeStore, plan_id: str = PLAN, parts: tuple[str, ...] = ()) -> Claim:
-    """Claim the hour for a plan of these parts, whose file is there."""
-    store.produce(f"{WORK}{plan_id}/plan.json", b"{}")
-    etag = store.stored(MARKER).etag if store.has(MARKER) else None
-    claim = state_of(store).begin(plan_id, "run", parts, {f"{plan_id}/plan.json"}, etag)
+def plan(store: FakeStore, run_id: str = "run") -> Planned:
+    return plan_hour(store, STREAM, HOUR, run_id)
+
+
+def current(store: FakeStore) -> Claim:
+    """The claim that is there, read beside the log and the rules of the store."""
+    claim = state_of(store.fork()).claim()
     assert claim is not None
     return claim
 
 
-def packed(store: FakeStore, run: str = "run", **how: Any) -> Planned:
-    planned = plan_hour(store, STREAM, HOUR, run, **how)
-    for ref in planned.shards:
+def prove(store: FakeStore) -> tuple[Claim, dict[str, Any]]:
+    """All steps but the last: the claim, and the marker to be published."""
+    for ref in plan(store).shards:
         pack_shard(store, STREAM, ref)
-    return planned
+    validate_hour(store, STREAM, HOUR)
+    return current(store), marker_of(manifest_of(store), datetime(2026, 11, 23, 10, tzinfo=UTC))
 
 
-# -- what lies there -----------------------------------------------------------------------------------
+def manifest_of(store: FakeStore) -> ManifestReader:
+    manifest = state_of(store.fork()).records.open_manifest(Location("logs", MANIFEST))
+    assert manifest is not None
+    return manifest
+
+
+def take_over(store: FakeStore) -> Planned:
+    """Another run plans the hour, which has changed since."""
+    store.produce(RAW + "late.log", b"late")
+    return plan(store, "another run")
+
+
+def names_of(store: FakeStore, plan_id: str) -> set[str]:
+    """The names of a plan's parts, by its shards."""
+    state = state_of(store.fork())
+    found = set()
+    for name in state.inventory().work:
+        if name.startswith(f"{plan_id}/shard-"):
+            shard = state.records.read_shard(state.paths.work.child(name), RAW)
+            assert shard is not None
+            found |= {part.name for part in shard.parts}
+    return found
+
+
+def remove(store: FakeStore, names: Iterable[str], basis: Claim | None, **how: Any) -> None:
+    """Delete parts that nobody needs."""
+    state_of(store).remove_parts({name: name for name in names}, basis, **how)
+
+
+def staged(store: FakeStore) -> list[str]:
+    return [key for key in store.listing(WORK) if "staged-" in key]
+
+
+class InterruptedStore(FakeStore):
+    """A copy of a store in which something happens just before one of the requests."""
+
+    def __init__(self, base: FakeStore, number: int, action: Callable[[FakeStore], object]) -> None:
+        super().__init__(control_connections=1)
+        self._buckets = base.fork()._buckets
+        self._left = number
+        self._action = action
+        self.interrupted = False
+
+    def begin(self, kind: str, target: Location, detail: str = "") -> Effect | None:
+        if not self.interrupted:
+            if self._left == 0:
+                self.interrupted = True
+                self._action(self)
+            self._left -= 1
+        return super().begin(kind, target, detail)
+
+
+def interruptions(
+    base: FakeStore, work: Callable[[FakeStore], object], action: Callable[[FakeStore], object]
+) -> Iterator[tuple[FakeStore, RollupError | None]]:
+    """Some work with something that happens before each of its requests in turn, and at last behind all of them.
+
+    :returns: the store afterwards, and how the work failed, if it did
+    """
+    for number in count():
+        store = InterruptedStore(base, number, action)
+        error = None
+        try:
+            work(store)
+        except RollupError as caught:
+            error = caught
+        if not store.interrupted:
+            action(store)
+            yield store, error
+            assert number > 2, "there was nothing to interrupt"
+            return
+        yield store, error
+
+
+# -- what there is -------------------------------------------------------------------------------------
 
 
 def test_an_inventory_tells_ours_from_foreign_objects(store: FakeStore) -> None:
-    ours = (
-        "claim.json", "crc-probe", "removals/0a.json", f"{PLAN}/plan.json", f"{PLAN}/shard-00000.json.gz",
-    )  # fmt: skip
-    foreign = (
-        "README",
-        "part-x",
-        "sub/part-00000.log",
-        "_SUCCESS.crc",
-        "_rollup/notes.txt",
-        "_rollup/x/plan.json",
-    )
-    likes = (
-        "part-00000.log",
-        "part-00001-0123abcd.log.gz",
-        "part-00002-0123abcd-89efcdab.log",
-        "part-00001.log.br",
-    )
-    for name in (*(f"_rollup/{each}" for each in ours), *foreign, *likes, "_SUCCESS"):
-        store.produce(AGGREGATED + name, b"x")
-    for placeholder in ("", "_rollup/", "folder/"):
-        store.produce(AGGREGATED + placeholder, b"")
+    plan_id = plan(store).plan_id
+    for name in ("notes.txt", f"{plan_id}/notes.txt", "removals/notes.json"):
+        store.produce(WORK + name, b"whose?")
+    for name in (STRAY, "part-1.log", "other/part-00000.log", "_SUCCESS.old", "folder/"):
+        store.produce(AGGREGATED + name, b"" if name.endswith("/") else b"whose?")
     found = state_of(store).inventory()
-    assert set(found.parts) == set(likes)
-    assert found.work == set(ours)
-    assert {item.key for item in found.foreign} == {AGGREGATED + name for name in foreign}
-    assert (found.has_marker, found.has_manifest) == (True, False)
+    assert set(found.parts) == {STRAY}
+    assert "claim.json" in found.work
+    assert f"{plan_id}/plan.json" in found.work
+    assert [item.key.removeprefix(AGGREGATED) for item in found.foreign] == [
+        "_SUCCESS.old", f"_rollup/{plan_id}/notes.txt", "_rollup/notes.txt", "_rollup/removals/notes.json",
+        "other/part-00000.log", "part-1.log",
+    ]  # fmt: skip
+    assert (found.has_manifest, found.has_marker) == (False, False)
 
 
-# -- the claim -----------------------------------------------------------------------------------------
-
-
-def test_a_claim_is_current_until_another_one_is_written(store: FakeStore) -> None:
-    state = state_of(store)
-    one = begin(store)
-    assert state.check_current(PLAN) == state.check_current(PLAN, one.claim_id) == one
-    assert not state.is_complete_under(PLAN)
-    again = begin(store)
-    assert state.check_current(PLAN) == again
-    with pytest.raises(SupersededError):
-        state.check_current(PLAN, one.claim_id)
-    begin(store, OTHER)
-    for check in (lambda: state.check_current(PLAN), lambda: state.is_complete_under(PLAN)):
-        with pytest.raises(SupersededError, match=f"plan {OTHER} of run 'run' is being built there now"):
-            check()
-
-
-@pytest.mark.parametrize(
-    "body", [b"", b"{}", b"[]", b'{"format": 1, "plan_id": "x", "run_id": "y"}', b"x" * 2**21]
-)
-def test_a_claim_that_cannot_be_read_is_nobodys(store: FakeStore, body: bytes) -> None:
-    begin(store)
-    store.produce(CLAIM, body)
-    with pytest.raises(SupersededError, match="the claim there is damaged, or another version"):
-        state_of(store).check_current(PLAN)
-
-
-def test_without_a_claim_nothing_is_current(store: FakeStore) -> None:
-    with pytest.raises(SupersededError, match="no plan is being built there now"):
-        state_of(store).check_current(PLAN)
-
-
-def test_the_marker_goes_after_the_claim(store: FakeStore) -> None:
+def test_an_inventory_has_manifest_and_marker(store: FakeStore) -> None:
     run_hour(store, STREAM)
+    found = state_of(store).inventory()
+    assert (found.has_manifest, found.has_marker, list(found.foreign), found.work) == (
+        True,
+        True,
+        [],
+        frozenset(),
+    )
+    assert set(found.parts) == set(parts(store))
+
+
+def test_a_part_that_a_record_names_is_ours(store: FakeStore) -> None:
+    plan_id = plan(store).plan_id
+    pack = names_of(store, plan_id)
+    state = state_of(store)
+    assert set(state.recorded_parts(state.inventory().work, None)) == pack
+    assert state.recorded_parts((), None) == {}
+    run_hour(store, STREAM)
+    assert set(state.recorded_parts((), manifest_of(store))) == pack
+
+
+def test_parts_that_no_record_names_are_no_strays(store: FakeStore) -> None:
+    before = plan(store)
+    for ref in before.shards:
+        pack_shard(store, STREAM, ref)
+    old = set(parts(store))
+    after = take_over(store)
+    store.produce(AGGREGATED + STRAY, b"whose?")
+    needed = names_of(store, after.plan_id)
+    state = state_of(store)
+    assert set(state.strays(state.inventory(), needed, after.plan_id, None)) == old - needed
+    assert old - needed
+
+
+def test_claims_of_this_plan_are_told_from_others(store: FakeStore) -> None:
+    state = state_of(store)
+    with pytest.raises(SupersededError, match="no plan is being built there now"):
+        state.check_current(OTHER_PLAN)
+    plan_id = plan(store).plan_id
+    claim = state.check_current(plan_id)
+    assert state.check_current(plan_id, claim.claim_id) == claim
+    assert state.is_complete_under(plan_id) is False
+    with pytest.raises(SupersededError, match="another run has taken over"):
+        state.check_current(plan_id, "another claim")
+    for check in (state.check_current, state.is_complete_under):
+        with pytest.raises(SupersededError, match=f"plan {plan_id} of run 'run' is being built there now"):
+            check(OTHER_PLAN)
+    store.produce(CLAIM, b"damaged")
+    with pytest.raises(SupersededError, match="the claim there is damaged"):
+        state.check_current(plan_id)
+
+
+def test_a_marker_counts_for_its_plan_once_the_claim_is_gone(store: FakeStore) -> None:
+    plan_id = run_hour(store, STREAM).plan_id
+    state = state_of(store)
+    assert state.is_complete_under(plan_id) is True
+    with pytest.raises(SupersededError):
+        state.is_complete_under(OTHER_PLAN)
+    store.vanish(MARKER)
+    with pytest.raises(SupersededError):
+        state.is_complete_under(plan_id)
+
+
+# -- beginning -----------------------------------------------------------------------------------------
+
+
+def begin(store: FakeStore, plan_id: str = OTHER_PLAN, **how: Any) -> Claim | None:
+    arguments: dict[str, Any] = {"parts": [STRAY], "files": (), "seen_marker": None, **how}
+    return state_of(store).begin(plan_id, "another run", **arguments)
+
+
+def test_a_claim_comes_before_everything_else(store: FakeStore) -> None:
+    run_hour(store, STREAM)
+    stale = WORK + f"{OTHER_PLAN}/staged-0f-_SUCCESS"
+    store.produce(stale, b"{}")
     store.log.clear()
+    claim = begin(store, seen_marker=store.stored(MARKER).etag)
+    assert claim == current(store)
+    assert [(each.kind, each.key) for each in store.writes()] == [
+        ("WRITE", CLAIM), ("DELETE", stale), ("DELETE", MARKER),
+    ]  # fmt: skip
+    assert store.log[0] == Operation("WRITE", "logs", CLAIM)
+
+
+def test_each_beginning_is_a_claim_of_its_own(store: FakeStore) -> None:
+    one, two = begin(store), begin(store)
+    assert one is not None
+    assert two is not None
+    assert (one.plan_id, one.run_id) == (two.plan_id, two.run_id)
+    assert one.claim_id != two.claim_id
+
+
+def test_a_beginning_deletes_what_any_run_has_staged(store: FakeStore) -> None:
+    for plan_id in (OTHER_PLAN, "0" * 20):
+        for name in ("staged-0f-_SUCCESS", "staged-1f-_manifest.jsonl.gz", "plan.json"):
+            store.produce(WORK + f"{plan_id}/{name}", b"{}")
     begin(store)
-    assert [f"{each.kind} {each.name}" for each in store.writes()] == ["WRITE claim.json", "DELETE _SUCCESS"]
+    assert staged(store) == []
+    assert len(store.listing(WORK)) == 3
 
 
-def test_a_plan_whose_files_were_removed_is_not_begun(store: FakeStore) -> None:
-    """Another run has tidied up between the writing of the plan and the claim."""
-    assert state_of(store).begin(PLAN, "run", (), {f"{PLAN}/plan.json"}, None) is None
-
-
-def test_a_marker_that_came_meanwhile_makes_the_plan_be_made_again(store: FakeStore) -> None:
-    store.produce(f"{WORK}{PLAN}/plan.json", b"{}")
-    store.produce(MARKER, b'{"format": 1}')
-    for seen in (None, "0" * 32):
-        assert state_of(store).begin(PLAN, "run", (), {f"{PLAN}/plan.json"}, seen) is None
+def test_a_marker_that_planning_has_not_seen_stops_the_beginning(store: FakeStore) -> None:
+    run_hour(store, STREAM)
+    for seen in (None, "another"):
+        assert begin(store, seen_marker=seen) is None
         assert store.has(MARKER)
 
 
-def test_a_claim_that_was_overtaken_at_once_is_not_begun(store: FakeStore) -> None:
-    store.produce(f"{WORK}{PLAN}/plan.json", b"{}")
-    store.on("READ", CLAIM, lambda: _discard(begin(store, OTHER)))
-    with pytest.raises(SupersededError, match=OTHER):
-        state_of(store).begin(PLAN, "run", (), {f"{PLAN}/plan.json"}, None)
+def test_a_beginning_needs_the_files_of_its_plan(store: FakeStore) -> None:
+    plan_id = plan(store).plan_id
+    files = [f"{plan_id}/plan.json", f"{plan_id}/shard-00000.json.gz"]
+    assert begin(store, plan_id, files=files) is not None
+    store.vanish(WORK + files[1])
+    assert begin(store, plan_id, files=files) is None
 
 
-def _discard(_: object) -> None:
+def test_a_claim_that_is_replaced_at_once_is_no_beginning(store: FakeStore) -> None:
+    store.on("LIST", WORK, lambda: discard(take_over(store)))
+    with pytest.raises(SupersededError, match="'another run' is being built there now"):
+        begin(store)
+
+
+def test_a_claim_that_is_gone_at_once_is_no_beginning(store: FakeStore) -> None:
+    store.on("LIST", WORK, lambda: store.vanish(CLAIM))
+    assert begin(store) is None
+
+
+def discard(_: object) -> None:
     """A rule's function returns nothing."""
 
 
-# -- the fence -----------------------------------------------------------------------------------------
+# -- publishing ----------------------------------------------------------------------------------------
 
-
-PUBLISHES = {
-    MARKER: lambda state, claim: state.publish_marker(claim, {"format": 1, "plan_id": claim.plan_id}),
-    MANIFEST: lambda state, claim: state.publish_manifest(claim, b"a manifest"),
+PUBLISH: Mapping[str, Callable[[FakeStore, Claim, Mapping[str, Any]], None]] = {
+    MANIFEST: lambda store, claim, _: state_of(store).publish_manifest(claim, store.body(MANIFEST)),
+    MARKER: lambda store, claim, marker: state_of(store).publish_marker(claim, marker),
 }
+of_both = pytest.mark.parametrize("target", [MANIFEST, MARKER])
 
 
-@pytest.mark.parametrize("target", PUBLISHES)
-def test_what_is_published_is_there_and_nothing_is_left(store: FakeStore, target: str) -> None:
-    claim = begin(store)
-    PUBLISHES[target](state_of(store), claim)
-    assert store.has(target)
-    assert store.stored(target).content_type == (
-        "application/json" if target == MARKER else "application/gzip"
-    )
-    assert [key for key in store.listing(WORK) if "/staged-" in key] == []
+@of_both
+def test_what_is_published_is_staged_first(store: FakeStore, target: str) -> None:
+    claim, marker = prove(store)
+    manifest = store.stored(MANIFEST)
+    store.log.clear()
+    PUBLISH[target](store, claim, marker)
+    first, second, third = store.writes()
+    assert (first.kind, first.key.startswith(WORK + claim.plan_id + "/staged-")) == ("WRITE", True)
+    assert (second.kind, second.key) == ("PUBLISH", target)
+    assert (third.kind, third.key) == ("DELETE", first.key)
+    found = store.stored(target)
+    assert found.content_type == ("application/json" if target == MARKER else "application/gzip")
+    assert found is not manifest
+    assert found.body == manifest.body if target == MANIFEST else json.loads(found.body) == marker
 
 
-@pytest.mark.parametrize("target", PUBLISHES)
-@pytest.mark.parametrize("overtaker", [PLAN, OTHER])
-@pytest.mark.parametrize("moment", ["WRITE /staged-", "READ claim.json", "PUBLISH "])
-def test_a_publish_after_another_begin_fails_and_leaves_nothing(
-    store: FakeStore, target: str, overtaker: str, moment: str
-) -> None:
-    """However late the copy comes: the run that took over has deleted the staged object."""
-    claim = begin(store)
-    kind, contains = moment.split(" ")
-    store.on(kind, contains, lambda: _discard(begin(store, overtaker)))
+@of_both
+@pytest.mark.parametrize("point", ["WRITE staged-", "READ claim.json", "PUBLISH"])
+def test_a_run_that_was_overtaken_publishes_nothing(store: FakeStore, target: str, point: str) -> None:
+    claim, marker = prove(store)
+    before = store.stored(MANIFEST)
+    kind, _, name = point.partition(" ")
+    rule = store.on(kind, name, lambda: discard(take_over(store)))
+    with pytest.raises(SupersededError, match="'another run' is being built there now"):
+        PUBLISH[target](store, claim, marker)
+    assert rule.hits == 1
+    assert store.stored(MANIFEST) is before
+    assert not store.has(MARKER)
+    assert staged(store) == []
+
+
+@of_both
+@pytest.mark.parametrize("point", ["WRITE staged-", "READ claim.json", "PUBLISH"])
+def test_a_new_claim_of_the_same_plan_overtakes_as_well(store: FakeStore, target: str, point: str) -> None:
+    claim, marker = prove(store)
+    before = store.stored(MANIFEST)
+    kind, _, name = point.partition(" ")
+    store.on(kind, name, lambda: discard(plan(store, "another run")))
     with pytest.raises(SupersededError):
-        PUBLISHES[target](state_of(store), claim)
-    assert not store.has(target)
-    assert [key for key in store.listing(WORK) if "/staged-" in key] == []
+        PUBLISH[target](store, claim, marker)
+    assert current(store).plan_id == claim.plan_id
+    assert store.stored(MANIFEST) is before
+    assert not store.has(MARKER)
+    assert staged(store) == []
 
 
-@pytest.mark.parametrize("target", PUBLISHES)
-def test_a_copy_that_comes_after_the_other_run_is_done_fails(store: FakeStore, target: str) -> None:
-    produce(store, {"f.log": b"late"})
-    claim = begin(store)
-    store.on("PUBLISH", target, lambda: _discard(run_hour(store, STREAM, "another run")))
-    with pytest.raises(SupersededError, match="no plan is being built there now"):
-        PUBLISHES[target](state_of(store), claim)
+def test_no_marker_outlives_a_run_that_takes_over_at_any_moment(store: FakeStore) -> None:
+    claim, marker = prove(store)
+    outcomes = set()
+    for after, error in interruptions(
+        store, lambda store: state_of(store).publish_marker(claim, marker), take_over
+    ):
+        assert isinstance(error, SupersededError | None)
+        assert not after.has(MARKER)
+        assert staged(after) == []
+        outcomes.add(error is None)
+        finish_hour(after, STREAM, plan(after, "another run"))
+        assert_complete(after, STREAM)
+    assert outcomes == {True, False}
+
+
+def test_a_marker_published_while_a_run_takes_over_does_not_stay(store: FakeStore) -> None:
+    claim, marker = prove(store)
+    store.produce(RAW + "late.log", b"late")
+    published = []
+
+    def publish(store: FakeStore) -> None:
+        with suppress(SupersededError):
+            state_of(store).publish_marker(claim, marker)
+            published.append(claim)
+
+    for after, error in interruptions(store, lambda store: plan(store, "another run"), publish):
+        assert error is None
+        assert not after.has(MARKER)
+        assert staged(after) == []
+        assert current(after).run_id == "another run"
+    assert published
+
+
+@of_both
+def test_a_store_without_copies_is_written_to(store: FakeStore, target: str) -> None:
+    claim, marker = prove(store)
+    store.on("PUBLISH", "", UnsupportedOperationError("CopyObject: 501 NotImplemented"))
+    store.log.clear()
+    PUBLISH[target](store, claim, marker)
+    kinds = [(each.kind, each.key) for each in store.log]
+    # The claim is read once more behind the write.
+    assert kinds.index(("WRITE", target)) < max(
+        number for number, each in enumerate(kinds) if each == ("READ", CLAIM)
+    )
+    assert store.stored(target).content_type in ("application/json", "application/gzip")
+    assert staged(store) == []
+
+
+@of_both
+@pytest.mark.parametrize("point", ["READ claim.json", "WRITE target"])
+def test_without_copies_a_run_that_was_overtaken_fails(store: FakeStore, target: str, point: str) -> None:
+    claim, marker = prove(store)
+    store.on("PUBLISH", "", UnsupportedOperationError("CopyObject: 501 NotImplemented"))
+    kind, _, name = point.partition(" ")
+    store.on(kind, target if name == "target" else name, lambda: discard(take_over(store)))
+    with pytest.raises(SupersededError, match="'another run'"):
+        PUBLISH[target](store, claim, marker)
+    assert not store.has(MARKER)
+    assert staged(store) == []
+
+
+def test_without_copies_the_marker_of_the_other_run_stays(store: FakeStore) -> None:
+    claim, marker = prove(store)
+    store.on("PUBLISH", MARKER, UnsupportedOperationError("CopyObject: 501 NotImplemented"))
+
+    def other() -> None:
+        finish_hour(store, STREAM, take_over(store))
+
+    # The other run completes the hour between this run's write and its reading of the claim.
+    written: list[str] = []
+
+    def watch(operation: Operation) -> None:
+        if operation.key == MARKER and operation.kind == "WRITE" and not written:
+            written.append(operation.key)
+            store.on("READ", CLAIM, other)
+
+    store.watcher = watch
+    with pytest.raises(SupersededError):
+        state_of(store).publish_marker(claim, marker)
+    assert written
     assert_complete(store, STREAM)
 
 
-def test_a_begin_deletes_what_others_have_staged_and_nothing_else(store: FakeStore) -> None:
-    kept = [f"{WORK}{OTHER}/{name}" for name in ("plan.json", "shard-00000.json.gz", "receipt-00000.json.gz")]
-    staged = [f"{WORK}{OTHER}/staged-0a-{name}" for name in ("_SUCCESS", "_manifest.jsonl.gz")]
-    foreign = [f"{WORK}staged-notes.txt", f"{WORK}{OTHER}/staged-notes.txt", f"{WORK}{OTHER}/staged-0a-x.bak"]
-    for key in (*kept, *staged, *foreign):
-        store.produce(key, b"x")
-    begin(store)
-    assert [each.key for each in store.writes() if each.kind == "DELETE"] == sorted(staged)
-    assert all(store.has(key) for key in (*kept, *foreign))
+@of_both
+def test_what_is_published_counts_though_cleaning_up_fails(store: FakeStore, target: str) -> None:
+    claim, marker = prove(store)
+    store.on("DELETE", "staged-", TransientError("the connection broke"))
+    PUBLISH[target](store, claim, marker)
+    assert store.has(target)
+    assert len(staged(store)) == 1
+    plan(store, "another run")
+    assert staged(store) == []
 
 
-class NoCopies(FakeStore):
-    """A store without CopyObject."""
-
-    def publish(self, source: Location, target: Location) -> None:
-        self.begin("PUBLISH", target)
-        raise UnsupportedOperationError(f"PUBLISH {target}: S3 answered 501 NotImplemented")
-
-
-def test_without_copies_an_hour_is_completed_by_plain_writes() -> None:
-    store = NoCopies()
-    produce(store, RAW_HOUR)
-    run_hour(store, STREAM)
-    assert_complete(store, STREAM)
-
-
-@pytest.mark.parametrize("moment", ["WRITE /staged-", "READ claim.json", "PUBLISH "])
-def test_without_copies_an_overtaken_marker_is_taken_back(moment: str) -> None:
-    store = NoCopies()
-    claim = begin(store)
-    kind, contains = moment.split(" ")
-    store.on(kind, contains, lambda: _discard(begin(store, OTHER)))
-    with pytest.raises(SupersededError, match=OTHER):
-        state_of(store).publish_marker(claim, {"format": 1, "plan_id": PLAN})
+def test_a_failed_cleanup_hides_no_other_failure(store: FakeStore) -> None:
+    claim, marker = prove(store)
+    store.on("PUBLISH", MARKER, AccessError("may not"))
+    store.on("DELETE", "staged-", TransientError("the connection broke"))
+    with pytest.raises(AccessError):
+        state_of(store).publish_marker(claim, marker)
     assert not store.has(MARKER)
 
 
-@pytest.mark.parametrize("error", [TransientError("broke"), NotFoundError("gone")], ids=str)
-def test_a_staged_object_that_stays_does_not_fail_the_marker(store: FakeStore, error: RollupError) -> None:
-    claim = begin(store)
-    store.on("DELETE", "/staged-", error)
-    state_of(store).publish_marker(claim, {"format": 1, "plan_id": PLAN})
-    assert store.has(MARKER)
+def test_a_publish_whose_answer_is_lost_is_done_again(store: FakeStore) -> None:
+    claim, marker = prove(store)
+    store.on("PUBLISH", MARKER, Effect.LOST_ANSWER)
+    with pytest.raises(TransientError):
+        state_of(store).publish_marker(claim, marker)
+    complete_hour(store, STREAM, HOUR)
+    assert_complete(store, STREAM)
 
 
 # -- removing the marker -------------------------------------------------------------------------------
 
 
-def test_only_the_marker_of_this_etag_is_removed(store: FakeStore) -> None:
-    etag = store.produce(MARKER, b"one")
-    store.produce(MARKER, b"other")
-    state_of(store).remove_marker(etag)
-    assert store.body(MARKER) == b"other"
-    state_of(store).remove_marker(store.stored(MARKER).etag)
-    assert not store.has(MARKER)
-
-
-class RefusesConditions(FakeStore):
-    """A store that refuses each condition of a delete, also one that holds."""
+class Refusing(FakeStore):
+    """Refuses every conditional delete, as some servers do."""
 
     def delete_if(self, target: Location, etag: str) -> bool:
         self.begin("DELETE", target)
         return False
 
 
-def test_a_marker_goes_where_the_server_refuses_conditions() -> None:
-    store = RefusesConditions()
-    etag = store.produce(MARKER, b"one")
-    state_of(store).remove_marker("0" * 32)
+@pytest.mark.parametrize("kind", [FakeStore, Refusing])
+def test_only_the_marker_of_the_given_etag_is_removed(kind: type[FakeStore]) -> None:
+    store = kind()
+    etag = store.produce(MARKER, b"{}")
+    state_of(store).remove_marker("another")
     assert store.has(MARKER)
     state_of(store).remove_marker(etag)
     assert not store.has(MARKER)
+    state_of(store).remove_marker(etag)
+
+
+def test_where_the_condition_is_refused_a_later_marker_stays() -> None:
+    store = Refusing()
+    etag = store.produce(MARKER, b"{}")
+    store.on("DELETE", MARKER, lambda: discard(store.produce(MARKER, b"[]")))
+    state_of(store).remove_marker(etag)
+    assert store.body(MARKER) == b"[]"
 
 
 # -- removing parts ------------------------------------------------------------------------------------
 
 
-def test_parts_are_named_in_a_record_before_they_go(store: FakeStore) -> None:
-    names = ["part-00000-0123abcd.log", "part-00001-0123abcd.log"]
-    for name in names:
-        store.produce(AGGREGATED + name, b"x")
-    claim = begin(store)
+def packed(store: FakeStore) -> Claim:
+    """An hour that is packed and not yet proven: its claim."""
+    for ref in plan(store).shards:
+        pack_shard(store, STREAM, ref)
+    return current(store)
+
+
+def test_parts_are_deleted_behind_a_record_and_a_claim(store: FakeStore) -> None:
+    claim = packed(store)
+    name = part_name(store, 1)
+    named: list[object] = []
+
+    def look() -> None:
+        named.extend(json.loads(store.body(record))["parts"] for record in records(store))
+
+    store.on("DELETE", AGGREGATED + name, look)
     store.log.clear()
-    state_of(store).remove_parts({name: name for name in names}, claim)
-    written, *deleted, forgotten = store.writes()
-    assert written.key.startswith(REMOVALS)
-    assert [each.key for each in deleted] == [AGGREGATED + name for name in names]
-    assert forgotten.key == written.key
-    kinds = [f"{each.kind} {each.key}" for each in store.log]
-    assert kinds.index(f"READ {CLAIM}") == kinds.index(f"WRITE {written.key}") + 1
-
-
-@pytest.mark.parametrize("key", ["notes.txt", "../08/x", "_SUCCESS", "_rollup/claim.json", "part-1.log", ""])
-def test_what_is_not_named_like_a_part_is_never_removed(store: FakeStore, key: str) -> None:
-    claim = begin(store)
-    store.log.clear()
-    with pytest.raises(ValueError, match="is not the key of a part"):
-        state_of(store).remove_parts({key: key}, claim)
-    assert store.writes() == []
-
-
-@pytest.mark.parametrize("overtaker", [PLAN, OTHER])
-def test_nothing_is_removed_under_another_claim(store: FakeStore, overtaker: str) -> None:
-    name = "part-00000-0123abcd.log"
-    store.produce(AGGREGATED + name, b"x")
-    claim = begin(store)
-    store.on("WRITE", REMOVALS, lambda: _discard(begin(store, overtaker)))
-    with pytest.raises(SupersededError):
-        state_of(store).remove_parts({name: name}, claim)
-    assert store.has(AGGREGATED + name)
-    assert store.listing(REMOVALS) == []
-
-
-def test_a_planner_gives_a_part_under_removal_another_name(store: FakeStore) -> None:
-    """The record was there first: the deletion may come at any time."""
-    usual = store.fork()
-    run_hour(usual, STREAM)
-    name = part_name(usual, 1)
-    store.produce(f"{REMOVALS}0a.json", json.dumps({"format": 1, "parts": [name]}).encode())
-    totals = run_hour(store, STREAM)
+    remove(store, [name], claim)
+    assert named == [[name]]
+    (record,) = {each.key for each in store.log if each.key.startswith(REMOVALS)}
+    assert [(each.kind, each.key) for each in store.log] == [
+        ("WRITE", record), ("READ", CLAIM), ("DELETE", AGGREGATED + name), ("DELETE", record),
+    ]  # fmt: skip
     assert name not in parts(store)
-    assert totals.plan_id != marker_of(usual)["plan_id"]
-    assert_complete(store, STREAM, died=True)
-    # The deletion comes now, and hits nothing.
-    store.delete("logs", [AGGREGATED + name])
-    assert_complete(store, STREAM, died=True)
-    assert plan_hour(store, STREAM, HOUR, "again").unchanged
 
 
-def test_a_part_comes_under_removal_while_the_hour_is_planned(store: FakeStore) -> None:
-    """The record comes between the plan and the claim: the plan is made again."""
-    usual = store.fork()
-    run_hour(usual, STREAM)
-    name = part_name(usual, 1)
+def records(store: FakeStore) -> list[str]:
+    return store.listing(REMOVALS)
 
-    def record() -> None:
-        store.produce(f"{REMOVALS}0a.json", json.dumps({"format": 1, "parts": [name]}).encode())
 
-    store.on("WRITE", "plan.json", record)
+@pytest.mark.parametrize("change", ["another plan", "same plan", "gone", "damaged"])
+@pytest.mark.parametrize("point", ["WRITE removals/", "READ claim.json"])
+def test_under_another_claim_nothing_is_deleted(store: FakeStore, change: str, point: str) -> None:
+    claim = packed(store)
+    before = parts(store)
+    changes: Mapping[str, Callable[[], object]] = {
+        "another plan": lambda: take_over(store),
+        "same plan": lambda: plan(store, "another run"),
+        "gone": lambda: store.vanish(CLAIM),
+        "damaged": lambda: store.produce(CLAIM, b"x"),
+    }
+    kind, _, name = point.partition(" ")
+    store.on(kind, name, lambda: discard(changes[change]()))
+    with pytest.raises(SupersededError):
+        remove(store, before, claim)
+    assert parts(store) == before
+    assert records(store) == []
+
+
+def test_beside_a_complete_hour_parts_go_without_a_claim(store: FakeStore) -> None:
     run_hour(store, STREAM)
-    assert name not in parts(store)
-    assert_complete(store, STREAM, died=True)
-
-
-def test_a_deletion_whose_record_came_after_the_claim_is_given_up(store: FakeStore) -> None:
-    """The planner came first: whoever is about to delete reads its claim."""
-    late = {"cc.log": b"late" * 9}
-    produce(store, late)
-    packed(store, "overtaken")
-    stray = set(parts(store))
-    store.vanish(RAW + "cc.log")
-    packed(store, drop_vanished=True)
-    planned: list[Planned] = []
-
-    def plan() -> None:
-        produce(store, late)
-        planned.append(plan_hour(store, STREAM, HOUR, "newer"))
-
-    store.on("WRITE", REMOVALS, plan)
-    with pytest.raises(SupersededError):
-        validate_hour(store, STREAM, HOUR)
-    assert stray <= parts(store).keys()
-    finish_hour(store, STREAM, planned[0])
+    store.produce(AGGREGATED + STRAY, b"of a run that was overtaken")
+    remove(store, [STRAY], None, completed=manifest_of(store))
     assert_complete(store, STREAM)
 
 
-def test_a_record_of_a_removal_that_failed_stays(store: FakeStore) -> None:
-    """The deletion may still come: its answer was lost, or the request is under way."""
-    name = "part-00000-0123abcd.log"
-    store.produce(AGGREGATED + name, b"x")
-    claim = begin(store)
-    store.on("DELETE", name, Effect.LOST_ANSWER)
-    with pytest.raises(TransientError):
-        state_of(store).remove_parts({name: name}, claim)
-    (record,) = store.listing(REMOVALS)
-    assert json.loads(store.body(record))["parts"] == [name]
+def test_a_run_that_completed_the_hour_since_keeps_its_parts(store: FakeStore) -> None:
+    run_hour(store, STREAM)
+    before = manifest_of(store)
+    store.produce(AGGREGATED + STRAY, b"of a run that was overtaken")
+    finish_hour(store, STREAM, take_over(store))
+    with pytest.raises(SupersededError):
+        remove(store, [STRAY], None, completed=before)
+    assert store.has(AGGREGATED + STRAY)
+    assert records(store) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "_SUCCESS",
+        "_manifest.jsonl.gz",
+        "_rollup/claim.json",
+        "../09/part-00000.log",
+        "x.log",
+        "part-1.log",
+    ],
+)
+def test_what_is_not_named_like_a_part_is_never_deleted(store: FakeStore, name: str) -> None:
+    claim = packed(store)
+    before = store.snapshot()
+    with pytest.raises(ValueError, match="is not the key of a part"):
+        remove(store, [part_name(store, 0), name], claim)
+    assert store.snapshot() == before
+
+
+def test_a_part_under_removal_gets_another_name(store: FakeStore) -> None:
+    """A run dies between its record and the deletion, or only seems to: its DELETE may come at any time."""
+    claim = packed(store)
+    name = part_name(store, 1)
+    store.on("DELETE", AGGREGATED + name, lambda: store.crash_after_writes(0))
+    with pytest.raises(CrashError):
+        remove(store, [name], claim)
+    store.revive()
+    late = plan(store, "another run")
+    assert name not in names_of(store, late.plan_id)
+    finish_hour(store, STREAM, late)
+    if store.has(AGGREGATED + name):
+        store.vanish(AGGREGATED + name)
+    assert_complete(store, STREAM, died=True)
+
+
+def test_a_record_that_comes_while_a_run_plans_is_seen(store: FakeStore) -> None:
+    claim = packed(store)
+    name = part_name(store, 1)
+    record = Location("logs", REMOVALS + "0f.json")
+    state = state_of(store)
+    store.on("WRITE", CLAIM, lambda: state.records.write_removal(record, [name]))
+    late = plan(store, "another run")
+    assert current(store).claim_id != claim.claim_id
+    assert name not in names_of(store, late.plan_id)
+    finish_hour(store, STREAM, late)
+    assert_complete(store, STREAM, died=True)
+
+
+def test_a_damaged_removal_record_names_nothing(store: FakeStore) -> None:
+    packed(store)
+    store.produce(REMOVALS + "0f.json", b"damaged")
+    state = state_of(store)
+    assert state.names_under_removal(state.inventory().work) == set()
+    finish_hour(store, STREAM, plan(store, "another run"))
+    assert_complete(store, STREAM, died=True)
+
+
+class DeletionGuard:
+    """Notes every deletion of a part that the plan of the current claim needs, while it is there."""
+
+    def __init__(self, store: FakeStore) -> None:
+        self.hit: list[str] = []
+        self._store = store
+        self._parts = set(parts(store))
+        store.watcher = self.look
+
+    def look(self, operation: Operation) -> None:
+        name = operation.key.removeprefix(AGGREGATED)
+        if operation.kind == "DELETE" and name in self._parts and self._store.has(CLAIM):
+            claim = current(self._store)
+            if claim.run_id == "another run" and name in names_of(self._store, claim.plan_id):
+                self.hit.append(f"{name} of {claim.plan_id}")
+        self._parts = set(parts(self._store))
+
+
+def test_no_deletion_hits_a_part_that_a_run_plans_meanwhile(store: FakeStore) -> None:
+    claim = packed(store)
+    name = part_name(store, 1)
+    outcomes = set()
+
+    def delete(store: FakeStore) -> None:
+        try:
+            remove(store, [name], claim)
+            outcomes.add("deleted")
+        except SupersededError:
+            outcomes.add("overtaken")
+
+    def work(store: FakeStore) -> None:
+        guard = DeletionGuard(store)
+        plan(store, "another run")
+        assert guard.hit == []
+
+    for after, error in interruptions(store, work, delete):
+        assert error is None
+        finish_hour(after, STREAM, plan(after, "another run"))
+        assert_complete(after, STREAM)
+    assert outcomes == {"deleted", "overtaken"}
+
+
+def test_a_run_that_plans_during_a_deletion_keeps_its_parts(store: FakeStore) -> None:
+    claim = packed(store)
+    name = part_name(store, 1)
+    outcomes = set()
+
+    def work(store: FakeStore) -> None:
+        guard = DeletionGuard(store)
+        remove(store, [name], claim)
+        assert guard.hit == []
+
+    for after, error in interruptions(store, work, lambda store: plan(store, "another run")):
+        outcomes.add(error is None)
+        late = current(after)
+        assert late.run_id == "another run"
+        finish_hour(after, STREAM, plan(after, "another run"))
+        assert_complete(after, STREAM)
+    assert outcomes == {True, False}
+
+
+# -- rejecting parts -----------------------------------------------------------------------------------
+
+
+def reject(store: FakeStore, plan_id: str, names: Iterable[str], basis: Claim | None, **how: Any) -> None:
+    state_of(store).reject_parts(plan_id, {name: name for name in names}, basis, **how)
+
+
+def test_nobody_completes_an_hour_whose_parts_are_rejected(store: FakeStore) -> None:
+    claim, marker = prove(store)
+    name = part_name(store, 1)
+    store.log.clear()
+    reject(store, claim.plan_id, [name], claim)
+    assert name not in parts(store)
+    writes = [(each.kind, each.key) for each in store.writes()]
+    assert writes.index(("WRITE", CLAIM)) < writes.index(("DELETE", AGGREGATED + name))
+    assert current(store).claim_id != claim.claim_id
+    with pytest.raises(SupersededError):
+        state_of(store).publish_marker(claim, marker)
+    assert not store.has(MARKER)
+    run_hour(store, STREAM)
+    assert_complete(store, STREAM)
+
+
+def test_a_complete_hour_loses_its_marker_before_its_parts(store: FakeStore) -> None:
+    plan_id = run_hour(store, STREAM).plan_id
+    name = part_name(store, 1)
+    store.log.clear()
+    reject(store, plan_id, [name], None, completed=manifest_of(store))
+    writes = [(each.kind, each.key) for each in store.writes()]
+    assert writes.index(("DELETE", MARKER)) < writes.index(("DELETE", AGGREGATED + name))
+    assert not store.has(MARKER)
+    assert store.listing(WORK) == []
+    run_hour(store, STREAM)
+    assert_complete(store, STREAM)
+
+
+def test_parts_of_an_hour_that_another_run_owns_are_not_rejected(store: FakeStore) -> None:
+    claim, _ = prove(store)
+    before = manifest_of(store)
+    finish_hour(store, STREAM, take_over(store))
+    found = store.snapshot(AGGREGATED)
+    for basis in (claim, None):
+        with pytest.raises(SupersededError):
+            reject(store, claim.plan_id, parts(store), basis, completed=before)
+    assert store.snapshot(AGGREGATED) == found
 
 
 # -- parts of a run that was overtaken -----------------------------------------------------------------
 
 
-def overtaken(store: FakeStore) -> tuple[Planned, dict[str, PlannedPart]]:
-    """Pack an hour, and have another run complete it without the last object; what the first one wrote."""
-    planned = packed(store, "overtaken")
-    state = state_of(store)
-    written: dict[str, PlannedPart] = {}
-    for ref in planned.shards:
-        shard = state.records.read_shard(state.paths.shard(ref.plan_id, ref.shard), RAW)
-        assert shard is not None
-        written |= {part.name: part for part in shard.parts}
-    return planned, written
+def overtaken_parts(store: FakeStore, plan_id: str) -> dict[str, PlannedPart]:
+    """What the packers of a plan have written, as they know it."""
+    state = state_of(store.fork())
+    found: dict[str, PlannedPart] = {}
+    for name in state.inventory().work:
+        if name.startswith(f"{plan_id}/shard-"):
+            shard = state.records.read_shard(state.paths.work.child(name), RAW)
+            assert shard is not None
+            found |= {part.name: part for part in shard.parts}
+    return found
 
 
-def test_an_overtaken_run_removes_its_strays_once_the_hour_is_proven(store: FakeStore) -> None:
-    planned, written = overtaken(store)
-    before = parts(store)
-    produce(store, {"ab.log": b"late" * 9})
-    run_hour(store, STREAM, "newer")
-    now = parts(store)
-    for name in before:
-        store.produce(AGGREGATED + name, before[name])
-    state_of(store).remove_overtaken(planned.plan_id, written)
-    assert parts(store) == now
+def test_a_run_that_was_overtaken_removes_what_is_not_needed(store: FakeStore) -> None:
+    claim = packed(store)
+    written = overtaken_parts(store, claim.plan_id)
+    late = take_over(store)
+    finish_hour(store, STREAM, late)
+    kept = parts(store)
+    # Two of its writes come after the other run has completed the hour; one part is the same in both plans.
+    stray = next(name for name in written if name not in kept)
+    store.produce(AGGREGATED + stray, b"late")
+    assert any(name in kept for name in written)
+    state_of(store).remove_overtaken(claim.plan_id, written)
+    assert parts(store) == kept
     assert_complete(store, STREAM)
 
 
-def test_an_overtaken_run_leaves_a_last_copy(store: FakeStore) -> None:
-    planned, written = overtaken(store)
+def test_parts_that_the_plan_of_the_next_run_needs_stay(store: FakeStore) -> None:
+    claim = packed(store)
     before = parts(store)
-    store.vanish(RAW + "a.log")
-    run_hour(store, STREAM, "newer", drop_vanished=True)
-    for name in before:
-        store.produce(AGGREGATED + name, before[name])
-    state_of(store).remove_overtaken(planned.plan_id, written)
-    # The parts with what the hour does not hold stay.
-    (holder,) = [
-        name for name, part in written.items() if any(item.key == RAW + "a.log" for item in part.objects)
-    ]
-    assert holder in parts(store)
-
-
-def test_an_overtaken_run_removes_nothing_while_the_hour_is_built(store: FakeStore) -> None:
-    planned, written = overtaken(store)
-    produce(store, {"ab.log": b"late" * 9})
-    plan_hour(store, STREAM, HOUR, "newer")
-    before = store.snapshot()
-    state_of(store).remove_overtaken(planned.plan_id, written)
-    assert store.snapshot() == before
-
-
-def test_an_overtaken_run_sees_a_whole_run_that_came_and_went(store: FakeStore) -> None:
-    """Without a claim two readings look alike, but the manifest is another one."""
-    planned, written = overtaken(store)
-    strays = parts(store)
-    produce(store, {"ab.log": b"late" * 9})
-    run_hour(store, STREAM, "newer")
-    for name in strays:
-        store.produce(AGGREGATED + name, strays[name])
-
-    def back() -> None:
-        # The hour is again as the overtaken run had planned it.
-        store.vanish(RAW + "ab.log")
-        for name in strays.keys() - {entry["name"] for entry in manifest_of(store)[0]["parts_table"]}:
-            store.vanish(AGGREGATED + name)
-        run_hour(store, STREAM, "newest", drop_vanished=True)
-
-    store.on("WRITE", REMOVALS, back)
-    state_of(store).remove_overtaken(planned.plan_id, written)
-    assert_complete(store, STREAM)
-    assert parts(store) == strays
-
-
-# -- parts that are not right --------------------------------------------------------------------------
-
-
-def test_a_rejected_part_goes_after_claim_and_marker(store: FakeStore) -> None:
-    run_hour(store, STREAM)
-    name = part_name(store, 1)
-    state = state_of(store)
-    manifest = state.records.open_manifest(state.paths.manifest)
+    written = overtaken_parts(store, claim.plan_id)
+    late = take_over(store)
+    assert set(before) & names_of(store, late.plan_id)
     store.log.clear()
-    state.reject_parts(marker_of(store)["plan_id"], {name: name}, None, manifest)
-    names = [f"{each.kind} {each.name}" for each in store.writes()]
-    assert names[:2] == ["WRITE claim.json", "DELETE _SUCCESS"]
-    assert names.index(f"DELETE {name}") < names.index("DELETE claim.json")
-    assert not store.has(CLAIM)
+    state_of(store).remove_overtaken(claim.plan_id, written)
+    # Nothing is proven yet, so even those that nobody seems to need stay until it is.
+    assert parts(store) == before
+    assert store.writes() == []
+    finish_hour(store, STREAM, late)
+    assert_complete(store, STREAM)
 
 
-def test_nothing_is_rejected_of_an_hour_that_was_completed_since(store: FakeStore) -> None:
+def test_parts_that_hold_what_the_hour_lacks_stay(store: FakeStore) -> None:
+    claim = packed(store)
+    written = overtaken_parts(store, claim.plan_id)
+    before = parts(store)
+    # The raw objects of one part have vanished since.
+    gone = max(written)
+    for item in written[gone].objects:
+        store.vanish(item.key)
+    late = plan_hour(store, STREAM, HOUR, "another run", drop_vanished=True)
+    finish_hour(store, STREAM, late)
+    store.produce(AGGREGATED + gone, before[gone])
+    state_of(store).remove_overtaken(claim.plan_id, written)
+    assert parts(store)[gone] == before[gone]
+    assert_right(store, STREAM)
+
+
+def test_split_parts_that_the_hour_holds_stay(store: FakeStore) -> None:
+    stream = make_stream(check_encoding=True)
+    produce(store, {"x.gz": b"damaged", "y.gz": gzip.compress(b"intact", mtime=0)})
+    run_hour(store, stream)
+    before = parts(store)
+    written = {}
+    for planned, _ in manifest_of(store).parts():
+        name = planned.split_of or planned.name
+        written[planned.name] = replace(planned, name=name, split_of="")
+    assert len(written) == len({planned.name for planned in written.values()}) + 1
+    # Another try has split off other objects of a part that the hour holds as it was planned.
+    planned = written[part_name(store, 0)]
+    other = planned.name.replace(".log", "-0a1b2c3d.log")
+    store.produce(AGGREGATED + other, b"a" * 30)
+    state_of(store).remove_overtaken(OTHER_PLAN, {**written, other: planned})
+    assert parts(store) == {**before, other: b"a" * 30}
+
+
+@pytest.mark.parametrize("what", ["claim", "manifest", "no manifest", "same plan"])
+def test_whatever_is_unclear_stays(store: FakeStore, what: str) -> None:
     run_hour(store, STREAM)
-    state = state_of(store)
-    manifest = state.records.open_manifest(state.paths.manifest)
-    name = part_name(store, 0)
-    produce(store, {"z.log": b"late"})
-    run_hour(store, STREAM, "another run")
-    before = store.snapshot()
-    with pytest.raises(SupersededError):
-        state.reject_parts("stale", {name: name}, None, manifest)
-    assert store.snapshot() == before
+    items = (ObjectInfo(RAW + "a.log", 30, "e"),)
+    stray = {STRAY: PlannedPart(STRAY, "", 30, False, "f", items)}
+    store.produce(AGGREGATED + STRAY, b"a" * 30)
+    plan_id = OTHER_PLAN
+    if what == "claim":
+        store.produce(CLAIM, b"damaged")
+    elif what == "manifest":
+        store.corrupt(MANIFEST)
+    elif what == "no manifest":
+        store.vanish(MANIFEST)
+    else:
+        store.vanish(MARKER)
+        plan_id = plan(store, "another run").plan_id
+    store.log.clear()
+    state_of(store).remove_overtaken(plan_id, stray)
+    assert store.has(AGGREGATED + STRAY)
+    assert store.writes() == []
+
+
+@pytest.mark.parametrize("tries", [1, 2])
+def test_strays_are_judged_again_if_the_hour_changes(
+    store: FakeStore, tries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state_module, "_REMOVAL_TRIES", tries)
+    run_hour(store, STREAM)
+    items = (ObjectInfo(RAW + "a.log", 30, "e"),)
+    stray = {STRAY: PlannedPart(STRAY, "", 30, False, "f", items)}
+    store.produce(AGGREGATED + STRAY, b"a" * 30)
+    store.on("WRITE", "removals/", lambda: discard(finish_hour(store, STREAM, take_over(store))))
+    state_of(store).remove_overtaken(OTHER_PLAN, stray)
+    # After the last try it stays, as the next run may find out.
+    assert store.has(AGGREGATED + STRAY) is (tries == 1)
+    assert_right(store, STREAM)
+    assert records(store) == []
+
+
+# -- parts that came after the plan --------------------------------------------------------------------
+
+
+def test_a_late_part_with_the_last_copy_stops_the_proof(store: FakeStore) -> None:
+    """A packer has read an object that vanished before the hour was planned again; its PUT comes after that."""
+    store.produce(RAW + "g.log", b"g" * 60)
+    before = plan(store)
+    (late,) = (
+        part
+        for part in overtaken_parts(store, before.plan_id).values()
+        if part.objects[-1].key == RAW + "g.log"
+    )
+    store.vanish(RAW + "g.log")
+    after = plan(store, "another run")
+    for ref in after.shards:
+        pack_shard(store, STREAM, ref)
+    store.produce(AGGREGATED + late.name, b"g" * 60)
+    with pytest.raises(InputChangedError, match=r"gone by now \(raw/app/20261123/08/g.log\)"):
+        validate_hour(store, STREAM, HOUR)
+    assert store.has(AGGREGATED + late.name)
+    assert not store.has(MANIFEST)
+    with pytest.raises(VanishedInputError, match=r"g\.log"):
+        plan(store, "a third run")
+    finish_hour(store, STREAM, plan_hour(store, STREAM, HOUR, "a third run", drop_vanished=True))
+    assert_complete(store, STREAM)
+
+
+def test_a_late_part_whose_objects_the_hour_holds_is_removed(store: FakeStore) -> None:
+    before = plan(store)
+    old = overtaken_parts(store, before.plan_id)
+    store.produce(RAW + "0.log", b"early")
+    after = plan(store, "another run")
+    stray = next(name for name in old if name not in names_of(store, after.plan_id))
+    for ref in after.shards:
+        pack_shard(store, STREAM, ref)
+    store.produce(AGGREGATED + stray, b"of the first run")
+    validate_hour(store, STREAM, HOUR)
+    assert not store.has(AGGREGATED + stray)
+    complete_hour(store, STREAM, HOUR)
     assert_complete(store, STREAM)
 
 
 # -- cleaning up ---------------------------------------------------------------------------------------
 
 
-def test_cleaning_up_leaves_foreign_objects_and_removals(store: FakeStore) -> None:
-    kept = ("notes.txt", "x/plan.json", f"{PLAN}/notes.txt", "removals/0a.json", "removals/notes")
-    gone = (f"{PLAN}/plan.json", f"{OTHER}/shard-00000.json.gz", f"{PLAN}/staged-0a-_SUCCESS", "crc-probe")
-    begin(store)
-    for name in (*kept, *gone):
-        store.produce(WORK + name, b"x")
-    state_of(store).clean_up(PLAN)
-    assert store.listing(WORK) == sorted(WORK + name for name in kept)
-
-
-def test_cleaning_up_leaves_the_files_of_another_run(store: FakeStore) -> None:
-    begin(store)
-    claim = begin(store, OTHER)
-    state_of(store).clean_up(PLAN)
-    assert store.listing(WORK) == sorted([CLAIM, f"{WORK}{OTHER}/plan.json"])
-    assert state_of(store).claim() == claim
-
-
-def test_a_claim_that_was_renewed_meanwhile_is_left(store: FakeStore) -> None:
-    begin(store)
-    again: list[Claim] = []
-    store.on("DELETE", "plan.json", lambda: again.append(begin(store)))
-    state_of(store).clean_up(PLAN)
-    assert state_of(store).claim() == again[0]
-
-
-def test_an_unchanged_run_leaves_another_that_has_just_begun(store: FakeStore) -> None:
-    before = run_hour(store, STREAM)
-    begun: list[Planned] = []
-
-    def another() -> None:
-        store.produce(RAW + "aa.log", b"late" * 10)
-        begun.append(plan_hour(store, STREAM, HOUR, "another run"))
-
-    # Just before the unchanged run looks what there is to be tidied up.
-    store.on("LIST", WORK, another)
-    planned = plan_hour(store, STREAM, HOUR, "unchanged")
-    assert (planned.unchanged, planned.plan_id) == (True, before.plan_id)
-    finish_hour(store, STREAM, begun[0])
+def test_cleaning_up_removes_what_was_needed_to_build(store: FakeStore) -> None:
+    claim, marker = prove(store)
+    store.produce(WORK + f"{OTHER_PLAN}/plan.json", b"{}")
+    state = state_of(store)
+    state.publish_marker(claim, marker)
+    state.clean_up(claim.plan_id)
+    assert store.listing(WORK) == []
     assert_complete(store, STREAM)
 
 
-# -- unfinished uploads --------------------------------------------------------------------------------
+def test_cleaning_up_leaves_foreign_objects_and_removals(store: FakeStore) -> None:
+    claim, marker = prove(store)
+    foreign = ["notes.txt", f"{claim.plan_id}/notes.txt", f"{OTHER_PLAN}/sub/plan.json", "removals/notes.txt"]
+    for name in [*foreign, "removals/0f.json"]:
+        store.produce(WORK + name, b"whose?")
+    state = state_of(store)
+    state.publish_marker(claim, marker)
+    state.clean_up(claim.plan_id)
+    assert store.listing(WORK) == sorted(WORK + name for name in [*foreign, "removals/0f.json"])
 
 
-def test_only_uploads_of_these_parts_are_given_up(store: FakeStore) -> None:
-    names = ["part-00000-0123abcd.log", "part-00001-0123abcd.log"]
-    keys = {
-        "ours": AGGREGATED + names[0],
-        "another part": AGGREGATED + names[1],
-        "another hour": "aggregated/app/20261123/09/" + names[0],
-        "another prefix": "other/" + names[0],
-        "foreign": AGGREGATED + "upload.bin",
+def test_cleaning_up_leaves_another_run_alone(store: FakeStore) -> None:
+    claim, marker = prove(store)
+    state_of(store).publish_marker(claim, marker)
+    late = take_over(store)
+    theirs = store.snapshot(WORK)
+    state_of(store).clean_up(claim.plan_id)
+    left = store.snapshot(WORK)
+    assert left == {
+        key: found for key, found in theirs.items() if not key.startswith(f"{WORK}{claim.plan_id}/")
     }
-    for upload, key in keys.items():
-        store.uploads[upload] = (key, {})
-    # As of servers that ignore the prefix.
-    store.lists_all_uploads = True
-    state_of(store).abort_uploads({names[0]})
-    assert set(store.uploads) == keys.keys() - {"ours"}
+    assert left[CLAIM] == theirs[CLAIM]
+    finish_hour(store, STREAM, late)
+    assert_complete(store, STREAM)
 
 
-def test_uploads_that_cannot_be_listed_fail_nothing(store: FakeStore) -> None:
-    store.on("UPLOADS", "", UnsupportedOperationError("501 NotImplemented"))
-    state_of(store).abort_uploads({"part-00000-0123abcd.log"})
+def test_cleaning_up_leaves_all_under_an_unreadable_claim(store: FakeStore) -> None:
+    claim, marker = prove(store)
+    state_of(store).publish_marker(claim, marker)
+    store.produce(CLAIM, b"damaged")
+    store.produce(WORK + f"{OTHER_PLAN}/plan.json", b"{}")
+    state_of(store).clean_up(claim.plan_id)
+    assert store.listing(WORK) == [CLAIM, WORK + f"{OTHER_PLAN}/plan.json"]
 
 
-def test_an_upload_of_a_copy_that_died_is_given_up_with_its_hour(store: FakeStore) -> None:
-    produce(store, {"large.log": b"l" * 100})
-    packed(store)
-    (copied,) = [name for name, body in parts(store).items() if len(body) == 100]
-    store.uploads["left"] = (AGGREGATED + copied, {})
-    store.uploads["theirs"] = (AGGREGATED + "part-00099.log", {})
-    run_hour(store, STREAM)
-    assert set(store.uploads) == {"theirs"}
-    assert_right(store, STREAM)
+def test_a_run_that_begins_while_another_cleans_up_goes_on(store: FakeStore) -> None:
+    claim, marker = prove(store)
+    state_of(store).publish_marker(claim, marker)
+    for after, error in interruptions(
+        store, lambda store: state_of(store).clean_up(claim.plan_id), take_over
+    ):
+        assert error is None
+        assert current(after).run_id == "another run"
+        assert not after.has(MARKER)
+        # Its files are all there: none of its steps plans the hour again.
+        for name in state_of(after.fork()).inventory().work:
+            if name.endswith("plan.json"):
+                summary = state_of(after.fork()).records.read_plan(Location("logs", WORK + name))
+                assert summary is not None
+                for ref in summary.shards:
+                    pack_shard(after, STREAM, ref)
+        validate_hour(after, STREAM, HOUR)
+        complete_hour(after, STREAM, HOUR)
+        assert_complete(after, STREAM)
+
+
+# -- uploads that a crash has left ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lists_all", [False, True])
+def test_only_uploads_of_the_given_parts_are_given_up(store: FakeStore, lists_all: bool) -> None:
+    store.lists_all_uploads = lists_all
+    ours = AGGREGATED + STRAY
+    foreign = [
+        AGGREGATED + "part-00008-0a1b2c3d.log",
+        AGGREGATED + "sub/" + STRAY,
+        AGGREGATED + "notes.txt",
+        f"aggregated/app/20261123/09/{STRAY}",
+        f"other/{STRAY}",
+        STRAY,
+        RAW + STRAY,
+    ]
+    for key in (ours, *foreign, ours):
+        store.begin_upload(Location("logs", key), {})
+    state_of(store).abort_uploads({STRAY, "sub/" + STRAY, "notes.txt"})
+    assert sorted(key for key, _ in store.uploads.values()) == sorted(foreign)
+
+
+@pytest.mark.parametrize("kind", ["UPLOADS", "ABORT"])
+@pytest.mark.parametrize("error", [AccessError("may not"), TransientError("broke"), NotFoundError("gone")])
+def test_uploads_that_cannot_be_given_up_are_only_logged(
+    store: FakeStore, kind: str, error: RollupError, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.begin_upload(Location("logs", AGGREGATED + STRAY), {})
+    store.on(kind, "", error)
+    with caplog.at_level(logging.INFO):
+        state_of(store).abort_uploads({STRAY})
+    assert "could not look for multipart uploads" in caplog.text
