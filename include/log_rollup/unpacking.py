@@ -18,8 +18,8 @@ _PIECE_BYTES = MIB
 _FIRST_PIECE_BYTES = 4 * KIB
 # What unpacking may keep of what it has unpacked: as much as the zstd command allows without an option.
 _WINDOW_BYTES = 128 * MIB
-# The xz format allows zeros behind a stream, in multiples of so many bytes. Readers of gzip stop at zeros, and do not
-# read what follows in the part.
+# The xz format allows zeros behind a stream, in multiples of so many bytes. Readers of gzip stop at zeros, so they
+# do not read what follows in the part.
 _PADDING = {".xz": 4}
 
 
