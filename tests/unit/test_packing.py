@@ -313,6 +313,60 @@ def test_a_shard_that_another_run_overtakes_in_the_middle_stops_at_its_next_look
     assert_complete(store, STREAM)
 
 
+@pytest.mark.parametrize(("kind", "contains"), [("PUT", "part-00001"), ("COPY", "part-0")])
+def test_a_try_after_another_run_completed_the_hour_is_not_made(
+    store: FakeStore, kind: str, contains: str
+) -> None:
+    produce(store, {"x.log": b"x" * 100})
+    ref = planned_shard(store)
+    meanwhile: list[int] = []
+
+    def overtake() -> None:
+        store.produce(RAW + "aa.log", b"later")
+        run_hour(store, STREAM, "another run")
+        meanwhile.append(len(store.log))
+        raise TransientError("the connection broke")
+
+    store.on(kind, contains, overtake)
+    with pytest.raises(SupersededError, match=ref.plan_id):
+        pack_shard(store, STREAM, ref)
+    tried = [each for each in store.log[meanwhile[0] :] if each.kind == kind and contains in each.name]
+    assert tried == []
+    assert_right(store, STREAM)
+
+
+@pytest.mark.parametrize(("kind", "contains"), [("PUT", "part-00002"), ("COPY", "part-00003")])
+def test_the_claim_is_read_once_more_after_the_last_write(store: FakeStore, kind: str, contains: str) -> None:
+    """A write that was under way when another run took over leaves a part that nobody needs: it is removed."""
+    produce(store, {"x.log": b"x" * 100})
+    stream = make_stream(shard_size=1024, max_connections=5)
+    store.max_connections = 5
+    ref = planned_shard(store)
+
+    def overtake() -> None:
+        produce(store, {"aa.log": b"later", "x.log": b"X" * 100})
+        run_hour(store, STREAM, "another run")
+
+    # As the last of its writes.
+    store.on(kind, contains, overtake)
+    with pytest.raises(SupersededError, match=ref.plan_id):
+        pack_shard(store, stream, ref)
+    assert_right(store, STREAM)
+    assert parts(store).keys() == {entry["name"] for entry in manifest_of(store)[0]["parts_table"]}
+
+
+def test_a_shard_that_is_packed_reads_the_claim_last(store: FakeStore) -> None:
+    ref = planned_shard(store)
+    pack_shard(store, STREAM, ref)
+    kinds = [f"{each.kind} {each.name}" for each in store.log]
+    last = max(number for number, each in enumerate(store.log) if each.kind == "PUT")
+    assert "READ claim.json" in kinds[last:]
+    store.log.clear()
+    # Without a write there is nothing to be undone.
+    pack_shard(store, STREAM, ref)
+    assert [each.name for each in store.log].count("claim.json") == 1
+
+
 # -- objects that cannot be unpacked -------------------------------------------------------------------
 
 
