@@ -5,6 +5,9 @@ import json
 import re
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
+from functools import partial
+from itertools import count
 
 import pytest
 
@@ -15,6 +18,7 @@ from include.log_rollup.errors import (
     EmptyHourError,
     MissingBucketError,
     ProofError,
+    SupersededError,
     TransientError,
     UnreadableRecordError,
     UnsupportedInputError,
@@ -514,6 +518,31 @@ def test_parts_whose_plan_is_lost_are_not_replaced(
         store.produce(key, damage)
     store.vanish(RAW + expired)
     refused(store)
+
+
+def test_an_hour_that_is_completed_while_it_is_planned_is_not_refused(store: FakeStore) -> None:
+    """Its records move from the plan to the manifest between two readings."""
+    for ref in plan_hour(store, make_stream(), HOUR, "older").shards:
+        pack_shard(store, make_stream(), ref)
+    validated = store.fork()
+    validate_hour(validated, make_stream(), HOUR)
+
+    def complete(store: FakeStore) -> None:
+        validate_hour(store, make_stream(), HOUR)
+        complete_hour(store, make_stream(), HOUR)
+
+    for start in (store, validated):
+        for number in count():
+            other = start.fork()
+            other.on("ANY", "", lambda: None, times=number)
+            rule = other.on("ANY", "", partial(complete, other))
+            with suppress(SupersededError):
+                plan_hour(other, make_stream(), HOUR, "newer")
+            if not rule.hits:
+                assert number > 10
+                break
+            run_hour(other, make_stream(), "cleared")
+            assert_complete(other, make_stream())
 
 
 @pytest.mark.parametrize("name", ["receipt-00000.json.gz", "plan.json", "claim.json"])
