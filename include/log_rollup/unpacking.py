@@ -18,8 +18,9 @@ _PIECE_BYTES = MIB
 _FIRST_PIECE_BYTES = 4 * KIB
 # What unpacking may keep of what it has unpacked: as much as the zstd command allows without an option.
 _WINDOW_BYTES = 128 * MIB
-# Zeros behind the last frame: tape blocks of gzip, stream padding of xz. They come in multiples of so many bytes.
-_PADDING = {".gz": 1, ".xz": 4}
+# The xz format allows zeros behind a stream, in multiples of so many bytes. Readers of gzip stop at zeros, so they
+# do not read what follows in the part.
+_PADDING = {".xz": 4}
 
 
 class _Unpacker(Protocol):
@@ -95,7 +96,7 @@ _ERRORS = (OSError, EOFError, ValueError, RuntimeError, zlib.error, lzma.LZMAErr
 def why_damaged(encoding: str, body: memoryview) -> str | None:
     """Why an object cannot be unpacked to its end; None if it can, or if its encoding is not checked.
 
-    Zeros behind the last frame of gzip and xz count as padding. What is unpacked is dropped, a piece at a time. A
+    Zeros behind the last stream of xz count as padding. What is unpacked is dropped, a piece at a time. A
     frame that takes more than 128 MiB to unpack, or a zstd dictionary, counts as intact; of zstd at least its
     length is checked.
 
