@@ -128,6 +128,7 @@ class FakeStore:
     :param checks_crc: whether it refuses an object with a wrong CRC; one that keeps CRCs without checking
         them gives back what it was sent, unread
     :param etag_is_md5: whether the ETags of what the pipeline writes are MD5s; otherwise they tell nothing
+    :param random_etags: whether all ETags look like MD5s and are none, as on some servers
     :param page_size: of listings
     :param threads: of a transfer, which do its requests; 0 has them done before ``get`` and ``put`` return
     """
@@ -138,6 +139,7 @@ class FakeStore:
         keeps_crc: bool = True,
         checks_crc: bool = True,
         etag_is_md5: bool = True,
+        random_etags: bool = False,
         page_size: int = 1000,
         threads: int = 0,
         max_connections: int = 8,
@@ -161,6 +163,7 @@ class FakeStore:
             "keeps_crc": keeps_crc,
             "checks_crc": checks_crc,
             "etag_is_md5": etag_is_md5,
+            "random_etags": random_etags,
             "page_size": page_size,
             "threads": threads,
             "max_connections": max_connections,
@@ -169,6 +172,7 @@ class FakeStore:
         self._keeps_crc = keeps_crc
         self._checks_crc = checks_crc
         self._etag_is_md5 = etag_is_md5
+        self._random_etags = random_etags
         self._page_size = page_size
         self._buckets: dict[str, dict[str, Stored]] = {bucket: {} for bucket in buckets}
         self._rules: list[Rule] = []
@@ -508,6 +512,8 @@ class FakeStore:
             self.watcher(Operation(kind, target.bucket, target.key))
 
     def _etag(self, body: bytes, is_md5: bool) -> str:
+        if self._random_etags:
+            return hashlib.md5(f"random {next(self._serial)}".encode()).hexdigest()
         if is_md5:
             return hashlib.md5(body).hexdigest()
         return f"{hashlib.md5(str(next(self._serial)).encode()).hexdigest()}-1"

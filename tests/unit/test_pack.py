@@ -540,6 +540,158 @@ def test_where_the_guard_does_not_hold_the_whole_look_decides(
     assert joined_parts(store)[""] == b"".join(THREE.values())
 
 
+WRITES = ("PUT", "COPY")
+
+
+@pytest.mark.parametrize("threads", [0, 3])
+@pytest.mark.parametrize(("kind", "size"), [("PUT", 20), ("COPY", 40)])
+@pytest.mark.parametrize(
+    "fault", [TransientError("broke"), ThrottledError("slow down"), Effect.LOST_ANSWER], ids=str
+)
+def test_the_claim_is_read_before_each_try_of_a_write(
+    kind: str, size: int, fault: Effect | Exception, threads: int
+) -> None:
+    """One look covered 8 tries over minutes, in which another run completed the hour."""
+    store = FakeStore(threads=threads)
+    store.write(CLAIM, b"ours", "text/plain")
+    rule = store.on(kind, "part-00001", fault, times=ATTEMPTS - 1)
+    Packing(store, {name: body[:1] * size for name, body in THREE.items()}, holds=lambda _: True).run()
+    assert rule.hits == ATTEMPTS - 1
+    reads = tries = 0
+    last = ""
+    for operation in store.log:
+        if operation.kind == "GET" and operation.key == CLAIM.key:
+            reads += 1
+        elif operation.kind in WRITES:
+            tries += 1
+            assert reads >= tries, f"{operation} without a reading of the claim"
+        last = operation.kind
+    assert reads == tries == len(THREE) + ATTEMPTS - 1
+    assert last in WRITES
+
+
+@pytest.mark.parametrize(("kind", "size"), [("PUT", 20), ("COPY", 40)])
+def test_a_claim_that_changes_between_two_tries_stops_the_write(kind: str, size: int) -> None:
+    store = FakeStore()
+    store.write(CLAIM, b"ours", "text/plain")
+
+    def overtaken() -> None:
+        store.write(CLAIM, b"theirs", "text/plain")
+        raise TransientError("the connection broke")
+
+    def check() -> None:
+        raise SupersededError("another run has taken over")
+
+    store.on(kind, "part-00000", overtaken)
+    packing = Packing(
+        store, {"a.log": b"a" * size}, holds=lambda claim: claim == b"ours", allowed=check, connections=1
+    )
+    assert isinstance(packing.refusal(), SupersededError)
+    assert parts(store) == {}
+    assert [operation.kind for operation in store.log if operation.kind in WRITES] == [kind]
+    assert set(packing.packer.attempted) == {packing.planned[0].name}
+
+
+# -- objects above 5 GiB, copied in ranges -------------------------------------------------------------
+
+
+@pytest.fixture
+def small_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if 5 GiB were 50 bytes, and a range 20."""
+    monkeypatch.setattr(pack, "LARGEST_COPY_BYTES", 50)
+    monkeypatch.setattr(pack, "COPY_RANGE_BYTES", 20)
+
+
+@pytest.mark.usefixtures("small_ranges")
+@pytest.mark.parametrize("threads", [0, 3])
+@pytest.mark.parametrize(("size", "ranges"), [(50, 0), (51, 3), (60, 3), (61, 4)])
+def test_a_large_object_is_copied_in_ranges(size: int, ranges: int, threads: int) -> None:
+    store = FakeStore(threads=threads)
+    body = bytes(range(size))
+    packing = Packing(store, {"a": body, "b": b"b"}, settings=PackSettings(headers={"x": "y"}))
+    store.on("RANGECOPY", "part-0", TransientError("broke"), times=2)
+    packing.run()
+    assert standing(store) == {"part-00000.log": body, "part-00001.log": b"b"}
+    copied = [operation.detail for operation in store.log if operation.kind == "RANGECOPY"]
+    assert len(copied) == (ranges + 2 if ranges else 0)
+    assert {*copied} == {f"{start}-{min(start + 20, size) - 1}" for start in range(0, size, 20) if ranges}
+    assert store.uploads == {}
+    copy = next(part for part in packing.written if part.size == size)
+    assert copy.etag == store.stored(AGGREGATED + copy.name).etag
+    assert [(item.crc64nvme, item.checked) for item in copy.objects] == [(None, "length")]
+
+
+@pytest.mark.usefixtures("small_ranges")
+def test_a_large_copy_is_finished_only_under_the_claim() -> None:
+    store = FakeStore()
+    checks: list[int] = []
+
+    def check() -> None:
+        checks.append(len(store.log))
+        if len(checks) == 2:
+            raise SupersededError("another run has taken over")
+
+    packing = Packing(store, {"a": b"a" * 60}, allowed=check)
+    assert isinstance(packing.refusal(), SupersededError)
+    kinds = [operation.kind for operation in store.log]
+    assert kinds.index("BEGIN") < kinds.index("RANGECOPY")
+    assert checks[0] <= kinds.index("BEGIN")
+    assert "FINISH" not in kinds
+    assert parts(store) == {}
+    # Whoever completes the hour gives it up.
+    assert [key for key, _ in store.uploads.values()] == [AGGREGATED + packing.planned[0].name]
+    assert set(packing.packer.attempted) == {packing.planned[0].name}
+
+
+@pytest.mark.usefixtures("small_ranges")
+@pytest.mark.parametrize("kind", ["BEGIN", "RANGECOPY", "FINISH", "HEAD"])
+def test_a_large_copy_that_is_refused_fails(kind: str) -> None:
+    store = FakeStore()
+    store.on(kind, "part-0", AccessError("denied"))
+    assert isinstance(Packing(store, {"a": b"a" * 60}).refusal(), AccessError)
+
+
+@pytest.mark.usefixtures("small_ranges")
+@pytest.mark.parametrize("what", ["changed", "vanished"])
+def test_a_large_object_that_changes_while_it_is_copied_is_named(what: str) -> None:
+    store = FakeStore()
+    packing = Packing(store, {"a": b"a" * 60})
+
+    def happen() -> None:
+        if what == "changed":
+            store.produce(RAW + "a", b"A" * 60)
+        else:
+            store.vanish(RAW + "a")
+
+    store.on("RANGECOPY", "part-0", happen)
+    error = packing.refusal()
+    assert isinstance(error, InputChangedError)
+    assert f"s3://logs/{RAW}a changed after it was planned" in str(error)
+    assert parts(store) == {}
+
+
+def test_copies_run_side_by_side_within_the_connections() -> None:
+    store = FakeStore(threads=12)
+    together = threading.Barrier(4)
+    store.on("COPY", "", lambda: _discard(together.wait(30)), times=8)
+    hour = {f"{number}": b"x" * 40 for number in range(8)}
+    packing = Packing(store, hour, connections=4)
+    packing.run()
+    assert len(parts(store)) == 8
+    assert packing.transfer.most_in_flight <= 4 + 4 // 2 + 1
+
+
+def test_a_stalled_copy_is_cancelled_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pack, "TICK_SECONDS", 0.002)
+    store = FakeStore()
+    store.on("COPY", "part-00000", Effect.STALLED, times=2)
+    at_once = PackSettings(connect_timeout=timedelta(0), response_timeout=timedelta(0))
+    packing = Packing(store, {"a": b"a" * 40}, settings=at_once)
+    packing.run()
+    assert packing.packer.retries == 2
+    assert standing(store) == {"part-00000.log": b"a" * 40}
+
+
 def test_bytes_that_stay_wrong_never_get_into_a_part() -> None:
     store = FakeStore()
     store.on("GET", "b.log", Effect.WRONG_BYTES, times=99)

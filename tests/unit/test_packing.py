@@ -1,13 +1,20 @@
 """pack_shard does only what is missing, keeps its receipt in step, and stops where another plan has taken over."""
 
+import bz2
 import gzip
+import hashlib
+import io
 import json
 import logging
+import lzma
 import resource
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from itertools import count
 
+import lz4.frame
 import pytest
+import zstandard
 
 from include.log_rollup import monitor
 from include.log_rollup.errors import (
@@ -16,12 +23,17 @@ from include.log_rollup.errors import (
     ResourceLimitError,
     SupersededError,
     TransientError,
+    VanishedInputError,
 )
+from include.log_rollup.late import look_back
+from include.log_rollup.lookup import locate, read_located
 from include.log_rollup.packing import pack_shard
 from include.log_rollup.plan import ShardRef
 from include.log_rollup.planning import plan_hour
 from include.log_rollup.records import Measured
 from include.log_rollup.store import Location
+from include.log_rollup.validate import validate_hour
+from include.log_rollup.verify import verify_hour
 from tests.unit.fake_store import CrashError, Effect, FakeStore
 from tests.unit.pipeline import (
     AGGREGATED,
@@ -31,8 +43,11 @@ from tests.unit.pipeline import (
     WORK,
     assert_complete,
     assert_not_complete,
+    assert_right,
     finish_hour,
     make_stream,
+    manifest_of,
+    marker_of,
     numbered,
     part_key,
     part_name,
@@ -296,6 +311,255 @@ def test_a_shard_that_another_run_overtakes_in_the_middle_stops_at_its_next_look
     assert sum(operation.kind == "PUT" for operation in store.log[meanwhile[0] :]) <= 8
     run_hour(store, STREAM)
     assert_complete(store, STREAM)
+
+
+@pytest.mark.parametrize(("kind", "contains"), [("PUT", "part-00001"), ("COPY", "part-0")])
+def test_a_try_after_another_run_completed_the_hour_is_not_made(
+    store: FakeStore, kind: str, contains: str
+) -> None:
+    produce(store, {"x.log": b"x" * 100})
+    ref = planned_shard(store)
+    meanwhile: list[int] = []
+
+    def overtake() -> None:
+        store.produce(RAW + "aa.log", b"later")
+        run_hour(store, STREAM, "another run")
+        meanwhile.append(len(store.log))
+        raise TransientError("the connection broke")
+
+    store.on(kind, contains, overtake)
+    with pytest.raises(SupersededError, match=ref.plan_id):
+        pack_shard(store, STREAM, ref)
+    tried = [each for each in store.log[meanwhile[0] :] if each.kind == kind and contains in each.name]
+    assert tried == []
+    assert_right(store, STREAM)
+
+
+@pytest.mark.parametrize(("kind", "contains"), [("PUT", "part-00002"), ("COPY", "part-00003")])
+def test_the_claim_is_read_once_more_after_the_last_write(store: FakeStore, kind: str, contains: str) -> None:
+    """A write that was under way when another run took over leaves a part that nobody needs: it is removed."""
+    produce(store, {"x.log": b"x" * 100})
+    stream = make_stream(shard_size=1024, max_connections=5)
+    store.max_connections = 5
+    ref = planned_shard(store)
+
+    def overtake() -> None:
+        produce(store, {"aa.log": b"later", "x.log": b"X" * 100})
+        run_hour(store, STREAM, "another run")
+
+    # As the last of its writes.
+    store.on(kind, contains, overtake)
+    with pytest.raises(SupersededError, match=ref.plan_id):
+        pack_shard(store, stream, ref)
+    assert_right(store, STREAM)
+    assert parts(store).keys() == {entry["name"] for entry in manifest_of(store)[0]["parts_table"]}
+
+
+def test_a_shard_that_is_packed_reads_the_claim_last(store: FakeStore) -> None:
+    ref = planned_shard(store)
+    pack_shard(store, STREAM, ref)
+    kinds = [f"{each.kind} {each.name}" for each in store.log]
+    last = max(number for number, each in enumerate(store.log) if each.kind == "PUT")
+    assert "READ claim.json" in kinds[last:]
+    store.log.clear()
+    # Without a write there is nothing to be undone.
+    pack_shard(store, STREAM, ref)
+    assert [each.name for each in store.log].count("claim.json") == 1
+
+
+# -- objects that cannot be unpacked -------------------------------------------------------------------
+
+
+def _lz4(body: bytes) -> bytes:
+    return bytes(lz4.frame.compress(body, content_checksum=True))
+
+
+def _unlz4(body: bytes) -> bytes:
+    # Frame by frame: decompress() reads the first alone.
+    with lz4.frame.LZ4FrameFile(io.BytesIO(body)) as file:
+        return bytes(file.read())
+
+
+def _zstd(body: bytes) -> bytes:
+    return zstandard.ZstdCompressor(write_checksum=True).compress(body)
+
+
+def _unzstd(body: bytes) -> bytes:
+    with zstandard.ZstdDecompressor().stream_reader(body, read_across_frames=True) as reader:
+        return reader.read()
+
+
+PACKERS: Mapping[str, tuple[Callable[[bytes], bytes], Callable[[bytes], bytes]]] = {
+    ".gz": (gzip.compress, gzip.decompress),
+    ".bz2": (bz2.compress, bz2.decompress),
+    ".xz": (lzma.compress, lzma.decompress),
+    ".lz4": (_lz4, _unlz4),
+    ".zst": (_zstd, _unzstd),
+}
+CONTENTS = {letter: hashlib.sha256(letter.encode()).digest() * 3 for letter in "abcde"}
+CHECKING = make_stream(part_size=4096, shard_size=8192, check_encoding=True, ensure_newline=True)
+
+
+def cut_off(body: bytes) -> bytes:
+    return body[:-5]
+
+
+def flipped(body: bytes) -> bytes:
+    middle = len(body) // 2
+    return body[:middle] + bytes([body[middle] ^ 0x40]) + body[middle + 1 :]
+
+
+def not_packed(_: bytes) -> bytes:
+    return b"a line of text\n"
+
+
+def packed_objects(ending: str, spoil: Callable[[bytes], bytes], spoiled: str) -> dict[str, bytes]:
+    pack, _ = PACKERS[ending]
+    hour = {f"{letter}{ending}": pack(body) for letter, body in CONTENTS.items()}
+    return {name: spoil(body) if name[0] in spoiled else body for name, body in hour.items()}
+
+
+@pytest.mark.parametrize("spoiled", ["a", "c", "e", "bd", "abcde"])
+@pytest.mark.parametrize("spoil", [cut_off, flipped, not_packed])
+@pytest.mark.parametrize("ending", PACKERS)
+@pytest.mark.parametrize("threads", [0, 3])
+def test_a_damaged_object_gets_a_part_of_its_own(
+    ending: str,
+    spoil: Callable[[bytes], bytes],
+    spoiled: str,
+    threads: int,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store = FakeStore(threads=threads)
+    hour = packed_objects(ending, spoil, spoiled)
+    produce(store, {**hour, "plain.log": b"x", "other.snappy": b"no text"})
+    totals = run_hour(store, CHECKING)
+    assert totals.damaged == marker_of(store)["damaged"] == len(spoiled)
+    assert totals.objects == len(hour) + 2
+    assert_right(store, CHECKING)
+    found = parts(store)
+    _, rows = manifest_of(store)
+    damaged = {row["key"].removeprefix(RAW): row["part"] for row in rows if row.get("damaged")}
+    assert damaged.keys() == {f"{letter}{ending}" for letter in spoiled}
+    for name, part in damaged.items():
+        assert f"s3://logs/{RAW}{name} cannot be unpacked" in caplog.text
+        assert found[part] == hour[name]
+    # The rest of the part can be read to its end.
+    intact = {row["part"] for row in rows if row["key"].endswith(ending) and not row.get("damaged")}
+    joined = b"".join(CONTENTS[letter] for letter in CONTENTS if letter not in spoiled)
+    assert [PACKERS[ending][1](found[part]) for part in intact] == ([joined] if joined else [])
+
+
+def test_an_hour_with_damaged_objects_stays_as_it_is() -> None:
+    store = FakeStore()
+    produce(store, packed_objects(".gz", cut_off, "bd"))
+    totals = run_hour(store, CHECKING)
+    before = store.snapshot()
+    store.log.clear()
+    assert run_hour(store, CHECKING) == totals
+    assert store.writes() == []
+    assert validate_hour(store, CHECKING, HOUR).damaged == 2
+    assert verify_hour(store, CHECKING, HOUR, deep=True).problems == []
+    assert look_back(store, CHECKING, [HOUR]).changed == []
+    assert store.snapshot() == before
+
+
+def test_a_late_object_beside_damaged_ones_is_packed() -> None:
+    store = FakeStore()
+    hour = packed_objects(".gz", cut_off, "b")
+    produce(store, hour)
+    run_hour(store, CHECKING)
+    produce(store, {"f.gz": gzip.compress(b"late"), "late.log": b"late"})
+    assert run_hour(store, CHECKING).damaged == 1
+    assert_right(store, CHECKING)
+    assert plan_hour(store, CHECKING, HOUR, "again").unchanged
+
+
+def test_a_damaged_object_that_was_repaired_shares_a_part_again() -> None:
+    store = FakeStore()
+    produce(store, packed_objects(".gz", cut_off, "b"))
+    run_hour(store, CHECKING)
+    produce(store, packed_objects(".gz", cut_off, ""))
+    assert run_hour(store, CHECKING).damaged == 0
+    assert_complete(store, CHECKING)
+
+
+def test_an_expired_hour_keeps_its_damaged_objects() -> None:
+    store = FakeStore()
+    hour = packed_objects(".gz", cut_off, "b")
+    produce(store, hour)
+    run_hour(store, CHECKING)
+    for name in hour:
+        store.vanish(RAW + name)
+    for name, body in hour.items():
+        assert b"".join(read_located(store, locate(store, CHECKING, RAW + name))) == body
+
+
+def test_split_parts_of_an_unfinished_run_hold_their_objects() -> None:
+    store = FakeStore()
+    hour = packed_objects(".gz", cut_off, "b")
+    produce(store, hour)
+    for ref in plan_hour(store, CHECKING, HOUR, "run").shards:
+        pack_shard(store, CHECKING, ref)
+    for name in ("a.gz", "b.gz"):
+        expired = store.fork()
+        expired.vanish(RAW + name)
+        before = expired.snapshot()
+        with pytest.raises(VanishedInputError, match="1 of 5 raw objects"):
+            plan_hour(expired, CHECKING, HOUR, "again")
+        assert expired.snapshot() == before
+
+
+@pytest.mark.parametrize("turned", ["on", "off"])
+def test_an_hour_is_right_though_checking_is_turned_on_or_off(turned: str) -> None:
+    off = CHECKING.model_copy(update={"check_encoding": False})
+    first, second = (off, CHECKING) if turned == "on" else (CHECKING, off)
+    for damage in (None, "receipt", "crash"):
+        store = FakeStore()
+        produce(store, packed_objects(".gz", cut_off, "b"))
+        (ref,) = plan_hour(store, first, HOUR, "run").shards
+        pack_shard(store, first, ref)
+        if damage == "receipt":
+            store.vanish(f"{WORK}{ref.plan_id}/receipt-00000.json.gz")
+        if damage == "crash":
+            finish_hour(store, first, plan_hour(store, first, HOUR, "run"))
+            store.vanish(part_key(store, 0) if turned == "on" else store.listing(AGGREGATED + "part-")[0])
+        run_hour(store, second)
+        assert_right(store, second)
+        names = {entry["name"] for entry in manifest_of(store)[0]["parts_table"]}
+        assert parts(store).keys() == names
+
+
+def test_after_a_crash_at_any_write_split_parts_are_ours() -> None:
+    for writes in count():
+        store = FakeStore()
+        produce(store, packed_objects(".gz", cut_off, "b"))
+        store.crash_after_writes(writes)
+        try:
+            run_hour(store, CHECKING)
+        except CrashError:
+            store.revive()
+        else:
+            assert writes > 10
+            return
+        run_hour(store, CHECKING, "the next run")
+        assert_right(store, CHECKING)
+        assert marker_of(store)["foreign"] == 0
+        assert len(parts(store)) == 2
+
+
+def test_without_the_setting_nothing_is_unpacked() -> None:
+    store = FakeStore()
+    produce(store, packed_objects(".gz", cut_off, "b"))
+    assert run_hour(store, make_stream(part_size=4096, shard_size=8192)).damaged == 0
+    assert len(parts(store)) == 1
+
+
+def test_an_object_that_is_copied_is_not_unpacked() -> None:
+    store = FakeStore()
+    produce(store, {"a.gz": b"x" * 5000, "b.gz": gzip.compress(b"b")})
+    assert run_hour(store, CHECKING).damaged == 0
+    assert_complete(store, CHECKING)
 
 
 # -- limits and failures -------------------------------------------------------------------------------

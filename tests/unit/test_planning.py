@@ -5,6 +5,9 @@ import json
 import re
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
+from functools import partial
+from itertools import count
 
 import pytest
 
@@ -14,14 +17,20 @@ from include.log_rollup.errors import (
     AccessError,
     EmptyHourError,
     MissingBucketError,
+    ProofError,
+    SupersededError,
     TransientError,
     UnreadableRecordError,
     UnsupportedInputError,
     VanishedInputError,
 )
+from include.log_rollup.hours import has_tag
+from include.log_rollup.late import look_back
+from include.log_rollup.lookup import locate, read_located
 from include.log_rollup.packing import pack_shard
-from include.log_rollup.planning import Preview, plan_hour, preview_hour
+from include.log_rollup.planning import Planned, Preview, plan_hour, preview_hour
 from include.log_rollup.validate import validate_hour
+from include.log_rollup.verify import verify_hour
 from tests.unit.fake_store import FakeStore
 from tests.unit.pipeline import (
     AGGREGATED,
@@ -34,9 +43,11 @@ from tests.unit.pipeline import (
     assert_complete,
     assert_not_complete,
     assert_right,
+    complete_in_format_1,
     finish_hour,
     inputs,
     make_stream,
+    manifest_of,
     marker_of,
     numbered,
     part_key,
@@ -241,6 +252,124 @@ def test_a_complete_hour_whose_parts_are_not_those_that_were_proven_is_planned_a
     assert_complete(store, make_stream())
 
 
+# -- hours of the version before, whose parts are named by their number -------------------------------
+
+IN_FORMAT_1 = [["a.log", "b.log"], ["c.log", "d.log"], ["e.log"]]
+
+
+@pytest.fixture
+def old(store: FakeStore) -> FakeStore:
+    """A store with an hour that the version before completed."""
+    complete_in_format_1(store, IN_FORMAT_1)
+    return store
+
+
+def test_an_hour_of_format_1_stays_as_it_is(old: FakeStore) -> None:
+    before = old.snapshot()
+    plan_id = marker_of(old)["plan_id"]
+    old.log.clear()
+    assert plan_hour(old, make_stream(), HOUR, "again") == Planned(plan_id, [], unchanged=True)
+    assert validate_hour(old, make_stream(), HOUR).plan_id == plan_id
+    assert complete_hour(old, make_stream(), HOUR).plan_id == plan_id
+    found = verify_hour(old, make_stream(), HOUR, deep=True)
+    assert (found.problems, found.parts, found.foreign) == ([], 3, 0)
+    assert look_back(old, make_stream(), [HOUR]).changed == []
+    assert old.writes() == []
+    assert old.snapshot() == before
+
+
+def test_a_late_object_keeps_parts_of_format_1(old: FakeStore) -> None:
+    old.produce(RAW + "f.log", b"late")
+    old.log.clear()
+    run_hour(old, make_stream())
+    assert put(old) == ["part-00002.log"]
+    names = list(parts(old))
+    assert names[:2] == ["part-00000.log", "part-00001.log"]
+    assert has_tag(names[2])
+    assert_complete(old, make_stream())
+    before = old.snapshot()
+    assert plan_hour(old, make_stream(), HOUR, "again").unchanged
+    assert look_back(old, make_stream(), [HOUR]).changed == []
+    assert old.snapshot() == before
+
+
+def test_a_changed_first_part_replaces_parts_of_format_1(old: FakeStore) -> None:
+    old.produce(RAW + "aa.log", b"late" * 9)
+    run_hour(old, make_stream())
+    assert all(has_tag(name) for name in parts(old))
+    assert_complete(old, make_stream())
+
+
+def test_a_damaged_part_of_format_1_is_packed_again(old: FakeStore) -> None:
+    old.corrupt(AGGREGATED + "part-00001.log")
+    with pytest.raises(ProofError, match=r"part-00001\.log: its ETag is"):
+        validate_hour(old, make_stream(), HOUR)
+    old.log.clear()
+    run_hour(old, make_stream())
+    assert put(old) == ["part-00001.log"]
+    assert_complete(old, make_stream())
+
+
+def test_expired_objects_of_format_1_are_kept_and_found(old: FakeStore) -> None:
+    for name in RAW_HOUR:
+        old.vanish(RAW + name)
+    old.produce(RAW + "z.log", b"late")
+    before = old.snapshot()
+    with pytest.raises(VanishedInputError, match="5 of 5 raw objects"):
+        plan_hour(old, make_stream(), HOUR, "again")
+    assert old.snapshot() == before
+    found = locate(old, make_stream(), RAW + "d.log")
+    assert b"".join(read_located(old, found)) == RAW_HOUR["d.log"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+def test_a_damaged_manifest_of_format_1_is_refused(old: FakeStore, damage: str) -> None:
+    body = old.body(MANIFEST)
+    old.produce(MANIFEST, body[:-9] if damage == "cut" else body[:60] + b"\xff" + body[61:])
+    old.produce(RAW + "z.log", b"late")
+    refused(old)
+
+
+@pytest.mark.parametrize("expired", [False, True])
+def test_an_unfinished_run_of_the_version_before_is_taken_over(store: FakeStore, *, expired: bool) -> None:
+    plan_id = complete_in_format_1(store, IN_FORMAT_1)
+    header, rows = manifest_of(store)
+    at = f"{WORK}{plan_id}/"
+    shard = [
+        [
+            entry["name"], "", entry["size"], False, entry["fingerprint"],
+            [
+                [row["key"].removeprefix(RAW), row["length"], row["etag"]]
+                for row in rows if row["part"] == entry["name"]
+            ],
+        ]
+        for entry in header["parts_table"]
+    ]  # fmt: skip
+    receipt = [
+        [
+            entry["name"], entry["fingerprint"], entry["size"], entry["etag"], entry["crc64nvme"], None,
+            [[row["crc64nvme"], "crc64nvme", True, 0] for row in rows if row["part"] == entry["name"]],
+        ]
+        for entry in header["parts_table"]
+    ]  # fmt: skip
+    start = {"format": 1, "plan_id": plan_id, "shard": 0}
+    for name, fields in (
+        ("shard", {**start, "parts": shard}),
+        ("receipt", {**start, "measured": header["measured"], "parts": receipt}),
+    ):
+        store.produce(f"{at}{name}-00000.json.gz", gzip.compress(json.dumps(fields).encode()))
+    store.produce(f"{at}plan.json", json.dumps({"format": 1, "plan_id": plan_id}).encode())
+    store.produce(CLAIM, json.dumps({"format": 1, "plan_id": plan_id, "run_id": "old"}).encode())
+    store.vanish(MARKER)
+    store.vanish(MANIFEST)
+    if expired:
+        store.vanish(RAW + "c.log")
+        with pytest.raises(VanishedInputError, match="1 of 5 raw objects"):
+            plan_hour(store, make_stream(), HOUR, "run")
+    run_hour(store, make_stream(), drop_vanished=expired)
+    assert_complete(store, make_stream())
+
+
 # -- records that cannot be read -----------------------------------------------------------------------
 
 
@@ -389,6 +518,31 @@ def test_parts_whose_plan_is_lost_are_not_replaced(
         store.produce(key, damage)
     store.vanish(RAW + expired)
     refused(store)
+
+
+def test_an_hour_that_is_completed_while_it_is_planned_is_not_refused(store: FakeStore) -> None:
+    """Its records move from the plan to the manifest between two readings."""
+    for ref in plan_hour(store, make_stream(), HOUR, "older").shards:
+        pack_shard(store, make_stream(), ref)
+    validated = store.fork()
+    validate_hour(validated, make_stream(), HOUR)
+
+    def complete(store: FakeStore) -> None:
+        validate_hour(store, make_stream(), HOUR)
+        complete_hour(store, make_stream(), HOUR)
+
+    for start in (store, validated):
+        for number in count():
+            other = start.fork()
+            other.on("ANY", "", lambda: None, times=number)
+            rule = other.on("ANY", "", partial(complete, other))
+            with suppress(SupersededError):
+                plan_hour(other, make_stream(), HOUR, "newer")
+            if not rule.hits:
+                assert number > 10
+                break
+            run_hour(other, make_stream(), "cleared")
+            assert_complete(other, make_stream())
 
 
 @pytest.mark.parametrize("name", ["receipt-00000.json.gz", "plan.json", "claim.json"])

@@ -59,6 +59,8 @@ RAW_HOUR: Mapping[str, bytes] = {
     "i.gz": b"",
 }
 STREAM = make_stream()
+FIRST = 0
+COPIED = 3
 
 
 def packed_hour(stream: Stream = STREAM, **options: Any) -> FakeStore:
@@ -230,6 +232,72 @@ def test_while_parts_are_proven_the_log_says_how_far_it_is(
     assert line.is_set()
 
 
+# -- ETags that look like MD5s -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("keeps_crc", "checks_crc", "algorithm"),
+    [(True, True, "crc64nvme"), (True, True, None), (True, False, None), (False, False, None)],
+)
+@pytest.mark.parametrize("newline", [False, True])
+def test_an_hour_completes_where_etags_are_random(
+    keeps_crc: bool, checks_crc: bool, algorithm: str | None, newline: bool
+) -> None:
+    stream = make_stream(ensure_newline=newline)
+    store = FakeStore(keeps_crc=keeps_crc, checks_crc=checks_crc, random_etags=True)
+    produce(store, RAW_HOUR, algorithm=algorithm)
+    run_hour(store, stream)
+    assert_complete(store, stream)
+    before = store.snapshot()
+    run_hour(store, stream)
+    assert store.snapshot() == before
+    store.produce(RAW + "z.log", b"late", algorithm=algorithm)
+    run_hour(store, stream)
+    assert_complete(store, stream)
+
+
+@pytest.mark.parametrize("number", [FIRST, COPIED])
+def test_where_etags_are_random_changed_bytes_are_still_found(number: int) -> None:
+    store = FakeStore(keeps_crc=False, checks_crc=False, random_etags=True)
+    produce(store, RAW_HOUR)
+    for ref in plan_hour(store, STREAM, HOUR, "run").shards:
+        pack_shard(store, STREAM, ref)
+    store.corrupt(part_key(store, number), keep_etag=True)
+    refusal(store, ProofError)
+    assert_mended(store)
+
+
+def test_where_etags_are_random_a_wrong_copy_is_found() -> None:
+    store = FakeStore(keeps_crc=False, checks_crc=False, random_etags=True)
+    produce(store, RAW_HOUR)
+    store.on("COPY", "part-00003", Effect.WRONG_BYTES)
+    with pytest.raises(ProofError, match=r"part-00003-[0-9a-f]{8}\.log: its bytes"):
+        run_hour(store, STREAM)
+    assert_mended(store)
+
+
+@pytest.mark.parametrize("size", [30, 100])
+def test_parts_whose_etags_need_be_no_md5_excuse_nothing(size: int) -> None:
+    """Under KMS the ETags of parts are no MD5s, those of raw objects in another bucket are."""
+    store = FakeStore(keeps_crc=False, checks_crc=False, etag_is_md5=False)
+    produce(store, {"a.log": b"a" * size, "b.log": b"b" * 30}, md5_etag=True)
+    store.on("COPY" if size > 64 else "GET", "part-0" if size > 64 else "a.log", Effect.WRONG_BYTES)
+    with pytest.raises(ProofError, match=r"its bytes of .*a\.log have MD5"):
+        run_hour(store, STREAM)
+    assert_mended(store)
+
+
+def test_a_raw_object_is_read_again_only_where_that_proves_something() -> None:
+    store = FakeStore(keeps_crc=False, checks_crc=False, random_etags=True)
+    produce(store, RAW_HOUR)
+    for ref in plan_hour(store, STREAM, HOUR, "run").shards:
+        pack_shard(store, STREAM, ref)
+    store.log.clear()
+    validate_hour(store, STREAM, HOUR)
+    read = [each.name for each in store.log if each.kind == "RANGE" and each.key.startswith(RAW)]
+    assert read == ["g.log"]
+
+
 # -- the raw hour is not what was planned --------------------------------------------------------------
 
 
@@ -297,8 +365,6 @@ def test_late_hidden_objects_and_placeholders_change_nothing() -> None:
 
 
 PartDamage = Callable[[FakeStore], object]
-FIRST = 0
-COPIED = 3
 DAMAGES: dict[str, tuple[PartDamage, str]] = {
     "corrupted": (lambda store: store.corrupt(part_key(store, FIRST)), "part-00000.log: its ETag is "),
     "deleted": (
