@@ -394,11 +394,18 @@ class HourState:
         }
 
     def publish_manifest(self, claim: Claim, body: bytes) -> None:
-        """Put the manifest of a proven plan in its place.
+        """Put the manifest of a proven plan in its place, and before it remove a completion marker that is there.
+
+        There is one if planning was interrupted behind its claim.
 
         :param claim: under which it was proven
         :raises SupersededError: if the hour has been claimed since
         """
+        # Read before the claim: a marker that another run writes later has another ETag.
+        marker, etag = self.records.read_marker_with_etag(self.paths.marker)
+        if marker is not None:
+            self.check_current(claim.plan_id, claim.claim_id)
+            self.remove_marker(etag)
         staged = self.paths.staged_manifest(claim.plan_id, secrets.token_hex(8))
         self._publish(claim, staged, self.paths.manifest, body, GZIP)
 
