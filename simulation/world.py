@@ -494,7 +494,7 @@ class Life:
             return True
         if name == "UnreadableRecordError" and not self.vanished_any:
             self.note("remedy", "move the parts and the records of completion away")
-            for key in list(self.server.objects):
+            for key in (self.hour.marker, self.hour.manifest, *self.server.objects):
                 if self.hour.is_part_like(key) or key in (self.hour.manifest, self.hour.marker):
                     self.server.remove(key)
             return True
