@@ -202,7 +202,7 @@ class Plot:
             runs=rng.choice((2, 2, 3)),
             timeouts=0,
             producer_events=rng.choice((1, 1, 2)),
-            damages=0,
+            damages=rng.choice((0, 0, 1, 2)),
             foreign=0,
             hold_ups=rng.choice((0.2, 0.4)),
         )
@@ -731,8 +731,13 @@ class Life:
             self.note("raw object changed" if key in before else "late raw object", key.removeprefix(RAW))
         elif what < 0.75:
             key = self.rng.choice(present)
-            self.produce(key, self._content(key))
-            self.note("raw object changed", key.removeprefix(RAW))
+            earlier = [version.body for version in self.hour.history.get(key, ())[:-1]]
+            if earlier and self.rng.random() < 0.5:
+                self.produce(key, self.rng.choice(earlier))
+                self.note("raw object changed back", key.removeprefix(RAW))
+            else:
+                self.produce(key, self._content(key))
+                self.note("raw object changed", key.removeprefix(RAW))
         else:
             share = self.rng.choice((0.0, 0.0, 0.5, 1.0))
             gone = [key for key in present if self.rng.random() < share] or [self.rng.choice(present)]
