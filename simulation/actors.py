@@ -226,11 +226,11 @@ class Scheduler:
         assert isinstance(running, _Greenlet)
         return running.strand
 
-    def pause(self, *, writes: bool = False) -> None:
+    def pause(self, *, writes: bool = False, decisive: bool = False) -> None:
         """Give way to the others, before a request."""
         strand = self.current()
         self._check(strand)
-        self.request(strand, writes=writes)
+        self.request(strand, writes=writes, decisive=decisive)
         self.main.switch()
         self._check(strand)
 
@@ -259,12 +259,19 @@ class Scheduler:
             turn.ticket += 1
         self._turns.append(turn)
 
-    def request(self, turn: "Turn", *, writes: bool) -> None:
-        """As :meth:`enable`, for what is about to make a request; the task may be held up there."""
+    def request(self, turn: "Turn", *, writes: bool, decisive: bool = False) -> None:
+        """As :meth:`enable`, for what is about to make a request; the task may be held up there.
+
+        :param decisive: whether it is one of those that keep competing runs apart
+        """
         task = turn.task
         task.requests += 1
         task.writes += writes
-        if task.requests == task.held_up_at or (writes and task.writes == task.held_up_at_write):
+        if (
+            task.requests == task.held_up_at
+            or (writes and task.writes == task.held_up_at_write)
+            or (decisive and self.hold_ups and self.chance(self.hold_ups / 3))
+        ):
             self.after(self.number(20), self.held_up)
             self.story.add("*", "HELD UP", task.name, f"for {task.held_up_for} steps")
 

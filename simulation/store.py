@@ -624,7 +624,7 @@ class Client:
         self, kind: str, key: str, effect: Callable[[], T], detail: str = "", *, once: bool = False
     ) -> T:
         while True:
-            self._scheduler.pause(writes=True)
+            self._scheduler.pause(writes=True, decisive=once or key.endswith(_DECISIVE))
             self._requests[kind] += 1
             fate = self._scheduler.fate(_ONCE_FATES if once else _WRITE_FATES, writes=True)
             what = f"{detail}: {fate}" if detail else str(fate)
@@ -665,6 +665,8 @@ def _presence(found: object) -> str:
 
 _READ_FATES = (Fate.REFUSED, Fate.THROTTLED)
 _WRITE_FATES = (Fate.REFUSED, Fate.THROTTLED, Fate.LOST, Fate.LATE, Fate.TWICE)
+# Claim, manifest and completion marker.
+_DECISIVE = ("/claim.json", "/_manifest.jsonl.gz", "/_SUCCESS")
 _ONCE_FATES = (Fate.REFUSED, Fate.THROTTLED, Fate.LOST, Fate.LATE)
 _GET_FATES = (Fate.REFUSED, Fate.THROTTLED, Fate.STALLED, Fate.CUT_SHORT, Fate.WRONG_BYTES)
 _PUT_FATES = (Fate.REFUSED, Fate.THROTTLED, Fate.LOST, Fate.LATE, Fate.TWICE, Fate.STALLED, Fate.WRONG_BYTES)
