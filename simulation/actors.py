@@ -115,10 +115,12 @@ class Task:
         self.clock_seconds = clock_seconds
         self.started = scheduler.step
         self.dead = self.done = False
-        self.requests = 0
-        # Once in its life it may be held up for long.
+        # Once in its life it may be held up for long: before one of its requests, or before one that writes.
+        self.requests = self.writes = 0
         held_up = scheduler.chance(scheduler.hold_ups)
-        self.held_up_at = 1 + scheduler.number(30) if held_up else 0
+        by_writes = scheduler.chance(0.6)
+        self.held_up_at = 1 + scheduler.number(30) if held_up and not by_writes else 0
+        self.held_up_at_write = 1 + scheduler.number(8) if held_up and by_writes else 0
         self.held_up_for = 50 + scheduler.number(500)
         self.interrupt: BaseException | None = None
         self.strands: list[Strand] = []
@@ -177,6 +179,8 @@ class Scheduler:
         self.fault_rate = 0.0
         # How many of the tasks are held up for long.
         self.hold_ups = 0.0
+        # What the world does when one is.
+        self.held_up: Callable[[], None] = _nothing
         self._longest_pause = longest_pause
         self.main = getcurrent()
         self.step = 0
@@ -222,11 +226,11 @@ class Scheduler:
         assert isinstance(running, _Greenlet)
         return running.strand
 
-    def pause(self) -> None:
+    def pause(self, *, writes: bool = False) -> None:
         """Give way to the others, before a request."""
         strand = self.current()
         self._check(strand)
-        self.request(strand)
+        self.request(strand, writes=writes)
         self.main.switch()
         self._check(strand)
 
@@ -255,11 +259,13 @@ class Scheduler:
             turn.ticket += 1
         self._turns.append(turn)
 
-    def request(self, turn: "Turn") -> None:
+    def request(self, turn: "Turn", *, writes: bool) -> None:
         """As :meth:`enable`, for what is about to make a request; the task may be held up there."""
         task = turn.task
         task.requests += 1
-        if task.requests == task.held_up_at:
+        task.writes += writes
+        if task.requests == task.held_up_at or (writes and task.writes == task.held_up_at_write):
+            self.after(self.number(20), self.held_up)
             self.story.add("*", "HELD UP", task.name, f"for {task.held_up_for} steps")
 
             def go_on() -> None:
@@ -341,6 +347,10 @@ class Scheduler:
                 break
         turns[index], turns[-1] = turns[-1], turns[index]
         return turns.pop()
+
+
+def _nothing() -> None:
+    """The world does nothing."""
 
 
 # -- what stands in for threads, time and chance -----------------------------------------------------------

@@ -620,7 +620,7 @@ class Client:
 
     def _write(self, kind: str, key: str, effect: Callable[[], T], detail: str = "") -> T:
         while True:
-            self._scheduler.pause()
+            self._scheduler.pause(writes=True)
             self._requests[kind] += 1
             fate = self._scheduler.fate(_WRITE_FATES, writes=True)
             what = f"{detail}: {fate}" if detail else str(fate)
@@ -901,7 +901,7 @@ class SimulatedTransfer:
     ) -> Flight:
         flight = Flight(self, kind, key, fates, effect, arrived, done)
         self.in_flight[flight] = None
-        self.scheduler.request(flight)
+        self.scheduler.request(flight, writes=flight.writes)
         return flight
 
 

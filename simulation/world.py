@@ -385,6 +385,7 @@ class Life:
         # Where it is given, larger objects are copied in ranges, as those above 5 GiB are on S3.
         self.copies_up_to = self.stream.part_size + 3 if rng.random() < 0.25 else None
         self.scheduler = Scheduler(rng, self.story, rng.choice((10, 60, 400)))
+        self.scheduler.held_up = self._overtake
         self.server = Server(self.scheduler, BUCKET, self.quirks)
         self.hour = Hour(
             RAW, AGGREGATED, self.stream.part_size, self.stream.ensure_newline,
@@ -646,6 +647,13 @@ class Life:
             run, task = found
             self.note("taken for dead", task.name)
             run.lost(task)
+
+    def _overtake(self) -> None:
+        """While a task is held up: the raw hour changes, and another run begins."""
+        if self.rng.random() < 0.6:
+            self._produce_something()
+        if self.rng.random() < 0.7 and len(self.runs) < 8:
+            self._start_run()
 
     def _clear_one(self) -> None:
         if self.runs:
