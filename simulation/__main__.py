@@ -1,4 +1,4 @@
-"""``python -m simulation --seeds 10000``: simulates lives of hours, and tells the story of one that fails."""
+"""``python -m simulation --seeds 10000``: simulates lives of hours, and prints the steps of one that fails."""
 
 import argparse
 import os

@@ -33,7 +33,7 @@ def complete_hour(
     :raises ProofError: if a part changed after it was proven
     """
     state = HourState(store, stream, hour)
-    # Before the parts are compared: whoever changes them afterwards claims the hour first.
+    # Before the parts are compared: a run that changes them afterwards claims the hour first.
     claim = state.claim()
     manifest = state.records.open_manifest(state.paths.manifest)
     if manifest is None:

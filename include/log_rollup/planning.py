@@ -414,7 +414,7 @@ def _raise_vanished(paths: HourPaths, gone: Sequence[str], objects: int, complet
 def _read_receipts(
     state: HourState, found: Inventory, plan: Plan, packed: dict[str, str]
 ) -> dict[int, Measured]:
-    """Add what receipts say of parts that are there as the plan wants them; what this plan's tries measured."""
+    """Add rows of receipts for parts that are there as the plan wants them; what this plan's tries measured."""
     wanted = {part.name: part.fingerprint for part in plan.parts}
     measured: dict[int, Measured] = {}
     for name in sorted(found.work):

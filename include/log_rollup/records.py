@@ -671,7 +671,7 @@ _DAMAGED = (OSError, EOFError, zlib.error, ValueError, LookupError, TypeError, A
 
 @contextmanager
 def _manifest_readable(source: Location) -> Iterator[None]:
-    """Say of a manifest that is damaged, or of another shape, where it lies and what to do."""
+    """Turn what reading a damaged manifest raises into an error with its place and the remedy."""
     try:
         yield
     except (TooLargeError, *_DAMAGED) as error:

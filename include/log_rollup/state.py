@@ -48,7 +48,7 @@ _REMOVAL_TRIES = 3
 class Inventory:
     """What lies below the aggregated hour.
 
-    :param parts: by name, everything that is named like a part, whoever wrote it
+    :param parts: by name, everything that is named like a part, ours or not
     :param work: names below ``_rollup/`` of what this project wrote there
     :param foreign: everything else but manifest and completion marker
     """

@@ -226,7 +226,7 @@ class ObjectStore(Protocol):
     def publish(self, source: Location, target: Location) -> None:
         """Copy a small object within the bucket in one request (CopyObject).
 
-        Whoever deletes ``source`` first makes this fail: that is what it is used for.
+        It fails if ``source`` was deleted before: another run uses that to stop it.
 
         :raises NotFoundError: if the source is gone
         :raises UnsupportedOperationError: if the store knows no CopyObject

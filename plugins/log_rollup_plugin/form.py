@@ -8,7 +8,7 @@ HOUR_SCHEMA = {"type": ["null", "string"], "format": "date-time", "title": "Hour
 HOUR_TEXT = "The UTC hour to roll up, like 2026-11-23T08:00:00Z; empty for the run's own hour."
 DROP_VANISHED_SCHEMA = {"type": "boolean", "title": "Drop vanished objects"}
 DROP_VANISHED_TEXT = (
-    "Roll up an hour anew even if raw objects of it have vanished since it was proven: its parts lose what they "
+    "Roll up an hour again even if raw objects of it have vanished since it was proven: its parts lose what they "
     "hold of them."
 )
 

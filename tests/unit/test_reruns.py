@@ -15,11 +15,14 @@ from include.log_rollup import planning
 from include.log_rollup.complete import complete_hour
 from include.log_rollup.errors import RollupError, SupersededError
 from include.log_rollup.packing import pack_shard
+from include.log_rollup.planning import Planned
 from include.log_rollup.validate import validate_hour
 from tests.unit import pipeline
 from tests.unit.fake_store import CrashError, Effect, FakeStore, Operation
 from tests.unit.pipeline import (
+    AGGREGATED,
     HOUR,
+    MANIFEST,
     MARKER,
     RAW,
     WORK,
@@ -27,6 +30,7 @@ from tests.unit.pipeline import (
     assert_complete,
     assert_not_complete,
     assert_right,
+    finish_hour,
     make_stream,
     manifest_of,
     numbered,
@@ -475,3 +479,54 @@ def test_nothing_that_an_unfinished_run_left_outlives_the_next_one() -> None:
     assert_not_complete(store)
     run_hour(store, STREAM)
     assert store.listing(WORK) == []
+
+
+def test_an_unchanged_run_leaves_another_that_has_just_begun() -> None:
+    """It removed the claim and the plan of the other, and both failed."""
+    store, guard = store_in(complete_and_unchanged)
+    begun: list[Planned] = []
+
+    def another() -> None:
+        store.produce(RAW + "aa.log", b"late" * 10)
+        guard.learn()
+        begun.append(plan_hour(store, STREAM, HOUR, "another run"))
+
+    # Just before the unchanged run looks what there is to be tidied up.
+    store.on("LIST", WORK, another)
+    assert plan_hour(store, STREAM, HOUR, "unchanged").unchanged
+    finish_hour(store, STREAM, begun[0])
+    assert_complete(store, STREAM)
+    assert guard.violations == []
+
+
+@pytest.mark.parametrize("target", [MARKER, MANIFEST])
+def test_a_copy_that_comes_after_another_run_is_done_fails(target: str) -> None:
+    store, guard = store_in(fresh)
+    for ref in plan_hour(store, STREAM, HOUR, "older").shards:
+        pack_shard(store, STREAM, ref)
+
+    def another() -> None:
+        store.produce(RAW + "aa.log", b"late" * 10)
+        guard.learn()
+        run_hour(store, STREAM, "newer")
+
+    store.on("PUBLISH", target, another)
+    with pytest.raises(SupersededError, match="no plan is being built there now"):
+        finish_hour(store, STREAM, Planned("", [], unchanged=False))
+    assert_complete(store, STREAM)
+    assert guard.violations == []
+
+
+def test_an_upload_of_a_copy_that_died_is_given_up_with_its_hour() -> None:
+    store, _ = store_in(fresh)
+    for ref in plan_hour(store, STREAM, HOUR, "run").shards:
+        pack_shard(store, STREAM, ref)
+    (copied,) = [name for name, body in parts(store).items() if len(body) > STREAM.part_size]
+    store.uploads["left"] = (AGGREGATED + copied, {})
+    # Another writer's, as of servers that ignore the prefix.
+    theirs = {"near": AGGREGATED + "part-00099.log", "far": "elsewhere/" + copied}
+    store.uploads |= {name: (key, {}) for name, key in theirs.items()}
+    store.lists_all_uploads = True
+    run_hour(store, STREAM)
+    assert set(store.uploads) == theirs.keys()
+    assert_complete(store, STREAM)
