@@ -54,8 +54,12 @@ def check_hour(instant: datetime) -> None:
 
 
 def floor_hour(instant: datetime) -> datetime:
-    """The UTC hour in which an instant lies."""
-    return instant.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
+    """The UTC hour in which an instant lies, as a plain datetime.
+
+    Airflow's own instants are pendulum's, whose differences Airflow 3.3.2 cannot send to its supervisor.
+    """
+    utc = instant.astimezone(UTC)
+    return datetime(utc.year, utc.month, utc.day, utc.hour, tzinfo=UTC)
 
 
 def format_hour(hour: datetime) -> str:

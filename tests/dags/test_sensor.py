@@ -5,6 +5,8 @@ from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
+import pendulum
 import pytest
 from airflow.sdk.bases.operator import TriggerFailureReason
 from airflow.sdk.exceptions import TaskDeferralError, TaskDeferred
@@ -65,6 +67,16 @@ def deferral(monkeypatch: pytest.MonkeyPatch, first: Look) -> TaskDeferred:
 def test_deferral_ends_even_if_its_trigger_is_never_run(monkeypatch: pytest.MonkeyPatch) -> None:
     deferred = deferral(monkeypatch, seen(State.BEING_WRITTEN))
     assert deferred.timeout == TIMEOUT + TRIGGER_MARGIN
+
+
+def test_deferral_of_a_scheduled_run_can_be_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Airflow's instants are pendulum's, whose differences its supervisor's protocol does not know.
+    found(monkeypatch, seen(State.BEING_WRITTEN))
+    scheduled = {**context(), "params": {}, "data_interval_start": pendulum.instance(HOUR)}
+    with pytest.raises(TaskDeferred) as raised:
+        sensor().execute(scheduled)
+    assert type(raised.value.timeout) is timedelta
+    assert msgspec.msgpack.encode(raised.value.timeout)
 
 
 def test_trigger_gets_the_deadline_by_both_clocks(monkeypatch: pytest.MonkeyPatch) -> None:
