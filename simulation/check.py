@@ -311,17 +311,44 @@ class Check:
     def vanished(self, version: Version) -> bool:
         """A raw object is gone: from now on a part that holds it owes its bytes.
 
+        A part that is not right, or is about to be deleted, is nothing that anyone can rely on.
+
         :returns: whether one does
         """
         if not version.body or not self.hour.is_input(version.key, len(version.body)):
             return False
-        for part, objects in self.recorded().items():
+        condemned = self._under_removal()
+        for part, contents in self.recorded().items():
             stored = self._server.objects.get(self.hour.aggregated + part)
-            held = (version.key, version.etag) in objects
-            if held and stored is not None and version.body in stored.body:
-                self.owed[version.key, version.etag] = version.body
-                return True
+            if stored is None or part in condemned:
+                continue
+            for objects in contents:
+                if (version.key, version.etag) in objects and stored.body == self._joined(objects):
+                    self.owed[version.key, version.etag] = version.body
+                    return True
         return False
+
+    def _under_removal(self) -> set[str]:
+        """Names of parts that some task has announced to delete."""
+        names: set[str] = set()
+        for key, stored in self._server.objects.items():
+            if key.startswith(self.hour.work + "removals/") and stored.author not in SCENARIO:
+                names.update(json.loads(stored.body)["parts"])
+        return names
+
+    def _joined(self, objects: Sequence[tuple[str, str]]) -> bytes | None:
+        """The bytes of a part that holds these raw objects."""
+        body = b""
+        for key, etag in objects:
+            version = self._version(key, etag)
+            if version is None:
+                return None
+            body += version.body
+            plain = self.hour.ensure_newline and encoding_of(key) == ""
+            copied = len(objects) == 1 and len(version.body) + 1 > self.hour.part_size
+            if plain and not copied and version.body and not version.body.endswith(b"\n"):
+                body += b"\n"
+        return body
 
     def produced(self, key: str) -> None:
         """A raw object is there again: what it was before is no longer owed."""
@@ -345,40 +372,38 @@ class Check:
         """Owed raw objects whose part no readable record names any more."""
         if self.drops_vanished or self.records_damaged:
             return []
-        recorded = {held for objects in self.recorded().values() for held in objects}
+        recorded = {held for contents in self.recorded().values() for objects in contents for held in objects}
         return [
             f"no record names the part that holds {key}"
             for key, etag in self.owed
             if (key, etag) not in recorded
         ]
 
-    def recorded(self) -> dict[str, set[tuple[str, str]]]:
-        """For each part that a readable record names: the raw objects that it holds."""
-        found: dict[str, set[tuple[str, str]]] = {}
+    def recorded(self) -> dict[str, list[list[tuple[str, str]]]]:
+        """For each part that a readable record names: the raw objects that it holds, by each record."""
+        found: dict[str, list[list[tuple[str, str]]]] = {}
         manifest = self._server.objects.get(self.hour.manifest)
         read = self.read_manifest(manifest) if manifest else None
         if read is not None:
             for part, rows in read.by_part().items():
-                found.setdefault(part, set()).update((row.key, row.etag) for row in rows)
+                found.setdefault(part, []).append([(row.key, row.etag) for row in rows])
         for key, stored in self._server.objects.items():
             if key.startswith(self.hour.work) and "/shard-" in key:
                 self._add_shard(found, key, stored)
         return found
 
-    def _add_shard(self, found: dict[str, set[tuple[str, str]]], key: str, stored: Stored) -> None:
+    def _add_shard(self, found: dict[str, list[list[tuple[str, str]]]], key: str, stored: Stored) -> None:
         """What a plan's shard and its receipt say of parts."""
         shard = _read_json(stored, (1, 2))
         receipt = self._server.objects.get(key.replace("/shard-", "/receipt-"))
         written = _read_json(receipt, (1,)) if receipt else None
         if shard is None:
             return
-        named = {part[0]: part[5] for part in shard["parts"]}
+        for part in shard["parts"]:
+            found.setdefault(part[0], []).append([(self.hour.raw + row[0], row[2]) for row in part[5]])
         for parts in (written or {}).get("splits", {}).values():
-            named |= {
-                part[0]: [[row[0].removeprefix(self.hour.raw), *row[1:]] for row in part[4]] for part in parts
-            }
-        for name, rows in named.items():
-            found.setdefault(name, set()).update((self.hour.raw + row[0], row[2]) for row in rows)
+            for part in parts:
+                found.setdefault(part[0], []).append([(row[0], row[2]) for row in part[4]])
 
 
 def encoding_of(key: str) -> str:

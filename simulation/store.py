@@ -504,8 +504,12 @@ class Client:
 
     def write(self, target: Location, body: bytes, content_type: str) -> str:
         """See the protocol."""
+        # As for parts below: nothing fences a PUT of a staged record that is done once more after it was answered.
         return self._write(
-            "PUT", target.key, lambda: self._server.put(target.key, body, self._task, crc.crc64(body)).etag
+            "PUT",
+            target.key,
+            lambda: self._server.put(target.key, body, self._task, crc.crc64(body)).etag,
+            once="/staged-" in target.key,
         )
 
     def publish(self, source: Location, target: Location) -> None:
@@ -530,7 +534,7 @@ class Client:
         """See the protocol; one request, but not one step: others come in between."""
         problem: Exception | None = None
         for key in keys:
-            # No client can tell that a DELETE is done once more after it was answered; RELIABILITY.md says so.
+            # No client can know of a DELETE that is done once more after it was answered.
             once = key.rpartition("/")[2].startswith("part-")
             try:
                 self._write("DELETE", key, partial(self._server.remove, key, self._task), once=once)

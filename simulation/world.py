@@ -862,6 +862,9 @@ def write_old_hour(life: Life, *, complete: bool) -> None:
         body, part_rows, packed = _old_part(life, name, keys, copied)
         if not complete and rng.random() < 0.4:
             continue
+        before = server.objects.get(AGGREGATED + name)
+        if before is not None:
+            life.check.forgive(before)
         stored = server.store(
             AGGREGATED + name, body, OLD_VERSION,
             checksum=Checksum("crc64nvme", crc.crc64(body))
