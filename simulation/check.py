@@ -117,6 +117,8 @@ class Check:
         self.owed: dict[tuple[str, str], bytes] = {}
         # Keys under which this project has written: by record they are ours, whoever writes there later.
         self.ours: set[str] = set()
+        # What the world has destroyed, once and for all.
+        self.destroyed: list[bytes] = []
         self.records_damaged = self.drops_vanished = False
         # Without CopyObject a marker may be wrong between its PUT and the look at the claim behind it.
         self.fenced = server.quirks.copies
@@ -317,6 +319,8 @@ class Check:
         """
         if not version.body or not self.hour.is_input(version.key, len(version.body)):
             return False
+        if any(version.body in body for body in self.destroyed):
+            return False
         condemned = self._under_removal()
         for part, contents in self.recorded().items():
             stored = self._server.objects.get(self.hour.aggregated + part)
@@ -357,6 +361,7 @@ class Check:
 
     def forgive(self, stored: Stored) -> None:
         """The world itself destroys a part: its bytes are owed by no one."""
+        self.destroyed.append(stored.body)
         for owed in [owed for owed, body in self.owed.items() if body in stored.body]:
             del self.owed[owed]
 

@@ -151,6 +151,8 @@ def _is_marked_or_unmark(state: HourState, plan_id: str) -> bool:
     if marker.get("plan_id") == plan_id:
         # plan_hour has removed every marker that was there: this one another run has written since.
         return True
+    # The marker was read before the claim, so it is older than this plan's claim.
+    state.check_current(plan_id)
     state.remove_marker(etag)
     return False
 

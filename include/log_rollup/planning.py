@@ -113,7 +113,7 @@ def plan_hour(
             return Planned(outlook.complete_as, [], True)
         refs, files = _write_plan(store, stream, state, outlook)
         names = [part.name for part in plan.parts]
-        if state.begin(plan.plan_id, run_id, names, files, outlook.marker_etag):
+        if state.begin(plan.plan_id, run_id, names, files, outlook.marker_etag, outlook.manifest_etag):
             return Planned(plan.plan_id, refs, False)
         log.info("another run has changed the hour meanwhile; it is planned again")
     raise TransientError(
@@ -161,6 +161,7 @@ class _Outlook:
     :param replaces: names of parts that are there and belong to other plans of this hour
     :param measured: what earlier tries of this plan have measured, by shard
     :param marker_etag: None if there is no completion marker
+    :param manifest_etag: None if there is no manifest
     :param complete_as: the plan under which the hour is complete already; empty if something is to be done
     """
 
@@ -169,6 +170,7 @@ class _Outlook:
     replaces: Sequence[str]
     measured: Mapping[int, Measured]
     marker_etag: str | None
+    manifest_etag: str | None
     complete_as: str = ""
 
     @property
@@ -198,7 +200,7 @@ def _assess(
     paths, records = state.paths, state.records
     chosen, left_out = select(listed, paths.raw.key, stream.marker)
     found = state.inventory()
-    manifest = records.open_manifest(paths.manifest) if found.has_manifest else None
+    manifest = records.open_manifest(paths.manifest) if found.manifest_etag is not None else None
     marker, marker_etag = records.read_marker_with_etag(paths.marker)
     recorded = state.recorded_parts(found.work, manifest, found.parts) if found.parts else {}
     if manifest is None:
@@ -230,7 +232,7 @@ def _assess(
     if manifest is not None and _is_unchanged(plan, manifest, marker or {}, found, recorded):
         complete_as = manifest.totals.plan_id
         if claim is None or claim.plan_id == complete_as:
-            return _Outlook(plan, {}, (), {}, etag, complete_as)
+            return _Outlook(plan, {}, (), {}, etag, found.manifest_etag, complete_as)
         # Validation would go by the claim, whose run may have died: it is taken over.
         log.info("the hour is complete under this very plan, but it was claimed for another one since")
     complete = marker is not None
@@ -238,7 +240,7 @@ def _assess(
     measured = _read_receipts(state, found, plan, packed)
     names = {part.name for part in plan.parts}
     replaces = sorted(name for name in found.parts if name in recorded and recorded[name] not in names)
-    return _Outlook(plan, packed, replaces, measured, etag)
+    return _Outlook(plan, packed, replaces, measured, etag, found.manifest_etag)
 
 
 def _is_unchanged(

@@ -51,12 +51,13 @@ class Inventory:
     :param parts: by name, everything that is named like a part, ours or not
     :param work: names below ``_rollup/`` of what this project wrote there
     :param foreign: everything else but manifest and completion marker
+    :param manifest_etag: None if there is no manifest
     """
 
     parts: Mapping[str, ObjectInfo]
     work: frozenset[str]
     foreign: Sequence[ObjectInfo]
-    has_manifest: bool
+    manifest_etag: str | None
     has_marker: bool
 
 
@@ -81,10 +82,10 @@ class HourState:
         parts: dict[str, ObjectInfo] = {}
         work: set[str] = set()
         foreign: list[ObjectInfo] = []
-        ours = {self.paths.manifest.key: False, self.paths.marker.key: False}
+        ours: dict[str, str | None] = {self.paths.manifest.key: None, self.paths.marker.key: None}
         for item in list_by_token(self._store, self.paths.aggregated):
             if item.key in ours:
-                ours[item.key] = True
+                ours[item.key] = item.etag
             elif name := self.paths.part_name_of(item.key):
                 parts[name] = item
             elif name := self.paths.work_name_of(item.key):
@@ -95,8 +96,8 @@ class HourState:
             parts,
             frozenset(work),
             foreign,
-            has_manifest=ours[self.paths.manifest.key],
-            has_marker=ours[self.paths.marker.key],
+            manifest_etag=ours[self.paths.manifest.key],
+            has_marker=ours[self.paths.marker.key] is not None,
         )
 
     def claim(self) -> Claim | None:
@@ -244,18 +245,24 @@ class HourState:
         parts: Iterable[str],
         files: Collection[str],
         seen_marker: str | None,
+        seen_manifest: str | None,
     ) -> Claim | None:
         """Claim the hour for a plan whose files are written, and remove the completion marker.
 
         :param parts: names of the plan's parts
         :param files: names below ``_rollup/`` of the plan's files
         :param seen_marker: ETag of the marker that was there when the plan was made; None if there was none
+        :param seen_manifest: as well, of the manifest
         :returns: the claim; None if something has changed since the plan was made: it has to be made again
         :raises SupersededError: if yet another run has claimed the hour meanwhile
         """
         claim, work = self._take(plan_id, run_id)
         removed = self.names_under_removal(work)
         if not work.issuperset(files) or any(name in removed for name in parts):
+            return None
+        manifest = self._store.head(self.paths.manifest)
+        if (manifest.etag if manifest else None) != seen_manifest:
+            # Another run has proven the hour: its parts may hold raw objects that this plan knows nothing of.
             return None
         marker, etag = self.records.read_marker_with_etag(self.paths.marker)
         if marker is not None:

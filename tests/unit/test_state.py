@@ -182,13 +182,13 @@ def test_an_inventory_tells_ours_from_foreign_objects(store: FakeStore) -> None:
         "_SUCCESS.old", f"_rollup/{plan_id}/notes.txt", "_rollup/notes.txt", "_rollup/removals/notes.json",
         "other/part-00000.log", "part-1.log",
     ]  # fmt: skip
-    assert (found.has_manifest, found.has_marker) == (False, False)
+    assert (found.manifest_etag is not None, found.has_marker) == (False, False)
 
 
 def test_an_inventory_has_manifest_and_marker(store: FakeStore) -> None:
     run_hour(store, STREAM)
     found = state_of(store).inventory()
-    assert (found.has_manifest, found.has_marker, list(found.foreign), found.work) == (
+    assert (found.manifest_etag is not None, found.has_marker, list(found.foreign), found.work) == (
         True,
         True,
         [],
