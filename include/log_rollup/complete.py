@@ -64,7 +64,9 @@ def complete_hour(
         # Validation has removed them, unless it was interrupted, or is removing them just now.
         strays = state.strays(found, {entry["name"] for entry in manifest.table}, totals.plan_id, None)
         if strays:
-            state.check_held(found, strays, totals.plan_id, (planned for planned, _ in manifest.parts()))
+            parts = (planned for planned, _ in manifest.parts())
+            strays = state.removable(found, strays, totals.plan_id, parts)
+        if strays:
             state.remove_parts(strays, claim)
         state.publish_marker(claim, marker_of(manifest, datetime.now(UTC)))
         log.info("complete: %s", state.paths.marker)

@@ -236,10 +236,11 @@ def _assess(
         # Validation would go by the claim, whose run may have died: it is taken over.
         log.info("the hour is complete under this very plan, but it was claimed for another one since")
     complete = marker is not None
-    packed = _check_vanished(state, found, manifest, listed, recorded, complete, drop_vanished, plan)
+    packed, unclear = _check_vanished(state, found, manifest, listed, recorded, complete, drop_vanished, plan)
     measured = _read_receipts(state, found, plan, packed)
     names = {part.name for part in plan.parts}
-    replaces = sorted(name for name in found.parts if name in recorded and recorded[name] not in names)
+    ours = found.parts.keys() & recorded.keys()
+    replaces = sorted(name for name in ours if recorded[name] not in names and name not in unclear)
     return _Outlook(plan, packed, replaces, measured, etag, found.manifest_etag)
 
 
@@ -337,14 +338,15 @@ def _check_vanished(
     complete: bool,
     drop_vanished: bool,
     plan: Plan | None = None,
-) -> dict[str, str]:
+) -> tuple[dict[str, str], set[str]]:
     """Refuse to plan an hour whose parts may hold bytes that no raw object holds any more.
 
     The manifest tells what they hold, with or without the marker: a rerun that did not end has removed that. Of a
     plan that was never completed, its own files tell.
 
     :param recorded: names of the parts that are ours, each with the planned part it was made for
-    :returns: what the manifest says of parts that are there as the plan wants them: rows of receipts, by name
+    :returns: what the manifest says of parts that are there as the plan wants them: rows of receipts, by name; and
+        the names of parts of which no record says what they hold, which stay where they are
     """
     # Compared with all that is listed: an object that the stream's settings hide by now is still there.
     keys = [row.key for row in listed]
@@ -378,7 +380,11 @@ def _check_vanished(
                 objects += len(planned.objects)
                 gone += _missing(planned.objects, keys)
     ours = (name for name in found.parts if name in recorded and name not in known and name not in wanted)
-    unclear = [name for name in ours if recorded[name] not in described]
+    unclear = {name for name in ours if recorded[name] not in described}
+    if unclear and manifest is not None:
+        # What the proven plan was to replace, it holds.
+        proven = state.records.read_plan(state.paths.plan(manifest.totals.plan_id))
+        unclear.difference_update(proven.replaces if proven else ())
     # Beside a manifest, the plans of runs that were overtaken have been removed when the hour was complete.
     if unclear and (manifest is None or damaged):
         _refuse(
@@ -391,7 +397,7 @@ def _check_vanished(
         )
     if gone and not drop_vanished:
         _raise_vanished(state.paths, sorted(set(gone)), objects, complete)
-    return packed
+    return packed, unclear
 
 
 def _missing(objects: Iterable[ObjectInfo], keys: Sequence[str]) -> Iterator[str]:

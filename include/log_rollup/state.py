@@ -156,29 +156,32 @@ class HourState:
         recorded |= {name: planned_name(name) for name in others if planned_name(name) in planned}
         return {name: recorded[name] for name in others if name in recorded}
 
-    def check_held(
+    def removable(
         self, found: Inventory, strays: Mapping[str, str], plan_id: str, parts: Iterable[PlannedPart]
-    ) -> None:
-        """Whether a proven plan holds every raw object of the parts that came since it was made.
+    ) -> dict[str, str]:
+        """Those strays that may be deleted: the proven plan holds every raw object that they hold.
 
-        What was there before, planning has compared with the raw hour.
+        Planning has compared what it found with the raw hour. A stray that came since stays if no shard of a plan
+        says what it holds.
 
-        :param strays: parts that are to be deleted, as :meth:`strays` finds them
+        :param strays: as :meth:`strays` finds them
         :param plan_id: of the proven plan
         :param parts: of that plan
-        :raises InputChangedError: if not: raw objects have vanished that were in no listing of this plan
+        :raises InputChangedError: if one holds raw objects that have vanished and were in no listing of this plan
         """
         plan = self.records.read_plan(self.paths.plan(plan_id)) if strays else None
         replaced = frozenset(plan.replaces if plan else ())
         late = {planned for name, planned in strays.items() if name not in replaced}
         if not late:
-            return
+            return dict(strays)
         missing: set[str] = set()
+        described: set[str] = set()
         for name in found.work:
             if "/shard-" in name:
                 shard = self.records.read_shard(self.paths.work.child(name), self.paths.raw.key)
                 for part in shard.parts if shard else ():
                     if part.name in late:
+                        described.add(part.name)
                         missing.update(item.key for item in part.objects)
         for part in parts:
             missing.difference_update(item.key for item in part.objects)
@@ -188,6 +191,7 @@ class HourState:
                 f"raw objects that are gone by now ({named(sorted(missing))}). Nothing is lost: clear the run "
                 f"from plan_hour on, which says what can be done."
             )
+        return {name: planned for name, planned in strays.items() if name in replaced or planned in described}
 
     def names_under_removal(self, work: Iterable[str]) -> set[str]:
         """The names of parts that a run is about to delete, or was when it died.

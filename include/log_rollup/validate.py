@@ -126,7 +126,7 @@ def validate_hour(store: ObjectStore, stream: Stream, hour: datetime) -> HourTot
     if proof.failures:
         _reject(state, work, proof.failures, found)
     strays, foreign = _others(state, found, proof.names, work)
-    state.check_held(
+    strays = state.removable(
         found, strays, work.plan_id, (part for batch in work.batches() for part in batch.planned)
     )
     totals = proof.totals(stream, work, left_out, foreign)

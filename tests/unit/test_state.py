@@ -253,7 +253,9 @@ def test_a_marker_counts_for_its_plan_once_the_claim_is_gone(store: FakeStore) -
 
 
 def begin(store: FakeStore, plan_id: str = OTHER_PLAN, **how: Any) -> Claim | None:
-    arguments: dict[str, Any] = {"parts": [STRAY], "files": (), "seen_marker": None, **how}
+    there = store.stored(MANIFEST).etag if store.has(MANIFEST) else None
+    seen = {"seen_marker": None, "seen_manifest": there}
+    arguments: dict[str, Any] = {"parts": [STRAY], "files": (), **seen, **how}
     return state_of(store).begin(plan_id, "another run", **arguments)
 
 
