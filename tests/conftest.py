@@ -33,6 +33,13 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     _home.cleanup()
 
 
+def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
+    """Name binary values by their size: packed ones hold the time, and each worker must collect the same names."""
+    if isinstance(val, bytes) and not val.isascii():
+        return f"{argname}-of-{len(val)}-bytes"
+    return None
+
+
 # -- side by side, with pytest-xdist -------------------------------------------------------------------
 
 ON_THE_STACK = "tests/system/"
