@@ -337,7 +337,7 @@ class Check:
         names: set[str] = set()
         for key, stored in self._server.objects.items():
             if key.startswith(self.hour.work + "removals/") and stored.author not in SCENARIO:
-                names.update(json.loads(stored.body)["parts"])
+                names.update(json.loads(stored.body)["names"])
         return names
 
     def _joined(self, objects: Sequence[tuple[str, str]]) -> bytes | None:

@@ -30,8 +30,8 @@ def _manifest() -> records.Manifest:
         planned.name, planned.fingerprint, _SIZE, item.etag, _CRC, (done,), records.PROVEN_BY_READING
     )
     totals = records.HourTotals(
-        stream=_STREAM.name, hour=format_hour(HOUR), plan_id=plan.plan_id, objects=1, bytes_in=_SIZE,
-        separator_bytes=0, bytes_out=_SIZE, parts=1, left_out=plan.left_out,
+        stream=_STREAM.name, hour=format_hour(HOUR), plan_id=f"{plan.content_id}-5b0e66aa",
+        objects=1, bytes_in=_SIZE, separator_bytes=0, bytes_out=_SIZE, parts=1, left_out=plan.left_out,
         verified=records.Verified({records.PROVEN_BY_READING: 1}, {records.READ_BY_ETAG: 1}),
         measured=records.Measured(
             max_connections=_STREAM.max_connections, sockets=2, open_files=31, rss_bytes=160_000_000,

@@ -9,7 +9,7 @@ from include.log_rollup.changes import Changes, compare
 from include.log_rollup.errors import ProofError, UnsupportedInputError
 from include.log_rollup.hours import floor_hour, format_hour
 from include.log_rollup.listing import list_all
-from include.log_rollup.plan import make_plan, select
+from include.log_rollup.plan import content_id_of, make_plan, select
 from include.log_rollup.records import Records
 from include.log_rollup.store import ObjectStore
 from include.log_rollup.streams import Stream
@@ -91,7 +91,7 @@ def _changes(store: ObjectStore, stream: Stream, hour: datetime) -> Changes | No
     chosen, left_out = select(list_all(store, paths.raw), paths.raw.key, stream.marker)
     try:
         plan = make_plan(chosen, left_out, stream.part_size, stream.write_options)
-        if plan.plan_id == marker.get("plan_id"):
+        if plan.content_id == content_id_of(str(marker.get("plan_id"))):
             return Changes((), (), ())
     except UnsupportedInputError:
         # An object that cannot be packed has come: its rerun says what to do about it.

@@ -1,6 +1,7 @@
 """The plan of an hour: which raw object lies in which part, and which shard packs it."""
 
 import hashlib
+import secrets
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, pairwise
@@ -87,12 +88,13 @@ class LeftOut:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All parts of an hour; ``plan_id`` is the same if and only if the same parts would be written.
+    """All parts of an hour.
 
+    :param content_id: the same if and only if the same parts would be written
     :param digests: of the raw objects of each encoding, in key order; see :class:`ObjectDigests`
     """
 
-    plan_id: str
+    content_id: str
     parts: tuple[PlannedPart, ...]
     left_out: LeftOut
     digests: Mapping[str, str]
@@ -280,6 +282,19 @@ def make_plan(
     if not usual:
         digest.update("".join(f"{part.name}\n" for part in parts).encode())
     return Plan(digest.hexdigest(), tuple(parts), left_out, digests.result())
+
+
+def new_plan_id(content_id: str) -> str:
+    """An id for the files of a plan, which no other try to plan the hour uses: ``<content_id>-5b0e66aa``.
+
+    So what an earlier run deletes or writes late never hits the files of this one.
+    """
+    return f"{content_id}-{secrets.token_hex(4)}"
+
+
+def content_id_of(plan_id: str) -> str:
+    """The part of a plan's id that says which parts it has."""
+    return plan_id.partition("-")[0]
 
 
 def _refuse_twice(chosen: Sequence[ObjectInfo]) -> None:

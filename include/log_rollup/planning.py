@@ -22,8 +22,10 @@ from include.log_rollup.plan import (
     LeftOut,
     Plan,
     ShardRef,
+    content_id_of,
     make_plan,
     make_shards,
+    new_plan_id,
     select,
     shard_refs,
 )
@@ -111,10 +113,11 @@ def plan_hour(
             state.clean_up(outlook.complete_as)
             log.info("the hour is complete under this very plan; nothing is to be done")
             return Planned(outlook.complete_as, [], True)
-        refs, files = _write_plan(store, stream, state, outlook)
+        plan_id = new_plan_id(plan.content_id)
+        refs, files = _write_plan(stream, state, outlook, plan_id)
         names = [part.name for part in plan.parts]
-        if state.begin(plan.plan_id, run_id, names, files, outlook.marker_etag, outlook.manifest_etag):
-            return Planned(plan.plan_id, refs, False)
+        if state.begin(plan_id, run_id, names, files, outlook.marker_etag, outlook.manifest_etag):
+            return Planned(plan_id, refs, False)
         log.info("another run has changed the hour meanwhile; it is planned again")
     raise TransientError(
         f"hour {format_hour(hour)}: other runs of this hour changed {state.paths.aggregated} during each of "
@@ -137,7 +140,7 @@ def preview_hour(store: ObjectStore, stream: Stream, hour: datetime) -> Preview:
         ) from None
     plan = outlook.plan
     return Preview(
-        plan_id=outlook.complete_as or plan.plan_id,
+        plan_id=outlook.complete_as or plan.content_id,
         unchanged=outlook.unchanged,
         objects=plan.objects,
         bytes_in=plan.bytes_in,
@@ -183,7 +186,7 @@ def _look(store: ObjectStore, stream: Stream, state: HourState, drop_vanished: b
     listed = list_all(store, state.paths.raw)
     claim = state.claim()
     outlook = _assess(stream, state, listed, claim, drop_vanished)
-    if outlook.unchanged or claim is None or claim.plan_id != outlook.plan.plan_id:
+    if outlook.unchanged or claim is None or content_id_of(claim.plan_id) != outlook.plan.content_id:
         return outlook
     # Planned before, and not completed: perhaps because validation lists the hour in another way and finds
     # something else. That way is right on more servers.
@@ -224,7 +227,7 @@ def _assess(
     )
     log.info(
         "plan %s: %d objects, %s -> %d parts (left out: %d hidden, %d placeholders, %d markers)",
-        plan.plan_id, plan.objects, format_size(plan.bytes_in), len(plan.parts),
+        plan.content_id, plan.objects, format_size(plan.bytes_in), len(plan.parts),
         left_out.hidden, left_out.placeholders, left_out.markers,
     )  # fmt: skip
     _log_foreign(paths, found, foreign)
@@ -252,7 +255,7 @@ def _is_unchanged(
     recorded: Mapping[str, str],
 ) -> bool:
     """Whether the hour is complete as it would be planned, with nothing else of ours beside its parts."""
-    same = plan.plan_id == manifest.totals.plan_id or (
+    same = plan.content_id == content_id_of(manifest.totals.plan_id) or (
         [part.fingerprint for part in plan.parts] == [entry["fingerprint"] for entry in manifest.table]
     )
     ours = {name for name in found.parts if name in recorded}
@@ -429,8 +432,10 @@ def _read_receipts(
         receipt = state.records.read_receipt(state.paths.work.child(name)) if "/receipt-" in name else None
         if receipt is None:
             continue
-        if receipt.plan_id == plan.plan_id:
-            measured[receipt.shard] = receipt.measured
+        if content_id_of(receipt.plan_id) == plan.content_id:
+            # Each try goes on from what the tries before it measured.
+            before = measured.get(receipt.shard, Measured())
+            measured[receipt.shard] = max(before, receipt.measured, key=lambda tried: tried.seconds)
         for part in receipt.parts:
             if wanted.get(part.name) == part.fingerprint and is_as_written(part, found.parts):
                 # What the manifest says is proven, so that comes first.
@@ -439,31 +444,29 @@ def _read_receipts(
 
 
 def _write_plan(
-    store: ObjectStore, stream: Stream, state: HourState, outlook: _Outlook
+    stream: Stream, state: HourState, outlook: _Outlook, plan_id: str
 ) -> tuple[list[ShardRef], set[str]]:
     """Write a plan's files; references to its shards, and the names of the files below ``_rollup/``."""
     plan, paths, records = outlook.plan, state.paths, state.records
     shards = make_shards(plan, stream.shard_size, stream.max_shards)
     hour = format_hour(paths.hour)
-    refs = shard_refs(stream.name, hour, plan.plan_id, shards)
+    refs = shard_refs(stream.name, hour, plan_id, shards)
     left_alone = 0
     files: list[Location] = []
     for ref, parts in zip(refs, shards, strict=True):
-        shard = paths.shard(plan.plan_id, ref.shard)
-        records.write_shard(shard, ShardPlan(plan.plan_id, ref.shard, tuple(parts)), paths.raw.key)
+        shard = paths.shard(plan_id, ref.shard)
+        records.write_shard(shard, ShardPlan(plan_id, ref.shard, tuple(parts)), paths.raw.key)
         files.append(shard)
         rows = [outlook.packed[part.name] for part in parts if part.name in outlook.packed]
         left_alone += len(rows)
-        receipt = paths.receipt(plan.plan_id, ref.shard)
         if rows:
+            receipt = paths.receipt(plan_id, ref.shard)
             kept = outlook.measured.get(ref.shard, Measured())
-            records.write_receipt_rows(receipt, plan.plan_id, ref.shard, rows, kept)
-        else:
-            store.delete(receipt.bucket, [receipt.key])
+            records.write_receipt_rows(receipt, plan_id, ref.shard, rows, kept)
     if left_alone:
         log.info("%d of %d parts are there already as planned", left_alone, len(plan.parts))
     summary = PlanSummary(
-        plan.plan_id,
+        plan_id,
         stream.name,
         hour,
         len(plan.parts),
@@ -474,7 +477,7 @@ def _write_plan(
         plan.digests,
         tuple(outlook.replaces),
     )
-    records.write_plan(paths.plan(plan.plan_id), summary)
-    files.append(paths.plan(plan.plan_id))
+    records.write_plan(paths.plan(plan_id), summary)
+    files.append(paths.plan(plan_id))
     names = (paths.work_name_of(file.key) for file in files)
     return refs, {name for name in names if name}

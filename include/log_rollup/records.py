@@ -496,14 +496,14 @@ class Records:
         return self._read(source, (RECEIPT_FORMAT,), parse)
 
     def write_removal(self, target: Location, names: Sequence[str]) -> None:
-        """Write down which parts are about to be deleted."""
-        self._store.write(target, _json({"format": REMOVAL_FORMAT, "parts": list(names)}).encode(), JSON)
+        """Write down which parts, and which files below ``_rollup/``, are about to be deleted."""
+        self._store.write(target, _json({"format": REMOVAL_FORMAT, "names": list(names)}).encode(), JSON)
 
     def read_removal(self, source: Location) -> Sequence[str]:
-        """Which parts are about to be deleted; none if the record is not there or cannot be read."""
+        """What is about to be deleted; nothing if the record is not there or cannot be read."""
 
         def parse(body: dict[str, Any]) -> Sequence[str]:
-            return [str(name) for name in body["parts"]]
+            return [str(name) for name in body["names"]]
 
         return self._read(source, (REMOVAL_FORMAT,), parse) or ()
 

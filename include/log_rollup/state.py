@@ -14,6 +14,8 @@ so the order of the writes keeps competing runs apart:
    plan reads the removal records after its claim and gives such a part another name, so that the deletion, however
    late it comes, hits nothing that is needed. Before a part of the very plan that is being built is deleted, the
    hour is claimed once more, so that nobody completes it meanwhile.
+5. The files of a plan have names that no other try to plan the hour uses. Those of other plans are deleted in the
+   way of rule 4.
 """
 
 import logging
@@ -33,7 +35,7 @@ from include.log_rollup.errors import (
 )
 from include.log_rollup.hours import planned_name
 from include.log_rollup.listing import list_by_token
-from include.log_rollup.plan import PlannedPart
+from include.log_rollup.plan import PlannedPart, content_id_of
 from include.log_rollup.records import GZIP, JSON, Claim, ManifestReader, Records, marker_body
 from include.log_rollup.store import Location, ObjectInfo, ObjectStore
 from include.log_rollup.streams import Stream
@@ -59,6 +61,11 @@ class Inventory:
     foreign: Sequence[ObjectInfo]
     manifest_etag: str | None
     has_marker: bool
+
+
+def _is_same(one: Claim | None, other: Claim | None) -> bool:
+    """Whether two readings of the claim found the same one, or none both times."""
+    return (one and one.claim_id) == (other and other.claim_id)
 
 
 class HourState:
@@ -194,7 +201,7 @@ class HourState:
         return {name: planned for name, planned in strays.items() if name in replaced or planned in described}
 
     def names_under_removal(self, work: Iterable[str]) -> set[str]:
-        """The names of parts that a run is about to delete, or was when it died.
+        """The names of parts and of plans' files that a run is about to delete, or was when it died.
 
         :param work: names below ``_rollup/``
         """
@@ -205,14 +212,15 @@ class HourState:
         return found
 
     def is_complete_under(self, plan_id: str) -> bool:
-        """Whether the hour is complete under this plan; False means that it is being built under it.
+        """Whether the hour is complete with the parts of this plan; False means that it is being built under it.
 
         :raises SupersededError: if it is neither
         """
         claim = self.claim()
         if claim is not None and claim.plan_id == plan_id:
             return False
-        if claim is None and self.records.is_marked(self.paths.marker, plan_id):
+        marker = self.records.read_marker(self.paths.marker) if claim is None else None
+        if marker and content_id_of(str(marker.get("plan_id"))) == content_id_of(plan_id):
             return True
         raise self.superseded(plan_id, claim)
 
@@ -254,7 +262,7 @@ class HourState:
         """Claim the hour for a plan whose files are written, and remove the completion marker.
 
         :param parts: names of the plan's parts
-        :param files: names below ``_rollup/`` of the plan's files
+        :param files: names below ``_rollup/`` of the plan's files, which no other plan uses
         :param seen_marker: ETag of the marker that was there when the plan was made; None if there was none
         :param seen_manifest: as well, of the manifest
         :returns: the claim; None if something has changed since the plan was made: it has to be made again
@@ -262,7 +270,7 @@ class HourState:
         """
         claim, work = self._take(plan_id, run_id)
         removed = self.names_under_removal(work)
-        if not work.issuperset(files) or any(name in removed for name in parts):
+        if not work.issuperset(files) or not removed.isdisjoint([*parts, *files]):
             return None
         manifest = self._store.head(self.paths.manifest)
         if (manifest.etag if manifest else None) != seen_manifest:
@@ -285,8 +293,7 @@ class HourState:
         """Claim the hour and delete what other runs have staged; the claim, and what is below ``_rollup/``."""
         claim = self.records.write_claim(self.paths.claim, plan_id, run_id, secrets.token_hex(8))
         work = self._work_names()
-        staged = [self.paths.work.child(name).key for name in sorted(work) if "/staged-" in name]
-        self._store.delete(self.paths.work.bucket, staged)
+        self._delete_work(name for name in work if "/staged-" in name)
         return claim, work
 
     def remove_marker(self, etag: str) -> None:
@@ -308,16 +315,22 @@ class HourState:
         :raises SupersededError: if the claim or that manifest is another one by now; nothing is deleted then
         """
         keys = [self._part_key(name) for name in sorted(parts)]
-        record = self.paths.removals.child(f"{secrets.token_hex(8)}.json")
-        self.records.write_removal(record, sorted({*parts, *parts.values()}))
+        record = self._announce_removal({*parts, *parts.values()})
         claim = self.claim()
-        if (claim and claim.claim_id) != (basis and basis.claim_id) or (
-            basis is None and self._completed_since(completed)
-        ):
+        if not _is_same(claim, basis) or (basis is None and self._completed_since(completed)):
             self._store.delete(record.bucket, [record.key])
             raise self.superseded(basis.plan_id if basis else "", claim)
         self._store.delete(self.paths.aggregated.bucket, keys)
         self._store.delete(record.bucket, [record.key])
+
+    def _announce_removal(self, names: Collection[str]) -> Location:
+        """Write a record of what is about to be deleted: a plan that is claimed from now on does not use it.
+
+        :returns: the record, to be deleted after the last of them
+        """
+        record = self.paths.removals.child(f"{secrets.token_hex(8)}.json")
+        self.records.write_removal(record, sorted(names))
+        return record
 
     def _completed_since(self, completed: ManifestReader | None) -> bool:
         """Whether a whole run has come and gone since this manifest was read, and its claim with it."""
@@ -339,7 +352,7 @@ class HourState:
         :raises SupersededError: if the hour has been claimed by another run meanwhile; nothing is deleted then
         """
         claim = self.claim()
-        if (claim and claim.claim_id) != (basis and basis.claim_id):
+        if not _is_same(claim, basis):
             raise self.superseded(plan_id, claim)
         taken, _ = self._take(plan_id, basis.run_id if basis else "validate_hour")
         if basis is None and self._completed_since(completed):
@@ -461,17 +474,29 @@ class HourState:
     def clean_up(self, plan_id: str) -> None:
         """After the hour is complete under this plan, remove what was needed only to build it.
 
-        Of another run that has begun meanwhile nothing is removed.
+        Of a run that has claimed the hour meanwhile, or claims it just now, nothing is removed.
         """
-        work = self._work_names()
         claim = self.claim()
+        work = {
+            name for name in self._work_names() if name != "claim.json" and not name.startswith("removals/")
+        }
+        others = {name for name in work if "/" in name and not name.startswith(f"{plan_id}/")}
+        gone = work - others
         if claim is not None and claim.plan_id != plan_id:
             log.info("plan %s is being built by now; its files are left alone", claim.plan_id or "unknown")
-            work = {name for name in work if name.startswith(f"{plan_id}/")}
-        gone = [name for name in work if name != "claim.json" and not name.startswith("removals/")]
-        self._store.delete(self.paths.work.bucket, [self.paths.work.child(name).key for name in sorted(gone)])
+        elif others:
+            record = self._announce_removal(others)
+            if _is_same(self.claim(), claim):
+                self._delete_work(others)
+            self._store.delete(record.bucket, [record.key])
+        self._delete_work(gone)
         if claim is not None and claim.plan_id == plan_id:
             self._store.delete_if(self.paths.claim, claim.etag)
+
+    def _delete_work(self, names: Iterable[str]) -> None:
+        self._store.delete(
+            self.paths.work.bucket, [self.paths.work.child(name).key for name in sorted(names)]
+        )
 
     def abort_uploads(self, parts: Container[str]) -> None:
         """Give up multipart uploads of these parts that a crash has left unfinished; what fails is only logged."""

@@ -13,7 +13,7 @@ from awscrt.checksums import crc64nvme
 from include.log_rollup.complete import complete_hour
 from include.log_rollup.monitor import Peaks
 from include.log_rollup.packing import pack_shard
-from include.log_rollup.plan import make_plan, select
+from include.log_rollup.plan import content_id_of, make_plan, select
 from include.log_rollup.planning import Planned, plan_hour
 from include.log_rollup.records import HourTotals
 from include.log_rollup.store import Location, ObjectInfo
@@ -267,11 +267,11 @@ def assert_not_complete(store: FakeStore) -> None:
     assert not store.has(MARKER)
 
 
-def plan_id_of(store: FakeStore, stream: Stream) -> str:
-    """The plan_id of the raw hour as it is."""
+def content_of_plan(store: FakeStore, stream: Stream) -> str:
+    """The content id of a plan of the raw hour as it is."""
     listed = [ObjectInfo(key, len(store.body(key)), store.stored(key).etag) for key in store.listing(RAW)]
     chosen, left_out = select(listed, RAW, stream.marker)
-    return make_plan(chosen, left_out, stream.part_size, stream.write_options).plan_id
+    return make_plan(chosen, left_out, stream.part_size, stream.write_options).content_id
 
 
 class Unwatched:
@@ -309,7 +309,7 @@ class MarkerGuard:
 
     def learn(self) -> None:
         """Take the raw hour as it is now for one that may be planned."""
-        self._right[plan_id_of(self._store, self._stream)] = expected(self._store, self._stream)
+        self._right[content_of_plan(self._store, self._stream)] = expected(self._store, self._stream)
 
     def over(self, store: FakeStore) -> "MarkerGuard":
         """A guard of a fork of the store, which knows what this one knows."""
@@ -344,7 +344,8 @@ class MarkerGuard:
         plan_id = marker["plan_id"]
         if header["plan_id"] != plan_id:
             return f"the marker is of {plan_id}, the manifest of {header['plan_id']}"
-        right = [self._right[plan_id]] if plan_id in self._right else list(self._right.values())
+        content = content_id_of(plan_id)
+        right = [self._right[content]] if content in self._right else list(self._right.values())
         if _joined(found) not in right:
             return f"the marker of {plan_id} is there over other parts"
         strays = parts(self._store).keys() - found.keys()

@@ -243,7 +243,7 @@ def test_a_listing_in_any_order_gives_the_same_plan(
 
 
 @given(listings(max_objects=8), part_sizes, st.data())
-def test_another_key_size_or_etag_gives_another_plan_id(
+def test_another_key_size_or_etag_gives_another_content_id(
     listed: list[ObjectInfo], part_size: int, data: st.DataObject
 ) -> None:
     assume(listed)
@@ -258,41 +258,41 @@ def test_another_key_size_or_etag_gives_another_plan_id(
             ]
         )
     )
-    before = plan_of(listed, part_size).plan_id
-    assert plan_of([*listed[:index], other, *listed[index + 1 :]], part_size).plan_id != before
-    assert plan_of([*listed[:index], *listed[index + 1 :]], part_size).plan_id != before
+    before = plan_of(listed, part_size).content_id
+    assert plan_of([*listed[:index], other, *listed[index + 1 :]], part_size).content_id != before
+    assert plan_of([*listed[:index], *listed[index + 1 :]], part_size).content_id != before
 
 
 @given(listings(), part_sizes, part_sizes)
-def test_another_part_size_gives_another_plan_id_if_and_only_if_it_gives_other_parts(
+def test_another_part_size_gives_another_content_id_if_and_only_if_it_gives_other_parts(
     listed: list[ObjectInfo], one_size: int, other_size: int
 ) -> None:
     one, other = plan_of(listed, one_size), plan_of(listed, other_size)
     shapes = [
         [(part.copied, [item.key for item in part.objects]) for part in plan.parts] for plan in (one, other)
     ]
-    assert (one.plan_id == other.plan_id) == (shapes[0] == shapes[1])
+    assert (one.content_id == other.content_id) == (shapes[0] == shapes[1])
 
 
-def test_a_part_size_that_divides_differently_gives_another_plan_id() -> None:
+def test_a_part_size_that_divides_differently_gives_another_content_id() -> None:
     listed = [info("a"), info("b"), info("c")]
-    assert len({plan_of(listed, size).plan_id for size in (9, 10, 20, 30)}) == 4
+    assert len({plan_of(listed, size).content_id for size in (9, 10, 20, 30)}) == 4
 
 
-def test_separators_give_another_plan_id_for_plain_objects_only() -> None:
-    assert plan_of([info("a")], separators=True).plan_id != plan_of([info("a")]).plan_id
-    assert plan_of([info("a.gz")], separators=True).plan_id == plan_of([info("a.gz")]).plan_id
+def test_separators_give_another_content_id_for_plain_objects_only() -> None:
+    assert plan_of([info("a")], separators=True).content_id != plan_of([info("a")]).content_id
+    assert plan_of([info("a.gz")], separators=True).content_id == plan_of([info("a.gz")]).content_id
 
 
-def test_another_storage_class_gives_another_plan_id() -> None:
+def test_another_storage_class_gives_another_content_id() -> None:
     listed = [info("a")]
-    assert plan_of(listed, storage_class="STANDARD_IA").plan_id != plan_of(listed).plan_id
+    assert plan_of(listed, storage_class="STANDARD_IA").content_id != plan_of(listed).content_id
 
 
-def test_names_that_read_alike_when_written_one_after_the_other_give_different_plan_ids() -> None:
+def test_names_that_read_alike_when_written_one_after_the_other_give_different_content_ids() -> None:
     one = [info("a", 1, "x"), info("b", 1, "x")]
     other = [info(f"a 1 x\n{len(RAW) + 1} {RAW}b", 1, "x")]
-    assert plan_of(one).plan_id != plan_of(other).plan_id
+    assert plan_of(one).content_id != plan_of(other).content_id
 
 
 def test_a_late_object_leaves_the_fingerprints_of_the_parts_before_it_alone() -> None:
@@ -329,7 +329,7 @@ def test_equal_names_mean_equal_bytes(listed: list[ObjectInfo], part_size: int, 
 
 
 @given(listings(), part_sizes)
-def test_the_same_content_has_the_plan_id_of_format_1(listed: list[ObjectInfo], part_size: int) -> None:
+def test_the_same_content_has_the_id_of_format_1(listed: list[ObjectInfo], part_size: int) -> None:
     """So that hours completed by the version before count as unchanged."""
     plan = plan_of(listed, part_size)
     digest = hashlib.blake2b(b"1\n", digest_size=10)
@@ -340,7 +340,7 @@ def test_the_same_content_has_the_plan_id_of_format_1(listed: list[ObjectInfo], 
         fingerprint = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
         assert part.fingerprint == fingerprint
         digest.update(f"part-{number:05d}.log{part.encoding} {fingerprint}\n".encode())
-    assert plan.plan_id == digest.hexdigest()
+    assert plan.content_id == digest.hexdigest()
 
 
 @given(listings(), part_sizes, st.sets(st.integers(0, 20)))
@@ -351,7 +351,7 @@ def test_a_part_gets_no_name_that_is_taken(
     taken = {part.name for number, part in enumerate(plan.parts) if number in numbers}
     other = plan_of(listed, part_size, taken=taken)
     assert not taken & {part.name for part in other.parts}
-    assert (other.plan_id == plan.plan_id) == (not taken)
+    assert (other.content_id == plan.content_id) == (not taken)
     assert other == plan_of(listed, part_size, taken=taken)
     for one, two in zip(plan.parts, other.parts, strict=True):
         assert replace(two, name=one.name) == one
@@ -375,7 +375,7 @@ def test_parts_that_are_there_keep_their_names_of_format_1(
     other = plan_of(listed, part_size, kept_names=kept)
     names = [kept.get((number, part.fingerprint), part.name) for number, part in enumerate(plan.parts)]
     assert [part.name for part in other.parts] == names
-    assert (other.plan_id == plan.plan_id) == (not kept)
+    assert (other.content_id == plan.content_id) == (not kept)
 
 
 def test_a_kept_name_is_not_for_other_content_or_another_index() -> None:
@@ -550,7 +550,7 @@ def test_references_to_shards_name_their_parts_objects_and_bytes(
 ) -> None:
     plan = plan_of(listed, part_size)
     shards = make_shards(plan, 1, max_shards)
-    refs = shard_refs("app", "2026-11-23T08:00:00Z", plan.plan_id, shards)
+    refs = shard_refs("app", "2026-11-23T08:00:00Z", plan.content_id, shards)
     assert [ref.shard for ref in refs] == list(range(len(shards)))
     for ref, shard in zip(refs, shards, strict=True):
         assert list(plan.parts[ref.first_part : ref.first_part + ref.parts]) == list(shard)

@@ -6,6 +6,7 @@ import re
 import zlib
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from itertools import count
 
@@ -28,6 +29,7 @@ from include.log_rollup.hours import has_tag
 from include.log_rollup.late import look_back
 from include.log_rollup.lookup import locate, read_located
 from include.log_rollup.packing import pack_shard
+from include.log_rollup.plan import content_id_of
 from include.log_rollup.planning import Planned, Preview, plan_hour, preview_hour
 from include.log_rollup.validate import validate_hour
 from include.log_rollup.verify import verify_hour
@@ -44,6 +46,7 @@ from tests.unit.pipeline import (
     assert_not_complete,
     assert_right,
     complete_in_format_1,
+    content_of_plan,
     finish_hour,
     inputs,
     make_stream,
@@ -53,7 +56,6 @@ from tests.unit.pipeline import (
     part_key,
     part_name,
     parts,
-    plan_id_of,
     produce,
     run_hour,
 )
@@ -86,7 +88,7 @@ def test_references_to_shards_are_returned_and_never_a_key(store: FakeStore) -> 
         ("app", "2026-11-23T08:00:00Z", planned.plan_id)
     }
     assert not planned.unchanged
-    assert planned.plan_id == plan_id_of(store, make_stream())
+    assert content_id_of(planned.plan_id) == content_of_plan(store, make_stream())
 
 
 def test_the_plan_is_whole_before_the_hour_is_claimed_for_it(store: FakeStore) -> None:
@@ -128,7 +130,8 @@ def test_each_planning_has_a_claim_of_its_own(store: FakeStore) -> None:
 def test_an_hour_of_many_pages_is_planned_whole(page_size: int) -> None:
     store = FakeStore(page_size=page_size)
     produce(store, RAW_HOUR)
-    assert plan_hour(store, make_stream(), HOUR, "run").plan_id == plan_id_of(store, make_stream())
+    planned = plan_hour(store, make_stream(), HOUR, "run")
+    assert content_id_of(planned.plan_id) == content_of_plan(store, make_stream())
     assert sum(ref.objects for ref in plan_hour(store, make_stream(), HOUR, "run").shards) == 5
 
 
@@ -141,9 +144,15 @@ def test_more_than_a_thousand_objects_are_planned_whole() -> None:
 
 def test_the_same_hour_planned_again_is_the_same_plan(store: FakeStore) -> None:
     one = plan_hour(store, make_stream(), HOUR, "one")
-    before = {key: store.body(key) for key in store.listing(WORK + one.plan_id)}
     other = plan_hour(store, make_stream(), HOUR, "other")
-    assert one == other
+    assert content_id_of(one.plan_id) == content_id_of(other.plan_id)
+    assert [replace(ref, plan_id=one.plan_id) for ref in other.shards] == one.shards
+
+
+def test_no_two_plannings_share_files(store: FakeStore) -> None:
+    one = plan_hour(store, make_stream(), HOUR, "one")
+    before = {key: store.body(key) for key in store.listing(WORK + one.plan_id)}
+    assert plan_hour(store, make_stream(), HOUR, "other").plan_id != one.plan_id
     assert {key: store.body(key) for key in store.listing(WORK + one.plan_id)} == before
 
 
@@ -165,7 +174,7 @@ def test_a_late_object_takes_the_marker_away_after_the_new_plan_is_claimed(store
     store.produce(RAW + "ea.log", b"late" * 5)
     store.log.clear()
     planned = plan_hour(store, make_stream(), HOUR, "again")
-    assert planned.plan_id != before.plan_id
+    assert content_id_of(planned.plan_id) != content_id_of(before.plan_id)
     names = written_names(store)
     assert names.index("WRITE _rollup/claim.json") < names.index("DELETE _SUCCESS")
     assert [name for name in names if "part-" in name] == []
@@ -245,7 +254,7 @@ def test_a_complete_hour_whose_parts_are_not_those_that_were_proven_is_planned_a
                 store.produce(key, found.body)
         assert len(parts(store)) == 4
     planned = plan_hour(store, make_stream(), HOUR, "again", drop_vanished=True)
-    assert planned.plan_id == before.plan_id
+    assert content_id_of(planned.plan_id) == content_id_of(before.plan_id)
     assert not planned.unchanged
     assert_not_complete(store)
     finish_hour(store, make_stream(), planned)
@@ -793,7 +802,8 @@ def previewed(store: FakeStore) -> Preview:
     found = preview_hour(store, make_stream(), HOUR)
     assert store.snapshot() == before
     planned = plan_hour(store.fork(), make_stream(), HOUR, "run")
-    assert (found.plan_id, found.unchanged) == (planned.plan_id, planned.unchanged)
+    assert found.unchanged == planned.unchanged
+    assert content_id_of(found.plan_id) == content_id_of(planned.plan_id)
     assert found.shards == len(planned.shards)
     if planned.shards:
         assert found.parts == sum(ref.parts for ref in planned.shards)

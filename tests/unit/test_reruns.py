@@ -454,20 +454,22 @@ def test_the_older_of_two_runs_stops_and_the_newer_one_ends_right() -> None:
     assert guard.violations == []
 
 
-def test_two_runs_under_the_same_plan_share_the_work() -> None:
+def test_a_run_takes_over_the_parts_of_the_same_plan() -> None:
     store, guard = store_in(fresh)
     one = plan_hour(store, STREAM, HOUR, "one")
     pack_shard(store, STREAM, one.shards[0])
     packed = len(put(store))
     other = plan_hour(store, STREAM, HOUR, "other")
-    assert one == other
     for ref in other.shards:
         pack_shard(store, STREAM, ref)
     for ref in one.shards:
-        pack_shard(store, STREAM, ref)
+        with pytest.raises(SupersededError, match=other.plan_id):
+            pack_shard(store, STREAM, ref)
     assert len(put(store)) == len(parts(store)) > packed
     validate_hour(store, STREAM, HOUR)
     complete_hour(store, STREAM, HOUR)
+    for ref in one.shards:
+        assert pack_shard(store, STREAM, ref).parts_written == 0
     complete_hour(store, STREAM, HOUR)
     assert_complete(store, STREAM)
     assert guard.violations == []

@@ -25,7 +25,7 @@ from include.log_rollup.errors import (
     VanishedInputError,
 )
 from include.log_rollup.packing import pack_shard
-from include.log_rollup.plan import PlannedPart
+from include.log_rollup.plan import PlannedPart, content_id_of
 from include.log_rollup.planning import Planned, plan_hour
 from include.log_rollup.records import Claim, ManifestReader
 from include.log_rollup.state import HourState
@@ -368,7 +368,7 @@ def test_a_new_claim_of_the_same_plan_overtakes_as_well(store: FakeStore, target
     store.on(kind, name, lambda: discard(plan(store, "another run")))
     with pytest.raises(SupersededError):
         PUBLISH[target](store, claim, marker)
-    assert current(store).plan_id == claim.plan_id
+    assert content_id_of(current(store).plan_id) == content_id_of(claim.plan_id)
     assert store.stored(MANIFEST) is before
     assert not store.has(MARKER)
     assert staged(store) == []
@@ -532,7 +532,7 @@ def test_parts_are_deleted_behind_a_record_and_a_claim(store: FakeStore) -> None
     named: list[object] = []
 
     def look() -> None:
-        named.extend(json.loads(store.body(record))["parts"] for record in records(store))
+        named.extend(json.loads(store.body(record))["names"] for record in records(store))
 
     store.on("DELETE", AGGREGATED + name, look)
     store.log.clear()
@@ -970,15 +970,61 @@ def test_a_run_that_begins_while_another_cleans_up_goes_on(store: FakeStore) -> 
         assert current(after).run_id == "another run"
         assert not after.has(MARKER)
         # Its files are all there: none of its steps plans the hour again.
-        for name in state_of(after.fork()).inventory().work:
-            if name.endswith("plan.json"):
-                summary = state_of(after.fork()).records.read_plan(Location("logs", WORK + name))
-                assert summary is not None
-                for ref in summary.shards:
-                    pack_shard(after, STREAM, ref)
+        summary = state_of(after.fork()).records.read_plan(STREAM.at(HOUR).plan(current(after).plan_id))
+        assert summary is not None
+        for ref in summary.shards:
+            pack_shard(after, STREAM, ref)
         validate_hour(after, STREAM, HOUR)
         complete_hour(after, STREAM, HOUR)
         assert_complete(after, STREAM)
+
+
+def test_cleaning_up_leaves_no_claim_without_its_files(store: FakeStore) -> None:
+    """A run has written its plan when the clean-up lists, and claims the hour before it deletes."""
+    claim, marker = prove(store)
+    state_of(store).publish_marker(claim, marker)
+    store.produce(RAW + "late.log", b"late")
+
+    def clean_up(other: FakeStore) -> None:
+        state_of(other).clean_up(claim.plan_id)
+
+    for after, error in interruptions(store, lambda other: plan(other, "another run"), clean_up):
+        assert error is None
+        assert has_whole_plan(after)
+
+
+@pytest.mark.parametrize("point", ["LIST", "READ", "HEAD", None])
+def test_a_plan_whose_files_are_being_deleted_is_made_again(store: FakeStore, point: str | None) -> None:
+    """A clean-up has listed them and read the claim before this run claims the hour, and deletes afterwards."""
+    doomed: list[str] = []
+
+    def announce() -> None:
+        doomed.extend(store.listing(WORK))
+        names = [key.removeprefix(WORK) for key in doomed]
+        store.produce(f"{REMOVALS}0a.json", json.dumps({"format": 1, "names": names}).encode())
+
+    def delete() -> None:
+        for key in filter(store.has, doomed):
+            store.vanish(key)
+
+    def claimed() -> None:
+        announce()
+        if point:
+            store.on(point, "", delete)
+
+    store.on("WRITE", "claim.json", claimed)
+    plan(store, "another run")
+    delete()
+    assert has_whole_plan(store)
+
+
+def has_whole_plan(store: FakeStore) -> bool:
+    """Whether all files of the plan that the claim names are there."""
+    state = state_of(store.fork())
+    summary = state.records.read_plan(state.paths.plan(current(store).plan_id))
+    return summary is not None and all(
+        store.has(state.paths.shard(ref.plan_id, ref.shard).key) for ref in summary.shards
+    )
 
 
 # -- uploads that a crash has left ---------------------------------------------------------------------
