@@ -122,6 +122,8 @@ class Check:
         self.records_damaged = self.drops_vanished = False
         # Without CopyObject a marker may be wrong between its PUT and the look at the claim behind it.
         self.fenced = server.quirks.copies
+        # Without CopyObject a run that was overtaken may overwrite a newer manifest by a PUT that comes late.
+        self.manifest_overtaken = False
         self._server = server
         self._scheduler = scheduler
         self._manifests: dict[int, tuple[Stored, ManifestRead | None]] = {}
@@ -147,10 +149,22 @@ class Check:
             return
         if before is not None and task is not None:
             self._check_owed(f"after {task.name} changed {key.removeprefix(hour.aggregated)}")
+        if key == hour.manifest and now is not None and task is not None and not self.fenced:
+            self.manifest_overtaken |= not self._is_claimed(now)
         if key in (hour.marker, hour.manifest) or hour.is_part_like(key):
             for problem in self.wrong():
                 who = task.name if task is not None else "the world"
                 self.fail(f"after {who} changed {key.removeprefix(hour.aggregated)}: {problem}")
+
+    def _is_claimed(self, manifest: Stored) -> bool:
+        """Whether a manifest was written under the claim that is there."""
+        read = self.read_manifest(manifest)
+        claim = self._server.objects.get(self.hour.work + "claim.json")
+        try:
+            current = json.loads(claim.body)["claim_id"] if claim else None
+        except (ValueError, LookupError, TypeError):
+            return False
+        return read is not None and current == read.header.get("claim_id")
 
     def aborted(self, upload: Upload, task: Task | None) -> None:
         """Look at an upload that was given up."""
@@ -375,7 +389,7 @@ class Check:
 
     def unrecorded(self) -> list[str]:
         """Owed raw objects whose part no readable record names any more."""
-        if self.drops_vanished or self.records_damaged:
+        if self.drops_vanished or self.records_damaged or self.manifest_overtaken:
             return []
         recorded = {held for contents in self.recorded().values() for objects in contents for held in objects}
         return [

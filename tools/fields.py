@@ -6,8 +6,8 @@ _TOTALS: Mapping[str, str] = {
     "format": "Version of the record",
     "stream": "Name of the stream",
     "hour": "The UTC hour",
-    "plan_id": "Digest of the raw objects' keys, sizes and ETags, and of what shapes the parts: "
-    "the same digest, the same parts",
+    "plan_id": "Digest of the raw objects' keys, sizes and ETags and of what shapes the parts, then a random "
+    "number of this plan: the same `plan_id`, the same parts",
     "objects": "Raw objects packed",
     "bytes_in": "Their bytes",
     "separator_bytes": "Newlines that were added between them (`ensure_newline`)",
