@@ -26,14 +26,14 @@ demo: OBJECTS ?= 300
 demo: PARALLELISM ?= 8
 demo: S3 ?= rclone
 demo: $(ENVIRONMENT) ## roll up made raw hours in a real Airflow, from nothing to a table (HOURS=3 OBJECTS=300 PARALLELISM=8 S3=rclone|ministack|moto)
-	@$(BIN)/python -m demo run --hours $(HOURS) --objects $(OBJECTS) --parallelism $(PARALLELISM) --s3 $(S3)
+	@$(BIN)/python -m dev.demo run --hours $(HOURS) --objects $(OBJECTS) --parallelism $(PARALLELISM) --s3 $(S3)
 
 up: S3 ?= rclone
 up: $(ENVIRONMENT) ## leave the same Airflow running, and say where it is (S3=rclone|ministack|moto)
-	@$(BIN)/python -m demo up --s3 $(S3)
+	@$(BIN)/python -m dev.demo up --s3 $(S3)
 
 down: $(ENVIRONMENT) ## stop what `make up` has left running
-	@$(BIN)/python -m demo down
+	@$(BIN)/python -m dev.demo down
 
 test: $(ENVIRONMENT) ## run the whole test suite
 	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder
@@ -62,7 +62,7 @@ bench: $(ENVIRONMENT) ## measure against boto3, s5cmd and others; writes build/b
 	$(BIN)/python -m benchmarks --objects $(OBJECTS)
 
 docs: $(ENVIRONMENT) ## write docs/REFERENCE.md from the code
-	@$(BIN)/python -m tools.reference
+	@$(BIN)/python -m dev.reference
 
 lock: $(ENVIRONMENT) ## resolve requirements*.in into the locked requirements*.txt (UPGRADE=1: to the newest releases)
 	$(BIN)/uv $(COMPILE) $(if $(UPGRADE),--upgrade) requirements.in -o requirements.txt

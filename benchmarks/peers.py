@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks import tools
 from benchmarks.settings import PART_BYTES, PROJECT
 from benchmarks.stage import BUCKET, RAW_PREFIX, Stage
-from tests.support.servers import S3Server
+from dev.servers import S3Server
 
 OURS = "log-rollup"
 BOTO3 = "boto3-threads"

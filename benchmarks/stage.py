@@ -14,9 +14,9 @@ import psutil
 
 from benchmarks.clients.clock import Job
 from benchmarks.settings import CONNECTIONS, PART_BYTES
-from demo.logs import MEAN_OBJECT_BYTES, write_hour
-from tests.support.servers import RcloneServer
-from tests.support.tls import TlsFiles, make_tls_files
+from dev.demo.logs import MEAN_OBJECT_BYTES, write_hour
+from dev.servers import RcloneServer
+from dev.tls import TlsFiles, make_tls_files
 
 BUCKET = "bench"
 STREAM_PREFIX = "raw/app/"

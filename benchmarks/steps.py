@@ -17,7 +17,7 @@ from benchmarks.clients.clock import Job
 from benchmarks.measure import Limits, Observed, run
 from benchmarks.settings import PROJECT
 from benchmarks.synthetic import Made
-from tests.support.servers import S3Server
+from dev.servers import S3Server
 
 BUCKET = "bench"
 STREAM_PREFIX = "raw/app/"

@@ -41,8 +41,8 @@ from log_rollup_plugin.operators import (
     PlanHourOperator,
     ValidateHourOperator,
 )
-from log_rollup_plugin.policy import RETRIES, RETRY_DELAY, retry_policy
 from log_rollup_plugin.priority import FreshHoursFirst
+from log_rollup_plugin.retries import RETRIES, RETRY_DELAY, retry_policy
 from log_rollup_plugin.runs import dag_id_of
 from log_rollup_plugin.sensor import LISTING_CONNECTIONS, RawHourSensor
 

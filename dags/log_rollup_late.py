@@ -25,8 +25,8 @@ from airflow.sdk import DAG, CronTriggerTimetable
 
 from include.log_rollup.streams import POOL, load_late_schedule, load_streams
 from log_rollup_plugin.operators import CONTROL_CONNECTIONS, FindLateHoursOperator
-from log_rollup_plugin.policy import RETRIES, RETRY_DELAY, retry_policy
 from log_rollup_plugin.rerun import RerunHourOperator
+from log_rollup_plugin.retries import RETRIES, RETRY_DELAY, retry_policy
 from log_rollup_plugin.runs import dag_id_of
 
 # A rerun that does not end must not keep the next day's run from its start: first its task fails, which names it,

@@ -41,8 +41,8 @@ def main() -> int:
 
 
 def _make_demo_hours(hours: int, objects: int) -> None:
-    from demo.dataset import make_dataset, read_dataset
-    from demo.layout import Layout
+    from dev.demo.dataset import make_dataset, read_dataset
+    from dev.demo.layout import Layout
 
     layout = Layout(Path(os.environ["LOG_ROLLUP_STREAMS"]).parent)
     if read_dataset(layout) is None:

@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 from greenlet import getcurrent, greenlet
 
 import include.log_rollup as pipeline
-from include.log_rollup import monitor, pack
+from include.log_rollup import monitor
+from include.log_rollup.steps import packer
 from simulation.store import Fate
 from simulation.story import Story
 
@@ -652,7 +653,7 @@ def _stand_ins() -> dict[int, Any]:
 
 
 # Modules whose datetime is a type in annotations and models, not a clock.
-_KEEP_DATETIME = ("streams", "hours", "store")
+_KEEP_DATETIME = ("streams", "layout", "protocol")
 
 
 @contextmanager
@@ -665,8 +666,8 @@ def simulated(scheduler: Scheduler, copies_up_to: int | None = None) -> Iterator
     changed: list[tuple[ModuleType, str, Any]] = []
     if copies_up_to is not None:
         for name, value in (("LARGEST_COPY_BYTES", copies_up_to), ("COPY_RANGE_BYTES", COPY_RANGE_BYTES)):
-            changed.append((pack, name, getattr(pack, name)))
-            setattr(pack, name, value)
+            changed.append((packer, name, getattr(packer, name)))
+            setattr(packer, name, value)
     for module in _modules():
         for name, stand_in in _stand_ins_of(module):
             changed.append((module, name, getattr(module, name, None)))
@@ -689,9 +690,9 @@ class _Cache:
 def _modules() -> Sequence[ModuleType]:
     if not _Cache.modules:
         _Cache.modules = [
-            importlib.import_module(f"{pipeline.__name__}.{found.name}")
-            for found in pkgutil.iter_modules(pipeline.__path__)
-            if found.name != "monitor"
+            importlib.import_module(found.name)
+            for found in pkgutil.walk_packages(pipeline.__path__, f"{pipeline.__name__}.")
+            if not found.name.endswith(".monitor")
         ]
     return _Cache.modules
 

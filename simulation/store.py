@@ -19,7 +19,7 @@ from include.log_rollup.errors import (
     TransientError,
     UnsupportedOperationError,
 )
-from include.log_rollup.store import (
+from include.log_rollup.storage.protocol import (
     READ_LIMIT_BYTES,
     Checksum,
     Downloaded,
@@ -431,7 +431,7 @@ class Fate(StrEnum):
 
 
 class Client:
-    """One task's client: implements :class:`include.log_rollup.store.ObjectStore`.
+    """One task's client: implements :class:`include.log_rollup.storage.protocol.ObjectStore`.
 
     Each request waits for the scheduler, which lets other tasks go first.
     """
@@ -741,7 +741,7 @@ class Flight:
                 scheduler.do_later(self.task, f"{self.kind} {self.key}", lambda: self._effect(Fate.DONE))
 
     def cancel(self) -> None:
-        """See :class:`include.log_rollup.store.Cancellable`."""
+        """See :class:`include.log_rollup.storage.protocol.Cancellable`."""
         self.abandon()
         self.end(TransientError("the request was cancelled"))
 
@@ -754,7 +754,7 @@ class Flight:
 
 
 class SimulatedTransfer:
-    """Implements :class:`include.log_rollup.store.Transfer`."""
+    """Implements :class:`include.log_rollup.storage.protocol.Transfer`."""
 
     def __init__(self, server: Server, scheduler: "Scheduler", task: "Task", connections: int) -> None:
         self.connections = connections

@@ -19,10 +19,12 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from include.log_rollup import complete, crc, late, packing, planning, settle, validate, verify
+from include.log_rollup import crc
 from include.log_rollup.errors import RollupError, TransientError
-from include.log_rollup.plan import ShardRef
-from include.log_rollup.store import Checksum, Location
+from include.log_rollup.hour.plan import ShardRef
+from include.log_rollup.queries import late, verify
+from include.log_rollup.steps import complete_hour, pack_shard, plan_hour, validate_hour, wait_for_raw_hour
+from include.log_rollup.storage.protocol import Checksum, Location
 from include.log_rollup.streams import Stream
 from simulation.actors import EndlessError, Scheduler, Task, TimeoutInTaskError, simulated
 from simulation.check import Check, Hour, Version, encoding_of
@@ -270,8 +272,8 @@ class Run:
     def _start(self, key: str) -> None:
         steps: dict[str, Callable[[Client], Any]] = {
             "plan": self._plan,
-            "validate": lambda client: validate.validate_hour(client, self._life.stream, HOUR),
-            "complete": lambda client: complete.complete_hour(client, self._life.stream, HOUR),
+            "validate": lambda client: validate_hour.validate_hour(client, self._life.stream, HOUR),
+            "complete": lambda client: complete_hour.complete_hour(client, self._life.stream, HOUR),
         }
         self._begin(key, key, steps[key], self._life.plot.control)
 
@@ -279,14 +281,14 @@ class Run:
         self._begin(
             f"pack-{ref.shard}",
             "pack",
-            lambda client: packing.pack_shard(client, self._life.stream, ref),
+            lambda client: pack_shard.pack_shard(client, self._life.stream, ref),
             1,
         )
 
     def _plan(self, client: Client) -> Any:
         if self.drop_vanished:
             self._life.check.drops_vanished = True
-        return planning.plan_hour(client, self._life.stream, HOUR, self.name, self.drop_vanished)
+        return plan_hour.plan_hour(client, self._life.stream, HOUR, self.name, self.drop_vanished)
 
     def _begin(self, key: str, kind: str, step: Callable[[Client], Any], control: int) -> None:
         life = self._life
@@ -534,9 +536,9 @@ class Life:
 
     def _check_settled(self) -> None:
         """What the sensor says of the raw hour, whatever the clock of its machine."""
-        rule = settle.Rule(self.stream.quiet_period, self.stream.marker, self.stream.allow_empty)
+        rule = wait_for_raw_hour.Rule(self.stream.quiet_period, self.stream.marker, self.stream.allow_empty)
         paths = self.stream.at(HOUR)
-        found = self._ask("settle", lambda client: settle.look(client, paths, rule))
+        found = self._ask("settle", lambda client: wait_for_raw_hour.look(client, paths, rule))
         raw = [stored for key, stored in self.server.objects.items() if key.startswith(RAW)]
         quiet = self.stream.quiet_period.total_seconds()
         now, end = self.server.time(), paths.end.timestamp()

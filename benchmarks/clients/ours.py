@@ -11,12 +11,12 @@ from datetime import datetime
 from typing import Any
 
 from benchmarks.clients.clock import Clock, Job, peak_rss_bytes
-from include.log_rollup import complete, packing, planning, validate
-from include.log_rollup.hours import format_hour
-from include.log_rollup.plan import ShardRef
+from include.log_rollup.hour.layout import format_hour
+from include.log_rollup.hour.plan import ShardRef
+from include.log_rollup.steps import complete_hour, pack_shard, plan_hour, validate_hour
 from include.log_rollup.streams import Stream
-from log_rollup_plugin.hook import PooledS3Hook
 from log_rollup_plugin.operators import CONTROL_CONNECTIONS, PACKING_CONTROL_CONNECTIONS
+from log_rollup_plugin.s3.hook import PooledS3Hook
 
 
 def main() -> None:
@@ -59,7 +59,7 @@ def plan(job: Job, hour: datetime) -> None:
     with Clock() as clock:
         for prefix, stream in streams.items():
             hook = hooks[prefix]
-            planned = planning.plan_hour(hook, stream, hour, "benchmark")
+            planned = plan_hour.plan_hour(hook, stream, hour, "benchmark")
             shards[prefix] = [asdict(ref) for ref in planned.shards]
             requests = dict(hook.requests)
     xcom_bytes = max(len(json.dumps(refs)) for refs in shards.values())
@@ -77,7 +77,7 @@ def pack(job: Job, hour: datetime) -> None:
     before = peak_rss_bytes()
     with Clock() as clock:
         measured = [
-            asdict(packing.pack_shard(hook, stream, ref)) for hook, ref in zip(hooks, shards, strict=True)
+            asdict(pack_shard.pack_shard(hook, stream, ref)) for hook, ref in zip(hooks, shards, strict=True)
         ]
     job.finish(clock, hour=format_hour(hour), shards=measured, rss_before_bytes=before)
 
@@ -87,7 +87,7 @@ def prove(job: Job, hour: datetime) -> None:
     stream = stream_of(job, job.out_prefix)
     hook = control(stream)
     _connected = hook.client
-    do = validate.validate_hour if job.options["step"] == "validate" else complete.complete_hour
+    do = validate_hour.validate_hour if job.options["step"] == "validate" else complete_hour.complete_hour
     before = peak_rss_bytes()
     with Clock() as clock:
         totals = do(hook, stream, hour)

@@ -31,11 +31,11 @@ from airflow.sdk import (
     task,
 )
 
-from include.log_rollup.hours import format_hour
-from include.log_rollup.status import read_hours
+from include.log_rollup.hour.layout import format_hour
+from include.log_rollup.queries.status import read_hours
 from include.log_rollup.streams import POOL, load_streams
-from log_rollup_plugin.hook import PooledS3Hook
 from log_rollup_plugin.operators import CONTROL_CONNECTIONS
+from log_rollup_plugin.s3.hook import PooledS3Hook
 
 STREAM = "app"
 HOURS = Asset.ref(name=f"log_rollup_{STREAM}_hours")

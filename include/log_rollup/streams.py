@@ -25,9 +25,9 @@ from pydantic import (
 )
 
 from include.log_rollup.errors import ConfigurationError
-from include.log_rollup.hours import HourPaths, check_hour, floor_hour
-from include.log_rollup.plan import WriteOptions
-from include.log_rollup.store import Location
+from include.log_rollup.hour.layout import HourPaths, check_hour, floor_hour
+from include.log_rollup.hour.plan import WriteOptions
+from include.log_rollup.storage.protocol import Location
 from include.log_rollup.units import GIB, MIB, Duration, Size, format_size
 
 INCLUDE = Path(__file__).resolve().parent.parent

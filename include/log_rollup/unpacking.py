@@ -100,7 +100,7 @@ def why_damaged(encoding: str, body: memoryview) -> str | None:
     frame that takes more than 128 MiB to unpack, or a zstd dictionary, counts as intact; of zstd at least its
     length is checked.
 
-    :param encoding: as :func:`include.log_rollup.plan.encoding_of` has it
+    :param encoding: as :func:`include.log_rollup.hour.plan.encoding_of` has it
     """
     if not body or encoding not in CHECKED_ENCODINGS:
         return None

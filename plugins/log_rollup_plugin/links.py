@@ -7,12 +7,12 @@ from urllib.parse import quote, urlencode, urlsplit
 from airflow.sdk import BaseOperatorLink
 from airflow.sdk.configuration import conf
 
-from include.log_rollup.hours import format_hour
-from include.log_rollup.store import Location
+from include.log_rollup.hour.layout import format_hour
+from include.log_rollup.storage.protocol import Location
 from log_rollup_plugin.hours_page import URL_PREFIX, VIEW_ROUTE
 
 if TYPE_CHECKING:
-    from log_rollup_plugin.hook import PooledS3Hook
+    from log_rollup_plugin.s3.hook import PooledS3Hook
 
 
 def hour_page(stream: str, hour: datetime) -> str:

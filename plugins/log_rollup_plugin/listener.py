@@ -7,7 +7,7 @@ from typing import Any
 from airflow.listeners import hookimpl
 
 from include.log_rollup.streams import INCLUDE
-from log_rollup_plugin.note import leave_note
+from log_rollup_plugin.run_note import leave_note
 
 log = logging.getLogger(__name__)
 

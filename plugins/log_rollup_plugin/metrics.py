@@ -6,8 +6,8 @@ from datetime import timedelta
 from airflow.sdk.configuration import conf
 from airflow.sdk.observability.stats import Stats
 
-from include.log_rollup.changes import Changes
-from include.log_rollup.records import HourTotals, Measured
+from include.log_rollup.hour.changes import Changes
+from include.log_rollup.hour.records import HourTotals, Measured
 
 
 def hour_completed(totals: HourTotals) -> None:

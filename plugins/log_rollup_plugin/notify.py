@@ -16,7 +16,7 @@ from asgiref.sync import sync_to_async
 from jinja2 import TemplateSyntaxError, UndefinedError
 
 from include.log_rollup.errors import ConfigurationError, RollupError
-from include.log_rollup.hours import floor_hour, format_hour, parse_hour
+from include.log_rollup.hour.layout import floor_hour, format_hour, parse_hour
 from include.log_rollup.streams import Notifier, Stream
 from include.log_rollup.units import format_duration
 from log_rollup_plugin.links import hour_page, run_page

@@ -9,16 +9,17 @@ from typing import Any
 
 from airflow.sdk import Asset, BaseOperator, Context
 
-from include.log_rollup import complete, late, packing, planning, validate
-from include.log_rollup.changes import Changes
-from include.log_rollup.hours import format_hour, parse_hour
-from include.log_rollup.plan import ShardRef
+from include.log_rollup.hour.changes import Changes
+from include.log_rollup.hour.layout import format_hour, parse_hour
+from include.log_rollup.hour.plan import ShardRef
+from include.log_rollup.queries import late
+from include.log_rollup.steps import complete_hour, pack_shard, plan_hour, validate_hour
 from include.log_rollup.streams import Stream
 from include.log_rollup.units import format_size
 from log_rollup_plugin import metrics
-from log_rollup_plugin.hook import PooledS3Hook
 from log_rollup_plugin.links import HourLink, ManifestLink, MarkerLink, hour_page, object_page
 from log_rollup_plugin.runs import hour_of
+from log_rollup_plugin.s3.hook import PooledS3Hook
 
 log = logging.getLogger(__name__)
 
@@ -41,11 +42,11 @@ class PlanHourOperator(BaseOperator):
         self.stream = stream
 
     def execute(self, context: Context) -> list[dict[str, Any]]:
-        """See :func:`include.log_rollup.planning.plan_hour`."""
+        """See :func:`include.log_rollup.steps.plan_hour.plan_hour`."""
         hour = hour_of(context)
         self.hour_page = hour_page(self.stream.name, hour)
         with PooledS3Hook.for_stream(self.stream, CONTROL_CONNECTIONS, CONTROL_CONNECTIONS) as hook:
-            planned = planning.plan_hour(
+            planned = plan_hour.plan_hour(
                 hook, self.stream, hour, context["run_id"],
                 drop_vanished=bool(context["params"].get("drop_vanished")),
             )  # fmt: skip
@@ -73,12 +74,12 @@ class PackShardOperator(BaseOperator):
         return ShardRef(**self.shard).title
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """See :func:`include.log_rollup.packing.pack_shard`; returns what it measured."""
+        """See :func:`include.log_rollup.steps.pack_shard.pack_shard`; returns what it measured."""
         cap, ref = self.stream.max_connections, ShardRef(**self.shard)
         self.hour_page = hour_page(self.stream.name, parse_hour(ref.hour))
         tried = partial(metrics.shard_tried, self.stream.name)
         with PooledS3Hook.for_stream(self.stream, cap, PACKING_CONTROL_CONNECTIONS) as hook:
-            return asdict(packing.pack_shard(hook, self.stream, ref, tried))
+            return asdict(pack_shard.pack_shard(hook, self.stream, ref, tried))
 
 
 class ValidateHourOperator(BaseOperator):
@@ -94,11 +95,11 @@ class ValidateHourOperator(BaseOperator):
         self.stream = stream
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """See :func:`include.log_rollup.validate.validate_hour`; returns the totals."""
+        """See :func:`include.log_rollup.steps.validate_hour.validate_hour`; returns the totals."""
         hour = hour_of(context)
         self.hour_page = hour_page(self.stream.name, hour)
         with PooledS3Hook.for_stream(self.stream, CONTROL_CONNECTIONS, CONTROL_CONNECTIONS) as hook:
-            totals = validate.validate_hour(hook, self.stream, hour)
+            totals = validate_hour.validate_hour(hook, self.stream, hour)
             self.manifest_page = object_page(hook, self.stream.at(hour).manifest)
         return asdict(totals)
 
@@ -126,17 +127,17 @@ class CompleteHourOperator(BaseOperator):
         super().__init__(outlets=[self.asset, self.hours], **kwargs)
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """See :func:`include.log_rollup.complete.complete_hour`; returns the totals."""
+        """See :func:`include.log_rollup.steps.complete_hour.complete_hour`; returns the totals."""
         hour = hour_of(context)
         paths = self.stream.at(hour)
         self.hour_page = hour_page(self.stream.name, hour)
         with PooledS3Hook.for_stream(self.stream, CONTROL_CONNECTIONS, CONTROL_CONNECTIONS) as hook:
-            totals = complete.complete_hour(hook, self.stream, hour, metrics.hour_completed)
+            totals = complete_hour.complete_hour(hook, self.stream, hour, metrics.hour_completed)
             self.manifest_page = object_page(hook, paths.manifest)
             self.marker_page = object_page(hook, paths.marker)
         events = context["outlet_events"]
         for asset in (self.asset, self.hours):
-            events[asset].extra = complete.event_of(self.stream, hour, totals)
+            events[asset].extra = complete_hour.event_of(self.stream, hour, totals)
         events[self.hours].add_partitions(format_hour(hour))
         log.info(
             "%s objects, %s -> %d parts, proven by %s",
@@ -162,7 +163,7 @@ class FindLateHoursOperator(BaseOperator):
         self.stream = stream
 
     def execute(self, context: Context) -> list[dict[str, Any]]:
-        """See :func:`include.log_rollup.late.look_back`."""
+        """See :func:`include.log_rollup.queries.late.look_back`."""
         hours = late.recent_hours(datetime.now(UTC), self.stream.late_days)
         with PooledS3Hook.for_stream(self.stream, CONTROL_CONNECTIONS, CONTROL_CONNECTIONS) as hook:
             looked = late.look_back(hook, self.stream, hours)

@@ -6,9 +6,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
-from include.log_rollup.hours import HourPaths
-from include.log_rollup.settle import Look, Rule, look
-from log_rollup_plugin.hook import PooledS3Hook
+from include.log_rollup.hour.layout import HourPaths
+from include.log_rollup.steps.wait_for_raw_hour import Look, Rule, look
+from log_rollup_plugin.s3.hook import PooledS3Hook
 
 # The connections to S3 of a triggerer for each Airflow connection, whatever the number of hours that wait.
 POLLING_THREADS = 2
@@ -48,7 +48,7 @@ class Poller:
         self._mine = threading.local()
 
     async def look(self, paths: HourPaths, rule: Rule, seconds: float) -> Look:
-        """See :func:`include.log_rollup.settle.look`.
+        """See :func:`include.log_rollup.steps.wait_for_raw_hour.look`.
 
         :param seconds: the most that it may take, until a thread is free included. A listing that takes longer is
             given up here; its thread is busy until the request ends by its own time limits.

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any
 
 from include.log_rollup.errors import ConfigurationError
-from include.log_rollup.hours import floor_hour, parse_hour
+from include.log_rollup.hour.layout import floor_hour, parse_hour
 from include.log_rollup.streams import Stream
 
 

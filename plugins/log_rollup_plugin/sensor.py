@@ -8,12 +8,12 @@ from airflow.sdk import BaseSensorOperator, Context
 from airflow.sdk.exceptions import AirflowSensorTimeout
 
 from include.log_rollup.errors import PermanentError, RollupError
-from include.log_rollup.hours import format_hour
-from include.log_rollup.settle import Look, Rule, State, give_up_at, look, unsettled
+from include.log_rollup.hour.layout import format_hour
+from include.log_rollup.steps.wait_for_raw_hour import Look, Rule, State, give_up_at, look, unsettled
 from include.log_rollup.streams import Stream
 from include.log_rollup.units import format_duration
-from log_rollup_plugin.hook import PooledS3Hook
 from log_rollup_plugin.runs import hour_of
+from log_rollup_plugin.s3.hook import PooledS3Hook
 from log_rollup_plugin.trigger import RawHourTrigger
 
 log = logging.getLogger(__name__)

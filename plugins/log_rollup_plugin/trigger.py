@@ -11,9 +11,9 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from include.log_rollup.deadline import Deadline
 from include.log_rollup.errors import AccessError, ConfigurationError, PermanentError, TransientError
-from include.log_rollup.hours import HourPaths, parse_hour
-from include.log_rollup.settle import Look, Rule, State, unlisted, unsettled
-from include.log_rollup.store import Location
+from include.log_rollup.hour.layout import HourPaths, parse_hour
+from include.log_rollup.steps.wait_for_raw_hour import Look, Rule, State, unlisted, unsettled
+from include.log_rollup.storage.protocol import Location
 from include.log_rollup.units import format_duration
 from log_rollup_plugin.poller import poller_of
 

@@ -27,16 +27,16 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import delete, insert
 
+from dev.servers import RcloneServer
 from include.log_rollup.errors import TransientError
-from include.log_rollup.hours import format_hour
-from include.log_rollup.status import read_hours
+from include.log_rollup.hour.layout import format_hour
+from include.log_rollup.queries.status import read_hours
 from include.log_rollup.streams import load_streams
-from log_rollup_plugin.hook import PooledS3Hook
 from log_rollup_plugin.hours_page import URL_PREFIX, api
 from log_rollup_plugin.hours_page.api import Hours, create_app
+from log_rollup_plugin.s3.hook import PooledS3Hook
 from tests.integration.pipeline import HOUR, Pipeline, stream_on
 from tests.support.hours import make_hour
-from tests.support.servers import RcloneServer
 
 NOW = datetime(2026, 11, 23, 12, 30, tzinfo=UTC)
 START = HOUR - timedelta(hours=4)

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from include.log_rollup.status import HourState, HourStatus
+from include.log_rollup.queries.status import HourState, HourStatus
 from log_rollup_plugin.hours_page.cache import ReadHour
 from log_rollup_plugin.hours_page.database import HourRun
 from log_rollup_plugin.hours_page.states import State, judge, late_after

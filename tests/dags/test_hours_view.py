@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
-from include.log_rollup.hours import format_hour
+from include.log_rollup.hour.layout import format_hour
 from log_rollup_plugin.hours_page.api import (
     STATIC,
     BucketView,

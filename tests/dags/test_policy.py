@@ -13,7 +13,7 @@ from include.log_rollup.errors import (
     ThrottledError,
     TransientError,
 )
-from log_rollup_plugin.policy import retry_policy
+from log_rollup_plugin.retries import retry_policy
 from tests.dags.conftest import LoadDags
 
 STEPS = ["wait_for_raw_hour", "plan_hour", "pack_shard", "validate_hour", "complete_hour"]

@@ -2,13 +2,13 @@
 
 import pytest
 
+from dev.reference import pages
 from include.log_rollup.streams import Stream
-from tools import reference
 
 
 def test_the_reference_is_in_step_with_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LOG_ROLLUP_STREAMS", raising=False)
-    assert reference.TARGET.read_text(encoding="utf-8") == reference.render(), "run make docs"
+    assert pages.TARGET.read_text(encoding="utf-8") == pages.render(), "run make docs"
 
 
 @pytest.mark.parametrize("key", Stream.model_fields)

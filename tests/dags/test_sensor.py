@@ -12,7 +12,7 @@ from airflow.sdk.bases.operator import TriggerFailureReason
 from airflow.sdk.exceptions import TaskDeferralError, TaskDeferred
 
 from include.log_rollup.errors import EmptyHourError, ListingError, PermanentError, TransientError
-from include.log_rollup.settle import Look, State
+from include.log_rollup.steps.wait_for_raw_hour import Look, State
 from log_rollup_plugin import sensor as sensor_module
 from log_rollup_plugin.sensor import TRIGGER_MARGIN, RawHourSensor
 from tests.unit.pipeline import HOUR, make_stream

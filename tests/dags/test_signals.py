@@ -25,20 +25,20 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from opentelemetry.proto.metrics.v1.metrics_pb2 import AggregationTemporality
 from sqlalchemy import Engine, event, select
 
-from include.log_rollup.changes import Changes
-from include.log_rollup.records import Measured
-from include.log_rollup.store import Location
+from dev.servers import RcloneServer
+from include.log_rollup.hour.changes import Changes
+from include.log_rollup.hour.records import Measured
+from include.log_rollup.storage.protocol import Location
 from log_rollup_plugin import metrics
-from log_rollup_plugin.hook import PooledS3Hook
 from log_rollup_plugin.links import console_page, object_page
 from log_rollup_plugin.listener import on_dag_run_success
+from log_rollup_plugin.s3.hook import PooledS3Hook
 from tests.conftest import ROOT
 from tests.dags.conftest import LoadDags
 from tests.dags.test_policy import stream
 from tests.integration.pipeline import AGGREGATED, HOUR, RAW
 from tests.support.fixtures import BucketFactory
 from tests.support.hours import make_hour
-from tests.support.servers import RcloneServer
 from tests.support.statsd import StatsdServer
 from tests.support.webhook import Webhook
 
@@ -257,7 +257,7 @@ def test_a_stream_whose_name_has_a_dot_is_one_step_in_names_and_legacy_names_can
 OTEL_PROCESS = """
 from airflow.sdk.observability.metrics import stats_utils
 from airflow.sdk.observability.stats import Stats
-from include.log_rollup.records import Measured
+from include.log_rollup.hour.records import Measured
 from log_rollup_plugin import metrics
 
 Stats.initialize(factory=stats_utils.get_stats_factory(), export_legacy_names=False)

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from airflow.triggers.base import TriggerEvent
 
-from include.log_rollup import settle
+from dev.servers import RcloneServer, free_port
 from include.log_rollup.errors import AccessError, ConfigurationError, ListingError, TransientError
-from include.log_rollup.settle import Look, State
+from include.log_rollup.steps import wait_for_raw_hour
+from include.log_rollup.steps.wait_for_raw_hour import Look, State
 from log_rollup_plugin import poller as poller_module
 from log_rollup_plugin import trigger as trigger_module
 from log_rollup_plugin.poller import POLLING_THREADS, poller_of
@@ -20,7 +21,6 @@ from tests.integration.pipeline import HOUR, RAW
 from tests.support.faults import Call, Delay, Rule, access_denied, internal_error, on
 from tests.support.fixtures import BucketFactory, ProxyFactory
 from tests.support.hours import put_objects
-from tests.support.servers import RcloneServer, free_port
 
 FAR = datetime(2100, 1, 1, tzinfo=UTC)
 STORED: dict[str, Any] = {
@@ -149,7 +149,7 @@ def test_unreachable_store_fails_at_the_deadline(monkeypatch: pytest.MonkeyPatch
     extra = {"endpoint_url": f"http://127.0.0.1:{free_port()}", "region_name": "us-east-1"}
     connection = {"conn_type": "aws", "login": "key", "password": "secret", "extra": extra}
     monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(connection))
-    monkeypatch.setattr("log_rollup_plugin.hook.CONTROL_RETRIES", 1)
+    monkeypatch.setattr("log_rollup_plugin.s3.hook.CONTROL_RETRIES", 1)
     event = first_event(trigger(**ending_in(1.0, 6 * 3600)))
     assert event["status"] == "failed"
     for part in (
@@ -170,7 +170,7 @@ def test_stalled_listing_does_not_hold_up_the_deadline(
     proxy = fault_proxy(rclone_server)
     monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", rclone_server.airflow_connection_json(proxy.endpoint_url))
     monkeypatch.setattr(trigger_module, "LAST_LOOK_SECONDS", 1.0)
-    monkeypatch.setattr("log_rollup_plugin.hook.CONTROL_RETRIES", 1)
+    monkeypatch.setattr("log_rollup_plugin.s3.hook.CONTROL_RETRIES", 1)
     proxy.add(Rule(on("ListObjectsV2"), Delay(600), count=100))
     event = first_event(trigger(bucket, **ending_in(0.5)))
     assert event["status"] == "failed"
@@ -199,7 +199,7 @@ def test_network_faults_are_tried_again(
 ) -> None:
     proxy = fault_proxy(rclone_server)
     monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", rclone_server.airflow_connection_json(proxy.endpoint_url))
-    monkeypatch.setattr("log_rollup_plugin.hook.CONTROL_RETRIES", 1)
+    monkeypatch.setattr("log_rollup_plugin.s3.hook.CONTROL_RETRIES", 1)
     put_objects(rclone_server.client(), bucket, {f"{RAW}a.log": b"a"})
     rule = Rule(on("ListObjectsV2"), internal_error(), count=2)
     proxy.add(rule)
@@ -220,7 +220,7 @@ def test_changed_connection_reaches_hours_that_wait(
         monkeypatch.delenv("AIRFLOW_CONN_AWS_DEFAULT")
     else:
         monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps({**json.loads(new), **old}))
-    monkeypatch.setattr("log_rollup_plugin.hook.CONTROL_RETRIES", 1)
+    monkeypatch.setattr("log_rollup_plugin.s3.hook.CONTROL_RETRIES", 1)
     monkeypatch.setattr(poller_module, "FAILED_CLIENT_SECONDS", 0.0)
     put_objects(rclone_server.client(), bucket, {f"{RAW}a.log": b"a"})
     failures = 0
@@ -228,7 +228,7 @@ def test_changed_connection_reaches_hours_that_wait(
     def look(*arguments: Any) -> Look:
         nonlocal failures
         try:
-            return settle.look(*arguments)
+            return wait_for_raw_hour.look(*arguments)
         except Exception:
             failures += 1
             if failures == 3:

@@ -6,8 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from demo.dataset import read_dataset
-from demo.layout import Layout
+from dev.demo.dataset import read_dataset
+from dev.demo.layout import Layout
 from include.log_rollup.streams import POOL, pool_slots
 from tests.conftest import ROOT
 

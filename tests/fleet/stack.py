@@ -19,11 +19,11 @@ from pathlib import Path
 
 import psutil
 
-from demo import processes
-from demo.environment import clean_environment
-from demo.processes import ProcessRecord
-from demo.stack import POSTGRES, REDIS, S3, LocalStack, StackError, free_ports
 from deploy.make_env import render
+from dev.demo import processes
+from dev.demo.environment import clean_environment
+from dev.demo.processes import ProcessRecord
+from dev.demo.stack import POSTGRES, REDIS, S3, LocalStack, StackError, free_ports
 from tests.support import debian
 from tests.support.compose import ROOT, Service, dotenv, image_environment, services
 from tests.support.observe import with_descendants

@@ -11,10 +11,10 @@ from typing import Any
 
 import yaml
 
-from demo.airflow_api import ApiUnavailableError, TaskInstance
-from demo.layout import BUCKET
-from demo.logs import MadeHour, last_complete_hours, write_hour
-from demo.processes import ProcessRecord
+from dev.demo.airflow_api import ApiUnavailableError, TaskInstance
+from dev.demo.layout import BUCKET
+from dev.demo.logs import MadeHour, last_complete_hours, write_hour
+from dev.demo.processes import ProcessRecord
 from tests.fleet.stack import TRIGGERER, FleetStack
 from tests.support.hours import hour_prefix
 from tests.support.observe import PortWatch, Sample, Watch, with_descendants

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from demo.layout import BUCKET
+from dev.demo.layout import BUCKET
+from dev.servers import plain_client
 from tests.fleet.plot import sockets_plot
 from tests.fleet.stack import FleetStack
 from tests.fleet.story import (
@@ -26,7 +27,6 @@ from tests.fleet.story import (
 from tests.support.compose import ROOT
 from tests.support.debian import MissingProgramError
 from tests.support.hours import hour_prefix
-from tests.support.servers import plain_client
 from tests.support.verify import verify_hour
 
 pytestmark = [pytest.mark.fleet, pytest.mark.timeout(480)]

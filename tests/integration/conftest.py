@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from dev.servers import S3Server
 from log_rollup_plugin.listener import create_missing_pools
 from tests.integration.pipeline import Pipeline, stream_on
-from tests.support.servers import S3Server
 
 PipelineFactory = Callable[..., Pipeline]
 

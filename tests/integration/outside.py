@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from include.log_rollup.planning import Planned
+from include.log_rollup.steps.plan_hour import Planned
 from tests.conftest import ROOT
 from tests.support.observe import Watch
 

@@ -8,9 +8,9 @@ import json
 import sys
 from dataclasses import asdict
 
-from include.log_rollup import pack
 from include.log_rollup.errors import RollupError
-from include.log_rollup.plan import ShardRef
+from include.log_rollup.hour.plan import ShardRef
+from include.log_rollup.steps import packer
 from include.log_rollup.streams import Stream
 from tests.integration.pipeline import Pipeline
 
@@ -25,7 +25,7 @@ def main() -> int:
     )
     arguments = parser.parse_args()
     if arguments.copy_in_parts_above:
-        pack.LARGEST_COPY_BYTES = pack.COPY_RANGE_BYTES = arguments.copy_in_parts_above
+        packer.LARGEST_COPY_BYTES = packer.COPY_RANGE_BYTES = arguments.copy_in_parts_above
     stream = Stream.model_validate_json(arguments.settings)
     # No client of its own: what it does here goes through the hook alone.
     pipeline = Pipeline(stream, None, stream.raw.bucket)

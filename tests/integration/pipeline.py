@@ -7,18 +7,18 @@ from functools import partial
 from hashlib import sha256
 from typing import Any, TypeVar
 
-from include.log_rollup.complete import complete_hour
+from dev.servers import S3Client
 from include.log_rollup.errors import PermanentError, RollupError
-from include.log_rollup.packing import pack_shard
-from include.log_rollup.plan import ShardRef
-from include.log_rollup.planning import Planned, plan_hour
-from include.log_rollup.records import HourTotals, Measured
+from include.log_rollup.hour.plan import ShardRef
+from include.log_rollup.hour.records import HourTotals, Measured
+from include.log_rollup.steps.complete_hour import complete_hour
+from include.log_rollup.steps.pack_shard import pack_shard
+from include.log_rollup.steps.plan_hour import Planned, plan_hour
+from include.log_rollup.steps.validate_hour import validate_hour
 from include.log_rollup.streams import Stream
-from include.log_rollup.validate import validate_hour
-from log_rollup_plugin.hook import PooledS3Hook
 from log_rollup_plugin.operators import CONTROL_CONNECTIONS, PACKING_CONTROL_CONNECTIONS
-from log_rollup_plugin.policy import RETRIES
-from tests.support.servers import S3Client
+from log_rollup_plugin.retries import RETRIES
+from log_rollup_plugin.s3.hook import PooledS3Hook
 from tests.support.verify import VerifiedHour, assert_not_complete, verify_hour
 
 HOUR = datetime(2026, 11, 23, 8, tzinfo=UTC)

@@ -9,7 +9,7 @@ import sys
 from dataclasses import asdict
 
 from include.log_rollup.errors import RollupError
-from include.log_rollup.plan import ShardRef
+from include.log_rollup.hour.plan import ShardRef
 from tests.integration.pipeline import Pipeline, stream_on
 
 

@@ -8,17 +8,16 @@ from collections.abc import Mapping
 
 import pytest
 
-from include.log_rollup import pack
+from dev.servers import MinistackServer, S3Server
 from include.log_rollup.errors import InputChangedError, NotFoundError, ProofError
-from include.log_rollup.store import Location
-from log_rollup_plugin.hook import PooledS3Hook
+from include.log_rollup.storage.protocol import Location
+from log_rollup_plugin.s3.hook import PooledS3Hook
 from tests.integration.conftest import PipelineFactory
 from tests.integration.pipeline import AGGREGATED, MIB, RAW, Pipeline
 from tests.support.faults import Call, CorruptRequest, ReplaceHeaders, Request, Rule, on
 from tests.support.fixtures import BucketFactory, ProxyFactory
 from tests.support.hours import make_hour
 from tests.support.proxy import FaultProxy
-from tests.support.servers import MinistackServer, S3Server
 
 STORED = "stored-crc64nvme"
 BIG = f"{RAW}big.log"
@@ -185,8 +184,8 @@ def test_copy_without_a_crc_of_its_own_is_read_back(pipeline: Pipeline, proxy: F
 def test_copy_in_ranges_is_read_back(
     pipeline: Pipeline, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pack, "LARGEST_COPY_BYTES", 5 * MIB)
-    monkeypatch.setattr(pack, "COPY_RANGE_BYTES", 5 * MIB)
+    monkeypatch.setattr("include.log_rollup.steps.packer.LARGEST_COPY_BYTES", 5 * MIB)
+    monkeypatch.setattr("include.log_rollup.steps.packer.COPY_RANGE_BYTES", 5 * MIB)
     made = raw_hour(pipeline, objects=3) | {BIG: b"range\n" * (2 * MIB)}
     put_as_on_aws(pipeline, {BIG: made[BIG]})
     pipeline.run()

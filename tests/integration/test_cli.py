@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
+from dev.servers import MotoServer, RcloneServer
 from log_rollup_plugin.cli import hours
 from log_rollup_plugin.cli.main import main
 from tests.conftest import ROOT
@@ -25,7 +26,6 @@ from tests.integration.pipeline import AGGREGATED, MIB, RAW, Pipeline, settings_
 from tests.support.faults import Answer, Rule, access_denied, on
 from tests.support.fixtures import BucketFactory, ProxyFactory
 from tests.support.hours import make_hour, odd_hour, put_objects
-from tests.support.servers import MotoServer, RcloneServer
 
 HOUR_ARGUMENT = "2026-11-23T08"
 LARGE = f"{RAW}large.log"

@@ -10,12 +10,14 @@ from functools import partial
 import pytest
 from botocore.credentials import Credentials
 
+from dev.servers import MotoServer, RcloneServer, S3Server
+from dev.tls import TlsFiles
 from include.log_rollup.crc import crc64
 from include.log_rollup.errors import AccessError, ConfigurationError
-from include.log_rollup.store import Downloaded, Location, Uploaded
-from log_rollup_plugin.connector import BucketEndpoint
-from log_rollup_plugin.hook import PooledS3Hook
-from log_rollup_plugin.transfer import SocketTransfer, TransferSettings
+from include.log_rollup.storage.protocol import Downloaded, Location, Uploaded
+from log_rollup_plugin.s3.connector import BucketEndpoint
+from log_rollup_plugin.s3.hook import PooledS3Hook
+from log_rollup_plugin.s3.transfer import SocketTransfer, TransferSettings
 from tests.integration.conftest import PipelineFactory
 from tests.integration.outside import run_outside
 from tests.integration.pipeline import RAW, Pipeline, settings_on, stream_on
@@ -23,8 +25,6 @@ from tests.support.faults import Delay, Rule, on
 from tests.support.fixtures import BucketFactory, ProxyFactory
 from tests.support.hours import make_hour, put_objects
 from tests.support.observe import Watch
-from tests.support.servers import MotoServer, RcloneServer, S3Server
-from tests.support.tls import TlsFiles
 
 
 @pytest.mark.parametrize("cap", [4, 10])

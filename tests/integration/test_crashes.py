@@ -17,11 +17,11 @@ from functools import partial
 
 import pytest
 
-from include.log_rollup import pack
+from dev.servers import MotoServer, RcloneServer, S3Server
 from include.log_rollup.errors import AccessError
-from include.log_rollup.settle import Rule as SettleRule
-from include.log_rollup.settle import State, look
-from log_rollup_plugin.hook import PooledS3Hook
+from include.log_rollup.steps.wait_for_raw_hour import Rule as SettleRule
+from include.log_rollup.steps.wait_for_raw_hour import State, look
+from log_rollup_plugin.s3.hook import PooledS3Hook
 from tests.integration.conftest import PipelineFactory
 from tests.integration.outside import Limits, run_outside, start_outside
 from tests.integration.pipeline import AGGREGATED, MIB, RAW, settings_on
@@ -30,7 +30,6 @@ from tests.support.faults import Answer, Call, ReplaceHeaders, Request, Rule, St
 from tests.support.fixtures import BucketFactory, ProxyFactory
 from tests.support.hours import make_hour, put_objects
 from tests.support.proxy import Exchange, FaultProxy
-from tests.support.servers import MotoServer, RcloneServer, S3Server
 
 # CRASH_SEED=4711 draws the same moments again.
 SEED = int(os.environ.get("CRASH_SEED") or random.SystemRandom().randrange(10**6))
@@ -89,8 +88,8 @@ def kill_and_finish(
     proxy.reset_records()
     with pytest.MonkeyPatch.context() as patch:
         if in_parts:
-            patch.setattr(pack, "LARGEST_COPY_BYTES", in_parts)
-            patch.setattr(pack, "COPY_RANGE_BYTES", in_parts)
+            patch.setattr("include.log_rollup.steps.packer.LARGEST_COPY_BYTES", in_parts)
+            patch.setattr("include.log_rollup.steps.packer.COPY_RANGE_BYTES", in_parts)
         pipeline.run()
     moment = Moment.draw(proxy.exchanges, rng)
     print(f"CRASH_SEED {SEED}, this kill's {seed}: {type(server).__name__}, {moment}")

@@ -6,6 +6,7 @@ and faults run on moto too.
 
 import pytest
 
+from dev.servers import MinistackServer, MotoServer, RcloneServer, S3Server
 from include.log_rollup.errors import (
     EmptyHourError,
     InputChangedError,
@@ -19,7 +20,6 @@ from tests.integration.conftest import PipelineFactory
 from tests.integration.pipeline import AGGREGATED, MIB, RAW, Pipeline
 from tests.support.fixtures import BucketFactory, ProxyFactory
 from tests.support.hours import ODD_NAMES_BEYOND_FILES, make_hour, odd_hour, put_objects
-from tests.support.servers import MinistackServer, MotoServer, RcloneServer, S3Server
 
 
 @pytest.fixture(params=["rclone", "ministack"])

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
+from dev.servers import RcloneServer
 from tests.integration.conftest import PipelineFactory
 from tests.integration.outside import Limits, run_outside
 from tests.integration.pipeline import MIB, RAW, Pipeline, settings_on
 from tests.support.fixtures import BucketFactory
 from tests.support.hours import RawHour, make_hour, put_objects
 from tests.support.limits import memory_cgroup, peak_bytes
-from tests.support.servers import RcloneServer
 
 MEMORY = 512 * MIB
 

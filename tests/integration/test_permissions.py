@@ -10,19 +10,18 @@ from urllib.parse import unquote
 import pytest
 import yaml
 
-from include.log_rollup import pack
+from dev.servers import MotoServer
 from include.log_rollup.errors import RollupError
-from include.log_rollup.settle import Rule as SettleRule
-from include.log_rollup.settle import look
+from include.log_rollup.steps.wait_for_raw_hour import Rule as SettleRule
+from include.log_rollup.steps.wait_for_raw_hour import look
 from log_rollup_plugin.cli.main import main
-from log_rollup_plugin.hook import PooledS3Hook
+from log_rollup_plugin.s3.hook import PooledS3Hook
 from tests.conftest import ROOT
 from tests.integration.conftest import PipelineFactory
 from tests.integration.pipeline import AGGREGATED, HOUR, MIB, RAW, Pipeline, settings_on
 from tests.support.faults import Request, Rule, access_denied, on
 from tests.support.fixtures import BucketFactory, ProxyFactory
 from tests.support.hours import make_hour, put_objects
-from tests.support.servers import MotoServer
 
 POLICY = json.loads((ROOT / "deploy" / "iam-policy.json").read_text())
 EXAMPLE_BUCKET = "application-logs"
@@ -92,8 +91,8 @@ def work_through_everything(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch,
     late = {f"{RAW}zz-late.log": b"late\n"}
     put_objects(pipeline.client, pipeline.bucket, late)
     # In parts, as S3 demands above 5 GiB, which no test server holds.
-    monkeypatch.setattr(pack, "LARGEST_COPY_BYTES", 5 * MIB)
-    monkeypatch.setattr(pack, "COPY_RANGE_BYTES", 5 * MIB)
+    monkeypatch.setattr("include.log_rollup.steps.packer.LARGEST_COPY_BYTES", 5 * MIB)
+    monkeypatch.setattr("include.log_rollup.steps.packer.COPY_RANGE_BYTES", 5 * MIB)
     put_objects(pipeline.client, pipeline.bucket, {f"{RAW}large.log": b"m" * (6 * MIB)})
     pipeline.run()
     pipeline.client.delete_object(Bucket=pipeline.bucket, Key=f"{RAW}large.log")

@@ -24,19 +24,18 @@ import yaml
 from airflow.providers.amazon.aws.hooks.base_aws import AwsGenericHook
 from botocore.retries.standard import ExponentialBackoff
 
-from include.log_rollup import pack
+from dev.tls import TlsFiles
 from include.log_rollup.errors import PermanentError, RollupError, UnreadableRecordError, VanishedInputError
-from include.log_rollup.packing import pack_shard
-from include.log_rollup.planning import plan_hour
-from include.log_rollup.settle import Rule, look
+from include.log_rollup.steps.pack_shard import pack_shard
+from include.log_rollup.steps.plan_hour import plan_hour
+from include.log_rollup.steps.wait_for_raw_hour import Rule, look
 from log_rollup_plugin.cli.main import main
-from log_rollup_plugin.hook import PooledS3Hook
-from log_rollup_plugin.policy import RETRIES
+from log_rollup_plugin.retries import RETRIES
+from log_rollup_plugin.s3.hook import PooledS3Hook
 from tests.integration.pipeline import AGGREGATED, HOUR, RAW, Pipeline, settings_on, stream_on
 from tests.support.quirks.catalog import QUIRKS
 from tests.support.quirks.judge import MANIFEST, MARKER, WORK, marker_of, problems_of_hour, problems_outside
 from tests.support.quirks.process import QuirkServer, Seen
-from tests.support.tls import TlsFiles
 
 T = TypeVar("T")
 
@@ -135,8 +134,8 @@ def cheap_clients(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries come at once: how long they wait is tested elsewhere."""
-    monkeypatch.setattr(pack, "FIRST_WAIT_SECONDS", 0.001)
-    monkeypatch.setattr(pack, "LONGEST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr("include.log_rollup.steps.packer.FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr("include.log_rollup.steps.packer.LONGEST_WAIT_SECONDS", 0.01)
     monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda *_: 0.001)
 
 

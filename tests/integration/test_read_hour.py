@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from dev.servers import RcloneServer
 from examples.read_hour import Hour, NotReadableError, count_lines
 from tests.conftest import ROOT
 from tests.integration.conftest import PipelineFactory
 from tests.integration.pipeline import AGGREGATED, RAW, Pipeline
 from tests.support.fixtures import BucketFactory
 from tests.support.hours import make_hour, put_objects
-from tests.support.servers import RcloneServer
 
 LEVEL = re.compile(rb"\b(DEBUG|INFO|WARN|ERROR|FATAL)\b")
 

@@ -9,6 +9,7 @@ from xml.sax.saxutils import escape
 
 import pytest
 
+from dev.servers import RcloneServer, S3Client, S3Server
 from include.log_rollup.crc import crc64, to_header
 from include.log_rollup.errors import (
     AccessError,
@@ -20,14 +21,13 @@ from include.log_rollup.errors import (
     TransientError,
     UnsupportedOperationError,
 )
-from include.log_rollup.store import Location, StoredObject, Uploaded
+from include.log_rollup.storage.protocol import Location, StoredObject, Uploaded
 from include.log_rollup.units import MIB
-from log_rollup_plugin import hook as hook_module
-from log_rollup_plugin.hook import PooledS3Hook
-from log_rollup_plugin.transfer import SocketTransfer
+from log_rollup_plugin.s3 import hook as hook_module
+from log_rollup_plugin.s3.hook import PooledS3Hook
+from log_rollup_plugin.s3.transfer import SocketTransfer
 from tests.support.hours import put_objects
 from tests.support.recorder import ETAG, Recorded, Recorder, like_s3, refuse, respond
-from tests.support.servers import RcloneServer, S3Client, S3Server
 
 HookFactory = Callable[..., PooledS3Hook]
 

@@ -18,6 +18,8 @@ import pytest
 from botocore.credentials import Credentials
 from botocore.httpsession import get_cert_path
 
+from dev.servers import RcloneServer
+from dev.tls import TlsFiles
 from include.log_rollup.crc import crc64, to_header
 from include.log_rollup.errors import (
     AccessError,
@@ -30,16 +32,14 @@ from include.log_rollup.errors import (
     TransientError,
     UnsupportedOperationError,
 )
-from include.log_rollup.store import Downloaded, Location, Uploaded
+from include.log_rollup.storage.protocol import Downloaded, Location, Uploaded
 from include.log_rollup.units import MIB
-from log_rollup_plugin.connection import SEND_BYTES
-from log_rollup_plugin.connector import BucketEndpoint
-from log_rollup_plugin.transfer import SocketTransfer, TransferSettings
+from log_rollup_plugin.s3.connection import SEND_BYTES
+from log_rollup_plugin.s3.connector import BucketEndpoint
+from log_rollup_plugin.s3.transfer import SocketTransfer, TransferSettings
 from tests.integration.pipeline import RAW, Pipeline, stream_on
 from tests.support.fixtures import BucketFactory, ProxyFactory
 from tests.support.hours import make_hour
-from tests.support.servers import RcloneServer
-from tests.support.tls import TlsFiles
 
 BODY = b"2026-11-26T00:00:00Z hello\n" * 900
 ETAG = "0123456789abcdef0123456789abcdef"

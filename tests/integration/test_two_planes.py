@@ -14,12 +14,13 @@ import pytest
 from botocore.credentials import Credentials
 from botocore.exceptions import CredentialRetrievalError
 
+from dev.tls import TlsFiles
 from include.log_rollup.crc import crc64, to_header
 from include.log_rollup.errors import ConfigurationError, RollupError, TransientError
-from include.log_rollup.store import Downloaded, Location, Uploaded
-from log_rollup_plugin.checksums import content_md5
-from log_rollup_plugin.hook import PooledS3Hook
-from log_rollup_plugin.transfer import SocketTransfer
+from include.log_rollup.storage.protocol import Downloaded, Location, Uploaded
+from log_rollup_plugin.s3.checksums import content_md5
+from log_rollup_plugin.s3.hook import PooledS3Hook
+from log_rollup_plugin.s3.transfer import SocketTransfer
 from tests.support.recorder import (
     ETAG,
     ClientFiles,
@@ -33,7 +34,6 @@ from tests.support.recorder import (
     respond,
     server_context,
 )
-from tests.support.tls import TlsFiles
 
 T = TypeVar("T")
 

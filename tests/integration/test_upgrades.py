@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
+from dev.servers import RcloneServer
 from tests.conftest import ROOT
 from tests.integration.conftest import PipelineFactory
 from tests.integration.pipeline import AGGREGATED, RAW, Pipeline
 from tests.support.fixtures import BucketFactory
 from tests.support.hours import make_hour, put_objects
-from tests.support.servers import RcloneServer
 
 STEPS = ("plan", "pack", "validate", "complete")
 # The version before: other formats of plans and claims, and names of parts that do not say what they hold.

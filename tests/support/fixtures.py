@@ -15,6 +15,8 @@ from typing import Any, Protocol
 
 import pytest
 
+from dev.servers import SESSION_VARIABLE, MinistackServer, MotoServer, RcloneServer, S3Server
+from dev.tls import TlsFiles, make_tls_files
 from tests.support.observe import (
     describe_process,
     is_running,
@@ -22,8 +24,6 @@ from tests.support.observe import (
     with_descendants,
 )
 from tests.support.proxy import FaultProxy
-from tests.support.servers import SESSION_VARIABLE, MinistackServer, MotoServer, RcloneServer, S3Server
-from tests.support.tls import TlsFiles, make_tls_files
 
 _SETTLE_SECONDS = 2.0
 # Python's own helper of multiprocessing, which ends with the interpreter and not before.

@@ -13,7 +13,7 @@ from functools import cached_property
 
 from botocore.exceptions import ClientError
 
-from tests.support.servers import S3Client
+from dev.servers import S3Client
 
 _PUT_ATTEMPTS = 5
 

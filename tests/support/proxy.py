@@ -36,6 +36,7 @@ from typing import Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 from xml.sax.saxutils import escape
 
+from dev.tls import TlsFiles
 from tests.support.faults import (
     Answer,
     Call,
@@ -54,7 +55,6 @@ from tests.support.faults import (
     refuse_upload,
     share_of,
 )
-from tests.support.tls import TlsFiles
 from tests.support.wire import CHUNK_BYTES, Body, Event, Head, StoppedError, once, read_head, suffer
 
 _BUFFER_BYTES = 1024 * 1024

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from tests.support.tls import TlsFiles
+from dev.tls import TlsFiles
 
 ETAG = "0123456789abcdef0123456789abcdef"
 _CHUNK_BYTES = 64 * 1024

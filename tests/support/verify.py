@@ -18,7 +18,7 @@ from typing import Any
 
 from awscrt.checksums import crc64nvme
 
-from tests.support.servers import S3Client
+from dev.servers import S3Client
 
 ENCODINGS = (".gz", ".zst", ".bz2", ".xz", ".lz4")
 """Endings of a raw object's name, in any case, that keep it apart from plain ones."""

@@ -14,13 +14,13 @@ import httpx
 import pytest
 import yaml
 
-from demo.airflow_api import ApiUnavailableError, DagRun, TaskInstance
-from demo.dataset import Dataset, make_dataset
-from demo.layout import BUCKET
-from demo.stack import LocalStack
+from dev.demo.airflow_api import ApiUnavailableError, DagRun, TaskInstance
+from dev.demo.dataset import Dataset, make_dataset
+from dev.demo.layout import BUCKET
+from dev.demo.stack import LocalStack
+from dev.servers import S3Client, plain_client
 from tests.support.observe import Watch, with_descendants
 from tests.support.proxy import FaultProxy
-from tests.support.servers import S3Client, plain_client
 
 OBJECTS = 120
 HOURS = 2

@@ -7,7 +7,7 @@ from typing import Self
 from botocore.exceptions import BotoCoreError, ClientError
 from urllib3.exceptions import HTTPError
 
-from tests.support.servers import S3Client
+from dev.servers import S3Client
 
 
 class MarkerWatch:

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from demo.layout import BUCKET
-from include.log_rollup.complete import complete_hour, event_of
-from include.log_rollup.hours import format_hour
-from include.log_rollup.packing import pack_shard
-from include.log_rollup.planning import plan_hour
+from dev.demo.layout import BUCKET
+from include.log_rollup.hour.layout import format_hour
+from include.log_rollup.steps.complete_hour import complete_hour, event_of
+from include.log_rollup.steps.pack_shard import pack_shard
+from include.log_rollup.steps.plan_hour import plan_hour
+from include.log_rollup.steps.validate_hour import validate_hour
 from include.log_rollup.streams import Stream, load_streams
-from include.log_rollup.validate import validate_hour
-from log_rollup_plugin.hook import PooledS3Hook
+from log_rollup_plugin.s3.hook import PooledS3Hook
 from tests.conftest import ROOT
 from tests.support.hours import hour_prefix, make_hour
 from tests.system.conftest import AT_ONCE, SMALL_CONNECTIONS, Running

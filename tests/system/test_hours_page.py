@@ -9,8 +9,8 @@ from urllib.parse import unquote
 import pytest
 from playwright.sync_api import Browser, Locator, Page, ViewportSize, expect
 
-from demo.layout import BUCKET
-from include.log_rollup.hours import floor_hour, format_hour
+from dev.demo.layout import BUCKET
+from include.log_rollup.hour.layout import floor_hour, format_hour
 from tests.support.browser import running_browser
 from tests.support.hours import hour_prefix, make_hour
 from tests.system.conftest import SMALL, Running

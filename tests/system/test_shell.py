@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from demo.layout import Layout
-from demo.within import NothingRunsError, environment
+from dev.demo.layout import Layout
+from dev.demo.within import NothingRunsError, environment
 from tests.conftest import ROOT
 from tests.system.conftest import POOL_SLOTS, Running
 

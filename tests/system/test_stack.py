@@ -4,8 +4,8 @@ from datetime import datetime
 
 import pytest
 
-from demo.airflow_api import DagRun
-from demo.layout import BUCKET
+from dev.demo.airflow_api import DagRun
+from dev.demo.layout import BUCKET
 from tests.support.hours import hour_prefix, make_hour
 from tests.support.verify import VerifiedHour, verify_hour
 from tests.system.conftest import OBJECTS, POOL, Running

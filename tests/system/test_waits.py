@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from demo.airflow_api import TaskInstance
-from demo.layout import BUCKET
+from dev.demo.airflow_api import TaskInstance
+from dev.demo.layout import BUCKET
 from tests.support.hours import hour_prefix, make_hour
 from tests.system.conftest import AT_ONCE, Running
 

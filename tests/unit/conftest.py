@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
-from include.log_rollup import pack, packing
+from include.log_rollup.steps import packer
 from tests.unit.pipeline import Unwatched
 
 settings.register_profile(
@@ -23,8 +23,10 @@ settings.load_profile("log-rollup")
 def short_waits() -> Iterator[None]:
     """The packer's waits, a thousandth as long."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pack, "FIRST_WAIT_SECONDS", pack.FIRST_WAIT_SECONDS / 1000)
-        patch.setattr(pack, "LONGEST_WAIT_SECONDS", pack.LONGEST_WAIT_SECONDS / 1000)
+        patch.setattr("include.log_rollup.steps.packer.FIRST_WAIT_SECONDS", packer.FIRST_WAIT_SECONDS / 1000)
+        patch.setattr(
+            "include.log_rollup.steps.packer.LONGEST_WAIT_SECONDS", packer.LONGEST_WAIT_SECONDS / 1000
+        )
         yield
 
 
@@ -32,5 +34,5 @@ def short_waits() -> Iterator[None]:
 def unwatched() -> Iterator[None]:
     """For tests of thousands of runs: no thread that watches open files, which has tests of its own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packing, "Monitor", Unwatched)
+        patch.setattr("include.log_rollup.steps.pack_shard.Monitor", Unwatched)
         yield

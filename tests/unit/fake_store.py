@@ -27,7 +27,7 @@ from include.log_rollup.errors import (
     TooLargeError,
     TransientError,
 )
-from include.log_rollup.store import (
+from include.log_rollup.storage.protocol import (
     READ_LIMIT_BYTES,
     Checksum,
     Downloaded,
@@ -122,7 +122,7 @@ class CrashError(Exception):
 
 
 class FakeStore:
-    """Implements :class:`include.log_rollup.store.ObjectStore`.
+    """Implements :class:`include.log_rollup.storage.protocol.ObjectStore`.
 
     :param keeps_crc: whether it keeps a CRC64-NVME for each object
     :param checks_crc: whether it refuses an object with a wrong CRC; one that keeps CRCs without checking
@@ -571,7 +571,7 @@ class OddLister(FakeStore):
 
 
 class FakeTransfer:
-    """Implements :class:`include.log_rollup.store.Transfer`, and sees to it that its contract is kept."""
+    """Implements :class:`include.log_rollup.storage.protocol.Transfer` and checks that its contract is kept."""
 
     def __init__(self, store: FakeStore, connections: int) -> None:
         self.connections = connections

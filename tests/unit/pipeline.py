@@ -10,15 +10,15 @@ from typing import Any, Self
 
 from awscrt.checksums import crc64nvme
 
-from include.log_rollup.complete import complete_hour
+from include.log_rollup.hour.plan import content_id_of, make_plan, select
+from include.log_rollup.hour.records import HourTotals
 from include.log_rollup.monitor import Peaks
-from include.log_rollup.packing import pack_shard
-from include.log_rollup.plan import content_id_of, make_plan, select
-from include.log_rollup.planning import Planned, plan_hour
-from include.log_rollup.records import HourTotals
-from include.log_rollup.store import Location, ObjectInfo
+from include.log_rollup.steps.complete_hour import complete_hour
+from include.log_rollup.steps.pack_shard import pack_shard
+from include.log_rollup.steps.plan_hour import Planned, plan_hour
+from include.log_rollup.steps.validate_hour import validate_hour
+from include.log_rollup.storage.protocol import Location, ObjectInfo
 from include.log_rollup.streams import Stream
-from include.log_rollup.validate import validate_hour
 from tests.unit.fake_store import FakeStore, Operation
 
 HOUR = datetime(2026, 11, 23, 8, tzinfo=UTC)

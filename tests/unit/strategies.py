@@ -2,7 +2,7 @@
 
 from hypothesis import strategies as st
 
-from include.log_rollup.store import ObjectInfo
+from include.log_rollup.storage.protocol import ObjectInfo
 from tests.unit.pipeline import RAW
 
 # What something between a key and a URL, a line, a path or UTF-16 gets wrong.

@@ -6,12 +6,12 @@ from datetime import UTC, datetime
 
 import pytest
 
-from include.log_rollup.complete import complete_hour
 from include.log_rollup.errors import ProofError, SupersededError, TransientError
-from include.log_rollup.packing import pack_shard
-from include.log_rollup.planning import plan_hour
-from include.log_rollup.records import HourTotals
-from include.log_rollup.validate import validate_hour
+from include.log_rollup.hour.records import HourTotals
+from include.log_rollup.steps.complete_hour import complete_hour
+from include.log_rollup.steps.pack_shard import pack_shard
+from include.log_rollup.steps.plan_hour import plan_hour
+from include.log_rollup.steps.validate_hour import validate_hour
 from tests.unit.fake_store import FakeStore
 from tests.unit.pipeline import (
     AGGREGATED,

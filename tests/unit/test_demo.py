@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from demo import cli
-from demo.airflow_api import TaskInstance
-from demo.dataset import read_dataset
-from demo.environment import Addresses
-from demo.follow import describe_split
-from demo.layout import Layout
-from demo.s3_servers import MINISTACK, RCLONE, SERVERS
-from demo.stack import StackRecord, read_record, write_record
+from dev.demo import cli
+from dev.demo.airflow_api import TaskInstance
+from dev.demo.dataset import read_dataset
+from dev.demo.environment import Addresses
+from dev.demo.follow import describe_split
+from dev.demo.layout import Layout
+from dev.demo.s3_servers import MINISTACK, RCLONE, SERVERS
+from dev.demo.stack import StackRecord, read_record, write_record
 
 BEGAN = datetime(2026, 11, 24, 8, tzinfo=UTC)
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from include.log_rollup import records
-from include.log_rollup.detail import read_hour
-from include.log_rollup.packing import pack_shard
-from include.log_rollup.planning import plan_hour
-from include.log_rollup.status import HourState
+from include.log_rollup.hour import records
+from include.log_rollup.queries.hour_detail import read_hour
+from include.log_rollup.queries.status import HourState
+from include.log_rollup.steps.pack_shard import pack_shard
+from include.log_rollup.steps.plan_hour import plan_hour
 from tests.unit.fake_store import FakeStore
 from tests.unit.pipeline import HOUR, MANIFEST, MARKER, WORK, make_stream, manifest_of, produce, run_hour
 

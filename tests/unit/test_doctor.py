@@ -15,10 +15,10 @@ from include.log_rollup.errors import (
     TransientError,
     UnsupportedOperationError,
 )
-from include.log_rollup.store import Location
+from include.log_rollup.storage.protocol import Location
 from log_rollup_plugin.cli import doctor
 from log_rollup_plugin.cli.doctor import Check, State
-from log_rollup_plugin.faults import from_network, from_response
+from log_rollup_plugin.s3.error_mapping import from_network, from_response
 from tests.unit.fake_store import FakeStore
 from tests.unit.pipeline import make_stream
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from include.log_rollup.errors import ConfigurationError
-from include.log_rollup.hours import (
+from include.log_rollup.hour.layout import (
     HourPaths,
     floor_hour,
     format_hour,
@@ -19,8 +19,8 @@ from include.log_rollup.hours import (
     planned_name,
     split_name,
 )
-from include.log_rollup.plan import ENCODINGS, OPAQUE
-from include.log_rollup.store import Location
+from include.log_rollup.hour.plan import ENCODINGS, OPAQUE
+from include.log_rollup.storage.protocol import Location
 from tests.unit.pipeline import AGGREGATED, HOUR, RAW, WORK, make_stream
 
 # From 2000 to 2100.

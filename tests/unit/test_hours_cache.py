@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from include.log_rollup.errors import AccessError
-from include.log_rollup.status import HourState
+from include.log_rollup.queries.status import HourState
 from include.log_rollup.streams import Stream
 from log_rollup_plugin.hours_page.cache import GOOD_FOR, PAUSE, Known, MarkerCache
 from tests.unit.fake_store import FakeStore

@@ -5,10 +5,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from include.log_rollup.changes import Changes
 from include.log_rollup.errors import AccessError
-from include.log_rollup.late import Looked, look_back, recent_hours
-from include.log_rollup.planning import plan_hour
+from include.log_rollup.hour.changes import Changes
+from include.log_rollup.queries.late import Looked, look_back, recent_hours
+from include.log_rollup.steps.plan_hour import plan_hour
 from tests.unit.fake_store import FakeStore
 from tests.unit.pipeline import HOUR, MANIFEST, MARKER, RAW, make_stream, produce, run_hour
 

@@ -10,8 +10,8 @@ FORBIDDEN = ("airflow", "boto3", "botocore", "log_rollup_plugin", "dags", "tests
 PROBE = """
 import importlib, pkgutil, sys
 import include.log_rollup as pipeline
-for module in pkgutil.iter_modules(pipeline.__path__):
-    importlib.import_module(f"include.log_rollup.{module.name}")
+for module in pkgutil.walk_packages(pipeline.__path__, "include.log_rollup."):
+    importlib.import_module(module.name)
 print(*sorted({name.partition(".")[0] for name in sys.modules}))
 """
 

@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from include.log_rollup.errors import ListingError, ThrottledError, TransientError
-from include.log_rollup.store import Location, ObjectInfo
-from log_rollup_plugin import listing
-from log_rollup_plugin.faults import translated
-from log_rollup_plugin.listing import page_of
+from include.log_rollup.storage.protocol import Location, ObjectInfo
+from log_rollup_plugin.s3 import list_parser
+from log_rollup_plugin.s3.error_mapping import translated
+from log_rollup_plugin.s3.list_parser import page_of
 
 MOMENT = datetime(2026, 11, 23, 8, 0, 5, 678000, UTC)
 ETAG = "9e107d9d372bb6826bd81d3542a419d6"
@@ -45,7 +45,7 @@ class Lister:
         )  # fmt: skip
         self.body, self.headers = b"", {"Date": "Mon, 23 Nov 2026 09:00:00 GMT"}
         if fast:
-            listing.read_rows_with(self.client)
+            list_parser.read_rows_with(self.client)
         self.client.meta.events.register("before-send.s3.ListObjectsV2", self._answer)
 
     def _answer(self, request: Any, **_: Any) -> AWSResponse:

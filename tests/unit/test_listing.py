@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from include.log_rollup import listing
 from include.log_rollup.errors import AccessError, InputChangedError, ListingError, TransientError
-from include.log_rollup.listing import between, list_all, list_by_token, pages_by_token
-from include.log_rollup.planning import plan_hour
-from include.log_rollup.store import ListPage, Location, ObjectInfo
-from log_rollup_plugin.listing import page_of
+from include.log_rollup.steps.plan_hour import plan_hour
+from include.log_rollup.storage import listing
+from include.log_rollup.storage.listing import between, list_all, list_by_token, pages_by_token
+from include.log_rollup.storage.protocol import ListPage, Location, ObjectInfo
+from log_rollup_plugin.s3.list_parser import page_of
 from tests.unit.fake_store import FakeStore, OddLister
 from tests.unit.pipeline import HOUR, assert_right, make_stream, run_hour
 

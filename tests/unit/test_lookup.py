@@ -2,10 +2,9 @@
 
 import pytest
 
-from include.log_rollup import lookup, proof
 from include.log_rollup.errors import ConfigurationError, NotFoundError, ProofError, TransientError
-from include.log_rollup.lookup import locate, read_located
-from include.log_rollup.planning import plan_hour
+from include.log_rollup.queries.locate import locate, read_located
+from include.log_rollup.steps.plan_hour import plan_hour
 from tests.unit.fake_store import Effect, FakeStore
 from tests.unit.pipeline import AGGREGATED, HOUR, MARKER, RAW, make_stream, produce, run_hour
 
@@ -53,8 +52,8 @@ def test_an_object_is_one_ranged_request_and_an_empty_one_is_none(store: FakeSto
 
 
 def test_a_large_object_comes_in_pieces(store: FakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lookup, "IN_ONE_PIECE_BYTES", 64)
-    monkeypatch.setattr(proof, "READ_BACK_BYTES", 40)
+    monkeypatch.setattr("include.log_rollup.queries.locate.IN_ONE_PIECE_BYTES", 64)
+    monkeypatch.setattr("include.log_rollup.hour.parts.READ_BACK_BYTES", 40)
     pieces = list(read_located(store, locate(store, STREAM, RAW + "large.log")))
     assert [len(piece) for piece in pieces] == [40, 40, 21]
     assert b"".join(pieces) == NAMES["large.log"]
@@ -71,7 +70,7 @@ def test_wrong_bytes_are_not_handed_out(store: FakeStore) -> None:
 def test_wrong_bytes_of_a_large_object_are_told_at_its_end(
     store: FakeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lookup, "IN_ONE_PIECE_BYTES", 64)
+    monkeypatch.setattr("include.log_rollup.queries.locate.IN_ONE_PIECE_BYTES", 64)
     found = locate(store, STREAM, RAW + "large.log")
     store.on("RANGE", found.part.key, Effect.WRONG_BYTES)
     with pytest.raises(ProofError, match=r"large\.log"):

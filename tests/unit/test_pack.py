@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from include.log_rollup import crc, pack
+from include.log_rollup import crc
 from include.log_rollup.errors import (
     AccessError,
     ChangedBufferError,
@@ -19,10 +19,11 @@ from include.log_rollup.errors import (
     ThrottledError,
     TransientError,
 )
-from include.log_rollup.pack import ATTEMPTS, Guard, PackSettings, ShardPacker, WrittenPart
-from include.log_rollup.plan import PlannedPart, WriteOptions, make_plan, select
-from include.log_rollup.records import PackedPart
-from include.log_rollup.store import Location, ObjectInfo
+from include.log_rollup.hour.plan import PlannedPart, WriteOptions, make_plan, select
+from include.log_rollup.hour.records import PackedPart
+from include.log_rollup.steps import packer
+from include.log_rollup.steps.packer import ATTEMPTS, Guard, PackSettings, ShardPacker, WrittenPart
+from include.log_rollup.storage.protocol import Location, ObjectInfo
 from tests.unit.fake_store import Effect, FakeStore, FakeTransfer
 from tests.unit.pipeline import AGGREGATED, RAW, joined_parts, make_stream, numbered, parts, produce
 from tests.unit.pipeline import expected as expected_of
@@ -336,7 +337,7 @@ def test_parts_are_written_and_reported_one_after_the_other_within_bounded_memor
 def test_a_request_without_an_answer_is_cancelled_after_its_time_and_tried_again(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, kind: str, name: str
 ) -> None:
-    monkeypatch.setattr(pack, "TICK_SECONDS", 0.002)
+    monkeypatch.setattr("include.log_rollup.steps.packer.TICK_SECONDS", 0.002)
     store = FakeStore()
     store.on(kind, name, Effect.STALLED, times=2)
     at_once = PackSettings(connect_timeout=timedelta(0), response_timeout=timedelta(0))
@@ -352,7 +353,7 @@ def test_a_request_without_an_answer_is_cancelled_after_its_time_and_tried_again
 def test_the_time_of_a_request_grows_with_its_body() -> None:
     times = PackSettings(connect_timeout=timedelta(seconds=2), response_timeout=timedelta(seconds=3))
     assert times.request_seconds(0) == 2 + 2 + 3
-    assert times.request_seconds(pack.SLOWEST_BYTES_PER_SECOND * 10) == 7 + 10
+    assert times.request_seconds(packer.SLOWEST_BYTES_PER_SECOND * 10) == 7 + 10
 
 
 # -- failures ------------------------------------------------------------------------------------------
@@ -522,7 +523,7 @@ def test_a_guard_that_holds_is_asked_before_each_part_and_nothing_else_is() -> N
 def test_where_the_guard_does_not_hold_the_whole_look_decides(
     monkeypatch: pytest.MonkeyPatch, body: bytes | None, effect: Effect | Exception | None
 ) -> None:
-    monkeypatch.setattr(pack, "TICK_SECONDS", 0.002)
+    monkeypatch.setattr("include.log_rollup.steps.packer.TICK_SECONDS", 0.002)
     at_once = PackSettings(connect_timeout=timedelta(0), response_timeout=timedelta(0))
     store = FakeStore()
     if body is not None:
@@ -598,8 +599,8 @@ def test_a_claim_that_changes_between_two_tries_stops_the_write(kind: str, size:
 @pytest.fixture
 def small_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if 5 GiB were 50 bytes, and a range 20."""
-    monkeypatch.setattr(pack, "LARGEST_COPY_BYTES", 50)
-    monkeypatch.setattr(pack, "COPY_RANGE_BYTES", 20)
+    monkeypatch.setattr("include.log_rollup.steps.packer.LARGEST_COPY_BYTES", 50)
+    monkeypatch.setattr("include.log_rollup.steps.packer.COPY_RANGE_BYTES", 20)
 
 
 @pytest.mark.usefixtures("small_ranges")
@@ -682,7 +683,7 @@ def test_copies_run_side_by_side_within_the_connections() -> None:
 
 
 def test_a_stalled_copy_is_cancelled_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pack, "TICK_SECONDS", 0.002)
+    monkeypatch.setattr("include.log_rollup.steps.packer.TICK_SECONDS", 0.002)
     store = FakeStore()
     store.on("COPY", "part-00000", Effect.STALLED, times=2)
     at_once = PackSettings(connect_timeout=timedelta(0), response_timeout=timedelta(0))

@@ -25,15 +25,15 @@ from include.log_rollup.errors import (
     TransientError,
     VanishedInputError,
 )
-from include.log_rollup.late import look_back
-from include.log_rollup.lookup import locate, read_located
-from include.log_rollup.packing import pack_shard
-from include.log_rollup.plan import ShardRef
-from include.log_rollup.planning import plan_hour
-from include.log_rollup.records import Measured
-from include.log_rollup.store import Location
-from include.log_rollup.validate import validate_hour
-from include.log_rollup.verify import verify_hour
+from include.log_rollup.hour.plan import ShardRef
+from include.log_rollup.hour.records import Measured
+from include.log_rollup.queries.late import look_back
+from include.log_rollup.queries.locate import locate, read_located
+from include.log_rollup.queries.verify import verify_hour
+from include.log_rollup.steps.pack_shard import pack_shard
+from include.log_rollup.steps.plan_hour import plan_hour
+from include.log_rollup.steps.validate_hour import validate_hour
+from include.log_rollup.storage.protocol import Location
 from tests.unit.fake_store import CrashError, Effect, FakeStore
 from tests.unit.pipeline import (
     AGGREGATED,

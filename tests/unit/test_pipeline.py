@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from include.log_rollup import crc
-from include.log_rollup.complete import complete_hour
 from include.log_rollup.errors import (
     AccessError,
     MissingBucketError,
@@ -19,10 +18,11 @@ from include.log_rollup.errors import (
     ThrottledError,
     TransientError,
 )
-from include.log_rollup.packing import pack_shard
-from include.log_rollup.planning import plan_hour
+from include.log_rollup.steps.complete_hour import complete_hour
+from include.log_rollup.steps.pack_shard import pack_shard
+from include.log_rollup.steps.plan_hour import plan_hour
+from include.log_rollup.steps.validate_hour import validate_hour
 from include.log_rollup.streams import Stream
-from include.log_rollup.validate import validate_hour
 from tests.unit.fake_store import Effect, FakeStore
 from tests.unit.pipeline import (
     AGGREGATED,

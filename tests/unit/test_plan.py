@@ -11,9 +11,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from include.log_rollup.errors import ListingError, UnsupportedInputError
-from include.log_rollup.hours import part_index, planned_name
-from include.log_rollup.listing import list_all, list_by_token
-from include.log_rollup.plan import (
+from include.log_rollup.hour.layout import part_index, planned_name
+from include.log_rollup.hour.plan import (
     COPIES_PER_SHARD,
     OBJECTS_PER_SHARD,
     OPAQUE,
@@ -30,7 +29,8 @@ from include.log_rollup.plan import (
     shard_refs,
     split_part,
 )
-from include.log_rollup.store import ListPage, Location, ObjectInfo
+from include.log_rollup.storage.listing import list_all, list_by_token
+from include.log_rollup.storage.protocol import ListPage, Location, ObjectInfo
 from tests.unit import pipeline
 from tests.unit.fake_store import FakeStore
 from tests.unit.pipeline import RAW

@@ -12,8 +12,6 @@ from itertools import count
 
 import pytest
 
-from include.log_rollup import records
-from include.log_rollup.complete import complete_hour
 from include.log_rollup.errors import (
     AccessError,
     EmptyHourError,
@@ -25,14 +23,16 @@ from include.log_rollup.errors import (
     UnsupportedInputError,
     VanishedInputError,
 )
-from include.log_rollup.hours import has_tag
-from include.log_rollup.late import look_back
-from include.log_rollup.lookup import locate, read_located
-from include.log_rollup.packing import pack_shard
-from include.log_rollup.plan import content_id_of
-from include.log_rollup.planning import Planned, Preview, plan_hour, preview_hour
-from include.log_rollup.validate import validate_hour
-from include.log_rollup.verify import verify_hour
+from include.log_rollup.hour import records
+from include.log_rollup.hour.layout import has_tag
+from include.log_rollup.hour.plan import content_id_of
+from include.log_rollup.queries.late import look_back
+from include.log_rollup.queries.locate import locate, read_located
+from include.log_rollup.queries.verify import verify_hour
+from include.log_rollup.steps.complete_hour import complete_hour
+from include.log_rollup.steps.pack_shard import pack_shard
+from include.log_rollup.steps.plan_hour import Planned, Preview, plan_hour, preview_hour
+from include.log_rollup.steps.validate_hour import validate_hour
 from tests.unit.fake_store import FakeStore
 from tests.unit.pipeline import (
     AGGREGATED,

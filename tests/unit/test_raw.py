@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from include.log_rollup.errors import UnsupportedInputError
-from include.log_rollup.plan import LeftOut, ObjectDigests, WriteOptions, make_plan, select
-from include.log_rollup.raw import digest_raw
-from include.log_rollup.store import ObjectInfo
+from include.log_rollup.hour.plan import LeftOut, ObjectDigests, WriteOptions, make_plan, select
+from include.log_rollup.hour.raw_digest import digest_raw
+from include.log_rollup.storage.protocol import ObjectInfo
 from tests.unit.fake_store import FakeStore, OddLister
 from tests.unit.pipeline import HOUR, RAW, make_stream, produce
 from tests.unit.strategies import raw_hours
@@ -81,7 +81,7 @@ def test_nothing_but_a_page_is_kept_of_rows_in_order() -> None:
             super().add(rows)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("include.log_rollup.raw.ObjectDigests", Counting)
+        patch.setattr("include.log_rollup.hour.raw_digest.ObjectDigests", Counting)
         digest_raw(store, PATHS, None, 3000)
     assert sizes == [1000, 1000, 1000]
 

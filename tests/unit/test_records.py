@@ -14,11 +14,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from include.log_rollup import records as records_module
 from include.log_rollup.errors import UnreadableRecordError
-from include.log_rollup.hours import split_name
-from include.log_rollup.plan import LeftOut, PlannedPart, ShardRef
-from include.log_rollup.records import (
+from include.log_rollup.hour import records as records_module
+from include.log_rollup.hour.layout import split_name
+from include.log_rollup.hour.plan import LeftOut, PlannedPart, ShardRef
+from include.log_rollup.hour.records import (
     PROVEN_BY_READING,
     PROVEN_BY_STORE,
     Claim,
@@ -37,7 +37,7 @@ from include.log_rollup.records import (
     packed_row_json,
     parse_claim,
 )
-from include.log_rollup.store import Location, ObjectInfo
+from include.log_rollup.storage.protocol import Location, ObjectInfo
 from tests.unit.fake_store import FakeStore
 from tests.unit.pipeline import RAW
 from tests.unit.strategies import etags, names

@@ -11,12 +11,12 @@ from typing import TypeVar
 
 import pytest
 
-from include.log_rollup import planning
-from include.log_rollup.complete import complete_hour
 from include.log_rollup.errors import RollupError, SupersededError
-from include.log_rollup.packing import pack_shard
-from include.log_rollup.planning import Planned
-from include.log_rollup.validate import validate_hour
+from include.log_rollup.steps import plan_hour as planner
+from include.log_rollup.steps.complete_hour import complete_hour
+from include.log_rollup.steps.pack_shard import pack_shard
+from include.log_rollup.steps.plan_hour import Planned
+from include.log_rollup.steps.validate_hour import validate_hour
 from tests.unit import pipeline
 from tests.unit.fake_store import CrashError, Effect, FakeStore, Operation
 from tests.unit.pipeline import (
@@ -55,7 +55,7 @@ STREAM = make_stream()
 
 # In some of the states objects have vanished: what is run here may drop what they held.
 run_hour = partial(pipeline.run_hour, drop_vanished=True)
-plan_hour = partial(planning.plan_hour, drop_vanished=True)
+plan_hour = partial(planner.plan_hour, drop_vanished=True)
 
 
 def fresh(store: FakeStore) -> None:

@@ -18,6 +18,7 @@ from botocore.config import Config
 from botocore.parsers import ResponseParserError
 from urllib3 import exceptions as urllib3
 
+from dev.tls import TlsFiles, make_tls_files
 from include.log_rollup import errors
 from include.log_rollup.errors import (
     AccessError,
@@ -35,9 +36,9 @@ from include.log_rollup.errors import (
     UnsupportedInputError,
     UnsupportedOperationError,
 )
-from include.log_rollup.store import Location
-from log_rollup_plugin import faults
-from log_rollup_plugin.faults import (
+from include.log_rollup.storage.protocol import Location
+from log_rollup_plugin.s3 import error_mapping
+from log_rollup_plugin.s3.error_mapping import (
     from_code,
     from_network,
     from_response,
@@ -45,12 +46,11 @@ from log_rollup_plugin.faults import (
     limit_redirects,
     translated,
 )
-from tests.support.tls import TlsFiles, make_tls_files
 
 OBJECT = Location("logs", "raw/app/20261123/08/a.log")
 OPERATIONS = ("GET", "PUT", "HEAD", "COPY", "DELETE", "LIST")
 
-# What each code has to come to. Sources: see log_rollup_plugin.faults.CODES.
+# What each code has to come to. Sources: see log_rollup_plugin.s3.error_mapping.CODES.
 EXPECTED: Mapping[type[RollupError], str] = {
     ThrottledError: "SlowDown SlowDownRead SlowDownWrite ServiceUnavailable Throttling ThrottlingException "
     "RequestLimitExceeded BandwidthLimitExceeded TooManyRequests Busy KMS.ThrottlingException",
@@ -91,14 +91,14 @@ def test_a_code_counts_whatever_status_and_operation_are(code: str, kind: type[R
     made = {
         type(from_response(operation, OBJECT, status, code, "why", {}))
         for operation in OPERATIONS
-        for status in ((200, 301, 400, 403, 404, 409, 500, 503) if code in faults.CODES else (400,))
+        for status in ((200, 301, 400, 403, 404, 409, 500, 503) if code in error_mapping.CODES else (400,))
     }
     made.add(type(from_code("DELETE", OBJECT, code, "why")))
     assert made == {kind}
 
 
 def test_each_code_of_the_table_names_itself_and_its_remedy() -> None:
-    for code, fault in faults.CODES.items():
+    for code, fault in error_mapping.CODES.items():
         error = from_response("PUT", OBJECT, 400, code, "the server's words", {})
         assert type(error) is fault.error
         text = str(error)
@@ -484,7 +484,7 @@ def test_a_connection_closed_in_the_handshake_is_tried_again(tls_files: TlsFiles
 
 
 def test_airflows_retries_agree_with_the_classes() -> None:
-    from log_rollup_plugin.policy import retry_policy
+    from log_rollup_plugin.retries import retry_policy
 
     policy = retry_policy()
     kinds = [

@@ -7,8 +7,16 @@ from typing import Any
 import pytest
 
 from include.log_rollup.errors import EmptyHourError, ListingError, MissingBucketError, UnsettledHourError
-from include.log_rollup.settle import Look, Rule, State, give_up_at, look, unlisted, unsettled
-from include.log_rollup.store import ListPage, ObjectInfo
+from include.log_rollup.steps.wait_for_raw_hour import (
+    Look,
+    Rule,
+    State,
+    give_up_at,
+    look,
+    unlisted,
+    unsettled,
+)
+from include.log_rollup.storage.protocol import ListPage, ObjectInfo
 from tests.unit.fake_store import FakeStore
 from tests.unit.pipeline import HOUR, RAW, make_stream
 

@@ -12,8 +12,6 @@ from typing import Any
 
 import pytest
 
-from include.log_rollup import state as state_module
-from include.log_rollup.complete import complete_hour, marker_of
 from include.log_rollup.errors import (
     AccessError,
     InputChangedError,
@@ -24,13 +22,15 @@ from include.log_rollup.errors import (
     UnsupportedOperationError,
     VanishedInputError,
 )
-from include.log_rollup.packing import pack_shard
-from include.log_rollup.plan import PlannedPart, content_id_of
-from include.log_rollup.planning import Planned, plan_hour
-from include.log_rollup.records import Claim, ManifestReader
-from include.log_rollup.state import HourState
-from include.log_rollup.store import Location, ObjectInfo
-from include.log_rollup.validate import validate_hour
+from include.log_rollup.hour import state as state_module
+from include.log_rollup.hour.plan import PlannedPart, content_id_of
+from include.log_rollup.hour.records import Claim, ManifestReader
+from include.log_rollup.hour.state import HourState
+from include.log_rollup.steps.complete_hour import complete_hour, marker_of
+from include.log_rollup.steps.pack_shard import pack_shard
+from include.log_rollup.steps.plan_hour import Planned, plan_hour
+from include.log_rollup.steps.validate_hour import validate_hour
+from include.log_rollup.storage.protocol import Location, ObjectInfo
 from tests.unit.fake_store import CrashError, Effect, FakeStore, Operation
 from tests.unit.pipeline import (
     AGGREGATED,

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from include.log_rollup.errors import AccessError, TooLargeError, UnreadableRecordError
-from include.log_rollup.planning import plan_hour
-from include.log_rollup.status import HourState, HourStatus, read_hours
+from include.log_rollup.queries.status import HourState, HourStatus, read_hours
+from include.log_rollup.steps.plan_hour import plan_hour
 from tests.unit.fake_store import FakeStore
 from tests.unit.pipeline import CLAIM, HOUR, MARKER, make_stream, marker_of, produce, run_hour
 

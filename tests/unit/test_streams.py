@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from include.log_rollup.errors import ConfigurationError
-from include.log_rollup.store import Location
+from include.log_rollup.storage.protocol import Location
 from include.log_rollup.streams import (
     INCLUDE,
     Stream,

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from dev.servers import RcloneServer
 from tests.support.fixtures import ProxyFactory
 from tests.support.observe import (
     PortWatch,
@@ -18,7 +19,6 @@ from tests.support.observe import (
     processes_with_environment,
     with_descendants,
 )
-from tests.support.servers import RcloneServer
 
 # Opens connections and files, grows, says so, lets go of half the connections, says so, waits to be ended.
 WORKER = """

@@ -15,6 +15,8 @@ import urllib3
 from awscrt.checksums import crc64nvme
 from botocore.exceptions import ClientError, EndpointConnectionError, ResponseStreamingError, SSLError
 
+from dev.servers import MotoServer, RcloneServer, S3Client, S3Server
+from dev.tls import TlsFiles
 from tests.support.faults import (
     Answer,
     Call,
@@ -40,8 +42,6 @@ from tests.support.faults import (
 from tests.support.fixtures import BucketFactory, ProxyFactory
 from tests.support.hours import ODD_NAMES, odd_hour, put_objects
 from tests.support.proxy import FaultProxy
-from tests.support.servers import MotoServer, RcloneServer, S3Client, S3Server
-from tests.support.tls import TlsFiles
 
 BODY = bytes(range(256)) * 1000
 

@@ -13,10 +13,10 @@ import pytest
 from awscrt.checksums import crc64nvme
 from botocore.exceptions import ClientError
 
+from dev.servers import S3Client, plain_client
+from dev.tls import TlsFiles
 from tests.support.quirks.catalog import QUIRKS
 from tests.support.quirks.process import QuirkServer, Seen
-from tests.support.servers import S3Client, plain_client
-from tests.support.tls import TlsFiles
 
 BUCKET = "bucket"
 KEYS = (

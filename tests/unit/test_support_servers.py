@@ -17,11 +17,11 @@ import pytest
 from awscrt.checksums import crc64nvme
 from botocore.exceptions import ClientError, SSLError
 
+from dev.servers import MinistackServer, MotoServer, RcloneServer, S3Client, S3Server, ServerError
+from dev.tls import TlsFiles
 from tests.support.fixtures import BucketFactory
 from tests.support.hours import ODD_NAMES, ODD_NAMES_BEYOND_FILES, odd_hour, put_objects
 from tests.support.observe import is_running, with_descendants
-from tests.support.servers import MinistackServer, MotoServer, RcloneServer, S3Client, S3Server, ServerError
-from tests.support.tls import TlsFiles
 
 BODY = b"some log line\n" * 1000
 WRONG_ETAG = f'"{"0" * 32}"'
@@ -72,7 +72,7 @@ def test_a_server_leaves_no_process_no_port_and_no_file(kind: type[S3Server], tl
 def test_a_server_ends_with_whoever_started_it_even_if_that_is_killed() -> None:
     script = (
         "import time\n"
-        "from tests.support.servers import RcloneServer\n"
+        "from dev.servers import RcloneServer\n"
         "server = RcloneServer()\n"
         "server.start()\n"
         "print(server.pid, server.state_dir, flush=True)\n"

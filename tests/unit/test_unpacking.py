@@ -16,7 +16,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from include.log_rollup import unpacking
-from include.log_rollup.plan import ENCODINGS
+from include.log_rollup.hour.plan import ENCODINGS
 from include.log_rollup.units import MIB
 from include.log_rollup.unpacking import CHECKED_ENCODINGS, why_damaged
 

@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from include.log_rollup import monitor, proof, validate
-from include.log_rollup.complete import complete_hour
+from include.log_rollup import monitor
 from include.log_rollup.errors import (
     AccessError,
     InputChangedError,
@@ -23,10 +22,11 @@ from include.log_rollup.errors import (
     TransientError,
     VanishedInputError,
 )
-from include.log_rollup.packing import pack_shard
-from include.log_rollup.planning import plan_hour
+from include.log_rollup.steps.complete_hour import complete_hour
+from include.log_rollup.steps.pack_shard import pack_shard
+from include.log_rollup.steps.plan_hour import plan_hour
+from include.log_rollup.steps.validate_hour import validate_hour
 from include.log_rollup.streams import Stream
-from include.log_rollup.validate import validate_hour
 from tests.unit.fake_store import Effect, FakeStore
 from tests.unit.pipeline import (
     AGGREGATED,
@@ -158,7 +158,7 @@ def test_reading_back_proves_every_hour_whatever_the_size_of_its_chunks(
     store = FakeStore(keeps_crc=False, checks_crc=False)
     produce(store, hour, md5_etag=md5_etag)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(proof, "READ_BACK_BYTES", chunk)
+        patch.setattr("include.log_rollup.hour.parts.READ_BACK_BYTES", chunk)
         totals = run_hour(store, stream)
     assert_complete(store, stream)
     assert set(totals.verified.parts) <= {"read-back"}
@@ -170,7 +170,7 @@ def test_reading_back_proves_every_hour_whatever_the_size_of_its_chunks(
 def test_proof_covers_every_byte_that_is_read_back() -> None:
     store = packed_hour(keeps_crc=False, checks_crc=False)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(proof, "READ_BACK_BYTES", 7)
+        patch.setattr("include.log_rollup.hour.parts.READ_BACK_BYTES", 7)
         validate_hour(store, STREAM, HOUR)
     read: dict[str, list[tuple[int, int]]] = {}
     for operation in store.log:
@@ -222,13 +222,14 @@ def test_while_parts_are_proven_the_log_says_how_far_it_is(
         line.wait(30)
 
     handler = Lines()
-    validate.log.addHandler(handler)
-    caplog.set_level(logging.INFO, validate.log.name)
+    logger = logging.getLogger("include.log_rollup.steps.validate_hour")
+    logger.addHandler(handler)
+    caplog.set_level(logging.INFO, logger.name)
     try:
         store.on("HEAD", "part-00003", await_line)
         validate_hour(store, STREAM, HOUR)
     finally:
-        validate.log.removeHandler(handler)
+        logger.removeHandler(handler)
     assert line.is_set()
 
 

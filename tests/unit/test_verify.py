@@ -6,13 +6,12 @@ from typing import Any
 
 import pytest
 
-from include.log_rollup import proof
 from include.log_rollup.errors import NotFoundError, ProofError, SupersededError, TransientError
-from include.log_rollup.packing import pack_shard
-from include.log_rollup.planning import plan_hour
-from include.log_rollup.store import Location, ObjectHead
+from include.log_rollup.queries.verify import Verification, verify_hour
+from include.log_rollup.steps.pack_shard import pack_shard
+from include.log_rollup.steps.plan_hour import plan_hour
+from include.log_rollup.storage.protocol import Location, ObjectHead
 from include.log_rollup.streams import Stream
-from include.log_rollup.verify import Verification, verify_hour
 from tests.unit.fake_store import Effect, FakeStore
 from tests.unit.pipeline import (
     AGGREGATED,
@@ -98,7 +97,7 @@ def test_without_deep_a_part_that_was_read_back_is_the_same_while_its_etag_is() 
 
 @pytest.mark.parametrize("chunk", [7, 32, 1000])
 def test_deep_reads_every_byte_of_parts_and_raw(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
-    monkeypatch.setattr(proof, "READ_BACK_BYTES", chunk)
+    monkeypatch.setattr("include.log_rollup.hour.parts.READ_BACK_BYTES", chunk)
     store = complete_hour()
     assert verify(store, deep=True).proofs == {"read-back": 5}
     read: dict[str, int] = {}

@@ -5,7 +5,7 @@ import re
 from datetime import UTC, date, datetime
 
 from include.log_rollup.errors import ConfigurationError
-from include.log_rollup.hours import check_hour, floor_hour
+from include.log_rollup.hour.layout import check_hour, floor_hour
 from include.log_rollup.streams import Stream, load_streams, streams_path
 
 # Of the streams, in a message.

@@ -26,7 +26,7 @@ from include.log_rollup.errors import (
     UnsupportedOperationError,
 )
 from include.log_rollup.monitor import FILES_BESIDE_CONNECTIONS, check_open_file_limit, open_files
-from include.log_rollup.store import Downloaded, ListPage, Location, ObjectInfo, Transfer, Uploaded
+from include.log_rollup.storage.protocol import Downloaded, ListPage, Location, ObjectInfo, Transfer, Uploaded
 from include.log_rollup.streams import (
     INCLUDE,
     POOL,
@@ -43,7 +43,7 @@ from log_rollup_plugin.cli.output import Answer
 from log_rollup_plugin.cli.store import load_airflow, open_store
 
 if TYPE_CHECKING:
-    from log_rollup_plugin.hook import PooledS3Hook
+    from log_rollup_plugin.s3.hook import PooledS3Hook
 
 T = TypeVar("T")
 
@@ -320,7 +320,7 @@ class _Probe:
 
         :param needed: the permission without which S3 refuses this
         """
-        from log_rollup_plugin.faults import is_unreachable
+        from log_rollup_plugin.s3.error_mapping import is_unreachable
 
         name = self._stream.name
         try:

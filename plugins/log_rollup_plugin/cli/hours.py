@@ -7,12 +7,12 @@ from datetime import UTC, datetime, time, timedelta
 from typing import Any
 
 from include.log_rollup.errors import ConfigurationError
-from include.log_rollup.hours import format_hour
-from include.log_rollup.planning import preview_hour
-from include.log_rollup.status import HourState, HourStatus, read_hours
+from include.log_rollup.hour.layout import format_hour
+from include.log_rollup.queries.status import HourState, HourStatus, read_hours
+from include.log_rollup.queries.verify import Verification, verify_hour
+from include.log_rollup.steps.plan_hour import preview_hour
 from include.log_rollup.streams import Stream
 from include.log_rollup.units import format_size
-from include.log_rollup.verify import Verification, verify_hour
 from log_rollup_plugin.cli.arguments import find_stream
 from log_rollup_plugin.cli.output import Answer, Progressing, table, tell
 from log_rollup_plugin.cli.store import open_store

@@ -9,9 +9,9 @@ from typing import IO, Any
 
 from include.log_rollup import crc
 from include.log_rollup.errors import ConfigurationError
-from include.log_rollup.hours import format_hour
-from include.log_rollup.lookup import Located, read_located
-from include.log_rollup.lookup import locate as find
+from include.log_rollup.hour.layout import format_hour
+from include.log_rollup.queries.locate import Located, read_located
+from include.log_rollup.queries.locate import locate as find
 from log_rollup_plugin.cli.arguments import find_stream, key_of
 from log_rollup_plugin.cli.output import Answer, Progressing, tell
 from log_rollup_plugin.cli.store import open_store

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from include.log_rollup.streams import Stream
 
 if TYPE_CHECKING:
-    from log_rollup_plugin.hook import PooledS3Hook
+    from log_rollup_plugin.s3.hook import PooledS3Hook
 
 # As many as a task has that plans or validates; they come beside those that the pool counts.
 CONNECTIONS = 4
@@ -19,7 +19,7 @@ def open_store(stream: Stream, control_connections: int = CONNECTIONS) -> "Poole
     :param control_connections: how many of them are boto3's; the rest are a transfer's
     """
     load_airflow()
-    from log_rollup_plugin.hook import PooledS3Hook
+    from log_rollup_plugin.s3.hook import PooledS3Hook
 
     return PooledS3Hook.for_stream(stream, CONNECTIONS, control_connections)
 

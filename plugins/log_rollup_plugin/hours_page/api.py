@@ -28,12 +28,11 @@ from pydantic import TypeAdapter
 from sqlalchemy.orm import Session
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from include.log_rollup.detail import HourDetail, PartStatus, read_hour
 from include.log_rollup.errors import ConfigurationError, TransientError
-from include.log_rollup.hours import format_hour, parse_hour
-from include.log_rollup.status import HourState
+from include.log_rollup.hour.layout import format_hour, parse_hour
+from include.log_rollup.queries.hour_detail import HourDetail, PartStatus, read_hour
+from include.log_rollup.queries.status import HourState
 from include.log_rollup.streams import Stream, load_streams
-from log_rollup_plugin.hook import PooledS3Hook
 from log_rollup_plugin.hours_page.cache import MarkerCache, ReadHour, explain
 from log_rollup_plugin.hours_page.database import (
     LATE_DAG_ID,
@@ -49,6 +48,7 @@ from log_rollup_plugin.hours_page.states import State, judge, late_after
 from log_rollup_plugin.hours_page.threads import BusyError, OwnThreads
 from log_rollup_plugin.links import console_page
 from log_rollup_plugin.runs import dag_id_of
+from log_rollup_plugin.s3.hook import PooledS3Hook
 
 log = logging.getLogger(__name__)
 

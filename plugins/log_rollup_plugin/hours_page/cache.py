@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from include.log_rollup.errors import RollupError
-from include.log_rollup.status import HourState, HourStatus, read_hours
-from include.log_rollup.store import ObjectStore
+from include.log_rollup.queries.status import HourState, HourStatus, read_hours
+from include.log_rollup.storage.protocol import ObjectStore
 from include.log_rollup.streams import Stream
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from include.log_rollup.errors import ConfigurationError
-from include.log_rollup.hours import floor_hour, parse_hour
+from include.log_rollup.hour.layout import floor_hour, parse_hour
 
 LATE_DAG_ID = "log_rollup_late"
 WAIT_TASK_ID = "wait_for_raw_hour"

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from airflow.utils.types import DagRunType
 
-from include.log_rollup.status import HourState, HourStatus
+from include.log_rollup.queries.status import HourState, HourStatus
 from include.log_rollup.streams import Stream
 from log_rollup_plugin.hours_page.cache import ReadHour
 from log_rollup_plugin.hours_page.database import HourRun

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.support.servers import S3Server, ServerError
-from tests.support.tls import TlsFiles
+from dev.servers import S3Server, ServerError
+from dev.tls import TlsFiles
 
 ATTEMPTS = 6
 ROOT = Path(__file__).resolve().parents[3]

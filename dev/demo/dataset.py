@@ -1,0 +1,114 @@
+"""The demo's data set: which raw hours were made, the streams file that names them, the record of both."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from dev.demo.layout import BUCKET, Layout, read_json, write_json
+from dev.demo.logs import MEAN_OBJECT_BYTES, MadeHour, last_complete_hours, write_hour
+from dev.demo.s3_servers import RCLONE
+
+STREAM = "app"
+DAG_ID = f"log_rollup_{STREAM}"
+RAW_PREFIX = f"raw/{STREAM}/"
+AGGREGATED_PREFIX = f"aggregated/{STREAM}/"
+SEED = 250
+
+# The raw objects, the parts made of them, the parts being written beside older ones, and some air.
+_DISK_FACTOR = 2.5
+
+_STREAMS_FILE = """\
+# Written by `python -m dev.demo`: the stream whose raw hours the demo has made.
+defaults: {{aws_conn_id: aws_default, quiet_period: 1s}}
+streams:
+  - name: {stream}
+    raw: s3://{bucket}/{raw}
+    aggregated: s3://{bucket}/{aggregated}
+    start: {start:%Y-%m-%dT%H:%M:%SZ}
+    # Nobody writes raw objects once the demo's hours are made, so later hours of `make up` are empty.
+    allow_empty: true
+"""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The hours that were made, the oldest first, and the name of the S3 server that they were made for."""
+
+    hours: tuple[MadeHour, ...]
+    s3: str = RCLONE
+
+    @property
+    def by_hour(self) -> Mapping[datetime, MadeHour]:
+        """What was made, by the beginning of its hour in UTC."""
+        return {made.hour: made for made in self.hours}
+
+
+class NotEnoughDiskError(Exception):
+    """The disk has no room for the raw objects and for what becomes of them."""
+
+
+def hour_folder(hour: datetime) -> str:
+    """Return the `YYYYmmdd/HH` under which an hour's objects lie, raw and aggregated."""
+    return f"{hour:%Y%m%d/%H}"
+
+
+def make_dataset(
+    layout: Layout, hours: int, objects: int, now: datetime, progress: Callable[[str], None], s3: str = RCLONE
+) -> Dataset:
+    """Write the raw hours straight into the bucket's folder, then the streams file, then the record.
+
+    It has to be called before the S3 server starts: rclone would not look at the folders again for minutes, and
+    a server that keeps objects in memory gets them at its start.
+
+    :param hours: how many; they are the last complete ones before `now`.
+    :param objects: raw objects in each hour.
+    :param s3: the name of the S3 server that will serve them.
+    :raises NotEnoughDiskError: before anything is written.
+    """
+    layout.bucket.mkdir(parents=True, exist_ok=True)
+    _check_disk(layout.bucket, round(hours * objects * MEAN_OBJECT_BYTES * _DISK_FACTOR))
+    made = []
+    for hour in last_complete_hours(hours, now):
+        made.append(write_hour(layout.bucket / RAW_PREFIX / hour_folder(hour), hour, objects, SEED))
+        megabytes = made[-1].bytes / 1e6
+        progress(f"made {objects:,} raw objects for {hour:%Y-%m-%d %H:%M} UTC, {megabytes:,.0f} MB")
+    layout.streams.write_text(
+        _STREAMS_FILE.format(
+            stream=STREAM, bucket=BUCKET, raw=RAW_PREFIX, aggregated=AGGREGATED_PREFIX, start=made[0].hour
+        )
+    )
+    entries = [{"hour": one.hour.isoformat(), "objects": one.objects, "bytes": one.bytes} for one in made]
+    write_json(layout.dataset, {"seed": SEED, "s3": s3, "hours": entries})
+    return Dataset(hours=tuple(made), s3=s3)
+
+
+def read_dataset(layout: Layout) -> Dataset | None:
+    """Return the data set that was made, or None when there is none, or only half of one."""
+    record = read_json(layout.dataset)
+    if record is None or not layout.streams.exists():
+        return None
+    return Dataset(
+        hours=tuple(
+            MadeHour(
+                hour=datetime.fromisoformat(entry["hour"]).astimezone(UTC),
+                objects=entry["objects"],
+                bytes=entry["bytes"],
+            )
+            for entry in record["hours"]
+        ),
+        # Records of earlier versions don't name the server: they knew rclone alone.
+        s3=record.get("s3", RCLONE),
+    )
+
+
+def _check_disk(folder: Path, needed_bytes: int) -> None:
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < needed_bytes:
+        raise NotEnoughDiskError(
+            f"the demo needs about {needed_bytes / 1e9:.1f} GB in {folder}, and {free_bytes / 1e9:.1f} GB "
+            "are free: ask for fewer HOURS or OBJECTS, or make room"
+        )

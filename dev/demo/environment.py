@@ -1,0 +1,144 @@
+"""What the stack's processes get to see: their settings, and nothing of the user's own."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import secrets
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from dev.demo.layout import Layout, read_json, write_json
+
+REGION = "us-east-1"
+# Settings of the user's that would change what the stack does: other credentials, another database,
+# another bucket, another interpreter's modules.
+_AMBIENT = ("AWS_", "AIRFLOW_", "BOTO_", "RCLONE_", "LOG_ROLLUP_", "PYTHON", "VIRTUAL_ENV", "UV_")
+
+
+@dataclass(frozen=True)
+class Secrets:
+    """Keys made for this state directory alone; none of them opens anything else."""
+
+    s3_access_key: str
+    s3_secret_key: str
+    fernet_key: str
+    api_secret_key: str
+    jwt_secret: str
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """The ports on 127.0.0.1 that the stack serves."""
+
+    ui_port: int
+    s3_port: int
+
+    @property
+    def ui_url(self) -> str:
+        """Address of Airflow's UI and REST API."""
+        return f"http://127.0.0.1:{self.ui_port}"
+
+    @property
+    def s3_endpoint(self) -> str:
+        """Address of the S3 server, for path-style requests."""
+        return f"http://127.0.0.1:{self.s3_port}"
+
+
+@dataclass(frozen=True)
+class AirflowFolders:
+    """What Airflow loads: the project root for imports, the Dags, the plugins, the streams."""
+
+    project: Path
+    dags: Path
+    plugins: Path
+    streams: Path
+
+
+def load_secrets(layout: Layout) -> Secrets:
+    """Return the keys of this state directory, made at the first call and readable by the user alone."""
+    record = read_json(layout.secrets)
+    if record is not None:
+        return Secrets(**record)
+    made = Secrets(
+        s3_access_key="demo" + secrets.token_hex(8),
+        s3_secret_key=secrets.token_hex(20),
+        fernet_key=base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
+        api_secret_key=secrets.token_hex(16),
+        jwt_secret=secrets.token_hex(32),
+    )
+    write_json(layout.secrets, asdict(made), mode=0o600)
+    return made
+
+
+def clean_environment(ambient: Mapping[str, str]) -> dict[str, str]:
+    """Return `ambient` without what could leak into the stack, and with loopback outside of any proxy."""
+    env = {name: value for name, value in ambient.items() if not name.startswith(_AMBIENT)}
+    env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), ambient.get("PATH", os.defpath)])
+    # On macOS a forked process crashes when it asks the system for proxies, unless all hosts are exempt
+    # (https://bugs.python.org/issue30385); here nothing talks to anything but this machine.
+    env["NO_PROXY"] = env["no_proxy"] = "*" if sys.platform == "darwin" else "127.0.0.1,localhost"
+    if sys.platform == "darwin":
+        env["OBJC_DISABLE_INITIALIZE_FORK_SAFETY"] = "YES"
+    env["PYTHONUNBUFFERED"] = "1"
+    return env
+
+
+def airflow_environment(
+    layout: Layout, folders: AirflowFolders, addresses: Addresses, keys: Secrets, parallelism: int
+) -> dict[str, str]:
+    """Return the variables that every Airflow process of the stack gets on top of a clean environment.
+
+    :param parallelism: how many tasks may run at once.
+    """
+    connection = {
+        "conn_type": "aws",
+        "login": keys.s3_access_key,
+        "password": keys.s3_secret_key,
+        "extra": {
+            "region_name": REGION,
+            "endpoint_url": addresses.s3_endpoint,
+            "config_kwargs": {"s3": {"addressing_style": "path"}},
+        },
+    }
+    return {
+        "PYTHONPATH": str(folders.project),
+        "LOG_ROLLUP_STREAMS": str(folders.streams),
+        # Should a client be built without the connection, it must find nobody's credentials, rather than
+        # those in the home directory or of the machine's role.
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AIRFLOW_HOME": str(layout.airflow_home),
+        "AIRFLOW_CONN_AWS_DEFAULT": json.dumps(connection),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(folders.dags),
+        "AIRFLOW__CORE__PLUGINS_FOLDER": str(folders.plugins),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+        "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
+        "AIRFLOW__CORE__PARALLELISM": str(parallelism),
+        # SQLite has one writer at a time. By default a request fails that has waited 5 s for its turn, as that
+        # for a backfill can while tasks start on the same cores.
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{layout.airflow_home}/airflow.db?timeout=20",
+        "AIRFLOW__CORE__FERNET_KEY": keys.fernet_key,
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
+        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{addresses.ui_url}/execution/",
+        # The default asks the name service, which takes seconds on a laptop away from its network.
+        "AIRFLOW__CORE__HOSTNAME_CALLABLE": "socket.gethostname",
+        "AIRFLOW__API__HOST": "127.0.0.1",
+        "AIRFLOW__API__PORT": str(addresses.ui_port),
+        "AIRFLOW__API__BASE_URL": addresses.ui_url,
+        "AIRFLOW__API__SECRET_KEY": keys.api_secret_key,
+        "AIRFLOW__API_AUTH__JWT_SECRET": keys.jwt_secret,
+        # A new Dag file shows after seconds, not after five minutes.
+        "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "10",
+        # The server shares this machine's cores with the tasks; the default gives it 5 s to answer.
+        "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "30",
+        # What `down` has cut short is taken up by the next `up` after a minute, not after five.
+        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "60",
+        "AIRFLOW__LOGGING__COLORED_CONSOLE_LOG": "False",
+        "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+    }

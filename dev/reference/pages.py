@@ -1,0 +1,316 @@
+"""Writes docs/REFERENCE.md: what the code itself says of its settings, records, events, tasks and errors.
+
+``python -m dev.reference`` writes it; a test fails where it is not what the code gives.
+"""
+
+import inspect
+import json
+import os
+import runpy
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import timedelta
+from itertools import chain
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from annotated_types import Ge, Le
+from pydantic import AfterValidator, BeforeValidator
+from pydantic.fields import FieldInfo
+
+from dev.reference import fields, sample
+from include.log_rollup import errors
+from include.log_rollup.storage.protocol import Location
+from include.log_rollup.streams import (
+    LATE_SCHEDULE,
+    POOL,
+    DurationRange,
+    SizeRange,
+    Stream,
+    pool_slots,
+)
+from include.log_rollup.units import GIB, MIB, TIB, parse_duration, parse_size
+
+ROOT = Path(__file__).resolve().parents[2]
+TARGET = ROOT / "docs" / "REFERENCE.md"
+
+# Fields whose own keys are data: names of operations and of proofs.
+_COUNTS = ("requests", "measured.requests", "verified.parts", "verified.objects")
+_NAMES: Mapping[Any, str] = {bool: "true or false", int: "whole number", str: "text", Location: "S3 prefix"}
+
+_HEAD = """\
+# Reference
+
+Written by `make docs` from the code: don't edit it. How to begin is in [GUIDE.md](GUIDE.md).
+"""
+
+
+def render() -> str:
+    """The whole page, from the shipped streams file; Airflow has to be set up, as :func:`main` does it."""
+    sections = (_HEAD, _streams(), _records(), _events(), _dags(), _errors())
+    return "\n".join(sections)
+
+
+# -- the streams file ----------------------------------------------------------------------------------
+
+
+def _streams() -> str:
+    keys = [
+        (f"`{name}`", _type(field), _default(field), _allowed(field), _one_line(field.description))
+        for name, field in Stream.model_fields.items()
+    ]
+    return f"""\
+## The streams file
+
+`include/streams.yaml`, or the file that the environment variable `LOG_ROLLUP_STREAMS` names. At its top:
+
+| key | meaning |
+|---|---|
+| `streams` | the list of streams; each becomes a Dag |
+| `defaults` | keys of a stream that hold for all of them, unless a stream has its own |
+| `late_schedule` | when `log_rollup_late` looks: a cron expression in UTC; by default `{LATE_SCHEDULE}` |
+
+A stream:
+
+{_table(("key", "type", "default", "allowed", "meaning"), keys)}
+Sizes are written like `32MiB`, durations like `90s`, `10m`, `6h`, `2d`, `1h30m`. No `max_connections` may be above
+the slots of the pool `{POOL}`, which `include/pools.json` creates with {pool_slots()}.
+"""
+
+
+def _type(field: FieldInfo) -> str:
+    metadata = _metadata(field)
+    readers = {item.func for item in metadata if isinstance(item, BeforeValidator)}
+    if parse_size in readers:
+        return "size"
+    if parse_duration in readers:
+        return "duration"
+    kind = _kind(field.annotation)
+    if get_origin(kind) is Literal:
+        return "one of a list"
+    return _NAMES.get(kind, getattr(kind, "__name__", str(kind)).replace("datetime", "time"))
+
+
+def _kind(annotation: Any) -> Any:
+    """The type without None and without what is annotated to it."""
+    if get_origin(annotation) in (Union, UnionType):
+        (annotation,) = (one for one in get_args(annotation) if one is not type(None))
+    return get_args(annotation)[0] if hasattr(annotation, "__metadata__") else annotation
+
+
+def _metadata(field: FieldInfo) -> Sequence[Any]:
+    within = (getattr(one, "__metadata__", ()) for one in get_args(field.annotation))
+    return [*field.metadata, *chain.from_iterable(within)]
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "needed"
+    value = field.default
+    if value is None:
+        return "none"
+    if _type(field) == "size":
+        return f"`{_size(value)}`"
+    if isinstance(value, timedelta):
+        return f"`{_duration(value)}`"
+    return f"`{json.dumps(value) if isinstance(value, bool) else value}`"
+
+
+def _allowed(field: FieldInfo) -> str:
+    kind = _kind(field.annotation)
+    if get_origin(kind) is Literal:
+        return ", ".join(f"`{choice}`" for choice in get_args(kind))
+    low = high = ""
+    for item in _metadata(field):
+        if isinstance(item, Ge):
+            low = str(item.ge)
+        elif isinstance(item, Le):
+            high = str(item.le)
+        elif isinstance(item, AfterValidator) and isinstance(item.func, SizeRange):
+            low, high = _size(item.func.low), _size(item.func.high)
+        elif isinstance(item, AfterValidator) and isinstance(item.func, DurationRange):
+            low, high = _duration(item.func.low), _duration(item.func.high)
+    if low and high:
+        return f"{low} to {high}"
+    return f"{low} or more" if low else ""
+
+
+def _size(size_bytes: int) -> str:
+    units = ((TIB, "TiB"), (GIB, "GiB"), (MIB, "MiB"))
+    unit, name = next((unit, name) for unit, name in units if size_bytes % unit == 0)
+    return f"{size_bytes // unit}{name}"
+
+
+def _duration(duration: timedelta) -> str:
+    seconds = int(duration.total_seconds())
+    unit, name = next(
+        (unit, name) for unit, name in ((86400, "d"), (3600, "h"), (60, "m"), (1, "s")) if seconds % unit == 0
+    )
+    return f"{seconds // unit}{name}"
+
+
+# -- records and events --------------------------------------------------------------------------------
+
+
+def _records() -> str:
+    header, line = sample.manifest()
+    return f"""\
+## The completion marker `_SUCCESS`
+
+JSON. An hour is complete if and only if it lies beside its parts. Sizes are bytes, times seconds.
+
+{_fields(sample.marker(), fields.MARKER)}
+## The manifest `_manifest.jsonl.gz`
+
+A line of JSON each, gzip. The first line is the header:
+
+{_fields(header, fields.MANIFEST_HEADER)}
+Each further line is a raw object, in the order in which they lie in the parts:
+
+{_fields(line, fields.MANIFEST_LINE)}"""
+
+
+def _events() -> str:
+    return f"""\
+## Asset events
+
+Each completion of an hour of the stream `app` is an event of two assets:
+
+| asset | partition key | for |
+|---|---|---|
+| `log_rollup_app` | none | Dags with `schedule=[Asset.ref(name="log_rollup_app")]` |
+| `log_rollup_app_hours` | the hour | Dags with a `PartitionedAssetTimetable` |
+
+Both carry as `extra`:
+
+{_fields(sample.event(), fields.EVENT)}"""
+
+
+def _fields(record: Mapping[str, Any], meanings: Mapping[str, str]) -> str:
+    found = dict(sample.flat(record, _COUNTS))
+    if found.keys() != meanings.keys():
+        odd = ", ".join(sorted(found.keys() ^ meanings.keys()))
+        raise ValueError(
+            f"dev/reference/fields.py and the records differ in {odd}: describe exactly the fields there are"
+        )
+    rows = [(f"`{name}`", f"`{json.dumps(found[name])}`", meanings[name]) for name in found]
+    return _table(("field", "example", "meaning"), rows)
+
+
+# -- Dags ----------------------------------------------------------------------------------------------
+
+
+def _dags() -> str:
+    text = "## The Dags\n\nFor the shipped streams file, which has the stream `app`.\n"
+    for path in sorted((ROOT / "dags").glob("*.py")):
+        for dag in _dags_of(path):
+            text += (
+                f"\n### `{dag.dag_id}`\n\n{dag.description}. {_params(dag)}Tasks, in order:\n\n{_tasks(dag)}"
+            )
+    return text
+
+
+def _dags_of(path: Path) -> list[Any]:
+    """The Dags that a file leaves a task of, in their order."""
+    values = [value for value in runpy.run_path(str(path)).values() if not isinstance(value, type)]
+    found = (getattr(value, "dag", None) for value in values)
+    return list({dag.dag_id: dag for dag in found if dag}.values())
+
+
+def _params(dag: Any) -> str:
+    if not dag.params:
+        return ""
+    params = ((name, dag.params.get_param(name)) for name in dag.params)
+    rows = [
+        (f"`{name}`", f"`{json.dumps(param.value)}`", _one_line(param.description)) for name, param in params
+    ]
+    return f"Parameters of a run:\n\n{_table(('parameter', 'default', 'meaning'), rows)}\n"
+
+
+def _tasks(dag: Any) -> str:
+    rows = []
+    for task in dag.topological_sort():
+        # A mapped task keeps its settings by name, another one as attributes.
+        settings = task.partial_kwargs if task.is_mapped else vars(task)
+        kind = task.operator_class if task.is_mapped else type(task)
+        pool = settings.get("pool", "default_pool")
+        slots = settings.get("pool_slots", 1) if pool == POOL else ""
+        limit = settings.get("execution_timeout")
+        rows.append(
+            (
+                f"`{task.task_id}`" + (" (mapped)" if task.is_mapped else ""),
+                _first_sentence(kind),
+                str(slots),
+                str(settings["retries"]),
+                _duration(limit) if limit else "",
+            )
+        )
+    head = ("task", "does", f"slots of `{POOL}`", "retries", "time limit of a try")
+    return _table(head, rows)
+
+
+# -- errors --------------------------------------------------------------------------------------------
+
+
+def _errors() -> str:
+    kinds = [
+        kind for _, kind in inspect.getmembers(errors, inspect.isclass) if kind.__module__ == errors.__name__
+    ]
+    kinds.sort(key=lambda kind: inspect.getsourcelines(kind)[1])
+    rows = [
+        (
+            f"`{kind.__name__}`",
+            "no" if issubclass(kind, errors.PermanentError) else "yes",
+            _first_sentence(kind),
+        )
+        for kind in kinds
+        if kind is not errors.RollupError
+    ]
+    return f"""\
+## Errors
+
+What a task's log ends with. Where Airflow does not retry, the message says what to do; by message they are in
+[TROUBLESHOOTING.md](TROUBLESHOOTING.md).
+
+{_table(("error", "retried", "meaning"), rows)}"""
+
+
+# -- text ----------------------------------------------------------------------------------------------
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    def lines() -> Iterator[str]:
+        for row in (head, ["---"] * len(head), *rows):
+            yield "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
+
+    return "\n".join(lines()) + "\n"
+
+
+def _first_sentence(kind: type) -> str:
+    return (inspect.getdoc(kind) or "").partition("\n")[0].removesuffix(".").replace("``", "`")
+
+
+def _one_line(text: str | None) -> str:
+    return " ".join((text or "").split()).removesuffix(".")
+
+
+def main() -> int:
+    """Write the page, whatever settings of Airflow the caller has."""
+    with tempfile.TemporaryDirectory(prefix="log-rollup-airflow-") as home:
+        # Before Airflow is imported for the first time: it reads these once.
+        os.environ.update(
+            {
+                "AIRFLOW_HOME": home,
+                "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags"),
+                "AIRFLOW__CORE__PLUGINS_FOLDER": str(ROOT / "plugins"),
+                "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+            }
+        )
+        os.environ.pop("LOG_ROLLUP_STREAMS", None)
+        sys.path.append(str(ROOT / "plugins"))
+        text = render()
+    TARGET.write_text(text, encoding="utf-8")
+    print(f"wrote {TARGET.relative_to(ROOT)}")
+    return 0

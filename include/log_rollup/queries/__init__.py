@@ -1,0 +1,1 @@
+"""What can be asked about hours without changing them."""
