@@ -333,7 +333,7 @@ class Check:
         """
         if not version.body or not self.hour.is_input(version.key, len(version.body)):
             return False
-        if any(version.body in body for body in self.destroyed):
+        if any(version.body in body for body in self.destroyed) or self._came_back_unseen(version):
             return False
         condemned = self._under_removal()
         for part, contents in self.recorded().items():
@@ -345,6 +345,21 @@ class Check:
                     self.owed[version.key, version.etag] = version.body
                     return True
         return False
+
+    def _came_back_unseen(self, version: Version) -> bool:
+        """Whether a producer restored an earlier content after the hour was planned with another one.
+
+        No plan has listed it since, so that a part which still holds it counts as replaced.
+        """
+        known = self.hour.history[version.key]
+        planned = self._server.objects.get(self.hour.work + "claim.json") or self._server.objects.get(
+            self.hour.manifest
+        )
+        return (
+            planned is not None
+            and version.begin > planned.step
+            and len({each.etag for each in known}) < len(known)
+        )
 
     def _under_removal(self) -> set[str]:
         """Names of parts that some task has announced to delete."""
