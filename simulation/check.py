@@ -355,11 +355,8 @@ class Check:
         planned = self._server.objects.get(self.hour.work + "claim.json") or self._server.objects.get(
             self.hour.manifest
         )
-        return (
-            planned is not None
-            and version.begin > planned.step
-            and len({each.etag for each in known}) < len(known)
-        )
+        came_back = any(each.etag == version.etag for each in known if each is not version)
+        return came_back and planned is not None and version.begin > planned.step
 
     def _under_removal(self) -> set[str]:
         """Names of parts that some task has announced to delete."""
