@@ -536,14 +536,20 @@ class Life:
 
     def _check_settled(self) -> None:
         """What the sensor says of the raw hour, whatever the clock of its machine."""
-        rule = wait_for_raw_hour.Rule(self.stream.quiet_period, self.stream.marker, self.stream.allow_empty)
+        rule = wait_for_raw_hour.SettleRule(
+            self.stream.quiet_period, self.stream.marker, self.stream.allow_empty
+        )
         paths = self.stream.at(HOUR)
-        found = self._ask("settle", lambda client: wait_for_raw_hour.look(client, paths, rule))
+        found = self._ask("settle", lambda client: wait_for_raw_hour.check_raw_hour(client, paths, rule))
         raw = [stored for key, stored in self.server.objects.items() if key.startswith(RAW)]
         quiet = self.stream.quiet_period.total_seconds()
         now, end = self.server.time(), paths.end.timestamp()
         if self.stream.marker:
-            wanted = "settled" if RAW + self.stream.marker in self.server.objects else "no marker"
+            wanted = (
+                "settled"
+                if RAW + self.stream.marker in self.server.objects
+                else "waiting for the ready object"
+            )
         elif now < end:
             wanted = "not ended"
         elif raw:
@@ -552,8 +558,8 @@ class Life:
         else:
             wanted = "settled" if self.stream.allow_empty and now - end >= quiet else "empty"
         self.seen[f"the raw hour is {wanted}"] = 1
-        if found.state != wanted or found.objects != len(raw):
-            self.check.fail(f"the sensor sees {found.objects} objects, {found.state}; it is {wanted}")
+        if found.status != wanted or found.objects != len(raw):
+            self.check.fail(f"the sensor sees {found.objects} objects, {found.status}; it is {wanted}")
 
     def _ask(self, name: str, step: Callable[[Client], Any]) -> Any:
         """Run a step that only reads; nothing else goes on."""

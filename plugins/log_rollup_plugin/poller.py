@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 from include.log_rollup.hour.layout import HourPaths
-from include.log_rollup.steps.wait_for_raw_hour import Look, Rule, look
+from include.log_rollup.steps.wait_for_raw_hour import RawHourCheck, SettleRule, check_raw_hour
 from log_rollup_plugin.s3.hook import PooledS3Hook
 
 # The connections to S3 of a triggerer for each Airflow connection, whatever the number of hours that wait.
@@ -47,8 +47,8 @@ class Poller:
         self._threads = ThreadPoolExecutor(POLLING_THREADS, "log-rollup-poll")
         self._mine = threading.local()
 
-    async def look(self, paths: HourPaths, rule: Rule, seconds: float) -> Look:
-        """See :func:`include.log_rollup.steps.wait_for_raw_hour.look`.
+    async def look(self, paths: HourPaths, rule: SettleRule, seconds: float) -> RawHourCheck:
+        """See :func:`include.log_rollup.steps.wait_for_raw_hour.check_raw_hour`.
 
         :param seconds: the most that it may take, until a thread is free included. A listing that takes longer is
             given up here; its thread is busy until the request ends by its own time limits.
@@ -58,10 +58,10 @@ class Poller:
         async with asyncio.timeout(seconds):
             return await loop.run_in_executor(self._threads, self._look, paths, rule)
 
-    def _look(self, paths: HourPaths, rule: Rule) -> Look:
+    def _look(self, paths: HourPaths, rule: SettleRule) -> RawHourCheck:
         client = self._client()
         try:
-            return look(client.hook, paths, rule)
+            return check_raw_hour(client.hook, paths, rule)
         except Exception:
             # Whatever it is, the Airflow connection may have been changed because of it.
             client.failed = True

@@ -9,7 +9,14 @@ from airflow.sdk.exceptions import AirflowSensorTimeout
 
 from include.log_rollup.errors import PermanentError, RollupError
 from include.log_rollup.hour.layout import format_hour
-from include.log_rollup.steps.wait_for_raw_hour import Look, Rule, State, give_up_at, look, unsettled
+from include.log_rollup.steps.wait_for_raw_hour import (
+    RawHourCheck,
+    RawHourStatus,
+    SettleRule,
+    check_raw_hour,
+    give_up_at,
+    unsettled_error,
+)
 from include.log_rollup.streams import Stream
 from include.log_rollup.units import format_duration
 from log_rollup_plugin.runs import hour_of
@@ -50,12 +57,12 @@ class RawHourSensor(BaseSensorOperator):
         stream, hour = self.stream, hour_of(context)
         paths, rule = stream.at(hour), self._rule
         first = self._look(hour)
-        if first.state is State.SETTLED:
+        if first.status is RawHourStatus.SETTLED:
             return
-        until = give_up_at(paths, rule, first, stream.timeout)
+        until = give_up_at(paths, first, stream.timeout)
         left = until - first.now
         if left <= timedelta(0):
-            raise unsettled(paths, rule, first)
+            raise unsettled_error(paths, rule, first)
         log.info("waiting until %s at the longest", until.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ"))
         now = datetime.now(UTC)
         self.defer(
@@ -105,23 +112,23 @@ class RawHourSensor(BaseSensorOperator):
         except RollupError as error:
             problem = str(error)
         else:
-            if seen.state is State.SETTLED:
+            if seen.status is RawHourStatus.SETTLED:
                 log.warning("%s; the hour is settled all the same", silence)
                 return
-            problem = str(unsettled(self.stream.at(hour), self._rule, seen))
+            problem = str(unsettled_error(self.stream.at(hour), self._rule, seen))
         raise PermanentError(
             f"stream {self.stream.name!r}: hour {format_hour(hour)}: {silence}, and the hour could not be found "
             f"settled. The last problem: {problem} See that a triggerer is running, then clear this task."
         )
 
     @property
-    def _rule(self) -> Rule:
-        return Rule(self.stream.quiet_period, self.stream.marker, self.stream.allow_empty)
+    def _rule(self) -> SettleRule:
+        return SettleRule(self.stream.quiet_period, self.stream.marker, self.stream.allow_empty)
 
-    def _look(self, hour: datetime) -> Look:
+    def _look(self, hour: datetime) -> RawHourCheck:
         """List the hour once, with a client of its own."""
         paths = self.stream.at(hour)
         with PooledS3Hook.for_stream(self.stream, LISTING_CONNECTIONS, LISTING_CONNECTIONS) as hook:
-            seen = look(hook, paths, self._rule)
+            seen = check_raw_hour(hook, paths, self._rule)
         log.info("hour %s under %s is %s", format_hour(hour), paths.raw, seen)
         return seen

@@ -12,7 +12,13 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from include.log_rollup.deadline import Deadline
 from include.log_rollup.errors import AccessError, ConfigurationError, PermanentError, TransientError
 from include.log_rollup.hour.layout import HourPaths, parse_hour
-from include.log_rollup.steps.wait_for_raw_hour import Look, Rule, State, unlisted, unsettled
+from include.log_rollup.steps.wait_for_raw_hour import (
+    RawHourCheck,
+    RawHourStatus,
+    SettleRule,
+    unlisted_error,
+    unsettled_error,
+)
 from include.log_rollup.storage.protocol import Location
 from include.log_rollup.units import format_duration
 from log_rollup_plugin.poller import poller_of
@@ -101,7 +107,7 @@ class RawHourTrigger(BaseTrigger):
         # The aggregated prefix is not needed to judge an hour.
         raw = Location(self.bucket, self.prefix)
         paths = HourPaths(raw, raw, parse_hour(self.hour))
-        rule = Rule(timedelta(seconds=self.quiet_seconds), self.marker, self.allow_empty)
+        rule = SettleRule(timedelta(seconds=self.quiet_seconds), self.marker, self.allow_empty)
         wait = Deadline(datetime.fromisoformat(self.until), _instant(self.since), _instant(self.deadline))
         failures: Failures | None = None
         while True:
@@ -129,11 +135,13 @@ class RawHourTrigger(BaseTrigger):
             seconds = min(seconds, REFUSAL_POLL_SECONDS)
         return seconds * random.uniform(1 - JITTER, 1 + JITTER)
 
-    def _after_look(self, paths: HourPaths, rule: Rule, seen: Look, wait: Deadline) -> TriggerEvent | None:
-        if seen.state is State.SETTLED:
+    def _after_look(
+        self, paths: HourPaths, rule: SettleRule, seen: RawHourCheck, wait: Deadline
+    ) -> TriggerEvent | None:
+        if seen.status is RawHourStatus.SETTLED:
             return TriggerEvent({"status": "settled", "message": f"hour {self.hour} is {seen}"})
         if wait.passed:
-            return _failed(str(unsettled(paths, rule, seen, wait.waited)))
+            return _failed(str(unsettled_error(paths, rule, seen, wait.waited)))
         return None
 
     def _after_failure(self, paths: HourPaths, failures: "Failures", wait: Deadline) -> TriggerEvent | None:
@@ -147,7 +155,7 @@ class RawHourTrigger(BaseTrigger):
                 f"clear this task"
             )
         if wait.passed:
-            error = unlisted(paths, self.aws_conn_id, failures.problem, failures.lasted, wait.waited)
+            error = unlisted_error(paths, self.aws_conn_id, failures.problem, failures.lasted, wait.waited)
             return _failed(str(error))
         return None
 

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from include.log_rollup.queries.status import HourState, HourStatus
+from include.log_rollup.queries.status import HourStatus, HourSummary
 from log_rollup_plugin.hours_page.cache import ReadHour
 from log_rollup_plugin.hours_page.database import HourRun
 from log_rollup_plugin.hours_page.states import State, judge, late_after
@@ -18,8 +18,8 @@ RUN = HourRun("scheduled__x", HOUR, "running", "scheduled", END, END, None, END,
 DONE = replace(RUN, state="success", ended_at=END + timedelta(minutes=15), active="")
 
 
-def read(state: HourState, at: datetime = SOON) -> ReadHour:
-    return ReadHour(HourStatus(HOUR, state, {} if state is HourState.COMPLETE else None), at)
+def read(state: HourStatus, at: datetime = SOON) -> ReadHour:
+    return ReadHour(HourSummary(HOUR, state, {} if state is HourStatus.COMPLETE else None), at)
 
 
 def state(now: datetime, found: ReadHour | None, run: HourRun | None) -> State:
@@ -28,15 +28,15 @@ def state(now: datetime, found: ReadHour | None, run: HourRun | None) -> State:
 
 @pytest.mark.parametrize("run", [None, RUN, DONE, replace(RUN, state="failed", failed="plan_hour")])
 def test_an_hour_with_a_marker_is_complete_whatever_its_runs_say(run: HourRun | None) -> None:
-    assert state(SOON, read(HourState.COMPLETE), run) is State.COMPLETE
+    assert state(SOON, read(HourStatus.COMPLETE), run) is State.COMPLETE
 
 
 def test_an_hour_that_its_run_may_have_completed_after_the_look_is_not_called_missing() -> None:
     before, after = DONE.queued_at, DONE.ended_at
     assert before is not None
     assert after is not None
-    assert state(SOON, read(HourState.INCOMPLETE, before), DONE) is State.UNKNOWN
-    assert state(SOON, read(HourState.INCOMPLETE, after + timedelta(seconds=1)), DONE) is State.MISSING
+    assert state(SOON, read(HourStatus.INCOMPLETE, before), DONE) is State.UNKNOWN
+    assert state(SOON, read(HourStatus.INCOMPLETE, after + timedelta(seconds=1)), DONE) is State.MISSING
 
 
 def test_an_hour_is_late_when_its_run_takes_longer_than_it_should() -> None:
@@ -57,7 +57,7 @@ def test_an_hour_that_was_asked_for_later_is_late_as_long_after_that(kind: str) 
 
 
 def test_an_hour_without_a_run_is_missing_only_when_one_is_due() -> None:
-    incomplete = read(HourState.INCOMPLETE)
+    incomplete = read(HourStatus.INCOMPLETE)
     assert state(HOUR - timedelta(seconds=1), incomplete, None) is State.NONE
     assert state(HOUR + timedelta(minutes=30), incomplete, None) is State.OPEN
     assert state(END + timedelta(minutes=1), incomplete, None) is State.OPEN
@@ -67,10 +67,10 @@ def test_an_hour_without_a_run_is_missing_only_when_one_is_due() -> None:
 
 def test_an_hour_before_the_streams_start_is_none_unless_something_is_there() -> None:
     stream = stream_on("logs", start=END)
-    assert judge(stream, HOUR, SOON, read(HourState.INCOMPLETE), None).state is State.NONE
-    assert judge(stream, HOUR, SOON, read(HourState.COMPLETE), None).state is State.COMPLETE
+    assert judge(stream, HOUR, SOON, read(HourStatus.INCOMPLETE), None).state is State.NONE
+    assert judge(stream, HOUR, SOON, read(HourStatus.COMPLETE), None).state is State.COMPLETE
     assert judge(stream, HOUR, SOON, None, RUN).state is State.RUNNING
-    assert judge(stream, HOUR, SOON, read(HourState.BUILDING), None).state is State.MISSING
+    assert judge(stream, HOUR, SOON, read(HourStatus.BUILDING), None).state is State.MISSING
 
 
 def test_a_queued_run_waits() -> None:
@@ -79,7 +79,7 @@ def test_a_queued_run_waits() -> None:
 
 @pytest.mark.parametrize("run", [None, RUN, replace(DONE, ended_at=HOUR), replace(RUN, state="failed")])
 def test_a_damaged_hour_is_damaged_whatever_its_runs_say(run: HourRun | None) -> None:
-    found = ReadHour(HourStatus(HOUR, HourState.DAMAGED, None, "cannot be read"), SOON)
+    found = ReadHour(HourSummary(HOUR, HourStatus.DAMAGED, None, "cannot be read"), SOON)
     judged = judge(STREAM, HOUR, SOON, found, run)
     assert judged.state is State.DAMAGED
     assert judged.why.startswith("cannot be read")
@@ -87,5 +87,5 @@ def test_a_damaged_hour_is_damaged_whatever_its_runs_say(run: HourRun | None) ->
 
 
 def test_a_damaged_hour_whose_run_ended_since_is_read_first() -> None:
-    found = ReadHour(HourStatus(HOUR, HourState.DAMAGED, None, "cannot be read"), END)
+    found = ReadHour(HourSummary(HOUR, HourStatus.DAMAGED, None, "cannot be read"), END)
     assert judge(STREAM, HOUR, SOON, found, DONE).state is State.UNKNOWN

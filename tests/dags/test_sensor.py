@@ -12,7 +12,7 @@ from airflow.sdk.bases.operator import TriggerFailureReason
 from airflow.sdk.exceptions import TaskDeferralError, TaskDeferred
 
 from include.log_rollup.errors import EmptyHourError, ListingError, PermanentError, TransientError
-from include.log_rollup.steps.wait_for_raw_hour import Look, State
+from include.log_rollup.steps.wait_for_raw_hour import RawHourCheck, RawHourStatus
 from log_rollup_plugin import sensor as sensor_module
 from log_rollup_plugin.sensor import TRIGGER_MARGIN, RawHourSensor
 from tests.unit.pipeline import HOUR, make_stream
@@ -27,19 +27,19 @@ def _connection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps({"conn_type": "aws"}))
 
 
-def found(monkeypatch: pytest.MonkeyPatch, result: Look | Exception) -> None:
+def found(monkeypatch: pytest.MonkeyPatch, result: RawHourCheck | Exception) -> None:
     """Have each listing find this."""
 
-    def look(*_: Any) -> Look:
+    def look(*_: Any) -> RawHourCheck:
         if isinstance(result, Exception):
             raise result
         return result
 
-    monkeypatch.setattr(sensor_module, "look", look)
+    monkeypatch.setattr(sensor_module, "check_raw_hour", look)
 
 
-def seen(state: State, now: datetime = END) -> Look:
-    return Look(state, 3, 300, HOUR, now)
+def seen(state: RawHourStatus, now: datetime = END) -> RawHourCheck:
+    return RawHourCheck(state, 3, 300, HOUR, now)
 
 
 def context(waited: timedelta = timedelta(0)) -> Any:
@@ -57,7 +57,7 @@ def silence(waited: timedelta = timedelta(hours=6, minutes=15)) -> None:
     sensor().resume_execution("__fail__", dict(SILENT), context(waited))
 
 
-def deferral(monkeypatch: pytest.MonkeyPatch, first: Look) -> TaskDeferred:
+def deferral(monkeypatch: pytest.MonkeyPatch, first: RawHourCheck) -> TaskDeferred:
     found(monkeypatch, first)
     with pytest.raises(TaskDeferred) as raised:
         sensor().execute(context())
@@ -65,13 +65,13 @@ def deferral(monkeypatch: pytest.MonkeyPatch, first: Look) -> TaskDeferred:
 
 
 def test_deferral_ends_even_if_its_trigger_is_never_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    deferred = deferral(monkeypatch, seen(State.BEING_WRITTEN))
+    deferred = deferral(monkeypatch, seen(RawHourStatus.BEING_WRITTEN))
     assert deferred.timeout == TIMEOUT + TRIGGER_MARGIN
 
 
 def test_deferral_of_a_scheduled_run_can_be_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     # Airflow's instants are pendulum's, whose differences its supervisor's protocol does not know.
-    found(monkeypatch, seen(State.BEING_WRITTEN))
+    found(monkeypatch, seen(RawHourStatus.BEING_WRITTEN))
     scheduled = {**context(), "params": {}, "data_interval_start": pendulum.instance(HOUR)}
     with pytest.raises(TaskDeferred) as raised:
         sensor().execute(scheduled)
@@ -81,7 +81,7 @@ def test_deferral_of_a_scheduled_run_can_be_sent(monkeypatch: pytest.MonkeyPatch
 
 def test_trigger_gets_the_deadline_by_both_clocks(monkeypatch: pytest.MonkeyPatch) -> None:
     store_now = END + timedelta(days=300)
-    trigger = deferral(monkeypatch, seen(State.BEING_WRITTEN, store_now)).trigger
+    trigger = deferral(monkeypatch, seen(RawHourStatus.BEING_WRITTEN, store_now)).trigger
     assert datetime.fromisoformat(trigger.until) == store_now + TIMEOUT
     since, deadline = map(datetime.fromisoformat, (trigger.since, trigger.deadline))
     assert deadline - since == TIMEOUT
@@ -89,7 +89,7 @@ def test_trigger_gets_the_deadline_by_both_clocks(monkeypatch: pytest.MonkeyPatc
 
 
 def test_empty_hour_past_its_timeout_does_not_defer(monkeypatch: pytest.MonkeyPatch) -> None:
-    found(monkeypatch, seen(State.EMPTY, END + timedelta(hours=7)))
+    found(monkeypatch, seen(RawHourStatus.EMPTY, END + timedelta(hours=7)))
     with pytest.raises(EmptyHourError):
         sensor().execute(context())
 
@@ -101,20 +101,20 @@ def test_trigger_failure_names_the_stream(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_silent_trigger_of_a_settled_hour_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    found(monkeypatch, seen(State.SETTLED))
+    found(monkeypatch, seen(RawHourStatus.SETTLED))
     silence()
 
 
 @pytest.mark.parametrize(
     ("result", "problem"),
     [
-        (seen(State.BEING_WRITTEN), "not settled under s3://logs/raw/app/20261123/08/"),
+        (seen(RawHourStatus.BEING_WRITTEN), "not settled under s3://logs/raw/app/20261123/08/"),
         (TransientError("LIST s3://logs: Could not connect"), "Could not connect"),
         (ListingError("truncated, but without a token"), "without a token"),
     ],
 )
 def test_silent_trigger_fails_with_hour_wait_and_problem(
-    monkeypatch: pytest.MonkeyPatch, result: Look | Exception, problem: str
+    monkeypatch: pytest.MonkeyPatch, result: RawHourCheck | Exception, problem: str
 ) -> None:
     found(monkeypatch, result)
     with pytest.raises(PermanentError) as raised:

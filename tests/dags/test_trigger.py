@@ -12,7 +12,7 @@ from airflow.triggers.base import TriggerEvent
 from dev.servers import RcloneServer, free_port
 from include.log_rollup.errors import AccessError, ConfigurationError, ListingError, TransientError
 from include.log_rollup.steps import wait_for_raw_hour
-from include.log_rollup.steps.wait_for_raw_hour import Look, State
+from include.log_rollup.steps.wait_for_raw_hour import RawHourCheck, RawHourStatus
 from log_rollup_plugin import poller as poller_module
 from log_rollup_plugin import trigger as trigger_module
 from log_rollup_plugin.poller import POLLING_THREADS, poller_of
@@ -69,23 +69,23 @@ def first_event(of: RawHourTrigger) -> dict[str, Any]:
     return payload
 
 
-def looks(monkeypatch: pytest.MonkeyPatch, *results: Look | Exception) -> list[object]:
+def looks(monkeypatch: pytest.MonkeyPatch, *results: RawHourCheck | Exception) -> list[object]:
     """Have looks find these one after the other, the last one again and again; the clients that they had."""
     clients: list[object] = []
 
-    def look(hook: object, *_: Any) -> Look:
+    def look(hook: object, *_: Any) -> RawHourCheck:
         clients.append(hook)
         result = results[min(len(clients), len(results)) - 1]
         if isinstance(result, Exception):
             raise result
         return result
 
-    monkeypatch.setattr(poller_module, "look", look)
+    monkeypatch.setattr(poller_module, "check_raw_hour", look)
     return clients
 
 
-def seen(state: State, now: datetime | None = None) -> Look:
-    return Look(state, 3, 300, HOUR, now or datetime.now(UTC))
+def seen(state: RawHourStatus, now: datetime | None = None) -> RawHourCheck:
+    return RawHourCheck(state, 3, 300, HOUR, now or datetime.now(UTC))
 
 
 # -- what Airflow stores -------------------------------------------------------------------------------
@@ -181,12 +181,17 @@ def test_store_clock_decides_while_the_store_answers(monkeypatch: pytest.MonkeyP
     # This machine's clock is an hour ahead: its deadline has passed, the store's has not.
     times = ending_in(-3600.0, 7200.0)
     times["until"] = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
-    looks(monkeypatch, seen(State.BEING_WRITTEN), seen(State.BEING_WRITTEN), seen(State.SETTLED))
+    looks(
+        monkeypatch,
+        seen(RawHourStatus.BEING_WRITTEN),
+        seen(RawHourStatus.BEING_WRITTEN),
+        seen(RawHourStatus.SETTLED),
+    )
     assert first_event(trigger(**times))["status"] == "settled"
 
 
 def test_long_poll_interval_does_not_exceed_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    looks(monkeypatch, seen(State.BEING_WRITTEN, FAR))
+    looks(monkeypatch, seen(RawHourStatus.BEING_WRITTEN, FAR))
     event = first_event(trigger(poll_seconds=3600.0, **ending_in(0.5)))
     assert "not settled under" in event["message"]
 
@@ -225,17 +230,17 @@ def test_changed_connection_reaches_hours_that_wait(
     put_objects(rclone_server.client(), bucket, {f"{RAW}a.log": b"a"})
     failures = 0
 
-    def look(*arguments: Any) -> Look:
+    def look(*arguments: Any) -> RawHourCheck:
         nonlocal failures
         try:
-            return wait_for_raw_hour.look(*arguments)
+            return wait_for_raw_hour.check_raw_hour(*arguments)
         except Exception:
             failures += 1
             if failures == 3:
                 monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", new)
             raise
 
-    monkeypatch.setattr(poller_module, "look", look)
+    monkeypatch.setattr(poller_module, "check_raw_hour", look)
     assert first_event(trigger(bucket))["status"] == "settled"
     assert failures == 3
 
@@ -259,7 +264,9 @@ def test_lasting_refusal_fails_after_a_limited_time(
 def test_refusal_that_passes_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trigger_module, "REFUSAL_SECONDS", 0.0)
     monkeypatch.setattr(trigger_module, "JITTER", 0.0)
-    looks(monkeypatch, TransientError("reset"), seen(State.BEING_WRITTEN), seen(State.SETTLED))
+    looks(
+        monkeypatch, TransientError("reset"), seen(RawHourStatus.BEING_WRITTEN), seen(RawHourStatus.SETTLED)
+    )
     assert first_event(trigger())["status"] == "settled"
 
 
@@ -303,7 +310,12 @@ def test_clients_that_failed_are_renewed(
 
 def test_clients_of_some_age_are_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(poller_module, "CLIENT_SECONDS", 0.0)
-    clients = looks(monkeypatch, seen(State.BEING_WRITTEN), seen(State.BEING_WRITTEN), seen(State.SETTLED))
+    clients = looks(
+        monkeypatch,
+        seen(RawHourStatus.BEING_WRITTEN),
+        seen(RawHourStatus.BEING_WRITTEN),
+        seen(RawHourStatus.SETTLED),
+    )
     assert first_event(trigger())["status"] == "settled"
     assert len(set(map(id, clients))) == 3
 

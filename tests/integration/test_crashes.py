@@ -19,8 +19,7 @@ import pytest
 
 from dev.servers import MotoServer, RcloneServer, S3Server
 from include.log_rollup.errors import AccessError
-from include.log_rollup.steps.wait_for_raw_hour import Rule as SettleRule
-from include.log_rollup.steps.wait_for_raw_hour import State, look
+from include.log_rollup.steps.wait_for_raw_hour import RawHourStatus, SettleRule, check_raw_hour
 from log_rollup_plugin.s3.hook import PooledS3Hook
 from tests.integration.conftest import PipelineFactory
 from tests.integration.outside import Limits, run_outside, start_outside
@@ -250,7 +249,7 @@ def test_an_hour_is_rolled_up_by_a_worker_whose_clock_is_minutes_off(
 
 @pytest.mark.parametrize(
     ("ahead", "state"),
-    [(timedelta(minutes=12), State.SETTLED), (timedelta(minutes=8), State.BEING_WRITTEN)],
+    [(timedelta(minutes=12), RawHourStatus.SETTLED), (timedelta(minutes=8), RawHourStatus.BEING_WRITTEN)],
     ids=str,
 )
 def test_whether_an_hour_is_settled_is_judged_by_the_servers_clock(
@@ -259,7 +258,7 @@ def test_whether_an_hour_is_settled_is_judged_by_the_servers_clock(
     pipeline_on: PipelineFactory,
     fault_proxy: ProxyFactory,
     ahead: timedelta,
-    state: State,
+    state: RawHourStatus,
 ) -> None:
     """The newest object was written at this machine's now; of the quiet period of 10 minutes only a server that is
     further ahead than that says that it has passed."""
@@ -270,7 +269,7 @@ def test_whether_an_hour_is_settled_is_judged_by_the_servers_clock(
     put_objects(pipeline.client, bucket, {f"{paths.raw.key}a.log": b"a\n"})
     proxy.add(server_clock(ahead))
     hook = PooledS3Hook.for_stream(pipeline.stream, 1, 1)
-    assert look(hook, paths, SettleRule(timedelta(minutes=10), None, False)).state is state
+    assert check_raw_hour(hook, paths, SettleRule(timedelta(minutes=10), None, False)).status is state
 
 
 @pytest.mark.parametrize("ahead", [timedelta(minutes=20), timedelta(minutes=-20)], ids=str)

@@ -12,8 +12,7 @@ import yaml
 
 from dev.servers import MotoServer
 from include.log_rollup.errors import RollupError
-from include.log_rollup.steps.wait_for_raw_hour import Rule as SettleRule
-from include.log_rollup.steps.wait_for_raw_hour import look
+from include.log_rollup.steps.wait_for_raw_hour import SettleRule, check_raw_hour
 from log_rollup_plugin.cli.main import main
 from log_rollup_plugin.s3.hook import PooledS3Hook
 from tests.conftest import ROOT
@@ -80,7 +79,7 @@ def work_through_everything(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch,
     put_objects(pipeline.client, pipeline.bucket, large)
     raw_before = pipeline.listed(RAW)
     with PooledS3Hook.for_stream(pipeline.stream, 1, 1) as hook:
-        look(hook, pipeline.stream.at(HOUR), SettleRule(pipeline.stream.quiet_period, None, False))
+        check_raw_hour(hook, pipeline.stream.at(HOUR), SettleRule(pipeline.stream.quiet_period, None, False))
     pipeline.run()
     pipeline.run()
     streams = folder / "streams.yaml"

@@ -28,7 +28,7 @@ from dev.tls import TlsFiles
 from include.log_rollup.errors import PermanentError, RollupError, UnreadableRecordError, VanishedInputError
 from include.log_rollup.steps.pack_shard import pack_shard
 from include.log_rollup.steps.plan_hour import plan_hour
-from include.log_rollup.steps.wait_for_raw_hour import Rule, look
+from include.log_rollup.steps.wait_for_raw_hour import SettleRule, check_raw_hour
 from log_rollup_plugin.cli.main import main
 from log_rollup_plugin.retries import RETRIES
 from log_rollup_plugin.s3.hook import PooledS3Hook
@@ -184,7 +184,7 @@ class Hour:
     def wait(self) -> None:
         """Look once at the raw hour, as the sensor does."""
         with PooledS3Hook.for_stream(self.pipeline.stream, 1, 1) as hook:
-            seen = look(hook, self.pipeline.stream.at(HOUR), Rule(timedelta(0), None, False))
+            seen = check_raw_hour(hook, self.pipeline.stream.at(HOUR), SettleRule(timedelta(0), None, False))
         if self.quirk != "key-skipped-between-pages":
             assert seen.objects == sum(key.startswith(RAW) for key in self.before)
 

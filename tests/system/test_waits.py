@@ -82,7 +82,10 @@ def test_hour_whose_trigger_is_silent_ends(running: Running, waits: None) -> Non
     # By now the executor has told the scheduler that the task has deferred.
     running.wait_for(
         "some listings",
-        lambda: log_of(running, WAITS, run_id, "wait_for_raw_hour").count("is no marker") > LISTINGS,
+        lambda: (
+            log_of(running, WAITS, run_id, "wait_for_raw_hour").count("is waiting for the ready object")
+            > LISTINGS
+        ),
     )
     # As if all of it had passed.
     past = (datetime.now(UTC) - timedelta(seconds=1)).replace(tzinfo=None).isoformat(" ")

@@ -8,7 +8,7 @@ import pytest
 
 from include.log_rollup.hour import records
 from include.log_rollup.queries.hour_detail import read_hour
-from include.log_rollup.queries.status import HourState
+from include.log_rollup.queries.status import HourStatus
 from include.log_rollup.steps.pack_shard import pack_shard
 from include.log_rollup.steps.plan_hour import plan_hour
 from tests.unit.fake_store import FakeStore
@@ -32,7 +32,7 @@ def test_the_parts_of_a_complete_hour_are_those_of_its_manifest(
     monkeypatch.setattr(records, "HEADER_BYTES", chunk)
     run_hour(store, STREAM)
     detail = read_hour(store, STREAM, HOUR)
-    assert detail.status.state is HourState.COMPLETE
+    assert detail.status.state is HourStatus.COMPLETE
     header, _ = manifest_of(store)
     assert [(part.name, part.size, part.crc64nvme, part.proof) for part in detail.parts] == [
         (entry["name"], entry["size"], entry["crc64nvme"], entry["proof"]) for entry in header["parts_table"]
@@ -54,7 +54,7 @@ def test_of_a_manifest_no_more_is_read_than_its_header(
 def test_an_hour_that_is_being_built_tells_what_is_planned_and_what_is_packed(store: FakeStore) -> None:
     planned = plan_hour(store, STREAM, HOUR, "run")
     before = read_hour(store, STREAM, HOUR)
-    assert (before.status.state, list(before.parts)) == (HourState.BUILDING, [])
+    assert (before.status.state, list(before.parts)) == (HourStatus.BUILDING, [])
     assert before.planned is not None
     assert before.planned.objects == 10
     pack_shard(store, STREAM, planned.shards[0])
@@ -68,13 +68,13 @@ def test_a_damaged_manifest_is_told_and_the_hour_stays_complete(store: FakeStore
     for damaged in (b"not gzip", store.body(MANIFEST)[:30]):
         store.produce(MANIFEST, damaged)
         detail = read_hour(store, STREAM, HOUR)
-        assert (detail.status.state, list(detail.parts)) == (HourState.COMPLETE, [])
+        assert (detail.status.state, list(detail.parts)) == (HourStatus.COMPLETE, [])
         assert f"s3://logs/{MANIFEST}" in detail.unclear
 
 
 def test_an_hour_without_a_marker_or_a_claim_has_no_parts(store: FakeStore) -> None:
     detail = read_hour(store, STREAM, HOUR)
-    assert (detail.status.state, list(detail.parts), detail.unclear) == (HourState.INCOMPLETE, [], "")
+    assert (detail.status.state, list(detail.parts), detail.unclear) == (HourStatus.INCOMPLETE, [], "")
 
 
 def packed_json(value: Any) -> bytes:
@@ -99,7 +99,7 @@ def test_a_manifest_of_another_shape_leaves_the_parts_unclear(
     header, _ = manifest_of(store)
     store.produce(MANIFEST, packed_json({**header, **change}) + gzip.compress(b"\n"))
     detail = read_hour(store, STREAM, HOUR)
-    assert (detail.status.state, list(detail.parts)) == (HourState.COMPLETE, [])
+    assert (detail.status.state, list(detail.parts)) == (HourStatus.COMPLETE, [])
     assert f"s3://logs/{MANIFEST}" in detail.unclear
     assert detail.unclear.encode()
 
@@ -114,7 +114,7 @@ def test_a_damaged_plan_leaves_the_hour_being_built(store: FakeStore, body: byte
         body = json.dumps({**json.loads(store.body(plan)), "parts": "many"}).encode()
     store.produce(plan, body)
     detail = read_hour(store, STREAM, HOUR)
-    assert (detail.status.state, list(detail.parts), detail.planned) == (HourState.BUILDING, [], None)
+    assert (detail.status.state, list(detail.parts), detail.planned) == (HourStatus.BUILDING, [], None)
     assert plan in detail.unclear
 
 
@@ -136,6 +136,6 @@ def test_a_damaged_marker_is_why_the_parts_are_unclear(store: FakeStore) -> None
     run_hour(store, STREAM)
     store.produce(MARKER, b"")
     detail = read_hour(store, STREAM, HOUR)
-    assert (detail.status.state, list(detail.parts)) == (HourState.DAMAGED, [])
+    assert (detail.status.state, list(detail.parts)) == (HourStatus.DAMAGED, [])
     assert detail.unclear == detail.status.problem
     assert MARKER in detail.unclear

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from include.log_rollup.errors import AccessError
-from include.log_rollup.queries.status import HourState
+from include.log_rollup.queries.status import HourStatus
 from include.log_rollup.streams import Stream
 from log_rollup_plugin.hours_page.cache import GOOD_FOR, PAUSE, Known, MarkerCache
 from tests.unit.fake_store import FakeStore
@@ -90,7 +90,7 @@ def test_an_hour_that_was_read_is_not_read_again_as_long_as_it_is_good(bucket: B
     known = look(cache)
     assert (known.pending, known.error) == (0, "")
     states = {hour: read.status.state for hour, read in known.hours.items()}
-    assert states == dict.fromkeys(DAY, HourState.INCOMPLETE) | {HOUR: HourState.COMPLETE}
+    assert states == dict.fromkeys(DAY, HourStatus.INCOMPLETE) | {HOUR: HourStatus.COMPLETE}
     # One request for the hour that is complete, two for each other.
     assert bucket.reads() == 1 + 2 * 23
     look(cache)
@@ -121,7 +121,7 @@ def test_an_hour_whose_run_did_something_since_is_read_again(bucket: Bucket, clo
     bucket.reads()
     clock.pass_by(timedelta(seconds=5))
     known = look(cache, touched={HOUR: clock.now})
-    assert known.hours[HOUR].status.state is HourState.INCOMPLETE
+    assert known.hours[HOUR].status.state is HourStatus.INCOMPLETE
     assert bucket.reads() == 2
 
 
@@ -145,7 +145,7 @@ def test_a_bucket_that_fails_is_told_left_alone_for_a_while_and_what_was_known_i
     clock.pass_by(timedelta(minutes=1))
     known = look(cache)
     assert (known.error, known.pending) == ("the access key is not known there", 0)
-    assert known.hours[HOUR].status.state is HourState.COMPLETE
+    assert known.hours[HOUR].status.state is HourStatus.COMPLETE
     bucket.broken = False
     assert look(cache).error == known.error
     clock.pass_by(PAUSE + timedelta(seconds=1))
@@ -195,7 +195,7 @@ def test_whoever_waits_is_told_when_reading_ends_or_fails(bucket: Bucket, clock:
 def test_a_damaged_hour_is_read_as_often_as_an_incomplete_one(bucket: Bucket, clock: Clock) -> None:
     bucket.store.produce(MARKER, b"")
     cache = MarkerCache(bucket, clock)
-    assert look(cache).hours[HOUR].status.state is HourState.DAMAGED
+    assert look(cache).hours[HOUR].status.state is HourStatus.DAMAGED
     bucket.reads()
     clock.pass_by(GOOD_FOR[True, False] + timedelta(seconds=1))
     look(cache)

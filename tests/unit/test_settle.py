@@ -8,20 +8,20 @@ import pytest
 
 from include.log_rollup.errors import EmptyHourError, ListingError, MissingBucketError, UnsettledHourError
 from include.log_rollup.steps.wait_for_raw_hour import (
-    Look,
-    Rule,
-    State,
+    RawHourCheck,
+    RawHourStatus,
+    SettleRule,
+    check_raw_hour,
     give_up_at,
-    look,
-    unlisted,
-    unsettled,
+    unlisted_error,
+    unsettled_error,
 )
 from include.log_rollup.storage.protocol import ListPage, ObjectInfo
 from tests.unit.fake_store import FakeStore
 from tests.unit.pipeline import HOUR, RAW, make_stream
 
 PATHS = make_stream().at(HOUR)
-QUIET = Rule(timedelta(minutes=10), None, False)
+QUIET = SettleRule(timedelta(minutes=10), None, False)
 AFTER = HOUR + timedelta(hours=1)
 
 
@@ -37,58 +37,58 @@ def store_at(now: datetime, *written: datetime, **options: Any) -> FakeStore:
 @pytest.mark.parametrize(
     ("now", "newest", "state"),
     [
-        (AFTER - timedelta(seconds=1), HOUR, State.NOT_ENDED),
-        (AFTER, AFTER - timedelta(minutes=10), State.SETTLED),
-        (AFTER, AFTER - timedelta(minutes=10) + timedelta(seconds=1), State.BEING_WRITTEN),
-        (AFTER + timedelta(hours=3), AFTER + timedelta(hours=2, minutes=55), State.BEING_WRITTEN),
-        (AFTER + timedelta(hours=3), AFTER + timedelta(hours=2, minutes=50), State.SETTLED),
-        (AFTER + timedelta(days=900), HOUR, State.SETTLED),
+        (AFTER - timedelta(seconds=1), HOUR, RawHourStatus.NOT_ENDED),
+        (AFTER, AFTER - timedelta(minutes=10), RawHourStatus.SETTLED),
+        (AFTER, AFTER - timedelta(minutes=10) + timedelta(seconds=1), RawHourStatus.BEING_WRITTEN),
+        (AFTER + timedelta(hours=3), AFTER + timedelta(hours=2, minutes=55), RawHourStatus.BEING_WRITTEN),
+        (AFTER + timedelta(hours=3), AFTER + timedelta(hours=2, minutes=50), RawHourStatus.SETTLED),
+        (AFTER + timedelta(days=900), HOUR, RawHourStatus.SETTLED),
     ],
 )
 def test_an_hour_is_settled_once_it_has_ended_and_been_quiet(
-    now: datetime, newest: datetime, state: State
+    now: datetime, newest: datetime, state: RawHourStatus
 ) -> None:
-    assert look(store_at(now, HOUR, newest, HOUR), PATHS, QUIET).state is state
+    assert check_raw_hour(store_at(now, HOUR, newest, HOUR), PATHS, QUIET).status is state
 
 
 def test_the_newest_object_counts_on_whichever_page_it_is_listed() -> None:
     old = [HOUR] * 9
     for index in range(10):
         written = [*old[:index], AFTER, *old[index:]]
-        seen = look(store_at(AFTER + timedelta(minutes=5), *written, page_size=3), PATHS, QUIET)
-        assert (seen.state, seen.objects, seen.bytes) == (State.BEING_WRITTEN, 10, 1000)
+        seen = check_raw_hour(store_at(AFTER + timedelta(minutes=5), *written, page_size=3), PATHS, QUIET)
+        assert (seen.status, seen.objects, seen.bytes) == (RawHourStatus.BEING_WRITTEN, 10, 1000)
         assert seen.newest == AFTER
 
 
 def test_one_look_is_one_listing() -> None:
     store = store_at(AFTER, *[HOUR] * 10, page_size=4)
-    look(store, PATHS, QUIET)
+    check_raw_hour(store, PATHS, QUIET)
     assert [operation.kind for operation in store.log] == ["LIST"] * 3
 
 
 def test_an_hour_without_objects_is_empty_and_settles_only_where_that_is_allowed() -> None:
-    allowed = Rule(timedelta(minutes=10), None, True)
+    allowed = SettleRule(timedelta(minutes=10), None, True)
     for minutes, forbidden_state, allowed_state in (
-        (-1, State.NOT_ENDED, State.NOT_ENDED),
-        (9, State.EMPTY, State.EMPTY),
-        (10, State.EMPTY, State.SETTLED),
+        (-1, RawHourStatus.NOT_ENDED, RawHourStatus.NOT_ENDED),
+        (9, RawHourStatus.EMPTY, RawHourStatus.EMPTY),
+        (10, RawHourStatus.EMPTY, RawHourStatus.SETTLED),
     ):
         store = store_at(AFTER + timedelta(minutes=minutes))
-        assert look(store, PATHS, QUIET).state is forbidden_state
-        assert look(store, PATHS, allowed).state is allowed_state
+        assert check_raw_hour(store, PATHS, QUIET).status is forbidden_state
+        assert check_raw_hour(store, PATHS, allowed).status is allowed_state
 
 
 def test_where_there_is_a_marker_it_alone_decides() -> None:
-    rule = Rule(timedelta(minutes=10), "done/_OK", False)
+    rule = SettleRule(timedelta(minutes=10), "done/_OK", False)
     store = store_at(AFTER + timedelta(hours=9), HOUR)
-    assert look(store, PATHS, rule).state is State.NO_MARKER
+    assert check_raw_hour(store, PATHS, rule).status is RawHourStatus.NO_READY_OBJECT
     store.produce(RAW + "done/_OK2", b"")
     store.produce(RAW + "x/done/_OK", b"")
-    assert look(store, PATHS, rule).state is State.NO_MARKER
+    assert check_raw_hour(store, PATHS, rule).status is RawHourStatus.NO_READY_OBJECT
     store.produce(RAW + "done/_OK", b"")
-    assert look(store, PATHS, rule).state is State.SETTLED
+    assert check_raw_hour(store, PATHS, rule).status is RawHourStatus.SETTLED
     store.now = HOUR
-    assert look(store, PATHS, rule).state is State.SETTLED
+    assert check_raw_hour(store, PATHS, rule).status is RawHourStatus.SETTLED
 
 
 def test_only_the_hour_itself_is_looked_at() -> None:
@@ -96,7 +96,7 @@ def test_only_the_hour_itself_is_looked_at() -> None:
     store.produce("raw/app/20261123/09/a.log", b"x")
     store.produce("raw/app/20261123/080/a.log", b"x")
     store.produce("raw/other/20261123/08/a.log", b"x")
-    assert look(store, PATHS, QUIET).objects == 0
+    assert check_raw_hour(store, PATHS, QUIET).objects == 0
 
 
 class OddStore(FakeStore):
@@ -131,40 +131,40 @@ def odd_store(quirk: str) -> OddStore:
 @pytest.mark.parametrize("marker", [None, "00000.log"])
 def test_listing_that_contradicts_itself_never_settles(quirk: str, marker: str | None) -> None:
     with pytest.raises(ListingError, match=r"server"):
-        look(odd_store(quirk), PATHS, Rule(timedelta(minutes=10), marker, False))
+        check_raw_hour(odd_store(quirk), PATHS, SettleRule(timedelta(minutes=10), marker, False))
 
 
 def test_key_that_is_listed_twice_counts_once() -> None:
-    seen = look(odd_store("keys twice"), PATHS, QUIET)
-    assert (seen.state, seen.objects, seen.bytes) == (State.SETTLED, 5, 500)
+    seen = check_raw_hour(odd_store("keys twice"), PATHS, QUIET)
+    assert (seen.status, seen.objects, seen.bytes) == (RawHourStatus.SETTLED, 5, 500)
 
 
 def test_a_missing_bucket_is_no_empty_hour() -> None:
     with pytest.raises(MissingBucketError):
-        look(FakeStore(buckets=["another"]), PATHS, QUIET)
+        check_raw_hour(FakeStore(buckets=["another"]), PATHS, QUIET)
 
 
 def test_an_empty_hour_is_waited_for_until_the_timeout_after_its_end_and_a_busy_one_from_now_on() -> None:
     six_hours = timedelta(hours=6)
     late = AFTER + timedelta(hours=30)
-    empty = Look(State.EMPTY, 0, 0, None, late)
-    busy = Look(State.BEING_WRITTEN, 1, 1, late, late)
-    early = Look(State.NOT_ENDED, 1, 1, HOUR, HOUR)
-    assert give_up_at(PATHS, QUIET, empty, six_hours) == AFTER + six_hours
-    assert give_up_at(PATHS, QUIET, busy, six_hours) == late + six_hours
-    assert give_up_at(PATHS, QUIET, early, six_hours) == AFTER + six_hours
+    empty = RawHourCheck(RawHourStatus.EMPTY, 0, 0, None, late)
+    busy = RawHourCheck(RawHourStatus.BEING_WRITTEN, 1, 1, late, late)
+    early = RawHourCheck(RawHourStatus.NOT_ENDED, 1, 1, HOUR, HOUR)
+    assert give_up_at(PATHS, empty, six_hours) == AFTER + six_hours
+    assert give_up_at(PATHS, busy, six_hours) == late + six_hours
+    assert give_up_at(PATHS, early, six_hours) == AFTER + six_hours
 
 
 def test_giving_up_on_an_empty_hour_says_where_nothing_was_and_what_to_do() -> None:
-    error = unsettled(PATHS, QUIET, Look(State.EMPTY, 0, 0, None, AFTER))
+    error = unsettled_error(PATHS, QUIET, RawHourCheck(RawHourStatus.EMPTY, 0, 0, None, AFTER))
     assert isinstance(error, EmptyHourError)
     for part in ("2026-11-23T08:00:00Z", f"s3://logs/{RAW}", "allow_empty"):
         assert part in str(error)
 
 
 def test_giving_up_on_a_marker_names_it() -> None:
-    rule = Rule(timedelta(minutes=10), "_DONE", False)
-    error = unsettled(PATHS, rule, Look(State.NO_MARKER, 1234, 1, HOUR, AFTER))
+    rule = SettleRule(timedelta(minutes=10), "_DONE", False)
+    error = unsettled_error(PATHS, rule, RawHourCheck(RawHourStatus.NO_READY_OBJECT, 1234, 1, HOUR, AFTER))
     assert isinstance(error, UnsettledHourError)
     for part in ("2026-11-23T08:00:00Z", f"s3://logs/{RAW}_DONE", "1,234 objects"):
         assert part in str(error)
@@ -172,7 +172,9 @@ def test_giving_up_on_a_marker_names_it() -> None:
 
 def test_giving_up_on_a_busy_hour_says_when_it_was_written_to_last() -> None:
     newest = datetime(2026, 11, 23, 9, 7, 5, tzinfo=UTC)
-    error = unsettled(PATHS, QUIET, Look(State.BEING_WRITTEN, 1234, 2048, newest, AFTER))
+    error = unsettled_error(
+        PATHS, QUIET, RawHourCheck(RawHourStatus.BEING_WRITTEN, 1234, 2048, newest, AFTER)
+    )
     assert isinstance(error, UnsettledHourError)
     for part in (
         "being written",
@@ -185,16 +187,20 @@ def test_giving_up_on_a_busy_hour_says_when_it_was_written_to_last() -> None:
         assert part in str(error)
 
 
-@pytest.mark.parametrize("state", [State.EMPTY, State.NO_MARKER, State.BEING_WRITTEN])
-def test_giving_up_says_how_long_the_hour_was_waited_for(state: State) -> None:
-    rule = Rule(timedelta(minutes=10), "_DONE", False)
-    last = Look(state, 1, 1, HOUR, AFTER)
-    assert " after 6h30m of waiting" in str(unsettled(PATHS, rule, last, timedelta(hours=6, minutes=30)))
-    assert "of waiting" not in str(unsettled(PATHS, rule, last))
+@pytest.mark.parametrize(
+    "state", [RawHourStatus.EMPTY, RawHourStatus.NO_READY_OBJECT, RawHourStatus.BEING_WRITTEN]
+)
+def test_giving_up_says_how_long_the_hour_was_waited_for(state: RawHourStatus) -> None:
+    rule = SettleRule(timedelta(minutes=10), "_DONE", False)
+    last = RawHourCheck(state, 1, 1, HOUR, AFTER)
+    assert " after 6h30m of waiting" in str(
+        unsettled_error(PATHS, rule, last, timedelta(hours=6, minutes=30))
+    )
+    assert "of waiting" not in str(unsettled_error(PATHS, rule, last))
 
 
 def test_store_that_was_not_reached_is_named_with_the_problem() -> None:
-    error = unlisted(PATHS, "aws_logs", "LIST: no route", timedelta(minutes=90), timedelta(hours=6))
+    error = unlisted_error(PATHS, "aws_logs", "LIST: no route", timedelta(minutes=90), timedelta(hours=6))
     for part in (
         "2026-11-23T08:00:00Z",
         "S3 is unreachable",

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from include.log_rollup.errors import AccessError, TooLargeError, UnreadableRecordError
-from include.log_rollup.queries.status import HourState, HourStatus, read_hours
+from include.log_rollup.queries.status import HourStatus, HourSummary, read_hours
 from include.log_rollup.steps.plan_hour import plan_hour
 from tests.unit.fake_store import FakeStore
 from tests.unit.pipeline import CLAIM, HOUR, MARKER, make_stream, marker_of, produce, run_hour
@@ -32,25 +32,25 @@ def complete(store: FakeStore) -> FakeStore:
     return store
 
 
-def status_of(store: FakeStore) -> HourStatus:
+def status_of(store: FakeStore) -> HourSummary:
     """The hour's status; a complete one beside it stays what it is."""
     found, beside = read_hours(store, STREAM, [HOUR, NEXT])
-    assert beside.state is HourState.INCOMPLETE
+    assert beside.state is HourStatus.INCOMPLETE
     return found
 
 
 def test_a_complete_hour_comes_with_its_marker_and_the_order_is_the_one_asked_for(store: FakeStore) -> None:
     run_hour(store, STREAM)
     later, first = read_hours(store, STREAM, [NEXT, HOUR])
-    assert (later.hour, later.state, later.marker) == (NEXT, HourState.INCOMPLETE, None)
-    assert (first.hour, first.state, first.problem) == (HOUR, HourState.COMPLETE, "")
+    assert (later.hour, later.state, later.marker) == (NEXT, HourStatus.INCOMPLETE, None)
+    assert (first.hour, first.state, first.problem) == (HOUR, HourStatus.COMPLETE, "")
     written = marker_of(store)
     assert first.marker == {name: value for name, value in written.items() if name != "format"}
 
 
 def test_an_hour_that_a_run_has_claimed_is_being_built(store: FakeStore) -> None:
     plan_hour(store, STREAM, HOUR, "run")
-    assert [status.state for status in read_hours(store, STREAM, [HOUR])] == [HourState.BUILDING]
+    assert [status.state for status in read_hours(store, STREAM, [HOUR])] == [HourStatus.BUILDING]
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_an_hour_that_a_run_has_claimed_is_being_built(store: FakeStore) -> None
 def test_a_success_that_is_no_marker_is_a_damaged_hour(store: FakeStore, body: bytes) -> None:
     store.produce(MARKER, body)
     status = status_of(store)
-    assert (status.state, status.marker) == (HourState.DAMAGED, None)
+    assert (status.state, status.marker) == (HourStatus.DAMAGED, None)
     assert f"s3://logs/{MARKER}" in status.problem
 
 
@@ -121,7 +121,7 @@ def assert_damaged(store: FakeStore, marker: Mapping[str, Any], named: str) -> N
     """The hour of such a marker is damaged, and the message names the key."""
     store.produce(MARKER, json.dumps(marker).encode())
     status = status_of(store)
-    assert status.state is HourState.DAMAGED, marker
+    assert status.state is HourStatus.DAMAGED, marker
     assert named in status.problem
     assert status.problem.encode()
 
@@ -138,7 +138,7 @@ def test_foreign_and_damaged_objects_are_counted_where_given(complete: FakeStore
 def test_a_record_that_the_store_cannot_read_is_no_error(complete: FakeStore, error: Exception) -> None:
     complete.on("READ", MARKER, error)
     status = status_of(complete)
-    assert status.state is HourState.DAMAGED
+    assert status.state is HourStatus.DAMAGED
     assert status.problem.startswith(f"s3://logs/{MARKER}: ")
 
 
@@ -147,7 +147,7 @@ def test_a_damaged_claim_leaves_the_hour_being_built(store: FakeStore) -> None:
     for body in (b"", b"[]", b"{", b"[" * 200_000, b'{"format": 1}'):
         store.produce(CLAIM, body)
         status = status_of(store)
-        assert status.state is HourState.BUILDING
+        assert status.state is HourStatus.BUILDING
         assert f"s3://logs/{CLAIM}" in status.problem
 
 

@@ -15,7 +15,7 @@ PAGE = ROOT / "docs" / "TROUBLESHOOTING.md"
 SOURCES = [
     path
     for folder in (ROOT / "include" / "log_rollup", ROOT / "plugins" / "log_rollup_plugin")
-    for path in sorted(folder.glob("*.py"))
+    for path in sorted(folder.rglob("*.py"))
 ]
 # In the page and in the templates of this module: what differs from case to case.
 GAP = "…"

@@ -11,7 +11,7 @@ from include.log_rollup.errors import ProofError
 from include.log_rollup.hour.layout import HourPaths
 from include.log_rollup.hour.records import PackedPart, Records
 from include.log_rollup.parallel import in_parallel
-from include.log_rollup.queries.status import Count, HourState, HourStatus, Text, read_hours, readable
+from include.log_rollup.queries.status import Count, HourStatus, HourSummary, Text, read_hours, readable
 from include.log_rollup.storage.protocol import ObjectStore
 from include.log_rollup.streams import Stream
 
@@ -54,7 +54,7 @@ class HourDetail:
     :param unclear: why the parts cannot be shown, for people; empty where they can
     """
 
-    status: HourStatus
+    status: HourSummary
     parts: Sequence[PartStatus]
     planned: PlannedTotals | None = None
     unclear: str = ""
@@ -70,16 +70,16 @@ def read_hour(store: ObjectStore, stream: Stream, hour: datetime) -> HourDetail:
     paths = stream.at(hour)
     (status,) = read_hours(store, stream, [hour])
     try:
-        if status.state is HourState.COMPLETE:
+        if status.state is HourStatus.COMPLETE:
             return _complete(store, paths, status)
-        if status.state is HourState.BUILDING:
+        if status.state is HourStatus.BUILDING:
             return _building(store, paths, status)
     except ProofError as error:
         return HourDetail(status, (), unclear=str(error))
     return HourDetail(status, (), unclear=status.problem)
 
 
-def _complete(store: ObjectStore, paths: HourPaths, status: HourStatus) -> HourDetail:
+def _complete(store: ObjectStore, paths: HourPaths, status: HourSummary) -> HourDetail:
     with readable(paths.manifest):
         header = Records(store).read_manifest_header(paths.manifest)
         if header is None:
@@ -89,7 +89,7 @@ def _complete(store: ObjectStore, paths: HourPaths, status: HourStatus) -> HourD
         return HourDetail(status, _PARTS.validate_python(header["parts_table"]))
 
 
-def _building(store: ObjectStore, paths: HourPaths, status: HourStatus) -> HourDetail:
+def _building(store: ObjectStore, paths: HourPaths, status: HourSummary) -> HourDetail:
     if status.problem:
         return HourDetail(status, (), unclear=status.problem)
     records = Records(store)

@@ -26,7 +26,7 @@ MOST_PROBLEMS = 3
 _REMEDY = "the hour does not count as complete. Clear its run: plan_hour says what to do"
 
 
-class HourState(StrEnum):
+class HourStatus(StrEnum):
     """Complete if and only if a readable marker is there; building if a run has claimed the hour.
 
     Damaged: there is a ``_SUCCESS``, but not one that this version writes or can read.
@@ -39,7 +39,7 @@ class HourState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class HourStatus:
+class HourSummary:
     """An hour as its records describe it.
 
     :param marker: the content of its ``_SUCCESS``, with all keys of :class:`MarkerContent`; None unless complete
@@ -47,7 +47,7 @@ class HourStatus:
     """
 
     hour: datetime
-    state: HourState
+    state: HourStatus
     marker: Mapping[str, Any] | None
     problem: str = ""
 
@@ -123,7 +123,7 @@ class MarkerContent(_Record):
     """Compressed raw objects that cannot be unpacked."""
 
 
-def read_hours(store: ObjectStore, stream: Stream, hours: Sequence[datetime]) -> list[HourStatus]:
+def read_hours(store: ObjectStore, stream: Stream, hours: Sequence[datetime]) -> list[HourSummary]:
     """The status of hours, in their order: one GET for each that has a marker, two for each other.
 
     A record that cannot be read is part of an hour's status, and no error.
@@ -132,26 +132,26 @@ def read_hours(store: ObjectStore, stream: Stream, hours: Sequence[datetime]) ->
     """
     records = Records(store)
 
-    def read(hour: datetime) -> HourStatus:
+    def read(hour: datetime) -> HourSummary:
         paths = stream.at(hour)
         try:
             with readable(paths.marker):
                 marker = records.read_marker(paths.marker)
                 content = None if marker is None else _content(marker)
         except ProofError as error:
-            return HourStatus(hour, HourState.DAMAGED, None, str(error))
+            return HourSummary(hour, HourStatus.DAMAGED, None, str(error))
         if content is not None:
-            return HourStatus(hour, HourState.COMPLETE, content)
+            return HourSummary(hour, HourStatus.COMPLETE, content)
         try:
             with readable(paths.claim):
                 claim = records.read_claim(paths.claim)
         except ProofError as error:
             # Some run has claimed it; which one does not matter here.
-            return HourStatus(hour, HourState.BUILDING, None, str(error))
+            return HourSummary(hour, HourStatus.BUILDING, None, str(error))
         if claim is None:
-            return HourStatus(hour, HourState.INCOMPLETE, None)
+            return HourSummary(hour, HourStatus.INCOMPLETE, None)
         problem = "" if claim.plan_id else f"{paths.claim}: cannot be read, or another version wrote it"
-        return HourStatus(hour, HourState.BUILDING, None, problem)
+        return HourSummary(hour, HourStatus.BUILDING, None, problem)
 
     return list(in_parallel(store.control_connections, "log-rollup-status", read, hours))
 

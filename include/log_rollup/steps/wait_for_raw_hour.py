@@ -1,4 +1,4 @@
-"""When a raw hour is settled: nothing more is to be expected in it."""
+"""The step wait_for_raw_hour: decides whether a raw hour is settled, i.e. no more objects are expected in it."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -11,41 +11,42 @@ from include.log_rollup.storage.protocol import ObjectStore
 from include.log_rollup.units import format_duration, format_size
 
 
-class State(StrEnum):
-    """What one look at the raw hour says."""
+class RawHourStatus(StrEnum):
+    """Result of one check of a raw hour; only ``SETTLED`` ends the wait."""
 
     SETTLED = "settled"
     NOT_ENDED = "not ended"
     EMPTY = "empty"
     BEING_WRITTEN = "being written"
-    NO_MARKER = "no marker"
+    NO_READY_OBJECT = "waiting for the ready object"
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
-    """When an hour counts as settled.
+class SettleRule:
+    """When a raw hour counts as settled.
 
-    :param quiet_period: how long ago the newest object must have been written
-    :param marker: name, below the hour's prefix, of the object that the producer writes last; where it is
-        given, it alone decides
-    :param allow_empty: whether an hour without objects is settled too
+    :param quiet_period: minimum age of the newest object
+    :param ready_object: name below the raw hour of the object that the producer writes last; if given, only its
+        presence decides
+    :param allow_empty: whether an hour without objects can be settled
     """
 
     quiet_period: timedelta
-    marker: str | None
+    ready_object: str | None
     allow_empty: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """One look at the raw hour; no state is carried from one to the next.
+class RawHourCheck:
+    """What one listing of the raw hour shows. Each check is independent of the earlier ones.
 
-    :param objects: listed, hidden ones included
-    :param newest: when the last of them was written, by the store's clock
-    :param now: the store's clock at the time of the listing
+    :param objects: number of listed objects, hidden ones included
+    :param bytes: their total size
+    :param newest: last modification of the newest object, by the store's clock
+    :param now: the store's clock when it answered
     """
 
-    state: State
+    status: RawHourStatus
     objects: int
     bytes: int
     newest: datetime | None
@@ -53,21 +54,22 @@ class Look:
 
     def __str__(self) -> str:
         written = f", the newest written {self.newest:%Y-%m-%d %H:%M:%SZ}" if self.newest else ""
-        return f"{self.state}: {self.objects:,} objects, {format_size(self.bytes)}{written}"
+        return f"{self.status}: {self.objects:,} objects, {format_size(self.bytes)}{written}"
 
 
-def look(store: ObjectStore, paths: HourPaths, rule: Rule) -> Look:
-    """List the raw hour once and judge it; no page counts before the last one has been read.
+def check_raw_hour(store: ObjectStore, paths: HourPaths, rule: SettleRule) -> RawHourCheck:
+    """List the raw hour completely and decide whether it is settled.
 
-    All times are the store's, from LastModified and the Date of its answers, so that the clock of the
-    machine that looks does not matter.
+    Uses only the store's times (``LastModified`` and the ``Date`` header), so a wrong clock on this machine has no
+    effect.
 
     :raises ListingError: if the store's listing contradicts itself
     :raises RollupError: as the store raises
     """
     objects = size = 0
     newest = 0.0
-    marked = False
+    is_ready = False
+    ready_key = paths.raw.key + (rule.ready_object or "")
     now = datetime.now(UTC)
     for page in pages_by_token(store, paths.raw):
         now = page.server_time
@@ -75,51 +77,58 @@ def look(store: ObjectStore, paths: HourPaths, rule: Rule) -> Look:
         for item in page.objects:
             objects += 1
             size += item.size
-            marked = marked or item.key == paths.raw.key + (rule.marker or "")
+            is_ready = is_ready or item.key == ready_key
     last = datetime.fromtimestamp(newest, UTC) if objects else None
-    if rule.marker:
-        state = State.SETTLED if marked else State.NO_MARKER
-    elif now < paths.end:
-        state = State.NOT_ENDED
-    elif last is not None:
-        state = State.SETTLED if now - last >= rule.quiet_period else State.BEING_WRITTEN
-    elif rule.allow_empty and now - paths.end >= rule.quiet_period:
-        state = State.SETTLED
-    else:
-        state = State.EMPTY
-    return Look(state, objects, size, last, now)
+    return RawHourCheck(_status(paths, rule, is_ready, last, now), objects, size, last, now)
 
 
-def give_up_at(paths: HourPaths, rule: Rule, first: Look, timeout: timedelta) -> datetime:
-    """Until when waiting makes sense, by the store's clock.
+def _status(
+    paths: HourPaths, rule: SettleRule, is_ready: bool, newest: datetime | None, now: datetime
+) -> RawHourStatus:
+    if rule.ready_object:
+        return RawHourStatus.SETTLED if is_ready else RawHourStatus.NO_READY_OBJECT
+    if now < paths.end:
+        return RawHourStatus.NOT_ENDED
+    if newest is not None:
+        is_quiet = now - newest >= rule.quiet_period
+        return RawHourStatus.SETTLED if is_quiet else RawHourStatus.BEING_WRITTEN
+    if rule.allow_empty and now - paths.end >= rule.quiet_period:
+        return RawHourStatus.SETTLED
+    return RawHourStatus.EMPTY
 
-    An hour without objects is waited for until the time-out after its end, so that a backfill of an hour
-    that never had any does not wait at all; one that is being written to, for the time-out from now on.
+
+def give_up_at(paths: HourPaths, first: RawHourCheck, timeout: timedelta) -> datetime:
+    """When the wait ends, by the store's clock.
+
+    For an hour without objects, the time-out counts from the end of the hour: a backfill of an hour that never had
+    objects does not wait. Otherwise it counts from now, or from the end of the hour if that is later.
+
+    :param first: the first check of the wait
     """
-    if first.state is State.EMPTY:
+    if first.status is RawHourStatus.EMPTY:
         return paths.end + timeout
     return max(paths.end, first.now) + timeout
 
 
-def unsettled(
-    paths: HourPaths, rule: Rule, last: Look, waited: timedelta | None = None
+def unsettled_error(
+    paths: HourPaths, rule: SettleRule, last: RawHourCheck, waited: timedelta | None = None
 ) -> EmptyHourError | UnsettledHourError:
-    """The error for an hour that is not settled when the timeout has passed.
+    """The error for an hour that is not settled when the time-out has passed.
 
-    :param last: the look that decided
-    :param waited: how long the hour was waited for; None if it was not
+    :param last: the last check
+    :param waited: how long the task has waited; None if it has not
     """
-    hour, after = format_hour(paths.hour), _waited(waited)
-    if last.state is State.EMPTY:
+    hour, after = format_hour(paths.hour), _after(waited)
+    if last.status is RawHourStatus.EMPTY:
         return EmptyHourError(
             f"hour {hour}: no objects under {paths.raw}{after}. If its producers were silent, set 'allow_empty: "
             f"true' for the stream, or mark the run as success; if they are late, clear this task. If the "
             f"objects were rolled up and have expired since, mark the run as success: the hour stays as it is."
         )
-    if last.state is State.NO_MARKER:
+    if last.status is RawHourStatus.NO_READY_OBJECT:
         return UnsettledHourError(
-            f"hour {hour}: the marker {paths.raw.child(rule.marker or '')} did not come ({last.objects:,} "
-            f"objects are there){after}. Have the producer write it, then clear this task."
+            f"hour {hour}: the ready object {paths.raw.child(rule.ready_object or '')} was not written "
+            f"({last.objects:,} objects are there){after}. Have the producer write it, then clear this task."
         )
     return UnsettledHourError(
         f"hour {hour}: not settled under {paths.raw}{after}: {last}; 'quiet_period' is {rule.quiet_period}. "
@@ -127,23 +136,23 @@ def unsettled(
     )
 
 
-def unlisted(
+def unlisted_error(
     paths: HourPaths, aws_conn_id: str, problem: str, lasted: timedelta, waited: timedelta
 ) -> UnsettledHourError:
-    """The error for an hour that could not be listed when the timeout had passed.
+    """The error for an hour that could not be listed when the time-out had passed.
 
     :param aws_conn_id: the Airflow connection that was used
     :param problem: why the last listing failed
-    :param lasted: how long no listing has succeeded
-    :param waited: how long the hour was waited for
+    :param lasted: time since the last successful listing
+    :param waited: how long the task has waited
     """
     hour = format_hour(paths.hour)
     return UnsettledHourError(
         f"hour {hour}: S3 is unreachable or does not answer: no listing of {paths.raw} succeeded for "
-        f"{format_duration(lasted)}{_waited(waited)}. The last problem: {problem}. Check that triggerer and "
+        f"{format_duration(lasted)}{_after(waited)}. The last problem: {problem}. Check that triggerer and "
         f"workers reach the endpoint of the Airflow connection {aws_conn_id!r}, then clear this task."
     )
 
 
-def _waited(duration: timedelta | None) -> str:
-    return "" if duration is None else f" after {format_duration(duration)} of waiting"
+def _after(waited: timedelta | None) -> str:
+    return "" if waited is None else f" after {format_duration(waited)} of waiting"

@@ -8,7 +8,7 @@ from typing import Any
 
 from include.log_rollup.errors import ConfigurationError
 from include.log_rollup.hour.layout import format_hour
-from include.log_rollup.queries.status import HourState, HourStatus, read_hours
+from include.log_rollup.queries.status import HourStatus, HourSummary, read_hours
 from include.log_rollup.queries.verify import Verification, verify_hour
 from include.log_rollup.steps.plan_hour import preview_hour
 from include.log_rollup.streams import Stream
@@ -36,7 +36,7 @@ def status(options: argparse.Namespace, answer: Answer) -> bool:
     hours = [hour for hour in (midnight + timedelta(hours=number) for number in range(24)) if hour <= now]
     with open_store(stream) as store:
         found = [_hour(stream, status, now) for status in read_hours(store, stream, hours)]
-    damaged = [hour for hour in found if hour["state"] == HourState.DAMAGED]
+    damaged = [hour for hour in found if hour["state"] == HourStatus.DAMAGED]
     if options.json:
         answer.json({"stream": stream.name, "day": f"{day}", "hours": found})
         return not damaged
@@ -52,7 +52,7 @@ def status(options: argparse.Namespace, answer: Answer) -> bool:
     return not damaged
 
 
-def _hour(stream: Stream, status: HourStatus, now: datetime) -> dict[str, Any]:
+def _hour(stream: Stream, status: HourSummary, now: datetime) -> dict[str, Any]:
     marker = status.marker or {}
     return {
         "hour": format_hour(status.hour),
@@ -73,9 +73,9 @@ def _hour(stream: Stream, status: HourStatus, now: datetime) -> dict[str, Any]:
     }
 
 
-def _state(stream: Stream, status: HourStatus, now: datetime) -> str:
+def _state(stream: Stream, status: HourSummary, now: datetime) -> str:
     """Its state; of the hours without one of their own, those that no run could have completed by now."""
-    if status.state is HourState.INCOMPLETE:
+    if status.state is HourStatus.INCOMPLETE:
         if status.hour < stream.start:
             return _BEFORE_START
         if stream.at(status.hour).end > now:

@@ -31,7 +31,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from include.log_rollup.errors import ConfigurationError, TransientError
 from include.log_rollup.hour.layout import format_hour, parse_hour
 from include.log_rollup.queries.hour_detail import HourDetail, PartStatus, read_hour
-from include.log_rollup.queries.status import HourState
+from include.log_rollup.queries.status import HourStatus
 from include.log_rollup.streams import Stream, load_streams
 from log_rollup_plugin.hours_page.cache import MarkerCache, ReadHour, explain
 from log_rollup_plugin.hours_page.database import (
@@ -517,7 +517,7 @@ def _hour_view(
     status = read.status if read else None
     run = runs[0] if runs else None
     judged = judge(stream, hour, now, read, run)
-    marker = _marker_view(status.marker) if status and status.state is HourState.COMPLETE else None
+    marker = _marker_view(status.marker) if status and status.state is HourStatus.COMPLETE else None
     name = format_hour(hour)
     return HourView(name, judged.state, judged.why, run.run_id if run else None, marker, late.get(name))
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from include.log_rollup.errors import RollupError
-from include.log_rollup.queries.status import HourState, HourStatus, read_hours
+from include.log_rollup.queries.status import HourStatus, HourSummary, read_hours
 from include.log_rollup.storage.protocol import ObjectStore
 from include.log_rollup.streams import Stream
 
@@ -42,7 +42,7 @@ PAUSE = timedelta(seconds=15)
 class ReadHour:
     """What was read of an hour, and when."""
 
-    status: HourStatus
+    status: HourSummary
     at: datetime
 
 
@@ -145,7 +145,7 @@ class MarkerCache:
                 job.waiting.append(future)
         return future
 
-    def keep(self, stream: Stream, status: HourStatus) -> None:
+    def keep(self, stream: Stream, status: HourSummary) -> None:
         """Take over what somebody else has read just now."""
         with self._changed:
             self._store(_place(stream), [status])
@@ -164,7 +164,7 @@ class MarkerCache:
         age = now - read.at
         if age < AT_LEAST:
             return False
-        complete = read.status.state is HourState.COMPLETE
+        complete = read.status.state is HourStatus.COMPLETE
         did_something = touched is not None and touched >= read.at - AT_LEAST
         return refresh or did_something or age > GOOD_FOR[now - hour < RECENT, complete]
 
@@ -212,7 +212,7 @@ class MarkerCache:
             job = next(reversed(self._jobs.values()), None)
             return list(job.hours)[:RUN_HOURS] if job and job.place == place else []
 
-    def _done(self, place: str, hours: Sequence[datetime], read: Sequence[HourStatus]) -> None:
+    def _done(self, place: str, hours: Sequence[datetime], read: Sequence[HourSummary]) -> None:
         with self._changed:
             self._errors.pop(place, None)
             self._store(place, read)
@@ -234,7 +234,7 @@ class MarkerCache:
                     job.end()
             self._changed.notify_all()
 
-    def _store(self, place: str, read: Sequence[HourStatus]) -> None:
+    def _store(self, place: str, read: Sequence[HourSummary]) -> None:
         at = self._clock()
         for status in read:
             self._read[place, status.hour] = ReadHour(status, at)

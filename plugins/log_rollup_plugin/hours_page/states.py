@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from airflow.utils.types import DagRunType
 
-from include.log_rollup.queries.status import HourState, HourStatus
+from include.log_rollup.queries.status import HourStatus, HourSummary
 from include.log_rollup.streams import Stream
 from log_rollup_plugin.hours_page.cache import ReadHour
 from log_rollup_plugin.hours_page.database import HourRun
@@ -61,12 +61,12 @@ def judge(
     :param run: its present run, or else the last one; None if there is none
     """
     status = read.status if read else None
-    if status is not None and status.state is HourState.COMPLETE:
+    if status is not None and status.state is HourStatus.COMPLETE:
         return _complete(run)
     if read and run and run.ended_at and run.ended_at >= read.at:
         # It may have completed the hour since.
         status = None
-    if status is not None and status.state is HourState.DAMAGED:
+    if status is not None and status.state is HourStatus.DAMAGED:
         rerun = "; a rerun is under way" if run is not None and run.is_unfinished else ""
         return Judged(State.DAMAGED, f"{status.problem}{rerun}")
     if run is not None and run.is_unfinished:
@@ -103,9 +103,9 @@ def _unfinished(stream: Stream, hour: datetime, now: datetime, run: HourRun) -> 
     return Judged(State.WAITING if run.state == "queued" or run.waits else State.RUNNING, doing)
 
 
-def _without_a_run(stream: Stream, hour: datetime, now: datetime, status: HourStatus | None) -> Judged:
+def _without_a_run(stream: Stream, hour: datetime, now: datetime, status: HourSummary | None) -> Judged:
     end = hour + timedelta(hours=1)
-    if status is not None and status.state is HourState.BUILDING:
+    if status is not None and status.state is HourStatus.BUILDING:
         return Judged(State.MISSING, "something has begun to build it, but this Airflow has no run of it")
     if hour > now or hour < stream.start:
         return Judged(State.NONE, "before the stream's start" if hour < stream.start else "to come")
