@@ -8,7 +8,7 @@ COPY --chown=airflow:0 dags /opt/log-rollup/dags
 COPY --chown=airflow:0 plugins /opt/log-rollup/plugins
 COPY --chown=airflow:0 include /opt/log-rollup/include
 COPY --chown=airflow:0 deploy /opt/log-rollup/deploy
-COPY --chown=airflow:0 demo /opt/log-rollup/demo
+COPY --chown=airflow:0 dev /opt/log-rollup/dev
 COPY --chown=airflow:0 log-rollup /opt/log-rollup/log-rollup
 # A volume takes over the owner of the folder that it is mounted on.
 RUN mkdir -p /opt/airflow/demo /opt/airflow/logs
