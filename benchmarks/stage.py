@@ -14,7 +14,7 @@ import psutil
 
 from benchmarks.clients.clock import Job
 from benchmarks.settings import CONNECTIONS, PART_BYTES
-from dev.demo.logs import MEAN_OBJECT_BYTES, write_hour
+from dev.made_logs.log_files import MEAN_OBJECT_BYTES, write_hour
 from dev.servers import RcloneServer
 from dev.tls import TlsFiles, make_tls_files
 

@@ -41,12 +41,12 @@ def main() -> int:
 
 
 def _make_demo_hours(hours: int, objects: int) -> None:
-    from dev.demo.dataset import make_dataset, read_dataset
-    from dev.demo.layout import Layout
+    from dev.made_logs.dataset import make_dataset, read_dataset
+    from dev.stack.paths import StackPaths
 
-    layout = Layout(Path(os.environ["LOG_ROLLUP_STREAMS"]).parent)
-    if read_dataset(layout) is None:
-        make_dataset(layout, hours, objects, datetime.now(UTC), print)
+    paths = StackPaths(Path(os.environ["LOG_ROLLUP_STREAMS"]).parent)
+    if read_dataset(paths) is None:
+        make_dataset(paths, hours, objects, datetime.now(UTC), print)
 
 
 def _create_pools() -> None:

@@ -80,9 +80,9 @@ import botocore.config
 import botocore.session
 import psutil
 
-from dev.demo.s3_servers import MINISTACK_PROGRAM
+from dev import guard
+from dev.stack.s3_servers import MINISTACK_PROGRAM
 from dev.tls import TlsFiles
-from tests.support import guard
 
 S3Client = Any
 """A plain client of boto3; boto3 makes its classes at run time, so there is no type to name."""
@@ -159,7 +159,7 @@ def _session() -> boto3.Session:
 class S3Server(abc.ABC):
     """A server process: started, awaited, logged, and ended with everything that belongs to it.
 
-    The process runs in a session of its own below a guard (:mod:`tests.support.guard`), which ends it even
+    The process runs in a session of its own below a guard (:mod:`dev.guard`), which ends it even
     if this process is killed. It sees nothing of the user's environment or configuration. After
     :meth:`stop` or :meth:`kill`, :meth:`start` brings it up again on the same port.
 

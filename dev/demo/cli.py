@@ -14,17 +14,24 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
-from dev.demo.airflow_api import AirflowApi, DagRun
-from dev.demo.dataset import DAG_ID, STREAM, Dataset, NotEnoughDiskError, make_dataset, read_dataset
-from dev.demo.environment import Addresses
-from dev.demo.follow import DemoFailedError, HourWatch, describe_import_failures
-from dev.demo.layout import PROJECT, Layout
-from dev.demo.objects import S3Client, make_client
-from dev.demo.processes import STOP_SIGNALS
+from dev.demo.hour_watch import DemoFailedError, HourWatch, describe_import_failures
 from dev.demo.progress import Progress
 from dev.demo.report import BadMarkerError, HourResult, read_marker, render
-from dev.demo.s3_servers import RCLONE, SERVERS
-from dev.demo.stack import LocalStack, StackError, StackRecord, port_is_free, read_record, stop_recorded
+from dev.made_logs.dataset import DAG_ID, STREAM, Dataset, NotEnoughDiskError, make_dataset, read_dataset
+from dev.stack.airflow_api import AirflowApi, DagRun
+from dev.stack.bucket import S3Client, make_client
+from dev.stack.environment import Addresses
+from dev.stack.local_stack import (
+    LocalStack,
+    StackError,
+    StackRecord,
+    port_is_free,
+    read_record,
+    stop_recorded,
+)
+from dev.stack.paths import PROJECT, StackPaths
+from dev.stack.processes import STOP_SIGNALS
+from dev.stack.s3_servers import RCLONE, SERVERS
 
 DEFAULT_HOURS = 3
 DEFAULT_OBJECTS = 300
@@ -49,12 +56,12 @@ class Interrupted(BaseException):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Carry out one command and return the exit status: 0, 1 for a failure, 128 + n for signal n."""
     options = _parser().parse_args(arguments)
-    layout = Layout(options.state.resolve())
+    paths = StackPaths(options.state.resolve())
     _raise_on_signals()
     try:
-        with _exclusive(layout):
-            command: Callable[[Layout, argparse.Namespace], int] = options.command
-            return command(layout, options)
+        with _exclusive(paths):
+            command: Callable[[StackPaths, argparse.Namespace], int] = options.command
+            return command(paths, options)
     except Interrupted as interruption:
         print(f"\nstopped by {interruption}; nothing of it runs any more", file=sys.stderr)
         return 128 + interruption.number
@@ -63,21 +70,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def run(layout: Layout, options: argparse.Namespace) -> int:
+def run(paths: StackPaths, options: argparse.Namespace) -> int:
     """Make raw hours from nothing, let a real Airflow roll them up, and print the table of the hours."""
     progress = Progress()
-    record = read_record(layout)
+    record = read_record(paths)
     if record is not None and not record.dead():
         raise RefusedError(f"a stack is running at {record.addresses.ui_url}: stop it with `make down` first")
-    _clean_slate(layout, record)
+    _clean_slate(paths, record)
     server = SERVERS[options.s3]
-    dataset = make_dataset(
-        layout, options.hours, options.objects, datetime.now(UTC), progress.say, options.s3
-    )
+    dataset = make_dataset(paths, options.hours, options.objects, datetime.now(UTC), progress.say, options.s3)
     fixed, for_hour, for_object = _TIMEOUT_SECONDS
     timeout_seconds = options.timeout or fixed + options.hours * (for_hour + options.objects * for_object)
     stack = LocalStack(
-        layout.state, s3=options.s3, dags=options.dags, parallelism=options.parallelism, say=progress.say
+        paths.state, s3=options.s3, dags=options.dags, parallelism=options.parallelism, say=progress.say
     )
     # Not `with`: a signal between the end of __enter__ and the block would leave the stack running.
     try:
@@ -91,7 +96,7 @@ def run(layout: Layout, options: argparse.Namespace) -> int:
     print(f"\n{render(results)}\n")
     problems = [problem for result in results for problem in result.problems()]
     if problems:
-        where = f"the logs are in {layout.logs} and {layout.airflow_home / 'logs'}"
+        where = f"the logs are in {paths.logs} and {paths.airflow_home / 'logs'}"
         raise DemoFailedError("\n".join([*problems, where]))
     if server.in_memory:
         print(
@@ -99,14 +104,14 @@ def run(layout: Layout, options: argparse.Namespace) -> int:
             "hours and leaves them there to look at."
         )
     else:
-        print(f"All of it lies in {layout.bucket}; `make up` shows these runs in Airflow's UI.")
+        print(f"All of it lies in {paths.bucket}; `make up` shows these runs in Airflow's UI.")
     return 0
 
 
-def up(layout: Layout, options: argparse.Namespace) -> int:
+def up(paths: StackPaths, options: argparse.Namespace) -> int:
     """Leave the stack running in the background, with what is there, or else with the default demo data."""
     progress = Progress()
-    record = read_record(layout)
+    record = read_record(paths)
     if record is not None and not record.dead():
         if record.s3 != options.s3:
             raise RefusedError(
@@ -114,32 +119,32 @@ def up(layout: Layout, options: argparse.Namespace) -> int:
                 "`make down` first"
             )
         print("It is running already.")
-        _print_addresses(layout, record.addresses, record.s3)
+        _print_addresses(paths, record.addresses, record.s3)
         return 0
     if record is not None:
         dead = ", ".join(process.name for process in record.dead())
         progress.say(f"no longer running: {dead}; starting all of it again")
-        stop_recorded(layout, record)
-    dataset = read_dataset(layout)
+        stop_recorded(paths, record)
+    dataset = read_dataset(paths)
     # Airflow's database says of its hours that they are complete: without their objects they are of no use.
     if dataset is None or dataset.s3 != options.s3 or SERVERS[options.s3].in_memory:
-        _clean_slate(layout, None)
-        make_dataset(layout, DEFAULT_HOURS, DEFAULT_OBJECTS, datetime.now(UTC), progress.say, options.s3)
+        _clean_slate(paths, None)
+        make_dataset(paths, DEFAULT_HOURS, DEFAULT_OBJECTS, datetime.now(UTC), progress.say, options.s3)
     ui_port = _UI_PORT if port_is_free(_UI_PORT) else None
-    stack = LocalStack(layout.state, s3=options.s3, dags=options.dags, ui_port=ui_port, say=progress.say)
+    stack = LocalStack(paths.state, s3=options.s3, dags=options.dags, ui_port=ui_port, say=progress.say)
     stack.start()
-    _print_addresses(layout, stack.addresses, options.s3)
+    _print_addresses(paths, stack.addresses, options.s3)
     return _wait_for_dag(stack.api)
 
 
-def down(layout: Layout, _options: argparse.Namespace) -> int:
+def down(paths: StackPaths, _options: argparse.Namespace) -> int:
     """Stop what `up` has left running."""
-    record = read_record(layout)
+    record = read_record(paths)
     if record is None:
         print("Nothing is running.")
         return 0
     names = ", ".join(process.name for process in record.processes)
-    count = stop_recorded(layout, record)
+    count = stop_recorded(paths, record)
     print(f"Stopped {names}: {count} processes with their children." if count else "It had ended by itself.")
     return 0
 
@@ -205,29 +210,29 @@ def _raise_on_signals() -> None:
 
 
 @contextmanager
-def _exclusive(layout: Layout) -> Iterator[None]:
+def _exclusive(paths: StackPaths) -> Iterator[None]:
     """Let one command at a time work in a state directory; the lock goes with the process, however it ends.
 
     :raises RefusedError: when another one does.
     """
-    layout.state.mkdir(parents=True, exist_ok=True)
-    with layout.lock.open("a") as file:
+    paths.state.mkdir(parents=True, exist_ok=True)
+    with paths.lock.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RefusedError(
-                f"another demo command is at work in {layout.state}: wait for it, or stop it with Ctrl-C"
+                f"another demo command is at work in {paths.state}: wait for it, or stop it with Ctrl-C"
             ) from None
         yield
 
 
-def _clean_slate(layout: Layout, record: StackRecord | None) -> None:
+def _clean_slate(paths: StackPaths, record: StackRecord | None) -> None:
     """Remove what an earlier demo made, after stopping what a killed one may have left running."""
     if record is not None:
-        stop_recorded(layout, record)
-    for file in (layout.dataset, layout.streams, layout.secrets):
+        stop_recorded(paths, record)
+    for file in (paths.dataset, paths.streams, paths.secrets):
         file.unlink(missing_ok=True)
-    for folder in (layout.s3, layout.airflow_home, layout.logs, layout.cache):
+    for folder in (paths.s3, paths.airflow_home, paths.logs, paths.cache):
         if folder.exists():
             shutil.rmtree(folder)
 
@@ -244,16 +249,16 @@ def _results(client: S3Client, dataset: Dataset, runs: Mapping[datetime, DagRun]
     ]
 
 
-def _print_addresses(layout: Layout, addresses: Addresses, s3: str) -> None:
+def _print_addresses(paths: StackPaths, addresses: Addresses, s3: str) -> None:
     server = SERVERS[s3]
-    where = "its objects in memory" if server.in_memory else f"its objects in {layout.s3}"
+    where = "its objects in memory" if server.in_memory else f"its objects in {paths.s3}"
     print(
         f"""
 Airflow   {addresses.ui_url}/dags/{DAG_ID}
           no login: whoever opens it is an admin; it listens on this machine only
-S3        {addresses.s3_endpoint} ({server.title}), {where}, its keys in {layout.secrets}
+S3        {addresses.s3_endpoint} ({server.title}), {where}, its keys in {paths.secrets}
 Shell     ./log-rollup status {STREAM}, ./log-rollup doctor, ./log-rollup --help
-Logs      {layout.logs} (processes), {layout.airflow_home / "logs"} (tasks)
+Logs      {paths.logs} (processes), {paths.airflow_home / "logs"} (tasks)
 Stop      make down
 """,
         flush=True,

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from dev.demo.dataset import AGGREGATED_PREFIX, hour_folder
-from dev.demo.logs import MadeHour
-from dev.demo.objects import S3Client, read_object
+from dev.made_logs.dataset import AGGREGATED_PREFIX, hour_folder
+from dev.made_logs.log_files import MadeHour
+from dev.stack.bucket import S3Client, read_object
 
 _HEADINGS: tuple[str, ...] = (
     "hour (UTC)",

@@ -6,8 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from dev.demo.dataset import read_dataset
-from dev.demo.layout import Layout
+from dev.made_logs.dataset import read_dataset
+from dev.stack.paths import StackPaths
 from include.log_rollup.streams import POOL, pool_slots
 from tests.conftest import ROOT
 
@@ -25,7 +25,7 @@ def test_it_makes_hours_database_and_pool_and_names_a_connection_that_is_missing
     refused = init(tmp_path, **demo)
     assert refused.returncode == 1
     assert "AIRFLOW_CONN_AWS_DEFAULT" in refused.stderr
-    made = read_dataset(Layout(tmp_path))
+    made = read_dataset(StackPaths(tmp_path))
     assert made is not None
     assert [hour.objects for hour in made.hours] == [3]
     with sqlite3.connect(tmp_path / "airflow.db") as database:
@@ -37,7 +37,7 @@ def test_it_makes_hours_database_and_pool_and_names_a_connection_that_is_missing
     again = init(tmp_path, **demo, AIRFLOW_CONN_AWS_DEFAULT='{"conn_type": "aws"}')
     assert again.returncode == 0, again.stderr
     assert "ready: app" in again.stdout
-    assert read_dataset(Layout(tmp_path)) == made
+    assert read_dataset(StackPaths(tmp_path)) == made
     with sqlite3.connect(tmp_path / "airflow.db") as database:
         assert database.execute("select slots from slot_pool where pool = ?", [POOL]).fetchall() == [(40,)]
 

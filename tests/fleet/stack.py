@@ -20,10 +20,10 @@ from pathlib import Path
 import psutil
 
 from deploy.make_env import render
-from dev.demo import processes
-from dev.demo.environment import clean_environment
-from dev.demo.processes import ProcessRecord
-from dev.demo.stack import POSTGRES, REDIS, S3, LocalStack, StackError, free_ports
+from dev.stack import processes
+from dev.stack.environment import clean_environment
+from dev.stack.local_stack import POSTGRES, REDIS, S3, LocalStack, StackError, free_ports
+from dev.stack.processes import ProcessRecord
 from tests.support import debian
 from tests.support.compose import ROOT, Service, dotenv, image_environment, services
 from tests.support.observe import with_descendants
@@ -57,7 +57,7 @@ class FleetStack(LocalStack):
         self.variables = dotenv(render((ROOT / ".env.example").read_text())) | {
             # The hours are the test's own.
             "DEMO_HOURS": "",
-            "LOG_ROLLUP_STREAMS": str(self.layout.streams),
+            "LOG_ROLLUP_STREAMS": str(self.paths.streams),
         }
         # Below /tmp itself, because the user that PostgreSQL runs as may not enter the folders of tests.
         self._database = Path(tempfile.mkdtemp(prefix="log-rollup-postgres-"))
@@ -78,7 +78,7 @@ class FleetStack(LocalStack):
             clean_environment(os.environ)
             | {name: self._here(value, project) for name, value in given.items()}
             | {
-                "AIRFLOW_HOME": str(self.layout.airflow_home),
+                "AIRFLOW_HOME": str(self.paths.airflow_home),
                 "AIRFLOW__API__HOST": "127.0.0.1",
                 "AIRFLOW__API__PORT": str(self.addresses.ui_port),
                 "AIRFLOW__API__BASE_URL": self.addresses.ui_url,
@@ -127,7 +127,7 @@ class FleetStack(LocalStack):
             [
                 *self._airflow_command(self.service[WORKER].command),
                 *("--celery-hostname", f"{name}@{socket.gethostname()}"),
-                *("--pid", str(self.layout.state / f"{name}.pid")),
+                *("--pid", str(self.paths.state / f"{name}.pid")),
             ],
             self._environment(project or self.project),
         )
@@ -254,7 +254,7 @@ class FleetStack(LocalStack):
         ]
 
     def _start_redis(self, deadline: float) -> None:
-        settings = self.layout.state / "redis.conf"
+        settings = self.paths.state / "redis.conf"
         # What the compose file has on the command line, where other users of this machine would see the password.
         given = self.service[REDIS].command
         options = [f"{name.removeprefix('--')} {value or chr(34) * 2}" for name, value in _pairs(given[1:])]
@@ -275,9 +275,9 @@ class FleetStack(LocalStack):
         """Put this machine's addresses and paths where the compose file has those of the containers."""
         for theirs, ours in (
             ("/opt/log-rollup", str((project or self.project).resolve())),
-            ("/opt/airflow", str(self.layout.airflow_home)),
-            ("/demo/s3", str(self.layout.s3)),
-            ("/tmp/rclone", str(self.layout.cache)),
+            ("/opt/airflow", str(self.paths.airflow_home)),
+            ("/demo/s3", str(self.paths.s3)),
+            ("/tmp/rclone", str(self.paths.cache)),
             ("@postgres:5432/", f"@127.0.0.1:{self._postgres_port}/"),
             ("@redis:6379/", f"@127.0.0.1:{self._redis_port}/"),
             ("http://airflow-api-server:8080", self.addresses.ui_url),
@@ -293,7 +293,7 @@ class FleetStack(LocalStack):
         while not probe():
             self.check()
             if time.monotonic() > deadline:
-                raise StackError(f"not {what} after {seconds:.0f} s; the logs are in {self.layout.logs}")
+                raise StackError(f"not {what} after {seconds:.0f} s; the logs are in {self.paths.logs}")
             time.sleep(_POLL_SECONDS)
 
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import yaml
 
-from dev.demo.airflow_api import ApiUnavailableError, TaskInstance
-from dev.demo.layout import BUCKET
-from dev.demo.logs import MadeHour, last_complete_hours, write_hour
-from dev.demo.processes import ProcessRecord
+from dev.made_logs.log_files import MadeHour, last_complete_hours, write_hour
+from dev.stack.airflow_api import ApiUnavailableError, TaskInstance
+from dev.stack.paths import BUCKET
+from dev.stack.processes import ProcessRecord
 from tests.fleet.stack import TRIGGERER, FleetStack
 from tests.support.hours import hour_prefix
 from tests.support.observe import PortWatch, Sample, Watch, with_descendants
@@ -80,7 +80,7 @@ class Story:
             ("one", SCALING_HOURS, SCALING_HOURS),
             ("two", SCALING_HOURS, SCALING_HOURS),
         ):
-            bucket = self.stack.layout.bucket
+            bucket = self.stack.paths.bucket
             self.made[name] = [
                 # "one" and "two" are the same work: the same seed.
                 write_hour(bucket / hour_prefix(f"raw/{name}/", hour), hour, OBJECTS, seed=5)
@@ -98,7 +98,7 @@ class Story:
             "quiet_period": "1s", "part_size": PART_SIZE, "shard_size": "15MiB",
             "max_connections": MAX_CONNECTIONS, "max_active_runs": CATCHUP_HOURS + BACKFILL_HOURS,
         }  # fmt: skip
-        self.stack.layout.streams.write_text(yaml.safe_dump({"defaults": settings, "streams": streams}))
+        self.stack.paths.streams.write_text(yaml.safe_dump({"defaults": settings, "streams": streams}))
 
     def scale(self) -> None:
         """Let one worker do some hours, and two the same hours again, without the slow network."""

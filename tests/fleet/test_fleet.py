@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dev.demo.layout import BUCKET
 from dev.servers import plain_client
+from dev.stack.paths import BUCKET
 from tests.fleet.plot import sockets_plot
 from tests.fleet.stack import FleetStack
 from tests.fleet.story import (
@@ -143,7 +143,7 @@ def test_the_worker_was_killed_at_work_and_another_one_took_over(story: Story) -
 
 
 def test_a_new_version_of_the_code_took_over_in_the_middle_of_the_backfill(story: Story) -> None:
-    bucket = story.stack.layout.bucket
+    bucket = story.stack.paths.bucket
     markers = [bucket / hour_prefix("aggregated/app/", one.hour) / "_SUCCESS" for one in story.made["app"]]
     by_new = [marker.read_text().startswith('{\n   "') for marker in markers]
     assert any(by_new)

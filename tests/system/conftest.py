@@ -14,11 +14,11 @@ import httpx
 import pytest
 import yaml
 
-from dev.demo.airflow_api import ApiUnavailableError, DagRun, TaskInstance
-from dev.demo.dataset import Dataset, make_dataset
-from dev.demo.layout import BUCKET
-from dev.demo.stack import LocalStack
+from dev.made_logs.dataset import Dataset, make_dataset
 from dev.servers import S3Client, plain_client
+from dev.stack.airflow_api import ApiUnavailableError, DagRun, TaskInstance
+from dev.stack.local_stack import LocalStack
+from dev.stack.paths import BUCKET
 from tests.support.observe import Watch, with_descendants
 from tests.support.proxy import FaultProxy
 
@@ -83,14 +83,14 @@ class Running:
 
     def add_stream(self, name: str, start: datetime, **settings: Any) -> None:
         """Add a stream to the streams file, as an operator would."""
-        path = self.stack.layout.streams
+        path = self.stack.paths.streams
         document = yaml.safe_load(path.read_text())
         document["streams"].append(_stream(name, start, **settings))
         path.write_text(yaml.safe_dump(document))
 
     def add_dag(self, name: str, source: str) -> None:
         """Add a Dag file to the bundle of other people's Dags."""
-        (self.stack.layout.state / DOWNSTREAM / name).write_text(source)
+        (self.stack.paths.state / DOWNSTREAM / name).write_text(source)
 
     def trigger(self, dag_id: str, conf: Mapping[str, Any]) -> str:
         """Run a Dag by hand, with no logical date; the id of its run."""
@@ -251,8 +251,8 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     start; ``fresh`` has a scheduled run for each of the two hours, which waits for its first objects.
     """
     stack = LocalStack(tmp_path_factory.mktemp("stack"))
-    dataset = make_dataset(stack.layout, HOURS, OBJECTS, datetime.now(UTC), lambda _: None)
-    document = yaml.safe_load(stack.layout.streams.read_text())
+    dataset = make_dataset(stack.paths, HOURS, OBJECTS, datetime.now(UTC), lambda _: None)
+    document = yaml.safe_load(stack.paths.streams.read_text())
     document["defaults"].update({"part_size": "5MiB", "shard_size": "20MiB", "late_days": 0})
     last = dataset.hours[-1].hour
     document["streams"] += [
@@ -276,8 +276,8 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
             poll_interval="3s",
         ),
     ]
-    stack.layout.streams.write_text(yaml.safe_dump(document))
-    downstream = stack.layout.state / DOWNSTREAM
+    stack.paths.streams.write_text(yaml.safe_dump(document))
+    downstream = stack.paths.state / DOWNSTREAM
     downstream.mkdir(parents=True)
     bundles = [
         {"name": name, "classpath": "airflow.dag_processing.bundles.local.LocalDagBundle", "kwargs": kwargs}

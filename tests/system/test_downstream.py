@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dev.demo.layout import BUCKET
+from dev.stack.paths import BUCKET
 from include.log_rollup.hour.layout import format_hour
 from include.log_rollup.steps.complete_hour import complete_hour, event_of
 from include.log_rollup.steps.pack_shard import pack_shard
@@ -130,7 +130,7 @@ def day(running: Running, past: datetime) -> Day:
     hours = [past + timedelta(hours=number) for number in range(DAY_HOURS)]
     for hour in hours:
         make(running, hour)
-    stream = next(one for one in load_streams(running.stack.layout.streams) if one.name == STREAM)
+    stream = next(one for one in load_streams(running.stack.paths.streams) if one.name == STREAM)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AIRFLOW_CONN_AWS_DEFAULT", running.stack.env["AIRFLOW_CONN_AWS_DEFAULT"])
         with PooledS3Hook.for_stream(stream, SMALL_CONNECTIONS, 1) as hook:

@@ -9,7 +9,7 @@ from urllib.parse import unquote
 import pytest
 from playwright.sync_api import Browser, Locator, Page, ViewportSize, expect
 
-from dev.demo.layout import BUCKET
+from dev.stack.paths import BUCKET
 from include.log_rollup.hour.layout import floor_hour, format_hour
 from tests.support.browser import running_browser
 from tests.support.hours import hour_prefix, make_hour

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from dev.demo.airflow_api import DagRun, TaskInstance
-from dev.demo.layout import BUCKET
+from dev.stack.airflow_api import DagRun, TaskInstance
+from dev.stack.paths import BUCKET
 from tests.support.hours import hour_prefix, make_hour, put_objects
 from tests.support.verify import VerifiedHour, assert_not_complete, verify_hour
 from tests.system.conftest import FRESH, SMALL, SMALL_CONNECTIONS, Running

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from dev.demo.layout import Layout
-from dev.demo.within import NothingRunsError, environment
+from dev.stack.paths import StackPaths
+from dev.stack.run_command import NothingRunsError, environment
 from tests.conftest import ROOT
 from tests.system.conftest import POOL_SLOTS, Running
 
 
 def test_within_the_stack_doctor_finds_everything_in_order_and_sees_the_pool(running: Running) -> None:
     done = subprocess.run(
-        [str(ROOT / "log-rollup"), "doctor", "app", "--json"], env=environment(running.stack.layout),
+        [str(ROOT / "log-rollup"), "doctor", "app", "--json"], env=environment(running.stack.paths),
         capture_output=True, text=True,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
@@ -25,4 +25,4 @@ def test_within_the_stack_doctor_finds_everything_in_order_and_sees_the_pool(run
 
 def test_where_nothing_runs_there_is_no_environment(tmp_path: Path) -> None:
     with pytest.raises(NothingRunsError, match="make up"):
-        environment(Layout(tmp_path))
+        environment(StackPaths(tmp_path))

@@ -6,8 +6,8 @@ from urllib.parse import quote
 
 import pytest
 
-from dev.demo.airflow_api import DagRun
-from dev.demo.layout import BUCKET
+from dev.stack.airflow_api import DagRun
+from dev.stack.paths import BUCKET
 from tests.support.hours import hour_prefix, make_hour, put_objects
 from tests.support.webhook import Webhook
 from tests.system.conftest import TOLD, TOLD_MARKER, Running

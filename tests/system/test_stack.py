@@ -4,8 +4,8 @@ from datetime import datetime
 
 import pytest
 
-from dev.demo.airflow_api import DagRun
-from dev.demo.layout import BUCKET
+from dev.stack.airflow_api import DagRun
+from dev.stack.paths import BUCKET
 from tests.support.hours import hour_prefix, make_hour
 from tests.support.verify import VerifiedHour, verify_hour
 from tests.system.conftest import OBJECTS, POOL, Running

@@ -12,8 +12,8 @@ from datetime import datetime, timedelta
 import psutil
 import pytest
 
-from dev.demo.airflow_api import TaskInstance
-from dev.demo.layout import BUCKET
+from dev.stack.airflow_api import TaskInstance
+from dev.stack.paths import BUCKET
 from tests.support.faults import Call, Request, Rule, on
 from tests.support.hours import hour_prefix, make_hour
 from tests.support.observe import with_descendants

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from dev.demo.airflow_api import TaskInstance
-from dev.demo.layout import BUCKET
+from dev.stack.airflow_api import TaskInstance
+from dev.stack.paths import BUCKET
 from tests.support.hours import hour_prefix, make_hour
 from tests.system.conftest import AT_ONCE, Running
 
@@ -66,7 +66,7 @@ def log_of(running: Running, dag_id: str, run_id: str, task_id: str) -> str:
 
 def in_database(running: Running, statement: str, *values: Any) -> list[Any]:
     """Run a statement in Airflow's database."""
-    path = running.stack.layout.airflow_home / "airflow.db"
+    path = running.stack.paths.airflow_home / "airflow.db"
     with closing(sqlite3.connect(path, timeout=60)) as database, database:
         return database.execute(statement, values).fetchall()
 

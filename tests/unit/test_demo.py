@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from dev.demo import cli
-from dev.demo.airflow_api import TaskInstance
-from dev.demo.dataset import read_dataset
-from dev.demo.environment import Addresses
-from dev.demo.follow import describe_split
-from dev.demo.layout import Layout
-from dev.demo.s3_servers import MINISTACK, RCLONE, SERVERS
-from dev.demo.stack import StackRecord, read_record, write_record
+from dev.demo.hour_watch import describe_split
+from dev.made_logs.dataset import read_dataset
+from dev.stack.airflow_api import TaskInstance
+from dev.stack.environment import Addresses
+from dev.stack.local_stack import StackRecord, read_record, write_record
+from dev.stack.paths import StackPaths
+from dev.stack.s3_servers import MINISTACK, RCLONE, SERVERS
 
 BEGAN = datetime(2026, 11, 24, 8, tzinfo=UTC)
 
@@ -50,18 +50,18 @@ def test_unknown_s3_server_is_refused_with_the_known_ones(capsys: pytest.Capture
 
 
 def test_up_with_another_s3_server_is_refused(tmp_path: Path) -> None:
-    layout = Layout(tmp_path)
-    write_record(layout, StackRecord(Addresses(ui_port=8080, s3_port=9000), (), MINISTACK))
+    paths = StackPaths(tmp_path)
+    write_record(paths, StackRecord(Addresses(ui_port=8080, s3_port=9000), (), MINISTACK))
     with pytest.raises(cli.RefusedError, match=r"with MiniStack is running .*make down"):
-        cli.up(layout, argparse.Namespace(s3=RCLONE))
+        cli.up(paths, argparse.Namespace(s3=RCLONE))
 
 
 def test_records_without_an_s3_server_mean_rclone(tmp_path: Path) -> None:
-    layout = Layout(tmp_path)
-    layout.stack.write_text(json.dumps({"addresses": {"ui_port": 1, "s3_port": 2}, "processes": []}))
-    layout.dataset.write_text(json.dumps({"seed": 1, "hours": []}))
-    layout.streams.touch()
-    stack, dataset = read_record(layout), read_dataset(layout)
+    paths = StackPaths(tmp_path)
+    paths.stack.write_text(json.dumps({"addresses": {"ui_port": 1, "s3_port": 2}, "processes": []}))
+    paths.dataset.write_text(json.dumps({"seed": 1, "hours": []}))
+    paths.streams.touch()
+    stack, dataset = read_record(paths), read_dataset(paths)
     assert stack is not None
     assert dataset is not None
     assert (stack.s3, dataset.s3) == (RCLONE, RCLONE)

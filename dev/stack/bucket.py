@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from dev.demo.environment import REGION, Secrets
-from dev.demo.layout import BUCKET, Layout
+from dev.stack.environment import REGION, Secrets
+from dev.stack.paths import BUCKET, StackPaths
 
 _UPLOADS_AT_ONCE = 4
 
@@ -45,7 +45,7 @@ def make_client(endpoint: str, keys: Secrets) -> S3Client:
     )
 
 
-def upload_bucket(client: S3Client, layout: Layout) -> int:
+def upload_bucket(client: S3Client, paths: StackPaths) -> int:
     """Create the bucket and upload every file of its folder; return how many there were.
 
     Each gets a CRC32 of the whole object, as the AWS SDKs send it by default.
@@ -53,11 +53,11 @@ def upload_bucket(client: S3Client, layout: Layout) -> int:
     client.create_bucket(Bucket=BUCKET)
 
     def upload(path: Path) -> None:
-        key = path.relative_to(layout.bucket).as_posix()
+        key = path.relative_to(paths.bucket).as_posix()
         client.put_object(Bucket=BUCKET, Key=key, Body=path.read_bytes(), ChecksumAlgorithm="CRC32")
 
     with ThreadPoolExecutor(_UPLOADS_AT_ONCE) as pool:
-        return sum(1 for _ in pool.map(upload, _files(layout.bucket)))
+        return sum(1 for _ in pool.map(upload, _files(paths.bucket)))
 
 
 def read_object(client: S3Client, key: str) -> bytes | None:

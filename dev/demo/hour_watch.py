@@ -10,8 +10,15 @@ from datetime import datetime
 
 import httpx
 
-from dev.demo.airflow_api import AirflowApi, ApiUnavailableError, DagRun, ImportFailure, TaskInstance, TaskLog
 from dev.demo.progress import Progress
+from dev.stack.airflow_api import (
+    AirflowApi,
+    ApiUnavailableError,
+    DagRun,
+    ImportFailure,
+    TaskInstance,
+    TaskLog,
+)
 
 _POLL_SECONDS = 2.0
 _LOG_TAIL_LINES = 30

@@ -15,7 +15,7 @@ PLUGINS_FOLDER = "plugins"
 
 
 @dataclass(frozen=True)
-class Layout:
+class StackPaths:
     """The paths under one state directory (`.local` for the demo, a temporary one for a system test)."""
 
     state: Path

@@ -1,6 +1,6 @@
 """Starts MiniStack with awscrt's CRC64-NVME in the place of its own.
 
-    GATEWAY_PORT=PORT BIND_HOST=127.0.0.1 python -I dev/demo/ministack_server.py
+    GATEWAY_PORT=PORT BIND_HOST=127.0.0.1 python -I dev/stack/ministack_server.py
 
 Its own is written in Python and takes 6 s for a part of 32 MiB, during which the server answers nobody.
 """
@@ -22,7 +22,7 @@ def main() -> None:
     own = getattr(s3, "_crc64nvme", None)
     if own is None or own(_SAMPLE) != crc64nvme(_SAMPLE):
         sys.exit(
-            "this release of MiniStack computes CRC64-NVME elsewhere: adapt dev/demo/ministack_server.py to it"
+            "this release of MiniStack computes CRC64-NVME elsewhere: adapt dev/stack/ministack_server.py to it"
         )
     s3._crc64nvme = crc64nvme
     app.main()

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from dev.demo.layout import Layout, read_json, write_json
+from dev.stack.paths import StackPaths, read_json, write_json
 
 REGION = "us-east-1"
 # Settings of the user's that would change what the stack does: other credentials, another database,
@@ -58,9 +58,9 @@ class AirflowFolders:
     streams: Path
 
 
-def load_secrets(layout: Layout) -> Secrets:
+def load_secrets(paths: StackPaths) -> Secrets:
     """Return the keys of this state directory, made at the first call and readable by the user alone."""
-    record = read_json(layout.secrets)
+    record = read_json(paths.secrets)
     if record is not None:
         return Secrets(**record)
     made = Secrets(
@@ -70,7 +70,7 @@ def load_secrets(layout: Layout) -> Secrets:
         api_secret_key=secrets.token_hex(16),
         jwt_secret=secrets.token_hex(32),
     )
-    write_json(layout.secrets, asdict(made), mode=0o600)
+    write_json(paths.secrets, asdict(made), mode=0o600)
     return made
 
 
@@ -88,7 +88,7 @@ def clean_environment(ambient: Mapping[str, str]) -> dict[str, str]:
 
 
 def airflow_environment(
-    layout: Layout, folders: AirflowFolders, addresses: Addresses, keys: Secrets, parallelism: int
+    paths: StackPaths, folders: AirflowFolders, addresses: Addresses, keys: Secrets, parallelism: int
 ) -> dict[str, str]:
     """Return the variables that every Airflow process of the stack gets on top of a clean environment.
 
@@ -112,7 +112,7 @@ def airflow_environment(
         "AWS_CONFIG_FILE": os.devnull,
         "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
         "AWS_EC2_METADATA_DISABLED": "true",
-        "AIRFLOW_HOME": str(layout.airflow_home),
+        "AIRFLOW_HOME": str(paths.airflow_home),
         "AIRFLOW_CONN_AWS_DEFAULT": json.dumps(connection),
         "AIRFLOW__CORE__DAGS_FOLDER": str(folders.dags),
         "AIRFLOW__CORE__PLUGINS_FOLDER": str(folders.plugins),
@@ -122,7 +122,7 @@ def airflow_environment(
         "AIRFLOW__CORE__PARALLELISM": str(parallelism),
         # SQLite has one writer at a time. By default a request fails that has waited 5 s for its turn, as that
         # for a backfill can while tasks start on the same cores.
-        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{layout.airflow_home}/airflow.db?timeout=20",
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{paths.airflow_home}/airflow.db?timeout=20",
         "AIRFLOW__CORE__FERNET_KEY": keys.fernet_key,
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{addresses.ui_url}/execution/",

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dev.demo.environment import REGION, Secrets
-from dev.demo.layout import PROJECT, Layout
+from dev.stack.environment import REGION, Secrets
+from dev.stack.paths import PROJECT, StackPaths
 
-MINISTACK_PROGRAM = PROJECT / "demo" / "ministack_server.py"
+MINISTACK_PROGRAM = PROJECT / "dev" / "stack" / "ministack_server.py"
 RCLONE = "rclone"
 MINISTACK = "ministack"
 MOTO = "moto"
@@ -25,18 +25,18 @@ class LocalS3:
     """One server.
 
     :param title: its name for people.
-    :param in_memory: whether its objects are lost when it ends; otherwise they are files below `Layout.s3`.
+    :param in_memory: whether its objects are lost when it ends; otherwise they are files below `StackPaths.s3`.
     :param command: the command line that serves S3 on a port of 127.0.0.1.
     :param settings: the variables that it gets on top of a clean environment, for the same port.
     """
 
     title: str
     in_memory: bool
-    command: Callable[[Layout, int], list[str]]
-    settings: Callable[[Layout, int, Secrets], dict[str, str]]
+    command: Callable[[StackPaths, int], list[str]]
+    settings: Callable[[StackPaths, int, Secrets], dict[str, str]]
 
 
-def _rclone_command(layout: Layout, port: int) -> list[str]:
+def _rclone_command(paths: StackPaths, port: int) -> list[str]:
     rclone = Path(sys.executable).parent / "rclone"
     if not rclone.exists():
         raise MissingProgramError(
@@ -45,22 +45,22 @@ def _rclone_command(layout: Layout, port: int) -> list[str]:
     # No configuration file of the user's; nothing cached on disk. Reading without rclone's own check
     # (--no-checksum) costs a third of the CPU time, and the Dag verifies all that it reads.
     return [
-        *(str(rclone), "serve", "s3", str(layout.s3), "--config", ""),
-        *("--addr", f"127.0.0.1:{port}", "--cache-dir", str(layout.cache)),
+        *(str(rclone), "serve", "s3", str(paths.s3), "--config", ""),
+        *("--addr", f"127.0.0.1:{port}", "--cache-dir", str(paths.cache)),
         *("--vfs-cache-mode", "off", "--no-checksum", "--buffer-size", "0"),
     ]
 
 
-def _rclone_settings(_layout: Layout, _port: int, keys: Secrets) -> dict[str, str]:
+def _rclone_settings(_paths: StackPaths, _port: int, keys: Secrets) -> dict[str, str]:
     # Not as --auth-key: other users of the machine see the command lines of all processes.
     return {"RCLONE_AUTH_KEY": f'"{keys.s3_access_key},{keys.s3_secret_key}"'}
 
 
-def _ministack_command(_layout: Layout, _port: int) -> list[str]:
+def _ministack_command(_paths: StackPaths, _port: int) -> list[str]:
     return [sys.executable, "-I", str(MINISTACK_PROGRAM)]
 
 
-def _ministack_settings(layout: Layout, port: int, _keys: Secrets) -> dict[str, str]:
+def _ministack_settings(paths: StackPaths, port: int, _keys: Secrets) -> dict[str, str]:
     # Every setting that decides where it listens and what it writes, also where this is its default: the
     # user's environment may have other values.
     return {
@@ -74,17 +74,17 @@ def _ministack_settings(layout: Layout, port: int, _keys: Secrets) -> dict[str, 
         "PERSIST_STATE": "0",
         "S3_PERSIST": "0",
         "LOCALSTACK_PERSISTENCE": "0",
-        "TMPDIR": str(layout.state),
+        "TMPDIR": str(paths.state),
         # It removes containers with its label when it starts and ends. Without Docker it finds none.
-        "DOCKER_HOST": f"unix://{layout.state / 'no-docker.sock'}",
+        "DOCKER_HOST": f"unix://{paths.state / 'no-docker.sock'}",
     }
 
 
-def _moto_command(_layout: Layout, port: int) -> list[str]:
+def _moto_command(_paths: StackPaths, port: int) -> list[str]:
     return [sys.executable, "-m", "moto.server", "--host", "127.0.0.1", "--port", str(port)]
 
 
-def _no_settings(_layout: Layout, _port: int, _keys: Secrets) -> dict[str, str]:
+def _no_settings(_paths: StackPaths, _port: int, _keys: Secrets) -> dict[str, str]:
     return {}
 
 

@@ -15,9 +15,10 @@ from typing import Self
 
 import psutil
 
-from dev.demo import processes
-from dev.demo.airflow_api import AirflowApi, ApiUnavailableError
-from dev.demo.environment import (
+from dev.stack import processes
+from dev.stack.airflow_api import AirflowApi, ApiUnavailableError
+from dev.stack.bucket import make_client, upload_bucket
+from dev.stack.environment import (
     Addresses,
     AirflowFolders,
     Secrets,
@@ -25,10 +26,9 @@ from dev.demo.environment import (
     clean_environment,
     load_secrets,
 )
-from dev.demo.layout import DAG_FOLDER, PLUGINS_FOLDER, PROJECT, Layout, read_json, write_json
-from dev.demo.objects import make_client, upload_bucket
-from dev.demo.processes import ProcessRecord
-from dev.demo.s3_servers import RCLONE, SERVERS, MissingProgramError
+from dev.stack.paths import DAG_FOLDER, PLUGINS_FOLDER, PROJECT, StackPaths, read_json, write_json
+from dev.stack.processes import ProcessRecord
+from dev.stack.s3_servers import RCLONE, SERVERS, MissingProgramError
 
 S3 = "s3"
 MIGRATE = "db-migrate"
@@ -72,7 +72,7 @@ class StackRecord:
 class LocalStack:
     """A context manager that runs the stack under a directory; on leaving, nothing of it still runs.
 
-    `s3` names the S3 server, one of :data:`dev.demo.s3_servers.SERVERS`. One that keeps objects in memory gets
+    `s3` names the S3 server, one of :data:`dev.stack.s3_servers.SERVERS`. One that keeps objects in memory gets
     the files of the bucket's folder each time it starts.
 
     With `ui_port` or `s3_port` None a free port is taken. `streams`, `dags` and `plugins` name other files
@@ -95,10 +95,10 @@ class LocalStack:
 
     def __post_init__(self) -> None:
         """Choose the addresses and make the keys, so that both are known before anything runs."""
-        self.layout = Layout(self.state.resolve())
+        self.paths = StackPaths(self.state.resolve())
         ui_port, s3_port = free_ports(self.ui_port, self.s3_port)
         self.addresses = Addresses(ui_port=ui_port, s3_port=s3_port)
-        self.secrets: Secrets = load_secrets(self.layout)
+        self.secrets: Secrets = load_secrets(self.paths)
         self.api = AirflowApi(self.addresses.ui_url)
         self._records: list[ProcessRecord] = []
         self._killed: list[ProcessRecord] = []
@@ -115,9 +115,9 @@ class LocalStack:
             project=self.project.resolve(),
             dags=(self.dags or self.project / DAG_FOLDER).resolve(),
             plugins=(self.plugins or self.project / PLUGINS_FOLDER).resolve(),
-            streams=(self.streams or self.layout.streams).resolve(),
+            streams=(self.streams or self.paths.streams).resolve(),
         )
-        settings = airflow_environment(self.layout, folders, self.addresses, self.secrets, self.parallelism)
+        settings = airflow_environment(self.paths, folders, self.addresses, self.secrets, self.parallelism)
         return clean_environment(os.environ) | settings | dict(self.extra_env)
 
     def __enter__(self) -> Self:
@@ -138,8 +138,8 @@ class LocalStack:
         """
         deadline = time.monotonic() + self.boot_timeout_seconds
         try:
-            self.layout.s3.mkdir(parents=True, exist_ok=True)
-            self.layout.airflow_home.mkdir(parents=True, exist_ok=True)
+            self.paths.s3.mkdir(parents=True, exist_ok=True)
+            self.paths.airflow_home.mkdir(parents=True, exist_ok=True)
             self.say(f"starting S3 at {self.s3_endpoint}")
             self._start_s3(deadline)
             self._start_stores(deadline)
@@ -173,7 +173,7 @@ class LocalStack:
             count = _stop_in_order([*self._records, *self._killed])
             self._records.clear()
             self._killed.clear()
-            self.layout.stack.unlink(missing_ok=True)
+            self.paths.stack.unlink(missing_ok=True)
         return count
 
     def process(self, name: str) -> ProcessRecord:
@@ -210,7 +210,7 @@ class LocalStack:
         if not server.in_memory:
             return
         self._wait_until(self._s3_faults, deadline)
-        count = upload_bucket(make_client(self.s3_endpoint, self.secrets), self.layout)
+        count = upload_bucket(make_client(self.s3_endpoint, self.secrets), self.paths)
         self.say(f"uploaded {count:,} raw objects to {server.title}")
 
     def _start_stores(self, deadline: float) -> None:
@@ -226,12 +226,12 @@ class LocalStack:
 
     def _s3_command(self) -> list[str]:
         try:
-            return SERVERS[self.s3].command(self.layout, self.addresses.s3_port)
+            return SERVERS[self.s3].command(self.paths, self.addresses.s3_port)
         except MissingProgramError as error:
             raise StackError(str(error)) from error
 
     def _s3_env(self) -> dict[str, str]:
-        settings = SERVERS[self.s3].settings(self.layout, self.addresses.s3_port, self.secrets)
+        settings = SERVERS[self.s3].settings(self.paths, self.addresses.s3_port, self.secrets)
         return clean_environment(os.environ) | settings
 
     def _airflow_command(self, arguments: Sequence[str]) -> list[str]:
@@ -241,9 +241,9 @@ class LocalStack:
     def _spawn(self, name: str, argv: Sequence[str], env: Mapping[str, str]) -> ProcessRecord:
         """Start a process and record it; a signal can't come between the two."""
         with processes.signals_deferred():
-            record = processes.spawn(name, argv, env, self.layout.state, self.layout.logs / f"{name}.log")
+            record = processes.spawn(name, argv, env, self.paths.state, self.paths.logs / f"{name}.log")
             self._records.append(record)
-            write_record(self.layout, self._record())
+            write_record(self.paths, self._record())
         return record
 
     def _record(self) -> StackRecord:
@@ -281,19 +281,19 @@ class LocalStack:
             if time.monotonic() > deadline:
                 raise StackError(
                     f"the stack isn't healthy after {self.boot_timeout_seconds:.0f} s "
-                    f"({', '.join(waiting_for)}); its logs are in {self.layout.logs}"
+                    f"({', '.join(waiting_for)}); its logs are in {self.paths.logs}"
                 )
             time.sleep(_POLL_SECONDS)
 
 
-def write_record(layout: Layout, record: StackRecord) -> None:
+def write_record(paths: StackPaths, record: StackRecord) -> None:
     """Write down the running stack, so that another command can find and stop it."""
-    write_json(layout.stack, asdict(record))
+    write_json(paths.stack, asdict(record))
 
 
-def read_record(layout: Layout) -> StackRecord | None:
+def read_record(paths: StackPaths) -> StackRecord | None:
     """Return the stack that was started and not stopped under this directory, or None."""
-    content = read_json(layout.stack)
+    content = read_json(paths.stack)
     if content is None:
         return None
     return StackRecord(
@@ -304,11 +304,11 @@ def read_record(layout: Layout) -> StackRecord | None:
     )
 
 
-def stop_recorded(layout: Layout, record: StackRecord) -> int:
+def stop_recorded(paths: StackPaths, record: StackRecord) -> int:
     """Stop a stack that another command has started, and return how many processes that were."""
     with processes.signals_deferred():
         count = _stop_in_order(record.processes)
-        layout.stack.unlink(missing_ok=True)
+        paths.stack.unlink(missing_ok=True)
     return count
 
 

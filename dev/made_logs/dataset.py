@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from dev.demo.layout import BUCKET, Layout, read_json, write_json
-from dev.demo.logs import MEAN_OBJECT_BYTES, MadeHour, last_complete_hours, write_hour
-from dev.demo.s3_servers import RCLONE
+from dev.made_logs.log_files import MEAN_OBJECT_BYTES, MadeHour, last_complete_hours, write_hour
+from dev.stack.paths import BUCKET, StackPaths, read_json, write_json
+from dev.stack.s3_servers import RCLONE
 
 STREAM = "app"
 DAG_ID = f"log_rollup_{STREAM}"
@@ -57,7 +57,12 @@ def hour_folder(hour: datetime) -> str:
 
 
 def make_dataset(
-    layout: Layout, hours: int, objects: int, now: datetime, progress: Callable[[str], None], s3: str = RCLONE
+    paths: StackPaths,
+    hours: int,
+    objects: int,
+    now: datetime,
+    progress: Callable[[str], None],
+    s3: str = RCLONE,
 ) -> Dataset:
     """Write the raw hours straight into the bucket's folder, then the streams file, then the record.
 
@@ -69,27 +74,27 @@ def make_dataset(
     :param s3: the name of the S3 server that will serve them.
     :raises NotEnoughDiskError: before anything is written.
     """
-    layout.bucket.mkdir(parents=True, exist_ok=True)
-    _check_disk(layout.bucket, round(hours * objects * MEAN_OBJECT_BYTES * _DISK_FACTOR))
+    paths.bucket.mkdir(parents=True, exist_ok=True)
+    _check_disk(paths.bucket, round(hours * objects * MEAN_OBJECT_BYTES * _DISK_FACTOR))
     made = []
     for hour in last_complete_hours(hours, now):
-        made.append(write_hour(layout.bucket / RAW_PREFIX / hour_folder(hour), hour, objects, SEED))
+        made.append(write_hour(paths.bucket / RAW_PREFIX / hour_folder(hour), hour, objects, SEED))
         megabytes = made[-1].bytes / 1e6
         progress(f"made {objects:,} raw objects for {hour:%Y-%m-%d %H:%M} UTC, {megabytes:,.0f} MB")
-    layout.streams.write_text(
+    paths.streams.write_text(
         _STREAMS_FILE.format(
             stream=STREAM, bucket=BUCKET, raw=RAW_PREFIX, aggregated=AGGREGATED_PREFIX, start=made[0].hour
         )
     )
     entries = [{"hour": one.hour.isoformat(), "objects": one.objects, "bytes": one.bytes} for one in made]
-    write_json(layout.dataset, {"seed": SEED, "s3": s3, "hours": entries})
+    write_json(paths.dataset, {"seed": SEED, "s3": s3, "hours": entries})
     return Dataset(hours=tuple(made), s3=s3)
 
 
-def read_dataset(layout: Layout) -> Dataset | None:
+def read_dataset(paths: StackPaths) -> Dataset | None:
     """Return the data set that was made, or None when there is none, or only half of one."""
-    record = read_json(layout.dataset)
-    if record is None or not layout.streams.exists():
+    record = read_json(paths.dataset)
+    if record is None or not paths.streams.exists():
         return None
     return Dataset(
         hours=tuple(
