@@ -27,24 +27,22 @@ The pool `s3_connections` caps the connections to S3 of all tasks of all streams
 many slots as it may open connections.
 """
 
-from datetime import timedelta
-
 from airflow.sdk import DAG, CronDataIntervalTimetable, get_parsing_context
 
+from include.log_rollup import limits
 from include.log_rollup.streams import POOL, check_pool, load_streams, pool_slots
 from log_rollup_plugin.form import hour_form
 from log_rollup_plugin.notify import check_notifiers, deadline_alert, failure_callback
 from log_rollup_plugin.operators import (
-    CONTROL_CONNECTIONS,
     CompleteHourOperator,
     PackShardOperator,
     PlanHourOperator,
     ValidateHourOperator,
 )
 from log_rollup_plugin.priority import FreshHoursFirst
-from log_rollup_plugin.retries import RETRIES, RETRY_DELAY, retry_policy
+from log_rollup_plugin.retries import retry_policy
 from log_rollup_plugin.runs import dag_id_of
-from log_rollup_plugin.sensor import LISTING_CONNECTIONS, RawHourSensor
+from log_rollup_plugin.sensor import RawHourSensor
 
 streams = load_streams()
 check_pool(streams, pool_slots())
@@ -75,8 +73,8 @@ for stream in streams:
         default_args={
             "owner": stream.owner,
             "pool": POOL,
-            "retries": RETRIES,
-            "retry_delay": RETRY_DELAY,
+            "retries": limits.TASK_RETRIES,
+            "retry_delay": limits.TASK_RETRY_DELAY,
             "retry_policy": policy,
             "execution_timeout": stream.task_timeout,
             # A long backfill must not keep the present hour from its connections.
@@ -89,10 +87,10 @@ for stream in streams:
         wait = RawHourSensor(
             task_id="wait_for_raw_hour",
             stream=stream,
-            pool_slots=LISTING_CONNECTIONS,
-            execution_timeout=timedelta(minutes=10),
+            pool_slots=limits.WAIT_CONNECTIONS,
+            execution_timeout=limits.WAIT_TASK_TIMEOUT,
         )
-        plan = PlanHourOperator(task_id="plan_hour", stream=stream, pool_slots=CONTROL_CONNECTIONS)
+        plan = PlanHourOperator(task_id="plan_hour", stream=stream, pool_slots=limits.CONTROL_CONNECTIONS)
         pack = PackShardOperator.partial(
             task_id="pack_shard",
             stream=stream,
@@ -102,15 +100,15 @@ for stream in streams:
         validate = ValidateHourOperator(
             task_id="validate_hour",
             stream=stream,
-            pool_slots=CONTROL_CONNECTIONS,
+            pool_slots=limits.CONTROL_CONNECTIONS,
             # A complete hour that has not changed has no shards, so packing is skipped.
             trigger_rule="none_failed",
         )
         complete = CompleteHourOperator(
             task_id="complete_hour",
             stream=stream,
-            pool_slots=CONTROL_CONNECTIONS,
-            execution_timeout=timedelta(minutes=10),
+            pool_slots=limits.CONTROL_CONNECTIONS,
+            execution_timeout=limits.COMPLETE_TASK_TIMEOUT,
         )
 
         wait >> plan >> pack >> validate >> complete

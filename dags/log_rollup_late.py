@@ -19,20 +19,14 @@ started go on.
 `late_days` (0: not looked at) and `late_schedule` (a cron expression in UTC) stand in the streams file.
 """
 
-from datetime import timedelta
-
 from airflow.sdk import DAG, CronTriggerTimetable
 
+from include.log_rollup import limits
 from include.log_rollup.streams import POOL, load_late_schedule, load_streams
-from log_rollup_plugin.operators import CONTROL_CONNECTIONS, FindLateHoursOperator
+from log_rollup_plugin.operators import FindLateHoursOperator
 from log_rollup_plugin.rerun import RerunHourOperator
-from log_rollup_plugin.retries import RETRIES, RETRY_DELAY, retry_policy
+from log_rollup_plugin.retries import retry_policy
 from log_rollup_plugin.runs import dag_id_of
-
-# A rerun that does not end must not keep the next day's run from its start: first its task fails, which names it,
-# and if there are several, the run.
-LONGEST_RERUN = timedelta(hours=20)
-LONGEST_RUN = timedelta(hours=23)
 
 streams = load_streams()
 policy = retry_policy()
@@ -45,7 +39,7 @@ with DAG(
     start_date=min((stream.start for stream in streams), default=None),
     catchup=False,
     max_active_runs=1,
-    dagrun_timeout=LONGEST_RUN,
+    dagrun_timeout=limits.LATE_RUN_TIMEOUT,
     tags=["log-rollup"],
 ):
     for stream in streams:
@@ -56,9 +50,9 @@ with DAG(
             stream=stream,
             owner=stream.owner,
             pool=POOL,
-            pool_slots=CONTROL_CONNECTIONS,
-            retries=RETRIES,
-            retry_delay=RETRY_DELAY,
+            pool_slots=limits.CONTROL_CONNECTIONS,
+            retries=limits.TASK_RETRIES,
+            retry_delay=limits.TASK_RETRY_DELAY,
             retry_policy=policy,
             execution_timeout=stream.task_timeout,
         )
@@ -79,6 +73,6 @@ with DAG(
             # The run that it starts has retries of its own.
             retries=0,
             execution_timeout=min(
-                stream.timeout + timedelta(hours=1) + 3 * stream.task_timeout, LONGEST_RERUN
+                stream.timeout + limits.LATE_RERUN_MARGIN + 3 * stream.task_timeout, limits.LATE_RERUN_TIMEOUT
             ),
         ).expand_kwargs(find.output)

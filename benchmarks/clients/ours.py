@@ -11,11 +11,11 @@ from datetime import datetime
 from typing import Any
 
 from benchmarks.clients.clock import Clock, Job, peak_rss_bytes
+from include.log_rollup import limits
 from include.log_rollup.hour.layout import format_hour
 from include.log_rollup.hour.plan import ShardRef
 from include.log_rollup.steps import complete_hour, pack_shard, plan_hour, validate_hour
 from include.log_rollup.streams import Stream
-from log_rollup_plugin.operators import CONTROL_CONNECTIONS, PACKING_CONTROL_CONNECTIONS
 from log_rollup_plugin.s3.hook import PooledS3Hook
 
 
@@ -45,7 +45,7 @@ def stream_of(job: Job, out_prefix: str) -> Stream:
 
 def control(stream: Stream) -> PooledS3Hook:
     """The hook of plan_hour and validate_hour."""
-    return PooledS3Hook.for_stream(stream, CONTROL_CONNECTIONS, CONTROL_CONNECTIONS)
+    return PooledS3Hook.for_stream(stream, limits.CONTROL_CONNECTIONS, limits.CONTROL_CONNECTIONS)
 
 
 def plan(job: Job, hour: datetime) -> None:
@@ -71,7 +71,8 @@ def pack(job: Job, hour: datetime) -> None:
     stream = stream_of(job, job.out_prefix)
     shards = [ShardRef(**ref) for ref in job.options["shards"]]
     hooks = [
-        PooledS3Hook.for_stream(stream, stream.max_connections, PACKING_CONTROL_CONNECTIONS) for _ in shards
+        PooledS3Hook.for_stream(stream, stream.max_connections, limits.PACKING_CONTROL_CONNECTIONS)
+        for _ in shards
     ]
     _connected = [hook.client for hook in hooks]
     before = peak_rss_bytes()

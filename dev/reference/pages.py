@@ -3,6 +3,7 @@
 ``python -m dev.reference`` writes it; a test fails where it is not what the code gives.
 """
 
+import ast
 import inspect
 import json
 import os
@@ -13,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from itertools import chain
 from pathlib import Path
-from types import UnionType
+from types import ModuleType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Le
@@ -21,7 +22,7 @@ from pydantic import AfterValidator, BeforeValidator
 from pydantic.fields import FieldInfo
 
 from dev.reference import fields, sample
-from include.log_rollup import errors
+from include.log_rollup import errors, limits
 from include.log_rollup.storage.protocol import Location
 from include.log_rollup.streams import (
     LATE_SCHEDULE,
@@ -31,7 +32,15 @@ from include.log_rollup.streams import (
     Stream,
     pool_slots,
 )
-from include.log_rollup.units import GIB, MIB, TIB, parse_duration, parse_size
+from include.log_rollup.units import (
+    GIB,
+    MIB,
+    TIB,
+    format_duration,
+    format_size,
+    parse_duration,
+    parse_size,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGET = ROOT / "docs" / "REFERENCE.md"
@@ -49,7 +58,7 @@ Written by `make docs` from the code: don't edit it. How to begin is in [GUIDE.m
 
 def render() -> str:
     """The whole page, from the shipped streams file; Airflow has to be set up, as :func:`main` does it."""
-    sections = (_HEAD, _streams(), _records(), _events(), _dags(), _errors())
+    sections = (_HEAD, _streams(), _records(), _events(), _dags(), _limits(), _errors())
     return "\n".join(sections)
 
 
@@ -249,6 +258,59 @@ def _tasks(dag: Any) -> str:
         )
     head = ("task", "does", f"slots of `{POOL}`", "retries", "time limit of a try")
     return _table(head, rows)
+
+
+# -- limits --------------------------------------------------------------------------------------------
+
+
+def _limits() -> str:
+    groups: dict[str, list[tuple[str, str, str]]] = {"Connections": [], "Time": [], "Tries": []}
+    for name, meaning in _documented_constants(limits):
+        value = getattr(limits, name)
+        groups[_limit_group(name)].append((f"`{name}`", _limit_value(name, value), _one_line(meaning)))
+    tables = "\n".join(
+        f"### {title}\n\n{_table(('limit', 'value', 'meaning'), rows)}" for title, rows in groups.items()
+    )
+    return f"""\
+## Limits
+
+The constants of `include/log_rollup/limits.py`. What a stream may set is in [its keys](#the-streams-file).
+
+{tables}"""
+
+
+def _documented_constants(module: ModuleType) -> Iterator[tuple[str, str]]:
+    """The constants of a module, each with the string that follows it.
+
+    :raises ValueError: if a constant has no such string
+    """
+    body = ast.parse(inspect.getsource(module)).body
+    for node, following in zip(body, [*body[1:], None], strict=True):
+        match node, following:
+            case ast.Assign(targets=[ast.Name(id=name)]), ast.Expr(value=ast.Constant(value=str(meaning))):
+                yield name, meaning
+            case ast.Assign(targets=[ast.Name(id=name)]), _:
+                raise ValueError(f"{module.__name__}.{name} has no description: add a string below it")
+
+
+def _limit_group(name: str) -> str:
+    if name.endswith(("_CONNECTIONS", "_THREADS")):
+        return "Connections"
+    if name.endswith(("_SECONDS", "_PER_SECOND", "_TIMEOUT", "_MARGIN", "_DELAY")):
+        return "Time"
+    if name.endswith(("_TRIES", "_RETRIES")):
+        return "Tries"
+    raise ValueError(
+        f"limits.{name}: end the name with what it counts, like _CONNECTIONS, _SECONDS or _TRIES"
+    )
+
+
+def _limit_value(name: str, value: Any) -> str:
+    if isinstance(value, timedelta):
+        return format_duration(value)
+    if name.endswith("_BYTES_PER_SECOND"):
+        return f"{format_size(value)}/s"
+    return f"{value:g} s" if name.endswith("_SECONDS") else str(value)
 
 
 # -- errors --------------------------------------------------------------------------------------------

@@ -31,10 +31,10 @@ from airflow.sdk import (
     task,
 )
 
+from include.log_rollup import limits
 from include.log_rollup.hour.layout import format_hour
 from include.log_rollup.queries.status import read_hours
 from include.log_rollup.streams import POOL, load_streams
-from log_rollup_plugin.operators import CONTROL_CONNECTIONS
 from log_rollup_plugin.s3.hook import PooledS3Hook
 
 STREAM = "app"
@@ -58,13 +58,13 @@ with DAG(
     tags=["log-rollup", "example"],
 ):
 
-    @task(pool=POOL, pool_slots=CONTROL_CONNECTIONS, retries=6, retry_delay=timedelta(minutes=10))
+    @task(pool=POOL, pool_slots=limits.CONTROL_CONNECTIONS, retries=6, retry_delay=timedelta(minutes=10))
     def check(**context: Any) -> list[dict[str, Any]]:
         """The totals of the day's hours, by their completion markers as they are now."""
         day = datetime.strptime(context["dag_run"].partition_key, "%Y-%m-%d").replace(tzinfo=UTC)
         hours = [day + timedelta(hours=number) for number in range(24)]
         stream = next(stream for stream in load_streams() if stream.name == STREAM)
-        with PooledS3Hook.for_stream(stream, CONTROL_CONNECTIONS, CONTROL_CONNECTIONS) as hook:
+        with PooledS3Hook.for_stream(stream, limits.CONTROL_CONNECTIONS, limits.CONTROL_CONNECTIONS) as hook:
             found = read_hours(hook, stream, hours)
         missing = [format_hour(one.hour) for one in found if not one.marker]
         if missing:

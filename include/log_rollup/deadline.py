@@ -4,8 +4,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
-# The longest that a wait may go on, behind its whole length, because the store's clock says so.
-MARGIN_SECONDS = 300.0
+from include.log_rollup import limits
 
 
 def _now() -> datetime:
@@ -41,7 +40,7 @@ class Deadline:
         left = max(0.0, (local - now()).total_seconds())
         whole = left if since is None else max(0.0, (local - since).total_seconds())
         self._ends = self._start + min(left, whole)
-        self._latest = self._start + whole + MARGIN_SECONDS
+        self._latest = self._start + whole + limits.CLOCK_MARGIN_SECONDS
         # Of the wait, what lies before this object was made: after a restart, or on another machine.
         self._before = 0.0 if since is None else min(whole, max(0.0, (now() - since).total_seconds()))
 

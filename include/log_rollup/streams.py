@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from include.log_rollup import limits
 from include.log_rollup.errors import ConfigurationError
 from include.log_rollup.hour.layout import HourPaths, check_hour, floor_hour
 from include.log_rollup.hour.plan import WriteOptions
@@ -223,7 +224,7 @@ class Stream(BaseModel):
     max_shards: Annotated[int, Field(ge=1, le=1024)] = 64
     """The most mapped tasks of an hour; where it is reached, each packs more than `shard_size`."""
     # Two for the control plane and two for the data plane, where raw and aggregated lie on two hosts.
-    max_connections: Annotated[int, Field(ge=4, le=1000)] = 25
+    max_connections: Annotated[int, Field(ge=4, le=1000)] = limits.DEFAULT_MAX_CONNECTIONS
     """The most connections to S3 of one packing task, and the slots of the pool that it takes; not above
     the pool."""
     max_active_runs: Annotated[int, Field(ge=1, le=1000)] = 4
@@ -240,9 +241,9 @@ class Stream(BaseModel):
     on."""
     task_timeout: Annotated[Duration, _at_least(timedelta(minutes=1))] = timedelta(hours=1)
     """The longest that planning, packing one shard, or validating may take."""
-    connect_timeout: Annotated[Duration, _at_least(timedelta(seconds=1))] = timedelta(seconds=5)
+    connect_timeout: Annotated[Duration, _at_least(timedelta(seconds=1))] = limits.DEFAULT_CONNECT_TIMEOUT
     """For connecting to S3, and as long again for the TLS handshake."""
-    response_timeout: Annotated[Duration, _at_least(timedelta(seconds=1))] = timedelta(seconds=5)
+    response_timeout: Annotated[Duration, _at_least(timedelta(seconds=1))] = limits.DEFAULT_RESPONSE_TIMEOUT
     """For the first byte of an object, and between any two of them."""
     marker: Annotated[str, Field(min_length=1)] | None = None
     """Name below the hour's folder of an object that the producer writes last. Where given, it alone

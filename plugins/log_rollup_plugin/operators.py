@@ -9,6 +9,7 @@ from typing import Any
 
 from airflow.sdk import Asset, BaseOperator, Context
 
+from include.log_rollup import limits
 from include.log_rollup.hour.changes import Changes
 from include.log_rollup.hour.layout import format_hour, parse_hour
 from include.log_rollup.hour.plan import ShardRef
@@ -22,11 +23,6 @@ from log_rollup_plugin.runs import hour_of
 from log_rollup_plugin.s3.hook import PooledS3Hook
 
 log = logging.getLogger(__name__)
-
-# For listing, planning and proving; as many as their tasks take slots of the pool.
-CONTROL_CONNECTIONS = 4
-# While a shard is packed, boto3 writes its receipt; the rest of its connections are the data plane's.
-PACKING_CONTROL_CONNECTIONS = 1
 
 
 class PlanHourOperator(BaseOperator):
@@ -45,7 +41,9 @@ class PlanHourOperator(BaseOperator):
         """See :func:`include.log_rollup.steps.plan_hour.plan_hour`."""
         hour = hour_of(context)
         self.hour_page = hour_page(self.stream.name, hour)
-        with PooledS3Hook.for_stream(self.stream, CONTROL_CONNECTIONS, CONTROL_CONNECTIONS) as hook:
+        with PooledS3Hook.for_stream(
+            self.stream, limits.CONTROL_CONNECTIONS, limits.CONTROL_CONNECTIONS
+        ) as hook:
             planned = plan_hour.plan_hour(
                 hook, self.stream, hour, context["run_id"],
                 drop_vanished=bool(context["params"].get("drop_vanished")),
@@ -78,7 +76,7 @@ class PackShardOperator(BaseOperator):
         cap, ref = self.stream.max_connections, ShardRef(**self.shard)
         self.hour_page = hour_page(self.stream.name, parse_hour(ref.hour))
         tried = partial(metrics.shard_tried, self.stream.name)
-        with PooledS3Hook.for_stream(self.stream, cap, PACKING_CONTROL_CONNECTIONS) as hook:
+        with PooledS3Hook.for_stream(self.stream, cap, limits.PACKING_CONTROL_CONNECTIONS) as hook:
             return asdict(pack_shard.pack_shard(hook, self.stream, ref, tried))
 
 
@@ -98,7 +96,9 @@ class ValidateHourOperator(BaseOperator):
         """See :func:`include.log_rollup.steps.validate_hour.validate_hour`; returns the totals."""
         hour = hour_of(context)
         self.hour_page = hour_page(self.stream.name, hour)
-        with PooledS3Hook.for_stream(self.stream, CONTROL_CONNECTIONS, CONTROL_CONNECTIONS) as hook:
+        with PooledS3Hook.for_stream(
+            self.stream, limits.CONTROL_CONNECTIONS, limits.CONTROL_CONNECTIONS
+        ) as hook:
             totals = validate_hour.validate_hour(hook, self.stream, hour)
             self.manifest_page = object_page(hook, self.stream.at(hour).manifest)
         return asdict(totals)
@@ -131,7 +131,9 @@ class CompleteHourOperator(BaseOperator):
         hour = hour_of(context)
         paths = self.stream.at(hour)
         self.hour_page = hour_page(self.stream.name, hour)
-        with PooledS3Hook.for_stream(self.stream, CONTROL_CONNECTIONS, CONTROL_CONNECTIONS) as hook:
+        with PooledS3Hook.for_stream(
+            self.stream, limits.CONTROL_CONNECTIONS, limits.CONTROL_CONNECTIONS
+        ) as hook:
             totals = complete_hour.complete_hour(hook, self.stream, hour, metrics.hour_completed)
             self.manifest_page = object_page(hook, paths.manifest)
             self.marker_page = object_page(hook, paths.marker)
@@ -165,7 +167,9 @@ class FindLateHoursOperator(BaseOperator):
     def execute(self, context: Context) -> list[dict[str, Any]]:
         """See :func:`include.log_rollup.queries.late.look_back`."""
         hours = late.recent_hours(datetime.now(UTC), self.stream.late_days)
-        with PooledS3Hook.for_stream(self.stream, CONTROL_CONNECTIONS, CONTROL_CONNECTIONS) as hook:
+        with PooledS3Hook.for_stream(
+            self.stream, limits.CONTROL_CONNECTIONS, limits.CONTROL_CONNECTIONS
+        ) as hook:
             looked = late.look_back(hook, self.stream, hours)
         metrics.looked_back(self.stream.name, [found.changes for found in looked.changed])
         reruns = [found for found in looked.changed if found.wants_rerun]

@@ -6,16 +6,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
+from include.log_rollup import limits
 from include.log_rollup.hour.layout import HourPaths
 from include.log_rollup.steps.wait_for_raw_hour import RawHourCheck, SettleRule, check_raw_hour
 from log_rollup_plugin.s3.hook import PooledS3Hook
-
-# The connections to S3 of a triggerer for each Airflow connection, whatever the number of hours that wait.
-POLLING_THREADS = 2
-# Clients are replaced at this age, so that changes of the Airflow connection arrive.
-CLIENT_SECONDS = 600.0
-# A client that has failed is replaced at this age: each new one takes CPU time and may assume a role.
-FAILED_CLIENT_SECONDS = 30.0
 
 
 class _Client:
@@ -29,7 +23,9 @@ class _Client:
     @property
     def is_due(self) -> bool:
         """Whether another one has to take its place."""
-        return time.monotonic() - self.made >= (FAILED_CLIENT_SECONDS if self.failed else CLIENT_SECONDS)
+        return time.monotonic() - self.made >= (
+            limits.POLL_FAILED_CLIENT_SECONDS if self.failed else limits.POLL_CLIENT_SECONDS
+        )
 
 
 class Poller:
@@ -44,7 +40,7 @@ class Poller:
 
     def __init__(self, aws_conn_id: str) -> None:
         self._aws_conn_id = aws_conn_id
-        self._threads = ThreadPoolExecutor(POLLING_THREADS, "log-rollup-poll")
+        self._threads = ThreadPoolExecutor(limits.POLL_THREADS, "log-rollup-poll")
         self._mine = threading.local()
 
     async def look(self, paths: HourPaths, rule: SettleRule, seconds: float) -> RawHourCheck:

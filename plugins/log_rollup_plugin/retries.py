@@ -1,13 +1,9 @@
 """Which failures of a task Airflow retries: decided by the class of the error, see ``s3.error_mapping``."""
 
-from datetime import timedelta
-
 from airflow.sdk import ExceptionRetryPolicy, RetryAction, RetryRule
 
+from include.log_rollup import limits
 from include.log_rollup.errors import PermanentError, ThrottledError
-
-RETRIES = 4
-RETRY_DELAY = timedelta(seconds=30)
 
 
 def retry_policy() -> ExceptionRetryPolicy:
@@ -22,7 +18,7 @@ def retry_policy() -> ExceptionRetryPolicy:
             RetryRule(
                 exception=ThrottledError,
                 action=RetryAction.RETRY,
-                retry_delay=timedelta(minutes=2),
+                retry_delay=limits.THROTTLED_RETRY_DELAY,
                 reason="S3 asks to slow down",
             ),
         ],

@@ -7,6 +7,7 @@ from typing import Any
 from airflow.sdk import BaseSensorOperator, Context
 from airflow.sdk.exceptions import AirflowSensorTimeout
 
+from include.log_rollup import limits
 from include.log_rollup.errors import PermanentError, RollupError
 from include.log_rollup.hour.layout import format_hour
 from include.log_rollup.steps.wait_for_raw_hour import (
@@ -24,11 +25,6 @@ from log_rollup_plugin.s3.hook import PooledS3Hook
 from log_rollup_plugin.trigger import RawHourTrigger
 
 log = logging.getLogger(__name__)
-
-# One listing, by one connection.
-LISTING_CONNECTIONS = 1
-# How long after its deadline a trigger may be silent before the scheduler ends the wait.
-TRIGGER_MARGIN = timedelta(minutes=15)
 
 
 class RawHourSensor(BaseSensorOperator):
@@ -81,7 +77,7 @@ class RawHourSensor(BaseSensorOperator):
             ),
             method_name=self.resume.__name__,
             # For a trigger that is never run, or lost.
-            timeout=left + TRIGGER_MARGIN,
+            timeout=left + limits.DEFERRAL_MARGIN,
         )
 
     def resume(self, context: Context, event: dict[str, Any]) -> None:
@@ -128,7 +124,7 @@ class RawHourSensor(BaseSensorOperator):
     def _look(self, hour: datetime) -> RawHourCheck:
         """List the hour once, with a client of its own."""
         paths = self.stream.at(hour)
-        with PooledS3Hook.for_stream(self.stream, LISTING_CONNECTIONS, LISTING_CONNECTIONS) as hook:
+        with PooledS3Hook.for_stream(self.stream, limits.WAIT_CONNECTIONS, limits.WAIT_CONNECTIONS) as hook:
             seen = check_raw_hour(hook, paths, self._rule)
         log.info("hour %s under %s is %s", format_hour(hour), paths.raw, seen)
         return seen

@@ -9,6 +9,7 @@ from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
+from include.log_rollup import limits
 from include.log_rollup.deadline import Deadline
 from include.log_rollup.errors import AccessError, ConfigurationError, PermanentError, TransientError
 from include.log_rollup.hour.layout import HourPaths, parse_hour
@@ -24,13 +25,6 @@ from include.log_rollup.units import format_duration
 from log_rollup_plugin.poller import poller_of
 
 JITTER = 0.2
-# The most that one listing of an hour may take, until a thread is free included.
-LOOK_SECONDS = 900.0
-# How far the last listing may go beyond the deadline.
-LAST_LOOK_SECONDS = 60.0
-# Refusals are tried again for this long, and this often at least: new keys may take minutes to arrive everywhere.
-REFUSAL_SECONDS = 600.0
-REFUSAL_POLL_SECONDS = 60.0
 
 
 class RawHourTrigger(BaseTrigger):
@@ -112,7 +106,7 @@ class RawHourTrigger(BaseTrigger):
         failures: Failures | None = None
         while True:
             await asyncio.sleep(min(self._pause(failures), wait.left))
-            seconds = min(LOOK_SECONDS, max(wait.left, LAST_LOOK_SECONDS))
+            seconds = min(limits.POLL_LISTING_SECONDS, max(wait.left, limits.LAST_POLL_LISTING_SECONDS))
             try:
                 seen = await poller_of(self.aws_conn_id).look(paths, rule, seconds)
             except Exception as error:
@@ -132,7 +126,7 @@ class RawHourTrigger(BaseTrigger):
     def _pause(self, failures: "Failures | None") -> float:
         seconds = self.poll_seconds
         if failures is not None and failures.refused_for is not None:
-            seconds = min(seconds, REFUSAL_POLL_SECONDS)
+            seconds = min(seconds, limits.POLL_REFUSED_INTERVAL_SECONDS)
         return seconds * random.uniform(1 - JITTER, 1 + JITTER)
 
     def _after_look(
@@ -148,7 +142,9 @@ class RawHourTrigger(BaseTrigger):
         if failures.is_final:
             return _failed(failures.problem)
         refused_for = failures.refused_for
-        if refused_for is not None and (wait.passed or refused_for >= timedelta(seconds=REFUSAL_SECONDS)):
+        if refused_for is not None and (
+            wait.passed or refused_for >= timedelta(seconds=limits.POLL_REFUSED_SECONDS)
+        ):
             return _failed(
                 f"hour {self.hour}: {failures.problem}. The same came back for {format_duration(refused_for)}, "
                 f"from new clients too; fix the Airflow connection {self.aws_conn_id!r} or its permissions, then "

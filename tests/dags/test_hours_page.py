@@ -28,6 +28,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import delete, insert
 
 from dev.servers import RcloneServer
+from include.log_rollup import limits
 from include.log_rollup.errors import TransientError
 from include.log_rollup.hour.layout import format_hour
 from include.log_rollup.queries.status import read_hours
@@ -334,8 +335,8 @@ HOUR_PATH = f"api/streams/app/hours/{format_hour(HOUR)}"
 def test_a_stalled_bucket_leaves_other_pages_alone(
     serve: Callable[[Hours], Users], path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("TURN_SECONDS", "LOOK_SECONDS", "PATIENCE_SECONDS"):
-        monkeypatch.setattr(api, name, 300.0)
+    for name in ("HOUR_PAGE_QUEUE_SECONDS", "HOUR_PAGE_READ_SECONDS", "MONTH_PAGE_WAIT_SECONDS"):
+        monkeypatch.setattr(limits, name, 300.0)
     store = StalledStore()
     viewer = serve(Hours(lambda: NOW, store))("viewer")
 
@@ -361,24 +362,24 @@ def test_a_stalled_bucket_leaves_other_pages_alone(
 def test_hours_beyond_the_threads_are_refused_at_once(
     serve: Callable[[Hours], Users], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api, "TURN_SECONDS", 0.05)
-    monkeypatch.setattr(api, "LOOK_SECONDS", 300.0)
+    monkeypatch.setattr(limits, "HOUR_PAGE_QUEUE_SECONDS", 0.05)
+    monkeypatch.setattr(limits, "HOUR_PAGE_READ_SECONDS", 300.0)
     store = StalledStore()
     viewer = serve(Hours(lambda: NOW, store))("viewer")
 
     async def until_refused(_: object, requests: Sequence["asyncio.Task[httpx.Response]"]) -> None:
         waiting = set(requests)
-        while len(waiting) > api.HOUR_THREADS:
+        while len(waiting) > limits.HOUR_PAGE_THREADS:
             _, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         store.release.set()
 
     answers = ask_at_once(viewer, HOUR_PATH, 60, until_refused)
     statuses = Counter(answer.status_code for answer in answers)
-    assert statuses == {200: api.HOUR_THREADS, 503: 60 - api.HOUR_THREADS}
-    assert store.opened == api.HOUR_THREADS
+    assert statuses == {200: limits.HOUR_PAGE_THREADS, 503: 60 - limits.HOUR_PAGE_THREADS}
+    assert store.opened == limits.HOUR_PAGE_THREADS
     for answer in answers:
         if answer.status_code == 503:
-            assert answer.headers["retry-after"] == str(api.RETRY_AFTER_SECONDS)
+            assert answer.headers["retry-after"] == str(limits.HOUR_PAGE_RETRY_AFTER_SECONDS)
             assert "too many hours are being read at once" in answer.json()["detail"]
         else:
             assert "the bucket stalled" in answer.json()["error"]
@@ -387,7 +388,7 @@ def test_hours_beyond_the_threads_are_refused_at_once(
 def test_a_look_that_takes_too_long_is_answered_without_it(
     serve: Callable[[Hours], Users], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(limits, "HOUR_PAGE_READ_SECONDS", 0.05)
     store = StalledStore()
     add_run(HOUR, "failed", {"plan_hour": "failed"})
     answer = serve(Hours(lambda: NOW, store))("viewer").get(HOUR_PATH)
@@ -400,7 +401,7 @@ def test_a_look_that_takes_too_long_is_answered_without_it(
 def test_a_server_that_never_answers_is_given_up_in_time(
     serve: Callable[[Hours], Users], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api, "READ_SECONDS", 0.2)
+    monkeypatch.setattr(limits, "PAGE_READ_SECONDS", 0.2)
     viewer = serve(Hours(lambda: NOW))("viewer")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         # Connections are taken by the kernel, and nobody reads from them.

@@ -11,10 +11,11 @@ import pytest
 from airflow.sdk.bases.operator import TriggerFailureReason
 from airflow.sdk.exceptions import TaskDeferralError, TaskDeferred
 
+from include.log_rollup import limits
 from include.log_rollup.errors import EmptyHourError, ListingError, PermanentError, TransientError
 from include.log_rollup.steps.wait_for_raw_hour import RawHourCheck, RawHourStatus
 from log_rollup_plugin import sensor as sensor_module
-from log_rollup_plugin.sensor import TRIGGER_MARGIN, RawHourSensor
+from log_rollup_plugin.sensor import RawHourSensor
 from tests.unit.pipeline import HOUR, make_stream
 
 END = HOUR + timedelta(hours=1)
@@ -66,7 +67,7 @@ def deferral(monkeypatch: pytest.MonkeyPatch, first: RawHourCheck) -> TaskDeferr
 
 def test_deferral_ends_even_if_its_trigger_is_never_run(monkeypatch: pytest.MonkeyPatch) -> None:
     deferred = deferral(monkeypatch, seen(RawHourStatus.BEING_WRITTEN))
-    assert deferred.timeout == TIMEOUT + TRIGGER_MARGIN
+    assert deferred.timeout == TIMEOUT + limits.DEFERRAL_MARGIN
 
 
 def test_deferral_of_a_scheduled_run_can_be_sent(monkeypatch: pytest.MonkeyPatch) -> None:

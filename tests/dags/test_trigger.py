@@ -10,12 +10,13 @@ import pytest
 from airflow.triggers.base import TriggerEvent
 
 from dev.servers import RcloneServer, free_port
+from include.log_rollup import limits
 from include.log_rollup.errors import AccessError, ConfigurationError, ListingError, TransientError
 from include.log_rollup.steps import wait_for_raw_hour
 from include.log_rollup.steps.wait_for_raw_hour import RawHourCheck, RawHourStatus
 from log_rollup_plugin import poller as poller_module
 from log_rollup_plugin import trigger as trigger_module
-from log_rollup_plugin.poller import POLLING_THREADS, poller_of
+from log_rollup_plugin.poller import poller_of
 from log_rollup_plugin.trigger import RawHourTrigger
 from tests.integration.pipeline import HOUR, RAW
 from tests.support.faults import Call, Delay, Rule, access_denied, internal_error, on
@@ -149,7 +150,7 @@ def test_unreachable_store_fails_at_the_deadline(monkeypatch: pytest.MonkeyPatch
     extra = {"endpoint_url": f"http://127.0.0.1:{free_port()}", "region_name": "us-east-1"}
     connection = {"conn_type": "aws", "login": "key", "password": "secret", "extra": extra}
     monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(connection))
-    monkeypatch.setattr("log_rollup_plugin.s3.hook.CONTROL_RETRIES", 1)
+    monkeypatch.setattr("include.log_rollup.limits.CONTROL_RETRIES", 1)
     event = first_event(trigger(**ending_in(1.0, 6 * 3600)))
     assert event["status"] == "failed"
     for part in (
@@ -169,8 +170,8 @@ def test_stalled_listing_does_not_hold_up_the_deadline(
 ) -> None:
     proxy = fault_proxy(rclone_server)
     monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", rclone_server.airflow_connection_json(proxy.endpoint_url))
-    monkeypatch.setattr(trigger_module, "LAST_LOOK_SECONDS", 1.0)
-    monkeypatch.setattr("log_rollup_plugin.s3.hook.CONTROL_RETRIES", 1)
+    monkeypatch.setattr(limits, "LAST_POLL_LISTING_SECONDS", 1.0)
+    monkeypatch.setattr("include.log_rollup.limits.CONTROL_RETRIES", 1)
     proxy.add(Rule(on("ListObjectsV2"), Delay(600), count=100))
     event = first_event(trigger(bucket, **ending_in(0.5)))
     assert event["status"] == "failed"
@@ -204,7 +205,7 @@ def test_network_faults_are_tried_again(
 ) -> None:
     proxy = fault_proxy(rclone_server)
     monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", rclone_server.airflow_connection_json(proxy.endpoint_url))
-    monkeypatch.setattr("log_rollup_plugin.s3.hook.CONTROL_RETRIES", 1)
+    monkeypatch.setattr("include.log_rollup.limits.CONTROL_RETRIES", 1)
     put_objects(rclone_server.client(), bucket, {f"{RAW}a.log": b"a"})
     rule = Rule(on("ListObjectsV2"), internal_error(), count=2)
     proxy.add(rule)
@@ -225,8 +226,8 @@ def test_changed_connection_reaches_hours_that_wait(
         monkeypatch.delenv("AIRFLOW_CONN_AWS_DEFAULT")
     else:
         monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps({**json.loads(new), **old}))
-    monkeypatch.setattr("log_rollup_plugin.s3.hook.CONTROL_RETRIES", 1)
-    monkeypatch.setattr(poller_module, "FAILED_CLIENT_SECONDS", 0.0)
+    monkeypatch.setattr("include.log_rollup.limits.CONTROL_RETRIES", 1)
+    monkeypatch.setattr(limits, "POLL_FAILED_CLIENT_SECONDS", 0.0)
     put_objects(rclone_server.client(), bucket, {f"{RAW}a.log": b"a"})
     failures = 0
 
@@ -251,8 +252,8 @@ def test_changed_connection_reaches_hours_that_wait(
 def test_lasting_refusal_fails_after_a_limited_time(
     monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    monkeypatch.setattr(trigger_module, "REFUSAL_SECONDS", 1.0)
-    monkeypatch.setattr(poller_module, "FAILED_CLIENT_SECONDS", 0.0)
+    monkeypatch.setattr(limits, "POLL_REFUSED_SECONDS", 1.0)
+    monkeypatch.setattr(limits, "POLL_FAILED_CLIENT_SECONDS", 0.0)
     clients = looks(monkeypatch, error)
     event = first_event(trigger())
     assert event["status"] == "failed"
@@ -262,7 +263,7 @@ def test_lasting_refusal_fails_after_a_limited_time(
 
 
 def test_refusal_that_passes_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trigger_module, "REFUSAL_SECONDS", 0.0)
+    monkeypatch.setattr(limits, "POLL_REFUSED_SECONDS", 0.0)
     monkeypatch.setattr(trigger_module, "JITTER", 0.0)
     looks(
         monkeypatch, TransientError("reset"), seen(RawHourStatus.BEING_WRITTEN), seen(RawHourStatus.SETTLED)
@@ -283,7 +284,7 @@ def test_all_triggers_share_two_connections(
 ) -> None:
     proxy = fault_proxy(rclone_server)
     monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", rclone_server.airflow_connection_json(proxy.endpoint_url))
-    monkeypatch.setattr(poller_module, "CLIENT_SECONDS", client_seconds)
+    monkeypatch.setattr(limits, "POLL_CLIENT_SECONDS", client_seconds)
     put_objects(rclone_server.client(), bucket, {f"{RAW}a.log": b"a"})
 
     async def fire_all() -> None:
@@ -291,8 +292,8 @@ def test_all_triggers_share_two_connections(
 
     asyncio.run(asyncio.wait_for(fire_all(), 60))
     assert proxy.count("ListObjectsV2") >= 8
-    assert proxy.peak_connections <= POLLING_THREADS
-    assert (proxy.accepted_connections > POLLING_THREADS) is (client_seconds == 0.0)
+    assert proxy.peak_connections <= limits.POLL_THREADS
+    assert (proxy.accepted_connections > limits.POLL_THREADS) is (client_seconds == 0.0)
 
 
 def test_clients_that_failed_are_renewed(
@@ -300,7 +301,7 @@ def test_clients_that_failed_are_renewed(
 ) -> None:
     proxy = fault_proxy(rclone_server)
     monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", rclone_server.airflow_connection_json(proxy.endpoint_url))
-    monkeypatch.setattr(poller_module, "FAILED_CLIENT_SECONDS", 0.0)
+    monkeypatch.setattr(limits, "POLL_FAILED_CLIENT_SECONDS", 0.0)
     put_objects(rclone_server.client(), bucket, {f"{RAW}a.log": b"a"})
     proxy.add(Rule(on("ListObjectsV2"), access_denied(), count=3))
     assert first_event(trigger(bucket))["status"] == "settled"
@@ -309,7 +310,7 @@ def test_clients_that_failed_are_renewed(
 
 
 def test_clients_of_some_age_are_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(poller_module, "CLIENT_SECONDS", 0.0)
+    monkeypatch.setattr(limits, "POLL_CLIENT_SECONDS", 0.0)
     clients = looks(
         monkeypatch,
         seen(RawHourStatus.BEING_WRITTEN),
@@ -335,7 +336,7 @@ def test_stalled_endpoint_delays_no_hour_of_another_one(
 
     async def fire_beside_stalled() -> TriggerEvent:
         stalled = [asyncio.create_task(fire("stalled")) for _ in range(4)]
-        for _ in range(POLLING_THREADS):
+        for _ in range(limits.POLL_THREADS):
             await asyncio.to_thread(arrived.acquire)
         event = await fire("aws_default")
         for task in stalled:

@@ -8,6 +8,7 @@ from hashlib import sha256
 from typing import Any, TypeVar
 
 from dev.servers import S3Client
+from include.log_rollup import limits
 from include.log_rollup.errors import PermanentError, RollupError
 from include.log_rollup.hour.plan import ShardRef
 from include.log_rollup.hour.records import HourTotals, Measured
@@ -16,8 +17,6 @@ from include.log_rollup.steps.pack_shard import pack_shard
 from include.log_rollup.steps.plan_hour import Planned, plan_hour
 from include.log_rollup.steps.validate_hour import validate_hour
 from include.log_rollup.streams import Stream
-from log_rollup_plugin.operators import CONTROL_CONNECTIONS, PACKING_CONTROL_CONNECTIONS
-from log_rollup_plugin.retries import RETRIES
 from log_rollup_plugin.s3.hook import PooledS3Hook
 from tests.support.verify import VerifiedHour, assert_not_complete, verify_hour
 
@@ -46,7 +45,9 @@ class Pipeline:
 
     def pack(self, ref: ShardRef) -> Measured:
         """Run one pack_shard."""
-        hook = PooledS3Hook.for_stream(self.stream, self.stream.max_connections, PACKING_CONTROL_CONNECTIONS)
+        hook = PooledS3Hook.for_stream(
+            self.stream, self.stream.max_connections, limits.PACKING_CONTROL_CONNECTIONS
+        )
         return pack_shard(hook, self.stream, ref)
 
     def pack_all(self, planned: Planned) -> list[Measured]:
@@ -77,7 +78,7 @@ class Pipeline:
         errors: list[RollupError] = []
 
         def tried(step: Callable[[], T]) -> T:
-            for _ in range(RETRIES):
+            for _ in range(limits.TASK_RETRIES):
                 try:
                     return step()
                 except PermanentError:
@@ -137,7 +138,7 @@ class Pipeline:
         return [item["Key"] for page in pages for item in page.get("Contents", ())]
 
     def _control(self) -> PooledS3Hook:
-        return PooledS3Hook.for_stream(self.stream, CONTROL_CONNECTIONS, CONTROL_CONNECTIONS)
+        return PooledS3Hook.for_stream(self.stream, limits.CONTROL_CONNECTIONS, limits.CONTROL_CONNECTIONS)
 
 
 def settings_on(bucket: str, **settings: Any) -> dict[str, Any]:

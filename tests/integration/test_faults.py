@@ -93,7 +93,7 @@ def test_faults_that_pass_are_ridden_out(proxy: FaultProxy, planned: Pipeline, k
 def test_an_s3_that_always_throttles_fails_in_bounded_time_and_is_mended_by_a_retry(
     proxy: FaultProxy, planned: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("include.log_rollup.steps.packer.ATTEMPTS", 3)
+    monkeypatch.setattr("include.log_rollup.limits.REQUEST_TRIES", 3)
     plan = planned.plan()
     proxy.add(Rule(on("GetObject", key="raw/"), slow_down()))
     with pytest.raises(ThrottledError, match=r"503 SlowDown.*tries"):
@@ -365,7 +365,7 @@ def test_a_fault_of_every_request_ends_in_an_error_and_a_clear_mends_it(
     monkeypatch: pytest.MonkeyPatch,
     kind: str,
 ) -> None:
-    monkeypatch.setattr("include.log_rollup.steps.packer.ATTEMPTS", 2)
+    monkeypatch.setattr("include.log_rollup.limits.REQUEST_TRIES", 2)
     pipeline = pipeline_on(rclone_server, make_bucket(rclone_server), proxy.endpoint_url)
     end_and_mend(pipeline, proxy, ALWAYS[kind])
 
@@ -377,7 +377,7 @@ def test_writes_that_are_never_answered_end_in_an_error_and_a_clear_mends_it(
     proxy: FaultProxy,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("include.log_rollup.steps.packer.ATTEMPTS", 1)
+    monkeypatch.setattr("include.log_rollup.limits.REQUEST_TRIES", 1)
     pipeline = pipeline_on(
         rclone_server,
         make_bucket(rclone_server),
@@ -430,7 +430,7 @@ def test_a_fault_of_every_request_of_the_control_plane_ends_in_an_error_of_each_
     proxy: FaultProxy, planned: Pipeline, monkeypatch: pytest.MonkeyPatch, fault: Fault
 ) -> None:
     # How often boto3 tries is the hook's number; the waits between the tries are not what is looked at.
-    monkeypatch.setattr("log_rollup_plugin.s3.hook.CONTROL_RETRIES", 2)
+    monkeypatch.setattr("include.log_rollup.limits.CONTROL_RETRIES", 2)
     plan = planned.plan()
     proxy.add(Rule(on(), fault))
     for step in (planned.plan, lambda: planned.pack(plan.shards[0]), planned.validate, planned.complete):

@@ -25,12 +25,12 @@ from airflow.providers.amazon.aws.hooks.base_aws import AwsGenericHook
 from botocore.retries.standard import ExponentialBackoff
 
 from dev.tls import TlsFiles
+from include.log_rollup import limits
 from include.log_rollup.errors import PermanentError, RollupError, UnreadableRecordError, VanishedInputError
 from include.log_rollup.steps.pack_shard import pack_shard
 from include.log_rollup.steps.plan_hour import plan_hour
 from include.log_rollup.steps.wait_for_raw_hour import SettleRule, check_raw_hour
 from log_rollup_plugin.cli.main import main
-from log_rollup_plugin.retries import RETRIES
 from log_rollup_plugin.s3.hook import PooledS3Hook
 from tests.integration.pipeline import AGGREGATED, HOUR, RAW, Pipeline, settings_on, stream_on
 from tests.support.quirks.catalog import QUIRKS
@@ -134,8 +134,8 @@ def cheap_clients(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries come at once: how long they wait is tested elsewhere."""
-    monkeypatch.setattr("include.log_rollup.steps.packer.FIRST_WAIT_SECONDS", 0.001)
-    monkeypatch.setattr("include.log_rollup.steps.packer.LONGEST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr("include.log_rollup.limits.REQUEST_FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr("include.log_rollup.limits.REQUEST_LONGEST_WAIT_SECONDS", 0.01)
     monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda *_: 0.001)
 
 
@@ -219,7 +219,7 @@ class Hour:
         assert counts["ListObjectsV2"] < 700, counts
 
     def _tried(self, step: Callable[[], T]) -> T:
-        for _ in range(RETRIES):
+        for _ in range(limits.TASK_RETRIES):
             try:
                 return step()
             except PermanentError:

@@ -10,6 +10,7 @@ from xml.sax.saxutils import escape
 import pytest
 
 from dev.servers import RcloneServer, S3Client, S3Server
+from include.log_rollup import limits
 from include.log_rollup.crc import crc64, to_header
 from include.log_rollup.errors import (
     AccessError,
@@ -23,7 +24,6 @@ from include.log_rollup.errors import (
 )
 from include.log_rollup.storage.protocol import Location, StoredObject, Uploaded
 from include.log_rollup.units import MIB
-from log_rollup_plugin.s3 import hook as hook_module
 from log_rollup_plugin.s3.hook import PooledS3Hook
 from log_rollup_plugin.s3.transfer import SocketTransfer
 from tests.support.hours import put_objects
@@ -48,7 +48,7 @@ def hook_on(monkeypatch: pytest.MonkeyPatch) -> HookFactory:
         extra = {"endpoint_url": server.url, "region_name": "eu-central-1", "config_kwargs": config}
         connection = {"conn_type": "aws", "login": "key", "password": "secret", "extra": extra}
         monkeypatch.setenv("AIRFLOW_CONN_RECORDER", json.dumps(connection))
-        monkeypatch.setattr(hook_module, "DELETE_WAIT_SECONDS", 0.001)
+        monkeypatch.setattr(limits, "DELETE_FIRST_WAIT_SECONDS", 0.001)
         return PooledS3Hook(aws_conn_id="recorder", max_connections=3)
 
     return make

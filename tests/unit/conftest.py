@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
-from include.log_rollup.steps import packer
+from include.log_rollup import limits
 from tests.unit.pipeline import Unwatched
 
 settings.register_profile(
@@ -23,10 +23,8 @@ settings.load_profile("log-rollup")
 def short_waits() -> Iterator[None]:
     """The packer's waits, a thousandth as long."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("include.log_rollup.steps.packer.FIRST_WAIT_SECONDS", packer.FIRST_WAIT_SECONDS / 1000)
-        patch.setattr(
-            "include.log_rollup.steps.packer.LONGEST_WAIT_SECONDS", packer.LONGEST_WAIT_SECONDS / 1000
-        )
+        for name in ("REQUEST_FIRST_WAIT_SECONDS", "REQUEST_LONGEST_WAIT_SECONDS"):
+            patch.setattr(limits, name, getattr(limits, name) / 1000)
         yield
 
 

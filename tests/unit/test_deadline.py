@@ -4,7 +4,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from include.log_rollup.deadline import MARGIN_SECONDS, Deadline
+from include.log_rollup import limits
+from include.log_rollup.deadline import Deadline
 
 START = datetime(2026, 11, 23, 9, tzinfo=UTC)
 WHOLE = timedelta(hours=6)
@@ -83,7 +84,7 @@ def test_store_clock_that_stands_still_ends_all_the_same() -> None:
         wait.answered(START)
         if wait.passed:
             break
-    assert clocks.true() - START <= WHOLE + timedelta(seconds=MARGIN_SECONDS, minutes=10)
+    assert clocks.true() - START <= WHOLE + timedelta(seconds=limits.CLOCK_MARGIN_SECONDS, minutes=10)
 
 
 def test_restarted_wait_counts_what_lies_before() -> None:

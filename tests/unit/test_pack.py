@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from include.log_rollup import crc
+from include.log_rollup import crc, limits
 from include.log_rollup.errors import (
     AccessError,
     ChangedBufferError,
@@ -21,8 +21,7 @@ from include.log_rollup.errors import (
 )
 from include.log_rollup.hour.plan import PlannedPart, WriteOptions, make_plan, select
 from include.log_rollup.hour.records import PackedPart
-from include.log_rollup.steps import packer
-from include.log_rollup.steps.packer import ATTEMPTS, Guard, PackSettings, ShardPacker, WrittenPart
+from include.log_rollup.steps.packer import Guard, PackSettings, ShardPacker, WrittenPart
 from include.log_rollup.storage.protocol import Location, ObjectInfo
 from tests.unit.fake_store import Effect, FakeStore, FakeTransfer
 from tests.unit.pipeline import AGGREGATED, RAW, joined_parts, make_stream, numbered, parts, produce
@@ -157,7 +156,7 @@ def test_parts_hold_the_raw_objects_end_to_end(
             st.sampled_from([RAW, ".log", ".gz", "part-00001"]),
             st.integers(1, 2),
         ),
-        max_size=(ATTEMPTS - 1) // 2,
+        max_size=(limits.REQUEST_TRIES - 1) // 2,
     ),
 )
 def test_faults_that_pass_leave_no_trace_in_the_parts(
@@ -353,7 +352,7 @@ def test_a_request_without_an_answer_is_cancelled_after_its_time_and_tried_again
 def test_the_time_of_a_request_grows_with_its_body() -> None:
     times = PackSettings(connect_timeout=timedelta(seconds=2), response_timeout=timedelta(seconds=3))
     assert times.request_seconds(0) == 2 + 2 + 3
-    assert times.request_seconds(packer.SLOWEST_BYTES_PER_SECOND * 10) == 7 + 10
+    assert times.request_seconds(limits.SLOWEST_BODY_BYTES_PER_SECOND * 10) == 7 + 10
 
 
 # -- failures ------------------------------------------------------------------------------------------
@@ -365,8 +364,8 @@ def test_what_goes_wrong_every_time_ends_after_the_last_try_with_its_number(kind
     rule = store.on(kind, name, TransientError("the connection broke"), times=999)
     error = Packing(store, THREE).refusal()
     assert isinstance(error, TransientError)
-    assert str(error) == f"the connection broke (after {ATTEMPTS} tries)"
-    assert rule.hits == ATTEMPTS
+    assert str(error) == f"the connection broke (after {limits.REQUEST_TRIES} tries)"
+    assert rule.hits == limits.REQUEST_TRIES
 
 
 def test_a_buffer_that_changed_is_not_sent_again() -> None:
@@ -555,9 +554,9 @@ def test_the_claim_is_read_before_each_try_of_a_write(
     """One look covered 8 tries over minutes, in which another run completed the hour."""
     store = FakeStore(threads=threads)
     store.write(CLAIM, b"ours", "text/plain")
-    rule = store.on(kind, "part-00001", fault, times=ATTEMPTS - 1)
+    rule = store.on(kind, "part-00001", fault, times=limits.REQUEST_TRIES - 1)
     Packing(store, {name: body[:1] * size for name, body in THREE.items()}, holds=lambda _: True).run()
-    assert rule.hits == ATTEMPTS - 1
+    assert rule.hits == limits.REQUEST_TRIES - 1
     reads = tries = 0
     last = ""
     for operation in store.log:
@@ -567,7 +566,7 @@ def test_the_claim_is_read_before_each_try_of_a_write(
             tries += 1
             assert reads >= tries, f"{operation} without a reading of the claim"
         last = operation.kind
-    assert reads == tries == len(THREE) + ATTEMPTS - 1
+    assert reads == tries == len(THREE) + limits.REQUEST_TRIES - 1
     assert last in WRITES
 
 

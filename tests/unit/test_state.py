@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from include.log_rollup import limits
 from include.log_rollup.errors import (
     AccessError,
     InputChangedError,
@@ -22,7 +23,6 @@ from include.log_rollup.errors import (
     UnsupportedOperationError,
     VanishedInputError,
 )
-from include.log_rollup.hour import state as state_module
 from include.log_rollup.hour.plan import PlannedPart, content_id_of
 from include.log_rollup.hour.records import Claim, ManifestReader
 from include.log_rollup.hour.state import HourState
@@ -857,7 +857,7 @@ def test_whatever_is_unclear_stays(store: FakeStore, what: str) -> None:
 def test_strays_are_judged_again_if_the_hour_changes(
     store: FakeStore, tries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(state_module, "_REMOVAL_TRIES", tries)
+    monkeypatch.setattr(limits, "REMOVAL_TRIES", tries)
     run_hour(store, STREAM)
     items = (ObjectInfo(RAW + "a.log", 30, "e"),)
     stray = {STRAY: PlannedPart(STRAY, "", 30, False, "f", items)}

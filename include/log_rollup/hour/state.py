@@ -24,6 +24,7 @@ from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from include.log_rollup import limits
 from include.log_rollup.errors import (
     InputChangedError,
     NotFoundError,
@@ -41,9 +42,6 @@ from include.log_rollup.storage.protocol import Location, ObjectInfo, ObjectStor
 from include.log_rollup.streams import Stream
 
 log = logging.getLogger(__name__)
-
-# How often a run that was overtaken reads again which parts the hour needs, before it leaves its own in place.
-_REMOVAL_TRIES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -381,7 +379,7 @@ class HourState:
 
         :param written: names of the parts, each with the planned part it was made for
         """
-        for _ in range(_REMOVAL_TRIES):
+        for _ in range(limits.REMOVAL_TRIES):
             claim = self.claim()
             if claim is not None and claim.plan_id == plan_id:
                 return

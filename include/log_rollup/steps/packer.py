@@ -16,7 +16,7 @@ from functools import partial
 from itertools import accumulate
 from typing import TypeVar
 
-from include.log_rollup import crc
+from include.log_rollup import crc, limits
 from include.log_rollup.errors import (
     ChangedBufferError,
     InputChangedError,
@@ -35,21 +35,13 @@ from include.log_rollup.storage.protocol import (
     Transfer,
     Uploaded,
 )
-from include.log_rollup.units import GIB, KIB, MIB, format_size
+from include.log_rollup.units import GIB, KIB, format_size
 from include.log_rollup.unpacking import CHECKED_ENCODINGS, why_damaged
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# A request is tried this often before the task fails; with the waits below that is about two minutes.
-ATTEMPTS = 8
-FIRST_WAIT_SECONDS = 0.2
-LONGEST_WAIT_SECONDS = 30.0
-# A body that comes more slowly than this has stalled.
-SLOWEST_BYTES_PER_SECOND = 256 * KIB
-# S3 copies some hundred MB a second; one that copies more slowly than this has stalled.
-SLOWEST_COPY_BYTES_PER_SECOND = 4 * MIB
 # CopyObject takes at most 5 GiB (https://docs.aws.amazon.com/AmazonS3/latest/API/API_CopyObject.html); a larger
 # object is copied in ranges of this size.
 LARGEST_COPY_BYTES = 5 * GIB
@@ -75,11 +67,11 @@ class PackSettings:
 
     options: WriteOptions = field(default_factory=WriteOptions)
     headers: Mapping[str, str] = field(default_factory=dict)
-    connect_timeout: timedelta = timedelta(seconds=5)
-    response_timeout: timedelta = timedelta(seconds=5)
+    connect_timeout: timedelta = limits.DEFAULT_CONNECT_TIMEOUT
+    response_timeout: timedelta = limits.DEFAULT_RESPONSE_TIMEOUT
     check_encoding: bool = False
 
-    def request_seconds(self, size: int, slowest: int = SLOWEST_BYTES_PER_SECOND) -> float:
+    def request_seconds(self, size: int, slowest: int = limits.SLOWEST_BODY_BYTES_PER_SECOND) -> float:
         """How long one request may take in all.
 
         :param size: of the body, or of what the store copies, in bytes
@@ -443,7 +435,7 @@ class ShardPacker:
     def _send(self, request: _AnyRequest) -> None:
         request.attempts += 1
         done = partial(self._ended, request)
-        slowest = SLOWEST_BYTES_PER_SECOND
+        slowest = limits.SLOWEST_BODY_BYTES_PER_SECOND
         match request:
             case _Get():
                 self.requests["GET"] += 1
@@ -465,14 +457,14 @@ class ShardPacker:
                     done,
                 )
             case _Copy(planned=planned):
-                slowest = SLOWEST_COPY_BYTES_PER_SECOND
+                slowest = limits.SLOWEST_COPY_BYTES_PER_SECOND
                 self._count("COPY")
                 self.attempted[planned.name] = planned.name
                 item, target = planned.objects[0], self._aggregated.child(planned.name)
                 source = Location(self._raw_bucket, item.key)
                 request.handle = self._transfer.copy(source, item.etag, target, self._settings.headers, done)
             case _CopyRange(copies=copies, number=number):
-                slowest = SLOWEST_COPY_BYTES_PER_SECOND
+                slowest = limits.SLOWEST_COPY_BYTES_PER_SECOND
                 self._count("COPY")
                 item, target = copies.planned.objects[0], self._aggregated.child(copies.planned.name)
                 first = (number - 1) * COPY_RANGE_BYTES
@@ -611,14 +603,16 @@ class ShardPacker:
         may_pass = isinstance(problem, TransientError) and not isinstance(problem, ChangedBufferError)
         if not may_pass and not changed_once:
             raise problem
-        if request.attempts >= ATTEMPTS:
+        if request.attempts >= limits.REQUEST_TRIES:
             raise type(problem)(f"{problem} (after {request.attempts} tries)") from problem
         self.retries += 1
-        longest = min(FIRST_WAIT_SECONDS * 2**request.attempts, LONGEST_WAIT_SECONDS)
+        longest = min(
+            limits.REQUEST_FIRST_WAIT_SECONDS * 2**request.attempts, limits.REQUEST_LONGEST_WAIT_SECONDS
+        )
         wait = random.uniform(longest / 2, longest)
         asked = problem.retry_after if isinstance(problem, TransientError) else None
         if asked is not None:
-            wait = max(wait, min(asked, LONGEST_WAIT_SECONDS))
+            wait = max(wait, min(asked, limits.REQUEST_LONGEST_WAIT_SECONDS))
         now = time.monotonic()
         if isinstance(problem, ThrottledError):
             self.throttles += 1

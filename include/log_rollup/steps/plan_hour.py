@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NoReturn
 
+from include.log_rollup import limits
 from include.log_rollup.errors import (
     EmptyHourError,
     TransientError,
@@ -45,9 +46,6 @@ from include.log_rollup.streams import Stream
 from include.log_rollup.units import format_size
 
 log = logging.getLogger(__name__)
-
-# How often the hour is planned again because another run has changed something meanwhile.
-MAX_PLANS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +100,7 @@ def plan_hour(
     :raises RollupError: as the store raises
     """
     state = HourState(store, stream, hour)
-    for _ in range(MAX_PLANS):
+    for _ in range(limits.PLAN_TRIES):
         try:
             outlook = _look(store, stream, state, drop_vanished)
         except _ChangedError:
@@ -121,7 +119,7 @@ def plan_hour(
         log.info("another run has changed the hour meanwhile; it is planned again")
     raise TransientError(
         f"hour {format_hour(hour)}: other runs of this hour changed {state.paths.aggregated} during each of "
-        f"{MAX_PLANS} tries to plan it"
+        f"{limits.PLAN_TRIES} tries to plan it"
     )
 
 

@@ -14,7 +14,7 @@ from platform import python_version
 from typing import TYPE_CHECKING, TypeVar
 from uuid import uuid4
 
-from include.log_rollup import crc
+from include.log_rollup import crc, limits
 from include.log_rollup.errors import (
     AccessError,
     ConfigurationError,
@@ -68,8 +68,6 @@ _WITHOUT_CONDITIONS = (
     "an hour compete (docs/RELIABILITY.md)"
 )
 _UNREACHABLE = "see that the connection's endpoint is right and can be reached from here; then try again"
-# Half for boto3, half for the data plane: both are asked.
-_CONTROL_CONNECTIONS = 2
 
 
 class State(StrEnum):
@@ -231,7 +229,7 @@ def _connection(name: str) -> Check:
 
 def _bucket(stream: Stream) -> Iterator[Check]:
     """Ask S3 for each thing that the tasks need of it."""
-    with open_store(stream, _CONTROL_CONNECTIONS) as store:
+    with open_store(stream, limits.DOCTOR_CONTROL_CONNECTIONS) as store:
         probe = _Probe(store, stream)
         listed = probe.check("list raw", f"s3:ListBucket on {_arn(stream.raw, bucket=True)}", probe.list_raw)
         yield listed

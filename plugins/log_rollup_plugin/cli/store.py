@@ -4,16 +4,14 @@ import logging
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from include.log_rollup import limits
 from include.log_rollup.streams import Stream
 
 if TYPE_CHECKING:
     from log_rollup_plugin.s3.hook import PooledS3Hook
 
-# As many as a task has that plans or validates; they come beside those that the pool counts.
-CONNECTIONS = 4
 
-
-def open_store(stream: Stream, control_connections: int = CONNECTIONS) -> "PooledS3Hook":
+def open_store(stream: Stream, control_connections: int = limits.COMMAND_CONNECTIONS) -> "PooledS3Hook":
     """The hook for a command; as a context manager it closes its connections.
 
     :param control_connections: how many of them are boto3's; the rest are a transfer's
@@ -21,7 +19,7 @@ def open_store(stream: Stream, control_connections: int = CONNECTIONS) -> "Poole
     load_airflow()
     from log_rollup_plugin.s3.hook import PooledS3Hook
 
-    return PooledS3Hook.for_stream(stream, CONNECTIONS, control_connections)
+    return PooledS3Hook.for_stream(stream, limits.COMMAND_CONNECTIONS, control_connections)
 
 
 def load_airflow() -> None:

@@ -28,6 +28,7 @@ from pydantic import TypeAdapter
 from sqlalchemy.orm import Session
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
+from include.log_rollup import limits
 from include.log_rollup.errors import ConfigurationError, TransientError
 from include.log_rollup.hour.layout import format_hour, parse_hour
 from include.log_rollup.queries.hour_detail import HourDetail, PartStatus, read_hour
@@ -51,23 +52,6 @@ from log_rollup_plugin.runs import dag_id_of
 from log_rollup_plugin.s3.hook import PooledS3Hook
 
 log = logging.getLogger(__name__)
-
-# An api-server process holds no slots of the pool. These are all the connections that it opens: for the months of
-# all streams together, and for each of the hours that are open at the same time.
-MONTH_CONNECTIONS = 4
-HOUR_CONNECTIONS = 1
-HOUR_THREADS = 4
-# A person waits: a bucket that does not answer is reported sooner than to a task.
-RETRIES = {"mode": "standard", "total_max_attempts": 2}
-CONNECT_SECONDS = 3.0
-READ_SECONDS = 5.0
-# How long the first answer waits for the bucket; what is not read by then comes with a later one.
-PATIENCE_SECONDS = 0.5
-# How long an hour's page waits for a thread while others read theirs, and for what it reads.
-TURN_SECONDS = 2.0
-LOOK_SECONDS = 15.0
-# When a page that was refused asks again.
-RETRY_AFTER_SECONDS = 5
 
 STATIC = Path(__file__).parent / "static"
 _MONTH = re.compile(r"(20[0-9]{2})-(0[1-9]|1[0-2])")
@@ -208,7 +192,11 @@ class ImpatientHook(PooledS3Hook):
         self._deadline = None if seconds is None else time.monotonic() + seconds
 
     def _get_config(self, config: Config | None = None) -> Config:
-        early = Config(connect_timeout=CONNECT_SECONDS, read_timeout=READ_SECONDS, retries=RETRIES)
+        early = Config(
+            connect_timeout=limits.PAGE_CONNECT_SECONDS,
+            read_timeout=limits.PAGE_READ_SECONDS,
+            retries={"mode": "standard", "total_max_attempts": limits.PAGE_TRIES},
+        )
         return super()._get_config(config).merge(early)
 
     def get_client_type(self, *args: Any, **kwargs: Any) -> Any:
@@ -224,7 +212,7 @@ class ImpatientHook(PooledS3Hook):
 
 @contextmanager
 def open_store(
-    stream: Stream, connections: int = MONTH_CONNECTIONS, seconds: float | None = None
+    stream: Stream, connections: int = limits.MONTH_PAGE_CONNECTIONS, seconds: float | None = None
 ) -> Iterator[PooledS3Hook]:
     """A hook that gives up early, closed afterwards.
 
@@ -339,7 +327,12 @@ class Hours:
         self._clock = clock
         self._open_store = open_store
         self._cache = MarkerCache(open_store, clock)
-        self._threads = OwnThreads(HOUR_THREADS, "log-rollup-hours", TURN_SECONDS, LOOK_SECONDS)
+        self._threads = OwnThreads(
+            limits.HOUR_PAGE_THREADS,
+            "log-rollup-hours",
+            limits.HOUR_PAGE_QUEUE_SECONDS,
+            limits.HOUR_PAGE_READ_SECONDS,
+        )
         self.router = APIRouter(prefix="/api/streams")
         self.router.add_api_route("", self.streams)
         self.router.add_api_route("/{stream}/hours", self.month, response_model=None)
@@ -367,7 +360,7 @@ class Hours:
         known = await run_in_threadpool(self._cache.look, stream, begun, touched, refresh=refresh)
         if known.pending:
             settled = asyncio.wrap_future(self._cache.settled(stream, begun))
-            await asyncio.wait([settled], timeout=PATIENCE_SECONDS)
+            await asyncio.wait([settled], timeout=limits.MONTH_PAGE_WAIT_SECONDS)
             settled.cancel()
 
         def answer() -> Response:
@@ -433,12 +426,13 @@ class Hours:
             raise HTTPException(
                 503,
                 f"too many hours are being read at once, or the bucket answers slowly; trying again in "
-                f"{RETRY_AFTER_SECONDS} s",
-                headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
+                f"{limits.HOUR_PAGE_RETRY_AFTER_SECONDS} s",
+                headers={"Retry-After": str(limits.HOUR_PAGE_RETRY_AFTER_SECONDS)},
             ) from None
         except TimeoutError:
             error = (
-                f"{stream.aggregated} was not read within {LOOK_SECONDS:g} s; the bucket answers too slowly"
+                f"{stream.aggregated} was not read within {limits.HOUR_PAGE_READ_SECONDS:g} s; "
+                f"the bucket answers too slowly"
             )
             return _Look(None, *_places(stream, hour, None), error)
 
@@ -446,7 +440,9 @@ class Hours:
         """An hour's detail and the places of its objects."""
         places = _places(stream, hour, None)
         try:
-            with self._open_store(stream, HOUR_CONNECTIONS, LOOK_SECONDS) as hook:
+            with self._open_store(
+                stream, limits.HOUR_PAGE_CONNECTIONS, limits.HOUR_PAGE_READ_SECONDS
+            ) as hook:
                 places = _places(stream, hour, hook.client.meta)
                 detail = read_hour(hook, stream, hour)
         except Exception as error:

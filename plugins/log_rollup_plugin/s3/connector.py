@@ -14,12 +14,10 @@ from datetime import timedelta
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
+from include.log_rollup import limits
 from include.log_rollup.errors import ConfigurationError
 from include.log_rollup.units import KIB
 
-KEEP_ALIVE_SECONDS = 30
-# Several addresses share the time for connecting, but each gets this much: a lost SYN is repeated after 1 s.
-SHORTEST_SECONDS = 1.5
 LONGEST_TUNNEL_ANSWER_BYTES = 64 * KIB
 _RECORD_BYTES = 64 * KIB
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -161,7 +159,7 @@ class Connector:
                 problem = error
                 continue
             try:
-                made.settimeout(min(self._seconds, max(share, SHORTEST_SECONDS)))
+                made.settimeout(min(self._seconds, max(share, limits.ADDRESS_CONNECT_SECONDS)))
                 made.connect(address)
                 _set_options(made)
             except OSError as error:
@@ -192,7 +190,7 @@ def _set_options(made: socket.socket) -> None:
     # TCP_KEEPALIVE is what macOS calls TCP_KEEPIDLE.
     for name in ("TCP_KEEPALIVE", "TCP_KEEPIDLE", "TCP_KEEPINTVL"):
         if hasattr(socket, name):
-            made.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), KEEP_ALIVE_SECONDS)
+            made.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), limits.TCP_KEEP_ALIVE_SECONDS)
 
 
 def _open_tunnel(made: "Stream", endpoint: BucketEndpoint, port: int) -> None:

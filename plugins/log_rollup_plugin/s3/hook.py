@@ -21,7 +21,7 @@ from botocore.config import Config
 from botocore.httpsession import get_cert_path
 from urllib3 import HTTPResponse
 
-from include.log_rollup import crc
+from include.log_rollup import crc, limits
 from include.log_rollup.errors import (
     ConfigurationError,
     CredentialsError,
@@ -47,12 +47,6 @@ log = logging.getLogger(__name__)
 
 # S3 deletes at most this many objects in one request.
 DELETE_BATCH = 1000
-# Keys that DeleteObjects could not delete are tried so often, with growing waits of 6 s in all.
-DELETE_TRIES = 6
-DELETE_WAIT_SECONDS = 0.2
-# A listing may take a while on servers that hash what they list.
-READ_TIMEOUT_SECONDS = 60
-CONTROL_RETRIES = 6
 READ_PIECE_BYTES = MIB
 _SCOPE_REGION = re.compile(r"Credential=[^/]+/\d{8}/([^/]+)/s3/")
 _YES = frozenset({"true", "t", "yes", "y", "on", "1"})
@@ -89,10 +83,10 @@ class PooledS3Hook(S3Hook):
     def __init__(
         self,
         *args: Any,
-        max_connections: int = 25,
+        max_connections: int = limits.DEFAULT_MAX_CONNECTIONS,
         control_connections: int = 1,
-        connect_timeout: timedelta = timedelta(seconds=5),
-        response_timeout: timedelta = timedelta(seconds=5),
+        connect_timeout: timedelta = limits.DEFAULT_CONNECT_TIMEOUT,
+        response_timeout: timedelta = limits.DEFAULT_RESPONSE_TIMEOUT,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -146,14 +140,14 @@ class PooledS3Hook(S3Hook):
 
     def _get_config(self, config: Config | None = None) -> Config:
         base: Config = super()._get_config(config)
-        retries = base.retries or {"mode": "standard", "max_attempts": CONTROL_RETRIES}
+        retries = base.retries or {"mode": "standard", "max_attempts": limits.CONTROL_RETRIES}
         self._checksum_setting = base.request_checksum_calculation
         base = base.merge(Config(**_with_tuples(base)))
         return base.merge(
             Config(
                 max_pool_connections=self.control_connections,
                 connect_timeout=self._connect_timeout.total_seconds(),
-                read_timeout=READ_TIMEOUT_SECONDS,
+                read_timeout=limits.CONTROL_READ_TIMEOUT_SECONDS,
                 tcp_keepalive=True,
                 retries=retries,
                 # Objects are proven by CRCs of their whole, by the pipeline itself: botocore would hold the
@@ -420,7 +414,7 @@ class PooledS3Hook(S3Hook):
     def _delete_batch(self, bucket: str, keys: Sequence[str]) -> list[str]:
         """Delete objects by DeleteObjects; returns those that the store does not say to have deleted."""
         left = list(keys)
-        for tried in range(1, DELETE_TRIES + 1):
+        for tried in range(1, limits.DELETE_TRIES + 1):
             try:
                 with translated("DELETE", Location(bucket, left[0])):
                     answer = self.client.delete_objects(
@@ -440,11 +434,11 @@ class PooledS3Hook(S3Hook):
             again = {key: problem for key, problem in failed.items() if isinstance(problem, TransientError)}
             if silent or not again:
                 return [*silent, *again]
-            if tried == DELETE_TRIES:
+            if tried == limits.DELETE_TRIES:
                 first = next(iter(again.values()))
                 raise type(first)(f"{first} (after {tried} tries)") from first
             left = list(again)
-            longest = DELETE_WAIT_SECONDS * 2**tried
+            longest = limits.DELETE_FIRST_WAIT_SECONDS * 2**tried
             time.sleep(random.uniform(longest / 2, longest))
         raise AssertionError("not reached")
 

@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 from botocore.credentials import Credentials
 
-from include.log_rollup import crc
+from include.log_rollup import crc, limits
 from include.log_rollup.errors import (
     ChangedBufferError,
     ListingError,
@@ -41,9 +41,6 @@ from log_rollup_plugin.s3.connector import (
 from log_rollup_plugin.s3.error_mapping import from_network, from_response, translated
 from log_rollup_plugin.s3.signing import Signer
 
-# A connection that was idle for longer is not used again: S3 may have closed it.
-IDLE_SECONDS = 90
-CONNECTING_AT_ONCE = 8
 # As S3's access logs show it.
 USER_AGENT = "log-rollup"
 # Sent by boto3 with every request, and not signed: proxies may change it. A server that is not asked to leave a
@@ -133,7 +130,9 @@ class SocketTransfer:
             TlsSettings(bool(settings.verify), settings.ca, settings.client),
             settings.proxy_tls,
         )
-        self._connecting = ThreadPoolExecutor(min(connections, CONNECTING_AT_ONCE), "log-rollup-connect")
+        self._connecting = ThreadPoolExecutor(
+            min(connections, limits.PACKING_CONNECTING_THREADS), "log-rollup-connect"
+        )
         self._connected: deque[tuple[Connection, Stream | Exception]] = deque()
         # All that count towards the cap: open ones and those that are being made.
         self._all: set[Connection] = set()
@@ -323,7 +322,10 @@ class SocketTransfer:
         """An idle connection to the endpoint, or a new one if the cap allows it."""
         now = time.monotonic()
         for connection in reversed(self._idle):
-            if connection.endpoint.pool_key == endpoint.pool_key and now - connection.moved < IDLE_SECONDS:
+            if (
+                connection.endpoint.pool_key == endpoint.pool_key
+                and now - connection.moved < limits.IDLE_CONNECTION_SECONDS
+            ):
                 self._idle.remove(connection)
                 return connection
         if len(self._all) >= self.connections:
