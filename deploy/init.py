@@ -1,25 +1,19 @@
-"""The init step of a deployment: database, pools, streams, connections; each is safe to do again.
+"""The init step of a deployment: checks the streams, migrates the database, creates the pool, checks connections.
 
     python -m deploy.init
 
-With DEMO_HOURS in the environment the demo's raw hours are made beside the streams file, if they are not there.
+Running it again is safe.
 """
 
-import os
 import subprocess
 import sys
-from datetime import UTC, datetime
-from pathlib import Path
 
 from include.log_rollup.errors import ConfigurationError
 from include.log_rollup.streams import Stream, check_pool, load_streams, pool_slots
 
 
 def main() -> int:
-    """Do all steps; 1, and what to mend, if a stream or a connection is not right."""
-    hours = os.environ.get("DEMO_HOURS")
-    if hours:
-        _make_demo_hours(int(hours), int(os.environ["DEMO_OBJECTS"]))
+    """Run all steps; return 1, with the fix on stderr, if a stream or a connection is not usable."""
     try:
         streams = load_streams()
         check_pool(streams, pool_slots())
@@ -27,7 +21,7 @@ def main() -> int:
         sys.stderr.write(f"{error}\n")
         return 1
     subprocess.run([sys.executable, "-m", "airflow", "db", "migrate"], check=True)
-    # After the migration, because both look into the database.
+    # These two read the database, so they follow the migration.
     _create_pools()
     missing = _missing_connections(streams)
     for connection in missing:
@@ -40,19 +34,10 @@ def main() -> int:
     return 0
 
 
-def _make_demo_hours(hours: int, objects: int) -> None:
-    from dev.made_logs.dataset import make_dataset, read_dataset
-    from dev.stack.paths import StackPaths
-
-    paths = StackPaths(Path(os.environ["LOG_ROLLUP_STREAMS"]).parent)
-    if read_dataset(paths) is None:
-        make_dataset(paths, hours, objects, datetime.now(UTC), print)
-
-
 def _create_pools() -> None:
     from airflow import settings
 
-    # Which makes plugins importable, as in every process of Airflow's.
+    # Makes the plugins folder importable, as in every Airflow process.
     settings.initialize()
     from log_rollup_plugin.listener import create_missing_pools
 

@@ -216,6 +216,7 @@ def test_it_runs_on_aws_with_nothing_but_a_connection() -> None:
         instead
     )
     worker = services(aws)["airflow-worker"]
+    assert services(aws)["airflow-init"].command == ("python", "-m", "deploy.init")
     assert worker.environment["LOG_ROLLUP_STREAMS"] == ""
     assert "endpoint_url" not in worker.environment["AIRFLOW_CONN_AWS_DEFAULT"]
     assert worker.environment["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS"] == "False"
@@ -233,7 +234,7 @@ def test_the_open_file_limit_holds_the_most_that_a_stream_may_ask_for() -> None:
 
 
 def _sources() -> list[str]:
-    folders = ("include", "plugins", "deploy")
+    folders = ("include", "plugins", "deploy", "dev/demo")
     sources = [path.read_text() for folder in folders for path in (ROOT / folder).rglob("*.py")]
     # Python itself reads PYTHONPATH, and Airflow the connection.
     return [*sources, "PYTHONPATH AIRFLOW_CONN_AWS_DEFAULT"]

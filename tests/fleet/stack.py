@@ -55,7 +55,8 @@ class FleetStack(LocalStack):
         self._redis_server = debian.program("redis-server", "redis-server")
         self._postgres_port, self._redis_port, self._health_port = free_ports(None, None, None)
         self.variables = dotenv(render((ROOT / ".env.example").read_text())) | {
-            # The hours are the test's own.
+            # The test makes its own hours.
+            "INIT_MODULE": "",
             "DEMO_HOURS": "",
             "LOG_ROLLUP_STREAMS": str(self.paths.streams),
         }

@@ -1,11 +1,23 @@
 """Dependencies point one way: the pipeline knows neither Airflow nor boto3 nor the plugin that serves it."""
 
+import ast
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 
 from include.log_rollup.streams import INCLUDE
 
 FORBIDDEN = ("airflow", "boto3", "botocore", "log_rollup_plugin", "dags", "tests")
+ROOT = INCLUDE.parent
+DEVELOPMENT = frozenset({"dev", "benchmarks", "simulation", "tests"})
+# What the files of each folder must not import, inside functions included.
+NOT_IMPORTED_BY = {
+    **dict.fromkeys(("dags", "plugins", "include", "deploy", "examples"), DEVELOPMENT),
+    **dict.fromkeys(("dev", "benchmarks", "simulation"), frozenset({"tests"})),
+}
 # Imports every module of the pipeline in an interpreter of its own, and tells what that has brought along.
 PROBE = """
 import importlib, pkgutil, sys
@@ -33,3 +45,20 @@ def test_the_page_hours_costs_a_task_that_loads_the_plugins_no_web_framework() -
         [sys.executable, "-c", probe], cwd=INCLUDE.parent, capture_output=True, text=True, check=True
     )
     assert set(done.stdout.split()).isdisjoint({"fastapi", "starlette", "airflow"})
+
+
+@pytest.mark.parametrize("folder", NOT_IMPORTED_BY)
+def test_folder_imports_no_development_code(folder: str) -> None:
+    files = sorted((ROOT / folder).rglob("*.py"))
+    assert files
+    found = {str(file.relative_to(ROOT)): set(top_level_imports(file)) for file in files}
+    assert {name for name, imported in found.items() if imported & NOT_IMPORTED_BY[folder]} == set()
+
+
+def top_level_imports(file: Path) -> Iterator[str]:
+    """Yield the top-level package of every import in a file."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module.partition(".")[0]
