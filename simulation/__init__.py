@@ -1,4 +1,4 @@
-"""Simulates whole lives of an hour in memory: competing runs, crashes, faults and quirks of servers, from a seed.
+"""Deterministic simulation of an hour: competing runs, crashes, faults and server quirks, all drawn from a seed.
 
-``python -m simulation --seeds 10000`` runs 10,000 of them; see :mod:`simulation.world` for what they draw.
+``python -m simulation --seeds 10000`` simulates 10,000 scenarios in memory. See :mod:`simulation.scenario`.
 """

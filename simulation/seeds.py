@@ -1,22 +1,22 @@
-"""Many lives, in several processes, and what of each is kept."""
+"""Simulates many seeds, in one or several processes."""
 
 import gc
 import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from simulation.world import live
+from simulation.scenario import simulate_seed
 
-# Seeds that one process simulates before it reports.
+# Seeds that a process simulates before it reports.
 CHUNK = 50
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """A life without its story.
+    """The outcome of a scenario without its log.
 
-    :param problems: what is wrong; empty if all is well
-    :param seen: what occurred in it, each once
+    :param problems: violated invariants; empty if there are none
+    :param seen: what occurred at least once
     """
 
     seed: int
@@ -25,25 +25,25 @@ class Summary:
 
 
 def simulate(seeds: range, processes: int) -> Iterator[Summary]:
-    """Simulate lives; their summaries come in the order of the seeds."""
+    """Simulate seeds; the summaries come in the order of the seeds."""
     chunks = [seeds[start : start + CHUNK] for start in range(0, len(seeds), CHUNK)]
     if processes == 1:
         for chunk in chunks:
-            yield from _chunk(chunk)
+            yield from _simulate_chunk(chunk)
         return
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        for summaries in pool.imap(_chunk, chunks):
+        for summaries in pool.imap(_simulate_chunk, chunks):
             yield from summaries
 
 
-def _chunk(seeds: range) -> list[Summary]:
+def _simulate_chunk(seeds: range) -> list[Summary]:
     enabled = gc.isenabled()
-    # Collections of cycles take a fifth of the time otherwise.
+    # The cyclic garbage collector would take a fifth of the time.
     gc.disable()
     try:
         summaries = []
         for seed in seeds:
-            outcome = live(seed)
+            outcome = simulate_seed(seed)
             summaries.append(Summary(seed, outcome.problems, dict(outcome.seen)))
         return summaries
     finally:

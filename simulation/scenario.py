@@ -1,0 +1,243 @@
+"""One scenario: an hour, the runs that compete for it, and everything that interferes with them.
+
+A scenario has three phases:
+
+1. The hour is as producers, an older version of this project and other programs left it.
+2. Runs compete. Requests fail, take effect late or twice; tasks are killed, timed out or presumed dead; runs are
+   cleared; raw objects arrive late, change and expire; records and parts are damaged.
+3. Nothing interferes any more. At most four clears must complete the hour, or fail for a justified reason.
+"""
+
+import logging
+import traceback
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from include.log_rollup.errors import RollupError
+from simulation.dag_run import DagRun
+from simulation.event_log import EventLog
+from simulation.faults import Fate
+from simulation.final_checks import FinalChecks
+from simulation.patching import simulated
+from simulation.quirks import UNUSABLE
+from simulation.scheduler import EndlessError, Task, TimeoutInTaskError
+from simulation.world import World
+
+# Clears that must be enough once nothing interferes.
+MAX_FINAL_CLEARS = 4
+# The most requests of the last phase.
+FINAL_STEPS = 8000
+# The most runs that delayed tasks start.
+MAX_RUNS = 8
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How a scenario ended.
+
+    :param problems: violated invariants; empty if there are none
+    :param seen: what occurred at least once
+    :param quirks: how the server differed from S3
+    """
+
+    seed: int
+    problems: list[str]
+    seen: Counter[str]
+    log: EventLog
+    quirks: Sequence[str]
+
+
+def simulate_seed(seed: int) -> Outcome:
+    """Simulate the scenario of a seed."""
+    logging.disable(logging.CRITICAL)
+    world = World(seed)
+    scenario = Scenario(world)
+    with simulated(world.scheduler, world.copies_up_to):
+        try:
+            scenario.run()
+        except EndlessError as error:
+            world.checker.problems.append(f"it does not end: {error}")
+        except RollupError as error:
+            world.checker.problems.append(f"a step that only reads fails: {type(error).__name__}: {error}")
+        finally:
+            scenario.close()
+            logging.disable(logging.NOTSET)
+    fates = {f"fate: {fate}" for fate in Fate}
+    world.seen.update({f"request: {entry.request}" for entry in world.log.entries if entry.key})
+    world.seen.update({f"fate: {entry.effect}" for entry in world.log.entries} & fates)
+    return Outcome(seed, world.checker.problems, world.seen, world.log, world.quirks.names())
+
+
+class Scenario:
+    """The runs of one hour, and what happens to their tasks."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.running: list[tuple[DagRun, Task]] = []
+        self.runs: list[DagRun] = []
+        self.tasks = 0
+        world.scheduler.on_delay = self._overtake
+
+    def close(self) -> None:
+        """Kill the tasks that are still running."""
+        for _, task in self.running:
+            if not task.done and not task.dead:
+                task.kill()
+
+    # -- phases ----------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Run all phases."""
+        world = self.world
+        for name in world.quirks.names():
+            world.seen[f"quirk: {name}"] = 1
+        world.prepare()
+        for number in range(world.settings.rounds):
+            if world.checker.problems:
+                return
+            self._compete(calm=number == 0 and world.settings.rounds > 1)
+        world.scheduler.fault_rate = world.scheduler.delay_rate = 0.0
+        if not world.checker.problems:
+            self._finish()
+
+    def _compete(self, *, calm: bool) -> None:
+        """Run several Dag runs at once with interference, or a single one undisturbed."""
+        world, settings, scheduler = self.world, self.world.settings, self.world.scheduler
+        span = 60 + 30 * len(world.hour.history)
+        self.running = [(run, task) for run, task in self.running if not task.done and not task.dead]
+        for number in range(1 if calm else settings.runs):
+            self._schedule(span if number else 1, self._start_run)
+        if calm:
+            scheduler.fault_rate = 0.0
+        else:
+            scheduler.fault_rate = settings.fault_rate
+            scheduler.delay_rate = settings.delay_rate
+            interference = (
+                (settings.kills, self._kill_task),
+                (settings.timeouts, self._time_out_task),
+                (settings.presumed_dead, self._presume_task_dead),
+                (settings.clears, self._clear_run),
+                (settings.producer_events, world.change_raw_objects),
+                (settings.damages, world.damage_something),
+                (settings.foreign, world.put_foreign_object),
+            )
+            for count, action in interference:
+                for _ in range(count):
+                    self._schedule(span, action)
+        scheduler.run()
+
+    def _schedule(self, span: int, action: Callable[[], None]) -> None:
+        """Do something at a random step of the next ``span`` steps."""
+        self.world.scheduler.after(int(self.world.rng.random() ** 1.3 * span), action)
+
+    def _start_run(self) -> None:
+        rng = self.world.rng
+        name = chr(ord("A") + len(self.runs) % 26)
+        drop = self.world.settings.drop_vanished and rng.random() < 0.5
+        run = DagRun(self, name, clears=rng.randint(0, 2), drop_vanished=drop)
+        self.runs.append(run)
+        self.world.note("run", f"{name} begins" + (", and drops vanished objects" if drop else ""))
+        run.clear()
+
+    def _finish(self) -> None:
+        """Start new runs until the hour is complete; nothing interferes."""
+        world = self.world
+        checks = FinalChecks(world)
+        world.scheduler.max_steps = world.scheduler.step + FINAL_STEPS
+        if world.quirks.listing not in UNUSABLE:
+            checks.check_sensor()
+        reasons: list[BaseException | None] = []
+        drop_vanished = False
+        for number in range(MAX_FINAL_CLEARS):
+            run = DagRun(self, f"Z{number}", clears=0, drop_vanished=drop_vanished)
+            self.runs.append(run)
+            world.note("run", f"{run.name} begins; nothing interferes any more")
+            run.clear()
+            world.scheduler.run()
+            if world.checker.problems:
+                return
+            if run.result == "success":
+                checks.check_complete_hour(number)
+                return
+            reasons.append(run.error)
+            if run.error is not None and checks.is_justified(run.error):
+                world.seen[f"refused: {type(run.error).__name__}"] = 1
+                world.checker.problems += world.checker.unrecorded_last_copies()
+                if world.checker.problems or not self._apply_remedy(run.error):
+                    return
+                drop_vanished = world.checker.drops_vanished
+        shown = "; ".join(f"{type(error).__name__}: {error}" for error in reasons[-2:])
+        world.checker.fail(f"{MAX_FINAL_CLEARS} clears do not complete the hour: {shown}")
+
+    def _apply_remedy(self, error: BaseException) -> bool:
+        """Sometimes do what an error message says; returns whether anything was done."""
+        world = self.world
+        name = type(error).__name__
+        if name == "VanishedInputError" and world.rng.random() < 0.3:
+            world.note("remedy", "drop vanished objects")
+            world.checker.drops_vanished = True
+            return True
+        if name == "UnreadableRecordError" and not world.vanished_any:
+            world.note("remedy", "move the parts, the manifest and _SUCCESS away")
+            hour = world.hour
+            for key in (hour.marker, hour.manifest, *world.server.objects):
+                if hour.is_part_like(key) or key in (hour.manifest, hour.marker):
+                    world.server.remove(key)
+            return True
+        return False
+
+    # -- tasks and runs --------------------------------------------------------------------------------
+
+    def task_ended(self, task: Task, result: Any) -> None:
+        """Count how a task ended, and report errors that the pipeline does not raise on purpose."""
+        world = self.world
+        if isinstance(result, BaseException):
+            world.seen[f"{task.kind} ended with {type(result).__name__}"] = 1
+            if not isinstance(result, RollupError | TimeoutInTaskError):
+                trace = "".join(traceback.format_exception(result)[-6:])
+                world.checker.fail(f"{task.name} raised {type(result).__name__}: {result}\n{trace}")
+        else:
+            world.seen[f"{task.kind} succeeded"] = 1
+
+    def kill(self, task: Task) -> None:
+        """Kill the process of a task."""
+        self.world.note("kill", task.name)
+        task.kill()
+
+    def _random_task(self) -> tuple[DagRun, Task] | None:
+        alive = [(run, task) for run, task in self.running if not task.done and not task.dead]
+        return self.world.rng.choice(alive) if alive else None
+
+    def _kill_task(self) -> None:
+        found = self._random_task()
+        if found:
+            run, task = found
+            self.kill(task)
+            run.lost(task)
+
+    def _time_out_task(self) -> None:
+        found = self._random_task()
+        if found:
+            self.world.note("time out", found[1].name)
+            found[1].time_out()
+
+    def _presume_task_dead(self) -> None:
+        found = self._random_task()
+        if found:
+            run, task = found
+            self.world.note("presumed dead", task.name)
+            run.lost(task)
+
+    def _clear_run(self) -> None:
+        if self.runs:
+            run = self.world.rng.choice(self.runs)
+            run.clear(self.world.rng.choice(("plan", "plan", "plan", "pack", "validate", "complete")))
+
+    def _overtake(self) -> None:
+        """While a task is delayed: change the raw hour, and start another run."""
+        if self.world.rng.random() < 0.6:
+            self.world.change_raw_objects()
+        if self.world.rng.random() < 0.7 and len(self.runs) < MAX_RUNS:
+            self._start_run()
