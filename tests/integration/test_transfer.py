@@ -338,7 +338,7 @@ def test_body_that_changed_in_memory_is_not_sent_whole(tls: TlsFiles | None, siz
         assert store(transfer, bytes(size)) == Uploaded(ETAG, None)
         failed = outcome(transfer, put)
         assert isinstance(failed, ChangedBufferError)
-        assert "PUT s3://b/k: its buffer changed after its objects were read" in str(failed)
+        assert "PUT s3://b/k: the buffer changed after its objects were read" in str(failed)
         assert store(transfer, bytes(size)) == Uploaded(ETAG, None)
         assert server.whole_bodies == server.connections == 2
 
@@ -360,7 +360,7 @@ def test_upload_answered_well_too_early_is_a_failure(tls: TlsFiles | None) -> No
     with Scripted((early,), tls) as server, transfer_to(server) as transfer:
         failed = store(transfer, bytes(32 * 1024**2))
         assert isinstance(failed, TransientError)
-        assert "before all of the body was sent" in str(failed)
+        assert "before the whole body was sent" in str(failed)
 
 
 def test_a_connection_that_was_closed_while_idle_is_made_anew(tls: TlsFiles | None) -> None:
@@ -394,7 +394,7 @@ def test_stalled_answer_ends_after_the_response_timeout(tls: TlsFiles | None) ->
     with Scripted((stops, Says(PLAIN + BODY)), tls) as server, transfer_to(server, seconds=1.0) as transfer:
         failed = fetch(transfer, bytearray(len(BODY)))
         assert isinstance(failed, TransientError)
-        assert "no byte came for 1 s" in str(failed)
+        assert "no byte arrived for 1 s" in str(failed)
         assert isinstance(fetch(transfer, bytearray(len(BODY))), Downloaded)
 
 

@@ -1,7 +1,8 @@
-"""One connection of the data plane: sends requests and receives answers (HTTP/1.1).
+"""One connection of the data plane: sends a request and receives its response (HTTP/1.1, non-blocking).
 
-Fast path: the body of a 200 with a Content-Length is received straight into the caller's buffer. h11 handles the
-rest: errors, chunked bodies, bodies without a length, interim answers.
+Fast path: the body of a 200 response with one Content-Length is received straight into the caller's buffer. h11
+parses every other response: errors, chunked bodies, bodies without a length, interim responses. Which of the two
+takes a response is decided once, when its head is complete, in :meth:`Connection._receive_head`.
 """
 
 import re
@@ -11,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Protocol
 
 import h11
@@ -18,21 +20,37 @@ import h11
 from include.log_rollup import crc
 from include.log_rollup.errors import ChangedBufferError
 from include.log_rollup.units import KIB
-from log_rollup_plugin.s3.connector import BucketEndpoint, NestedTls, Stream
+from log_rollup_plugin.s3.connector import BucketEndpoint, NestedTls, Socket
 
-# Heads of answers have some hundred bytes; body bytes that come with one, up to this, are copied to their place.
+# Response heads are a few hundred bytes. Body bytes that arrive with one are copied to the caller's buffer.
 HEAD_BYTES = 8 * KIB
 LONGEST_HEAD_BYTES = 64 * KIB
-# A piece of this size is still in the processor's cache when it is sent, after its CRC was counted.
+# Small enough that a piece is still in the CPU cache when it is sent, after its CRC was computed.
 SEND_BYTES = 256 * KIB
-_NOT_NOW = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
-_WENT_AWAY = (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
+_WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+_PEER_CLOSED = (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
 _END_OF_HEAD = b"\r\n\r\n"
-_FOLDED = re.compile(rb"\r\n[ \t]")
+_FOLDED_HEADER = re.compile(rb"\r\n[ \t]")
 
 
 class ProtocolError(Exception):
-    """An answer that is not HTTP, or that ended too early."""
+    """The response is not HTTP, or it ended too early."""
+
+
+class State(Enum):
+    """What a connection is doing. A request may still be on its way out while its response is received."""
+
+    CONNECTING = auto()
+    """There is no socket yet."""
+    IDLE = auto()
+    """Open, without a request."""
+    RECEIVING_HEAD = auto()
+    """A request is being sent or has been sent, and the head of its response is not complete."""
+    RECEIVING_BODY = auto()
+    """Fast path: the body goes straight into the caller's buffer."""
+    PARSING = auto()
+    """h11 parses the response."""
+    CLOSED = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,74 +61,80 @@ class Body:
     crc64nvme: int
 
 
-class Sink(Protocol):
-    """Takes the answer to one request."""
+class ResponseHandler(Protocol):
+    """Takes the response to one request."""
 
     method: str
 
     @property
-    def into(self) -> memoryview | None:
-        """Buffer for the body of a good answer; None if bodies are taken through :meth:`came` alone."""
+    def buffer(self) -> memoryview | None:
+        """Where the fast path puts the body of a 200 response; None turns the fast path off."""
 
-    def answered(self, status: int, headers: Mapping[str, str]) -> None:
-        """Take the head of the answer; header names are in lower case."""
+    def on_head(self, status: int, headers: Mapping[str, str]) -> None:
+        """Take status and headers; header names are in lower case."""
 
-    def came(self, chunk: bytes) -> None:
-        """Take a piece of the body that was not received straight into ``into``."""
+    def on_data(self, chunk: bytes) -> None:
+        """Take a piece of a body that h11 has parsed."""
 
-    def received(self, size: int) -> None:
-        """Count bytes that were received straight into ``into``, or for which it has no room."""
+    def on_received(self, size: int) -> None:
+        """Count body bytes of the fast path: those in ``buffer``, and those that did not fit in it."""
 
 
 class Connection:
-    """A slot for a socket, which carries one request at a time.
+    """Carries one request at a time over one socket.
 
-    :param endpoint: one of those with its ``pool_key``
+    :param endpoint: where it leads; any endpoint with the same ``pool_key`` can use it
+    :param scratch: receives response heads; connections used by one thread can share it
     """
 
     __slots__ = (
-        "_body", "_crc64nvme", "_head", "_out", "_reader", "_ready", "_scratch", "_sink", "_socket",
-        "_stated_crc64nvme", "_tls", "answered", "closing", "descriptor", "endpoint", "moved", "polled", "used",
+        "_body", "_body_crc", "_crc", "_handler", "_head", "_is_tls", "_parser", "_scratch", "_sendable",
+        "_socket", "_unsent", "descriptor", "endpoint", "last_activity", "must_close", "response_started",
+        "reused", "state", "watched_events",
     )  # fmt: skip
 
     def __init__(self, endpoint: BucketEndpoint, scratch: memoryview) -> None:
         self.endpoint = endpoint
+        self.state = State.CONNECTING
         self.descriptor = -1
         """File descriptor of the socket; -1 without one."""
-        self._sink: Sink | None = None
-        self.used = False
-        """Whether it has carried a request before this one."""
-        self.answered = False
-        """Whether anything of the answer has come."""
-        self.closing = False
+        self.reused = False
+        """Whether it was idle before the present request, so that the server may have closed it meanwhile."""
+        self.response_started = False
+        """Whether any byte of the response has arrived."""
+        self.must_close = False
         """Whether it cannot carry another request."""
-        self.moved = 0.0
-        """When something came last, or the last request began."""
-        self.polled = 0
-        """The events that it is polled for."""
+        self.last_activity = 0.0
+        """When it was opened, a request was begun, or poll() reported something to receive (monotonic seconds)."""
+        self.watched_events = 0
+        """Events that poll() watches on it; kept by the pool."""
         self._scratch = scratch
-        self._socket: Stream | None = None
-        self._tls = False
-        self._out: deque[memoryview] = deque()
-        # Bytes of the first of these whose CRC is counted.
-        self._ready = 0
-        self._crc64nvme = self._stated_crc64nvme = 0
+        self._socket: Socket | None = None
+        self._is_tls = False
+        self._handler: ResponseHandler | None = None
+        self._unsent: deque[memoryview] = deque()
+        # How many bytes at the start of _unsent[0] may be sent: their CRC is part of _crc.
+        self._sendable = 0
+        self._crc = self._body_crc = 0
         self._head = b""
+        # Fast path: the part of the caller's buffer that is still empty.
         self._body: memoryview | None = None
-        self._reader: h11.Connection | None = None
+        self._parser: h11.Connection | None = None
 
-    def open(self, connected: Stream) -> int:
-        """Take a socket in non-blocking mode; returns its descriptor."""
+    def open(self, connected: Socket) -> int:
+        """Take a connected socket in non-blocking mode; returns its file descriptor."""
         self._socket = connected
-        self._tls = isinstance(connected, ssl.SSLSocket | NestedTls)
+        self._is_tls = isinstance(connected, ssl.SSLSocket | NestedTls)
+        self.state = State.IDLE
         self.descriptor = connected.fileno()
-        self.moved = time.monotonic()
+        self.last_activity = time.monotonic()
         return self.descriptor
 
     def close(self) -> None:
         """Close the socket, if there is one."""
-        self._out.clear()
-        self._sink = self._body = self._reader = None
+        self.state = State.CLOSED
+        self._unsent.clear()
+        self._handler = self._body = self._parser = None
         if self._socket is not None:
             self._socket.close()
             self._socket = None
@@ -118,212 +142,229 @@ class Connection:
 
     @property
     def events(self) -> int:
-        """Events to poll for. An answer can come at any time, also before an upload has ended."""
-        return select.POLLIN | select.POLLOUT if self._out else select.POLLIN
+        """Events to poll for. A response can arrive at any time, also before the request is sent."""
+        return select.POLLIN | select.POLLOUT if self._unsent else select.POLLIN
 
-    def begin(self, sink: Sink, head: bytes, body: Body | None) -> None:
-        """Send a request, or as much of it as the socket takes at once.
+    def send_request(self, handler: ResponseHandler, head: bytes, body: Body | None) -> None:
+        """Begin to send a request: as much of it as the socket takes now.
 
         :raises OSError: if the connection is broken
         :raises ChangedBufferError: if the body does not have its CRC; its last piece is not sent
         """
-        self._sink = sink
-        self.answered = False
-        self.moved = time.monotonic()
+        self.state = State.RECEIVING_HEAD
+        self._handler = handler
+        self.response_started = False
+        self.last_activity = time.monotonic()
         self._head = b""
-        self._body = self._reader = None
-        self._out.append(memoryview(head))
-        self._ready = len(head)
+        self._unsent.append(memoryview(head))
+        self._sendable = len(head)
         if body is not None and body.content:
-            self._out.append(body.content)
-            self._crc64nvme, self._stated_crc64nvme = 0, body.crc64nvme
+            self._unsent.append(body.content)
+            self._crc, self._body_crc = 0, body.crc64nvme
         self._send()
 
-    def advance(self, events: int) -> bool:
-        """Send and receive as far as possible; whether the answer is complete.
+    def handle_events(self, events: int) -> bool:
+        """Send and receive as much as possible now; returns whether the response is complete.
 
+        :param events: as poll() reported them
         :raises OSError: if the connection is broken
-        :raises ProtocolError: if the answer is broken
-        :raises ChangedBufferError: if the body does not have its CRC
+        :raises ProtocolError: if the response is broken
+        :raises ChangedBufferError: if the body of the request does not have its CRC
         """
-        if self._out and events & select.POLLOUT:
+        if self._unsent and events & select.POLLOUT:
             self._send()
-        complete = bool(events & ~select.POLLOUT) and self._receive()
-        if complete:
-            # Don't keep the caller's memory alive.
-            self._sink = self._body = self._reader = None
-        return complete
+        if not events & ~select.POLLOUT or not self._receive():
+            return False
+        self.state = State.IDLE
+        # An idle connection must not keep the caller's buffer alive.
+        self._handler = self._body = self._parser = None
+        return True
+
+    # -- sending ---------------------------------------------------------------------------------------
 
     def _send(self) -> None:
         assert self._socket is not None
         try:
-            while self._out:
-                view = self._out[0]
-                if not self._ready:
-                    self._make_ready(view)
-                sent = self._socket.send(view[: self._ready])
-                self._ready -= sent
+            while self._unsent:
+                view = self._unsent[0]
+                if not self._sendable:
+                    self._add_to_crc(view)
+                sent = self._socket.send(view[: self._sendable])
+                self._sendable -= sent
                 if sent == len(view):
-                    self._out.popleft()
+                    self._unsent.popleft()
                 else:
-                    self._out[0] = view[sent:]
-        except _NOT_NOW:
+                    self._unsent[0] = view[sent:]
+        except _WOULD_BLOCK:
             pass
-        except _WENT_AWAY:
-            # The server may have answered before it closed: receiving shows that.
-            self._out.clear()
-            self.closing = True
+        except _PEER_CLOSED:
+            # The server may have sent an error before it closed the connection. Receiving shows that.
+            self._unsent.clear()
+            self.must_close = True
 
-    def _make_ready(self, left: memoryview) -> None:
-        """Count the CRC of the next piece; refuse the last piece of a body that has changed."""
-        piece = left[:SEND_BYTES]
-        self._crc64nvme = crc.crc64(piece, self._crc64nvme)
-        if len(piece) == len(left) and self._crc64nvme != self._stated_crc64nvme:
+    def _add_to_crc(self, unsent: memoryview) -> None:
+        """Make the next piece of a body sendable; refuse the last one if the body does not have its CRC."""
+        piece = unsent[:SEND_BYTES]
+        self._crc = crc.crc64(piece, self._crc)
+        if len(piece) == len(unsent) and self._crc != self._body_crc:
             raise ChangedBufferError(
-                f"its buffer changed after its objects were read: its CRC64-NVME is "
-                f"{crc.to_hex(self._crc64nvme)}, not {crc.to_hex(self._stated_crc64nvme)}"
+                f"the buffer changed after its objects were read: its CRC64-NVME is {crc.to_hex(self._crc)}, "
+                f"not {crc.to_hex(self._body_crc)}"
             )
-        self._ready = len(piece)
+        self._sendable = len(piece)
+
+    # -- receiving -------------------------------------------------------------------------------------
 
     def _receive(self) -> bool:
-        self.moved = time.monotonic()
+        self.last_activity = time.monotonic()
         try:
-            if self._body is None and self._reader is None and not self._receive_head():
+            if self.state is State.RECEIVING_HEAD and not self._receive_head():
                 return False
-            return self._receive_body() if self._body is not None else self._receive_read()
-        except _NOT_NOW:
+            return self._receive_body() if self.state is State.RECEIVING_BODY else self._receive_parsed()
+        except _WOULD_BLOCK:
             return False
 
     def _receive_head(self) -> bool:
-        """Take the beginning of an answer; whether its head is complete."""
+        """Receive the head of a response and choose who takes the rest; returns whether the head is complete."""
         assert self._socket is not None
+        assert self._handler is not None
         while True:
             count = self._socket.recv_into(self._scratch)
             if not count:
-                raise ProtocolError("the server closed the connection without an answer")
-            self.answered = True
-            came = self._head + bytes(self._scratch[:count])
-            end = came.find(_END_OF_HEAD)
+                raise ProtocolError("the server closed the connection without a response")
+            self.response_started = True
+            received = self._head + bytes(self._scratch[:count])
+            end = received.find(_END_OF_HEAD)
             if end >= 0:
                 break
-            if len(came) > LONGEST_HEAD_BYTES:
-                raise ProtocolError(f"the head of the answer is longer than {LONGEST_HEAD_BYTES} bytes")
-            self._head = came
-            # poll() sees unread socket data, not bytes that TLS has already decrypted.
-            if not self._tls:
+            if len(received) > LONGEST_HEAD_BYTES:
+                raise ProtocolError(f"the head of the response is longer than {LONGEST_HEAD_BYTES} bytes")
+            self._head = received
+            # poll() sees unread socket data, but not bytes that TLS has already decrypted: read those now.
+            if not self._is_tls:
                 return False
-        if not self._is_plain(came[:end], came[end + len(_END_OF_HEAD) :]):
-            self._reader = _reader(self._sink)
-            self._read(came)
+        buffer = self._handler.buffer
+        simple = None if buffer is None else _parse_simple_head(received[:end])
+        if buffer is None or simple is None:
+            self.state = State.PARSING
+            self._parser = _new_parser(self._handler.method)
+            self._parse(received)
+        else:
+            headers, length = simple
+            self._begin_body(buffer, headers, length, received[end + len(_END_OF_HEAD) :])
         return True
 
-    def _is_plain(self, head: bytes, begun: bytes) -> bool:
-        """Whether an object with a length follows this head; its body then goes straight to its place."""
-        assert self._sink is not None
-        into = self._sink.into
-        lines = head.split(b"\r\n")
-        if into is None or not lines[0].startswith(b"HTTP/1.1 200"):
-            return False
-        headers = _fields(lines)
-        length = headers.get("content-length", "")
-        lengths = head.lower().count(b"\r\ncontent-length:")
-        if lengths != 1 or not length.isdecimal() or "transfer-encoding" in headers or _FOLDED.search(head):
-            return False
-        breaks = len(lines) - 1
-        if head.count(b"\n") != breaks or head.count(b"\r") != breaks:
-            # A line break inside a value.
-            return False
-        size = int(length)
-        self._sink.answered(200, headers)
-        begun_bytes = len(begun)
-        if size > len(into) or begun_bytes > size:
-            # Longer than the buffer, or than stated: report the length, receive nothing more.
-            self.closing = True
-            self._sink.received(max(size, begun_bytes))
-            self._body = into[:0]
-            return True
-        into[:begun_bytes] = begun
-        self._sink.received(begun_bytes)
-        self._body = into[begun_bytes:size]
-        self.closing = self.closing or "close" in headers.get("connection", "").lower()
-        return True
+    def _begin_body(self, buffer: memoryview, headers: dict[str, str], length: int, beginning: bytes) -> None:
+        """Enter the fast path.
+
+        :param beginning: bytes of the body that arrived with the head
+        """
+        assert self._handler is not None
+        self.state = State.RECEIVING_BODY
+        self._handler.on_head(200, headers)
+        begun = len(beginning)
+        if length > len(buffer) or begun > length:
+            # The body is longer than the buffer or than its Content-Length: report its size, receive no more.
+            self.must_close = True
+            self._handler.on_received(max(length, begun))
+            self._body = buffer[:0]
+            return
+        buffer[:begun] = beginning
+        self._handler.on_received(begun)
+        self._body = buffer[begun:length]
+        self.must_close = self.must_close or "close" in headers.get("connection", "").lower()
 
     def _receive_body(self) -> bool:
         assert self._socket is not None
-        assert self._sink is not None
+        assert self._handler is not None
         assert self._body is not None
-        body, place = self._body, 0
+        body, received = self._body, 0
         try:
-            while place < len(body):
-                count = self._socket.recv_into(body[place:])
+            while received < len(body):
+                count = self._socket.recv_into(body[received:])
                 if not count:
-                    left = len(body) - place
-                    raise ProtocolError(f"the server closed the connection {left} bytes too early")
-                place += count
-                # poll() sees unread socket data, not bytes that TLS has already decrypted.
-                if not self._tls:
+                    missing = len(body) - received
+                    raise ProtocolError(f"the server closed the connection {missing} bytes too early")
+                received += count
+                if not self._is_tls:
                     break
         finally:
-            self._body = body[place:]
-            self._sink.received(place)
-        return place == len(body)
+            self._body = body[received:]
+            self._handler.on_received(received)
+        return received == len(body)
 
-    def _receive_read(self) -> bool:
-        """Receive an answer that is not on the fast path."""
+    def _receive_parsed(self) -> bool:
         assert self._socket is not None
-        assert self._reader is not None
-        while not self._complete():
-            self._read(self._socket.recv(HEAD_BYTES))
+        while not self._is_parsed():
+            self._parse(self._socket.recv(HEAD_BYTES))
         return True
 
-    def _complete(self) -> bool:
-        assert self._reader is not None
-        return self._reader.their_state is not h11.SEND_RESPONSE and (
-            self._reader.their_state is not h11.SEND_BODY
+    def _is_parsed(self) -> bool:
+        """Whether h11 has seen the end of the response."""
+        assert self._parser is not None
+        return (
+            self._parser.their_state is not h11.SEND_RESPONSE
+            and self._parser.their_state is not h11.SEND_BODY
         )
 
-    def _read(self, chunk: bytes) -> None:
+    def _parse(self, chunk: bytes) -> None:
         """Give h11 some bytes; none means that the server closed the connection."""
-        assert self._reader is not None
-        assert self._sink is not None
+        assert self._parser is not None
+        assert self._handler is not None
         try:
-            self._reader.receive_data(chunk)
-            while not isinstance(event := self._reader.next_event(), type):
+            self._parser.receive_data(chunk)
+            while not isinstance(event := self._parser.next_event(), type):
                 if isinstance(event, h11.Response):
                     headers = {name.decode(): value.decode("latin-1") for name, value in event.headers}
-                    self._sink.answered(event.status_code, headers)
-                    if self._out:
-                        self._answered_early(event.status_code)
+                    self._handler.on_head(event.status_code, headers)
+                    if self._unsent:
+                        self._stop_sending(event.status_code)
                 elif isinstance(event, h11.Data):
-                    self._sink.came(bytes(event.data))
+                    self._handler.on_data(bytes(event.data))
                 elif isinstance(event, h11.EndOfMessage):
                     break
         except h11.RemoteProtocolError as error:
-            raise ProtocolError(f"the server's answer is broken: {error}") from error
-        if self._complete():
-            kept = self._reader.their_state is h11.DONE and not self._reader.trailing_data[0]
-            self.closing = self.closing or not kept
+            raise ProtocolError(f"the response is not valid HTTP: {error}") from error
+        if self._is_parsed():
+            reusable = self._parser.their_state is h11.DONE and not self._parser.trailing_data[0]
+            self.must_close = self.must_close or not reusable
         elif not chunk:
-            raise ProtocolError("the server closed the connection within an answer")
+            raise ProtocolError("the server closed the connection in the middle of a response")
 
-    def _answered_early(self, status: int) -> None:
-        """Handle an answer that comes before the whole request was sent."""
+    def _stop_sending(self, status: int) -> None:
+        """Handle a response that arrives before the whole request was sent."""
         if status < 300:
-            raise ProtocolError(f"the server answered {status} before all of the body was sent")
-        self._out.clear()
-        self.closing = True
+            raise ProtocolError(f"the server answered {status} before the whole body was sent")
+        self._unsent.clear()
+        self.must_close = True
 
 
-def _reader(sink: Sink | None) -> h11.Connection:
-    """An h11 connection that has sent a request of this method."""
-    assert sink is not None
-    reader = h11.Connection(h11.CLIENT)
-    reader.send(h11.Request(method=sink.method, target="/", headers=[("host", "s3")]))
-    reader.send(h11.EndOfMessage())
-    return reader
+def _parse_simple_head(head: bytes) -> tuple[dict[str, str], int] | None:
+    """Headers and Content-Length of a response for the fast path; None if h11 has to parse the response."""
+    lines = head.split(b"\r\n")
+    if not lines[0].startswith(b"HTTP/1.1 200"):
+        return None
+    pairs = (line.decode("latin-1").partition(":") for line in lines[1:])
+    headers = {name.lower(): value.strip() for name, _, value in pairs}
+    length = headers.get("content-length", "")
+    lengths = head.lower().count(b"\r\ncontent-length:")
+    if (
+        lengths != 1
+        or not length.isdecimal()
+        or "transfer-encoding" in headers
+        or _FOLDED_HEADER.search(head)
+    ):
+        return None
+    line_ends = len(lines) - 1
+    if head.count(b"\n") != line_ends or head.count(b"\r") != line_ends:
+        # A value contains a line break.
+        return None
+    return headers, int(length)
 
 
-def _fields(lines: list[bytes]) -> dict[str, str]:
-    """The headers of an answer, below its status line."""
-    parts = (line.decode("latin-1").partition(":") for line in lines[1:])
-    return {name.lower(): value.strip() for name, _, value in parts}
+def _new_parser(method: str) -> h11.Connection:
+    """An h11 connection that expects the response to a request with this method."""
+    parser = h11.Connection(h11.CLIENT)
+    parser.send(h11.Request(method=method, target="/", headers=[("host", "s3")]))
+    parser.send(h11.EndOfMessage())
+    return parser

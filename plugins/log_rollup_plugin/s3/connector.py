@@ -1,7 +1,7 @@
-"""Makes the sockets of the data plane as boto3 makes its own: addresses, proxies, certificates.
+"""Makes the sockets of the data plane as boto3 makes its own: addresses, proxies, TLS.
 
-An origin is reached directly, through a tunnel of the proxy (CONNECT, for https), or by sending the proxy requests
-with whole URLs (for http, and for https where ``proxy_use_forwarding_for_https`` is set).
+There are three ways to an origin: directly; through a tunnel of a proxy (CONNECT, for https); or by sending
+requests with whole URLs to the proxy (for http, and for https where ``proxy_use_forwarding_for_https`` is set).
 """
 
 import base64
@@ -18,22 +18,22 @@ from include.log_rollup import limits
 from include.log_rollup.errors import ConfigurationError
 from include.log_rollup.units import KIB
 
-LONGEST_TUNNEL_ANSWER_BYTES = 64 * KIB
-_RECORD_BYTES = 64 * KIB
+LONGEST_TUNNEL_RESPONSE_BYTES = 64 * KIB
+_CHUNK_BYTES = 64 * KIB
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 ClientCertificate = tuple[str, str | None]
-"""Paths of a certificate and of its key; the key may be in the certificate's file."""
+"""Paths of a certificate and of its key; None if the key is in the certificate's file."""
 
 
 @dataclass(frozen=True, slots=True)
 class BucketEndpoint:
-    """Where a bucket answers, and how requests to it are signed.
+    """Where requests for a bucket are sent, and for which region they are signed.
 
     :param origin: scheme, host and port, like ``https://logs.s3.eu-central-1.amazonaws.com``
-    :param path: of the bucket, up to where the key begins
+    :param path: of the bucket, up to the beginning of the key
     :param proxy: URL of the proxy on the way there, empty for none
-    :param forwarded: https requests are sent to the proxy with their whole URL, and not through a tunnel
+    :param forwarded: https requests are sent to the proxy with their whole URL instead of through a tunnel
     """
 
     origin: str
@@ -42,9 +42,9 @@ class BucketEndpoint:
     proxy: str = ""
     forwarded: bool = False
     host: str = field(init=False)
-    """Host and port as they are sent and signed: in lower case, without a default port, as botocore does it."""
+    """Host and port as botocore sends and signs them: in lower case, without a default port."""
     base_url: str = field(init=False)
-    """The beginning of a whole URL, as a proxy is sent it."""
+    """The beginning of the whole URLs that are sent to a proxy."""
 
     def __post_init__(self) -> None:
         url = urlsplit(self.origin)
@@ -58,17 +58,17 @@ class BucketEndpoint:
 
     @property
     def secure(self) -> bool:
-        """Whether the origin speaks TLS."""
+        """Whether the origin uses TLS."""
         return self.origin.startswith("https:")
 
     @property
     def tunnelled(self) -> bool:
-        """Whether requests pass the proxy in a tunnel."""
+        """Whether requests go through a tunnel of the proxy."""
         return bool(self.proxy) and self.secure and not self.forwarded
 
     @property
     def pool_key(self) -> tuple[str, str]:
-        """Origin and proxy; connections with equal keys are shared."""
+        """What makes connections interchangeable: origin and proxy."""
         return self.origin, self.proxy
 
     def target(self, key: str) -> str:
@@ -78,11 +78,11 @@ class BucketEndpoint:
 
 @dataclass(frozen=True, slots=True)
 class TlsSettings:
-    """How certificates are checked and shown.
+    """Which certificates are accepted, and which one is shown.
 
-    :param verify: False for certificates that are not checked
-    :param ca: CA file or directory to check them against
-    :param client: the certificate to show
+    :param verify: whether the server's certificate is checked
+    :param ca: CA file or directory to check it against
+    :param client: the client certificate to show
     """
 
     verify: bool
@@ -93,11 +93,11 @@ class TlsSettings:
 class Connector:
     """Connects to the endpoints of buckets.
 
-    :param timeout: for connecting, and again for each step of a TLS handshake or the answer of a proxy
+    :param timeout: for connecting, and again for each read and write of a TLS handshake or of CONNECT
     :param tls: for origins
-    :param proxy_tls: for proxies with https URLs; None takes that of the origins, without its client certificate
-    :raises ConfigurationError: if a CA file or a client certificate cannot be used, or a proxy is neither http
-        nor https
+    :param proxy_tls: for proxies with https URLs; None for the same as to origins, without the client certificate
+    :raises ConfigurationError: if a CA file or a client certificate cannot be used, or the URL of a proxy begins
+        neither with http nor with https
     """
 
     def __init__(
@@ -108,14 +108,14 @@ class Connector:
         proxy_tls: TlsSettings | None = None,
     ) -> None:
         self._seconds = timeout.total_seconds()
-        # When an address could not be reached last; those that could are tried first.
+        # When connecting to an address last failed. Addresses without a failure are tried first.
         self._failed: dict[object, float] = {}
         schemes = {urlsplit(endpoint.proxy).scheme for endpoint in endpoints if endpoint.proxy}
         for endpoint in endpoints:
             if endpoint.proxy and urlsplit(endpoint.proxy).scheme not in _DEFAULT_PORTS:
                 raise ConfigurationError(
-                    f"the proxy {_without_password(endpoint.proxy)} cannot be used: its URL has to begin with "
-                    f"http:// or https://"
+                    f"the proxy {_without_password(endpoint.proxy)} cannot be used: give it a URL that begins "
+                    f"with http:// or https://"
                 )
         secure = any(endpoint.secure for endpoint in endpoints)
         self._tls = _context(tls) if secure else None
@@ -123,60 +123,62 @@ class Connector:
             proxy_tls = TlsSettings(tls.verify, tls.ca)
         self._proxy_tls = _context(proxy_tls) if "https" in schemes else None
 
-    def connect(self, endpoint: BucketEndpoint) -> "Stream":
-        """A connection in non-blocking mode; blocks while it is made.
+    def connect(self, endpoint: BucketEndpoint) -> "Socket":
+        """Make a connection; blocks meanwhile. The socket that is returned is in non-blocking mode.
 
-        :raises OSError: if it cannot be made
+        :raises OSError: if the connection cannot be made
         """
-        there, proxy = urlsplit(endpoint.origin), urlsplit(endpoint.proxy)
-        first = proxy if endpoint.proxy else there
-        made: Stream = self._dial(first.hostname or "", first.port or _DEFAULT_PORTS[first.scheme])
+        origin, proxy = urlsplit(endpoint.origin), urlsplit(endpoint.proxy)
+        first = proxy if endpoint.proxy else origin
+        connected: Socket = self._connect_tcp(
+            first.hostname or "", first.port or _DEFAULT_PORTS[first.scheme]
+        )
         try:
-            made.settimeout(self._seconds)
+            connected.settimeout(self._seconds)
             if proxy.scheme == "https":
-                made = _wrap(self._proxy_tls, made, proxy.hostname)
+                connected = _start_tls(self._proxy_tls, connected, proxy.hostname)
             if endpoint.tunnelled:
-                _open_tunnel(made, endpoint, there.port or _DEFAULT_PORTS[there.scheme])
+                _open_tunnel(connected, endpoint, origin.port or _DEFAULT_PORTS[origin.scheme])
             if endpoint.secure and not endpoint.forwarded:
-                made = _wrap(self._tls, made, there.hostname)
-            made.setblocking(False)
+                connected = _start_tls(self._tls, connected, origin.hostname)
+            connected.setblocking(False)
         except BaseException:
-            made.close()
+            connected.close()
             raise
-        return made
+        return connected
 
-    def _dial(self, host: str, port: int) -> socket.socket:
-        """A TCP connection to the first of a host's addresses that can be reached."""
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        found.sort(key=lambda one: self._failed.get(one[4], 0.0))
+    def _connect_tcp(self, host: str, port: int) -> socket.socket:
+        """Connect to the first of a host's addresses that can be reached."""
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        addresses.sort(key=lambda row: self._failed.get(row[4], 0.0))
         until = time.monotonic() + self._seconds
         problem = OSError(f"{host} has no address")
-        for tried, (family, kind, protocol, _, address) in enumerate(found):
-            share = (until - time.monotonic()) / (len(found) - tried)
+        for tried, (family, kind, protocol, _, address) in enumerate(addresses):
+            share = (until - time.monotonic()) / (len(addresses) - tried)
             try:
-                made = socket.socket(family, kind, protocol)
+                connected = socket.socket(family, kind, protocol)
             except OSError as error:
                 problem = error
                 continue
             try:
-                made.settimeout(min(self._seconds, max(share, limits.ADDRESS_CONNECT_SECONDS)))
-                made.connect(address)
-                _set_options(made)
+                connected.settimeout(min(self._seconds, max(share, limits.ADDRESS_CONNECT_SECONDS)))
+                connected.connect(address)
+                _set_options(connected)
             except OSError as error:
-                made.close()
+                connected.close()
                 self._failed[address] = time.monotonic()
                 problem = error
             except BaseException:
-                made.close()
+                connected.close()
                 raise
             else:
                 self._failed.pop(address, None)
-                return made
+                return connected
         raise problem
 
 
 def proxy_headers(endpoint: BucketEndpoint) -> dict[str, str]:
-    """User and password for the proxy of an endpoint, where its URL has both."""
+    """The header with user and password for the proxy of an endpoint, if the proxy's URL has both."""
     proxy = urlsplit(endpoint.proxy)
     if not proxy.username or not proxy.password:
         return {}
@@ -184,16 +186,16 @@ def proxy_headers(endpoint: BucketEndpoint) -> dict[str, str]:
     return {"Proxy-Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"}
 
 
-def _set_options(made: socket.socket) -> None:
-    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    # TCP_KEEPALIVE is what macOS calls TCP_KEEPIDLE.
+def _set_options(connected: socket.socket) -> None:
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    # macOS calls TCP_KEEPIDLE TCP_KEEPALIVE.
     for name in ("TCP_KEEPALIVE", "TCP_KEEPIDLE", "TCP_KEEPINTVL"):
         if hasattr(socket, name):
-            made.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), limits.TCP_KEEP_ALIVE_SECONDS)
+            connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), limits.TCP_KEEP_ALIVE_SECONDS)
 
 
-def _open_tunnel(made: "Stream", endpoint: BucketEndpoint, port: int) -> None:
+def _open_tunnel(connected: "Socket", endpoint: BucketEndpoint, port: int) -> None:
     """Ask the proxy for a tunnel to the origin.
 
     :raises OSError: if the proxy refuses
@@ -202,34 +204,33 @@ def _open_tunnel(made: "Stream", endpoint: BucketEndpoint, port: int) -> None:
     target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     headers = {"Host": target, **proxy_headers(endpoint)}
     lines = [f"CONNECT {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
-    made.sendall("\r\n".join((*lines, "", "")).encode())
-    answer = b""
-    while b"\r\n\r\n" not in answer:
-        chunk = made.recv(4 * KIB)
-        if not chunk or len(answer) > LONGEST_TUNNEL_ANSWER_BYTES:
+    connected.sendall("\r\n".join((*lines, "", "")).encode())
+    response = b""
+    while b"\r\n\r\n" not in response:
+        chunk = connected.recv(4 * KIB)
+        if not chunk or len(response) > LONGEST_TUNNEL_RESPONSE_BYTES:
             raise OSError("the proxy closed the connection, or did not answer CONNECT in HTTP")
-        answer += chunk
-    status = answer.partition(b"\r\n")[0].decode("latin-1").partition(" ")[2]
+        response += chunk
+    status = response.partition(b"\r\n")[0].decode("latin-1").partition(" ")[2]
     if not status.startswith("200"):
-        # As http.client says it.
+        # The message of http.client, so that error_mapping knows it from both planes.
         raise OSError(f"Tunnel connection failed: {status}")
 
 
-def _wrap(context: ssl.SSLContext | None, made: "Stream", host: str | None) -> "Stream":
-    """TLS on a connection."""
+def _start_tls(context: ssl.SSLContext | None, connected: "Socket", host: str | None) -> "Socket":
     assert context is not None
-    # Certificates are for names without the dot that may end a name in DNS.
+    # DNS names may end with a dot; the names in certificates don't.
     name = (host or "").rstrip(".")
-    if isinstance(made, ssl.SSLSocket):
-        return NestedTls(made, context, name)
-    assert isinstance(made, socket.socket)
-    return context.wrap_socket(made, server_hostname=name)
+    if isinstance(connected, ssl.SSLSocket):
+        return NestedTls(connected, context, name)
+    assert isinstance(connected, socket.socket)
+    return context.wrap_socket(connected, server_hostname=name)
 
 
 def _context(settings: TlsSettings) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.set_alpn_protocols(["http/1.1"])
-    # Some servers ask for the client's certificate only when they see the request.
+    # Some servers request the client certificate only after they have read the request.
     context.post_handshake_auth = True
     if settings.verify:
         try:
@@ -247,7 +248,7 @@ def _context(settings: TlsSettings) -> ssl.SSLContext:
     if settings.client is not None:
         certificate, key = settings.client
         try:
-            # Without a function, OpenSSL would ask for the key's password on the terminal.
+            # Without this function, OpenSSL would ask for the key's password on the terminal.
             context.load_cert_chain(certificate, key, lambda: "")
         except OSError as error:
             raise ConfigurationError(
@@ -263,7 +264,7 @@ def _without_password(url: str) -> str:
 
 
 class NestedTls:
-    """TLS inside the TLS of a proxy, with those methods of a socket that a connection needs.
+    """TLS inside the TLS connection to a proxy, with the methods of a socket that a connection needs.
 
     :param outer: connection to the proxy, blocking until :meth:`setblocking`
     """
@@ -272,10 +273,10 @@ class NestedTls:
         self._outer = outer
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._inner = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
-        # Records that the outer connection has not taken yet.
+        # TLS records that the outer connection has not taken yet.
         self._records = memoryview(b"")
-        # Bytes whose records were made, but not yet all sent.
-        self._accepted = 0
+        # How many bytes of the present send() are encrypted, but not all sent.
+        self._encrypted = 0
         while True:
             try:
                 self._inner.do_handshake()
@@ -287,46 +288,46 @@ class NestedTls:
                 return
 
     def recv_into(self, buffer: memoryview) -> int:
-        """Receive into a buffer; 0 at the end.
+        """Receive into a buffer; returns the number of bytes, 0 at the end.
 
-        :raises ssl.SSLWantReadError: if nothing has come
+        :raises ssl.SSLWantReadError: if there is nothing to receive now
         """
         while True:
             try:
-                # With a buffer it returns the number of bytes, which its annotation does not know.
+                # With a buffer, read() returns the number of bytes; its annotation says bytes.
                 return int(self._inner.read(len(buffer), buffer))
             except ssl.SSLWantReadError:
-                # For what TLS itself has to say, such as new keys.
+                # TLS itself may have something to send, such as new keys.
                 self._flush_some()
                 self._fill()
             except ssl.SSLEOFError:
                 return 0
 
     def recv(self, size: int) -> bytes:
-        """Receive up to so many bytes; none at the end."""
+        """Receive up to ``size`` bytes; none at the end."""
         buffer = bytearray(size)
         return bytes(buffer[: self.recv_into(memoryview(buffer))])
 
     def send(self, data: memoryview) -> int:
-        """Send a beginning of the data; how many bytes that is.
+        """Send the beginning of the data; returns the number of bytes.
 
-        :raises ssl.SSLWantWriteError: if the connection takes none now; the same data has to be sent later
+        :raises ssl.SSLWantWriteError: if the connection takes none now; call it again with the same data
         """
-        if not self._accepted:
+        if not self._encrypted:
             self._flush()
-            self._accepted = self._inner.write(data[:_RECORD_BYTES])
+            self._encrypted = self._inner.write(data[:_CHUNK_BYTES])
         self._flush()
-        sent, self._accepted = self._accepted, 0
+        sent, self._encrypted = self._encrypted, 0
         return sent
 
     def sendall(self, data: bytes) -> None:
-        """Send all of the data; for a blocking connection."""
+        """Send all of the data, on a blocking connection."""
         view = memoryview(data)
         while view:
             view = view[self.send(view) :]
 
     def fileno(self) -> int:
-        """Descriptor of the socket."""
+        """File descriptor of the socket."""
         return self._outer.fileno()
 
     def settimeout(self, seconds: float | None) -> None:
@@ -342,26 +343,26 @@ class NestedTls:
         self._outer.close()
 
     def _fill(self) -> None:
-        chunk = self._outer.recv(_RECORD_BYTES)
+        chunk = self._outer.recv(_CHUNK_BYTES)
         if chunk:
             self._incoming.write(chunk)
         else:
             self._incoming.write_eof()
 
     def _flush(self) -> None:
-        """Send all records that were made."""
+        """Send all TLS records."""
         while self._records or self._outgoing.pending:
             if not self._records:
                 self._records = memoryview(self._outgoing.read())
             self._records = self._records[self._outer.send(self._records) :]
 
     def _flush_some(self) -> None:
-        """Send records as far as the connection takes them; :meth:`send` sends the rest."""
+        """Send the TLS records that the connection takes now; :meth:`send` sends the rest."""
         try:
             self._flush()
         except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
             return
 
 
-Stream = socket.socket | NestedTls
-"""What a request is sent over."""
+Socket = socket.socket | NestedTls
+"""What a connection sends and receives over; ``ssl.SSLSocket`` is a ``socket.socket``."""

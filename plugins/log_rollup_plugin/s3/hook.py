@@ -38,10 +38,16 @@ from include.log_rollup.storage.protocol import READ_LIMIT_BYTES, ListPage, Loca
 from include.log_rollup.streams import Stream
 from include.log_rollup.units import MIB
 from log_rollup_plugin.s3 import list_parser
-from log_rollup_plugin.s3.checksums import BAD_DIGEST, ChecksumSupport, content_md5, may_refuse_header
+from log_rollup_plugin.s3.checksums import (
+    BAD_DIGEST,
+    ChecksumSupport,
+    content_md5,
+    etag_may_be_md5,
+    may_refuse_header,
+)
 from log_rollup_plugin.s3.connector import BucketEndpoint, ClientCertificate, TlsSettings
 from log_rollup_plugin.s3.error_mapping import from_code, limit_redirects, translated
-from log_rollup_plugin.s3.transfer import SocketTransfer, TransferSettings, etag_may_be_md5
+from log_rollup_plugin.s3.transfer import SocketTransfer, TransferSettings
 
 log = logging.getLogger(__name__)
 
