@@ -19,7 +19,7 @@ from include.log_rollup.errors import ConfigurationError, RollupError
 from include.log_rollup.hour.layout import floor_hour, format_hour, parse_hour
 from include.log_rollup.streams import Notifier, Stream
 from include.log_rollup.units import format_duration
-from log_rollup_plugin.links import hour_page, run_page
+from log_rollup_plugin.urls import hour_page, run_page
 
 log = logging.getLogger(__name__)
 

@@ -18,9 +18,10 @@ from include.log_rollup.steps import complete_hour, pack_shard, plan_hour, valid
 from include.log_rollup.streams import Stream
 from include.log_rollup.units import format_size
 from log_rollup_plugin import metrics
-from log_rollup_plugin.links import HourLink, ManifestLink, MarkerLink, hour_page, object_page
+from log_rollup_plugin.links import HourLink, ManifestLink, MarkerLink
 from log_rollup_plugin.runs import hour_of
 from log_rollup_plugin.s3.hook import PooledS3Hook
+from log_rollup_plugin.urls import hour_page, object_page
 
 log = logging.getLogger(__name__)
 

@@ -33,9 +33,10 @@ from include.log_rollup.errors import TransientError
 from include.log_rollup.hour.layout import format_hour
 from include.log_rollup.queries.status import read_hours
 from include.log_rollup.streams import load_streams
-from log_rollup_plugin.hours_page import URL_PREFIX, api
+from log_rollup_plugin.hours_page import api
 from log_rollup_plugin.hours_page.api import Hours, create_app
 from log_rollup_plugin.s3.hook import PooledS3Hook
+from log_rollup_plugin.urls import HOURS_URL_PREFIX
 from tests.integration.pipeline import HOUR, Pipeline, stream_on
 from tests.support.hours import make_hour
 
@@ -111,10 +112,10 @@ def serve(
     airflow.add_api_route("/other", lambda: "here")
 
     def with_hours(hours: Hours) -> Users:
-        airflow.mount(URL_PREFIX, create_app(hours))
+        airflow.mount(HOURS_URL_PREFIX, create_app(hours))
 
         def client(name: str = "", role: str | None = "VIEWER") -> TestClient:
-            found = TestClient(airflow, base_url=f"http://testserver{URL_PREFIX}/")
+            found = TestClient(airflow, base_url=f"http://testserver{HOURS_URL_PREFIX}/")
             if name:
                 found.cookies.set(
                     "_token", get_auth_manager().generate_jwt(SimpleAuthManagerUser(username=name, role=role))
@@ -321,7 +322,7 @@ def ask_at_once(
         async with httpx.AsyncClient(
             transport=transport, base_url="http://testserver", cookies=dict(client.cookies), timeout=300
         ) as session:
-            requests = [asyncio.create_task(session.get(f"{URL_PREFIX}/{path}")) for _ in range(count)]
+            requests = [asyncio.create_task(session.get(f"{HOURS_URL_PREFIX}/{path}")) for _ in range(count)]
             await meanwhile(session, requests)
             return await asyncio.gather(*requests)
 
@@ -348,7 +349,7 @@ def test_a_stalled_bucket_leaves_other_pages_alone(
             for _ in range(100):
                 other = await asyncio.wait_for(session.get("/other"), 60)
                 assert other.status_code == 200
-            streams = await asyncio.wait_for(session.get(f"{URL_PREFIX}/api/streams"), 60)
+            streams = await asyncio.wait_for(session.get(f"{HOURS_URL_PREFIX}/api/streams"), 60)
             assert streams.status_code == 200
             assert not any(request.done() for request in requests)
         finally:

@@ -30,9 +30,9 @@ from include.log_rollup.hour.changes import Changes
 from include.log_rollup.hour.records import Measured
 from include.log_rollup.storage.protocol import Location
 from log_rollup_plugin import metrics
-from log_rollup_plugin.links import console_page, object_page
 from log_rollup_plugin.listener import on_dag_run_success
 from log_rollup_plugin.s3.hook import PooledS3Hook
+from log_rollup_plugin.urls import console_page, object_page
 from tests.conftest import ROOT
 from tests.dags.conftest import LoadDags
 from tests.dags.test_policy import stream

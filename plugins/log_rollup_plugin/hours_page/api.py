@@ -47,9 +47,9 @@ from log_rollup_plugin.hours_page.database import (
 )
 from log_rollup_plugin.hours_page.states import State, judge, late_after
 from log_rollup_plugin.hours_page.threads import BusyError, OwnThreads
-from log_rollup_plugin.links import console_page
 from log_rollup_plugin.runs import dag_id_of
 from log_rollup_plugin.s3.hook import PooledS3Hook
+from log_rollup_plugin.urls import console_page
 
 log = logging.getLogger(__name__)
 
