@@ -16,7 +16,7 @@ COMPILE := pip compile --universal --python-version 3.11 --no-emit-index-url --n
 export UV_PYTHON_DOWNLOADS := never
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down test simulate test-soak fleet-test mwaa lint bench docs lock check-lock
+.PHONY: help demo up down test test-fast simulate test-soak fleet-test mwaa lint bench docs lock check-lock
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -37,6 +37,9 @@ down: $(ENVIRONMENT) ## stop what `make up` has left running
 
 test: $(ENVIRONMENT) ## run the whole test suite
 	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder
+
+test-fast: $(ENVIRONMENT) ## run the unit and Dag tests, which need no S3 server
+	$(BIN)/python -m pytest -n 2 tests/unit tests/dags
 
 simulate: SEEDS ?= 10000
 simulate: FIRST ?= 0

@@ -8,7 +8,7 @@ import pytest
 from include.log_rollup.streams import INCLUDE
 
 ROOT = INCLUDE.parent
-PAGES = sorted([ROOT / "README.md", ROOT / "benchmarks" / "README.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), ROOT / "benchmarks" / "README.md", *(ROOT / "docs").glob("*.md")])
 
 
 def anchors(page: Path) -> set[str]:
