@@ -59,7 +59,7 @@ def draw_stream(rng: random.Random) -> Stream:
         "allow_empty": rng.random() < 0.5,
         "ensure_newline": rng.random() < 0.4,
         "storage_class": rng.choice((None, None, "STANDARD_IA")),
-        "marker": rng.choice((None, None, "DONE")),
+        "ready_object": rng.choice((None, None, "DONE")),
     }
     update["check_encoding"] = rng.random() < 0.3
     return stream.model_copy(update=update)

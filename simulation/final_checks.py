@@ -61,14 +61,14 @@ class FinalChecks:
     def check_sensor(self) -> None:
         """The sensor must see the raw hour as it is, whatever its machine's clock."""
         world, stream = self._world, self._world.stream
-        rule = wait_for_raw_hour.SettleRule(stream.quiet_period, stream.marker, stream.allow_empty)
+        rule = wait_for_raw_hour.SettleRule(stream.quiet_period, stream.ready_object, stream.allow_empty)
         paths = stream.at(HOUR)
         found = self._run_step("settle", lambda client: wait_for_raw_hour.check_raw_hour(client, paths, rule))
         raw = [stored for key, stored in world.server.objects.items() if key.startswith(RAW)]
         quiet = stream.quiet_period.total_seconds()
         now, end = world.server.epoch_seconds(), paths.end.timestamp()
-        if stream.marker:
-            ready = RAW + stream.marker in world.server.objects
+        if stream.ready_object:
+            ready = RAW + stream.ready_object in world.server.objects
             expected = "settled" if ready else "waiting for the ready object"
         elif now < end:
             expected = "not ended"

@@ -57,7 +57,7 @@ class World:
         self.server = Server(self.scheduler, BUCKET, self.quirks)
         self.hour = Hour(
             RAW, AGGREGATED, self.stream.part_size, self.stream.ensure_newline,
-            self.stream.storage_class, self.stream.marker,
+            self.stream.storage_class, self.stream.ready_object,
         )  # fmt: skip
         self.checker = InvariantChecker(self.server, self.scheduler, self.hour)
         # Whether a raw object of a format that can't be joined was written, and whether one was deleted.

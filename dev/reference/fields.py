@@ -15,7 +15,7 @@ _TOTALS: Mapping[str, str] = {
     "parts": "How many parts there are",
     "left_out.hidden": "Listed objects that are no input: a step of their name begins with `_` or `.`",
     "left_out.placeholders": "Listed objects that are no input: empty ones that stand for a folder",
-    "left_out.markers": "Listed objects that are no input: the producer's `marker`",
+    "left_out.markers": "Listed objects that are no input: the producer's `ready_object`",
     "verified.parts": "How many parts were proven, by kind of proof",
     "verified.objects": "How many raw objects were checked, by kind of check",
     "foreign": "Objects beside the parts that no record of the hour names; they are left alone",

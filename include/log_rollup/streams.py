@@ -245,9 +245,9 @@ class Stream(BaseModel):
     """For connecting to S3, and as long again for the TLS handshake."""
     response_timeout: Annotated[Duration, _at_least(timedelta(seconds=1))] = limits.DEFAULT_RESPONSE_TIMEOUT
     """For the first byte of an object, and between any two of them."""
-    marker: Annotated[str, Field(min_length=1)] | None = None
-    """Name below the hour's folder of an object that the producer writes last. Where given, it alone
-    settles the hour."""
+    ready_object: Annotated[str, Field(min_length=1)] | None = None
+    """Name, below the hour's folder, of the object that the producer writes last. If given, only its presence
+    settles the hour. The old name of this key, `marker`, is still accepted."""
     allow_empty: bool = False
     """Whether an hour without objects is completed, with no parts, instead of failing."""
     ensure_newline: bool = False
@@ -416,11 +416,25 @@ def _parse_stream(defaults: Mapping[str, Any], entry: Any, number: int) -> Strea
         raise ConfigurationError(f"stream number {number}: has to be a mapping of keys to values")
     title = f"stream {entry['name']!r}" if "name" in entry else f"stream number {number}"
     try:
-        return Stream.model_validate({**defaults, **entry})
+        return Stream.model_validate({**_with_new_keys(defaults), **_with_new_keys(entry)})
     except ValidationError as error:
         raise ConfigurationError(
             "; ".join(f"{title}: {_explain(problem)}" for problem in error.errors())
         ) from None
+    except ValueError as error:
+        raise ConfigurationError(f"{title}: {error}") from None
+
+
+def _with_new_keys(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Give the old key ``marker`` its present name, ``ready_object``.
+
+    :raises ValueError: if both are given
+    """
+    if "marker" not in entry:
+        return entry
+    if "ready_object" in entry:
+        raise ValueError("marker: it is the old name of 'ready_object', which is given too; remove 'marker'")
+    return {("ready_object" if key == "marker" else key): value for key, value in entry.items()}
 
 
 def _explain(problem: Any) -> str:

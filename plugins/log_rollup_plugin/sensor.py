@@ -68,7 +68,7 @@ class RawHourSensor(BaseSensorOperator):
                 prefix=stream.raw.key,
                 hour=format_hour(hour),
                 quiet_seconds=stream.quiet_period.total_seconds(),
-                marker=stream.marker,
+                marker=stream.ready_object,
                 allow_empty=stream.allow_empty,
                 poll_seconds=stream.poll_interval.total_seconds(),
                 until=until.isoformat(),
@@ -119,7 +119,7 @@ class RawHourSensor(BaseSensorOperator):
 
     @property
     def _rule(self) -> SettleRule:
-        return SettleRule(self.stream.quiet_period, self.stream.marker, self.stream.allow_empty)
+        return SettleRule(self.stream.quiet_period, self.stream.ready_object, self.stream.allow_empty)
 
     def _look(self, hour: datetime) -> RawHourCheck:
         """List the hour once, with a client of its own."""

@@ -37,7 +37,7 @@ class RawHourTrigger(BaseTrigger):
     :param prefix: raw prefix of the stream
     :param hour: as in ``2026-11-23T08:00:00Z``
     :param quiet_seconds: the stream's quiet period
-    :param marker: name of the stream's marker object below the hour's prefix, if it has one
+    :param marker: the stream's ``ready_object``; triggers stored by earlier versions have it under this name
     :param allow_empty: whether an hour without objects is settled
     :param poll_seconds: between two looks, give or take a fifth
     :param until: the deadline by the store's clock, in ISO format

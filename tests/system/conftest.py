@@ -261,7 +261,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         _stream(
             "told",
             last + timedelta(hours=1),
-            marker=TOLD_MARKER,
+            ready_object=TOLD_MARKER,
             deadline="2s",
             notify=[{"class": HTTP_NOTIFIER, "http_conn_id": "chat"}],
             **AT_ONCE,

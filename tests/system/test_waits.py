@@ -43,7 +43,7 @@ with DAG("{STUCK}", start_date=datetime(2026, 11, 1), schedule=None):
 def waits(running: Running) -> None:
     """A stream whose hours wait for a marker that does not come."""
     start = running.dataset.hours[-1].hour + timedelta(hours=1)
-    running.add_stream("waits", start, marker="_DONE", timeout="6h", **AT_ONCE)
+    running.add_stream("waits", start, ready_object="_DONE", timeout="6h", **AT_ONCE)
     make_hour(running.client, BUCKET, hour_prefix("raw/waits/", HOUR), objects=2)
 
 

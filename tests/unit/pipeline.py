@@ -81,7 +81,7 @@ def inputs(store: FakeStore, stream: Stream) -> dict[str, bytes]:
         name, body = key.removeprefix(RAW), store.body(key)
         hidden = any(step.startswith(("_", ".")) for step in name.split("/"))
         placeholder = not body and (name == "" or name.endswith("/"))
-        if not hidden and not placeholder and name != stream.marker:
+        if not hidden and not placeholder and name != stream.ready_object:
             chosen[name] = body
     return chosen
 
@@ -270,7 +270,7 @@ def assert_not_complete(store: FakeStore) -> None:
 def content_of_plan(store: FakeStore, stream: Stream) -> str:
     """The content id of a plan of the raw hour as it is."""
     listed = [ObjectInfo(key, len(store.body(key)), store.stored(key).etag) for key in store.listing(RAW)]
-    chosen, left_out = select(listed, RAW, stream.marker)
+    chosen, left_out = select(listed, RAW, stream.ready_object)
     return make_plan(chosen, left_out, stream.part_size, stream.write_options).content_id
 
 

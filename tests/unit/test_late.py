@@ -13,7 +13,7 @@ from tests.unit.fake_store import FakeStore
 from tests.unit.pipeline import HOUR, MANIFEST, MARKER, RAW, make_stream, produce, run_hour
 
 RAW_HOUR: Mapping[str, bytes] = {f"{letter}.log": letter.encode() * 30 for letter in "abcde"}
-STREAM = make_stream(marker="DONE")
+STREAM = make_stream(ready_object="DONE")
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_an_object_that_was_written_again_as_it_was_is_no_change(store: FakeStor
 def test_an_hour_that_other_settings_would_pack_otherwise_has_not_changed(
     store: FakeStore, settings: dict[str, int | bool]
 ) -> None:
-    looked = look_back(store, make_stream(marker="DONE", **settings), [HOUR])
+    looked = look_back(store, make_stream(ready_object="DONE", **settings), [HOUR])
     assert (looked.complete, looked.changed) == (1, [])
 
 

@@ -590,7 +590,7 @@ def test_an_hour_with_nothing_to_pack_fails_with_what_was_there_instead(raw: dic
     store = FakeStore()
     produce(store, raw)
     with pytest.raises(EmptyHourError) as caught:
-        plan_hour(store, make_stream(marker="DONE"), HOUR, "run")
+        plan_hour(store, make_stream(ready_object="DONE"), HOUR, "run")
     counted = f"({len(raw)} objects listed, {2 if raw else 0} hidden, {1 if raw else 0} folder placeholders)"
     for part in ("2026-11-23T08:00:00Z", f"s3://logs/{RAW}", counted, "'allow_empty: true'", "'app'"):
         assert part in str(caught.value)
@@ -661,7 +661,7 @@ def test_a_rerun_that_died_does_not_make_the_next_one_forget_what_has_vanished(s
 
 def test_an_object_that_the_settings_hide_by_now_has_not_vanished(store: FakeStore) -> None:
     run_hour(store, make_stream())
-    other = make_stream(marker="e.log")
+    other = make_stream(ready_object="e.log")
     run_hour(store, other)
     assert_complete(store, other)
 

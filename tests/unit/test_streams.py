@@ -69,7 +69,7 @@ def test_a_stream_needs_four_keys_and_has_the_documented_defaults(streams_file: 
     assert (stream.part_size, stream.shard_size, stream.max_shards) == (32 * MIB, GIB, 64)
     assert (stream.max_connections, stream.aws_conn_id) == (25, "aws_default")
     assert (stream.quiet_period, stream.timeout) == (timedelta(minutes=10), timedelta(hours=6))
-    assert (stream.marker, stream.storage_class) == (None, None)
+    assert (stream.ready_object, stream.storage_class) == (None, None)
     assert not stream.allow_empty
     assert not stream.ensure_newline
     assert not stream.check_encoding
@@ -80,12 +80,25 @@ def test_the_keys_of_a_stream_go_before_the_defaults(streams_file: Path) -> None
         streams_file,
         {**APP, "part_size": "64MiB"},
         {**APP, "name": "web", "raw": "s3://logs/raw/web", "aggregated": "s3://logs/aggregated/web"},
-        defaults={"part_size": "16MiB", "quiet_period": "1h30m", "marker": "_DONE"},
+        defaults={"part_size": "16MiB", "quiet_period": "1h30m", "ready_object": "_DONE"},
     )
     assert (app.part_size, web.part_size) == (64 * MIB, 16 * MIB)
     assert app.quiet_period == web.quiet_period == timedelta(minutes=90)
-    assert app.marker == web.marker == "_DONE"
+    assert app.ready_object == web.ready_object == "_DONE"
     assert web.raw == Location("logs", "raw/web/")
+
+
+@pytest.mark.parametrize("new", [{}, {"ready_object": "_READY"}])
+def test_old_key_marker_means_ready_object(streams_file: Path, new: dict[str, str]) -> None:
+    (stream,) = load(streams_file, {**APP, **new}, defaults={"marker": "_DONE"})
+    assert stream.ready_object == new.get("ready_object", "_DONE")
+    (stream,) = load(streams_file, {**APP, "marker": "_DONE"}, defaults=new)
+    assert stream.ready_object == "_DONE"
+
+
+def test_marker_and_ready_object_together_are_refused(streams_file: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"stream 'app': marker: .*'ready_object'.*remove 'marker'"):
+        load(streams_file, {**APP, "marker": "_DONE", "ready_object": "_DONE"})
 
 
 def test_the_streams_file_of_the_project_is_good(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,7 +229,7 @@ def test_whom_to_tell_is_a_list_of_classes_with_their_arguments(streams_file: Pa
         ({"storage_class": "OUTPOSTS"}, ["storage_class", "not supported", "leave storage_class out"]),
         ({"storage_class": 5}, ["storage_class", "STANDARD_IA"]),
         ({"check_encoding": "perhaps"}, ["check_encoding"]),
-        ({"marker": ""}, ["marker"]),
+        ({"ready_object": ""}, ["ready_object"]),
         ({"allow_empty": "perhaps"}, ["allow_empty"]),
         ({"name": "a b"}, ["name"]),
         ({"name": 5}, ["name"]),

@@ -187,25 +187,25 @@ class InputFilter:
     """Separates the objects of an hour from what is not input, and counts the latter.
 
     :param prefix: raw prefix of the hour
-    :param marker: name of the stream's marker object below it, if it has one
+    :param ready_object: name of the stream's ready object below it, if it has one
     """
 
-    def __init__(self, prefix: str, marker: str | None) -> None:
+    def __init__(self, prefix: str, ready_object: str | None) -> None:
         self._start = len(prefix)
-        self._marker = marker
-        self._hidden = self._placeholders = self._markers = 0
+        self._ready_object = ready_object
+        self._hidden = self._placeholders = self._ready_objects = 0
 
     def keep(self, rows: Iterable[ObjectInfo]) -> list[ObjectInfo]:
         """The input among some listed objects.
 
         Left out are hidden ones (a step of the path begins with ``_`` or ``.``), empty folder placeholders, and
-        the marker.
+        the ready object.
         """
         kept: list[ObjectInfo] = []
         for item in rows:
             name = item.key[self._start :]
-            if name == self._marker:
-                self._markers += 1
+            if name == self._ready_object:
+                self._ready_objects += 1
             elif is_hidden(name):
                 self._hidden += 1
             elif item.size == 0 and (name.endswith("/") or not name):
@@ -217,17 +217,17 @@ class InputFilter:
     @property
     def left_out(self) -> LeftOut:
         """How many objects were left out so far, by reason."""
-        return LeftOut(self._hidden, self._placeholders, self._markers)
+        return LeftOut(self._hidden, self._placeholders, self._ready_objects)
 
 
 def select(
-    listed: Sequence[ObjectInfo], prefix: str, marker: str | None
+    listed: Sequence[ObjectInfo], prefix: str, ready_object: str | None
 ) -> tuple[Sequence[ObjectInfo], LeftOut]:
     """The input of an hour, and how many objects were left out; see :class:`InputFilter`.
 
     :param listed: in key order, as :mod:`include.log_rollup.storage.listing` returns them
     """
-    wanted = InputFilter(prefix, marker)
+    wanted = InputFilter(prefix, ready_object)
     chosen = wanted.keep(listed)
     return listed if len(chosen) == len(listed) else chosen, wanted.left_out
 

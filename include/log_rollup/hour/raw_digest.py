@@ -21,27 +21,27 @@ class RawDigest:
     left_out: LeftOut
 
 
-def digest_raw(store: ObjectStore, paths: HourPaths, marker: str | None, expected: int) -> RawDigest:
+def digest_raw(store: ObjectStore, paths: HourPaths, ready_object: str | None, expected: int) -> RawDigest:
     """List the raw hour by continuation token and digest its input.
 
     Planning lists by ranges of keys, in pages of 1,000. Here the pages are smaller where there are few objects, so
     that there are at least two: what a server gets wrong in one way of listing shows up in the other.
 
-    :param marker: name of the producer's marker object below the hour, if the stream has one
+    :param ready_object: name of the producer's ready object below the hour, if the stream has one
     :param expected: how many objects there probably are
     :raises ListingError: if the store's listing contradicts itself
     :raises UnsupportedInputError: if an object cannot be joined end to end
     :raises RollupError: as the store raises
     """
     page_size = max(1, min(PAGE_SIZE, expected // 2 + 1))
-    chosen = InputFilter(paths.raw.key, marker)
+    chosen = InputFilter(paths.raw.key, ready_object)
     digests = ObjectDigests()
     last = ""
     objects = 0
     for page in pages_by_token(store, paths.raw, page_size):
         rows = list(page.objects)
         if not increasing(last, rows):
-            return _digest_unordered(store, paths, marker, page_size)
+            return _digest_unordered(store, paths, ready_object, page_size)
         last = rows[-1].key if rows else last
         kept = chosen.keep(fill_rows(store, paths.raw.bucket, list(rows)))
         objects += len(kept)
@@ -49,9 +49,11 @@ def digest_raw(store: ObjectStore, paths: HourPaths, marker: str | None, expecte
     return RawDigest(objects, digests.result(), chosen.left_out)
 
 
-def _digest_unordered(store: ObjectStore, paths: HourPaths, marker: str | None, page_size: int) -> RawDigest:
+def _digest_unordered(
+    store: ObjectStore, paths: HourPaths, ready_object: str | None, page_size: int
+) -> RawDigest:
     """For servers that list in another order: the rows are sorted, in memory."""
-    chosen = InputFilter(paths.raw.key, marker)
+    chosen = InputFilter(paths.raw.key, ready_object)
     digests = ObjectDigests()
     kept = chosen.keep(list_by_token(store, paths.raw, page_size))
     digests.add(kept)

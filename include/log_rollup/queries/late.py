@@ -88,7 +88,7 @@ def _changes(store: ObjectStore, stream: Stream, hour: datetime) -> Changes | No
     marker = records.read_marker(paths.marker)
     if marker is None:
         return None
-    chosen, left_out = select(list_all(store, paths.raw), paths.raw.key, stream.marker)
+    chosen, left_out = select(list_all(store, paths.raw), paths.raw.key, stream.ready_object)
     try:
         plan = make_plan(chosen, left_out, stream.part_size, stream.write_options)
         if plan.content_id == content_id_of(str(marker.get("plan_id"))):

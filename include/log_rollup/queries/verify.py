@@ -103,7 +103,7 @@ def verify_hour(
     state = HourState(store, stream, hour)
     paths, records = state.paths, state.records
     marker, manifest = _load(records, paths)
-    chosen, _ = select(list_all(store, paths.raw), paths.raw.key, stream.marker)
+    chosen, _ = select(list_all(store, paths.raw), paths.raw.key, stream.ready_object)
     changes = compare(manifest.planned, chosen)
     present = {item.key for item in chosen} - {*changes.late, *changes.changed}
     found = state.inventory()

@@ -188,7 +188,7 @@ def _look(store: ObjectStore, stream: Stream, state: HourState, drop_vanished: b
         return outlook
     # Planned before, and not completed: perhaps because validation lists the hour in another way and finds
     # something else. That way is right on more servers.
-    seen = digest_raw(store, state.paths, stream.marker, len(listed))
+    seen = digest_raw(store, state.paths, stream.ready_object, len(listed))
     if seen.digests == outlook.plan.digests:
         return outlook
     log.warning("%s is listed differently page by page; that listing is planned", state.paths.raw)
@@ -199,7 +199,7 @@ def _assess(
     stream: Stream, state: HourState, listed: Sequence[ObjectInfo], claim: Claim | None, drop_vanished: bool
 ) -> _Outlook:
     paths, records = state.paths, state.records
-    chosen, left_out = select(listed, paths.raw.key, stream.marker)
+    chosen, left_out = select(listed, paths.raw.key, stream.ready_object)
     found = state.inventory()
     manifest = records.open_manifest(paths.manifest) if found.manifest_etag is not None else None
     marker, marker_etag = records.read_marker_with_etag(paths.marker)

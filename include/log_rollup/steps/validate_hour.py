@@ -237,11 +237,11 @@ def _check_raw(store: ObjectStore, stream: Stream, paths: HourPaths, work: Work)
     if work.digests is not None:
         # What has come and cannot be joined is named below like all that came late.
         with suppress(UnsupportedInputError):
-            seen = digest_raw(store, paths, stream.marker, work.objects)
+            seen = digest_raw(store, paths, stream.ready_object, work.objects)
             if seen.digests == work.digests:
                 return seen.left_out
     # With all rows in memory: for a complete hour, or to say what has changed.
-    chosen, left_out = select(list_by_token(store, paths.raw), paths.raw.key, stream.marker)
+    chosen, left_out = select(list_by_token(store, paths.raw), paths.raw.key, stream.ready_object)
     comparison = Comparison(chosen)
     for batch in work.batches():
         for part in batch.planned:
