@@ -42,7 +42,7 @@ class BenchServer(RcloneServer):
         self.data_dir = data_dir
 
     def command(self) -> list[str]:
-        """See :meth:`tests.support.servers.S3Server.command`.
+        """See :meth:`dev.servers.S3Server.command`.
 
         The server spares itself its own checks of what it reads and writes, and a buffer, which would cost all
         clients alike; it never forgets what it has listed, because to list anew is to hash all objects anew.

@@ -48,11 +48,11 @@ class SyntheticServer(S3Server):
         self._made = Made(0, BUCKET, RAW_PREFIX, objects, tuple(sizes), delay_seconds, only_lists, encoding)
 
     def command(self) -> list[str]:
-        """See :meth:`tests.support.servers.S3Server.command`."""
+        """See :meth:`dev.servers.S3Server.command`."""
         return replace(self._made, port=self.port).arguments()
 
     def environment(self) -> dict[str, str]:
-        """See :meth:`tests.support.servers.S3Server.environment`."""
+        """See :meth:`dev.servers.S3Server.environment`."""
         return super().environment() | {"PYTHONPATH": str(PROJECT)}
 
 

@@ -1,1 +1,1 @@
-"""What developers use and production does not: local stack, made logs, S3 servers, generated reference."""
+"""Development code, not imported by production: local stack, made logs, demo, S3 servers, reference."""

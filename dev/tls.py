@@ -1,4 +1,4 @@
-"""A certificate authority of the test's own, so that TLS is tested with verification on."""
+"""Makes a certificate authority and a server certificate, so that tests run TLS with verification."""
 
 import datetime
 import ipaddress
@@ -14,25 +14,25 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """PEM files: the authority that clients trust, and a server's certificate and key signed by it."""
+    """PEM files: the certificate of the authority, and a server's certificate and key signed by it."""
 
     ca: Path
     certificate: Path
     key: Path
 
     def server_context(self) -> ssl.SSLContext:
-        """What a server in Python needs to speak TLS with these files."""
+        """Return the context of a Python server that uses these files."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(self.certificate, self.key)
         return context
 
     def client_context(self) -> ssl.SSLContext:
-        """What a client in Python needs to trust the server, and nobody else."""
+        """Return the context of a Python client that trusts only this authority."""
         return ssl.create_default_context(cafile=str(self.ca))
 
 
 def make_tls_files(directory: Path) -> TlsFiles:
-    """Write a new authority and a certificate for localhost, 127.0.0.1 and ::1, valid for a week."""
+    """Write a new authority and a certificate for localhost, 127.0.0.1 and ::1, both valid for a week."""
     now = datetime.datetime.now(datetime.UTC)
     authority_key = ec.generate_private_key(ec.SECP256R1())
     server_key = ec.generate_private_key(ec.SECP256R1())
@@ -48,7 +48,7 @@ def make_tls_files(directory: Path) -> TlsFiles:
             .issuer_name(authority_name)
             .public_key(public_key)
             .serial_number(x509.random_serial_number())
-            # A day back: clocks of a container and its host may differ.
+            # Valid since yesterday: the clocks of a container and its host may differ.
             .not_valid_before(now - datetime.timedelta(days=1))
             .not_valid_after(now + datetime.timedelta(days=7))
             .add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)

@@ -1,1 +1,1 @@
-"""The demo: made raw hours, a local S3 and a real Airflow on one machine, without root or containers."""
+"""The demo command: rolls up made raw hours on the local stack and prints a table of the hours."""

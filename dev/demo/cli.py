@@ -1,4 +1,4 @@
-"""The commands `python -m dev.demo run|up|down`: their options, what they say, their exit status."""
+"""The commands `python -m dev.demo run|up|down`: options, output and exit status."""
 
 from __future__ import annotations
 
@@ -18,35 +18,31 @@ from dev.demo.hour_watch import DemoFailedError, HourWatch, describe_import_fail
 from dev.demo.progress import Progress
 from dev.demo.report import BadMarkerError, HourResult, read_marker, render
 from dev.made_logs.dataset import DAG_ID, STREAM, Dataset, NotEnoughDiskError, make_dataset, read_dataset
+from dev.s3_client import S3Client
 from dev.stack.airflow_api import AirflowApi, DagRun
-from dev.stack.bucket import S3Client, make_client
+from dev.stack.bucket import make_client
 from dev.stack.environment import Addresses
-from dev.stack.local_stack import (
-    LocalStack,
-    StackError,
-    StackRecord,
-    port_is_free,
-    read_record,
-    stop_recorded,
-)
+from dev.stack.local_stack import LocalStack, StackError
 from dev.stack.paths import PROJECT, StackPaths
+from dev.stack.ports import port_is_free
 from dev.stack.processes import STOP_SIGNALS
 from dev.stack.s3_servers import RCLONE, SERVERS
+from dev.stack.stack_record import StackRecord, read_record, stop_recorded
 
 DEFAULT_HOURS = 3
 DEFAULT_OBJECTS = 300
 _UI_PORT = 8080
 _DAG_WAIT_SECONDS = 60
-# A generous bound for the slowest machine, not an estimate: for the whole, for an hour, for an object.
+# Generous time limits for slow machines: of the demo itself, for each hour, for each object.
 _TIMEOUT_SECONDS = (300.0, 90.0, 0.05)
 
 
 class RefusedError(Exception):
-    """The command can't be carried out as things stand; the message says what to do."""
+    """The command cannot run now; the message says what to do."""
 
 
 class Interrupted(BaseException):
-    """Ctrl-C, SIGTERM or SIGHUP. A BaseException, so that nothing on the way takes it for an error."""
+    """Ctrl-C, SIGTERM or SIGHUP. A BaseException, so that no handler of errors catches it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -54,7 +50,7 @@ class Interrupted(BaseException):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Carry out one command and return the exit status: 0, 1 for a failure, 128 + n for signal n."""
+    """Run one command and return the exit status: 0, 1 after a failure, 128 + n after signal n."""
     options = _parser().parse_args(arguments)
     paths = StackPaths(options.state.resolve())
     _raise_on_signals()
@@ -63,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command: Callable[[StackPaths, argparse.Namespace], int] = options.command
             return command(paths, options)
     except Interrupted as interruption:
-        print(f"\nstopped by {interruption}; nothing of it runs any more", file=sys.stderr)
+        print(f"\nstopped by {interruption}; all processes have ended", file=sys.stderr)
         return 128 + interruption.number
     except (RefusedError, NotEnoughDiskError, StackError, DemoFailedError, BadMarkerError) as error:
         print(f"\n{error}", file=sys.stderr)
@@ -71,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(paths: StackPaths, options: argparse.Namespace) -> int:
-    """Make raw hours from nothing, let a real Airflow roll them up, and print the table of the hours."""
+    """Make raw hours, roll them up with a real Airflow, and print the table of the hours."""
     progress = Progress()
     record = read_record(paths)
     if record is not None and not record.dead():
@@ -84,7 +80,7 @@ def run(paths: StackPaths, options: argparse.Namespace) -> int:
     stack = LocalStack(
         paths.state, s3=options.s3, dags=options.dags, parallelism=options.parallelism, say=progress.say
     )
-    # Not `with`: a signal between the end of __enter__ and the block would leave the stack running.
+    # No `with` statement: a signal right after __enter__ would leave the stack running.
     try:
         stack.start()
         progress.say(f"Airflow is healthy; waiting for {DAG_ID} to roll up {len(dataset.hours)} hour(s)")
@@ -100,16 +96,16 @@ def run(paths: StackPaths, options: argparse.Namespace) -> int:
         raise DemoFailedError("\n".join([*problems, where]))
     if server.in_memory:
         print(
-            f"{server.title} kept all of it in memory, so it is gone now; `make up S3={options.s3}` rolls up new "
-            "hours and leaves them there to look at."
+            f"{server.title} had all objects in memory, so they are gone now; `make up S3={options.s3}` rolls up "
+            "new hours and keeps running."
         )
     else:
-        print(f"All of it lies in {paths.bucket}; `make up` shows these runs in Airflow's UI.")
+        print(f"All objects are in {paths.bucket}; `make up` shows these runs in Airflow's UI.")
     return 0
 
 
 def up(paths: StackPaths, options: argparse.Namespace) -> int:
-    """Leave the stack running in the background, with what is there, or else with the default demo data."""
+    """Start the stack in the background, with the existing hours or with new ones."""
     progress = Progress()
     record = read_record(paths)
     if record is not None and not record.dead():
@@ -118,15 +114,15 @@ def up(paths: StackPaths, options: argparse.Namespace) -> int:
                 f"a stack with {SERVERS[record.s3].title} is running at {record.addresses.ui_url}: stop it with "
                 "`make down` first"
             )
-        print("It is running already.")
+        print("The stack is already running.")
         _print_addresses(paths, record.addresses, record.s3)
         return 0
     if record is not None:
         dead = ", ".join(process.name for process in record.dead())
-        progress.say(f"no longer running: {dead}; starting all of it again")
+        progress.say(f"no longer running: {dead}; restarting the stack")
         stop_recorded(paths, record)
     dataset = read_dataset(paths)
-    # Airflow's database says of its hours that they are complete: without their objects they are of no use.
+    # The runs in Airflow's database are useless without their objects.
     if dataset is None or dataset.s3 != options.s3 or SERVERS[options.s3].in_memory:
         _clean_slate(paths, None)
         make_dataset(paths, DEFAULT_HOURS, DEFAULT_OBJECTS, datetime.now(UTC), progress.say, options.s3)
@@ -138,14 +134,16 @@ def up(paths: StackPaths, options: argparse.Namespace) -> int:
 
 
 def down(paths: StackPaths, _options: argparse.Namespace) -> int:
-    """Stop what `up` has left running."""
+    """Stop the stack that `up` started."""
     record = read_record(paths)
     if record is None:
         print("Nothing is running.")
         return 0
     names = ", ".join(process.name for process in record.processes)
     count = stop_recorded(paths, record)
-    print(f"Stopped {names}: {count} processes with their children." if count else "It had ended by itself.")
+    print(
+        f"Stopped {names}: {count} processes, children included." if count else "The stack had already ended."
+    )
     return 0
 
 
@@ -159,10 +157,10 @@ def _parser() -> argparse.ArgumentParser:
             "--state",
             type=Path,
             default=PROJECT / ".local",
-            help="directory for all that it makes (default: .local)",
+            help="directory for all files of the demo (default: .local)",
         )
         if command is not down:
-            sub.add_argument("--dags", type=Path, help="another Dags folder than the project's")
+            sub.add_argument("--dags", type=Path, help="Dags folder (default: the project's)")
             sub.add_argument(
                 "--s3",
                 choices=tuple(SERVERS),
@@ -171,21 +169,27 @@ def _parser() -> argparse.ArgumentParser:
             )
         if command is run:
             sub.add_argument(
-                "--hours", type=_positive, default=DEFAULT_HOURS, help="how many raw hours to make"
+                "--hours",
+                type=_positive,
+                default=DEFAULT_HOURS,
+                help="number of raw hours to make (default: %(default)s)",
             )
             sub.add_argument(
-                "--objects", type=_positive, default=DEFAULT_OBJECTS, help="raw objects in each hour"
+                "--objects",
+                type=_positive,
+                default=DEFAULT_OBJECTS,
+                help="raw objects in each hour (default: %(default)s)",
             )
             sub.add_argument(
                 "--parallelism",
                 type=_positive,
                 default=LocalStack.parallelism,
-                help="how many tasks run at once (default: %(default)s)",
+                help="limit of concurrent tasks (default: %(default)s)",
             )
             sub.add_argument(
                 "--timeout",
                 type=_positive,
-                help="seconds for the hours to end (default: by their number and size)",
+                help="seconds to wait for the runs (default: depends on hours and objects)",
             )
     return parser
 
@@ -193,12 +197,12 @@ def _parser() -> argparse.ArgumentParser:
 def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} should be at least 1")
+        raise argparse.ArgumentTypeError(f"{number} must be at least 1")
     return number
 
 
 def _raise_on_signals() -> None:
-    """Turn the first signal into an exception; later ones don't disturb the stopping that it leads to."""
+    """Raise `Interrupted` at the first stop signal, and ignore later ones while the stack stops."""
 
     def interrupt(number: int, _frame: FrameType | None) -> None:
         for stop_signal in STOP_SIGNALS:
@@ -211,9 +215,9 @@ def _raise_on_signals() -> None:
 
 @contextmanager
 def _exclusive(paths: StackPaths) -> Iterator[None]:
-    """Let one command at a time work in a state directory; the lock goes with the process, however it ends.
+    """Hold the lock of the state directory; the system releases it when the process ends, however it ends.
 
-    :raises RefusedError: when another one does.
+    :raises RefusedError: if another command holds it
     """
     paths.state.mkdir(parents=True, exist_ok=True)
     with paths.lock.open("a") as file:
@@ -221,13 +225,13 @@ def _exclusive(paths: StackPaths) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RefusedError(
-                f"another demo command is at work in {paths.state}: wait for it, or stop it with Ctrl-C"
+                f"another demo command is running in {paths.state}: wait for it, or stop it with Ctrl-C"
             ) from None
         yield
 
 
 def _clean_slate(paths: StackPaths, record: StackRecord | None) -> None:
-    """Remove what an earlier demo made, after stopping what a killed one may have left running."""
+    """Stop what a killed demo left running, and remove the files of earlier demos."""
     if record is not None:
         stop_recorded(paths, record)
     for file in (paths.dataset, paths.streams, paths.secrets):
@@ -255,7 +259,7 @@ def _print_addresses(paths: StackPaths, addresses: Addresses, s3: str) -> None:
     print(
         f"""
 Airflow   {addresses.ui_url}/dags/{DAG_ID}
-          no login: whoever opens it is an admin; it listens on this machine only
+          no login, every user is an admin; it listens on this machine only
 S3        {addresses.s3_endpoint} ({server.title}), {where}, its keys in {paths.secrets}
 Shell     ./log-rollup status {STREAM}, ./log-rollup doctor, ./log-rollup --help
 Logs      {paths.logs} (processes), {paths.airflow_home / "logs"} (tasks)
@@ -266,16 +270,21 @@ Stop      make down
 
 
 def _wait_for_dag(api: AirflowApi) -> int:
-    """Wait until the Dag shows, and return the exit status; the stack runs on in any case, for mending it."""
+    """Wait until Airflow has the Dag, and return the exit status; the stack keeps running in any case."""
     deadline = time.monotonic() + _DAG_WAIT_SECONDS
     while time.monotonic() < deadline:
         failures = api.import_failures()
         if failures:
             print(describe_import_failures(failures), file=sys.stderr)
-            print("\nAirflow runs on, and loads it again when it is mended.", file=sys.stderr)
+            print(
+                "\nAirflow keeps running and loads the file again when it changes: fix it.", file=sys.stderr
+            )
             return 1
         if api.dag_is_known(DAG_ID):
             return 0
         time.sleep(1)
-    print(f"Airflow hasn't found the Dag {DAG_ID} after {_DAG_WAIT_SECONDS} s; it runs on.", file=sys.stderr)
+    print(
+        f"Airflow has not loaded the Dag {DAG_ID} after {_DAG_WAIT_SECONDS} s; it keeps running",
+        file=sys.stderr,
+    )
     return 1

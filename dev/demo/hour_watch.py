@@ -1,4 +1,4 @@
-"""Watches the demo's hours until each of their Dag runs has ended, and tells what they do meanwhile."""
+"""Waits until the Dag runs of the demo's hours have ended, and prints their progress meanwhile."""
 
 from __future__ import annotations
 
@@ -24,35 +24,35 @@ _POLL_SECONDS = 2.0
 _LOG_TAIL_LINES = 30
 _ENDED = frozenset({"success", "failed"})
 _DONE = frozenset({"success", "skipped"})
-# The order in which the state of a group of mapped tasks is told by one word.
+# A group of mapped tasks is shown with the first of these states that one of them has.
 _ACTIVE = ("running", "restarting", "up_for_retry", "deferred", "up_for_reschedule", "queued", "scheduled")
 
 
 class DemoFailedError(Exception):
-    """The hours can't be brought to their end; the message is for the one who started the demo."""
+    """The demo failed; the message shows why."""
 
 
 @dataclass(frozen=True)
 class HourWatch:
-    """Looks at the Dag runs of some hours, again and again, until they have ended."""
+    """Polls the Dag runs of some hours until they have ended."""
 
     api: AirflowApi
     dag_id: str
     hours: Sequence[datetime]
     progress: Progress
-    _told: set[Hashable] = field(default_factory=set)
+    _reported: set[Hashable] = field(default_factory=set)
 
     def wait(self, timeout_seconds: float, check: Callable[[], None]) -> Mapping[datetime, DagRun]:
-        """Wait until all runs have ended, well or not, and return them by hour.
+        """Wait until all runs have ended, and return them by hour.
 
-        A run that fails is reported at once, with its failed task's log; the others still run to their end.
+        A failed run is reported at once with the log of its failed task; the other runs continue.
 
-        :param check: called at every look; raises when a process of the stack has died.
-        :raises DemoFailedError: when a Dag can't be imported, a task's pool can never let it run, or
-            `timeout_seconds` are over.
+        :param check: called at every poll; raises if a process of the stack has ended
+        :raises DemoFailedError: if a Dag cannot be imported, if the pool of a task is too small to ever run it, or
+            after `timeout_seconds`
         """
         deadline = time.monotonic() + timeout_seconds
-        statuses = ["waiting for Airflow to find the Dag"]
+        statuses = ["waiting for Airflow to load the Dag"]
         while True:
             check()
             try:
@@ -61,49 +61,49 @@ class HourWatch:
                     raise DemoFailedError(describe_import_failures(failures))
                 if self.api.dag_is_known(self.dag_id):
                     runs = self._runs()
-                    self._tell_ended(runs)
+                    self._report_ended(runs)
                     if all(hour in runs and runs[hour].state in _ENDED for hour in self.hours):
                         return runs
                     statuses = self._statuses(runs)
                 self.progress.update(statuses)
             except ApiUnavailableError as error:
-                # A server that is busy for a moment. If it has died, the next check says so.
-                self.progress.update([f"Airflow doesn't answer just now ({error})"])
+                # The server may just be busy. If it has ended, the next check raises.
+                self.progress.update([f"Airflow does not answer, trying again ({error})"])
             if time.monotonic() > deadline:
-                stood_at = " | ".join(statuses)
-                raise DemoFailedError(f"not done after {timeout_seconds:.0f} s; it stood at: {stood_at}")
+                last = " | ".join(statuses)
+                raise DemoFailedError(f"not done after {timeout_seconds:.0f} s; last status: {last}")
             time.sleep(_POLL_SECONDS)
 
     def _runs(self) -> dict[datetime, DagRun]:
         runs = self.api.dag_runs(self.dag_id)
         return {run.hour: run for run in runs if run.hour is not None and run.hour in self.hours}
 
-    def _tell_ended(self, runs: Mapping[datetime, DagRun]) -> None:
-        """Report each run that has ended and wasn't reported yet."""
+    def _report_ended(self, runs: Mapping[datetime, DagRun]) -> None:
+        """Report each run that has ended since the last poll."""
         for hour, run in sorted(runs.items()):
-            if run.state not in _ENDED or run.run_id in self._told:
+            if run.state not in _ENDED or run.run_id in self._reported:
                 continue
             report = f"{hour:%H:%M} {run.state} after {run.duration_seconds or 0:.1f} s"
             if run.state == "failed":
                 report = f"{report}\n{self._describe_failure(run)}"
             else:
                 tasks = self.api.task_instances(self.dag_id, run.run_id)
-                report = f"{report}: {describe_split(run.duration_seconds or 0, tasks)}"
-            self._told.add(run.run_id)
+                report = f"{report}: {describe_step_times(run.duration_seconds or 0, tasks)}"
+            self._reported.add(run.run_id)
             self.progress.say(report)
 
     def _describe_failure(self, run: DagRun) -> str:
-        """Say which tasks of a run failed, and show the end of the log of the first of them."""
+        """Return the failed tasks of a run, and the end of the log of the first one."""
         tasks = self.api.task_instances(self.dag_id, run.run_id)
         failed = [task for task in tasks if task.state == "failed"]
         if not failed:
-            return "no task has failed: the run was failed from outside, or ran into a time-out"
+            return "no task has failed: the run was marked as failed, or it timed out"
         names = ", ".join(f"{task.label} (try {task.try_number})" for task in failed)
         lines = self._log(failed[0]).lines[-_LOG_TAIL_LINES:]
         return "\n".join([f"failed: {names}; the end of the log of {failed[0].label}:", *lines])
 
     def _statuses(self, runs: Mapping[datetime, DagRun]) -> list[str]:
-        """Say of each hour that isn't over what it is doing: `08:00 pack_shard 3/5 running`."""
+        """Return a status for each hour that has not ended: `08:00 pack_shard 3/5 running`."""
         statuses = []
         for hour in self.hours:
             run = runs.get(hour)
@@ -111,57 +111,56 @@ class HourWatch:
                 statuses.append(f"{hour:%H:%M} not scheduled yet")
             elif run.state == "running":
                 tasks = self.api.task_instances(self.dag_id, run.run_id)
-                self._tell_retries(hour, tasks)
+                self._report_retries(hour, tasks)
                 self._check_pools(hour, tasks)
                 statuses.append(f"{hour:%H:%M} {_summary(tasks)}")
             elif run.state not in _ENDED:
                 statuses.append(f"{hour:%H:%M} {run.state}")
         return statuses
 
-    def _tell_retries(self, hour: datetime, tasks: Sequence[TaskInstance]) -> None:
-        """Report each try that has failed and will be followed by another, with its error."""
+    def _report_retries(self, hour: datetime, tasks: Sequence[TaskInstance]) -> None:
+        """Report each failed try that Airflow will retry, with its error."""
         for task in tasks:
-            if task.state != "up_for_retry" or task in self._told:
+            if task.state != "up_for_retry" or task in self._reported:
                 continue
-            self._told.add(task)
+            self._reported.add(task)
             error = self._log(task).error or "its log shows no exception"
-            what = f"{task.label} failed at try {task.try_number} and will be tried again"
+            what = f"{task.label} failed at try {task.try_number} and will be retried"
             self.progress.say(f"{hour:%H:%M} {what}: {error}")
 
     def _check_pools(self, hour: datetime, tasks: Sequence[TaskInstance]) -> None:
-        """Fail where Airflow would leave a task scheduled for ever, with nothing but a line in a log."""
+        """Fail if a pool is too small: Airflow would leave the task scheduled forever and only log it."""
         scheduled = [task for task in tasks if task.state == "scheduled"]
         pools = self.api.pools() if scheduled else {}
         for task in scheduled:
             slots = pools.get(task.pool)
             if slots is None or 0 <= slots < task.pool_slots:
-                pool = "doesn't exist" if slots is None else f"has {slots}"
+                pool = "does not exist" if slots is None else f"has {slots}"
                 raise DemoFailedError(
                     f"{hour:%H:%M} {task.label} can never run: it needs {task.pool_slots} slots of the pool "
                     f"{task.pool}, which {pool}"
                 )
 
     def _log(self, task: TaskInstance) -> TaskLog:
-        """Return a task's log, or the reason why it can't be had: it isn't worth failing for."""
+        """Return a task's log, or the reason why Airflow does not return it: no reason to fail."""
         try:
             return self.api.task_log(self.dag_id, task)
         except (ApiUnavailableError, httpx.HTTPStatusError) as error:
-            reason = f"its log can't be had: {error}"
+            reason = f"cannot read its log: {error}"
             return TaskLog(lines=(reason,), error=reason)
 
 
 def describe_import_failures(failures: Sequence[ImportFailure]) -> str:
     """Return the import errors with their tracebacks."""
     return "\n".join(
-        f"Airflow can't load {failure.source}:\n{failure.trace.rstrip()}" for failure in failures
+        f"Airflow cannot load {failure.source}:\n{failure.trace.rstrip()}" for failure in failures
     )
 
 
-def describe_split(run_seconds: float, tasks: Sequence[TaskInstance]) -> str:
-    """Say how the time of a run was spent: `plan_hour 3.1 s, pack_shard (5) 20.3 s, ..., no task at work 4.0 s`.
+def describe_step_times(run_seconds: float, tasks: Sequence[TaskInstance]) -> str:
+    """Return the time of each step: `plan_hour 3.1 s, pack_shard (5) 20.3 s, ..., no task running 4.0 s`.
 
-    A step's time goes from the start of its first task to the end of its last; the start of a task's process is
-    within it.
+    The time of a step is from the start of its first task to the end of its last, process start included.
     """
     spans: dict[str, list[tuple[datetime, datetime]]] = defaultdict(list)
     for task in tasks:
@@ -173,7 +172,7 @@ def describe_split(run_seconds: float, tasks: Sequence[TaskInstance]) -> str:
         count = f" ({len(times)})" if len(times) > 1 else ""
         words.append(f"{task_id}{count} {seconds:.1f} s")
     busy = _covered_seconds([time for times in spans.values() for time in times])
-    return ", ".join([*words, f"no task at work {max(0.0, run_seconds - busy):.1f} s"])
+    return ", ".join([*words, f"no task running {max(0.0, run_seconds - busy):.1f} s"])
 
 
 def _covered_seconds(times: Sequence[tuple[datetime, datetime]]) -> float:
@@ -199,7 +198,7 @@ def _summary(tasks: Sequence[TaskInstance]) -> str:
         if state is None:
             continue
         done = sum(member.state in _DONE for member in members)
-        # Indexes of an earlier, larger plan stay as `removed`, and are none of this run's work.
+        # Tasks of an earlier, larger plan have the state `removed` and do not count.
         total = sum(member.state != "removed" for member in members)
         mapped = any(member.map_index >= 0 for member in members)
         words.append(f"{task_id} {done}/{total} {state}" if mapped else f"{task_id} {state}")

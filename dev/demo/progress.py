@@ -1,4 +1,4 @@
-"""Tells on a terminal, or in a log, what goes on."""
+"""Prints the progress of the demo on a terminal or into a log."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _UNCHANGED_LINE_SECONDS = 30.0
 
 @dataclass
 class Progress:
-    """Prints what goes on: on a terminal one line that changes, otherwise a line every few seconds."""
+    """On a terminal, one status line that changes; otherwise a line every few seconds."""
 
     out: TextIO = field(default_factory=lambda: sys.stdout)
     _began: float = field(default_factory=time.monotonic)
@@ -23,12 +23,12 @@ class Progress:
     _last_time: float = float("-inf")
 
     def say(self, message: str) -> None:
-        """Print a line that stays."""
+        """Print a line that remains visible."""
         clear = "\r\033[K" if self.out.isatty() else ""
         print(f"{clear}{self._clock()} {message}", file=self.out, flush=True)
 
     def update(self, statuses: Sequence[str]) -> None:
-        """Show where the hours stand, one status for each hour that isn't over."""
+        """Show the status of each hour that has not ended."""
         if self.out.isatty():
             line = f"{self._clock()} {' | '.join(statuses)}"
             width = shutil.get_terminal_size().columns - 1
@@ -36,7 +36,7 @@ class Progress:
             return
         line = " | ".join(statuses)
         now = time.monotonic()
-        # What hasn't changed is told too, only less often, so that one sees that it lives.
+        # An unchanged status is printed too, but less often: it shows that the demo is alive.
         pause = _LINE_SECONDS if line != self._last_line else _UNCHANGED_LINE_SECONDS
         if now - self._last_time >= pause:
             self._last_line, self._last_time = line, now

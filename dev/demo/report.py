@@ -1,4 +1,4 @@
-"""The table of the hours: what each says of itself in `_SUCCESS`, held against what was made for it."""
+"""The table of the hours: the completion marker of each, compared with the made raw hour."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 
 from dev.made_logs.dataset import AGGREGATED_PREFIX, hour_folder
 from dev.made_logs.log_files import MadeHour
-from dev.stack.bucket import S3Client, read_object
+from dev.s3_client import S3Client
+from dev.stack.bucket import read_object
 
 _HEADINGS: tuple[str, ...] = (
     "hour (UTC)",
@@ -25,12 +26,12 @@ _HEADINGS: tuple[str, ...] = (
 
 
 class BadMarkerError(Exception):
-    """A completion marker that is not what the design says it is."""
+    """A completion marker that is not JSON or lacks a field."""
 
 
 @dataclass(frozen=True)
 class Marker:
-    """The part of a completion marker that the table shows."""
+    """The fields of a completion marker that the table shows."""
 
     objects: int
     bytes_in: int
@@ -45,7 +46,7 @@ class Marker:
 
 @dataclass(frozen=True)
 class HourResult:
-    """An hour of the table: what was made for it, how its run ended, and its marker, if there is one."""
+    """A row of the table: the made hour, the end of its run, and its completion marker, if it has one."""
 
     made: MadeHour
     run_state: str
@@ -53,13 +54,13 @@ class HourResult:
     marker: Marker | None
 
     def problems(self) -> list[str]:
-        """Return what is wrong with the hour, each in a sentence; nothing for an hour as it should be."""
+        """Return the problems of the hour, one sentence each; an empty list if it is as expected."""
         name = f"{self.made.hour:%Y-%m-%d %H:%M} UTC"
         marker = self.marker
         if self.run_state != "success":
-            return [f"{name}: its Dag run ended as {self.run_state}"]
+            return [f"{name}: the Dag run ended as {self.run_state}"]
         if marker is None:
-            return [f"{name}: its Dag run succeeded, but there is no _SUCCESS"]
+            return [f"{name}: the Dag run succeeded, but there is no _SUCCESS"]
         expected_out = marker.bytes_in + marker.separator_bytes
         found = []
         for actual, expected, what in (
@@ -70,16 +71,16 @@ class HourResult:
             (sum(marker.verified_objects.values()), marker.objects, "verified objects"),
         ):
             if actual != expected:
-                found.append(f"{name}: _SUCCESS says {actual:,} {what}, and it should be {expected:,}")
+                found.append(f"{name}: _SUCCESS has {actual:,} {what}, expected {expected:,}")
         if marker.peak_sockets > marker.max_connections:
             found.append(f"{name}: {marker.peak_sockets} sockets, above the cap of {marker.max_connections}")
         return found
 
 
 def read_marker(client: S3Client, hour: datetime) -> Marker | None:
-    """Return an hour's completion marker as S3 stores it, or None when the hour isn't complete.
+    """Return an hour's completion marker, or None if the hour is not complete.
 
-    :raises BadMarkerError: when it is there, but isn't JSON or lacks a field.
+    :raises BadMarkerError: if the marker is not JSON or lacks a field
     """
     key = f"{AGGREGATED_PREFIX}{hour_folder(hour)}/_SUCCESS"
     body = read_object(client, key)
@@ -103,7 +104,7 @@ def read_marker(client: S3Client, hour: datetime) -> Marker | None:
 
 
 def render(results: Sequence[HourResult]) -> str:
-    """Return the table of the hours, numbers to the right."""
+    """Return the table of the hours, with numbers aligned to the right."""
     rows = [_HEADINGS, *(_cells(result) for result in results)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     last = len(_HEADINGS) - 1
@@ -132,14 +133,14 @@ def _cells(result: HourResult) -> tuple[str, ...]:
         f"{marker.parts:,}",
         seconds,
         f"{marker.peak_sockets} / {marker.max_connections}",
-        f"{'NO' if result.problems() else 'yes'}: {_means(marker)}",
+        f"{'NO' if result.problems() else 'yes'}: {_proofs(marker)}",
     )
 
 
-def _means(marker: Marker) -> str:
-    """Say by what means it was verified: `parts 6 read-back; objects 300 etag-md5`."""
+def _proofs(marker: Marker) -> str:
+    """Return how the hour was proven: `parts 6 read-back; objects 300 etag-md5`."""
     kinds = (("parts", marker.verified_parts), ("objects", marker.verified_objects))
     return "; ".join(
-        f"{kind} " + (" + ".join(f"{count:,} {means}" for means, count in counts.items() if count) or "0")
+        f"{kind} " + (" + ".join(f"{count:,} {proof}" for proof, count in counts.items() if count) or "0")
         for kind, counts in kinds
     )

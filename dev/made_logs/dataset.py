@@ -1,4 +1,4 @@
-"""The demo's data set: which raw hours were made, the streams file that names them, the record of both."""
+"""The demo's data set: the made raw hours, their streams file and their record."""
 
 from __future__ import annotations
 
@@ -18,41 +18,41 @@ RAW_PREFIX = f"raw/{STREAM}/"
 AGGREGATED_PREFIX = f"aggregated/{STREAM}/"
 SEED = 250
 
-# The raw objects, the parts made of them, the parts being written beside older ones, and some air.
+# Bytes on disk for each raw byte: raw objects, their parts, new parts next to old ones in a rerun, and a reserve.
 _DISK_FACTOR = 2.5
 
 _STREAMS_FILE = """\
-# Written by `python -m dev.demo`: the stream whose raw hours the demo has made.
+# Written by `python -m dev.demo`: the stream of the made raw hours.
 defaults: {{aws_conn_id: aws_default, quiet_period: 1s}}
 streams:
   - name: {stream}
     raw: s3://{bucket}/{raw}
     aggregated: s3://{bucket}/{aggregated}
     start: {start:%Y-%m-%dT%H:%M:%SZ}
-    # Nobody writes raw objects once the demo's hours are made, so later hours of `make up` are empty.
+    # The demo writes no further raw objects, so later hours of `make up` are empty.
     allow_empty: true
 """
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """The hours that were made, the oldest first, and the name of the S3 server that they were made for."""
+    """The made hours, the oldest first, and the name of the S3 server that serves them."""
 
     hours: tuple[MadeHour, ...]
     s3: str = RCLONE
 
     @property
     def by_hour(self) -> Mapping[datetime, MadeHour]:
-        """What was made, by the beginning of its hour in UTC."""
+        """The made hours by their start in UTC."""
         return {made.hour: made for made in self.hours}
 
 
 class NotEnoughDiskError(Exception):
-    """The disk has no room for the raw objects and for what becomes of them."""
+    """The disk has too little space for the raw objects and their parts."""
 
 
 def hour_folder(hour: datetime) -> str:
-    """Return the `YYYYmmdd/HH` under which an hour's objects lie, raw and aggregated."""
+    """Return an hour's path below the raw and the aggregated prefix: `YYYYmmdd/HH`."""
     return f"{hour:%Y%m%d/%H}"
 
 
@@ -64,15 +64,16 @@ def make_dataset(
     progress: Callable[[str], None],
     s3: str = RCLONE,
 ) -> Dataset:
-    """Write the raw hours straight into the bucket's folder, then the streams file, then the record.
+    """Write the raw hours as files into the bucket's directory, then the streams file, then the record.
 
-    It has to be called before the S3 server starts: rclone would not look at the folders again for minutes, and
-    a server that keeps objects in memory gets them at its start.
+    Call it before the S3 server starts: rclone caches directories for minutes, and a server that keeps objects in
+    memory gets them when it starts.
 
-    :param hours: how many; they are the last complete ones before `now`.
-    :param objects: raw objects in each hour.
-    :param s3: the name of the S3 server that will serve them.
-    :raises NotEnoughDiskError: before anything is written.
+    :param hours: number of hours, the last complete ones before `now`
+    :param objects: raw objects in each hour
+    :param progress: called with a message after each hour
+    :param s3: name of the S3 server that will serve them
+    :raises NotEnoughDiskError: before anything is written
     """
     paths.bucket.mkdir(parents=True, exist_ok=True)
     _check_disk(paths.bucket, round(hours * objects * MEAN_OBJECT_BYTES * _DISK_FACTOR))
@@ -92,7 +93,7 @@ def make_dataset(
 
 
 def read_dataset(paths: StackPaths) -> Dataset | None:
-    """Return the data set that was made, or None when there is none, or only half of one."""
+    """Return the data set, or None if there is no complete one."""
     record = read_json(paths.dataset)
     if record is None or not paths.streams.exists():
         return None
@@ -105,7 +106,7 @@ def read_dataset(paths: StackPaths) -> Dataset | None:
             )
             for entry in record["hours"]
         ),
-        # Records of earlier versions don't name the server: they knew rclone alone.
+        # Records of earlier versions do not name the server: it was always rclone.
         s3=record.get("s3", RCLONE),
     )
 
@@ -115,5 +116,5 @@ def _check_disk(folder: Path, needed_bytes: int) -> None:
     if free_bytes < needed_bytes:
         raise NotEnoughDiskError(
             f"the demo needs about {needed_bytes / 1e9:.1f} GB in {folder}, and {free_bytes / 1e9:.1f} GB "
-            "are free: ask for fewer HOURS or OBJECTS, or make room"
+            "are free: set fewer HOURS or OBJECTS, or free some disk space"
         )

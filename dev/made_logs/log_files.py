@@ -1,9 +1,9 @@
-"""Makes the raw objects of one hour: log files that look like those of a small fleet of hosts.
+"""Writes the raw objects of one hour: log files like those of a small fleet of hosts.
 
-Lines are made once for an hour and kind of host, and every object is a run of whole lines cut out of
-that pool, behind a first line of its own, so that no two objects are alike. A gzip object is a run of
-ready-made gzip members in the same manner: members end to end are a valid gzip file (RFC 1952, 2.2).
-So an hour costs what writing it costs, and the memory of its pools, whatever the number of objects.
+For each hour and kind of host, the lines are generated once into a pool. Every object is a unique first line
+and a slice of whole lines from that pool. A gzip object is a slice of compressed gzip members in the same way:
+several members in sequence are a valid gzip file (RFC 1952, 2.2). So the CPU time and memory for the pools do not
+depend on the number of objects.
 """
 
 from __future__ import annotations
@@ -21,14 +21,13 @@ from pathlib import Path
 HOUR = timedelta(hours=1)
 MIN_OBJECT_BYTES = 100_000
 MAX_OBJECT_BYTES = 1_000_000
-# What the sizes come to on average: uniform between the two.
+# The sizes are distributed uniformly between the two.
 MEAN_OBJECT_BYTES = (MIN_OBJECT_BYTES + MAX_OBJECT_BYTES) // 2
 
 _PLAIN_POOL_BYTES = 4_000_000
 _GZIP_POOL_BYTES = 10_000_000
 _GZIP_MEMBER_LINES = 200
-# Room that a chunk, which is never cut, and the object's own first line leave between the size that is
-# aimed at and the size that comes out.
+# How much an object may exceed its target size: its first line, and the rest of the last chunk, which is not cut.
 _SLACK_BYTES = 30_000
 
 _PATHS = (
@@ -61,7 +60,7 @@ _LEVELS = ("INFO", "INFO", "INFO", "INFO", "DEBUG", "WARNING", "ERROR")
 
 @dataclass(frozen=True)
 class LogFormat:
-    """A kind of log: how its lines look, and the first line of a file, which names the host and the file."""
+    """A kind of log: its lines, and the first line of a file, which names the host and the file."""
 
     line: Callable[[datetime, random.Random], str]
     opening: Callable[[datetime, str, int], str]
@@ -69,7 +68,7 @@ class LogFormat:
 
 @dataclass(frozen=True)
 class Host:
-    """A producer of raw objects: the prefix that it writes under, the log it writes, compressed or not."""
+    """A producer of raw objects: the prefix of its keys, the kind of its log, and whether it compresses."""
 
     prefix: str
     log: LogFormat
@@ -77,13 +76,13 @@ class Host:
 
     @property
     def extension(self) -> str:
-        """The ending of its objects' keys."""
+        """The suffix of its objects' keys."""
         return ".log.gz" if self.gzipped else ".log"
 
 
 @dataclass(frozen=True)
 class MadeHour:
-    """What was written for an hour: the number of objects, and their bytes as stored."""
+    """The raw objects written for an hour: their number, and their total size in bytes as stored."""
 
     hour: datetime
     objects: int
@@ -92,13 +91,13 @@ class MadeHour:
 
 @dataclass(frozen=True)
 class _Pool:
-    """Chunks (lines, or gzip members) end to end in time order, and where each of them ends."""
+    """Concatenated chunks (lines or gzip members) in time order, and the offset where each ends."""
 
     data: memoryview
     ends: Sequence[int]
 
-    def run(self, rng: random.Random, size_bytes: int) -> tuple[memoryview, float, float]:
-        """Return whole chunks of about `size_bytes`, and where in the hour (0 to 1) they begin and end."""
+    def cut(self, rng: random.Random, size_bytes: int) -> tuple[memoryview, float, float]:
+        """Return whole chunks of about `size_bytes`, and their start and end as fractions of the hour."""
         last_start = bisect_left(self.ends, self.ends[-1] - size_bytes)
         first = rng.randrange(last_start + 1)
         start = self.ends[first - 1] if first else 0
@@ -107,7 +106,7 @@ class _Pool:
 
 
 def _access_line(at: datetime, rng: random.Random) -> str:
-    """Return a line of a web server's combined log."""
+    """Return a line of a web server's log in the combined format."""
     return (
         f"10.{rng.randrange(256)}.{rng.randrange(256)}.{rng.randrange(256)} - - "
         f'[{at:%d/%b/%Y:%H:%M:%S} +0000] "GET {rng.choice(_PATHS)} HTTP/1.1" {rng.choice(_STATUSES)} '
@@ -116,12 +115,12 @@ def _access_line(at: datetime, rng: random.Random) -> str:
 
 
 def _access_opening(at: datetime, host: str, number: int) -> str:
-    """Return a comment, as web servers with a log directive put at the head of a file."""
+    """Return the comment at the start of a web server's log file."""
     return f"# {host} file {number} opened {at:%Y-%m-%dT%H:%M:%SZ}\n"
 
 
 def _event_line(at: datetime, rng: random.Random) -> str:
-    """Return a service's log record as a line of JSON."""
+    """Return a log record of a service as a line of JSON."""
     return (
         f'{{"ts":"{at:%Y-%m-%dT%H:%M:%S}.{at.microsecond // 1000:03}Z","level":"{rng.choice(_LEVELS)}",'
         f'"trace":"{rng.getrandbits(64):016x}","msg":"{rng.choice(_EVENTS)}",'
@@ -130,7 +129,7 @@ def _event_line(at: datetime, rng: random.Random) -> str:
 
 
 def _event_opening(at: datetime, host: str, number: int) -> str:
-    """Return the record with which a service opens a file, so that every line of it is JSON."""
+    """Return the first record of a service's log file, as JSON like all its lines."""
     about = f'"level":"INFO","msg":"opened","host":"{host}","file":{number}'
     return f'{{"ts":"{at:%Y-%m-%dT%H:%M:%S}.000Z",{about}}}\n'
 
@@ -138,7 +137,7 @@ def _event_opening(at: datetime, host: str, number: int) -> str:
 _ACCESS = LogFormat(line=_access_line, opening=_access_opening)
 _EVENT = LogFormat(line=_event_line, opening=_event_opening)
 
-# Prefixes of different depths, and two hosts of eight compressed: a quarter of the objects.
+# Prefixes of different depths. Two of eight hosts compress, so a quarter of the objects is gzip.
 HOSTS = (
     Host("web-01/", _ACCESS),
     Host("web-02/", _ACCESS),
@@ -152,14 +151,14 @@ HOSTS = (
 
 
 def write_hour(folder: Path, hour: datetime, objects: int, seed: int) -> MadeHour:
-    """Write `objects` raw objects of `hour` under `folder`, each 100 KB to 1 MB as stored.
+    """Write `objects` raw objects of `hour` below `folder`, each 100 KB to 1 MB as stored.
 
-    The same seed and hour give the same objects. File times lie inside the hour, where a producer that
-    writes as it goes would have left them, so that an hour in the past is settled.
+    The same seed and hour give the same objects. The modification times of the files are within the hour, as if
+    the producer had written all the time, so that a past hour is settled.
 
-    :param folder: the hour's folder (`.../YYYYmmdd/HH`); it is made when it is missing.
-    :param hour: the beginning of the hour, in UTC.
-    :raises OSError: when the disk refuses a file.
+    :param folder: the hour's directory (`.../YYYYmmdd/HH`), created if missing
+    :param hour: start of the hour in UTC
+    :raises OSError: if a file cannot be written
     """
     pools: dict[tuple[LogFormat, bool], _Pool] = {}
     rng = random.Random(f"{seed}/{hour:%Y%m%d%H}")
@@ -170,7 +169,7 @@ def write_hour(folder: Path, hour: datetime, objects: int, seed: int) -> MadeHou
         if kind not in pools:
             pools[kind] = _make_pool(host, hour, random.Random(f"{seed}/{hour:%Y%m%d%H}/{len(pools)}"))
         size_bytes = rng.randint(MIN_OBJECT_BYTES, MAX_OBJECT_BYTES - _SLACK_BYTES)
-        body, begin, end = pools[kind].run(rng, size_bytes)
+        body, begin, end = pools[kind].cut(rng, size_bytes)
         opened, closed = hour + begin * HOUR, hour + min(end, 0.999) * HOUR
         first_line = host.log.opening(opened, host.prefix.rstrip("/"), number).encode()
         head = gzip.compress(first_line, mtime=0) if host.gzipped else first_line
@@ -185,13 +184,13 @@ def write_hour(folder: Path, hour: datetime, objects: int, seed: int) -> MadeHou
 
 
 def last_complete_hours(count: int, now: datetime) -> list[datetime]:
-    """Return the beginnings of the last `count` hours that had ended by `now`, the oldest first."""
+    """Return the starts of the last `count` hours that had ended by `now`, the oldest first."""
     current = now.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
     return [current - HOUR * back for back in range(count, 0, -1)]
 
 
 def _make_pool(host: Host, hour: datetime, rng: random.Random) -> _Pool:
-    """Make the lines of one kind for the hour, evenly spread over it, and join or compress them."""
+    """Generate the lines of one kind, spread evenly over the hour, and join or compress them."""
     wanted_bytes = _GZIP_POOL_BYTES if host.gzipped else _PLAIN_POOL_BYTES
     sample = [host.log.line(hour, rng) for _ in range(100)]
     count = wanted_bytes * len(sample) // sum(map(len, sample))

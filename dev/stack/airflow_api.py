@@ -1,4 +1,4 @@
-"""A client for the few things that the demo asks of Airflow's REST API."""
+"""A client for the parts of Airflow's REST API that the demo and the system tests use."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any
 
 import httpx
 
-# Airflow's own upper limit for a page ([api] maximum_page_limit).
-_PAGE = 100
+# Airflow's default of [api] maximum_page_limit.
+_PAGE_LIMIT = 100
 
 
 class ApiUnavailableError(Exception):
-    """The API server didn't answer, or answered with an error of its own (5xx)."""
+    """The API server did not answer, or answered with a server error (5xx)."""
 
 
 @dataclass(frozen=True)
 class DagRun:
-    """One run of a Dag. `hour` is the beginning of its data interval, in UTC, where it has one."""
+    """One run of a Dag. `hour` is the start of its data interval in UTC, None without a data interval."""
 
     run_id: str
     state: str
@@ -30,9 +30,9 @@ class DagRun:
 
 @dataclass(frozen=True)
 class TaskInstance:
-    """One task of a run; `map_index` is -1 for a task that isn't mapped, or not yet.
+    """One task of a run; `map_index` is -1 for a task that is not mapped or not expanded yet.
 
-    `start` and `end` are in UTC, None for one that hasn't come to that.
+    `start` and `end` are in UTC, None if the task has not started or ended.
     """
 
     run_id: str
@@ -47,13 +47,13 @@ class TaskInstance:
 
     @property
     def label(self) -> str:
-        """The task's name with its map index, if it has one: `pack_shard[2]`."""
+        """The task id, with the map index of a mapped task: `pack_shard[2]`."""
         return self.task_id if self.map_index < 0 else f"{self.task_id}[{self.map_index}]"
 
 
 @dataclass(frozen=True)
 class TaskLog:
-    """The log of one try of a task: its lines, and the exception that ended it, if one did."""
+    """The log of one try of a task: its lines, and the exception that ended it, or None."""
 
     lines: tuple[str, ...]
     error: str | None
@@ -61,21 +61,21 @@ class TaskLog:
 
 @dataclass(frozen=True)
 class ImportFailure:
-    """A Dag file or a plugin that Airflow couldn't load."""
+    """A Dag file or a plugin that Airflow could not load."""
 
     source: str
     trace: str
 
 
 class AirflowApi:
-    """The REST API at `url`, of an Airflow whose users are all admins (no login).
+    """The REST API at `url` of an Airflow without login, in which every user is an admin.
 
-    Every method raises `ApiUnavailableError` when the server doesn't answer, and `httpx.HTTPStatusError` when
-    it refuses the request.
+    Every method raises `ApiUnavailableError` if the server does not answer, and `httpx.HTTPStatusError` if it
+    refuses the request.
     """
 
     def __init__(self, url: str, timeout_seconds: float = 30) -> None:
-        # trust_env: a proxy or a .netrc of the user's has no say in talking to 127.0.0.1.
+        # trust_env=False: ignore the user's proxy settings and .netrc.
         self._client = httpx.Client(base_url=url, timeout=timeout_seconds, trust_env=False)
         self._token: str | None = None
 
@@ -84,29 +84,29 @@ class AirflowApi:
         self._client.close()
 
     def request(self, method: str, path: str, **options: Any) -> Any:
-        """Send a request to `/api/v2<path>` and return the decoded JSON, or None for an empty answer.
+        """Send a request to `/api/v2<path>` and return the decoded JSON, or None for an empty response.
 
-        :param options: what `httpx.Client.request` takes, such as `params` and `json`.
+        :param options: arguments of `httpx.Client.request`, such as `params` and `json`
         """
         if self._token is None:
-            self._token = self._checked("GET", "/auth/token", {}).json()["access_token"]
+            self._token = self._send("GET", "/auth/token", {}).json()["access_token"]
         headers = {**options.pop("headers", {}), "Authorization": f"Bearer {self._token}"}
-        response = self._checked(method, f"/api/v2{path}", {**options, "headers": headers})
+        response = self._send(method, f"/api/v2{path}", {**options, "headers": headers})
         return response.json() if response.content else None
 
     def wake_execution_api(self) -> None:
-        """Ask the API that tasks use for its health; its first answer takes seconds, the others don't."""
-        self._checked("GET", "/execution/health", {})
+        """Request the health of the API that tasks use: only its first response takes seconds."""
+        self._send("GET", "/execution/health", {})
 
     def unhealthy(self) -> list[str]:
-        """Return the components that are not healthy yet, each with the state that it reports."""
+        """Return the components that are not healthy yet, each with its state."""
         health: dict[str, dict[str, Any]] = self.request("GET", "/monitor/health")
         components = ("metadatabase", "scheduler", "dag_processor", "triggerer")
         states = {name: (health.get(name) or {}).get("status") or "not started" for name in components}
         return [f"{name}: {state}" for name, state in states.items() if state != "healthy"]
 
     def dag_is_known(self, dag_id: str) -> bool:
-        """Return whether the scheduler has got this Dag from the Dag processor."""
+        """Return whether the Dag processor has stored this Dag in the database."""
         try:
             self.request("GET", f"/dags/{dag_id}")
         except httpx.HTTPStatusError as error:
@@ -116,7 +116,7 @@ class AirflowApi:
         return True
 
     def import_failures(self) -> list[ImportFailure]:
-        """Return the Dag files and plugins that couldn't be loaded."""
+        """Return the Dag files and plugins that Airflow could not load."""
         dags = [
             ImportFailure(source=str(entry["filename"]), trace=str(entry["stack_trace"]))
             for entry in self._pages("/importErrors", "import_errors", {})
@@ -127,11 +127,11 @@ class AirflowApi:
         ]
 
     def pools(self) -> dict[str, int]:
-        """Return the slots of every pool, by its name."""
+        """Return the slots of every pool, by name."""
         return {entry["name"]: entry["slots"] for entry in self._pages("/pools", "pools", {})}
 
     def dag_runs(self, dag_id: str) -> list[DagRun]:
-        """Return all runs of a Dag, the earliest hour first."""
+        """Return all runs of a Dag, ordered by hour."""
         entries = self._pages(f"/dags/{dag_id}/dagRuns", "dag_runs", {"order_by": "run_after"})
         return [
             DagRun(
@@ -144,7 +144,7 @@ class AirflowApi:
         ]
 
     def task_instances(self, dag_id: str, run_id: str) -> list[TaskInstance]:
-        """Return the tasks of a run, mapped ones each by itself, in the order of their names and indexes."""
+        """Return the task instances of a run, ordered by map index."""
         path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances"
         return [
             TaskInstance(
@@ -162,7 +162,7 @@ class AirflowApi:
         ]
 
     def task_log(self, dag_id: str, task: TaskInstance) -> TaskLog:
-        """Return a task's log for its latest try, tracebacks written out."""
+        """Return the log of a task's latest try, with tracebacks as text."""
         answer = self.request(
             "GET",
             f"/dags/{dag_id}/dagRuns/{task.run_id}/taskInstances/{task.task_id}/logs/{task.try_number}",
@@ -176,7 +176,7 @@ class AirflowApi:
             error=_error_line(errors[-1]) if errors else None,
         )
 
-    def _checked(self, method: str, path: str, options: Mapping[str, Any]) -> httpx.Response:
+    def _send(self, method: str, path: str, options: Mapping[str, Any]) -> httpx.Response:
         try:
             response = self._client.request(method, path, **options)
         except httpx.TransportError as error:
@@ -189,7 +189,7 @@ class AirflowApi:
     def _pages(self, path: str, field: str, params: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         offset = 0
         while True:
-            page = self.request("GET", path, params={**params, "limit": _PAGE, "offset": offset})
+            page = self.request("GET", path, params={**params, "limit": _PAGE_LIMIT, "offset": offset})
             yield from page[field]
             offset += len(page[field])
             if not page[field] or offset >= page["total_entries"]:
@@ -201,16 +201,16 @@ def _as_utc(value: str | None) -> datetime | None:
 
 
 def _log_lines(record: Mapping[str, Any]) -> Iterator[str]:
-    """Render one record of a structured task log as it would look in a plain one."""
+    """Yield one record of a structured task log as lines of text."""
     event = str(record.get("event", ""))
-    # Records of this kind only fold the lines between them in the UI, or say where the log came from.
+    # These records only group lines in the UI, or name the source of the log.
     if event.startswith("::"):
         return
     words = (str(record.get("timestamp") or "")[:19], record.get("level"), event)
     yield from " ".join(word for word in words if word).splitlines()
     for error in record.get("error_detail") or ():
         for is_library, frames in groupby(error.get("frames") or (), key=_is_library):
-            # A dozen of Airflow's own frames would push out of sight the few that matter.
+            # Airflow's own frames, often a dozen, would hide the few that matter.
             if is_library:
                 yield f"  ... {len(list(frames))} frames in libraries"
                 continue

@@ -1,37 +1,29 @@
-"""The objects of the demo's bucket, through S3: raw hours into a server, small objects out of it."""
+"""The bucket of the local stack through S3: uploads raw hours, reads small objects."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from dev.stack.environment import REGION, Secrets
 from dev.stack.paths import BUCKET, StackPaths
 
-_UPLOADS_AT_ONCE = 4
+if TYPE_CHECKING:
+    from dev.s3_client import S3Client
 
-S3Client = Any
-"""A client of boto3, which makes its classes at run time: there is no type to name."""
+_CONCURRENT_UPLOADS = 4
 
 
 def make_client(endpoint: str, keys: Secrets) -> S3Client:
-    """Return a client of the stack's S3 server that takes nothing from the user's own configuration."""
-    # Not at the top: it takes 0.3 s, and every ./log-rollup command imports this package.
-    import boto3
-    import botocore.session
+    """Return a client of the stack's S3 server that ignores the user's configuration."""
+    # Imported here because it takes 0.3 s, and every ./log-rollup command imports this module.
     from botocore.config import Config
 
-    core = botocore.session.Session(
-        session_vars={
-            "profile": (None, None, None, None),
-            "config_file": (None, None, os.devnull, None),
-            "credentials_file": (None, None, os.devnull, None),
-        }
-    )
-    return boto3.Session(botocore_session=core).client(
+    from dev.s3_client import isolated_session
+
+    return isolated_session().client(
         "s3",
         region_name=REGION,
         endpoint_url=endpoint,
@@ -40,15 +32,15 @@ def make_client(endpoint: str, keys: Secrets) -> S3Client:
         config=Config(
             proxies={},
             s3={"addressing_style": "path"},
-            max_pool_connections=_UPLOADS_AT_ONCE,
+            max_pool_connections=_CONCURRENT_UPLOADS,
         ),
     )
 
 
 def upload_bucket(client: S3Client, paths: StackPaths) -> int:
-    """Create the bucket and upload every file of its folder; return how many there were.
+    """Create the bucket, upload every file of its directory, and return their number.
 
-    Each gets a CRC32 of the whole object, as the AWS SDKs send it by default.
+    Each object gets a CRC32 of its content, the default of the AWS SDKs.
     """
     client.create_bucket(Bucket=BUCKET)
 
@@ -56,12 +48,12 @@ def upload_bucket(client: S3Client, paths: StackPaths) -> int:
         key = path.relative_to(paths.bucket).as_posix()
         client.put_object(Bucket=BUCKET, Key=key, Body=path.read_bytes(), ChecksumAlgorithm="CRC32")
 
-    with ThreadPoolExecutor(_UPLOADS_AT_ONCE) as pool:
+    with ThreadPoolExecutor(_CONCURRENT_UPLOADS) as pool:
         return sum(1 for _ in pool.map(upload, _files(paths.bucket)))
 
 
 def read_object(client: S3Client, key: str) -> bytes | None:
-    """Return an object of the bucket, or None when there is none."""
+    """Return the content of an object, or None if it does not exist."""
     try:
         body: bytes = client.get_object(Bucket=BUCKET, Key=key)["Body"].read()
     except client.exceptions.NoSuchKey:

@@ -1,4 +1,4 @@
-"""What the stack's processes get to see: their settings, and nothing of the user's own."""
+"""The environment variables of the stack's processes: its own settings, and none of the user's."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pathlib import Path
 from dev.stack.paths import StackPaths, read_json, write_json
 
 REGION = "us-east-1"
-# Settings of the user's that would change what the stack does: other credentials, another database,
-# another bucket, another interpreter's modules.
-_AMBIENT = ("AWS_", "AIRFLOW_", "BOTO_", "RCLONE_", "LOG_ROLLUP_", "PYTHON", "VIRTUAL_ENV", "UV_")
+# Variables of the user that would change the stack: other credentials, another database, another bucket, modules
+# of another interpreter.
+_REMOVED_PREFIXES = ("AWS_", "AIRFLOW_", "BOTO_", "RCLONE_", "LOG_ROLLUP_", "PYTHON", "VIRTUAL_ENV", "UV_")
 
 
 @dataclass(frozen=True)
 class Secrets:
-    """Keys made for this state directory alone; none of them opens anything else."""
+    """Keys generated for one state directory and valid nowhere else."""
 
     s3_access_key: str
     s3_secret_key: str
@@ -32,7 +32,7 @@ class Secrets:
 
 @dataclass(frozen=True)
 class Addresses:
-    """The ports on 127.0.0.1 that the stack serves."""
+    """The ports of 127.0.0.1 on which the stack listens."""
 
     ui_port: int
     s3_port: int
@@ -44,13 +44,13 @@ class Addresses:
 
     @property
     def s3_endpoint(self) -> str:
-        """Address of the S3 server, for path-style requests."""
+        """Address of the S3 server; it takes path-style requests."""
         return f"http://127.0.0.1:{self.s3_port}"
 
 
 @dataclass(frozen=True)
 class AirflowFolders:
-    """What Airflow loads: the project root for imports, the Dags, the plugins, the streams."""
+    """What Airflow loads: the project root for imports, the Dags, the plugins, the streams file."""
 
     project: Path
     dags: Path
@@ -59,7 +59,7 @@ class AirflowFolders:
 
 
 def load_secrets(paths: StackPaths) -> Secrets:
-    """Return the keys of this state directory, made at the first call and readable by the user alone."""
+    """Return the keys of this state directory; the first call generates them in a file only the user can read."""
     record = read_json(paths.secrets)
     if record is not None:
         return Secrets(**record)
@@ -75,11 +75,11 @@ def load_secrets(paths: StackPaths) -> Secrets:
 
 
 def clean_environment(ambient: Mapping[str, str]) -> dict[str, str]:
-    """Return `ambient` without what could leak into the stack, and with loopback outside of any proxy."""
-    env = {name: value for name, value in ambient.items() if not name.startswith(_AMBIENT)}
+    """Return `ambient` without the variables that would change the stack, and with no proxy for loopback."""
+    env = {name: value for name, value in ambient.items() if not name.startswith(_REMOVED_PREFIXES)}
     env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), ambient.get("PATH", os.defpath)])
-    # On macOS a forked process crashes when it asks the system for proxies, unless all hosts are exempt
-    # (https://bugs.python.org/issue30385); here nothing talks to anything but this machine.
+    # On macOS a forked process crashes when it looks up the system's proxies, unless all hosts are exempt
+    # (https://bugs.python.org/issue30385). The stack only connects to this machine.
     env["NO_PROXY"] = env["no_proxy"] = "*" if sys.platform == "darwin" else "127.0.0.1,localhost"
     if sys.platform == "darwin":
         env["OBJC_DISABLE_INITIALIZE_FORK_SAFETY"] = "YES"
@@ -90,9 +90,9 @@ def clean_environment(ambient: Mapping[str, str]) -> dict[str, str]:
 def airflow_environment(
     paths: StackPaths, folders: AirflowFolders, addresses: Addresses, keys: Secrets, parallelism: int
 ) -> dict[str, str]:
-    """Return the variables that every Airflow process of the stack gets on top of a clean environment.
+    """Return the variables that every Airflow process of the stack needs in addition to a clean environment.
 
-    :param parallelism: how many tasks may run at once.
+    :param parallelism: limit of concurrent tasks
     """
     connection = {
         "conn_type": "aws",
@@ -107,8 +107,8 @@ def airflow_environment(
     return {
         "PYTHONPATH": str(folders.project),
         "LOG_ROLLUP_STREAMS": str(folders.streams),
-        # Should a client be built without the connection, it must find nobody's credentials, rather than
-        # those in the home directory or of the machine's role.
+        # A client that is built without the connection must find no credentials, neither those in the home
+        # directory nor those of the machine's role.
         "AWS_CONFIG_FILE": os.devnull,
         "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
         "AWS_EC2_METADATA_DISABLED": "true",
@@ -120,24 +120,24 @@ def airflow_environment(
         "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
         "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
         "AIRFLOW__CORE__PARALLELISM": str(parallelism),
-        # SQLite has one writer at a time. By default a request fails that has waited 5 s for its turn, as that
-        # for a backfill can while tasks start on the same cores.
+        # SQLite has one writer at a time. With the default of 5 s, a request for a backfill can fail while tasks
+        # start on the same cores.
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{paths.airflow_home}/airflow.db?timeout=20",
         "AIRFLOW__CORE__FERNET_KEY": keys.fernet_key,
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{addresses.ui_url}/execution/",
-        # The default asks the name service, which takes seconds on a laptop away from its network.
+        # The default uses DNS, which takes seconds on a laptop outside its network.
         "AIRFLOW__CORE__HOSTNAME_CALLABLE": "socket.gethostname",
         "AIRFLOW__API__HOST": "127.0.0.1",
         "AIRFLOW__API__PORT": str(addresses.ui_port),
         "AIRFLOW__API__BASE_URL": addresses.ui_url,
         "AIRFLOW__API__SECRET_KEY": keys.api_secret_key,
         "AIRFLOW__API_AUTH__JWT_SECRET": keys.jwt_secret,
-        # A new Dag file shows after seconds, not after five minutes.
+        # Find new Dag files after 10 s; the default is 5 minutes.
         "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "10",
-        # The server shares this machine's cores with the tasks; the default gives it 5 s to answer.
+        # The server shares the cores with the tasks; the default timeout of 5 s is too short.
         "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "30",
-        # What `down` has cut short is taken up by the next `up` after a minute, not after five.
+        # After `down` and `up`, retry interrupted tasks after one minute; the default is five.
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "60",
         "AIRFLOW__LOGGING__COLORED_CONSOLE_LOG": "False",
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",

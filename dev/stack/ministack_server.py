@@ -1,8 +1,8 @@
-"""Starts MiniStack with awscrt's CRC64-NVME in the place of its own.
+"""Starts MiniStack with the CRC64-NVME of awscrt.
 
     GATEWAY_PORT=PORT BIND_HOST=127.0.0.1 python -I dev/stack/ministack_server.py
 
-Its own is written in Python and takes 6 s for a part of 32 MiB, during which the server answers nobody.
+MiniStack's own CRC64-NVME is written in Python. It takes 6 s for a part of 32 MiB and blocks the server meanwhile.
 """
 
 import sys
@@ -15,9 +15,9 @@ _SAMPLE = b"123456789"
 
 
 def main() -> None:
-    """Run MiniStack until it is ended; it takes its settings from the environment.
+    """Run MiniStack with the settings of the environment.
 
-    :raises SystemExit: when this release of MiniStack has no such function, or another one.
+    :raises SystemExit: if this release of MiniStack has no such function, or a different one
     """
     own = getattr(s3, "_crc64nvme", None)
     if own is None or own(_SAMPLE) != crc64nvme(_SAMPLE):

@@ -1,4 +1,4 @@
-"""Where the local stack keeps what it makes: one directory, every path named once."""
+"""The paths of the local stack's files, all below one state directory."""
 
 from __future__ import annotations
 
@@ -16,63 +16,63 @@ PLUGINS_FOLDER = "plugins"
 
 @dataclass(frozen=True)
 class StackPaths:
-    """The paths under one state directory (`.local` for the demo, a temporary one for a system test)."""
+    """The paths below one state directory: `.local` for the demo, a temporary one for system tests."""
 
     state: Path
 
     @property
     def s3(self) -> Path:
-        """The folder whose sub-folders are buckets."""
+        """The directory with one subdirectory for each bucket."""
         return self.state / "s3"
 
     @property
     def bucket(self) -> Path:
-        """The bucket that the streams of the demo use."""
+        """The bucket of the demo's streams."""
         return self.s3 / BUCKET
 
     @property
     def airflow_home(self) -> Path:
-        """AIRFLOW_HOME: the metadata database, the task logs, the generated airflow.cfg."""
+        """AIRFLOW_HOME: metadata database, task logs, generated airflow.cfg."""
         return self.state / "airflow"
 
     @property
     def logs(self) -> Path:
-        """One log file for each process of the stack."""
+        """The log files of the stack's processes."""
         return self.state / "logs"
 
     @property
     def cache(self) -> Path:
-        """What rclone would otherwise put into the user's own cache directory."""
+        """rclone's cache, instead of the user's cache directory."""
         return self.state / "cache"
 
     @property
     def streams(self) -> Path:
-        """The streams file that the demo's Dag reads."""
+        """The streams file of the demo's Dag."""
         return self.state / "streams.yaml"
 
     @property
     def dataset(self) -> Path:
-        """The record of the raw hours that were made; it is there only if all of them are."""
+        """The record of the made raw hours, written after the last of them."""
         return self.state / "dataset.json"
 
     @property
     def secrets(self) -> Path:
-        """Generated keys; kept, so that a database encrypted with them stays readable."""
+        """The generated keys, kept as long as the database that is encrypted with them."""
         return self.state / "secrets.json"
 
     @property
     def stack(self) -> Path:
-        """The record of the running processes (the pid file)."""
+        """The record of the running processes."""
         return self.state / "stack.json"
 
     @property
     def lock(self) -> Path:
-        """Held by the command that is starting, running or stopping the stack."""
+        """The lock of the command that starts, runs or stops the stack."""
         return self.state / "lock"
 
 
 def write_json(path: Path, content: dict[str, Any], mode: int = 0o644) -> None:
-    """Write a JSON file whole or not at all, readable by `mode` from its first byte on."""
+    """Write a JSON file atomically, with the permissions `mode` from the start."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     part.unlink(missing_ok=True)
@@ -83,9 +83,9 @@ def write_json(path: Path, content: dict[str, Any], mode: int = 0o644) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Return the object in a JSON file, or None when there is no such file.
+    """Return the object in a JSON file, or None if the file does not exist.
 
-    :raises ValueError: when the file is there and is not a JSON object.
+    :raises ValueError: if the file does not hold a JSON object
     """
     try:
         content = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""Starts processes in sessions of their own, and stops each of them with everything that it has started."""
+"""Starts processes in their own sessions, and stops them together with everything that they started."""
 
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ from types import FrameType
 import psutil
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# Start times are read from a clock that is set now and then; two processes that share a number and were
-# born within this many seconds don't occur, since process numbers aren't used again so soon.
+# Tolerance for start times, since the clock may be adjusted. The system does not reuse a process id so soon.
 _SAME_START_SECONDS = 2.0
 _KILL_WAIT_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
 class ProcessRecord:
-    """A process that we started: enough to find it later, and to know that it is still the same one.
+    """A started process: identifies it later, even if its id was reused.
 
-    It leads a session of its own, so `pid` is also the session's number.
+    It leads its own session, so `pid` is also the session id.
     """
 
     name: str
@@ -36,9 +35,9 @@ class ProcessRecord:
 
 
 def spawn(name: str, argv: Sequence[str], env: Mapping[str, str], cwd: Path, log: Path) -> ProcessRecord:
-    """Start a process in a session of its own, with no terminal, its output going to `log`.
+    """Start a process in its own session, without a terminal, with its output appended to `log`.
 
-    :raises OSError: when the program can't be run or the log can't be opened.
+    :raises OSError: if the program cannot be run or the log cannot be opened
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
@@ -51,7 +50,7 @@ def spawn(name: str, argv: Sequence[str], env: Mapping[str, str], cwd: Path, log
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    # It outlives this function and, with `up`, this process; without this line Python would complain of it.
+    # The process outlives this function and, with `up`, this interpreter: without this line Python warns.
     child.returncode = 0
     try:
         started = psutil.Process(child.pid).create_time()
@@ -61,7 +60,7 @@ def spawn(name: str, argv: Sequence[str], env: Mapping[str, str], cwd: Path, log
 
 
 def find(record: ProcessRecord) -> psutil.Process | None:
-    """Return the recorded process if it lives and is still the one that was recorded."""
+    """Return the recorded process if it is alive and still the same one."""
     try:
         process = psutil.Process(record.pid)
         same = abs(process.create_time() - record.started) < _SAME_START_SECONDS
@@ -72,16 +71,16 @@ def find(record: ProcessRecord) -> psutil.Process | None:
 
 
 def family(records: Iterable[ProcessRecord]) -> set[psutil.Process]:
-    """Return the recorded processes that live and all that descend from them, the orphaned ones too.
+    """Return the recorded processes that are alive and their descendants, orphans included.
 
-    Airflow's workers and tasks put themselves into process groups of their own, and lose their parent
-    when it is killed, but none of them leaves the session. So: what descends, and what is in the session.
+    Airflow's workers and tasks create their own process groups, and become orphans if their parent is killed, but
+    none of them leaves the session. So the result is all descendants and all processes of the session.
     """
     found: set[psutil.Process] = set()
     sessions: dict[int, float] = {}
     for record in records:
         root = find(record)
-        # A number that now belongs to somebody else's process says nothing about a session of that number.
+        # The id was reused by a foreign process: its session is not ours.
         if root is None and psutil.pid_exists(record.pid) and not _is_zombie(record.pid):
             continue
         sessions[record.pid] = record.started
@@ -100,12 +99,12 @@ def family(records: Iterable[ProcessRecord]) -> set[psutil.Process]:
 
 
 def stop(records: Sequence[ProcessRecord], grace_seconds: float) -> int:
-    """Stop the recorded processes and their families, and return how many processes that were.
+    """Stop the recorded processes and their families, and return the number of processes.
 
-    They are asked first (SIGTERM) and killed after `grace_seconds`. Processes that are started meanwhile
-    are found, since it is looked again until nothing is left.
+    They get SIGTERM first and SIGKILL after `grace_seconds`. The search repeats until no process is left, so it
+    also finds processes that were started meanwhile.
 
-    :raises RuntimeError: when something can't even be killed.
+    :raises RuntimeError: if a process cannot be killed
     """
     members = family(records)
     everyone = set(members)
@@ -114,9 +113,9 @@ def stop(records: Sequence[ProcessRecord], grace_seconds: float) -> int:
             process.terminate()
     psutil.wait_procs(members, timeout=grace_seconds)
     deadline = time.monotonic() + _KILL_WAIT_SECONDS
-    while left := family(records) | {member for member in everyone if _lives(member)}:
+    while left := family(records) | {member for member in everyone if _is_alive(member)}:
         if time.monotonic() > deadline:
-            raise RuntimeError(f"these processes can't be killed: {sorted(process.pid for process in left)}")
+            raise RuntimeError(f"these processes cannot be killed: {sorted(process.pid for process in left)}")
         everyone |= left
         for process in left:
             with suppress(psutil.NoSuchProcess):
@@ -126,7 +125,7 @@ def stop(records: Sequence[ProcessRecord], grace_seconds: float) -> int:
 
 
 def kill(record: ProcessRecord, children: bool) -> None:
-    """Kill the recorded process, and its family too where `children` says so, and wait until it is gone."""
+    """Kill the recorded process, with its family if `children` is true, and wait until it is gone."""
     root = find(record)
     victims = family([record]) if children else {root} if root else set()
     for process in victims:
@@ -140,17 +139,17 @@ def tail(path: Path, lines: int) -> str:
     try:
         with path.open("rb") as file:
             file.seek(0, os.SEEK_END)
-            # Enough for the lines that one wants to see; a log of a long run has many megabytes.
+            # Read the end only: the log of a long run has many megabytes.
             file.seek(max(0, file.tell() - 64 * 1024))
             text = file.read().decode(errors="replace")
     except FileNotFoundError:
-        return "(there is no such file)"
+        return "(the log does not exist)"
     return "\n".join(text.splitlines()[-lines:]) or "(the log is empty)"
 
 
 @contextmanager
 def signals_deferred() -> Iterator[None]:
-    """Hold back Ctrl-C and the like until the block is through, so that it is done wholly or not at all."""
+    """Defer Ctrl-C and the other stop signals to the end of the block."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -176,7 +175,7 @@ def _is_zombie(pid: int) -> bool:
         return True
 
 
-def _lives(process: psutil.Process) -> bool:
+def _is_alive(process: psutil.Process) -> bool:
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -1,8 +1,8 @@
-"""Runs a command in the environment of the stack that `make up` has left running.
+"""Runs a command in the environment of the stack that `make up` started.
 
     python -m dev.stack.run_command COMMAND [ARGUMENT ...]
 
-So `./log-rollup` and `airflow` talk to its Airflow and its S3.
+So `./log-rollup` and `airflow` use the Airflow and the S3 server of that stack.
 """
 
 from __future__ import annotations
@@ -11,18 +11,19 @@ import os
 import sys
 from collections.abc import Sequence
 
-from dev.stack.local_stack import S3, LocalStack, read_record
+from dev.stack.local_stack import LocalStack
 from dev.stack.paths import PROJECT, StackPaths
+from dev.stack.stack_record import S3, read_record
 
 
 class NothingRunsError(Exception):
-    """There is no stack whose environment could be had."""
+    """No stack is running."""
 
 
 def environment(paths: StackPaths) -> dict[str, str]:
-    """Return the whole environment of the Airflow processes that run under a state directory.
+    """Return the complete environment of the Airflow processes that run below a state directory.
 
-    :raises NothingRunsError: when there are none, or they have no S3 any more.
+    :raises NothingRunsError: if no stack is running, or its S3 server has ended
     """
     record = read_record(paths)
     if record is None or S3 in {process.name for process in record.dead()}:
@@ -32,7 +33,7 @@ def environment(paths: StackPaths) -> dict[str, str]:
 
 
 def main(command: Sequence[str]) -> None:
-    """Become the command, with the caller's own PYTHONPATH where it has one: that is no setting of the stack's."""
+    """Replace this process with the command; keep the PYTHONPATH of the caller, if set."""
     env = environment(StackPaths(PROJECT / ".local"))
     os.execvpe(
         command[0], list(command), env | {"PYTHONPATH": os.environ.get("PYTHONPATH", env["PYTHONPATH"])}

@@ -1,4 +1,4 @@
-"""The S3 servers that the local stack can run: how each is started, and where it keeps its objects."""
+"""The S3 servers of the local stack: how to start each, and where it keeps its objects."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ MOTO = "moto"
 
 
 class MissingProgramError(Exception):
-    """The environment lacks a server's program; the message says what to do."""
+    """The program of a server is missing; the message says how to install it."""
 
 
 @dataclass(frozen=True)
 class LocalS3:
-    """One server.
+    """One S3 server.
 
-    :param title: its name for people.
-    :param in_memory: whether its objects are lost when it ends; otherwise they are files below `StackPaths.s3`.
-    :param command: the command line that serves S3 on a port of 127.0.0.1.
-    :param settings: the variables that it gets on top of a clean environment, for the same port.
+    :param title: its name in messages
+    :param in_memory: whether it loses its objects when it ends; otherwise they are files below `StackPaths.s3`
+    :param command: returns the command line that serves S3 on a port of 127.0.0.1
+    :param settings: returns the variables that it needs in addition to a clean environment, for the same port
     """
 
     title: str
@@ -40,10 +40,10 @@ def _rclone_command(paths: StackPaths, port: int) -> list[str]:
     rclone = Path(sys.executable).parent / "rclone"
     if not rclone.exists():
         raise MissingProgramError(
-            f"{rclone} is missing, the environment isn't complete: delete .venv, run make again"
+            f"{rclone} is missing, the environment is not complete: delete .venv and run make again"
         )
-    # No configuration file of the user's; nothing cached on disk. Reading without rclone's own check
-    # (--no-checksum) costs a third of the CPU time, and the Dag verifies all that it reads.
+    # No configuration file of the user, no cache on disk. Reads cost a third of the CPU time without rclone's own
+    # check (--no-checksum); the Dag checks everything that it reads.
     return [
         *(str(rclone), "serve", "s3", str(paths.s3), "--config", ""),
         *("--addr", f"127.0.0.1:{port}", "--cache-dir", str(paths.cache)),
@@ -52,7 +52,7 @@ def _rclone_command(paths: StackPaths, port: int) -> list[str]:
 
 
 def _rclone_settings(_paths: StackPaths, _port: int, keys: Secrets) -> dict[str, str]:
-    # Not as --auth-key: other users of the machine see the command lines of all processes.
+    # Not as --auth-key: other users of the machine can see command lines.
     return {"RCLONE_AUTH_KEY": f'"{keys.s3_access_key},{keys.s3_secret_key}"'}
 
 
@@ -61,8 +61,7 @@ def _ministack_command(_paths: StackPaths, _port: int) -> list[str]:
 
 
 def _ministack_settings(paths: StackPaths, port: int, _keys: Secrets) -> dict[str, str]:
-    # Every setting that decides where it listens and what it writes, also where this is its default: the
-    # user's environment may have other values.
+    # All settings for addresses and files, defaults included: the user's environment may have other values.
     return {
         "GATEWAY_PORT": str(port),
         "BIND_HOST": "127.0.0.1",
@@ -75,7 +74,7 @@ def _ministack_settings(paths: StackPaths, port: int, _keys: Secrets) -> dict[st
         "S3_PERSIST": "0",
         "LOCALSTACK_PERSISTENCE": "0",
         "TMPDIR": str(paths.state),
-        # It removes containers with its label when it starts and ends. Without Docker it finds none.
+        # MiniStack removes containers with its label when it starts and ends: hide Docker from it.
         "DOCKER_HOST": f"unix://{paths.state / 'no-docker.sock'}",
     }
 
@@ -93,4 +92,4 @@ SERVERS: Mapping[str, LocalS3] = {
     MINISTACK: LocalS3("MiniStack", True, _ministack_command, _ministack_settings),
     MOTO: LocalS3("moto", True, _moto_command, _no_settings),
 }
-"""The servers by the name that `--s3` and `make demo S3=` take."""
+"""The servers by their name in `--s3` and `make demo S3=`."""

@@ -22,8 +22,10 @@ import psutil
 from deploy.make_env import render
 from dev.stack import processes
 from dev.stack.environment import clean_environment
-from dev.stack.local_stack import POSTGRES, REDIS, S3, LocalStack, StackError, free_ports
+from dev.stack.local_stack import LocalStack, StackError
+from dev.stack.ports import free_ports
 from dev.stack.processes import ProcessRecord
+from dev.stack.stack_record import POSTGRES, REDIS, S3
 from tests.support import debian
 from tests.support.compose import ROOT, Service, dotenv, image_environment, services
 from tests.support.observe import with_descendants
