@@ -144,11 +144,11 @@ def test_wrong_credentials_fail_at_once_and_say_which(
     if isinstance(s3_server, MotoServer):
         with (
             s3_server.enforced_authentication(),
-            pytest.raises(AccessError, match="the access key is not known there"),
+            pytest.raises(AccessError, match="the access key is not known to the server"),
         ):
             pipeline.plan()
     else:
-        with pytest.raises(AccessError, match="the access key is not known there"):
+        with pytest.raises(AccessError, match="the access key is not known to the server"):
             pipeline.plan()
 
 

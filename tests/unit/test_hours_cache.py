@@ -46,7 +46,7 @@ class Bucket:
     @contextmanager
     def __call__(self, stream: Stream) -> Iterator[FakeStore]:
         if self.broken:
-            raise AccessError("the access key is not known there")
+            raise AccessError("the access key is not known to the server")
         with self._lock:
             self.opened += 1
             self._open += 1
@@ -144,7 +144,7 @@ def test_a_bucket_that_fails_is_told_left_alone_for_a_while_and_what_was_known_i
     bucket.broken = True
     clock.pass_by(timedelta(minutes=1))
     known = look(cache)
-    assert (known.error, known.pending) == ("the access key is not known there", 0)
+    assert (known.error, known.pending) == ("the access key is not known to the server", 0)
     assert known.hours[HOUR].status.state is HourStatus.COMPLETE
     bucket.broken = False
     assert look(cache).error == known.error
@@ -189,7 +189,7 @@ def test_whoever_waits_is_told_when_reading_ends_or_fails(bucket: Bucket, clock:
     bucket.broken = True
     cache.look(STREAM, DAY, {}, refresh=True)
     cache.settled(STREAM, DAY).result(60)
-    assert cache.known(STREAM, DAY).error == "the access key is not known there"
+    assert cache.known(STREAM, DAY).error == "the access key is not known to the server"
 
 
 def test_a_damaged_hour_is_read_as_often_as_an_incomplete_one(bucket: Bucket, clock: Clock) -> None:

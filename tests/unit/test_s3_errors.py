@@ -351,7 +351,7 @@ def ssl_error(reason: str, kind: type[ssl.SSLError] = ssl.SSLError, library: str
         (ConnectionResetError(104, "Connection reset by peer"), TransientError, ""),
         (ssl_error("TLSV1_ALERT_INTERNAL_ERROR"), TransientError, ""),
         (ssl_error("SSLV3_ALERT_HANDSHAKE_FAILURE"), TransientError, ""),
-        (ssl_error("WRONG_VERSION_NUMBER"), TransientError, "no TLS is spoken on this port"),
+        (ssl_error("WRONG_VERSION_NUMBER"), TransientError, "the port does not use TLS"),
         (
             ssl_error("CERTIFICATE_VERIFY_FAILED", ssl.SSLCertVerificationError),
             ConfigurationError,

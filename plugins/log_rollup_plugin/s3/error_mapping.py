@@ -1,4 +1,8 @@
-"""One table: what S3, botocore and sockets report, as the pipeline's errors, with the operator's remedy."""
+"""Maps errors of S3, botocore and sockets to the pipeline's errors, with what the operator has to do.
+
+Rules by error code, by HTTP status and by botocore exception are tables. The class of the resulting error decides
+whether the request is tried again.
+"""
 
 import math
 import re
@@ -32,14 +36,14 @@ from include.log_rollup.errors import (
 )
 from include.log_rollup.storage.protocol import Location
 
-# A proxy's error page can be long; S3's messages are a sentence.
+# Characters of a message that are kept: S3's messages are a sentence, but a proxy's error page can be long.
 LONGEST_MESSAGE = 500
 
 
-class Fault(NamedTuple):
-    """What an error code means.
+class ErrorRule(NamedTuple):
+    """What to raise for an error.
 
-    :param error: the class; it decides whether the request is tried again
+    :param error: the class to raise
     :param remedy: what the operator has to do; ``{bucket}`` and ``{operation}`` are filled in
     """
 
@@ -48,77 +52,81 @@ class Fault(NamedTuple):
 
 
 _FIX_KEYS = "; fix the Airflow connection of the stream"
-_PERMISSION = Fault(
+_PERMISSION = ErrorRule(
     AccessError,
-    "the credentials of the connection may not do this; the README lists the permissions that the Dag needs",
+    "the credentials of the connection lack the permission; grant it: the README lists the permissions that the "
+    "Dag needs",
 )
-_THROTTLE = Fault(ThrottledError)
-_RETRY = Fault(TransientError)
-_CHANGED = Fault(InputChangedError)
-_MISSING = Fault(NotFoundError)
-_MISSING_BUCKET = Fault(
+_THROTTLE = ErrorRule(ThrottledError)
+_RETRY = ErrorRule(TransientError)
+_CHANGED = ErrorRule(InputChangedError)
+_MISSING = ErrorRule(NotFoundError)
+_MISSING_BUCKET = ErrorRule(
     MissingBucketError,
     "create the bucket '{bucket}', or fix 'raw' and 'aggregated' of the stream or the region of its connection",
 )
-_ACCOUNT = Fault(
-    AccessError, "the account or the bucket is blocked by its provider; settle it there, then clear the task"
-)
-_KEY_MANAGEMENT = Fault(
+_ACCOUNT = ErrorRule(
     AccessError,
-    "the encryption key of the bucket or object cannot be used: it has to exist and be enabled, and the "
-    "credentials need kms:Decrypt and kms:GenerateDataKey for it",
+    "the account or the bucket is blocked by its provider; settle this with the provider, then clear the task",
 )
-_UNKNOWN_KEY = Fault(CredentialsError, "the access key is not known there" + _FIX_KEYS)
-_WRONG_SECRET = Fault(CredentialsError, "the secret key does not belong to the access key" + _FIX_KEYS)
-_INVALID_TOKEN = Fault(CredentialsError, "the session token is not valid" + _FIX_KEYS)
-_WRONG_REGION = Fault(CredentialsError, "the region of the connection is not the bucket's" + _FIX_KEYS)
-_UNSIGNED = Fault(CredentialsError, "the server does not accept these credentials" + _FIX_KEYS)
-_CLOCK = Fault(
+_KEY_MANAGEMENT = ErrorRule(
+    AccessError,
+    "the encryption key of the bucket or object cannot be used: enable the key, and grant kms:Decrypt and "
+    "kms:GenerateDataKey on it",
+)
+_UNKNOWN_KEY = ErrorRule(CredentialsError, "the access key is not known to the server" + _FIX_KEYS)
+_WRONG_SECRET = ErrorRule(CredentialsError, "the secret key does not belong to the access key" + _FIX_KEYS)
+_INVALID_TOKEN = ErrorRule(CredentialsError, "the session token is not valid" + _FIX_KEYS)
+_WRONG_REGION = ErrorRule(
+    CredentialsError, "the region of the connection is not that of the bucket" + _FIX_KEYS
+)
+_UNSIGNED = ErrorRule(CredentialsError, "the server does not accept these credentials" + _FIX_KEYS)
+_CLOCK = ErrorRule(
     CredentialsError,
     "the clock of this machine is off by more than 15 minutes; set it (NTP), then clear the task",
 )
-_ARCHIVED = Fault(UnsupportedInputError, "the object is archived; restore it, then clear the task")
-_UNSUPPORTED = Fault(UnsupportedOperationError, "this server does not support the request ({operation})")
-_TOO_LARGE = Fault(
+_ARCHIVED = ErrorRule(UnsupportedInputError, "the object is archived; restore it, then clear the task")
+_UNSUPPORTED = ErrorRule(UnsupportedOperationError, "this server does not support the request ({operation})")
+_TOO_LARGE = ErrorRule(
     ConfigurationError,
-    "the server, or a proxy before it, does not take objects of this size; lower 'part_size' of the stream",
+    "the server, or a proxy before it, does not accept objects of this size; lower 'part_size' of the stream",
 )
-_TOO_LONG = Fault(
+_TOO_LONG = ErrorRule(
     ConfigurationError,
     "the key is longer than the server allows (S3: 1,024 bytes); shorten 'aggregated' of the stream",
 )
-_FULL = Fault(
+_FULL = ErrorRule(
     PermanentError,
     "the storage is full or its quota is used up; free space or raise the quota, then clear the task",
 )
-_STORAGE_CLASS = Fault(
+_STORAGE_CLASS = ErrorRule(
     ConfigurationError, "the server does not know the storage class; fix 'storage_class' of the stream"
 )
-_NEW_BUCKET = Fault(
+_NEW_BUCKET = ErrorRule(
     TransientError,
-    "the bucket is new and its name is not known everywhere yet, which passes; if it stays, set 'region_name' "
-    "or 'endpoint_url' of the connection to where the bucket is",
+    "the bucket is new and its name is not known everywhere yet; if this continues for hours, set "
+    "'region_name' or 'endpoint_url' of the connection to the region of the bucket",
 )
-_REDIRECT = Fault(
+_REDIRECT = ErrorRule(
     ConfigurationError,
-    "the server redirects instead of answering; fix 'endpoint_url' of the connection, also where it redirects "
-    "in circles",
+    "the server redirects the request elsewhere, or in circles; fix 'endpoint_url' of the connection",
 )
 
 
-def _table(*groups: tuple[Fault, str]) -> dict[str, Fault]:
-    return {code: fault for fault, codes in groups for code in codes.split()}
+def _table(*groups: tuple[ErrorRule, str]) -> dict[str, ErrorRule]:
+    """Rules by error code, from groups of codes with spaces between them."""
+    return {code: rule for rule, codes in groups for code in codes.split()}
 
 
-# By error code, whatever the operation and the status: servers disagree on statuses.
+# By error code, for any operation and status, because servers disagree on statuses.
 # - S3: https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
-# - S3's throttles by botocore: botocore.retries.standard.ThrottledRetryableChecker
+# - Throttling codes of botocore: botocore.retries.standard.ThrottledRetryableChecker
 # - MinIO: cmd/api-errors.go; Ceph: https://docs.ceph.com/en/latest/radosgw/s3/commons/
 # - Cloudflare R2: https://developers.cloudflare.com/r2/api/error-codes/
 # - Google: https://cloud.google.com/storage/docs/xml-api/reference-status
 # - KMS: https://docs.aws.amazon.com/kms/latest/APIReference/CommonErrors.html
-# - STS, for the credentials themselves: https://docs.aws.amazon.com/STS/latest/APIReference/CommonErrors.html
-CODES: Mapping[str, Fault] = _table(
+# - STS, which boto3 asks for credentials: https://docs.aws.amazon.com/STS/latest/APIReference/CommonErrors.html
+CODES: Mapping[str, ErrorRule] = _table(
     (
         _THROTTLE,
         "SlowDown SlowDownRead SlowDownWrite ServiceUnavailable ServiceUnavailableException Busy ServerBusy "
@@ -138,12 +146,12 @@ CODES: Mapping[str, Fault] = _table(
         "KMS.KMSInternalException KMS.DependencyTimeoutException KMS.KeyUnavailableException "
         "IDPCommunicationError",
     ),
-    # Signed with credentials that ran out meanwhile: the next try takes renewed ones.
+    # The credentials expired after the request was signed; the next try uses renewed ones.
     (
         _RETRY,
         "ExpiredToken ExpiredTokenException RequestExpired ExpiredRequest TokenRefreshRequired",
     ),
-    # Another run gave up the multipart upload of a copy; the next try begins another one.
+    # Another run aborted the multipart upload of a copy; the next try begins a new one.
     (_RETRY, "NoSuchUpload"),
     (_NEW_BUCKET, "TemporaryRedirect Redirect"),
     (_CHANGED, "PreconditionFailed"),
@@ -193,14 +201,14 @@ CODES: Mapping[str, Fault] = _table(
     ),
     (_STORAGE_CLASS, "InvalidStorageClass"),
 )
-# All other codes of the key service: AccessDenied, Disabled, NotFound, KMSInvalidState, InvalidKeyUsage, ...
-KEY_CODES = ("KMS.", "CloudKms")
+# All other codes of the key management service: AccessDenied, Disabled, NotFound, KMSInvalidState, ...
+KEY_CODE_PREFIXES = ("KMS.", "CloudKms")
 
-# Where there is no code: a HEAD has no body to name one in, and some answers come from a proxy. S3 refuses a HEAD
-# with expired credentials with 400.
-WITHOUT_CODE: Mapping[int, Fault] = {400: _RETRY, 409: _RETRY}
-# Where there is no code, or one that is not in the table.
-STATUSES: Mapping[int, Fault] = {
+# For responses without a code: those to HEAD, which have no body, and some of proxies. S3 answers 400 to a HEAD
+# with expired credentials.
+STATUSES_WITHOUT_CODE: Mapping[int, ErrorRule] = {400: _RETRY, 409: _RETRY}
+# For responses without a code, or with one that is not in the table.
+STATUSES: Mapping[int, ErrorRule] = {
     301: _MISSING_BUCKET,
     302: _REDIRECT,
     303: _REDIRECT,
@@ -210,7 +218,9 @@ STATUSES: Mapping[int, Fault] = {
     403: _PERMISSION,
     404: _MISSING,
     405: _UNSUPPORTED,
-    407: Fault(ConfigurationError, "the proxy wants other credentials; fix the proxy's URL"),
+    407: ErrorRule(
+        ConfigurationError, "the proxy requires other credentials; fix user and password in the proxy's URL"
+    ),
     408: _RETRY,
     412: _CHANGED,
     413: _TOO_LARGE,
@@ -224,15 +234,17 @@ STATUSES: Mapping[int, Fault] = {
     507: _FULL,
 }
 
-_NO_CREDENTIALS = Fault(
-    # boto3 says the same where a metadata service did not answer for a moment.
+_NO_CREDENTIALS = ErrorRule(
+    # boto3 raises the same if a metadata service does not answer for a moment: a retry can help.
     TransientError,
-    "give the stream's Airflow connection keys, or the worker a role",
+    "add keys to the stream's Airflow connection, or give the worker a role",
 )
-_CONFIGURATION = Fault(ConfigurationError, "fix the Airflow connection or the stream")
-_SIGN_IN = Fault(CredentialsError, "give the stream's Airflow connection keys, or the worker a role")
-# By botocore's exceptions, the nearest base class first; those that are not here are mistakes in the connection.
-EXCEPTIONS: Mapping[type[BaseException], Fault] = {
+_CONFIGURATION = ErrorRule(ConfigurationError, "fix the Airflow connection or the stream")
+_SIGN_IN = ErrorRule(
+    CredentialsError, "add keys to the stream's Airflow connection, or give the worker a role"
+)
+# By botocore exception; the nearest base class counts. All others mean a mistake in the connection.
+EXCEPTIONS: Mapping[type[BaseException], ErrorRule] = {
     boto.ConnectionError: _RETRY,
     boto.HTTPClientError: _RETRY,
     boto.IncompleteReadError: _RETRY,
@@ -248,108 +260,113 @@ EXCEPTIONS: Mapping[type[BaseException], Fault] = {
     boto.LoginError: _SIGN_IN,
     boto.RefreshWithMFAUnsupportedError: _SIGN_IN,
     boto.CapacityNotAvailableError: _THROTTLE,
-    boto.PaginationError: Fault(ListingError, "the server answers the same page again"),
+    boto.PaginationError: ErrorRule(
+        ListingError, "the server sends the same page of a listing again; update or replace the server"
+    ),
 }
-_CERTIFICATE = Fault(
-    ConfigurationError, "the connection's extra 'verify' can name the CA file of a private endpoint"
-)
-_CLIENT_CERTIFICATE = Fault(
+_CERTIFICATE = ErrorRule(
     ConfigurationError,
-    "the server does not accept the client certificate; fix 'client_cert' in the connection's extra",
+    "the certificate is not trusted; name the CA file of a private endpoint in the connection's extra 'verify'",
 )
-_FILES = Fault(
+_CLIENT_CERTIFICATE = ErrorRule(
+    ConfigurationError,
+    "the server does not accept the client certificate; fix 'client_cert' in the connection's config_kwargs",
+)
+_FILES = ErrorRule(
     ConfigurationError,
     "a certificate file cannot be used; fix 'verify' or 'client_cert' in the connection's extra",
 )
-_URL = Fault(ConfigurationError, "fix 'endpoint_url' of the connection, or the bucket's name")
-_PROXY = Fault(ConfigurationError, "the proxy refuses; fix its URL, or allow the endpoint there")
-_NO_TLS = Fault(
-    TransientError, "if it stays, no TLS is spoken on this port: fix 'endpoint_url' of the connection"
+_URL = ErrorRule(ConfigurationError, "fix 'endpoint_url' of the connection, or the bucket's name")
+_PROXY = ErrorRule(
+    ConfigurationError, "the proxy refuses the request; fix its URL, or allow the endpoint in the proxy"
 )
-# Reasons of OpenSSL for alerts that a server sends about the client's certificate, not about its own state.
-_CLIENT_ALERTS = ("CERTIFICATE", "UNKNOWN_CA")
+_NO_TLS = ErrorRule(
+    TransientError, "if this continues, the port does not use TLS: fix 'endpoint_url' of the connection"
+)
+# OpenSSL's reasons for TLS alerts about the client certificate.
+_CLIENT_CERTIFICATE_ALERTS = ("CERTIFICATE", "UNKNOWN_CA")
 _NOT_TLS = {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL", "PACKET_LENGTH_TOO_LONG"}
 # OpenSSL's libraries that read files.
 _FILE_LIBRARIES = {"PEM", "X509"}
-# As http.client says it, and the data plane.
+# The messages of http.client and of the data plane.
 _PROXY_REFUSES = re.compile(r"(?:Tunnel connection failed|the proxy refused a tunnel to .*): 40[1357]\b")
-# Operations by which boto3 gets credentials while S3 is asked.
+# Operations with which boto3 gets credentials, in the middle of a request to S3.
 _TOKEN_OPERATIONS = {
     "AssumeRole", "AssumeRoleWithWebIdentity", "AssumeRoleWithSAML", "GetSessionToken", "GetFederationToken",
     "GetRoleCredentials", "CreateToken",
 }  # fmt: skip
-_ROLE = Fault(
+_ROLE = ErrorRule(
     CredentialsError,
-    "these credentials may not assume the role; fix 'role_arn' of the connection or the role's trust policy",
+    "these credentials may not assume the role; fix 'role_arn' of the connection, or the role's trust policy",
 )
 
 
-# -- answers -----------------------------------------------------------------------------------------------
+# -- responses ---------------------------------------------------------------------------------------------
 
 
 def from_response(
     operation: str, target: Location, status: int, code: str, message: str, headers: Mapping[str, str]
 ) -> RollupError:
-    """The error for an answer of S3.
+    """The error that a response of S3 means.
 
-    :param status: of the answer; an error inside an answer of status 200 counts as one of status 500
-    :param code: S3's error code; empty, or the status, where the answer has none
-    :param headers: of the answer, names in lower case
+    :param status: of the response; an error in a response of status 200 counts as one of status 500
+    :param code: S3's error code; empty, or the status, if the response has none
+    :param headers: of the response, names in lower case
     """
-    # MinIO names the code of a HEAD's error in a header.
+    # MinIO puts the error code of a HEAD into a header.
     if not _is_code(code) and (stated := headers.get("x-minio-error-code", "").strip('"')):
         code = stated
     what = f"{operation} {target}: S3 answered {status}" + (f" {code}" if _is_code(code) else "")
-    fault = _fault(500 if status == 200 else status, code)
-    return _error(fault, what, message, operation, target, headers)
+    rule = _rule_for(500 if status == 200 else status, code)
+    return _error(rule, what, message, operation, target, headers)
 
 
 def from_code(operation: str, target: Location, code: str, message: str) -> RollupError:
-    """The error for one key of an answer that has a result for each, as that of DeleteObjects.
+    """The error that S3 states for one of several keys, as in a response to DeleteObjects.
 
-    :param target: the object that it is about
+    :param target: the object that the error is about
     """
-    return _error(
-        _fault(0, code), f"{operation} {target}: S3 answered {code}", message, operation, target, {}
-    )
+    what = f"{operation} {target}: S3 answered {code}"
+    return _error(_rule_for(0, code), what, message, operation, target, {})
 
 
 def _is_code(code: str) -> bool:
     return bool(code) and not code.isdecimal()
 
 
-def _fault(status: int, code: str) -> Fault:
+def _rule_for(status: int, code: str) -> ErrorRule:
     code = code.strip()
     if code in CODES:
         return CODES[code]
-    if code.startswith(KEY_CODES):
+    if code.startswith(KEY_CODE_PREFIXES):
         return _KEY_MANAGEMENT
     if not _is_code(code):
         status = int(code) if code else status
-        if status in WITHOUT_CODE:
-            return WITHOUT_CODE[status]
+        if status in STATUSES_WITHOUT_CODE:
+            return STATUSES_WITHOUT_CODE[status]
     if status in STATUSES:
         return STATUSES[status]
-    return _RETRY if status >= 500 else Fault(PermanentError)
+    return _RETRY if status >= 500 else ErrorRule(PermanentError)
 
 
 def _error(
-    fault: Fault, what: str, message: str, operation: str, target: Location, headers: Mapping[str, str]
+    rule: ErrorRule, what: str, message: str, operation: str, target: Location, headers: Mapping[str, str]
 ) -> RollupError:
+    """The error of a rule; its message has S3's own one, and where the bucket is, if S3 states it."""
     if message := message.strip():
         what += f" ({message[:LONGEST_MESSAGE]})"
     if region := headers.get("x-amz-bucket-region"):
         what += f"; the bucket is in the region {region}"
-    elif (place := headers.get("location")) and fault in (_REDIRECT, _MISSING_BUCKET, _NEW_BUCKET):
-        what += f"; it redirects to {place}"
-    if fault.remedy:
-        what += f": {fault.remedy.format(bucket=target.bucket, operation=operation)}"
-    if issubclass(fault.error, TransientError):
-        return fault.error(what, _seconds(headers.get("retry-after")))
-    return fault.error(what)
+    elif (location := headers.get("location")) and rule in (_REDIRECT, _MISSING_BUCKET, _NEW_BUCKET):
+        what += f"; it redirects to {location}"
+    if rule.remedy:
+        what += f": {rule.remedy.format(bucket=target.bucket, operation=operation)}"
+    if issubclass(rule.error, TransientError):
+        return rule.error(what, _retry_after_seconds(headers.get("retry-after")))
+    return rule.error(what)
 
 
-def _seconds(value: str | None) -> float | None:
+def _retry_after_seconds(value: str | None) -> float | None:
     """The value of Retry-After, which is a number or a date (RFC 9110, 10.2.3); None for anything else."""
     if value is None:
         return None
@@ -364,25 +381,25 @@ def _seconds(value: str | None) -> float | None:
     return max(0.0, seconds) if math.isfinite(seconds) else None
 
 
-# -- no answer ---------------------------------------------------------------------------------------------
+# -- no response -------------------------------------------------------------------------------------------
 
 
 def from_network(operation: str, target: Location, error: Exception) -> RollupError:
-    """The error for a request that got no answer, or half of one; an error of the pipeline keeps its class."""
+    """The error for a request without a complete response; an error of the pipeline keeps its class."""
     what = f"{operation} {target}: {error or type(error).__name__}"
-    made: RollupError
+    result: RollupError
     if isinstance(error, TransientError):
-        made = type(error)(what, error.retry_after)
+        result = type(error)(what, error.retry_after)
     elif isinstance(error, RollupError):
-        made = type(error)(what)
+        result = type(error)(what)
     else:
-        made = _with_remedy(_network_fault(error), what)
-    made.__cause__ = error
-    return made
+        result = _with_remedy(_network_rule(error), what)
+    result.__cause__ = error
+    return result
 
 
 def is_unreachable(error: RollupError) -> bool:
-    """Whether the server could not be reached or did not answer, as opposed to an error that it answered."""
+    """Whether the server could not be reached or did not respond; False for errors that the server reported."""
     cause = error.__cause__
     if not isinstance(error, TransientError) or isinstance(cause, boto.ClientError | RuntimeError):
         return False
@@ -391,14 +408,14 @@ def is_unreachable(error: RollupError) -> bool:
     return cause is not None
 
 
-def _network_fault(error: BaseException) -> Fault:
-    """What the first of an error and its causes says that says more than that the network failed."""
+def _network_rule(error: BaseException) -> ErrorRule:
+    """The rule of the first cause that is not merely a failed network; otherwise the one to try again."""
     for cause in _causes(error):
         if isinstance(cause, ssl.SSLCertVerificationError | CertificateError):
             return _CERTIFICATE
         if isinstance(cause, ssl.SSLError):
             reason, library = (getattr(cause, name, None) or "" for name in ("reason", "library"))
-            if "ALERT" in reason and any(word in reason for word in _CLIENT_ALERTS):
+            if "ALERT" in reason and any(word in reason for word in _CLIENT_CERTIFICATE_ALERTS):
                 return _CLIENT_CERTIFICATE
             if reason in _NOT_TLS:
                 return _NO_TLS
@@ -415,23 +432,23 @@ def _network_fault(error: BaseException) -> Fault:
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
     """An exception and those that botocore and urllib3 wrapped in it."""
-    waiting: list[Any] = [error]
+    candidates: list[Any] = [error]
     seen: set[int] = set()
-    while waiting:
-        one = waiting.pop(0)
-        if not isinstance(one, BaseException) or id(one) in seen:
+    while candidates:
+        cause = candidates.pop(0)
+        if not isinstance(cause, BaseException) or id(cause) in seen:
             continue
-        seen.add(id(one))
-        yield one
-        waiting.append(one.__cause__)
-        waiting.extend(one.args)
-        if isinstance(one, boto.BotoCoreError):
-            waiting.extend(one.kwargs.values())
-        waiting.extend(getattr(one, name, None) for name in ("original_error", "reason"))
+        seen.add(id(cause))
+        yield cause
+        candidates.append(cause.__cause__)
+        candidates.extend(cause.args)
+        if isinstance(cause, boto.BotoCoreError):
+            candidates.extend(cause.kwargs.values())
+        candidates.extend(getattr(cause, name, None) for name in ("original_error", "reason"))
 
 
-def _with_remedy(fault: Fault, what: str) -> RollupError:
-    return fault.error(f"{what}; {fault.remedy}" if fault.remedy else what)
+def _with_remedy(rule: ErrorRule, what: str) -> RollupError:
+    return rule.error(f"{what}; {rule.remedy}" if rule.remedy else what)
 
 
 # -- botocore ----------------------------------------------------------------------------------------------
@@ -439,7 +456,10 @@ def _with_remedy(fault: Fault, what: str) -> RollupError:
 
 @contextmanager
 def translated(operation: str, target: Location) -> Iterator[None]:
-    """Raise what botocore raises within as errors of the pipeline."""
+    """Turn exceptions of botocore and of the network in the ``with`` block into errors of the pipeline.
+
+    :param operation: as error messages name it
+    """
     what = f"{operation} {target}"
     try:
         yield
@@ -448,51 +468,53 @@ def translated(operation: str, target: Location) -> Iterator[None]:
     except boto.BotoCoreError as error:
         raise _from_botocore(what, error) from error
     except (OSError, HTTPError) as error:
-        # botocore passes some of urllib3's on while a body is read.
+        # botocore does not wrap some of urllib3's errors while a body is read.
         raise from_network(operation, target, error) from error
     except (ResponseParserError, ValueError, KeyError) as error:
-        raise TransientError(f"{what}: the answer cannot be read: {str(error)[:LONGEST_MESSAGE]}") from error
+        raise TransientError(
+            f"{what}: the response cannot be read: {str(error)[:LONGEST_MESSAGE]}"
+        ) from error
     except RecursionError as error:
         raise ConfigurationError(f"{what}: {_REDIRECT.remedy}") from error
     except RuntimeError as error:
-        # botocore's, for a metadata service that hands out what has expired.
+        # botocore raises it if a metadata service returns expired credentials.
         if "refreshed credentials" not in str(error):
             raise
         raise TransientError(f"{what}: {error}") from error
 
 
 def limit_redirects(client: Any) -> None:
-    """Have a boto3 client follow one redirect.
+    """Make a boto3 client follow one redirect only.
 
-    For a redirect without a region botocore asks HeadBucket, and for a redirect of that HeadBucket again, and so
-    on until Python's stack is full.
+    For a redirect without a region, botocore sends HeadBucket; for a redirect of that, HeadBucket again, until
+    Python's stack is full.
     """
-    client.meta.events.register("before-call.s3.HeadBucket", _do_not_redirect)
+    client.meta.events.register("before-call.s3.HeadBucket", _mark_as_redirected)
 
 
-def _do_not_redirect(context: Mapping[str, Any], **_: Any) -> None:
+def _mark_as_redirected(context: Mapping[str, Any], **_: Any) -> None:
     if "s3_redirect" in context:
         context["s3_redirect"]["redirected"] = True
 
 
 def _from_client(operation: str, target: Location, error: boto.ClientError) -> RollupError:
-    # An <Error> with a namespace is not taken for one by botocore, which leaves its parts on the top level.
-    answer = error.response.get("Error") or {}
-    code = str(answer.get("Code") or error.response.get("Code") or "")
-    message = str(answer.get("Message") or error.response.get("Message") or "")
+    # botocore does not recognise an <Error> with a namespace, and leaves its elements on the top level.
+    stated = error.response.get("Error") or {}
+    code = str(stated.get("Code") or error.response.get("Code") or "")
+    message = str(stated.get("Message") or error.response.get("Message") or "")
     meta = error.response.get("ResponseMetadata", {})
     headers = {name.lower(): str(value) for name, value in meta.get("HTTPHeaders", {}).items()}
     status = int(meta.get("HTTPStatusCode", 0))
     if error.operation_name in _TOKEN_OPERATIONS:
-        what = f"{error.operation_name} for {operation} {target}: it was answered {status} {code}"
-        fault = _fault(status, code)
-        fault = _ROLE if fault is _PERMISSION else fault
-        return _error(fault, what, message, error.operation_name, target, headers)
+        what = f"{error.operation_name} for {operation} {target}: STS answered {status} {code}"
+        rule = _rule_for(status, code)
+        rule = _ROLE if rule is _PERMISSION else rule
+        return _error(rule, what, message, error.operation_name, target, headers)
     return from_response(operation, target, status, code, message, headers)
 
 
 def _from_botocore(what: str, error: boto.BotoCoreError) -> RollupError:
-    fault = next((EXCEPTIONS[kind] for kind in type(error).__mro__ if kind in EXCEPTIONS), _CONFIGURATION)
-    if fault is _RETRY:
-        fault = _network_fault(error)
-    return _with_remedy(fault, f"{what}: {error}")
+    rule = next((EXCEPTIONS[kind] for kind in type(error).__mro__ if kind in EXCEPTIONS), _CONFIGURATION)
+    if rule is _RETRY:
+        rule = _network_rule(error)
+    return _with_remedy(rule, f"{what}: {error}")

@@ -276,7 +276,8 @@ class CopyRequest(ObjectRequest):
         etag = _COPY_ETAG.search(text)
         if not text:
             return UnsupportedOperationError(
-                f"{self}: S3 answered without a result: the store ignored the copy source and stored an empty object"
+                f"{self}: S3 answered without a result: the store ignored the copy source and stored an empty "
+                f"object"
             )
         if etag is None:
             return TransientError(f"{self}: S3 answered {text[:200]!r} without an ETag")
