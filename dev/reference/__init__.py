@@ -1,1 +1,1 @@
-"""What makes parts of the documentation out of the code."""
+"""Generates docs/REFERENCE.md from the code."""

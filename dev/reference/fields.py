@@ -1,40 +1,40 @@
-"""What the fields of the records mean that readers of an hour may rely on."""
+"""The meaning of each field of the records that readers may rely on."""
 
 from collections.abc import Mapping
 
 _TOTALS: Mapping[str, str] = {
-    "format": "Version of the record",
+    "format": "Version of the record's format",
     "stream": "Name of the stream",
     "hour": "The UTC hour",
-    "plan_id": "Digest of the raw objects' keys, sizes and ETags and of what shapes the parts, then a random "
-    "number of this plan: the same `plan_id`, the same parts",
-    "objects": "Raw objects packed",
-    "bytes_in": "Their bytes",
-    "separator_bytes": "Newlines that were added between them (`ensure_newline`)",
-    "bytes_out": "Bytes of the parts: `bytes_in` and `separator_bytes` together",
-    "parts": "How many parts there are",
-    "left_out.hidden": "Listed objects that are no input: a step of their name begins with `_` or `.`",
-    "left_out.placeholders": "Listed objects that are no input: empty ones that stand for a folder",
-    "left_out.markers": "Listed objects that are no input: the producer's `ready_object`",
-    "verified.parts": "How many parts were proven, by kind of proof",
-    "verified.objects": "How many raw objects were checked, by kind of check",
-    "foreign": "Objects beside the parts that no record of the hour names; they are left alone",
-    "damaged": "Compressed raw objects that could not be unpacked, where the stream has `check_encoding`",
-    "validated_at": "When the hour was proven",
+    "plan_id": "Digest of everything that decides the parts (keys, sizes and ETags of the raw objects, settings), "
+    "and a random number. Equal `plan_id`, equal parts",
+    "objects": "Number of raw objects in the parts",
+    "bytes_in": "Total size of these raw objects",
+    "separator_bytes": "Number of newlines added between them (`ensure_newline`)",
+    "bytes_out": "Total size of the parts: `bytes_in` plus `separator_bytes`",
+    "parts": "Number of parts",
+    "left_out.hidden": "Number of objects left out because a segment of their name begins with `_` or `.`",
+    "left_out.placeholders": "Number of objects left out because they are empty folder placeholders",
+    "left_out.markers": "Number of objects left out because they are the producer's `ready_object`",
+    "verified.parts": "Number of parts by kind of proof",
+    "verified.objects": "Number of raw objects by kind of proof",
+    "foreign": "Number of objects next to the parts that no record of the hour names; they are not touched",
+    "damaged": "Number of compressed raw objects that could not be unpacked, if the stream has `check_encoding`",
+    "validated_at": "Time at which the hour was proven",
 }
 
 MARKER: Mapping[str, str] = {
     **_TOTALS,
-    "completed_at": "When this marker was written",
-    "max_connections": "The cap of one packing task",
-    "peak.sockets": "The most sockets to S3 that one packing task had open",
-    "peak.open_files": "The most files that one packing task had open",
-    "peak.rss_bytes": "The most memory that one packing task had resident",
+    "completed_at": "Time at which this marker was written",
+    "max_connections": "Limit of connections of one packing task",
+    "peak.sockets": "Maximum of open sockets to S3 in one packing task",
+    "peak.open_files": "Maximum of open files in one packing task",
+    "peak.rss_bytes": "Maximum of resident memory in one packing task",
     "requests": "Requests to S3 of all packing tasks, by operation",
-    "retries": "Requests of theirs that were tried again",
-    "throttles": "Answers of S3 that asked to slow down",
-    "seconds.pack": "Time of all packing tasks together",
-    "seconds.pack_cpu": "Their CPU time",
+    "retries": "Number of retried requests",
+    "throttles": "Number of responses with which S3 asked to slow down",
+    "seconds.pack": "Total time of all packing tasks",
+    "seconds.pack_cpu": "Total CPU time of all packing tasks",
 }
 
 MANIFEST_HEADER: Mapping[str, str] = {
@@ -48,28 +48,28 @@ MANIFEST_HEADER: Mapping[str, str] = {
     "measured.requests": MARKER["requests"],
     "measured.retries": MARKER["retries"],
     "measured.throttles": MARKER["throttles"],
-    "measured.parts_written": "Parts that the packing tasks wrote",
-    "measured.parts_left_alone": "Parts that stood already as planned",
-    "raw_prefix": "The hour's raw prefix, within its bucket",
+    "measured.parts_written": "Number of parts that the packing tasks wrote",
+    "measured.parts_left_alone": "Number of parts that already existed as planned",
+    "raw_prefix": "The hour's raw prefix in its bucket",
     "parts_table[].name": "Name of a part, in the order of the lines below",
     "parts_table[].encoding": "`.gz`, `.zst` and so on; empty for plain",
-    "parts_table[].size": "Its bytes",
+    "parts_table[].size": "Its size",
     "parts_table[].etag": "Its ETag when it was proven",
     "parts_table[].crc64nvme": "CRC64-NVME of its bytes, in hexadecimal",
-    "parts_table[].objects": "How many raw objects it holds: so many of the lines below are its own",
-    "parts_table[].copied": "Whether S3 copied it: one raw object, larger than a part",
-    "parts_table[].fingerprint": "Digest of all that decides its bytes",
+    "parts_table[].objects": "Number of its raw objects, and so of its lines below",
+    "parts_table[].copied": "Whether S3 copied it: a single raw object that is larger than a part",
+    "parts_table[].fingerprint": "Digest of everything that decides its bytes",
     "parts_table[].proof": "How it was proven: `stored-crc64nvme` or `read-back`",
 }
 
 MANIFEST_LINE: Mapping[str, str] = {
-    "key": "Key of the raw object, in the raw bucket",
-    "part": "Name of the part that holds it",
-    "offset": "Where it begins within the part",
-    "length": "Its bytes",
+    "key": "Key of the raw object in the raw bucket",
+    "part": "Name of its part",
+    "offset": "Its offset in the part",
+    "length": "Its size",
     "etag": "Its ETag when it was planned and read",
     "crc64nvme": "CRC64-NVME of its bytes, in hexadecimal",
-    "checked": "How its bytes were checked: `crc64nvme`, `crc32c`, `crc32`, `etag-md5`, `read-back`, `length`",
+    "checked": "How it was proven: `crc64nvme`, `crc32c`, `crc32`, `etag-md5`, `read-back` or `length`",
 }
 
 EVENT: Mapping[str, str] = {
@@ -78,6 +78,6 @@ EVENT: Mapping[str, str] = {
         for name in ("stream", "hour", "plan_id", "objects", "bytes_in", "bytes_out", "parts")
     },
     "aggregated": "Prefix of the hour's parts",
-    "manifest": "Where its manifest lies",
-    "marker": "Where its completion marker lies",
+    "manifest": "Address of the manifest",
+    "marker": "Address of the completion marker",
 }

@@ -1,6 +1,6 @@
-"""Writes docs/REFERENCE.md: what the code itself says of its settings, records, events, tasks and errors.
+"""Generates docs/REFERENCE.md: settings, records, events, tasks and errors, as the code defines them.
 
-``python -m dev.reference`` writes it; a test fails where it is not what the code gives.
+``python -m dev.reference`` writes the page. A test fails if the page and the code differ.
 """
 
 import ast
@@ -45,19 +45,19 @@ from include.log_rollup.units import (
 ROOT = Path(__file__).resolve().parents[2]
 TARGET = ROOT / "docs" / "REFERENCE.md"
 
-# Fields whose own keys are data: names of operations and of proofs.
+# Fields whose keys are data: names of operations and proofs.
 _COUNTS = ("requests", "measured.requests", "verified.parts", "verified.objects")
 _NAMES: Mapping[Any, str] = {bool: "true or false", int: "whole number", str: "text", Location: "S3 prefix"}
 
 _HEAD = """\
 # Reference
 
-Written by `make docs` from the code: don't edit it. How to begin is in [GUIDE.md](GUIDE.md).
+Generated from the code by `make docs`: do not edit. To get started, read [GUIDE.md](GUIDE.md).
 """
 
 
 def render() -> str:
-    """The whole page, from the shipped streams file; Airflow has to be set up, as :func:`main` does it."""
+    """Return the page for the shipped streams file; Airflow has to be configured before, see :func:`main`."""
     sections = (_HEAD, _streams(), _records(), _events(), _dags(), _limits(), _errors())
     return "\n".join(sections)
 
@@ -73,19 +73,19 @@ def _streams() -> str:
     return f"""\
 ## The streams file
 
-`include/streams.yaml`, or the file that the environment variable `LOG_ROLLUP_STREAMS` names. At its top:
+`include/streams.yaml`, or the file named by the environment variable `LOG_ROLLUP_STREAMS`. Its top-level keys:
 
 | key | meaning |
 |---|---|
-| `streams` | the list of streams; each becomes a Dag |
-| `defaults` | keys of a stream that hold for all of them, unless a stream has its own |
-| `late_schedule` | when `log_rollup_late` looks: a cron expression in UTC; by default `{LATE_SCHEDULE}` |
+| `streams` | list of streams; each becomes a Dag |
+| `defaults` | values of stream keys for all streams that do not set them |
+| `late_schedule` | schedule of `log_rollup_late`, a cron expression in UTC; by default `{LATE_SCHEDULE}` |
 
-A stream:
+Keys of a stream:
 
 {_table(("key", "type", "default", "allowed", "meaning"), keys)}
-Sizes are written like `32MiB`, durations like `90s`, `10m`, `6h`, `2d`, `1h30m`. No `max_connections` may be above
-the slots of the pool `{POOL}`, which `include/pools.json` creates with {pool_slots()}.
+Sizes are written like `32MiB`, durations like `90s`, `10m`, `6h`, `2d`, `1h30m`. `max_connections` must not exceed
+the slots of the pool `{POOL}`; `include/pools.json` defines {pool_slots()}.
 """
 
 
@@ -103,7 +103,7 @@ def _type(field: FieldInfo) -> str:
 
 
 def _kind(annotation: Any) -> Any:
-    """The type without None and without what is annotated to it."""
+    """Return the type without None and without its annotations."""
     if get_origin(annotation) in (Union, UnionType):
         (annotation,) = (one for one in get_args(annotation) if one is not type(None))
     return get_args(annotation)[0] if hasattr(annotation, "__metadata__") else annotation
@@ -116,7 +116,7 @@ def _metadata(field: FieldInfo) -> Sequence[Any]:
 
 def _default(field: FieldInfo) -> str:
     if field.is_required():
-        return "needed"
+        return "required"
     value = field.default
     if value is None:
         return "none"
@@ -168,15 +168,15 @@ def _records() -> str:
     return f"""\
 ## The completion marker `_SUCCESS`
 
-JSON. An hour is complete if and only if it lies beside its parts. Sizes are bytes, times seconds.
+A JSON object. An hour is complete if and only if it exists. Sizes are in bytes, times in seconds.
 
 {_fields(sample.marker(), fields.MARKER)}
 ## The manifest `_manifest.jsonl.gz`
 
-A line of JSON each, gzip. The first line is the header:
+Compressed JSON lines. The first line is the header:
 
 {_fields(header, fields.MANIFEST_HEADER)}
-Each further line is a raw object, in the order in which they lie in the parts:
+Each further line is a raw object, in the order of the parts and their content:
 
 {_fields(line, fields.MANIFEST_LINE)}"""
 
@@ -185,14 +185,14 @@ def _events() -> str:
     return f"""\
 ## Asset events
 
-Each completion of an hour of the stream `app` is an event of two assets:
+Each time an hour of the stream `app` is completed, two assets get an event:
 
-| asset | partition key | for |
+| asset | partition key | used by |
 |---|---|---|
 | `log_rollup_app` | none | Dags with `schedule=[Asset.ref(name="log_rollup_app")]` |
 | `log_rollup_app_hours` | the hour | Dags with a `PartitionedAssetTimetable` |
 
-Both carry as `extra`:
+`extra` of both events:
 
 {_fields(sample.event(), fields.EVENT)}"""
 
@@ -202,7 +202,7 @@ def _fields(record: Mapping[str, Any], meanings: Mapping[str, str]) -> str:
     if found.keys() != meanings.keys():
         odd = ", ".join(sorted(found.keys() ^ meanings.keys()))
         raise ValueError(
-            f"dev/reference/fields.py and the records differ in {odd}: describe exactly the fields there are"
+            f"dev/reference/fields.py and the records differ in {odd}: describe exactly the existing fields"
         )
     rows = [(f"`{name}`", f"`{json.dumps(found[name])}`", meanings[name]) for name in found]
     return _table(("field", "example", "meaning"), rows)
@@ -212,7 +212,7 @@ def _fields(record: Mapping[str, Any], meanings: Mapping[str, str]) -> str:
 
 
 def _dags() -> str:
-    text = "## The Dags\n\nFor the shipped streams file, which has the stream `app`.\n"
+    text = "## The Dags\n\nAs generated from the shipped streams file with its stream `app`.\n"
     for path in sorted((ROOT / "dags").glob("*.py")):
         for dag in _dags_of(path):
             text += (
@@ -222,7 +222,7 @@ def _dags() -> str:
 
 
 def _dags_of(path: Path) -> list[Any]:
-    """The Dags that a file leaves a task of, in their order."""
+    """Return the Dags of the tasks that a file defines, in the order of the file."""
     values = [value for value in runpy.run_path(str(path)).values() if not isinstance(value, type)]
     found = (getattr(value, "dag", None) for value in values)
     return list({dag.dag_id: dag for dag in found if dag}.values())
@@ -241,7 +241,7 @@ def _params(dag: Any) -> str:
 def _tasks(dag: Any) -> str:
     rows = []
     for task in dag.topological_sort():
-        # A mapped task keeps its settings by name, another one as attributes.
+        # The settings of a mapped task are in a dictionary, those of other tasks are attributes.
         settings = task.partial_kwargs if task.is_mapped else vars(task)
         kind = task.operator_class if task.is_mapped else type(task)
         pool = settings.get("pool", "default_pool")
@@ -256,7 +256,7 @@ def _tasks(dag: Any) -> str:
                 _duration(limit) if limit else "",
             )
         )
-    head = ("task", "does", f"slots of `{POOL}`", "retries", "time limit of a try")
+    head = ("task", "purpose", f"slots of `{POOL}`", "retries", "time limit of a try")
     return _table(head, rows)
 
 
@@ -333,8 +333,8 @@ def _errors() -> str:
     return f"""\
 ## Errors
 
-What a task's log ends with. Where Airflow does not retry, the message says what to do; by message they are in
-[TROUBLESHOOTING.md](TROUBLESHOOTING.md).
+The last line of a failed task's log names one of these. If Airflow does not retry it, the message says what to do.
+[TROUBLESHOOTING.md](TROUBLESHOOTING.md) lists the messages.
 
 {_table(("error", "retried", "meaning"), rows)}"""
 
@@ -359,9 +359,9 @@ def _one_line(text: str | None) -> str:
 
 
 def main() -> int:
-    """Write the page, whatever settings of Airflow the caller has."""
+    """Write the page, independent of the caller's Airflow settings."""
     with tempfile.TemporaryDirectory(prefix="log-rollup-airflow-") as home:
-        # Before Airflow is imported for the first time: it reads these once.
+        # Set before the first import of Airflow, which reads them once.
         os.environ.update(
             {
                 "AIRFLOW_HOME": home,

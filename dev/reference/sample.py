@@ -1,4 +1,4 @@
-"""An hour of one raw object, as the code itself writes it: the names and types of all fields of the records."""
+"""The records of an hour with one raw object, as the code writes them: all fields with example values."""
 
 from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime
@@ -43,25 +43,25 @@ def _manifest() -> records.Manifest:
 
 
 def marker() -> dict[str, Any]:
-    """The content of ``_SUCCESS``."""
+    """Return the content of ``_SUCCESS``."""
     return complete_hour.marker_of(_manifest(), HOUR.replace(hour=9, minute=12, second=33))
 
 
 def manifest() -> tuple[dict[str, Any], dict[str, Any]]:
-    """The header of ``_manifest.jsonl.gz``, and the line of a raw object."""
+    """Return the header of ``_manifest.jsonl.gz`` and the line of a raw object."""
     header, line = records.manifest_lines(_manifest(), _STREAM.at(HOUR).raw.key)
     return header, line
 
 
 def event() -> dict[str, Any]:
-    """What an asset event carries."""
+    """Return the ``extra`` of an asset event."""
     return complete_hour.event_of(_STREAM, HOUR, _manifest().totals)
 
 
 def flat(record: Mapping[str, Any], counts: Collection[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The fields of a record and their values; of one within another as ``a.b``, within a list as ``a[].b``.
+    """Yield the fields of a record with their values; nested fields as ``a.b``, fields in a list as ``a[].b``.
 
-    :param counts: fields whose own keys are data, not names
+    :param counts: fields whose keys are data, not names
     """
     for key, value in record.items():
         name = prefix + key
