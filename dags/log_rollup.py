@@ -1,32 +1,33 @@
 """
 # Hourly log rollup
 
-Waits until a stream's raw hour is settled, packs its many small objects into parts of `part_size` through a
-capped set of S3 connections, proves that nothing was lost or doubled, and only then marks the hour complete.
+For each UTC hour of a stream: waits until the raw hour is settled, packs its many small objects into parts, proves
+that no byte is lost or doubled, and then marks the hour complete.
 
-| task | what it does | when it fails |
+| task | what it does | if it fails |
 |---|---|---|
-| `wait_for_raw_hour` | waits until no object came for `quiet_period`, or the stream's marker is there | the hour is empty or still being written to: see its message, then clear it |
-| `plan_hour` | lists the raw hour and writes into the bucket which object goes into which part | the bucket, the credentials or a setting of the stream: mend it, then clear it; or raw objects of a proven hour have expired: mark the run as success |
-| `pack_shard` | packs one run of parts; parts that stand already are left alone | clear the failed ones; finished parts are not packed again |
-| `validate_hour` | compares raw objects and parts, in number, bytes and CRC, and writes the manifest | the raw hour changed, or a part is not right: clear the run from `plan_hour` on |
-| `complete_hour` | writes `_SUCCESS` and tells the Dags downstream | clear the run from `plan_hour` on |
+| `wait_for_raw_hour` | waits until no object has arrived for `quiet_period`, or until the ready object exists | the hour is empty or still being written: read the message, then clear the task |
+| `plan_hour` | lists the raw hour and writes a plan into the bucket: which object goes into which part | fix what the message names (bucket, credentials, a setting of the stream), then clear the task. If raw objects of a complete hour have expired, mark the run as success |
+| `pack_shard` | packs one shard of the plan; parts that exist as planned are not packed again | clear the failed tasks |
+| `validate_hour` | compares raw objects and parts (number, bytes, CRC) and writes the manifest | the raw hour changed, or a part is wrong: clear the run from `plan_hour` on |
+| `complete_hour` | writes `_SUCCESS` and emits the asset events for Dags downstream | clear the run from `plan_hour` on |
 
-**An hour is complete if and only if `_SUCCESS` lies beside its parts.** Clearing is always safe: a complete
-hour that has not changed is left as it is and takes seconds, and one that has changed loses its `_SUCCESS`
-before the first part is touched. An hour whose raw objects have expired is refused and stays as it is; who wants
-it without them triggers it with `drop_vanished`.
+**An hour is complete if and only if `_SUCCESS` exists beside its parts.**
 
-**To roll up an hour by hand**, trigger the Dag and give the hour in the form. **To roll up a past range**,
-use a backfill; the tasks of younger hours go before it. What cannot be mended by a retry fails at once; throttling and network faults are retried.
-
-Who is told that a run has failed or has missed its deadline stands in the streams file, under `notify` and
-`deadline`. The note on a finished run says what it made of its hour.
-
-The pool `s3_connections` caps the connections to S3 of all tasks of all streams together: a task takes as
-many slots as it may open connections.
+- **Clearing is always safe.** A complete hour that has not changed stays as it is; that takes seconds. An hour that
+  has changed loses its `_SUCCESS` before its first part changes.
+- **Expired raw objects.** A rerun of an hour whose raw objects have expired fails and changes nothing. To roll it up
+  without them, trigger the Dag with `drop_vanished`.
+- **Roll up one hour by hand:** trigger the Dag and enter the hour in the form.
+- **Roll up a past range:** start a backfill. Tasks of newer hours go first.
+- **Retries.** Network faults and throttling are retried. An error that a retry cannot fix fails at once.
+- **Notifications.** `notify` and `deadline` in the streams file say who is notified of failed and late runs.
+- **Result.** The note on a successful run has the hour's totals.
+- **Connections.** Each task takes as many slots of the pool `s3_connections` as it may open connections to S3, so the
+  pool limits all tasks of all streams together.
 """
 
+import pendulum
 from airflow.sdk import DAG, CronDataIntervalTimetable, get_parsing_context
 
 from include.log_rollup import limits
@@ -46,16 +47,16 @@ from log_rollup_plugin.sensor import RawHourSensor
 
 streams = load_streams()
 check_pool(streams, pool_slots())
-# A task needs the Dag of its own stream only; where nothing runs, all are made.
-only = get_parsing_context().dag_id
+# Set while a task runs, which needs only its own Dag. None in the Dag processor, which needs all.
+running_dag_id = get_parsing_context().dag_id
 
-# Equal for all streams, so made once: each costs time where there are a thousand of them.
+# Shared by all Dags: creating them takes time, and there may be a thousand streams.
 hourly = CronDataIntervalTimetable("0 * * * *", timezone="UTC")
 policy = retry_policy()
-freshest = FreshHoursFirst()
+fresh_hours_first = FreshHoursFirst()
 
 for stream in streams:
-    if only is not None and dag_id_of(stream) != only:
+    if running_dag_id not in (None, dag_id_of(stream)):
         continue
     check_notifiers(stream)
     with DAG(
@@ -63,7 +64,7 @@ for stream in streams:
         description=f"{stream.raw} -> {stream.aggregated}, hour by hour",
         doc_md=__doc__,
         schedule=hourly,
-        start_date=stream.start,
+        start_date=pendulum.instance(stream.start),
         catchup=True,
         max_active_runs=stream.max_active_runs,
         tags=["log-rollup", stream.name],
@@ -77,11 +78,11 @@ for stream in streams:
             "retry_delay": limits.TASK_RETRY_DELAY,
             "retry_policy": policy,
             "execution_timeout": stream.task_timeout,
-            # A long backfill must not keep the present hour from its connections.
-            "weight_rule": freshest,
+            # So that a long backfill does not delay the newest hour.
+            "weight_rule": fresh_hours_first,
         },
-        # With the latest version, Airflow 3.3.2 looks at the shards of a cleared run before it is planned
-        # again, and removes for good those that its last plan did not have.
+        # With True, Airflow 3.3.2 expands pack_shard of a cleared run before the hour is planned again, and removes
+        # the shards that the last plan did not have.
         rerun_with_latest_version=False,
     ):
         wait = RawHourSensor(
@@ -101,7 +102,7 @@ for stream in streams:
             task_id="validate_hour",
             stream=stream,
             pool_slots=limits.CONTROL_CONNECTIONS,
-            # A complete hour that has not changed has no shards, so packing is skipped.
+            # Packing is skipped for a complete hour that has not changed: it has no shards.
             trigger_rule="none_failed",
         )
         complete = CompleteHourOperator(

@@ -1,24 +1,25 @@
 """
 # Late objects
 
-Looks daily at the complete hours of each stream's last `late_days` days, and reruns those whose raw objects
-came late or changed since. The look lists the raw hours and compares them with what their completion markers
-say; an hour that has not changed is not touched.
+Checks once a day the complete hours of each stream's last `late_days` days, and reruns those with raw objects that
+arrived or changed after completion. The check lists the raw hours and compares them with their completion markers. It
+does not touch an hour that has not changed.
 
-| task | what it does | when it fails |
+| task | what it does | if it fails |
 |---|---|---|
-| `find_<stream>` | lists, compares, and says in its log and in the XCom `report` what it found | the bucket or the credentials: mend them, then clear it |
-| `rerun_<stream>` | runs `log_rollup_<stream>` for a changed hour, as the run `late__<hour>`, one hour after the other | that run failed, or its Dag is paused: see there, then clear this task. Or it has not ended in time: see what it waits for; the next check looks at the hour again |
+| `find_<stream>` | lists and compares; its log and its XCom `report` have the result | fix the bucket or the credentials, then clear the task |
+| `rerun_<stream>` | runs `log_rollup_<stream>` for one changed hour, as the run `late__<hour>`; one hour after the other | the run failed, or its Dag is paused: fix that, then clear this task. Or the run has not ended in time: see what it waits for; the next check covers the hour again |
 
-An hour of which raw objects have *vanished*, as under a lifecycle rule, is reported under `left_alone` and never
-rerun: its parts may be all that is left of them. An hour that is not complete is its own run's concern.
+- **Vanished raw objects.** An hour whose raw objects have vanished, as under a lifecycle rule, is reported under
+  `left_alone` and never rerun: its parts may be the last copy.
+- **Incomplete hours** are not checked; their own runs complete them.
+- **Time limit.** A run of this Dag that takes longer than 23 hours is ended, so that the next one can start. The runs
+  that it has started continue.
 
-A run of this Dag that takes longer than 23 hours is ended, so that the next one can start; the runs that it has
-started go on.
-
-`late_days` (0: not looked at) and `late_schedule` (a cron expression in UTC) stand in the streams file.
+`late_days` (0: no check) and `late_schedule` (a cron expression in UTC) are keys of the streams file.
 """
 
+import pendulum
 from airflow.sdk import DAG, CronTriggerTimetable
 
 from include.log_rollup import limits
@@ -33,10 +34,10 @@ policy = retry_policy()
 
 with DAG(
     dag_id="log_rollup_late",
-    description="Reruns complete hours whose raw objects came late or changed",
+    description="Reruns complete hours with late or changed raw objects",
     doc_md=__doc__,
     schedule=CronTriggerTimetable(load_late_schedule(), timezone="UTC"),
-    start_date=min((stream.start for stream in streams), default=None),
+    start_date=min((pendulum.instance(stream.start) for stream in streams), default=None),
     catchup=False,
     max_active_runs=1,
     dagrun_timeout=limits.LATE_RUN_TIMEOUT,
@@ -67,10 +68,9 @@ with DAG(
             wait_for_completion=True,
             deferrable=True,
             poke_interval=int(stream.poll_interval.total_seconds()),
-            # One after the other: late hours count among the stream's `max_active_runs`, of which the
-            # present hour needs one.
+            # One at a time: reruns count towards the stream's `max_active_runs`, and the newest hour needs one.
             max_active_tis_per_dagrun=1,
-            # The run that it starts has retries of its own.
+            # The run that it starts has its own retries.
             retries=0,
             execution_timeout=min(
                 stream.timeout + limits.LATE_RERUN_MARGIN + 3 * stream.task_timeout, limits.LATE_RERUN_TIMEOUT

@@ -1,4 +1,4 @@
-"""What Airflow loads from the plugins folder at start."""
+"""The Airflow plugin of this project."""
 
 from typing import Any, ClassVar
 
@@ -9,7 +9,7 @@ from log_rollup_plugin.priority import FreshHoursFirst
 
 
 class LogRollupPlugin(AirflowPlugin):
-    """Registers the listener that creates the pool, the order in which hours get its slots, and the page Hours."""
+    """Registers the listener, the priority of newer hours, and the page Hours."""
 
     name = "log_rollup"
     listeners: ClassVar[list[Any]] = [listener]

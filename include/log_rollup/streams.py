@@ -291,7 +291,7 @@ class Stream(BaseModel):
     @model_validator(mode="after")
     def _somebody_is_told(self) -> "Stream":
         if self.deadline is not None and not self.notify:
-            raise ValueError("deadline: nobody would be told that it has passed; give notify too")
+            raise ValueError("deadline: no notifier would report it; give 'notify' too")
         return self
 
     @property

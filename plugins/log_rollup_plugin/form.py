@@ -1,27 +1,27 @@
-"""The trigger form of a stream's Dag: its parameters, cheap enough for a thousand Dags."""
+"""The trigger form of a stream's Dag: parameters that parse fast enough for a thousand Dags."""
 
 from typing import Any
 
 from airflow.sdk import Param
 
 HOUR_SCHEMA = {"type": ["null", "string"], "format": "date-time", "title": "Hour"}
-HOUR_TEXT = "The UTC hour to roll up, like 2026-11-23T08:00:00Z; empty for the run's own hour."
+HOUR_TEXT = "The UTC hour to roll up, like 2026-11-23T08:00:00Z. Leave it empty for the run's own hour."
 DROP_VANISHED_SCHEMA = {"type": "boolean", "title": "Drop vanished objects"}
 DROP_VANISHED_TEXT = (
-    "Roll up an hour again even if raw objects of it have vanished since it was proven: its parts lose what they "
-    "hold of them."
+    "Roll the hour up again even if some of its raw objects no longer exist. Their content is then removed from "
+    "the parts."
 )
 
 
 class FormParam(Param):
-    """A Param whose default is valid and whose schema never changes.
+    """A Param with a valid default and a constant schema, neither of which is validated again.
 
-    Airflow 3.3.2 validates the default of each Dag's Param, and its schema too, which takes 1 ms, and copies the
-    schema for each operator and each class that it derives from. Here the schema is shared, and only values that
-    a run gives are validated.
+    Airflow 3.3.2 validates default and schema of each Dag's Param, which takes 1 ms, and copies the schema for
+    each operator and each of its base classes. Here all Dags share the schema, and only values of a run are
+    validated.
     """
 
-    # Not in __dict__, which Airflow dumps.
+    # A slot, because Airflow serialises what is in __dict__.
     __slots__ = ("_default",)
 
     def __init__(self, default: Any, description: str, schema: dict[str, Any]) -> None:
@@ -38,12 +38,12 @@ class FormParam(Param):
         return self.__copy__()
 
 
-# Airflow knows what it has to serialise as a Param by the name of its class.
+# Airflow recognises a Param by the name of its class when it serialises a Dag.
 FormParam.__module__, FormParam.__name__ = Param.__module__, Param.__name__
 
 
 def hour_form() -> dict[str, Param]:
-    """The parameters of one Dag; a run changes their values, so each Dag has its own."""
+    """The parameters of one Dag. Each Dag needs its own, because a run changes their values."""
     return {
         "hour": FormParam(None, HOUR_TEXT, HOUR_SCHEMA),
         "drop_vanished": FormParam(False, DROP_VANISHED_TEXT, DROP_VANISHED_SCHEMA),

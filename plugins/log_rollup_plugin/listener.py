@@ -1,4 +1,4 @@
-"""What happens beside the tasks: the missing pool is created at start, and a finished run gets its note."""
+"""Airflow listener: creates missing pools at start, and puts a note on successful runs."""
 
 import json
 import logging
@@ -15,24 +15,24 @@ log = logging.getLogger(__name__)
 @hookimpl
 def on_starting(component: Any) -> None:
     """Create the pools when a scheduler, a Dag processor or a triggerer starts."""
-    # Tasks call this too, but have no database, and must not load its models.
+    # Airflow calls this in tasks too. They have no database, and must not import its models.
     if getattr(component, "__tablename__", None) == "job":
         create_missing_pools()
 
 
 @hookimpl
 def on_dag_run_success(dag_run: Any, msg: str) -> None:
-    """Say in the run's note what it made; called by the scheduler, which must not suffer from it."""
+    """Put a note on the run. The scheduler calls this, so it never raises."""
     try:
         leave_note(dag_run)
     except Exception:
-        log.exception("could not leave a note on the run %s of %s", dag_run.run_id, dag_run.dag_id)
+        log.exception("could not write the note of run %s of %s", dag_run.run_id, dag_run.dag_id)
 
 
 def create_missing_pools() -> None:
-    """Create what is missing of the pools in ``include/pools.json``; needs the metadata database.
+    """Create those pools of ``include/pools.json`` that do not exist; needs the metadata database.
 
-    A pool that exists is left as it is: an operator may have resized it. Without its pool a task would stay
+    A pool that exists is not changed, because an operator may have resized it. Tasks of a missing pool stay
     scheduled for ever.
     """
     from airflow.models.pool import Pool
@@ -46,5 +46,5 @@ def create_missing_pools() -> None:
                     session.add(Pool(pool=name, **pool))
                     log.info("created the pool %s with %d slots", name, pool["slots"])
         except IntegrityError:
-            # Scheduler, Dag processor and triggerer start together; another one was faster.
-            log.info("the pool %s is there already", name)
+            # Scheduler, Dag processor and triggerer start at the same time: another one has created it.
+            log.info("the pool %s exists already", name)

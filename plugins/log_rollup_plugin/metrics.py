@@ -1,4 +1,4 @@
-"""What Airflow's StatsD or OpenTelemetry gets to know of hours and shards; docs/OBSERVABILITY.md lists it."""
+"""Metrics of hours and shards for Airflow's StatsD or OpenTelemetry; docs/OBSERVABILITY.md lists them."""
 
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
@@ -11,7 +11,7 @@ from include.log_rollup.hour.records import HourTotals, Measured
 
 
 def hour_completed(totals: HourTotals) -> None:
-    """An hour that was not complete before has got its completion marker."""
+    """Count an hour that has just become complete."""
     stream = totals.stream
     _count(stream, "hours", 1)
     _count(stream, "objects", totals.objects)
@@ -19,8 +19,8 @@ def hour_completed(totals: HourTotals) -> None:
     _count(stream, "parts", totals.parts)
 
 
-def shard_tried(stream: str, measured: Measured) -> None:
-    """A try of packing a shard has ended, well or not."""
+def shard_packed(stream: str, measured: Measured) -> None:
+    """Record one try to pack a shard, successful or not."""
     for name, tags in _series(stream, "shard_duration"):
         Stats.timing(name, timedelta(seconds=measured.seconds), tags=tags)
     _count(stream, "throttles", measured.throttles)
@@ -28,8 +28,8 @@ def shard_tried(stream: str, measured: Measured) -> None:
     _gauge(stream, "peak_sockets", measured.sockets)
 
 
-def looked_back(stream: str, changes: Sequence[Changes]) -> None:
-    """The complete hours of the last days were looked at for late objects."""
+def late_checked(stream: str, changes: Sequence[Changes]) -> None:
+    """Record what a check for late objects found."""
     _gauge(stream, "changed_hours", len(changes))
     _gauge(stream, "late_objects", sum(len(one.late) for one in changes))
     _gauge(stream, "changed_objects", sum(len(one.changed) for one in changes))
@@ -47,9 +47,10 @@ def _gauge(stream: str, metric: str, value: int) -> None:
 
 
 def _series(stream: str, metric: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """Name and tags of a metric: the stream as a tag, and once more in the name, for a StatsD without tags.
+    """Names and tags of a metric.
 
-    The latter as Airflow does it with its own, and where the same setting asks for it.
+    The stream is a tag. If Airflow's setting ``metrics.legacy_names_on`` is set, there is a second metric with the
+    stream in its name, for a StatsD without tags, as Airflow does it for its own metrics.
     """
     yield f"log_rollup.{metric}", {"stream": stream}
     if conf.getboolean("metrics", "legacy_names_on"):

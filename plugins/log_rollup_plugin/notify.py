@@ -1,4 +1,4 @@
-"""Who is told, through Airflow's notifiers, that an hour has failed or is not complete in time."""
+"""Notifies operators, through Airflow's notifiers, of runs that have failed or missed their deadline."""
 
 import inspect
 import logging
@@ -25,16 +25,16 @@ log = logging.getLogger(__name__)
 
 FAILED = "failed"
 DEADLINE = "deadline"
-# What a notifier says where the streams file does not, by the names that such arguments have.
-TEXTS = {
+# Texts for those arguments of a notifier that the streams file does not give, by the argument's name.
+DEFAULT_TEXTS = {
     "subject": "{{ log_rollup.title }}",
     "html_content": '<p>{{ log_rollup.text }}</p><p><a href="{{ log_rollup.url }}">{{ log_rollup.url }}</a></p>',
     "message": "{{ log_rollup.text }} {{ log_rollup.url }}",
     "message_body": "{{ log_rollup.text }} {{ log_rollup.url }}",
     "text": "{{ log_rollup.text }} {{ log_rollup.url }}",
 }
-# A run as the triggerer is handed it.
-_RUN = {
+# A run in the form in which the triggerer gets it, to try out templates.
+_SAMPLE_RUN = {
     **dict.fromkeys(("dag_id", "dag_run_id", "run_type", "state", "note"), "x"),
     **dict.fromkeys(("logical_date", "run_after", "queued_at", "start_date", "end_date"), "x"),
     **dict.fromkeys(("data_interval_start", "data_interval_end"), "2026-11-23T08:00:00Z"),
@@ -44,12 +44,12 @@ _RUN = {
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """What a notifier's templates find as ``log_rollup``.
+    """The variable ``log_rollup`` in the templates of a notifier.
 
     :param event: ``failed`` or ``deadline``
     :param hour: as in ``2026-11-23T08:00:00Z``; empty if the run was triggered without one
-    :param title: one line
-    :param text: what happened and what to do, without the link
+    :param title: one line, for a subject
+    :param text: what happened and what to do, without the URL
     :param url: of the run
     :param hour_url: of the hour's page; empty without an hour
     """
@@ -64,20 +64,20 @@ class Notice:
 
 
 def check_notifiers(stream: Stream) -> None:
-    """Make each of a stream's notifiers once, and have it put its words together.
+    """Create each notifier of a stream and render its templates once, so that errors show when the Dag is parsed.
 
-    :raises ConfigurationError: if it cannot, naming stream, key and fix
+    :raises ConfigurationError: if that fails, with the stream, the entry and the fix
     """
     for number, notifier in enumerate(stream.notify, 1):
         try:
-            _rehearse(make_notifier(notifier), stream)
+            _try_templates(make_notifier(notifier), stream)
         except ConfigurationError as error:
             raise ConfigurationError(f"stream {stream.name!r}: notify: entry {number}: {error}") from error
 
 
-def _rehearse(notifier: BaseNotifier, stream: Stream) -> None:
-    """Render the templates with what there is when a deadline has passed; when a run has failed there is more."""
-    context = {"dag_run": _RUN, "deadline": {}}
+def _try_templates(notifier: BaseNotifier, stream: Stream) -> None:
+    """Render the templates for a missed deadline, which has fewer variables than a failed run."""
+    context = {"dag_run": _SAMPLE_RUN, "deadline": {}}
     notice = _notice(stream.name, context, DEADLINE, "", "")
     try:
         notifier.render_template_fields({**context, "log_rollup": notice})
@@ -86,21 +86,21 @@ def _rehearse(notifier: BaseNotifier, stream: Stream) -> None:
     except UndefinedError as error:
         if stream.deadline is not None:
             raise ConfigurationError(
-                f"a template of it cannot be used: {error}. Of a passed deadline, templates know only "
+                f"a template of it cannot be used: {error}. For a missed deadline, templates know only "
                 f"log_rollup, dag_run (times as text) and deadline."
             ) from error
 
 
 def failure_callback(stream: Stream) -> Callable[[Mapping[str, Any]], None] | None:
-    """What the Dag of a stream calls when a run has failed; None where nobody is to be told."""
+    """The failure callback of a stream's Dag; None if the stream has no notifiers."""
     return partial(tell_of_failure, stream) if stream.notify else None
 
 
 def deadline_alert(stream: Stream) -> DeadlineAlert | None:
-    """The deadline of a stream's runs, from when they were queued; None if it has none.
+    """The deadline of a stream's runs, counted from when a run was queued; None if the stream has none.
 
-    From the logical date it would be past already in a backfill, and a cleared run has all of its time again.
-    It is told by the triggerer, which does not need a free slot of a worker for it.
+    Counted from the logical date, runs of a backfill would miss it before they start. The triggerer calls the
+    notifiers, so no free slot of a worker is needed.
     """
     if stream.deadline is None:
         return None
@@ -119,45 +119,45 @@ def deadline_alert(stream: Stream) -> DeadlineAlert | None:
 
 
 def make_notifier(notifier: Notifier) -> BaseNotifier:
-    """The notifier, with our words where it has none of its own.
+    """Create a notifier, with default texts for the arguments that the streams file does not give.
 
-    :raises ConfigurationError: if there is no such class, or it does not take these arguments
+    :raises ConfigurationError: if the class cannot be imported, or does not accept the arguments
     """
     module, _, name = notifier.path.rpartition(".")
     try:
-        found = getattr(import_module(module), name)
+        cls = getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ConfigurationError(
-            f"class: {notifier.path} cannot be imported ({error}); mend the name, or install the provider that "
+            f"class: {notifier.path} cannot be imported ({error}); fix the name, or install the provider that "
             f"has it"
         ) from error
-    if not (inspect.isclass(found) and issubclass(found, BaseNotifier)):
+    if not (inspect.isclass(cls) and issubclass(cls, BaseNotifier)):
         raise ConfigurationError(
             f"class: {notifier.path} is no notifier; name a subclass of airflow.sdk.BaseNotifier"
         )
-    taken = _taken_by(found)
-    words: dict[str, Any] = {key: text for key, text in TEXTS.items() if key in taken}
-    if "json" in taken and "data" not in notifier.arguments:
-        # As the webhooks of most chats want it.
-        words["json"] = {"text": TEXTS["text"]}
+    accepted = _parameters_of(cls)
+    arguments: dict[str, Any] = {key: text for key, text in DEFAULT_TEXTS.items() if key in accepted}
+    if "json" in accepted and "data" not in notifier.arguments:
+        # The form that the webhooks of most chats expect.
+        arguments["json"] = {"text": DEFAULT_TEXTS["text"]}
     try:
-        made: BaseNotifier = found(**{**words, **notifier.arguments})
+        made: BaseNotifier = cls(**{**arguments, **notifier.arguments})
     except Exception as error:
         raise ConfigurationError(
-            f"{notifier.path} cannot be made: {error}; it takes {', '.join(taken)}"
+            f"{notifier.path} cannot be created: {error}; it takes {', '.join(accepted)}"
         ) from error
     return made
 
 
-def _taken_by(cls: type) -> list[str]:
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return [name for name, one in inspect.signature(cls).parameters.items() if one.kind in named]
+def _parameters_of(cls: type) -> list[str]:
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [name for name, one in inspect.signature(cls).parameters.items() if one.kind in kinds]
 
 
 def tell_of_failure(stream: Stream, context: Mapping[str, Any]) -> None:
-    """Tell of a failed run; called by the Dag processor.
+    """Notify of a failed run; called by the Dag processor.
 
-    :raises RollupError: if somebody could not be told, after everybody else was
+    :raises RollupError: if a notifier failed, after all others were called
     """
     instance = context.get("ti")
     task = f" in {instance.task_id}" if instance else ""
@@ -167,23 +167,24 @@ def tell_of_failure(stream: Stream, context: Mapping[str, Any]) -> None:
         try:
             make_notifier(notifier)({**context, "log_rollup": notice})
         except Exception as error:
-            failures.append(_failure(notifier, error))
-    _raise(failures)
+            failures.append(_log_failure(notifier, error))
+    _raise_failures(failures)
 
 
 async def tell_of_deadline(
     stream: str, deadline: str, notifiers: list[dict[str, Any]], context: dict[str, Any]
 ) -> None:
-    """Tell of a run whose deadline has passed; called by the triggerer.
+    """Notify of a run that has missed its deadline; called by the triggerer.
 
-    Backfills queue all their runs at once, so one that is still queued waits for its turn: nobody is told.
+    A queued run of a backfill is not reported: a backfill queues all its runs at once. Airflow stores the path of
+    this function with each deadline, so its name must not change.
 
-    :param deadline: in words
-    :raises RollupError: if somebody could not be told, after everybody else was
+    :param deadline: as in ``1h30m``
+    :raises RollupError: if a notifier failed, after all others were called
     """
     run = context["dag_run"]
     if run["run_type"] == "backfill" and run["state"] == "queued":
-        log.info("the run %s waits for its turn in a backfill; nobody is told", run["dag_run_id"])
+        log.info("the run %s is still queued in a backfill; no notification is sent", run["dag_run_id"])
         return
     state = f", the run is {run['state']}" if run["state"] else ""
     notice = _notice(
@@ -193,15 +194,15 @@ async def tell_of_deadline(
     for settings in notifiers:
         notifier = Notifier(**settings)
         try:
-            # In a thread: it may import a whole provider.
+            # In a thread, because it may import a whole provider.
             made = await sync_to_async(make_notifier)(notifier)
-            await _tell(made, {**context, "log_rollup": notice})
+            await _send(made, {**context, "log_rollup": notice})
         except Exception as error:
-            failures.append(_failure(notifier, error))
-    _raise(failures)
+            failures.append(_log_failure(notifier, error))
+    _raise_failures(failures)
 
 
-async def _tell(notifier: BaseNotifier, context: dict[str, Any]) -> None:
+async def _send(notifier: BaseNotifier, context: dict[str, Any]) -> None:
     if type(notifier).async_notify is BaseNotifier.async_notify:
         await sync_to_async(notifier)(context)
     else:
@@ -211,8 +212,8 @@ async def _tell(notifier: BaseNotifier, context: dict[str, Any]) -> None:
 
 def _notice(stream: str, context: Mapping[str, Any], event: str, what: str, more: str) -> Notice:
     run = context.get("dag_run")
-    run_id = _of(run, "dag_run_id") or _of(run, "run_id") or context.get("run_id") or ""
-    hour = _hour(_of(run, "conf"), _of(run, "data_interval_start"))
+    run_id = _field(run, "dag_run_id") or _field(run, "run_id") or context.get("run_id") or ""
+    hour = _hour(_field(run, "conf"), _field(run, "data_interval_start"))
     of_hour = f"hour {format_hour(hour)}" if hour else f"run {run_id}"
     return Notice(
         event=event,
@@ -220,13 +221,13 @@ def _notice(stream: str, context: Mapping[str, Any], event: str, what: str, more
         hour=format_hour(hour) if hour else "",
         title=f"Log Rollup: {of_hour} of {stream} {what}",
         text=f"Log Rollup: {of_hour} of the stream {stream} {what}{more}.",
-        url=run_page(_of(run, "dag_id") or context["dag"].dag_id, run_id),
+        url=run_page(_field(run, "dag_id") or context["dag"].dag_id, run_id),
         hour_url=hour_page(stream, hour) if hour else "",
     )
 
 
-def _of(run: Any, name: str) -> Any:
-    """A field of the run: the Dag processor has it as an object, the triggerer as JSON."""
+def _field(run: Any, name: str) -> Any:
+    """A field of a run, which is an object in the Dag processor and a mapping in the triggerer."""
     return run.get(name) if isinstance(run, Mapping) else getattr(run, name, None)
 
 
@@ -241,11 +242,11 @@ def _hour(conf: Mapping[str, Any] | None, start: datetime | str | None) -> datet
     return floor_hour(start) if start else None
 
 
-def _failure(notifier: Notifier, error: Exception) -> str:
-    log.error("%s could not tell: %s", notifier.path, error)
+def _log_failure(notifier: Notifier, error: Exception) -> str:
+    log.error("notifier %s failed: %s", notifier.path, error)
     return f"{notifier.path}: {error}"
 
 
-def _raise(failures: list[str]) -> None:
+def _raise_failures(failures: list[str]) -> None:
     if failures:
-        raise RollupError(f"not everybody was told: {'; '.join(failures)}")
+        raise RollupError(f"some notifiers failed: {'; '.join(failures)}")

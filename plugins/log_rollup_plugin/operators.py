@@ -1,12 +1,12 @@
-"""The pipeline's steps from plan_hour on, and the look for late objects, as operators: each calls its step."""
+"""Operators of the steps from plan_hour on, and of the check for late objects."""
 
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
+import pendulum
 from airflow.sdk import Asset, BaseOperator, Context
 
 from include.log_rollup import limits
@@ -27,9 +27,9 @@ log = logging.getLogger(__name__)
 
 
 class PlanHourOperator(BaseOperator):
-    """Plans a stream's hour and returns one small reference for each shard.
+    """Plans an hour and returns one small reference for each shard.
 
-    :param stream: whose hour
+    :param stream: the stream to which the hour belongs
     """
 
     operator_extra_links = (HourLink(),)
@@ -53,10 +53,10 @@ class PlanHourOperator(BaseOperator):
 
 
 class PackShardOperator(BaseOperator):
-    """Packs one shard of a planned hour; mapped over what plan_hour returns.
+    """Packs one shard of a planned hour; mapped over the references that plan_hour returns.
 
-    :param stream: whose hour
-    :param shard: the reference of the shard
+    :param stream: the stream to which the hour belongs
+    :param shard: the fields of a :class:`include.log_rollup.hour.plan.ShardRef`
     """
 
     template_fields: Sequence[str] = ("shard",)
@@ -69,14 +69,14 @@ class PackShardOperator(BaseOperator):
 
     @property
     def title(self) -> str:
-        """The shard by name, for the grid."""
+        """The name of the shard in Airflow's grid."""
         return ShardRef(**self.shard).title
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """See :func:`include.log_rollup.steps.pack_shard.pack_shard`; returns what it measured."""
+        """See :func:`include.log_rollup.steps.pack_shard.pack_shard`; returns its measurements."""
         cap, ref = self.stream.max_connections, ShardRef(**self.shard)
         self.hour_page = hour_page(self.stream.name, parse_hour(ref.hour))
-        tried = partial(metrics.shard_tried, self.stream.name)
+        tried = partial(metrics.shard_packed, self.stream.name)
         with PooledS3Hook.for_stream(self.stream, cap, limits.PACKING_CONTROL_CONNECTIONS) as hook:
             return asdict(pack_shard.pack_shard(hook, self.stream, ref, tried))
 
@@ -84,7 +84,7 @@ class PackShardOperator(BaseOperator):
 class ValidateHourOperator(BaseOperator):
     """Proves a packed hour and writes its manifest.
 
-    :param stream: whose hour
+    :param stream: the stream to which the hour belongs
     """
 
     operator_extra_links = (HourLink(), ManifestLink())
@@ -106,16 +106,16 @@ class ValidateHourOperator(BaseOperator):
 
 
 class CompleteHourOperator(BaseOperator):
-    """Marks a proven hour complete, and tells the Dags downstream.
+    """Marks a proven hour complete, and emits events for Dags downstream.
 
-    Each completion is an event of two assets, because an event with a partition key reaches partitioned Dags
-    alone, and one without reaches the others alone. (An alias could give one asset both kinds of event, but the
-    first two completions at a time fail in Airflow 3.3.2: each inserts the alias' row for the asset.)
+    Each completion is an event of two assets, because an event with a partition key reaches only partitioned Dags,
+    and an event without one only the others. (One asset with an alias could have both kinds of event. But in
+    Airflow 3.3.2 two first completions at the same time fail, because both insert the alias's row.)
 
-    A run of an hour that was complete already tells them again: whether an earlier try came to telling, nothing
-    in the bucket says, and twice is better than never.
+    A run of a complete hour emits the events again (at least once): the bucket does not record whether they were
+    sent.
 
-    :param stream: whose hour
+    :param stream: the stream to which the hour belongs
     """
 
     operator_extra_links = (HourLink(), ManifestLink(), MarkerLink())
@@ -145,20 +145,19 @@ class CompleteHourOperator(BaseOperator):
         log.info(
             "%s objects, %s -> %d parts, proven by %s",
             f"{totals.objects:,}", format_size(totals.bytes_in), totals.parts,
-            " and ".join(totals.verified.parts) or "their absence",
+            " and ".join(totals.verified.parts) or "having no parts",
         )  # fmt: skip
         return asdict(totals)
 
 
 class FindLateHoursOperator(BaseOperator):
-    """Finds the complete hours of the last ``late_days`` days whose raw objects have changed since.
+    """Finds the complete hours of the last ``late_days`` days with raw objects that arrived or changed since.
 
-    Returns, for each hour that a rerun makes right, the arguments of the TriggerDagRunOperator that reruns
-    it. The run is one of its own for each hour, cleared when it is there already, so that it does not matter
-    whether the hour was made by the schedule, a backfill, somebody's hand or not by this Airflow at all. The
-    XCom ``report`` tells the whole of what was found.
+    Returns the arguments of a TriggerDagRunOperator for each hour to rerun. Each hour has its own run for this,
+    which is cleared if it exists. So the kind of run that completed the hour does not matter, nor whether it was a
+    run of this Airflow. The XCom ``report`` has the full result.
 
-    :param stream: whose hours
+    :param stream: the stream to check
     """
 
     def __init__(self, *, stream: Stream, **kwargs: Any) -> None:
@@ -167,32 +166,32 @@ class FindLateHoursOperator(BaseOperator):
 
     def execute(self, context: Context) -> list[dict[str, Any]]:
         """See :func:`include.log_rollup.queries.late.look_back`."""
-        hours = late.recent_hours(datetime.now(UTC), self.stream.late_days)
+        hours = late.recent_hours(pendulum.now("UTC"), self.stream.late_days)
         with PooledS3Hook.for_stream(
             self.stream, limits.CONTROL_CONNECTIONS, limits.CONTROL_CONNECTIONS
         ) as hook:
-            looked = late.look_back(hook, self.stream, hours)
-        metrics.looked_back(self.stream.name, [found.changes for found in looked.changed])
-        reruns = [found for found in looked.changed if found.wants_rerun]
-        expired = [found for found in looked.changed if not found.wants_rerun]
+            result = late.look_back(hook, self.stream, hours)
+        metrics.late_checked(self.stream.name, [found.changes for found in result.changed])
+        reruns = [found for found in result.changed if found.wants_rerun]
+        expired = [found for found in result.changed if not found.wants_rerun]
         log.info(
             "%d hours, %d of them complete: %d to rerun, %d left alone because raw objects have vanished, "
             "%d that cannot be compared",
-            looked.hours, looked.complete, len(reruns), len(expired), len(looked.unclear),
+            result.hours, result.complete, len(reruns), len(expired), len(result.unclear),
         )  # fmt: skip
         report = {
-            "hours": looked.hours,
-            "complete": looked.complete,
+            "hours": result.hours,
+            "complete": result.complete,
             "rerun": {format_hour(found.hour): _counts(found.changes) for found in reruns},
             "left_alone": {format_hour(found.hour): _counts(found.changes) for found in expired},
-            "unclear": list(looked.unclear),
+            "unclear": list(result.unclear),
         }
         context["ti"].xcom_push(key="report", value=report)
         return [
             {
                 "trigger_run_id": f"late__{format_hour(found.hour)}",
                 "conf": {"hour": format_hour(found.hour)},
-                "note": "Rerun of a complete hour: {late:,} raw objects came late, {changed:,} changed.".format(
+                "note": "Rerun of a complete hour: {late:,} raw objects arrived late, {changed:,} changed.".format(
                     **_counts(found.changes)
                 ),
             }

@@ -1,4 +1,4 @@
-"""Lists raw hours for the triggerer: few threads, each with a client of one connection that it renews."""
+"""Lists raw hours for the triggerer in a few threads, each with a client of one connection."""
 
 import asyncio
 import threading
@@ -13,17 +13,17 @@ from log_rollup_plugin.s3.hook import PooledS3Hook
 
 
 class _Client:
-    """A hook with one connection, and what its renewal depends on."""
+    """A hook with one connection, its age, and whether it has failed."""
 
     def __init__(self, aws_conn_id: str) -> None:
         self.hook = PooledS3Hook(aws_conn_id=aws_conn_id, max_connections=1, control_connections=1)
-        self.made = time.monotonic()
+        self.created = time.monotonic()
         self.failed = False
 
     @property
     def is_due(self) -> bool:
-        """Whether another one has to take its place."""
-        return time.monotonic() - self.made >= (
+        """Whether it has to be replaced."""
+        return time.monotonic() - self.created >= (
             limits.POLL_FAILED_CLIENT_SECONDS if self.failed else limits.POLL_CLIENT_SECONDS
         )
 
@@ -31,9 +31,9 @@ class _Client:
 class Poller:
     """Lists hours through one Airflow connection, for all triggers of a triggerer.
 
-    Each thread has a client of its own and replaces it between two listings, so none is closed while it is used,
-    and there are never more connections than threads. Airflow connections have threads of their own, so that an
-    endpoint that does not answer delays no hour of another one.
+    Each thread has its own client and replaces it between two listings. So no client is closed while it is in use,
+    and there are never more connections than threads. Each Airflow connection has its own threads, so that an
+    endpoint that does not answer delays only its own hours.
 
     :param aws_conn_id: the Airflow connection
     """
@@ -43,23 +43,23 @@ class Poller:
         self._threads = ThreadPoolExecutor(limits.POLL_THREADS, "log-rollup-poll")
         self._mine = threading.local()
 
-    async def look(self, paths: HourPaths, rule: SettleRule, seconds: float) -> RawHourCheck:
+    async def check(self, paths: HourPaths, rule: SettleRule, seconds: float) -> RawHourCheck:
         """See :func:`include.log_rollup.steps.wait_for_raw_hour.check_raw_hour`.
 
-        :param seconds: the most that it may take, until a thread is free included. A listing that takes longer is
-            given up here; its thread is busy until the request ends by its own time limits.
+        :param seconds: time limit, including the wait for a free thread. After it, the caller stops waiting, but
+            the thread stays busy until the request ends by its own time limits.
         :raises TimeoutError: if it takes longer
         """
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(seconds):
-            return await loop.run_in_executor(self._threads, self._look, paths, rule)
+            return await loop.run_in_executor(self._threads, self._check, paths, rule)
 
-    def _look(self, paths: HourPaths, rule: SettleRule) -> RawHourCheck:
+    def _check(self, paths: HourPaths, rule: SettleRule) -> RawHourCheck:
         client = self._client()
         try:
             return check_raw_hour(client.hook, paths, rule)
         except Exception:
-            # Whatever it is, the Airflow connection may have been changed because of it.
+            # Whatever the error is, somebody may have changed the Airflow connection because of it.
             client.failed = True
             raise
 
@@ -76,5 +76,5 @@ class Poller:
 
 @cache
 def poller_of(aws_conn_id: str) -> Poller:
-    """The poller of this triggerer for an Airflow connection."""
+    """The poller of this process for an Airflow connection."""
     return Poller(aws_conn_id)

@@ -1,4 +1,4 @@
-"""Which hours go first when connections or workers are short: the freshest."""
+"""Task priority by the age of the hour: newer hours get connections and workers first."""
 
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -8,23 +8,22 @@ from airflow.task.priority_strategy import PriorityWeightStrategy
 if TYPE_CHECKING:
     from airflow.models.taskinstance import TaskInstance
 
-# An hour gets one for being an hour, and one more for each hour that it is younger than this.
+# The weight is 1, plus 1 for each hour by which the hour is younger than this.
 FRESH_HOURS = 24
 
 
 class FreshHoursFirst(PriorityWeightStrategy):
-    """Weighs the tasks of a run by the age of its hour: from 25 for the present one to 1 for a day and more.
+    """Weights the tasks of a run by the age of its hour: 25 for the newest hour, 1 for a day and older.
 
-    So a backfill, a catchup of long ago or the rerun of an old hour waits for the connections that the present
-    hour needs, whatever the order in which they asked. Hours of equal weight go in their own order. A run that
-    somebody made by hand counts as fresh, unless its id tells an old hour.
+    So a backfill, a long catchup or a rerun of an old hour does not delay the newest hour, whichever was queued
+    first. A run triggered by hand has the weight of the newest hour, unless its id contains an older one.
     """
 
-    # On the class, because that is where Airflow 3.3.2 calls it for a mapped task.
+    # A class method, because Airflow 3.3.2 calls it on the class for a mapped task.
     @classmethod
     def get_weight(cls, ti: "TaskInstance") -> int:
-        """The weight of a task instance, when it is created or cleared."""
-        # All that Airflow gives of the run at this moment is its id: `scheduled__2026-11-23T08:00:00+00:00`.
+        """The weight of a task instance; called when it is created or cleared."""
+        # The run's id is all that is known here, like `scheduled__2026-11-23T08:00:00+00:00`.
         stamp = ti.run_id.partition("__")[2][: len("2026-11-23T08:00:00")]
         try:
             age = datetime.now(UTC) - datetime.fromisoformat(stamp).replace(tzinfo=UTC)
@@ -33,5 +32,5 @@ class FreshHoursFirst(PriorityWeightStrategy):
         return 1 + max(0, FRESH_HOURS - max(0, int(age.total_seconds() // 3600)))
 
     def __repr__(self) -> str:
-        """What Airflow 3.3.2 writes for a mapped task and for default_args, and knows the rule by: its name."""
+        """The class path: Airflow 3.3.2 serialises the rule as this for a mapped task and for default_args."""
         return f"{type(self).__module__}.{type(self).__qualname__}"

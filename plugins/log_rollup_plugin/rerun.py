@@ -15,13 +15,13 @@ from include.log_rollup.units import format_duration
 class RerunHourOperator(TriggerDagRunOperator):
     """A TriggerDagRunOperator whose deferral ends after ``execution_timeout``.
 
-    Airflow 3.3.2 applies no time limit to a deferral. The operator of the standard provider asks Airflow's task
-    runner to start the run and to defer, and the task runner defers without a timeout. So the run is started here,
-    as the task runner does it, and this task defers by itself.
+    Airflow 3.3.2 has no time limit for such a deferral: the standard operator asks the task runner to start the
+    run and to defer, and the task runner defers without a timeout. So this operator starts the run as the task
+    runner does, and then defers by itself.
     """
 
     def execute(self, context: Context) -> None:
-        """Start the run, or clear it if it is there, and wait for its end.
+        """Start the run, or clear it if it exists, and wait for its end.
 
         :raises DagIsPaused: if the Dag is paused
         """
@@ -42,7 +42,7 @@ class RerunHourOperator(TriggerDagRunOperator):
             )
 
     def _start(self, wanted: DagRunTriggerException) -> None:
-        # They exist only where a task runs.
+        # These modules can only be imported where a task runs.
         from airflow.sdk.execution_time.comms import ErrorResponse, TriggerDagRun
         from airflow.sdk.execution_time.task_runner import SUPERVISOR_COMMS
 
@@ -64,26 +64,26 @@ class RerunHourOperator(TriggerDagRunOperator):
             )
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """Go on after the deferral.
+        """Continue after the deferral.
 
         :raises PermanentError: if the run has not ended in time
         """
         try:
             return super().resume_execution(next_method, next_kwargs, context)
         except TaskDeferralTimeout:
-            self._not_ended(context)
+            self._fail_unfinished(context)
 
-    def _not_ended(self, context: Context) -> NoReturn:
+    def _fail_unfinished(self, context: Context) -> NoReturn:
         instance = context["ti"]
         waited = format_duration(datetime.now(UTC) - instance.start_date)
         try:
-            # A member of an enumeration, whose text is its name in capitals.
+            # An enum member, like DagRunState.RUNNING.
             state = str(instance.get_dagrun_state(self.trigger_dag_id, self.trigger_run_id))
             state = f"still {state.rpartition('.')[2].lower()}"
         except AirflowRuntimeError as error:
             state = f"in an unknown state ({error})"
         raise PermanentError(
             f"the run {self.trigger_run_id!r} of {self.trigger_dag_id} is {state} after {waited} of waiting. It "
-            f"goes on by itself: see what it waits for, and clear or fail it if it is stuck. The next run of "
-            f"log_rollup_late looks at the hour again"
+            f"continues: see what it waits for, and clear or fail it if it is stuck. The next run of "
+            f"log_rollup_late checks the hour again"
         )

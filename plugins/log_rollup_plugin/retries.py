@@ -1,4 +1,4 @@
-"""Which failures of a task Airflow retries: decided by the class of the error, see ``s3.error_mapping``."""
+"""Airflow's retry policy, by the class of the error (see :mod:`log_rollup_plugin.s3.error_mapping`)."""
 
 from airflow.sdk import ExceptionRetryPolicy, RetryAction, RetryRule
 
@@ -7,13 +7,13 @@ from include.log_rollup.errors import PermanentError, ThrottledError
 
 
 def retry_policy() -> ExceptionRetryPolicy:
-    """Permanent errors fail at once, throttled requests are retried after 2 minutes, all others soon."""
+    """Fail at once on permanent errors; wait longer after throttling; retry all others after the task's delay."""
     return ExceptionRetryPolicy(
         rules=[
             RetryRule(
                 exception=PermanentError,
                 action=RetryAction.FAIL,
-                reason="A retry cannot help; the error says what does",
+                reason="A retry cannot fix this error; its message says what to do",
             ),
             RetryRule(
                 exception=ThrottledError,

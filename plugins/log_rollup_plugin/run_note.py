@@ -1,4 +1,4 @@
-"""The note that a finished run bears: what it made of its hour."""
+"""The note on a successful run: the totals of its hour."""
 
 import re
 from collections.abc import Mapping
@@ -7,31 +7,32 @@ from typing import Any
 
 from include.log_rollup.units import format_size
 
-# The only task whose result is told.
+# The task whose result the note shows.
 COMPLETE_HOUR = "complete_hour"
-# What :func:`describe` says; a note of any other form is a person's, or of whoever triggered the run.
-_OURS = re.compile(r"[0-9,]+ objects, [0-9.]+ [KMGT]?i?B -> [0-9,]+ parts(, verified by CRC)?")
+# A note written by :func:`describe`. Any other note was written by a person, or when the run was triggered.
+_OUR_NOTE = re.compile(r"[0-9,]+ objects, [0-9.]+ [KMGT]?i?B -> [0-9,]+ parts(, verified by CRC)?")
 
 
 def describe(totals: Mapping[str, Any]) -> str:
-    """``29,812 objects, 16.1 GiB -> 514 parts, verified by CRC``
+    """The text of the note, like ``29,812 objects, 16.1 GiB -> 514 parts, verified by CRC``.
 
-    :param totals: what complete_hour returns
-    :raises LookupError: if it is something else
+    :param totals: the return value of the task complete_hour
+    :raises LookupError: if it is not
     """
     parts = totals["parts"]
-    # Each part is proven by its CRC, whether the store keeps that or it was read back.
+    # Each part is proven by its CRC, either the one that the store keeps or one computed from its bytes.
     proven = ", verified by CRC" if parts else ""
     return f"{totals['objects']:,} objects, {format_size(totals['bytes_in'])} -> {parts:,} parts{proven}"
 
 
 def leave_note(dag_run: Any) -> str | None:
-    """Note on a successful run what it made, if its Dag is one of this project; returns what was noted.
+    """Put the hour's totals into the note of a successful run of this project's Dags.
 
-    A note that somebody has written is left alone. The statements go into the transaction of the caller, the
-    scheduler, which holds the run's row; the savepoint keeps an error of theirs out of what it does itself.
+    A note written by a person is not changed. The statements run in the transaction of the scheduler, which holds
+    a lock on the run's row; savepoints protect that transaction from their errors.
 
-    :param dag_run: the model, in its session
+    :param dag_run: Airflow's model, attached to its session
+    :returns: the note, or None if nothing was written
     """
     from airflow.models.dagrun import DagRunNote
     from airflow.models.xcom import XComModel
@@ -41,10 +42,11 @@ def leave_note(dag_run: Any) -> str | None:
     session = object_session(dag_run)
     if session is None or not dag_run.dag_id.startswith("log_rollup_"):
         return None
-    # Of the connection: the scheduler takes the commit of a nested session for one of its own. Two of them,
-    # because SQLite refuses to write in a transaction that has read, if anybody has written since.
+    # Savepoints of the connection, because the scheduler would take the commit of a nested session for its own.
+    # One to read and one to write, because SQLite refuses to write in a transaction that has read if another
+    # connection has written since.
     connection = session.connection()
-    mine = DagRunNote.dag_run_id == dag_run.id
+    of_this_run = DagRunNote.dag_run_id == dag_run.id
     with connection.begin_nested():
         totals = connection.scalar(
             select(XComModel.value).where(
@@ -55,15 +57,17 @@ def leave_note(dag_run: Any) -> str | None:
                 XComModel.key == "return_value",
             )
         )
-        found = connection.execute(select(DagRunNote.content, DagRunNote.user_id).where(mine)).one_or_none()
+        found = connection.execute(
+            select(DagRunNote.content, DagRunNote.user_id).where(of_this_run)
+        ).one_or_none()
     if not isinstance(totals, dict):
         return None
-    if found and (found.user_id is not None or not _OURS.fullmatch(found.content or "")):
+    if found and (found.user_id is not None or not _OUR_NOTE.fullmatch(found.content or "")):
         return None
     values = {"content": describe(totals), "updated_at": datetime.now(UTC)}
     with connection.begin_nested():
         if found:
-            connection.execute(update(DagRunNote).where(mine).values(values))
+            connection.execute(update(DagRunNote).where(of_this_run).values(values))
         else:
             new = {"dag_run_id": dag_run.id, "created_at": values["updated_at"]}
             connection.execute(insert(DagRunNote).values({**values, **new}))

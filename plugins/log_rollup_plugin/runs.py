@@ -1,4 +1,4 @@
-"""Which Dag a stream has, and which hour a run of it is for."""
+"""The Dag id of a stream, and the hour of a run."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -10,13 +10,14 @@ from include.log_rollup.streams import Stream
 
 
 def dag_id_of(stream: Stream) -> str:
-    """The Dag that rolls up a stream."""
+    """The id of the Dag that rolls up a stream."""
     return f"log_rollup_{stream.name}"
 
 
 def hour_of(context: Mapping[str, Any]) -> datetime:
-    """The hour in the trigger form, or else the one at which the run's data interval starts.
+    """The hour of a run: the one given in the trigger form, else the start of its data interval.
 
+    :returns: a plain datetime in UTC; Airflow gives data intervals as pendulum's
     :raises ConfigurationError: if the run has neither
     """
     explicit = context["params"].get("hour")

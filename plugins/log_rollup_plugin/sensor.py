@@ -1,9 +1,10 @@
-"""The step wait_for_raw_hour: looks once, and waits in the triggerer if that was not enough."""
+"""The sensor of wait_for_raw_hour: lists the hour once, and waits in the triggerer if it is not settled."""
 
 import logging
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pendulum
 from airflow.sdk import BaseSensorOperator, Context
 from airflow.sdk.exceptions import AirflowSensorTimeout
 
@@ -30,9 +31,9 @@ log = logging.getLogger(__name__)
 class RawHourSensor(BaseSensorOperator):
     """Waits until a stream's raw hour is settled.
 
-    An hour that is settled at the first look, as every hour of a catchup or a backfill is, never defers.
+    It does not defer if the hour is settled at the first listing, as in a catchup or a backfill.
 
-    :param stream: whose hour
+    :param stream: the stream to which the hour belongs
     """
 
     def __init__(self, *, stream: Stream, **kwargs: Any) -> None:
@@ -46,21 +47,21 @@ class RawHourSensor(BaseSensorOperator):
     def execute(self, context: Context) -> None:
         """List the hour; defer if it is not settled.
 
-        :raises EmptyHourError: if there is nothing and the timeout has passed
-        :raises UnsettledHourError: if the timeout has passed otherwise
-        :raises RollupError: as the store raises
+        :raises EmptyHourError: if the timeout has passed and there are no objects
+        :raises UnsettledHourError: if the timeout has passed for another reason
+        :raises RollupError: from the store
         """
         stream, hour = self.stream, hour_of(context)
         paths, rule = stream.at(hour), self._rule
-        first = self._look(hour)
+        first = self._list_hour(hour)
         if first.status is RawHourStatus.SETTLED:
             return
         until = give_up_at(paths, first, stream.timeout)
         left = until - first.now
         if left <= timedelta(0):
             raise unsettled_error(paths, rule, first)
-        log.info("waiting until %s at the longest", until.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ"))
-        now = datetime.now(UTC)
+        log.info("waiting until %s at the latest", until.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ"))
+        now = pendulum.now("UTC")
         self.defer(
             trigger=RawHourTrigger(
                 aws_conn_id=stream.aws_conn_id,
@@ -76,40 +77,41 @@ class RawHourSensor(BaseSensorOperator):
                 deadline=(now + left).isoformat(),
             ),
             method_name=self.resume.__name__,
-            # For a trigger that is never run, or lost.
+            # In case the trigger never runs, or is lost. It has to be a plain timedelta: Airflow 3.3.2 cannot
+            # serialise pendulum's.
             timeout=left + limits.DEFERRAL_MARGIN,
         )
 
     def resume(self, context: Context, event: dict[str, Any]) -> None:
-        """Take what the trigger found.
+        """Handle the event of the trigger.
 
-        :raises PermanentError: with the trigger's message, if the hour did not settle
+        :raises PermanentError: with the message of the trigger, if the hour is not settled
         """
         if event["status"] != "settled":
             raise PermanentError(f"stream {self.stream.name!r}: {event['message']}")
         log.info("%s", event["message"])
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """Go on after the deferral; where the trigger did not fire in time, list the hour once more.
+        """Continue after the deferral; if the trigger did not fire in time, list the hour once more.
 
         :raises PermanentError: if the trigger did not fire and the hour is not settled
         """
         try:
             return super().resume_execution(next_method, next_kwargs, context)
         except AirflowSensorTimeout:
-            return self._after_silence(context)
+            return self._without_trigger(context)
 
-    def _after_silence(self, context: Context) -> None:
+    def _without_trigger(self, context: Context) -> None:
         hour = hour_of(context)
-        waited = datetime.now(UTC) - context["ti"].start_date
+        waited = pendulum.now("UTC") - context["ti"].start_date
         silence = f"the triggerer has not reported for {format_duration(waited)}"
         try:
-            seen = self._look(hour)
+            seen = self._list_hour(hour)
         except RollupError as error:
             problem = str(error)
         else:
             if seen.status is RawHourStatus.SETTLED:
-                log.warning("%s; the hour is settled all the same", silence)
+                log.warning("%s; the hour is settled nevertheless", silence)
                 return
             problem = str(unsettled_error(self.stream.at(hour), self._rule, seen))
         raise PermanentError(
@@ -121,8 +123,8 @@ class RawHourSensor(BaseSensorOperator):
     def _rule(self) -> SettleRule:
         return SettleRule(self.stream.quiet_period, self.stream.ready_object, self.stream.allow_empty)
 
-    def _look(self, hour: datetime) -> RawHourCheck:
-        """List the hour once, with a client of its own."""
+    def _list_hour(self, hour: datetime) -> RawHourCheck:
+        """List the hour once, with a new client."""
         paths = self.stream.at(hour)
         with PooledS3Hook.for_stream(self.stream, limits.WAIT_CONNECTIONS, limits.WAIT_CONNECTIONS) as hook:
             seen = check_raw_hour(hook, paths, self._rule)

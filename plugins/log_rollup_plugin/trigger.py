@@ -1,4 +1,4 @@
-"""The trigger behind wait_for_raw_hour: lists the raw hour now and then until it is settled."""
+"""The trigger of wait_for_raw_hour: lists the raw hour at intervals until it is settled."""
 
 import asyncio
 import random
@@ -25,25 +25,26 @@ from include.log_rollup.units import format_duration
 from log_rollup_plugin.poller import poller_of
 
 JITTER = 0.2
+"""The share of the poll interval by which each pause is randomly shorter or longer."""
 
 
 class RawHourTrigger(BaseTrigger):
     """Fires when a raw hour is settled, when the deadline has passed, or when listing it cannot succeed.
 
-    It holds a few values and no key; each look at the hour is a new listing.
+    Its size does not depend on the number of raw objects; each check of the hour is a new listing.
 
-    :param aws_conn_id: of the stream
-    :param bucket: of the raw objects
+    :param aws_conn_id: the stream's Airflow connection
+    :param bucket: bucket of the raw objects
     :param prefix: raw prefix of the stream
     :param hour: as in ``2026-11-23T08:00:00Z``
     :param quiet_seconds: the stream's quiet period
     :param marker: the stream's ``ready_object``; triggers stored by earlier versions have it under this name
     :param allow_empty: whether an hour without objects is settled
-    :param poll_seconds: between two looks, give or take a fifth
+    :param poll_seconds: pause between two listings, give or take a fifth
     :param until: the deadline by the store's clock, in ISO format
-    :param since: when the wait began, by the worker's clock, in ISO format; None in triggers that an earlier
-        version stored
-    :param deadline: the deadline by the worker's clock, in ISO format; None as above
+    :param since: start of the wait by the worker's clock, in ISO format; None in triggers that an earlier version
+        stored
+    :param deadline: the deadline by the worker's clock, in ISO format; None likewise
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class RawHourTrigger(BaseTrigger):
         self.deadline = deadline
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """The class path and the arguments that make this trigger again."""
+        """The class path, and the arguments to create this trigger again."""
         return (
             "log_rollup_plugin.trigger.RawHourTrigger",
             {
@@ -93,12 +94,12 @@ class RawHourTrigger(BaseTrigger):
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """List the hour, pause, and list it again, until it is settled or the deadline has passed.
+        """List the hour again and again, with pauses, until it is settled or the deadline has passed.
 
-        Network faults are tried again until the deadline. Credentials that are refused, and connections that
-        cannot be used, are tried again for a limited time: somebody may be changing them.
+        After a network fault the listing is tried again until the deadline. After refused credentials or an
+        unusable connection it is tried again for a limited time, because somebody may be fixing them.
         """
-        # The aggregated prefix is not needed to judge an hour.
+        # The aggregated prefix is not needed here.
         raw = Location(self.bucket, self.prefix)
         paths = HourPaths(raw, raw, parse_hour(self.hour))
         rule = SettleRule(timedelta(seconds=self.quiet_seconds), self.marker, self.allow_empty)
@@ -108,7 +109,7 @@ class RawHourTrigger(BaseTrigger):
             await asyncio.sleep(min(self._pause(failures), wait.left))
             seconds = min(limits.POLL_LISTING_SECONDS, max(wait.left, limits.LAST_POLL_LISTING_SECONDS))
             try:
-                seen = await poller_of(self.aws_conn_id).look(paths, rule, seconds)
+                seen = await poller_of(self.aws_conn_id).check(paths, rule, seconds)
             except Exception as error:
                 failures = failures or Failures()
                 failures.add(error, seconds)
@@ -118,7 +119,7 @@ class RawHourTrigger(BaseTrigger):
                 failures = None
                 wait.answered(seen.now)
                 self.log.info("hour %s under %s is %s", self.hour, paths.raw, seen)
-                event = self._after_look(paths, rule, seen, wait)
+                event = self._after_listing(paths, rule, seen, wait)
             if event is not None:
                 yield event
                 return
@@ -129,7 +130,7 @@ class RawHourTrigger(BaseTrigger):
             seconds = min(seconds, limits.POLL_REFUSED_INTERVAL_SECONDS)
         return seconds * random.uniform(1 - JITTER, 1 + JITTER)
 
-    def _after_look(
+    def _after_listing(
         self, paths: HourPaths, rule: SettleRule, seen: RawHourCheck, wait: Deadline
     ) -> TriggerEvent | None:
         if seen.status is RawHourStatus.SETTLED:
@@ -157,7 +158,7 @@ class RawHourTrigger(BaseTrigger):
 
 
 class Failures:
-    """The listings of an hour that failed since one last succeeded."""
+    """The failed listings since the last successful one."""
 
     def __init__(self) -> None:
         self.problem = ""
@@ -167,10 +168,12 @@ class Failures:
         self._is_refused = False
 
     def add(self, error: Exception, seconds: float) -> None:
-        """Take the error of one more listing, which had so many seconds.
+        """Add the error of a listing.
 
-        Refusals are errors of credentials, permissions and connections, and those that Airflow raises where the
-        connection is looked up. Other errors that a retry cannot cure are final.
+        Refusals are errors of credentials, permissions and connections, and the errors that Airflow raises while
+        it looks up the connection. Other errors that a retry cannot fix are final.
+
+        :param seconds: the time limit of the listing
         """
         self.problem = str(error) or type(error).__name__
         self._is_refused = False
@@ -186,12 +189,12 @@ class Failures:
 
     @property
     def lasted(self) -> timedelta:
-        """How long no listing has succeeded."""
+        """How long listings have failed."""
         return timedelta(seconds=time.monotonic() - self._since)
 
     @property
     def refused_for(self) -> timedelta | None:
-        """Since when listings are refused, if the last one was; None otherwise."""
+        """How long listings have been refused; None if the last one was not."""
         if not self._is_refused or self._refused_since is None:
             return None
         return timedelta(seconds=time.monotonic() - self._refused_since)

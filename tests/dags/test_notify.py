@@ -169,7 +169,7 @@ def test_everybody_is_told_though_one_cannot_be_and_a_notifier_may_block(
     file = tmp_path / "told"
     with Webhook(status=404) as gone:
         monkeypatch.setenv("AIRFLOW_CONN_GONE", f"http://127.0.0.1:{gone.port}")
-        with pytest.raises(RollupError, match=r"not everybody was told: .*HttpNotifier"):
+        with pytest.raises(RollupError, match=r"some notifiers failed: .*HttpNotifier"):
             tell(
                 load_dags,
                 {**CHAT, "http_conn_id": "gone"},

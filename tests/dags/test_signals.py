@@ -222,7 +222,7 @@ def test_a_completed_hour_is_told_to_statsd_once_by_stream_and_in_all(
 ) -> None:
     for minutes in range(2):
         assert str(dag.test(logical_date=END + timedelta(minutes=minutes)).state) == "success"
-    metrics.looked_back(bucket, [Changes(("a", "b"), (), ("c",)), Changes(("d",), ("e",), ())])
+    metrics.late_checked(bucket, [Changes(("a", "b"), (), ("c",)), Changes(("d",), ("e",), ())])
     received = statsd.received("airflow.log_rollup.")
     by_stream = {
         name.removesuffix(f".{bucket}"): metric
@@ -246,10 +246,10 @@ def test_a_completed_hour_is_told_to_statsd_once_by_stream_and_in_all(
 def test_a_stream_whose_name_has_a_dot_is_one_step_in_names_and_legacy_names_can_be_left_out(
     statsd: StatsdServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    metrics.shard_tried("web.2", Measured(throttles=3))
+    metrics.shard_packed("web.2", Measured(throttles=3))
     assert statsd.received("airflow.log_rollup.throttles") == {"": ("c", 3), ".web__2": ("c", 3)}
     monkeypatch.setenv("AIRFLOW__METRICS__LEGACY_NAMES_ON", "False")
-    metrics.shard_tried("web.2", Measured(throttles=4))
+    metrics.shard_packed("web.2", Measured(throttles=4))
     assert statsd.received("airflow.log_rollup.throttles") == {"": ("c", 7), ".web__2": ("c", 3)}
 
 
@@ -261,7 +261,7 @@ from include.log_rollup.hour.records import Measured
 from log_rollup_plugin import metrics
 
 Stats.initialize(factory=stats_utils.get_stats_factory(), export_legacy_names=False)
-metrics.shard_tried("app", Measured(seconds=1.5, throttles=3, sockets=25))
+metrics.shard_packed("app", Measured(seconds=1.5, throttles=3, sockets=25))
 """
 
 

@@ -237,7 +237,7 @@ def test_whom_to_tell_is_a_list_of_classes_with_their_arguments(streams_file: Pa
         ({"late_days": 43}, ["late_days", "42"]),
         ({"late_days": -1}, ["late_days", "0"]),
         ({5: "x"}, ["5"]),
-        ({"deadline": "2h"}, ["deadline", "nobody would be told", "give notify too"]),
+        ({"deadline": "2h"}, ["deadline", "no notifier would report it", "give 'notify' too"]),
         ({"deadline": "2", "notify": [MAIL]}, ["deadline", "'2' is not a duration"]),
         ({"notify": MAIL}, ["notify", "is not a list", "like {class: "]),
         ({"notify": "a@example.com"}, ["notify", "is not a list"]),
