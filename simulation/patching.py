@@ -11,7 +11,7 @@ import secrets
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime, timedelta, tzinfo
@@ -41,22 +41,6 @@ class _NoMonitor:
 
     def __exit__(self, *_: object) -> None:
         pass
-
-
-class _OrderedSet(dict[Any, None]):
-    """A set in insertion order: the order of a set of objects depends on their addresses in memory."""
-
-    def __init__(self, items: Iterable[Any] = ()) -> None:
-        super().__init__((item, None) for item in items)
-
-    def add(self, item: Any) -> None:
-        self[item] = None
-
-    def discard(self, item: Any) -> None:
-        self.pop(item, None)
-
-    def remove(self, item: Any) -> None:
-        del self[item]
 
 
 class _PatchedModule(ModuleType):
@@ -190,7 +174,5 @@ def _replacements_of(module: ModuleType) -> Sequence[tuple[str, Any]]:
             for name, value in vars(module).items()
             if id(value) in replacements and not (value is datetime and short in _DATETIME_AS_TYPE)
         ]
-        if "ShardPacker" in vars(module):
-            found.append(("set", _OrderedSet))
         _Cache.replacements[module.__name__] = found
     return found

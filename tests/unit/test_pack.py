@@ -21,7 +21,8 @@ from include.log_rollup.errors import (
 )
 from include.log_rollup.hour.plan import PlannedPart, WriteOptions, make_plan, select
 from include.log_rollup.hour.records import PackedPart
-from include.log_rollup.steps.packer import Guard, PackSettings, ShardPacker, WrittenPart
+from include.log_rollup.steps.packer import OwnershipCheck, PackSettings, ShardPacker
+from include.log_rollup.steps.part_buffers import WrittenPart
 from include.log_rollup.storage.protocol import Location, ObjectInfo
 from tests.unit.fake_store import Effect, FakeStore, FakeTransfer
 from tests.unit.pipeline import AGGREGATED, RAW, joined_parts, make_stream, numbered, parts, produce
@@ -48,7 +49,7 @@ class Packing:
         separators: bool = False,
         settings: PackSettings | None = None,
         connections: int = 4,
-        allowed: Callable[[], None] = lambda: None,
+        allowed: Callable[[], bool] = lambda: True,
         holds: Callable[[bytes], bool] = lambda _: False,
         **how: object,
     ) -> None:
@@ -66,7 +67,7 @@ class Packing:
             Location("logs", AGGREGATED),
             "logs",
             settings or PackSettings(options),
-            Guard(CLAIM, holds, allowed),
+            OwnershipCheck(CLAIM, holds, allowed),
             self._note,
         )
 
@@ -75,10 +76,10 @@ class Packing:
         assert [one.planned.split_of or one.planned.name for one in written] == [planned.name] * len(written)
         self.written += [one.packed for one in written]
 
-    def run(self, parts: tuple[PlannedPart, ...] | None = None) -> None:
+    def run(self, parts: tuple[PlannedPart, ...] | None = None) -> bool:
         """Pack; nothing may be under way behind it, whatever comes of it."""
         try:
-            self.packer.run(self.planned if parts is None else parts)
+            return self.packer.run(self.planned if parts is None else parts)
         finally:
             self.transfer.close()
 
@@ -336,7 +337,7 @@ def test_parts_are_written_and_reported_one_after_the_other_within_bounded_memor
 def test_a_request_without_an_answer_is_cancelled_after_its_time_and_tried_again(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, kind: str, name: str
 ) -> None:
-    monkeypatch.setattr("include.log_rollup.steps.packer.TICK_SECONDS", 0.002)
+    monkeypatch.setattr("include.log_rollup.steps.request_loop.TICK_SECONDS", 0.002)
     store = FakeStore()
     store.on(kind, name, Effect.STALLED, times=2)
     at_once = PackSettings(connect_timeout=timedelta(0), response_timeout=timedelta(0))
@@ -477,10 +478,11 @@ def test_each_part_is_written_only_after_a_look_that_allows_it(size: int, parts:
     store = FakeStore()
     looks: list[int] = []
 
-    def allowed() -> None:
+    def allowed() -> bool:
         looks.append(len(standing(store)))
         if len(looks) > parts:
             raise SupersededError("another run has planned the hour anew")
+        return True
 
     packing = Packing(store, {name: body[:1] * size for name, body in THREE.items()}, allowed=allowed)
     assert isinstance(packing.refusal(), SupersededError)
@@ -497,7 +499,7 @@ def test_a_guard_that_holds_is_asked_before_each_part_and_nothing_else_is() -> N
         asked.append((said, len(standing(store))))
         return True
 
-    def otherwise() -> None:
+    def otherwise() -> bool:
         raise AssertionError("the guard did hold")
 
     Packing(store, THREE, holds=holds, allowed=otherwise).run()
@@ -522,7 +524,7 @@ def test_a_guard_that_holds_is_asked_before_each_part_and_nothing_else_is() -> N
 def test_where_the_guard_does_not_hold_the_whole_look_decides(
     monkeypatch: pytest.MonkeyPatch, body: bytes | None, effect: Effect | Exception | None
 ) -> None:
-    monkeypatch.setattr("include.log_rollup.steps.packer.TICK_SECONDS", 0.002)
+    monkeypatch.setattr("include.log_rollup.steps.request_loop.TICK_SECONDS", 0.002)
     at_once = PackSettings(connect_timeout=timedelta(0), response_timeout=timedelta(0))
     store = FakeStore()
     if body is not None:
@@ -530,14 +532,28 @@ def test_where_the_guard_does_not_hold_the_whole_look_decides(
     if effect is not None:
         store.on("GET", CLAIM.key, effect, times=9)
     looks: list[int] = []
+
+    def allowed() -> bool:
+        looks.append(len(standing(store)))
+        return True
+
     packing = Packing(
-        store, THREE, settings=at_once, holds=lambda said: said.startswith(b"ours"),
-        allowed=lambda: looks.append(len(standing(store))),
-    )  # fmt: skip
+        store, THREE, settings=at_once, holds=lambda said: said.startswith(b"ours"), allowed=allowed
+    )
     packing.run()
     assert len(looks) == 3
     assert packing.packer.retries == 0
     assert joined_parts(store)[""] == b"".join(THREE.values())
+
+
+@pytest.mark.parametrize("size", [20, 40])
+@pytest.mark.parametrize("threads", [0, 3])
+def test_packing_stops_if_the_hour_is_complete_already(size: int, threads: int) -> None:
+    store = FakeStore(threads=threads)
+    packing = Packing(store, {name: body[:1] * size for name, body in THREE.items()}, allowed=lambda: False)
+    assert not packing.run()
+    assert parts(store) == {}
+    assert packing.transfer.in_flight == 0
 
 
 WRITES = ("PUT", "COPY")
@@ -579,7 +595,7 @@ def test_a_claim_that_changes_between_two_tries_stops_the_write(kind: str, size:
         store.write(CLAIM, b"theirs", "text/plain")
         raise TransientError("the connection broke")
 
-    def check() -> None:
+    def check() -> bool:
         raise SupersededError("another run has taken over")
 
     store.on(kind, "part-00000", overtaken)
@@ -626,10 +642,11 @@ def test_a_large_copy_is_finished_only_under_the_claim() -> None:
     store = FakeStore()
     checks: list[int] = []
 
-    def check() -> None:
+    def check() -> bool:
         checks.append(len(store.log))
         if len(checks) == 2:
             raise SupersededError("another run has taken over")
+        return True
 
     packing = Packing(store, {"a": b"a" * 60}, allowed=check)
     assert isinstance(packing.refusal(), SupersededError)
@@ -682,7 +699,7 @@ def test_copies_run_side_by_side_within_the_connections() -> None:
 
 
 def test_a_stalled_copy_is_cancelled_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("include.log_rollup.steps.packer.TICK_SECONDS", 0.002)
+    monkeypatch.setattr("include.log_rollup.steps.request_loop.TICK_SECONDS", 0.002)
     store = FakeStore()
     store.on("COPY", "part-00000", Effect.STALLED, times=2)
     at_once = PackSettings(connect_timeout=timedelta(0), response_timeout=timedelta(0))
@@ -734,7 +751,7 @@ def test_a_report_that_fails_ends_the_packing() -> None:
         Location("logs", AGGREGATED),
         "logs",
         PackSettings(),
-        Guard(CLAIM, lambda _: False, lambda: None),
+        OwnershipCheck(CLAIM, lambda _: False, lambda: True),
         fail,
     )
     with pytest.raises(AccessError, match="the receipt of part-0000"):

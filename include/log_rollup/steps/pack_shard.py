@@ -13,7 +13,8 @@ from include.log_rollup.hour.plan import PlannedPart, ShardRef
 from include.log_rollup.hour.records import Measured, PackedPart, Receipt, Records, ShardPlan, parse_claim
 from include.log_rollup.hour.state import HourState
 from include.log_rollup.monitor import Monitor, check_open_file_limit, cpu_seconds
-from include.log_rollup.steps.packer import Guard, PackSettings, ShardPacker, WrittenPart
+from include.log_rollup.steps.packer import OwnershipCheck, PackSettings, ShardPacker
+from include.log_rollup.steps.part_buffers import WrittenPart
 from include.log_rollup.storage.protocol import Location, ObjectStore
 from include.log_rollup.streams import Stream
 from include.log_rollup.units import format_size
@@ -71,10 +72,11 @@ def pack_shard(
     if todo and _is_marked_or_unmark(state, ref.plan_id):
         return _already_complete(ref, nothing)
 
-    def check_claim() -> None:
-        if state.is_complete_under(ref.plan_id):
-            raise _CompletedError
-
+    ownership = OwnershipCheck(
+        paths.claim,
+        is_current=lambda claim: parse_claim(claim).plan_id == ref.plan_id,
+        recheck=lambda: not state.is_complete_under(ref.plan_id),
+    )
     journal = Journal(records, target, before, done.of(shard))
     transfer = store.open_transfer(stream.raw.bucket, stream.aggregated.bucket)
     packer = ShardPacker(
@@ -83,7 +85,7 @@ def pack_shard(
         paths.aggregated,
         stream.raw.bucket,
         settings_of(stream),
-        Guard(paths.claim, lambda claim: parse_claim(claim).plan_id == ref.plan_id, check_claim),
+        ownership,
         journal.add,
     )
     monitor = Monitor(log, store.port, stream.max_connections, packer.progress)
@@ -109,15 +111,11 @@ def pack_shard(
     try:
         with monitor:
             try:
-                packer.run(todo)
+                all_written = packer.run(todo)
             finally:
                 transfer.close()
-        if todo:
-            # The last of the writes may have come after another run had taken over.
-            check_claim()
-    except _CompletedError:
-        journal.drop()
-        return _already_complete(ref, nothing)
+        # Another run may have taken over before the last write.
+        owned = not todo or (all_written and ownership.recheck())
     except SupersededError:
         journal.drop()
         _remove_overtaken(state, shard, packer.attempted)
@@ -127,15 +125,14 @@ def pack_shard(
         journal.save(result)
         tried(result)
         raise
+    if not owned:
+        journal.drop()
+        return _already_complete(ref, nothing)
     result = measured()
     tried(result)
     journal.close(shard, result)
     log.info("done: %s | peak sockets %d/%d", packer.progress(), result.sockets, stream.max_connections)
     return result
-
-
-class _CompletedError(Exception):
-    """Another run has completed the hour under the very plan that is being packed."""
 
 
 def _already_complete(ref: ShardRef, nothing: Measured) -> Measured:

@@ -1,0 +1,170 @@
+"""Buffers in which raw objects are joined to parts.
+
+Fast path: each raw object is downloaded to its final offset, so a full buffer is a finished part and nothing is
+copied. Bytes move only where newlines are added (the offsets leave room for one behind each object) and where a
+damaged object gets a part of its own.
+"""
+
+import mmap
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+
+from include.log_rollup import crc
+from include.log_rollup.hour.plan import PlannedPart, WriteOptions, split_part
+from include.log_rollup.hour.records import READ_BY_LENGTH, PackedObject, PackedPart
+from include.log_rollup.storage.protocol import Downloaded
+
+NEWLINE = b"\n"
+_NEWLINE_CRC = crc.crc64(NEWLINE)
+_MOST_BUFFERS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenPart:
+    """A part as it was planned, or split off a planned one, and as it was written."""
+
+    planned: PlannedPart
+    packed: PackedPart
+
+
+@dataclass(slots=True, eq=False)
+class PartBody:
+    """The bytes to write as one part: a whole planned part, or one that was split off.
+
+    :param crc64nvme: computed from the raw objects' CRCs, not from the buffer; the transfer compares the two
+    """
+
+    buffer: "PartBuffer"
+    planned: PlannedPart
+    content: memoryview
+    crc64nvme: int
+    objects: tuple[PackedObject, ...]
+
+
+@dataclass(slots=True, eq=False)
+class PartBuffer:
+    """A planned part whose raw objects arrive in memory, in any order.
+
+    :param memory: at least :func:`buffer_size` bytes
+    :param starts: offset of each object, with room for newlines between them
+    :param objects: what is known of each object; None until it has arrived
+    :param missing: how many objects have not arrived, or are still being decompressed to find damage
+    :param unwritten: how many of its bodies are not written; more than one where it was split
+    """
+
+    planned: PlannedPart
+    options: WriteOptions
+    memory: memoryview
+    starts: list[int] = field(init=False)
+    objects: list[PackedObject | None] = field(init=False)
+    missing: int = field(init=False)
+    unwritten: int = field(default=0, init=False)
+    written: list[WrittenPart] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        items = self.planned.objects
+        room = self.options.room_for_newline(self.planned.encoding)
+        self.starts = list(accumulate((item.size + room for item in items), initial=0))
+        # Empty objects are not downloaded.
+        self.objects = [None if item.size else PackedObject(0, READ_BY_LENGTH, False) for item in items]
+        self.missing = self.objects.count(None)
+
+    def window(self, index: int) -> memoryview:
+        """The memory to download an object to."""
+        start = self.starts[index]
+        return self.memory[start : start + self.planned.objects[index].size]
+
+    def set_downloaded(self, index: int, result: Downloaded) -> None:
+        """Note an object whose bytes are in its window and match ``result``."""
+        stated = result.checksum
+        if stated is not None and stated.algorithm == crc.CRC64NVME:
+            # The bytes were compared with this CRC already.
+            value = stated.value
+        else:
+            value = crc.crc64(self.window(index))
+        checked = stated.algorithm if stated else READ_BY_LENGTH
+        self.objects[index] = PackedObject(value, checked, result.etag_is_md5)
+
+    def set_damaged(self, index: int) -> None:
+        """Note that an object cannot be decompressed; it gets a part of its own."""
+        known = self.objects[index]
+        assert known is not None
+        self.objects[index] = replace(known, damaged=True)
+
+    def bodies(self) -> list[PartBody]:
+        """What to write, once no object is missing: one part, or more where damaged objects are split off."""
+        damaged = [index for index, known in enumerate(self.objects) if known is not None and known.damaged]
+        if damaged and len(self.objects) > 1:
+            bodies = self._split(damaged)
+        else:
+            bodies = [self._join(self.planned, range(len(self.objects)))]
+        self.unwritten = len(bodies)
+        return bodies
+
+    def _split(self, damaged: Sequence[int]) -> list[PartBody]:
+        """Bodies of each damaged object alone, and of all intact ones together."""
+        intact = [index for index in range(len(self.objects)) if index not in set(damaged)]
+        groups = [[index] for index in damaged] + ([intact] if intact else [])
+        members = ([self.planned.objects[index] for index in group] for group in groups)
+        bodies = []
+        for planned, group in zip(split_part(self.planned, self.options, members), groups, strict=True):
+            body = self._join(planned, group)
+            if group is not intact:
+                # Joining the intact objects, which comes last, overwrites the damaged ones.
+                body.content = memoryview(bytes(body.content))
+            bodies.append(body)
+        return bodies
+
+    def _join(self, planned: PlannedPart, indexes: Sequence[int]) -> PartBody:
+        """Close the gaps between some objects, and add a newline behind each plain one that has none."""
+        pieces: list[tuple[int, int]] = []
+        objects: list[PackedObject] = []
+        memory = self.memory
+        adds_newline = self.options.room_for_newline(self.planned.encoding)
+        begin = end = self.starts[indexes[0]] if len(indexes) == 1 else 0
+        for index in indexes:
+            item, known = self.planned.objects[index], self.objects[index]
+            assert known is not None
+            if item.size:
+                if self.starts[index] != end:
+                    # Within one memoryview CPython moves overlapping ranges as memmove does.
+                    memory[end : end + item.size] = self.window(index)
+                end += item.size
+                pieces.append((known.crc64nvme or 0, item.size))
+                if adds_newline and memory[end - 1] != NEWLINE[0]:
+                    memory[end : end + 1] = NEWLINE
+                    end += 1
+                    pieces.append((_NEWLINE_CRC, 1))
+                    known = replace(known, separator=1)
+            objects.append(known)
+        return PartBody(self, planned, memory[begin:end], crc.concatenate(pieces), tuple(objects))
+
+
+def buffer_size(part: PlannedPart, options: WriteOptions) -> int:
+    """How many bytes a part needs, with a newline behind each object."""
+    return max(part.size + options.room_for_newline(part.encoding) * len(part.objects), 1)
+
+
+def buffer_count(parts: Sequence[PlannedPart], size: int, connections: int) -> int:
+    """How many buffers keep the connections busy: one that is uploaded, and enough to download into.
+
+    :param parts: to pack
+    :param size: of a buffer, in bytes
+    :returns: 2 to 8, and not more than there are parts
+    """
+    count = sum(len(part.objects) for part in parts)
+    mean = sum(part.size for part in parts) / count
+    # Rounded up: buffers that one object for each connection fills.
+    filling = -int(-(connections * mean / size) // 1)
+    return min(len(parts), _MOST_BUFFERS, 1 + max(1, filling))
+
+
+def allocate(size: int) -> memoryview:
+    """Memory for a part, in pages of 2 MiB where the system has them: it is gone through four times."""
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    # Not in every system's Python, nor in every kernel.
+    with suppress(AttributeError, OSError):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return memoryview(memory)
