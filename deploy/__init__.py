@@ -1,1 +1,1 @@
-"""What a deployment needs beside the Dags: the init step, keys, the least IAM policy, MWAA's files."""
+"""Deployment tools: init step, keys for Docker Compose, minimal IAM policy, files for Amazon MWAA."""

@@ -1,9 +1,8 @@
-"""Writes .env for docker-compose.yaml: .env.example with keys that were made for it alone.
+"""Writes .env for docker-compose.yaml: .env.example with new random keys.
 
     python3 deploy/make_env.py [TARGET]
 
-It needs nothing but Python. A file that is there already is left as it is, because a database is encrypted with
-its keys.
+It only needs Python. It never overwrites an existing file, because the database is encrypted with its keys.
 """
 
 import base64
@@ -18,8 +17,8 @@ _PLACEHOLDER = re.compile(r"<([A-Z0-9_]+)>")
 
 
 def render(template: str) -> str:
-    """Return the template with each `<NAME>` replaced by a random key, the same one for the same name."""
-    # Fernet's own form; the others are hex, which is safe in an URL and in the header of an S3 request.
+    """Return the template with each `<NAME>` replaced by a random key; equal names get equal keys."""
+    # Fernet keys have their own format. The others are hex, which is safe in URLs and in headers of S3 requests.
     keys = {"FERNET_KEY": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()}
 
     def key(match: re.Match[str]) -> str:
@@ -30,12 +29,12 @@ def render(template: str) -> str:
 
 
 def main(target: Path) -> int:
-    """Write the file, readable by its owner alone; 1 if it is there already."""
+    """Write the file with read permission for its owner only; return 1 if it exists already."""
     text = render((PROJECT / ".env.example").read_text())
     try:
         descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
-        sys.stderr.write(f"{target} is there already, and was left as it is\n")
+        sys.stderr.write(f"{target} exists already and was not changed\n")
         return 1
     with os.fdopen(descriptor, "w") as file:
         file.write(text)

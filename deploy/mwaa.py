@@ -1,9 +1,9 @@
-"""Builds what Amazon MWAA takes: dags/, plugins.zip, requirements.txt and startup.sh.
+"""Builds the files for Amazon MWAA: dags/, plugins.zip, requirements.txt and startup.sh.
 
     python -m deploy.mwaa TARGET [--python 3.12]
 
-MWAA unpacks plugins.zip into its plugins folder and has that on sys.path, and no project root: so `include` goes
-into it beside the plugin. docs/DEPLOY.md says how to upload all of it.
+MWAA unpacks plugins.zip into its plugins folder, which is on sys.path, unlike a project root. So plugins.zip
+contains `include` next to the plugin. docs/DEPLOY.md explains the upload.
 """
 
 import argparse
@@ -16,28 +16,28 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parent.parent
 # https://docs.aws.amazon.com/mwaa/latest/userguide/configuring-dag-import-plugins.html
 MWAA_DAGS = "/usr/local/airflow/dags"
-# What Airflow would run as plugins of their own, if it weren't told not to.
+# Modules that Airflow must not load as plugins.
 IGNORED = ("log_rollup_plugin/*", "include/*")
-# The same file gives the same zip, so that MWAA's versions of it differ only if the code does.
+# A fixed date, so that equal code gives an equal zip and MWAA sees a new version only if the code changed.
 _DATE = (1980, 1, 1, 0, 0, 0)
 
 _REQUIREMENTS = """\
-# MWAA demands constraints, which have to be those of its environment's Airflow and Python:
+# MWAA requires constraints, those of the environment's Airflow and Python:
 # https://docs.aws.amazon.com/mwaa/latest/userguide/working-dags-dependencies.html
 --constraint "https://raw.githubusercontent.com/apache/airflow/constraints-{airflow}/constraints-{python}.txt"
 """
 
 _STARTUP = """\
 #!/bin/sh
-# The streams lie beside the Dags, so that changing them takes an upload and no update of the environment.
+# The streams file is next to the Dags: changing it takes an upload, but no update of the environment.
 export LOG_ROLLUP_STREAMS={dags}/streams.yaml
 """
 
 
 def build(target: Path, python: str) -> list[Path]:
-    """Write everything below `target`, which is made anew, and return the files.
+    """Replace `target` with a directory of all files, and return their paths.
 
-    :param python: the Python version of the MWAA environment, such as `3.12`
+    :param python: Python version of the MWAA environment, such as `3.12`
     """
     if target.exists():
         shutil.rmtree(target)
@@ -48,7 +48,7 @@ def build(target: Path, python: str) -> list[Path]:
     shutil.copy(PROJECT / "include" / "streams.yaml", dags)
     _write_plugins(target / "plugins.zip")
     head = _REQUIREMENTS.format(airflow=_locked_airflow(), python=python)
-    (target / "requirements.txt").write_text("\n".join([head.rstrip(), *_beside_airflow(), ""]))
+    (target / "requirements.txt").write_text("\n".join([head.rstrip(), *_requirements_without_airflow(), ""]))
     (target / "startup.sh").write_text(_STARTUP.format(dags=MWAA_DAGS))
     return sorted(path for path in target.rglob("*") if path.is_file())
 
@@ -66,13 +66,13 @@ def _write_plugins(target: Path) -> None:
         for name in sorted(members):
             entry = zipfile.ZipInfo(name, _DATE)
             entry.compress_type = zipfile.ZIP_DEFLATED
-            # Readable for whoever unpacks it, as MWAA does with another user.
+            # Readable for all users: MWAA unpacks the file as another user.
             entry.external_attr = 0o644 << 16
             archive.writestr(entry, members[name])
 
 
-def _beside_airflow() -> list[str]:
-    """What requirements.in asks for, but for Airflow itself, which is MWAA's."""
+def _requirements_without_airflow() -> list[str]:
+    """Return the lines of requirements.in without Airflow itself, which MWAA provides."""
     lines = (PROJECT / "requirements.in").read_text().splitlines()
     return [line for line in lines if not line.startswith(("#", "apache-airflow=="))]
 
@@ -86,11 +86,11 @@ def _locked_airflow() -> str:
 
 
 def main() -> int:
-    """Build, and say what was built."""
+    """Build the files and print their paths and sizes."""
     parser = argparse.ArgumentParser(
-        prog="python -m deploy.mwaa", description="Build what Amazon MWAA takes."
+        prog="python -m deploy.mwaa", description="Build the files for Amazon MWAA."
     )
-    parser.add_argument("target", type=Path, help="folder to write to; it is made anew")
+    parser.add_argument("target", type=Path, help="directory to write; an existing one is replaced")
     parser.add_argument("--python", default="3.12", help="Python of the MWAA environment (default: 3.12)")
     options = parser.parse_args()
     for path in build(options.target, options.python):
