@@ -1,1 +1,1 @@
-"""What comes after a complete hour: Dags that wait for hours and days, and a reader of an hour's parts."""
+"""Examples for consumers of complete hours: Dags for each hour and day, and a reader of an hour's parts."""

@@ -2,9 +2,8 @@
 
 ``python -m examples.read_hour s3://application-logs/aggregated/app/20261123/08/``
 
-It shares no code with the pipeline: boto3, DuckDB and what stands in docs/REFERENCE.md are all it takes. A reader
-who needs no host would hand the parts themselves to DuckDB; here the manifest tells which raw object, and so which
-host, each run of bytes within a part comes from.
+It shares no code with the pipeline and only needs boto3, DuckDB and docs/REFERENCE.md. DuckDB could read the parts
+directly; this reader uses the manifest to find the raw object, and so the host, of each range of bytes in a part.
 """
 
 import argparse
@@ -24,7 +23,7 @@ import boto3
 import duckdb
 from botocore.exceptions import ClientError
 
-# Each raw object is a whole file within its part: what is cut out of a part can be unpacked by itself.
+# Each raw object is a complete file within its part, so its bytes can be unpacked separately.
 DECODERS: Mapping[str, Callable[[bytes], bytes]] = {
     "": bytes,
     ".gz": gzip.decompress,
@@ -41,15 +40,15 @@ COUNT = r"""
 
 
 class NotReadableError(Exception):
-    """The hour isn't complete, or was rolled up again while it was read; the message says which."""
+    """The hour is not complete, or was rolled up again while it was read; the message says which."""
 
 
 @dataclass(frozen=True)
 class Hour:
-    """A complete hour as its manifest tells it.
+    """A complete hour as described by its manifest.
 
-    :param header: of the manifest; its ``parts_table`` lists the parts
-    :param objects: a line for each raw object, in the order in which they lie in the parts
+    :param header: header of the manifest; its ``parts_table`` lists the parts
+    :param objects: the line of each raw object, in the order of the parts and their content
     """
 
     client: Any
@@ -60,65 +59,67 @@ class Hour:
 
     @classmethod
     def open(cls, client: Any, url: str) -> "Hour":
-        """Read marker and manifest of the hour under a prefix such as ``s3://bucket/aggregated/app/20261123/08/``.
+        """Read the completion marker and the manifest of an hour.
 
-        :raises NotReadableError: if the hour isn't complete
+        :param url: the hour's prefix, such as ``s3://bucket/aggregated/app/20261123/08/``
+        :raises NotReadableError: if the hour is not complete
         """
         place = urlsplit(url)
         bucket, prefix = place.netloc, place.path.strip("/") + "/"
         plan_id = _completed_plan(client, bucket, prefix)
         body = client.get_object(Bucket=bucket, Key=f"{prefix}_manifest.jsonl.gz")["Body"].read()
-        # Not splitlines(): a key may hold what that takes for the end of a line.
+        # Not splitlines(): a key may contain other characters that it takes for line ends.
         header, *objects = (json.loads(line) for line in gzip.decompress(body).decode().split("\n") if line)
         if header["plan_id"] != plan_id:
-            raise NotReadableError(f"{url} is being rolled up again; try later")
+            raise NotReadableError(f"{url} is being rolled up again; try again later")
         return cls(client, bucket, prefix, header, objects)
 
     def bodies(self) -> Iterator[tuple[dict[str, Any], bytes]]:
-        """Each raw object's line of the manifest with its bytes, unpacked; one part at a time is in memory.
+        """Yield each raw object's manifest line and its unpacked bytes, with one part in memory at a time.
 
-        :raises NotReadableError: if the hour was rolled up again meanwhile: what came before it may be of both
+        :raises NotReadableError: if the hour was rolled up again meanwhile; discard what was yielded before
         """
         rows = iter(self.objects)
         for part in self.header["parts_table"]:
             decode = DECODERS.get(part["encoding"])
             if decode is None:
-                raise NotReadableError(f"{part['name']}: Python unpacks no {part['encoding']} by itself")
+                raise NotReadableError(f"{part['name']}: this example cannot unpack {part['encoding']}")
             body = self._part(part)
             for _ in range(part["objects"]):
                 row = next(rows)
                 yield row, decode(body[row["offset"] : row["offset"] + row["length"]])
         if _completed_plan(self.client, self.bucket, self.prefix) != self.header["plan_id"]:
-            raise NotReadableError(f"{self.prefix} was rolled up again while it was read; start anew")
+            raise NotReadableError(f"{self.prefix} was rolled up again while it was read; start again")
 
     def _part(self, part: Mapping[str, Any]) -> bytes:
         key = self.prefix + part["name"]
         try:
             answer = self.client.get_object(Bucket=self.bucket, Key=key, IfMatch=f'"{part["etag"]}"')
         except ClientError as error:
-            raise NotReadableError(f"{key} is not as the manifest says: {error}; start anew") from error
+            raise NotReadableError(f"{key} differs from the manifest: {error}; start again") from error
         body: bytes = answer["Body"].read()
         if len(body) != part["size"]:
-            raise NotReadableError(f"{key} has {len(body)} bytes, not {part['size']}; start anew")
+            raise NotReadableError(f"{key} has {len(body)} bytes, not {part['size']}; start again")
         return body
 
     def host(self, row: Mapping[str, Any]) -> str:
-        """The first step of a raw object's name below its hour: ``web-01`` of ``…/08/web-01/0001.log``."""
+        """Return the first folder below the hour in a raw object's key: ``web-01`` of ``…/08/web-01/0001.log``."""
         name = str(row["key"]).removeprefix(self.header["raw_prefix"])
         return name.partition("/")[0] if "/" in name else "-"
 
 
 def count_lines(hour: Hour, folder: Path) -> list[tuple[str, str, int]]:
-    """Host, level and number of lines, in order; the lines go through files in a folder.
+    """Return host, level and number of lines, sorted.
 
-    :raises NotReadableError: if the hour can't be read as it was proven
+    :param folder: an empty directory for temporary files
+    :raises NotReadableError: if the hour changed while it was read
     """
     for row, body in hour.bodies():
-        # DuckDB makes a column of such a folder's name.
+        # DuckDB turns the name of such a directory into a column.
         target = folder / f"host={hour.host(row)}" / "lines.log"
         target.parent.mkdir(exist_ok=True)
         with target.open("ab") as file:
-            # DuckDB takes UTF-8 alone.
+            # DuckDB only accepts UTF-8.
             file.write(body.decode("utf-8", "replace").encode())
             if body and not body.endswith(b"\n"):
                 file.write(b"\n")
@@ -137,10 +138,10 @@ def _completed_plan(client: Any, bucket: str, prefix: str) -> str:
 
 
 def main() -> int:
-    """Print the counts; 1 if the hour can't be read."""
+    """Print the counts; return 1 if the hour cannot be read."""
     parser = argparse.ArgumentParser(prog="python -m examples.read_hour", description=__doc__)
-    parser.add_argument("url", help="an hour's aggregated prefix")
-    parser.add_argument("--endpoint-url", help="of an S3 server that isn't AWS")
+    parser.add_argument("url", help="aggregated prefix of an hour")
+    parser.add_argument("--endpoint-url", help="address of the S3 server, if not AWS")
     arguments = parser.parse_args()
     try:
         hour = Hour.open(boto3.client("s3", endpoint_url=arguments.endpoint_url), arguments.url)

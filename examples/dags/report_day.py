@@ -1,15 +1,15 @@
 r"""
 # A report on each complete day
 
-Runs once the 24 hours of a UTC day of the stream `app` are complete: copy it, change `STREAM`, and put your own
-work in the place of `report`. The day is the run's partition key, like `2026-11-23`.
+Runs when all 24 hours of a UTC day of the stream `app` are complete. Copy the file, change `STREAM`, and replace
+`report` with your own work. The run's partition key is the day, like `2026-11-23`.
 
-Airflow counts the hours by their asset events, and `check` holds them against the completion markers: an hour
-that is being rolled up again at the moment, because objects came late, has none. It then waits for the retry.
+Airflow counts the asset events of the hours; `check` then reads the completion markers. An hour that is being
+rolled up again, because objects came late, has no marker: `check` fails and Airflow retries it.
 
-**An hour that is rolled up again later** does not start its day again: Airflow waits for 24 new events. To make
-the report again, clear its run, which reads the markers anew. **A day whose first hours were complete before this
-Dag was there** never had 24 events. A backfill tells all of them again, and moves no data:
+**An hour that is rolled up again later** does not start this Dag: Airflow waits for 24 new events. To update the
+report, clear its run, which reads the markers again. **A day that was partly complete before this Dag existed**
+never has 24 events. A backfill emits all events again and moves no data:
 
 ```
 airflow backfill create --dag-id log_rollup_app --from-date 2026-11-23T00:00:00Z \
@@ -39,12 +39,12 @@ from log_rollup_plugin.s3.hook import PooledS3Hook
 
 STREAM = "app"
 HOURS = Asset.ref(name=f"log_rollup_{STREAM}_hours")
-# How the hours are written in the partition keys.
+# Format of the hours in partition keys.
 KEY = "%Y-%m-%dT%H:%M:%SZ"
 
 with DAG(
     dag_id=f"report_day_{STREAM}",
-    description=f"Once for each day of {STREAM} whose 24 hours are complete",
+    description=f"Runs for each day of {STREAM} whose 24 hours are complete",
     doc_md=__doc__,
     schedule=PartitionedAssetTimetable(
         assets=HOURS,
@@ -60,7 +60,7 @@ with DAG(
 
     @task(pool=POOL, pool_slots=limits.CONTROL_CONNECTIONS, retries=6, retry_delay=timedelta(minutes=10))
     def check(**context: Any) -> list[dict[str, Any]]:
-        """The totals of the day's hours, by their completion markers as they are now."""
+        """Return the totals of the day's hours from their completion markers."""
         day = datetime.strptime(context["dag_run"].partition_key, "%Y-%m-%d").replace(tzinfo=UTC)
         hours = [day + timedelta(hours=number) for number in range(24)]
         stream = next(stream for stream in load_streams() if stream.name == STREAM)
@@ -68,13 +68,13 @@ with DAG(
             found = read_hours(hook, stream, hours)
         missing = [format_hour(one.hour) for one in found if not one.marker]
         if missing:
-            raise RuntimeError(f"not complete at the moment: {', '.join(missing)}; trying again later")
-        told = ("hour", "plan_id", "objects", "bytes_in", "bytes_out", "parts")
-        return [{name: one.marker[name] for name in told} for one in found if one.marker]
+            raise RuntimeError(f"not complete now: {', '.join(missing)}; Airflow retries this task")
+        fields = ("hour", "plan_id", "objects", "bytes_in", "bytes_out", "parts")
+        return [{name: one.marker[name] for name in fields} for one in found if one.marker]
 
     @task
     def report(hours: list[dict[str, Any]], **context: Any) -> dict[str, Any]:
-        """Add the day up."""
+        """Print and return the totals of the day."""
         totals = {name: sum(one[name] for one in hours) for name in ("objects", "bytes_in", "parts")}
         print(f"{context['dag_run'].partition_key}: {totals}")
         return totals

@@ -1,12 +1,11 @@
 """
 # A report on each complete hour
 
-Runs once for each completion of an hour of the stream `app`: copy it, change `STREAM`, and put your own work
-in the place of `report`. The hour is the run's partition key, and its start `partition_date`.
+Runs each time an hour of the stream `app` is completed. Copy the file, change `STREAM`, and replace `report` with
+your own work. The run's partition key is the hour, its `partition_date` the start of the hour.
 
-A rerun of an hour completes it again, also where nothing has changed, so this Dag runs for it again. Work that
-is not to be done twice for the same content goes by `plan_id`: the same hour with the same `plan_id` has the
-same parts.
+A rerun completes its hour again, even if nothing has changed, and then this Dag runs again. To skip work that was
+done before, compare `plan_id`: an hour with an unchanged `plan_id` has the same parts.
 """
 
 from typing import Any
@@ -15,12 +14,12 @@ from airflow.sdk import DAG, Asset, PartitionedAssetTimetable, StartOfHourMapper
 
 STREAM = "app"
 HOURS = Asset.ref(name=f"log_rollup_{STREAM}_hours")
-# How the hours are written in the partition keys.
+# Format of the hours in partition keys.
 KEY = "%Y-%m-%dT%H:%M:%SZ"
 
 with DAG(
     dag_id=f"report_hour_{STREAM}",
-    description=f"Once for each complete hour of {STREAM}",
+    description=f"Runs for each complete hour of {STREAM}",
     doc_md=__doc__,
     schedule=PartitionedAssetTimetable(
         assets=HOURS,
@@ -32,13 +31,13 @@ with DAG(
 
     @task
     def report(**context: Any) -> dict[str, Any]:
-        """Tell what the hour holds and where; the last event counts, should there be several."""
-        told: dict[str, Any] = context["triggering_asset_events"][HOURS][-1].extra
-        average = told["bytes_in"] / max(told["objects"], 1)
+        """Print the totals and the place of the hour, from the last event if there are several."""
+        event: dict[str, Any] = context["triggering_asset_events"][HOURS][-1].extra
+        average = event["bytes_in"] / max(event["objects"], 1)
         print(
-            f"{told['hour']}: {told['objects']:,} objects of {average:,.0f} bytes in {told['parts']} parts "
-            f"under {told['aggregated']}"
+            f"{event['hour']}: {event['objects']:,} objects of {average:,.0f} bytes in {event['parts']} parts "
+            f"under {event['aggregated']}"
         )
-        return told
+        return event
 
     report()
