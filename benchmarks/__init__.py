@@ -1,1 +1,1 @@
-"""How fast the pack step is, beside everything else that one might use for its work, on one machine in one run."""
+"""Compares the pack step with other programs for the same work, on one machine in one run."""

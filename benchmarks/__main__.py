@@ -1,4 +1,4 @@
-"""Runs one of the measurements: ``python -m benchmarks [COMMAND]``, see ``--help``."""
+"""Runs one benchmark: ``python -m benchmarks [COMMAND]``, see ``--help``."""
 
 import signal
 import sys
@@ -9,9 +9,9 @@ from benchmarks.settings import Settings, parse
 
 
 def main() -> int:
-    """The exit code: 0 if it could be measured, 1 if we failed ourselves, 2 if it cannot run here."""
+    """Return the exit code: 0 after a measurement, 1 if this project's own step failed."""
     settings = parse(sys.argv[1:])
-    # Whatever ends this process also has to end the servers and programs that it started.
+    # Exit normally on these signals, so that the started servers and programs end too.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(143))
     modules: Mapping[str, str] = {"profile": "profiling"}

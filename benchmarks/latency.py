@@ -1,27 +1,27 @@
-"""Our pack step against answers that come late: does its throughput follow the number of connections?"""
+"""Measures how the pack step's throughput grows with its connections when every response is delayed."""
 
 from benchmarks.report import machine
 from benchmarks.settings import BUILD, PART_BYTES, PROJECT, Settings
-from benchmarks.steps import Done, SyntheticServer, scratch, step
+from benchmarks.steps import StepResult, SyntheticServer, scratch, step
 from benchmarks.table import as_table, write_json
 
 DELAY_SECONDS = 0.05
 CONNECTIONS = (10, 25, 50, 100)
-# Small ones: the wait is to take the time, not the bytes, which the same two cores move twice.
+# Small objects, so that the delay dominates: server and client share the cores that move the bytes.
 OBJECT_BYTES = 20_000
 
 
 def latency(settings: Settings) -> int:
-    """Pack the same hour with more and more connections; the exit code."""
+    """Pack the same hour with increasing numbers of connections, and return the exit code."""
     print(
-        f"{settings.objects:,} raw objects of {OBJECT_BYTES:,} bytes, each answer {DELAY_SECONDS * 1000:.0f} ms "
+        f"{settings.objects:,} raw objects of {OBJECT_BYTES:,} bytes, each response {DELAY_SECONDS * 1000:.0f} ms "
         f"late; {machine()}\n",
         flush=True,
     )
     rows = []
     with scratch() as folder:
         for connections in CONNECTIONS:
-            # A server for each, so that none finds the parts of another.
+            # A new server for each number, so that no part exists yet.
             place = folder / str(connections)
             with SyntheticServer(place, settings.objects, [OBJECT_BYTES], DELAY_SECONDS) as server:
                 planned = step("plan", server, place, PART_BYTES, connections)
@@ -32,20 +32,20 @@ def latency(settings: Settings) -> int:
     print(as_table(rows))
     target = BUILD / "bench-latency.json"
     write_json(target, rows)
-    print(f"\nwritten: {target.relative_to(PROJECT)}")
+    print(f"\nwrote {target.relative_to(PROJECT)}")
     return 0
 
 
-def _row(connections: int, objects: int, done: Done) -> dict[str, float | int | str]:
-    seconds = float(done.own["seconds"])
+def _row(connections: int, objects: int, result: StepResult) -> dict[str, float | int | str]:
+    seconds = float(result.own["seconds"])
     return {
         "max_connections": connections,
         "seconds": round(seconds, 2),
         "objects_per_s": round(objects / seconds),
-        # What so many connections could do if an answer took nothing but the delay; one is the control plane's.
+        # The limit if a response took only the delay; one connection belongs to the control plane.
         "most_objects_per_s": round((connections - 1) / DELAY_SECONDS),
         "mb_per_s": round(objects * OBJECT_BYTES / seconds / 1e6),
-        "cpu_ms_per_object": round(float(done.own["cpu_seconds"]) * 1000 / objects, 3),
-        "peak_rss_mib": round(done.peak_rss_mib),
-        "peak_sockets": done.seen.peak_sockets,
+        "cpu_ms_per_object": round(float(result.own["cpu_seconds"]) * 1000 / objects, 3),
+        "peak_rss_mib": round(result.peak_rss_mib),
+        "peak_sockets": result.observed.peak_sockets,
     }

@@ -1,4 +1,4 @@
-"""Runs one program and sees what it takes: time, CPU, memory, connections, all from outside."""
+"""Runs one program and measures time, CPU, memory and connections from outside."""
 
 import contextlib
 import os
@@ -15,14 +15,14 @@ import psutil
 from benchmarks.sockets import connections_to
 
 SAMPLE_SECONDS = 0.05
-# Finding the descendants means reading all of /proc; new ones are seen this often.
-SAMPLES_A_SEARCH = 4
+# Descendants are searched only every fourth time, because that reads all of /proc.
+SAMPLES_PER_SEARCH = 4
 END_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a program may take before it is stopped: memory, and time."""
+    """Limits of memory and time; a program that exceeds one is stopped."""
 
     rss_bytes: int
     seconds: float
@@ -30,7 +30,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """What a program took, its children included; ``stopped`` says why it was, if it was."""
+    """The usage of a program and its children; ``stopped`` is the reason if it was stopped."""
 
     seconds: float
     cpu_seconds: float
@@ -43,11 +43,11 @@ class Observed:
 def run(
     command: Sequence[str], environment: Mapping[str, str], folder: Path, port: int, log: Path, limits: Limits
 ) -> Observed:
-    """Run a command to its end; it and its children are gone when this returns, in whatever way.
+    """Run a command until it ends; when this returns or raises, the command and its children have ended.
 
-    :param folder: the working directory
-    :param port: of the server; connections to it are counted, of this program and of any other
-    :param log: gets all that it says
+    :param folder: working directory
+    :param port: port of the server; all connections to it are counted, also those of other programs
+    :param log: file for the output
     """
     with log.open("wb") as output:
         began = time.monotonic()
@@ -74,7 +74,7 @@ def run(
 
 
 def _end_group(process: "subprocess.Popen[bytes]") -> None:
-    """Stop what is left of a program, such as the others of a pipe of which one has failed."""
+    """Kill the rest of the process group, such as the other programs of a pipe in which one has failed."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     if process.returncode is None:
@@ -82,7 +82,7 @@ def _end_group(process: "subprocess.Popen[bytes]") -> None:
 
 
 class _Watch:
-    """Samples a process tree from a thread; kills its group where it goes beyond its limits."""
+    """Samples a process tree in a thread, and kills its group if it exceeds the limits."""
 
     def __init__(self, pid: int, port: int, limits: Limits) -> None:
         self._root = psutil.Process(pid)
@@ -107,16 +107,16 @@ class _Watch:
         pids: list[int] = []
         count = 0
         while not self._stop.wait(SAMPLE_SECONDS):
-            if count % SAMPLES_A_SEARCH == 0:
+            if count % SAMPLES_PER_SEARCH == 0:
                 pids = self._tree()
             count += 1
             self.peak_sockets = max(self.peak_sockets, connections_to(self._port))
             resident, highest = _memory_of(pids)
             self.peak_rss_bytes = max(self.peak_rss_bytes, resident, highest)
             if resident > self._limits.rss_bytes:
-                self._end(f"it took {resident / 1e9:.1f} GB of memory, more than this machine can give it")
+                self._end(f"it used {resident / 1e9:.1f} GB of memory, more than this machine has free")
             elif time.monotonic() > until:
-                self._end(f"it was not done after {self._limits.seconds:.0f} s")
+                self._end(f"it was not finished after {self._limits.seconds:.0f} s")
 
     def _tree(self) -> list[int]:
         with contextlib.suppress(psutil.Error):
@@ -131,10 +131,10 @@ class _Watch:
 
 
 def _memory_of(pids: Iterable[int]) -> tuple[int, int]:
-    """Resident bytes of these processes together, and the most that one of them ever had."""
+    """Return the total of resident bytes of these processes, and the highest peak of one of them."""
     resident = highest = 0
     for pid in pids:
-        # It may end between two readings.
+        # A process may end meanwhile.
         with contextlib.suppress(OSError, IndexError):
             status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
             resident += int(status.partition("VmRSS:")[2].split()[0]) * 1024

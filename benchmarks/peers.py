@@ -1,4 +1,4 @@
-"""The programs that are measured: what each is called, and the command that does the whole job with it."""
+"""The compared programs: names, and the commands that roll up the hour with each."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks import tools
 from benchmarks.settings import PART_BYTES, PROJECT
-from benchmarks.stage import BUCKET, RAW_PREFIX, Stage
+from benchmarks.testbed import BUCKET, RAW_PREFIX, Testbed
 from dev.servers import S3Server
 
 OURS = "log-rollup"
@@ -19,13 +19,13 @@ BOTO3 = "boto3-threads"
 S5CMD = "s5cmd"
 RCLONE = "rclone"
 S3_CONCAT = "s3-concat"
-GO_UNBOUNDED = "story-go"
-GO_BOUNDED = "story-go-250"
+GO_UNLIMITED = "go-unlimited"
+GO_250 = "go-250"
 CRT_GET = "crt-get"
 CRT_GET_PUT = "crt-get-put"
 FLOOR_GET = "floor-get"
 FLOOR_GET_PUT = "floor-get-put"
-# As many at a time as our own pack step; rclone's four would only make it look slow.
+# As many concurrent transfers as the pack step; with its default of four rclone would look slow.
 RCLONE_OPTIONS = ("--transfers=25", "--checkers=25", "--s3-no-check-bucket", "--config=", "--stats=0")
 
 
@@ -34,9 +34,9 @@ Command = Sequence[str]
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run of one program; ``shards`` are those of our plan."""
+    """One run of one program; ``shards`` are those of the pack step's plan."""
 
-    stage: Stage
+    testbed: Testbed
     tls: bool
     out_prefix: str
     scratch: Path
@@ -44,32 +44,32 @@ class Run:
 
     @property
     def server(self) -> S3Server:
-        """The server that it talks to."""
-        return self.stage.servers[self.tls]
+        """The S3 server of this run."""
+        return self.testbed.servers[self.tls]
 
     def result(self, number: int = 0) -> Path:
-        """Where a program in Python writes down what it used."""
+        """Return the file into which a Python program writes its figures."""
         return self.scratch / f"result-{number}.json"
 
     def python(
         self, module: str, interpreter: Path | None = None, number: int = 0, **options: object
     ) -> list[str]:
-        """The command of one of the programs in :mod:`benchmarks.clients`.
+        """Return the command of a program in :mod:`benchmarks.clients`.
 
-        :param number: tells the commands of one run apart
+        :param number: index of the command within this run
         """
         job = self.scratch / f"job-{number}.json"
-        self.stage.job(self.tls, self.out_prefix, self.result(number), **options).write(job)
+        self.testbed.job(self.tls, self.out_prefix, self.result(number), **options).write(job)
         return [str(interpreter or sys.executable), "-m", f"benchmarks.clients.{module}", str(job)]
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A program under measurement.
+    """A measured program.
 
-    :param commands: makes the command lines, which run one after the other and count together; raises
-        MissingError where the program cannot be had
-    :param in_python: its own figures count, from after its imports
+    :param commands: returns the command lines, which run one after the other and are summed; raises MissingError
+        if the program cannot be installed
+    :param in_python: use the figures that the program reports itself, which exclude imports
     :param writes: whether it writes parts, which are then checked
     """
 
@@ -81,27 +81,34 @@ class Peer:
 
 
 def peers(may_install: bool) -> list[Peer]:
-    """All of them, the two whose times are held together next to each other."""
+    """Return all programs; the two that are compared most closely run one after the other."""
 
-    def story(limit: int) -> Callable[[Run], Sequence[Command]]:
-        return lambda run: [_story(run, limit, may_install)]
+    def go(limit: int) -> Callable[[Run], Sequence[Command]]:
+        return lambda run: [_go(run, limit, may_install)]
 
     return [
-        Peer(OURS, "this project's pack step, every check on", _ours, in_python=True),
+        Peer(OURS, "this project's pack step with all checks", _ours, in_python=True),
         Peer(
-            FLOOR_GET_PUT, "floor, sockets: GET and PUT as many bytes", _bare("floor", True), in_python=True
+            FLOOR_GET_PUT,
+            "floor, sockets: GET and PUT the same number of bytes",
+            _bare("floor", True),
+            in_python=True,
         ),
         Peer(BOTO3, "boto3, 16 threads: get_object, join, put_object", _boto3, in_python=True),
         Peer(S5CMD, "s5cmd cat | split, s5cmd cp", _s5cmd, in_python=False),
         Peer(RCLONE, "rclone copy, cat | split, rclone copy", _rclone, in_python=False),
-        Peer(S3_CONCAT, "s3-concat of PyPI, 4 x 4 threads", _s3_concat, in_python=True),
-        Peer(GO_UNBOUNDED, "the story's Go program, no limit of connections", story(0), in_python=False),
-        Peer(GO_BOUNDED, "the story's Go program, MaxConnsPerHost 250", story(250), in_python=False),
-        Peer(CRT_GET, "AWS CRT: GET and throw away", _bare("crt", False), in_python=True, writes=False),
-        Peer(CRT_GET_PUT, "AWS CRT: GET and PUT as many bytes, no more", _bare("crt", True), in_python=True),
+        Peer(S3_CONCAT, "s3-concat from PyPI, 4 x 4 threads", _s3_concat, in_python=True),
+        Peer(
+            GO_UNLIMITED, "aws-sdk-go, one goroutine per object, no connection limit", go(0), in_python=False
+        ),
+        Peer(GO_250, "aws-sdk-go, one goroutine per object, MaxConnsPerHost 250", go(250), in_python=False),
+        Peer(CRT_GET, "AWS CRT: GET and discard", _bare("crt", False), in_python=True, writes=False),
+        Peer(
+            CRT_GET_PUT, "AWS CRT: GET and PUT the same number of bytes", _bare("crt", True), in_python=True
+        ),
         Peer(
             FLOOR_GET,
-            "floor, sockets: GET and throw away",
+            "floor, sockets: GET and discard",
             _bare("floor", False),
             in_python=True,
             writes=False,
@@ -110,7 +117,7 @@ def peers(may_install: bool) -> list[Peer]:
 
 
 def environment(server: S3Server, scratch: Path) -> dict[str, str]:
-    """What a program sees: the server, and nothing of the user's own settings."""
+    """Return the environment of a program: the server's settings, and none of the user's."""
     ca = str(server.tls.ca) if server.tls else ""
     return {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
@@ -132,15 +139,15 @@ def environment(server: S3Server, scratch: Path) -> dict[str, str]:
         "RCLONE_CONFIG_BENCH_ENDPOINT": server.endpoint_url,
         "RCLONE_CONFIG_BENCH_REGION": server.region,
         "RCLONE_CONFIG_BENCH_ENV_AUTH": "true",
-        # Programs in Go take the authorities that they trust from here.
+        # Go programs read the trusted authorities from here.
         **({"SSL_CERT_FILE": ca, "RCLONE_CA_CERT": ca} if ca else {}),
     }
 
 
 def _ours(run: Run) -> Sequence[Command]:
-    """A process for each shard, as each is a task; all after each other."""
+    """One process for each shard, like the tasks, one after the other."""
     return [
-        run.python("ours", number=number, step="pack", shards=[shard])
+        run.python("rollup_steps", number=number, step="pack", shards=[shard])
         for number, shard in enumerate(run.shards)
     ]
 
@@ -204,7 +211,7 @@ def _split(folder: Path) -> list[str]:
     ]
 
 
-def _story(run: Run, limit: int, may_install: bool) -> Command:
+def _go(run: Run, limit: int, may_install: bool) -> Command:
     return [
         str(tools.go_program(may_install)),
         f"-endpoint={run.server.endpoint_url}",
@@ -218,12 +225,12 @@ def _story(run: Run, limit: int, may_install: bool) -> Command:
 
 
 def _script(*steps: Sequence[str]) -> list[Command]:
-    """Steps one after the other, as one would write them in a script; ``|`` is a pipe."""
+    """Return a shell script of these steps; ``|`` is a pipe."""
     lines = (" ".join(word if word == "|" else shlex.quote(word) for word in step) for step in steps)
     return [["bash", "-c", "set -euo pipefail\n" + "\n".join(lines)]]
 
 
 def figures(path: Path) -> dict[str, Any]:
-    """What a program in Python wrote down."""
+    """Return the figures that a Python program wrote."""
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return found

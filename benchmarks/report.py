@@ -1,4 +1,4 @@
-"""Figures of programs as a table for people, verdicts against our targets, and rows of JSON."""
+"""The results of the comparison: table, verdicts on the goals, rows of JSON."""
 
 import os
 import platform
@@ -26,7 +26,7 @@ class Measurement:
     peak_sockets: int
 
     def __add__(self, other: "Measurement") -> "Measurement":
-        """Of two programs that ran one after the other."""
+        """Combine two programs that ran one after the other."""
         return Measurement(
             self.seconds + other.seconds,
             self.cpu_seconds + other.cpu_seconds,
@@ -43,7 +43,7 @@ class Measurement:
 
 @dataclass(slots=True)
 class Outcome:
-    """All rounds of one program, or why there are none."""
+    """All rounds of one program, or the reason why there are none."""
 
     rounds: list[Measurement] = field(default_factory=list)
     missing: str | None = None
@@ -52,7 +52,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A program's line: medians over its rounds, and their spread."""
+    """The row of a program: medians of its rounds, and their spread."""
 
     name: str
     what: str
@@ -63,7 +63,7 @@ class Row:
 
     @property
     def measured(self) -> bool:
-        """Whether there is anything to show."""
+        """Whether there is a round."""
         return bool(self.outcome.rounds)
 
     @property
@@ -73,29 +73,29 @@ class Row:
 
     @property
     def cpu_ms_per_object(self) -> float:
-        """Median of the client's CPU time for an object, in milliseconds."""
+        """Median of the client's CPU time per object, in milliseconds."""
         return median(self._cpu())
 
     @property
     def peak_rss_mib(self) -> float:
-        """The most of all rounds."""
+        """Maximum of all rounds."""
         return max(one.peak_rss_bytes for one in self.outcome.rounds) / MEBIBYTE
 
     @property
     def peak_sockets(self) -> int:
-        """The most of all rounds."""
+        """Maximum of all rounds."""
         return max(one.peak_sockets for one in self.outcome.rounds)
 
     def _cpu(self) -> list[float]:
         return [one.cpu_seconds * 1000 / self.objects for one in self.outcome.rounds]
 
     def spread(self, of: Callable[[Measurement], float]) -> tuple[float, float]:
-        """Lowest and highest over the rounds."""
+        """Return the minimum and maximum over the rounds."""
         values = [of(one) for one in self.outcome.rounds]
         return min(values), max(values)
 
     def as_json(self) -> Mapping[str, Any]:
-        """The row of ``bench.json``; a program without figures has nulls, and says why."""
+        """Return the row of ``bench.json``; without rounds it has nulls and the reason."""
         head = {
             "name": self.name,
             "what": self.what,
@@ -133,7 +133,7 @@ class Row:
 
 
 def machine() -> str:
-    """The machine's size and versions, without its name."""
+    """Return the machine's size and versions, without its name."""
     memory = psutil.virtual_memory().total / 1024**3
     load = os.getloadavg()[0]
     return (
@@ -143,7 +143,7 @@ def machine() -> str:
 
 
 def print_table(rows: Sequence[Row]) -> None:
-    """Medians, with the lowest and highest of time and CPU, and how many times ours they are."""
+    """Print medians, with the range of time and CPU, and the CPU relative to this project's."""
     titles = (
         "",
         "s",
@@ -194,21 +194,21 @@ def _find(rows: Sequence[Row], name: str, secure: bool) -> Row | None:
 
 
 def print_verdicts(rows: Sequence[Row]) -> None:
-    """Our figures against what they are to be."""
+    """Print this project's figures and their goals."""
     for secure in sorted({row.tls for row in rows}):
         mine = _find(rows, peers.OURS, secure)
         if mine is None:
             continue
-        print(f"\ntargets, {'TLS' if secure else 'plain HTTP'}")
+        print(f"\ngoals, {'TLS' if secure else 'plain HTTP'}")
         for name, most in ((peers.S5CMD, 1 / 4), (peers.BOTO3, 1 / 5)):
             if other := _find(rows, name, secure):
                 verdict(f"CPU per object / {name}'s", mine.cpu_ms_per_object / other.cpu_ms_per_object, most)
         floors = (_find(rows, name, secure) for name in (peers.FLOOR_GET_PUT, peers.CRT_GET_PUT))
         floor = min((row for row in floors if row), key=lambda row: row.seconds, default=None)
-        # Where the server, on the same cores, is the limit, to be near the floor is enough.
+        # The server on the same cores may be the limit: then being near the floor is enough.
         near = floor is not None and mine.seconds <= 1.15 * floor.seconds
         for name, least in (
-            (peers.S5CMD, 2.5), (peers.BOTO3, 2.0), (peers.GO_UNBOUNDED, 2.0), (peers.GO_BOUNDED, 2.0),
+            (peers.S5CMD, 2.5), (peers.BOTO3, 2.0), (peers.GO_UNLIMITED, 2.0), (peers.GO_250, 2.0),
         ):  # fmt: skip
             if other := _find(rows, name, secure):
                 verdict(
@@ -216,7 +216,7 @@ def print_verdicts(rows: Sequence[Row]) -> None:
                     other.seconds / mine.seconds,
                     least,
                     at_least=True,
-                    or_else=near,
+                    near_floor=near,
                 )
         if floor:
             verdict(f"wall time / {floor.name}'s", mine.seconds / floor.seconds, 1.15)
@@ -224,11 +224,12 @@ def print_verdicts(rows: Sequence[Row]) -> None:
         verdict("peak sockets", mine.peak_sockets, CONNECTIONS)
 
 
-def verdict(what: str, value: float, bound: float, at_least: bool = False, or_else: bool = False) -> None:
-    """Print a figure beside its bound.
+def verdict(what: str, value: float, bound: float, at_least: bool = False, near_floor: bool = False) -> None:
+    """Print a figure and its bound.
 
-    :param or_else: whether it will do all the same, because we are near the floor
+    :param at_least: whether the bound is a minimum; by default it is a maximum
+    :param near_floor: whether the wall time is near the floor, which excuses a missed bound
     """
     good = value >= bound if at_least else value <= bound
-    word = "reached" if good else "not reached, but near the floor" if or_else else "NOT REACHED"
-    print(f"  {what}: {value:.2f} (to be at {'least' if at_least else 'most'} {bound:.2f}): {word}")
+    word = "reached" if good else "not reached, but near the floor" if near_floor else "NOT REACHED"
+    print(f"  {what}: {value:.2f} (goal: at {'least' if at_least else 'most'} {bound:.2f}): {word}")

@@ -1,4 +1,4 @@
-"""What can be asked of the benchmark, by flags or by the environment."""
+"""The options of the benchmarks, from flags or environment variables."""
 
 import os
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
@@ -9,18 +9,18 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parent.parent
 BUILD = PROJECT / "build"
 KIB, MIB = 1024, 1024**2
-# As in the project's own include/streams.yaml.
+# The defaults of a stream.
 PART_BYTES = 32 * MIB
 CONNECTIONS = 25
 
 COMMANDS = {
-    "compare": "our pack step beside its peers (the default)",
-    "latency": "our pack step against answers that come late, by number of connections",
-    "planner": "our planner on a million objects",
-    "validator": "our validator on 30,000 objects, against a server that keeps CRCs",
-    "encoding": "the price of check_encoding on gzip objects",
-    "bounds": "the memory of each of our steps on a million objects",
-    "profile": "our pack step under py-spy: where its CPU goes",
+    "compare": "the pack step and other programs (default)",
+    "latency": "the pack step with delayed responses, by number of connections",
+    "planner": "the planner on a million objects",
+    "validator": "the validation of 30,000 objects on a server that keeps CRCs",
+    "encoding": "the cost of check_encoding on gzip objects",
+    "bounds": "the memory of each step on a million objects",
+    "profile": "the CPU profile of the pack step, with py-spy",
 }
 _OBJECTS = {
     "compare": 3_000,
@@ -35,13 +35,13 @@ _OBJECTS = {
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """One run's settings.
+    """The settings of one run.
 
-    :param objects: in the raw hour
-    :param rounds: how often each program runs
-    :param only: parts of names; programs with none of them in theirs are left out
-    :param tls: which of plain HTTP (False) and TLS (True) to measure
-    :param may_install: whether Debian packages may be installed where they are missing
+    :param objects: number of raw objects in the hour
+    :param rounds: number of runs of each program
+    :param only: run only programs whose name contains one of these strings; all if empty
+    :param tls: measure plain HTTP (False), TLS (True), or both
+    :param may_install: whether to install missing Debian packages
     """
 
     command: str
@@ -52,24 +52,28 @@ class Settings:
     may_install: bool
 
     def wants(self, name: str) -> bool:
-        """Whether a program of this name is to run."""
+        """Return whether to run the program of this name."""
         return not self.only or any(part.lower() in name.lower() for part in self.only)
 
 
 def parse(arguments: Sequence[str]) -> Settings:
-    """Read the command line; what it leaves out is looked up in the environment, under the name in capitals."""
+    """Parse the command line; an environment variable with the flag's name in capitals gives the default."""
     listed = "\n".join(f"  {name:10} {what}" for name, what in COMMANDS.items())
     parser = ArgumentParser(
         "python -m benchmarks", epilog=f"Commands:\n{listed}", formatter_class=RawDescriptionHelpFormatter
     )
     parser.add_argument("command", nargs="?", default="compare", choices=list(COMMANDS), metavar="COMMAND")
-    parser.add_argument("--objects", type=int, help="in the raw hour")
-    parser.add_argument("--rounds", type=int, help="how often each program runs (3)")
-    parser.add_argument("--only", help="parts of names, with commas between: the programs to run")
-    parser.add_argument("--tls", choices=("both", "no", "yes"), help="TLS, plain HTTP, or both (both)")
+    parser.add_argument("--objects", type=int, help="raw objects in the hour")
+    parser.add_argument("--rounds", type=int, help="runs of each program (default: 3)")
+    parser.add_argument(
+        "--only", help="run only programs whose name contains one of these comma-separated strings"
+    )
+    parser.add_argument(
+        "--tls", choices=("both", "no", "yes"), help="measure TLS, plain HTTP, or both (default: both)"
+    )
     parser.add_argument(
         "--install", choices=("yes", "no"),
-        help="whether a missing Go may be installed by apt-get (yes where this is root's machine)",
+        help="whether to install a missing Go with apt-get (default: yes for root)",
     )  # fmt: skip
     return _settings(parser.parse_args(arguments))
 

@@ -1,4 +1,4 @@
-"""How many connections lead to a port, counted from outside and cheaply."""
+"""Counts the connections to a port, from outside and at low cost."""
 
 import socket
 import struct
@@ -16,22 +16,21 @@ _RECEIVE_BYTES = 1024 * 1024
 
 
 def connections_to(port: int) -> int:
-    """TCP connections of this machine whose other end is ``port``, held by the process that opened them.
+    """Return the number of TCP connections of this machine to ``port``, counted at their client's end.
 
-    Asks the kernel for those alone (sock_diag(7)): to read /proc/net/tcp takes tens of milliseconds on a
-    machine with thousands of connections in TIME_WAIT, and would disturb what is measured. Where the kernel
-    refuses that, /proc/net/tcp it is.
+    It asks the kernel for these connections only (sock_diag(7)). Reading /proc/net/tcp, the fallback if the kernel
+    refuses, takes tens of milliseconds with thousands of connections in TIME_WAIT and disturbs the measurement.
     """
     try:
-        return _ask(port)
+        return _count_by_netlink(port)
     except OSError:
-        return _read(port)
+        return _count_in_proc(port)
 
 
-def _ask(port: int) -> int:
+def _count_by_netlink(port: int) -> int:
     states = sum(1 << state for state in _HELD_STATES)
-    # Family, protocol, extensions, padding, states; then the socket: ports and addresses big-endian, the
-    # rest left open.
+    # Family, protocol, extensions, padding, states; then the socket: ports and addresses big-endian, the rest as
+    # wildcards.
     wanted = struct.pack("=BBBxI", socket.AF_INET, socket.IPPROTO_TCP, 0, states)
     wanted += struct.pack("!HH", 0, port) + bytes(32) + bytes(4) + b"\xff" * 8
     length = _HEADER.size + len(wanted)
@@ -50,7 +49,7 @@ def _ask(port: int) -> int:
                 answer = answer[(length + 3) & ~3 :]
 
 
-def _read(port: int) -> int:
+def _count_in_proc(port: int) -> int:
     ending, states = f":{port:04X}", {f"{state:02X}" for state in _HELD_STATES}
     rows = (line.split() for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:])
     return sum(1 for row in rows if row[2].endswith(ending) and row[3] in states)

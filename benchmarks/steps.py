@@ -1,4 +1,4 @@
-"""Our own steps, each as a process of its own, against a server that is not the comparison's."""
+"""Runs single steps of the pipeline, each as a process, against a synthetic S3 server."""
 
 import shutil
 import sys
@@ -13,10 +13,10 @@ from typing import Any
 import psutil
 
 from benchmarks import peers
-from benchmarks.clients.clock import Job
+from benchmarks.clients.job import Job
 from benchmarks.measure import Limits, Observed, run
 from benchmarks.settings import PROJECT
-from benchmarks.synthetic import Made
+from benchmarks.synthetic import ServerSettings
 from dev.servers import S3Server
 
 BUCKET = "bench"
@@ -24,12 +24,12 @@ STREAM_PREFIX = "raw/app/"
 HOUR = datetime(2026, 11, 23, 8, tzinfo=UTC)
 RAW_PREFIX = f"{STREAM_PREFIX}{HOUR:%Y%m%d/%H}/"
 MEMORY_SHARE = 0.7
-LONGEST_SECONDS = 1800
+TIMEOUT_SECONDS = 1800
 LOG_TAIL_LINES = 5
 
 
 class StepError(Exception):
-    """A step failed; the message has the end of what it said."""
+    """A step failed; the message shows the end of its output."""
 
 
 class SyntheticServer(S3Server):
@@ -45,11 +45,13 @@ class SyntheticServer(S3Server):
         encoding: str = "",
     ) -> None:
         super().__init__(folder)
-        self._made = Made(0, BUCKET, RAW_PREFIX, objects, tuple(sizes), delay_seconds, only_lists, encoding)
+        self._settings = ServerSettings(
+            0, BUCKET, RAW_PREFIX, objects, tuple(sizes), delay_seconds, only_lists, encoding
+        )
 
     def command(self) -> list[str]:
         """See :meth:`dev.servers.S3Server.command`."""
-        return replace(self._made, port=self.port).arguments()
+        return replace(self._settings, port=self.port).command()
 
     def environment(self) -> dict[str, str]:
         """See :meth:`dev.servers.S3Server.environment`."""
@@ -57,22 +59,22 @@ class SyntheticServer(S3Server):
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
-    """A step's own figures, and what was seen from outside."""
+class StepResult:
+    """The figures that a step reports, and those observed from outside."""
 
     own: Mapping[str, Any]
-    seen: Observed
+    observed: Observed
 
     @property
     def peak_rss_mib(self) -> float:
-        """The most memory that it had, its imports included."""
-        return max(int(self.own["peak_rss_bytes"]), self.seen.peak_rss_bytes) / 1024**2
+        """Peak memory, imports included."""
+        return max(int(self.own["peak_rss_bytes"]), self.observed.peak_rss_bytes) / 1024**2
 
 
 def step(
     name: str, server: S3Server, folder: Path, part_bytes: int, connections: int, **options: Any
-) -> Done:
-    """Run ``plan``, ``pack``, ``validate`` or ``complete`` to its end.
+) -> StepResult:
+    """Run ``plan``, ``pack``, ``validate`` or ``complete``.
 
     :raises StepError: if it fails
     """
@@ -88,10 +90,10 @@ def step(
             },
         )  # fmt: skip
         job.write(place / "job.json")
-        limits = Limits(int(psutil.virtual_memory().available * MEMORY_SHARE), LONGEST_SECONDS)
-        command = [sys.executable, "-m", "benchmarks.clients.ours"]
+        limits = Limits(int(psutil.virtual_memory().available * MEMORY_SHARE), TIMEOUT_SECONDS)
+        command = [sys.executable, "-m", "benchmarks.clients.rollup_steps"]
         log = place / "log"
-        seen = run(
+        observed = run(
             [*command, str(place / "job.json")],
             peers.environment(server, place),
             PROJECT,
@@ -99,15 +101,17 @@ def step(
             log,
             limits,
         )
-        if seen.exit_code != 0:
-            said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-LOG_TAIL_LINES:]
-            raise StepError(f"{name}: {seen.stopped or f'exit code {seen.exit_code}'}: {' | '.join(said)}")
-        return Done(peers.figures(Path(job.result)), seen)
+        if observed.exit_code != 0:
+            output = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-LOG_TAIL_LINES:]
+            raise StepError(
+                f"{name}: {observed.stopped or f'exit code {observed.exit_code}'}: {' | '.join(output)}"
+            )
+        return StepResult(peers.figures(Path(job.result)), observed)
 
 
 @contextmanager
 def scratch(parent: Path | None = None) -> Iterator[Path]:
-    """A folder that is gone afterwards."""
+    """Yield a temporary directory."""
     folder = Path(tempfile.mkdtemp(prefix="log-rollup-bench-", dir=parent))
     try:
         yield folder

@@ -1,8 +1,8 @@
-"""An S3 server of made-up objects: answers at once or after a fixed delay, and keeps what is written in memory.
+"""An S3 server of synthetic raw objects, with an optional delay of its responses; written objects stay in memory.
 
-Run as ``python -m benchmarks.synthetic SETTINGS`` with :class:`Made` as JSON. It checks no signature and knows
-only what this project asks: LIST with prefix, delimiter and start, GET, HEAD, PUT, copy, and DELETE. The raw
-objects are never stored: key, size, ETag and body follow from an object's number.
+Run as ``python -m benchmarks.synthetic SETTINGS`` with :class:`ServerSettings` as JSON. It checks no signatures
+and supports only the requests of this project: LIST with prefix, delimiter and start, GET, HEAD, PUT, copy and
+DELETE. Raw objects are not stored: key, size, ETag and body are computed from an object's number.
 """
 
 import asyncio
@@ -22,18 +22,21 @@ from xml.sax.saxutils import escape
 
 from awscrt.checksums import crc64nvme
 
-OBJECTS_A_HOST = 2_500
-PAGE = 1_000
+OBJECTS_PER_HOST = 2_500
+PAGE_KEYS = 1_000
 MODIFIED = "2026-11-23T08:59:00.000Z"
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
-    """What the server is to be.
+class ServerSettings:
+    """The settings of the server.
 
-    :param delay_seconds: how much later every answer comes; of listings, where ``only_lists``
-    :param sizes: of the raw objects in bytes, taken in turn; about so large where they are compressed
-    :param encoding: of the raw objects: empty for plain, or ``.gz``
+    :param prefix: prefix of the raw objects
+    :param objects: number of raw objects
+    :param sizes: sizes of the raw objects in bytes, used in turn; approximate for compressed objects
+    :param delay_seconds: delay of every response
+    :param only_lists: delay only listings
+    :param encoding: encoding of the raw objects: empty for plain, or ``.gz``
     """
 
     port: int
@@ -45,13 +48,13 @@ class Made:
     only_lists: bool
     encoding: str = ""
 
-    def arguments(self) -> list[str]:
-        """The command line that serves this."""
+    def command(self) -> list[str]:
+        """Return the command line of a server with these settings."""
         return [sys.executable, "-m", "benchmarks.synthetic", json.dumps(asdict(self))]
 
 
 class RawKeys(Sequence[str]):
-    """The keys of the raw objects in order, none of them in memory."""
+    """The sorted keys of the raw objects, computed when they are read."""
 
     def __init__(self, prefix: str, count: int, ending: str) -> None:
         self._prefix = prefix
@@ -64,19 +67,17 @@ class RawKeys(Sequence[str]):
     def __getitem__(self, number):  # type: ignore[no-untyped-def]
         if not 0 <= number < self._count:
             raise IndexError(number)
-        return (
-            f"{self._prefix}host-{number // OBJECTS_A_HOST:04d}/{number % OBJECTS_A_HOST:05d}{self._ending}"
-        )
+        return f"{self._prefix}host-{number // OBJECTS_PER_HOST:04d}/{number % OBJECTS_PER_HOST:05d}{self._ending}"
 
     def number(self, key: str) -> int | None:
-        """Which object has this key."""
+        """Return the number of the object with this key, or None."""
         number = bisect_left(self, key)
         return number if number < self._count and self[number] == key else None
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """An object that was written: its body only where that is small."""
+    """A written object; the body of a part is not kept."""
 
     size: int
     etag: str
@@ -84,16 +85,13 @@ class Stored:
     body: bytes | None
 
 
-KEPT_BYTES = 64 * 1024**2
-
-
 class Store:
-    """The objects, made up and written."""
+    """The synthetic and the written objects."""
 
-    def __init__(self, made: Made) -> None:
-        self.made = made
-        self.raw = RawKeys(made.prefix, made.objects, f".log{made.encoding}")
-        self.bodies = {size: _body(size, made.encoding) for size in set(made.sizes)}
+    def __init__(self, settings: ServerSettings) -> None:
+        self.settings = settings
+        self.raw = RawKeys(settings.prefix, settings.objects, f".log{settings.encoding}")
+        self.bodies = {size: _body(size, settings.encoding) for size in set(settings.sizes)}
         self.etags = {
             size: md5(body, usedforsecurity=False).hexdigest() for size, body in self.bodies.items()
         }
@@ -101,11 +99,11 @@ class Store:
         self.written: dict[str, Stored] = {}
 
     def size(self, number: int) -> int:
-        """The nominal size of a raw object, in bytes."""
-        return self.made.sizes[number % len(self.made.sizes)]
+        """Return the nominal size of a raw object in bytes."""
+        return self.settings.sizes[number % len(self.settings.sizes)]
 
     def find(self, key: str) -> Stored | None:
-        """An object, whichever it is."""
+        """Return a synthetic or written object, or None."""
         number = self.raw.number(key)
         if number is None:
             return self.written.get(key)
@@ -114,9 +112,9 @@ class Store:
         return Stored(len(body), self.etags[size], self.crcs[size], body)
 
     def rows(self, prefix: str, after: str) -> Iterator[tuple[str, int, str]]:
-        """Key, size and ETag of what begins with a prefix and sorts after a key."""
+        """Yield key, size and ETag of the objects with a prefix and a key greater than ``after``."""
         first = max(prefix, after)
-        if self.made.prefix.startswith(prefix) or prefix.startswith(self.made.prefix):
+        if self.settings.prefix.startswith(prefix) or prefix.startswith(self.settings.prefix):
             for number in range(bisect_left(self.raw, first), len(self.raw)):
                 key = self.raw[number]
                 if not key.startswith(prefix):
@@ -132,14 +130,14 @@ class Store:
 def _body(size: int, encoding: str) -> bytes:
     if not encoding:
         return (b"one line of a log, as long as any other\n" * (size // 40 + 1))[:size]
-    # Lines that compress about as well as those of a web server: five to eight times.
-    made = random.Random(size)
+    # Lines that compress like those of a web server, by a factor of five to eight.
+    rng = random.Random(size)
     packer = zlib.compressobj(wbits=zlib.MAX_WBITS | 16)
     body = b""
     while len(body) < size:
         lines = (
-            f"2026-11-23T08:{made.randrange(60):02}:{made.randrange(60):02}Z INFO web-{made.randrange(40):02} "
-            f"GET /api/v1/orders/{made.randrange(10**6)} 200 {made.randrange(10**4)} ms\n"
+            f"2026-11-23T08:{rng.randrange(60):02}:{rng.randrange(60):02}Z INFO web-{rng.randrange(40):02} "
+            f"GET /api/v1/orders/{rng.randrange(10**6)} 200 {rng.randrange(10**4)} ms\n"
             for _ in range(200)
         )
         body += packer.compress("".join(lines).encode()) + packer.flush(zlib.Z_SYNC_FLUSH)
@@ -151,8 +149,8 @@ def _crc(body: bytes) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What is sent back."""
+class Response:
+    """A response; ``length`` is that of the object if the body is left out."""
 
     status: str
     headers: Mapping[str, str]
@@ -161,13 +159,13 @@ class Answer:
 
 
 class Service:
-    """Answers requests, one function for each operation."""
+    """Handles requests, with one method for each operation."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    def answer(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> Answer:
-        """The answer to a request, path style."""
+    def handle(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> Response:
+        """Return the response to a path-style request."""
         path, _, query = target.partition("?")
         _, _, key = unquote(path).lstrip("/").partition("/")
         fields = dict(parse_qsl(query, keep_blank_values=True))
@@ -181,67 +179,69 @@ class Service:
             return self._put(key, headers, body)
         if method == "DELETE":
             self._store.written.pop(key, None)
-            return Answer("204 No Content", {})
+            return Response("204 No Content", {})
         return self._get(key, headers, method == "HEAD")
 
-    def _get(self, key: str, headers: Mapping[str, str], head_only: bool) -> Answer:
+    def _get(self, key: str, headers: Mapping[str, str], head_only: bool) -> Response:
         found = self._store.find(key)
         if found is None:
             return _error("404 Not Found", "NoSuchKey")
         if headers.get("if-match", found.etag).strip('"') != found.etag:
             return _error("412 Precondition Failed", "PreconditionFailed")
-        about = {
+        headers_out = {
             "ETag": f'"{found.etag}"',
             "x-amz-checksum-crc64nvme": found.crc,
             "x-amz-checksum-type": "FULL_OBJECT",
         }
         if head_only or found.body is None:
-            return Answer("200 OK", about, b"", found.size)
-        span = re.fullmatch(r"bytes=(\d+)-(\d+)", headers.get("range", ""))
-        if span:
-            return Answer("206 Partial Content", about, found.body[int(span[1]) : int(span[2]) + 1])
-        return Answer("200 OK", about, found.body)
+            return Response("200 OK", headers_out, b"", found.size)
+        byte_range = re.fullmatch(r"bytes=(\d+)-(\d+)", headers.get("range", ""))
+        if byte_range:
+            return Response(
+                "206 Partial Content", headers_out, found.body[int(byte_range[1]) : int(byte_range[2]) + 1]
+            )
+        return Response("200 OK", headers_out, found.body)
 
-    def _put(self, key: str, headers: Mapping[str, str], body: bytes) -> Answer:
+    def _put(self, key: str, headers: Mapping[str, str], body: bytes) -> Response:
         crc = _crc(body)
         if headers.get("x-amz-checksum-crc64nvme", crc) != crc:
             return _error("400 Bad Request", "BadDigest")
         etag = md5(body, usedforsecurity=False).hexdigest()
         kept = body if "part-" not in key else None
         self._store.written[key] = Stored(len(body), etag, crc, kept)
-        return Answer("200 OK", {"ETag": f'"{etag}"', "x-amz-checksum-crc64nvme": crc})
+        return Response("200 OK", {"ETag": f'"{etag}"', "x-amz-checksum-crc64nvme": crc})
 
-    def _copy(self, key: str, source: str) -> Answer:
+    def _copy(self, key: str, source: str) -> Response:
         found = self._store.find(unquote(source).lstrip("/").partition("/")[2])
         if found is None:
             return _error("404 Not Found", "NoSuchKey")
         self._store.written[key] = found
         return _xml(f"<CopyObjectResult><ETag>&quot;{found.etag}&quot;</ETag></CopyObjectResult>")
 
-    def _delete(self, body: bytes) -> Answer:
+    def _delete(self, body: bytes) -> Response:
         for key in re.findall(rb"<Key>(.*?)</Key>", body):
             self._store.written.pop(key.decode(), None)
         return _xml("<DeleteResult></DeleteResult>")
 
-    def _list(self, fields: Mapping[str, str]) -> Answer:
+    def _list(self, fields: Mapping[str, str]) -> Response:
         prefix, delimiter = fields.get("prefix", ""), fields.get("delimiter", "")
         after = max(fields.get("continuation-token", ""), fields.get("start-after", ""))
-        most = int(fields.get("max-keys", PAGE))
+        max_keys = int(fields.get("max-keys", PAGE_KEYS))
         encode = quote if fields.get("encoding-type") == "url" else escape
         rows: list[str] = []
         last, truncated = after, False
         while True:
-            again = False
+            skipped_folder = False
             for key, size, etag in self._store.rows(prefix, last):
-                if len(rows) == most:
+                if len(rows) == max_keys:
                     truncated = True
                     break
                 cut = key.find(delimiter, len(prefix)) if delimiter else -1
                 if cut >= 0:
                     folder = key[: cut + 1]
                     rows.append(f"<CommonPrefixes><Prefix>{encode(folder)}</Prefix></CommonPrefixes>")
-                    # Past everything below the folder.
-                    last, again = folder + "\U0010ffff", True
+                    # Continue after all keys of the folder.
+                    last, skipped_folder = folder + "\U0010ffff", True
                     break
                 rows.append(
                     f"<Contents><Key>{encode(key)}</Key><LastModified>{MODIFIED}</LastModified>"
@@ -249,33 +249,35 @@ class Service:
                     f"</Contents>"
                 )
                 last = key
-            if not again:
+            if not skipped_folder:
                 break
         next_page = f"<NextContinuationToken>{escape(last)}</NextContinuationToken>" if truncated else ""
         encoding = "<EncodingType>url</EncodingType>" if encode is quote else ""
         return _xml(
-            f'<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Name>{self._store.made.bucket}'
-            f"</Name><Prefix>{encode(prefix)}</Prefix><KeyCount>{len(rows)}</KeyCount><MaxKeys>{most}</MaxKeys>"
+            f'<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Name>{self._store.settings.bucket}'
+            f"</Name><Prefix>{encode(prefix)}</Prefix><KeyCount>{len(rows)}</KeyCount><MaxKeys>{max_keys}</MaxKeys>"
             f"{encoding}<IsTruncated>{str(truncated).lower()}</IsTruncated>{next_page}{''.join(rows)}"
             f"</ListBucketResult>"
         )
 
 
-def _xml(text: str) -> Answer:
-    return Answer("200 OK", {"Content-Type": "application/xml"}, f'<?xml version="1.0"?>{text}'.encode())
+def _xml(text: str) -> Response:
+    return Response("200 OK", {"Content-Type": "application/xml"}, f'<?xml version="1.0"?>{text}'.encode())
 
 
-def _error(status: str, code: str) -> Answer:
-    text = f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>made up</Message></Error>'
-    return Answer(status, {"Content-Type": "application/xml"}, text.encode())
+def _error(status: str, code: str) -> Response:
+    text = f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>synthetic</Message></Error>'
+    return Response(status, {"Content-Type": "application/xml"}, text.encode())
 
 
 class Connection(asyncio.Protocol):
-    """One client's connection; requests come one after the other."""
+    """One connection of a client, with one request at a time."""
 
-    def __init__(self, made: Made, answer: Callable[[str, str, Mapping[str, str], bytes], Answer]) -> None:
-        self._made = made
-        self._answer = answer
+    def __init__(
+        self, settings: ServerSettings, handle: Callable[[str, str, Mapping[str, str], bytes], Response]
+    ) -> None:
+        self._settings = settings
+        self._handle = handle
         self._received = bytearray()
         self._head: tuple[str, str, dict[str, str]] | None = None
         self._transport: asyncio.Transport | None = None
@@ -307,32 +309,36 @@ class Connection(asyncio.Protocol):
         body = bytes(self._received[:length])
         del self._received[:length]
         self._head = None
-        answer = self._answer(method, target, headers, body)
-        text = _wire(answer, method == "HEAD")
-        late = self._made.delay_seconds
-        if self._made.only_lists and not (method == "GET" and "list-type=" in target):
-            late = 0.0
-        if late:
-            asyncio.get_running_loop().call_later(late, self._transport.write, text)
+        response = self._handle(method, target, headers, body)
+        text = _encode(response, method == "HEAD")
+        delay = self._settings.delay_seconds
+        if self._settings.only_lists and not (method == "GET" and "list-type=" in target):
+            delay = 0.0
+        if delay:
+            asyncio.get_running_loop().call_later(delay, self._transport.write, text)
         else:
             self._transport.write(text)
 
 
-def _wire(answer: Answer, head_only: bool) -> bytes:
-    length = len(answer.body) if answer.length is None else answer.length
-    fields = {"Date": formatdate(usegmt=True), "Content-Length": str(length), **answer.headers}
+def _encode(response: Response, head_only: bool) -> bytes:
+    length = len(response.body) if response.length is None else response.length
+    fields = {"Date": formatdate(usegmt=True), "Content-Length": str(length), **response.headers}
     head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-    return f"HTTP/1.1 {answer.status}\r\n{head}\r\n".encode("latin-1") + (b"" if head_only else answer.body)
+    return f"HTTP/1.1 {response.status}\r\n{head}\r\n".encode("latin-1") + (
+        b"" if head_only else response.body
+    )
 
 
-async def serve(made: Made) -> None:
-    """Serve until the process is ended."""
-    service = Service(Store(made))
+async def serve(settings: ServerSettings) -> None:
+    """Serve until the process is terminated."""
+    service = Service(Store(settings))
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Connection(made, service.answer), "127.0.0.1", made.port)
+    server = await loop.create_server(
+        lambda: Connection(settings, service.handle), "127.0.0.1", settings.port
+    )
     await server.serve_forever()
 
 
 if __name__ == "__main__":
-    asked = json.loads(sys.argv[1])
-    asyncio.run(serve(Made(**{**asked, "sizes": tuple(asked["sizes"])})))
+    arguments = json.loads(sys.argv[1])
+    asyncio.run(serve(ServerSettings(**{**arguments, "sizes": tuple(arguments["sizes"])})))

@@ -1,4 +1,4 @@
-"""Rows of equal keys as a table for people, and as a file."""
+"""Prints rows with equal keys as a table, and writes them as JSON."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def as_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows under the names of their keys."""
+    """Return the rows as a table with their keys as headings."""
     names = list(rows[0])
     lines = [names, *([str(row[name]) for name in names] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(names))]
@@ -17,6 +17,6 @@ def as_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def write_json(target: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """The rows as a list."""
+    """Write the rows as a JSON list."""
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(list(rows), indent=1) + "\n", encoding="utf-8")

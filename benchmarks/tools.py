@@ -1,4 +1,4 @@
-"""The peers' programs: found, or made under ``build/``, or named as missing with what would bring them."""
+"""Finds the compared programs or installs them below ``build/``; if that fails, says how to install them."""
 
 import fcntl
 import os
@@ -21,18 +21,18 @@ INSTALL_SECONDS = 900
 
 
 class MissingError(Exception):
-    """A peer cannot be had here; the message says why, and what would bring it."""
+    """A program cannot be installed; the message says why and how to install it."""
 
 
 @dataclass(frozen=True, slots=True)
 class PeerVenv:
-    """The environment of the peers from PyPI."""
+    """The virtual environment of the programs from PyPI."""
 
     folder: Path
 
     @property
     def python(self) -> Path:
-        """Its interpreter."""
+        """The interpreter."""
         return self.folder / "bin" / "python"
 
     @property
@@ -42,14 +42,14 @@ class PeerVenv:
 
     @property
     def s5cmd(self) -> Path:
-        """The program itself: the script of that name would only add a Python to it."""
+        """The program itself, without the Python script of that name."""
         return next((self.folder / "lib").glob("python*/site-packages/s5cmd/bin/s5cmd"))
 
 
 def peer_venv() -> PeerVenv:
-    """The environment with the pinned peers; made at the first call, and anew when the pins change.
+    """Return the environment with the pinned programs; create it at the first call and when the pins change.
 
-    :raises MissingError: if it cannot be made
+    :raises MissingError: if it cannot be created
     """
     venv = PeerVenv(FOLDER / "venv")
     FOLDER.mkdir(parents=True, exist_ok=True)
@@ -60,47 +60,54 @@ def peer_venv() -> PeerVenv:
         if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
             return venv
         shutil.rmtree(venv.folder, ignore_errors=True)
-        _do([sys.executable, "-m", "venv", str(venv.folder)], "the peers' environment cannot be made")
-        _do(
+        _run(
+            [sys.executable, "-m", "venv", str(venv.folder)],
+            "cannot create the environment of the programs from PyPI",
+        )
+        _run(
             [str(venv.python), "-m", "pip", "install", "--quiet", "--no-deps", "-r", str(REQUIREMENTS)],
-            "the peers cannot be installed from PyPI",
+            "cannot install the programs from PyPI",
         )
         stamp.write_text(wanted, encoding="utf-8")
     return venv
 
 
 def go_program(may_install: bool) -> Path:
-    """The story's program, built offline from Debian's packages.
+    """Build the Go program offline from Debian's packages, and return its path.
 
-    :param may_install: whether those may be installed
-    :raises MissingError: naming the command that would install them
+    :param may_install: whether to install missing packages
+    :raises MissingError: with the command that installs them
     """
     go = shutil.which("go")
     if (go is None or not GO_SDK.exists()) and may_install and shutil.which("apt-get"):
-        print(f"installing for the story's program in Go: {APT_INSTALL}", flush=True)
+        print(f"installing Go for the comparison: {APT_INSTALL}", flush=True)
         quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        _do(["apt-get", "update", "-q"], f"no list of packages; {APT_INSTALL}", quiet)
-        _do(["apt-get", "install", "-qy", "--no-install-recommends", *GO_PACKAGES], APT_INSTALL, quiet)
+        _run(["apt-get", "update", "-q"], f"cannot update the package lists; run {APT_INSTALL}", quiet)
+        _run(
+            ["apt-get", "install", "-qy", "--no-install-recommends", *GO_PACKAGES],
+            f"run {APT_INSTALL}",
+            quiet,
+        )
         go = shutil.which("go")
     if go is None or not GO_SDK.exists():
-        raise MissingError(f"needs Go and its AWS SDK: {APT_INSTALL}")
+        raise MissingError(f"needs Go and its AWS SDK: run {APT_INSTALL}")
     FOLDER.mkdir(parents=True, exist_ok=True)
-    program = FOLDER / "story"
+    program = FOLDER / "rollup-go"
     offline = {
         "PATH": os.environ.get("PATH", os.defpath), "HOME": str(FOLDER), "GOCACHE": str(FOLDER / "go-cache"),
         "GO111MODULE": "off", "GOPATH": "/usr/share/gocode", "GOFLAGS": "", "GOTOOLCHAIN": "local",
     }  # fmt: skip
-    _do([go, "build", "-o", str(program), str(GO_SOURCE)], "the program does not build", offline)
+    _run([go, "build", "-o", str(program), str(GO_SOURCE)], "cannot build the Go program", offline)
     return program
 
 
-def _do(command: Sequence[str], or_else: str, environment: dict[str, str] | None = None) -> None:
+def _run(command: Sequence[str], failure: str, environment: dict[str, str] | None = None) -> None:
     try:
         done = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=INSTALL_SECONDS, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise MissingError(f"{or_else} ({error})") from error
+        raise MissingError(f"{failure} ({error})") from error
     if done.returncode != 0:
-        said = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["it said nothing"]
-        raise MissingError(f"{or_else} ({said[0]})")
+        last_line = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["no output"]
+        raise MissingError(f"{failure} ({last_line[0]})")

@@ -1,1 +1,1 @@
-"""The measured programs in Python: each runs as a process of its own and writes down what it used."""
+"""The measured Python programs: each runs as a process and writes its figures to a file."""

@@ -1,4 +1,4 @@
-"""The textbook boto3 roll-up: a pool of 16 threads, get_object, join, put_object.
+"""The usual boto3 solution: a pool of 16 threads, get_object, join, put_object.
 
 Run as ``python -m benchmarks.clients.boto3_pool JOB``.
 """
@@ -11,13 +11,13 @@ from typing import Any
 import boto3
 from botocore.config import Config
 
-from benchmarks.clients.clock import Clock, Job
+from benchmarks.clients.job import Clock, Job
 
 THREADS = 16
 
 
 def main() -> None:
-    """Roll the hour up."""
+    """Roll up the hour."""
     job = Job.from_arguments()
     client = boto3.client(
         "s3",
@@ -26,7 +26,7 @@ def main() -> None:
         aws_access_key_id=job.access_key,
         aws_secret_access_key=job.secret_key,
         verify=job.ca or None,
-        # No checksums of its own: the server keeps none, and they would only cost boto3 time.
+        # No optional checksums: the server does not keep them, and they would only slow boto3 down.
         config=Config(
             max_pool_connections=THREADS,
             s3={"addressing_style": "path"},
@@ -40,7 +40,7 @@ def main() -> None:
         for piece in bodies(job, client, pool):
             if body and len(body) + len(piece) > job.part_bytes:
                 sent.append(uploads.submit(put, job, client, len(sent), bytes(body)))
-                # A part waits until the one before the last is away, or memory would fill with parts.
+                # At most two parts are uploaded at a time, to limit the memory.
                 if len(sent) > 2:
                     sent[-3].result()
                 body = bytearray()
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def bodies(job: Job, client: Any, pool: ThreadPoolExecutor) -> Iterator[bytes]:
-    """The raw objects in key order, each thread one ahead."""
+    """Yield the raw objects in key order, with two downloads per thread in advance."""
     pages = client.get_paginator("list_objects_v2").paginate(Bucket=job.bucket, Prefix=job.raw_prefix)
     keys = (row["Key"] for page in pages for row in page.get("Contents", ()))
 
@@ -67,7 +67,7 @@ def bodies(job: Job, client: Any, pool: ThreadPoolExecutor) -> Iterator[bytes]:
 
 
 def put(job: Job, client: Any, number: int, body: bytes) -> None:
-    """Write a part."""
+    """Upload a part."""
     client.put_object(Bucket=job.bucket, Key=f"{job.out_prefix}part-{number:05d}.log", Body=body)
 
 

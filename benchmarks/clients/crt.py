@@ -1,7 +1,7 @@
-"""The least that any client on the AWS CRT must do: GET all objects and throw them away, or PUT as many bytes too.
+"""The minimum work of a client on the AWS CRT: GET all objects and discard them, or also PUT as many bytes.
 
-Run as ``python -m benchmarks.clients.crt JOB``. No body ever reaches Python: the CRT writes what it gets to
-/dev/null and reads what it puts from a file in memory, always the same one. Nothing is checked, nothing joined.
+Run as ``python -m benchmarks.clients.crt JOB``. No body reaches Python: the CRT writes received bodies to
+/dev/null and reads sent bodies from one file in memory. Nothing is checked or joined.
 """
 
 import math
@@ -12,8 +12,8 @@ from urllib.parse import quote, urlsplit
 
 from awscrt import auth, http, io, s3
 
-from benchmarks.clients.clock import Clock, Job
 from benchmarks.clients.floor import listing, memory_file
+from benchmarks.clients.job import Clock, Job
 
 # The CRT opens about 2.5 connections for each Gbit/s of its target.
 CONNECTIONS_PER_GBPS = 2.5
@@ -21,7 +21,7 @@ NO_MULTIPART_BYTES = 5 * 1024**3
 
 
 def main() -> None:
-    """GET everything; with the option ``put``, PUT as many bytes meanwhile."""
+    """GET all objects; with the option ``put``, PUT the same number of bytes meanwhile."""
     job = Job.from_arguments()
     listed = list(listing(job))
     client = CrtClient(job)
@@ -31,7 +31,7 @@ def main() -> None:
 
 
 class CrtClient:
-    """One CRT client, and a queue on which its requests report their end."""
+    """A CRT client, and the queue in which its requests report their end."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
@@ -60,16 +60,16 @@ class CrtClient:
         return io.ClientTlsContext(options).new_connection_options()
 
     def run(self, listed: list[tuple[str, int]]) -> int:
-        """Move everything; returns how many parts were put.
+        """Transfer all bytes, and return the number of parts.
 
-        :raises Exception: the first failure of a request
+        :raises Exception: the error of the first failed request
         """
         part_bytes = self._job.part_bytes
         puts = self._job.options.get("put", False)
-        # The very same bytes for every part: where they come from must cost nothing.
+        # Every part has the same bytes, so that they cost nothing to provide.
         part = memory_file(part_bytes)
         waiting = got = parts = 0
-        # Kept, because a request that is forgotten is cancelled.
+        # Keep references: a request that is garbage-collected is cancelled.
         requests = []
         for key, size in listed:
             requests.append(self._get(key))
@@ -92,9 +92,9 @@ class CrtClient:
         return parts
 
     def _wait(self) -> None:
-        problem = self._done.get()
-        if problem is not None:
-            raise problem
+        error = self._done.get()
+        if error is not None:
+            raise error
 
     def _get(self, key: str) -> s3.S3Request:
         headers = http.HttpHeaders([("host", self._host)])
@@ -112,7 +112,7 @@ class CrtClient:
         return self._client.make_request(
             type=s3.S3RequestType.PUT_OBJECT,
             request=http.HttpRequest("PUT", self._path(key), http.HttpHeaders(headers)),
-            # Opened anew, so that every request reads from the start.
+            # A new file description, so that every request reads from the start.
             send_filepath=f"/proc/self/fd/{body}",
             fio_options=s3.S3FileIoOptions(should_stream=True),
             on_done=self._on_done,

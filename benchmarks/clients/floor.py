@@ -1,7 +1,7 @@
-"""The least that any client must do: GET all objects and throw them away, or PUT as many bytes too.
+"""The minimum work of any client: GET all objects and discard them, or also PUT as many bytes.
 
-Run as ``python -m benchmarks.clients.floor JOB``. One thread, plain sockets, nothing checked, nothing kept, and
-no answer understood but the one that is expected: what this takes is the price of moving the bytes.
+Run as ``python -m benchmarks.clients.floor JOB``. It uses one thread and plain sockets, checks and keeps nothing,
+and accepts only the expected responses: its time is the cost of moving the bytes.
 """
 
 import hashlib
@@ -21,14 +21,14 @@ from urllib.parse import quote, urlsplit
 import boto3
 from botocore.config import Config
 
-from benchmarks.clients.clock import Clock, Job
+from benchmarks.clients.job import Clock, Job
 
 SCRATCH_BYTES = 4 * 1024**2
 SEND_BYTES = 1024**2
 
 
 def main() -> None:
-    """GET everything; with the option ``put``, PUT as many bytes meanwhile."""
+    """GET all objects; with the option ``put``, PUT the same number of bytes meanwhile."""
     job = Job.from_arguments()
     listed = list(listing(job))
     with Clock() as clock:
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def listing(job: Job) -> Iterator[tuple[str, int]]:
-    """Key and size of every raw object; our pack step has them from its plan, so this isn't measured."""
+    """Yield key and size of every raw object. Not measured, since the pack step has them from its plan."""
     client = boto3.client(
         "s3",
         endpoint_url=job.endpoint,
@@ -53,7 +53,7 @@ def listing(job: Job) -> Iterator[tuple[str, int]]:
 
 
 def memory_file(size: int) -> int:
-    """A file in memory of so many bytes, all of them there."""
+    """Return a file in memory of ``size`` bytes, all allocated."""
     descriptor = os.memfd_create("floor")
     block = bytes(1024**2)
     for start in range(0, size, len(block)):
@@ -63,16 +63,16 @@ def memory_file(size: int) -> int:
 
 @dataclass(slots=True)
 class _Connection:
-    """A socket, and what of its request's body and of the answer's is still to come."""
+    """A socket, and the remaining bytes of its request body and response body."""
 
     socket: socket.socket
-    head_came: bool = False
+    head_received: bool = False
     to_send: int = 0
-    to_come: int = 0
+    to_receive: int = 0
 
 
 class Floor:
-    """Connections in an epoll set, and the requests that wait for one."""
+    """Connections in an epoll set, and the queue of requests."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
@@ -86,9 +86,9 @@ class Floor:
         self._sign = _signer(job, self._host)
 
     def run(self, listed: list[tuple[str, int]]) -> int:
-        """Move everything; returns how many parts were put.
+        """Transfer all bytes, and return the number of parts.
 
-        :raises OSError: if a request is not answered as expected
+        :raises OSError: after an unexpected response
         """
         parts = self._queue(listed)
         connections = {}
@@ -113,7 +113,7 @@ class Floor:
         return parts
 
     def _queue(self, listed: list[tuple[str, int]]) -> int:
-        """GETs in order, and a PUT behind each as many of them as fill a part; the number of PUTs."""
+        """Queue the GETs in order, with a PUT after each full part; return the number of PUTs."""
         got = parts = 0
         for key, size in listed:
             self._waiting.append(("GET", key, size))
@@ -140,15 +140,15 @@ class Floor:
 
     def _start(self, connection: _Connection) -> None:
         method, key, size = self._waiting.popleft()
-        connection.head_came = False
+        connection.head_received = False
         connection.to_send = size if method == "PUT" else 0
-        # A head fits into any socket's buffer.
+        # The head fits into the socket's buffer.
         connection.socket.send(self._sign(method, key, connection.to_send))
         if connection.to_send:
             self._poll.modify(connection.socket, select.EPOLLOUT)
 
     def _send(self, connection: _Connection) -> None:
-        """Send the next of a part; always the same bytes, whatever their place."""
+        """Send more of a part; every part consists of the same bytes."""
         while connection.to_send:
             count = min(connection.to_send, SEND_BYTES)
             if self._tls:
@@ -158,33 +158,33 @@ class Floor:
         self._poll.modify(connection.socket, select.EPOLLIN)
 
     def _receive(self, connection: _Connection) -> bool:
-        """Take what has come; whether the answer is complete."""
-        if not connection.head_came:
-            connection.to_come = self._head(connection)
-            connection.head_came = True
-        while connection.to_come:
-            count = connection.socket.recv_into(self._scratch, min(connection.to_come, SCRATCH_BYTES))
+        """Receive available bytes, and return whether the response is complete."""
+        if not connection.head_received:
+            connection.to_receive = self._head(connection)
+            connection.head_received = True
+        while connection.to_receive:
+            count = connection.socket.recv_into(self._scratch, min(connection.to_receive, SCRATCH_BYTES))
             if not count:
-                raise ConnectionError("the server closed a connection in the middle of an answer")
-            connection.to_come -= count
+                raise ConnectionError("the server closed a connection within a response")
+            connection.to_receive -= count
             if not self._tls:
                 break
-        return not connection.to_come
+        return not connection.to_receive
 
     def _head(self, connection: _Connection) -> int:
-        """Take the head of an answer, and the first of its body; how much is still to come."""
+        """Receive the head and the start of the body, and return the number of remaining bytes."""
         count = connection.socket.recv_into(self._scratch, 16 * 1024)
         head, found, body = bytes(self._scratch[:count]).partition(b"\r\n\r\n")
         if not found or not head.startswith(b"HTTP/1.1 200 "):
-            raise ConnectionError(f"no good answer: {head[:200]!r}")
+            raise ConnectionError(f"unexpected response: {head[:200]!r}")
         for line in head.lower().split(b"\r\n"):
             if line.startswith(b"content-length:"):
                 return int(line[15:]) - len(body)
-        raise ConnectionError(f"an answer without a length: {head[:200]!r}")
+        raise ConnectionError(f"response without Content-Length: {head[:200]!r}")
 
 
 def _signer(job: Job, host: str) -> Callable[[str, str, int], bytes]:
-    """A function that writes the signed head of a request (Signature Version 4, body unsigned)."""
+    """Return a function that returns the signed head of a request (Signature Version 4, unsigned body)."""
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     scope = f"{stamp[:8]}/{job.region}/s3/aws4_request"
     signing_key = f"AWS4{job.secret_key}".encode()

@@ -1,6 +1,6 @@
-// The story's own design: a goroutine for each object, and whatever the HTTP client allows.
+// Rolls up an hour with one goroutine for each object.
 //
-// -max-conns 0 is what ran into the open-file limit; -max-conns 250 is the one number that mended it.
+// -max-conns 0 sets no limit of connections and can exceed the open-file limit; -max-conns 250 avoids that.
 package main
 
 import (
@@ -21,12 +21,12 @@ import (
 
 func main() {
 	endpoint := flag.String("endpoint", "", "URL of the S3 server")
-	region := flag.String("region", "us-east-1", "its region")
-	bucket := flag.String("bucket", "", "the bucket of raw objects and parts")
+	region := flag.String("region", "us-east-1", "region of the server")
+	bucket := flag.String("bucket", "", "bucket of raw objects and parts")
 	raw := flag.String("raw", "", "prefix of the raw objects")
 	out := flag.String("out", "", "prefix of the parts")
-	partBytes := flag.Int("part-bytes", 32<<20, "the most bytes of a part")
-	maxConns := flag.Int("max-conns", 0, "MaxConnsPerHost; 0 is no limit")
+	partBytes := flag.Int("part-bytes", 32<<20, "maximum size of a part in bytes")
+	maxConns := flag.Int("max-conns", 0, "MaxConnsPerHost; 0 for no limit")
 	flag.Parse()
 
 	transport := &http.Transport{

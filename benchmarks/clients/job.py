@@ -1,4 +1,4 @@
-"""What a measured program in Python says of itself: time, CPU and memory of the work, imports left out."""
+"""The job of a measured Python program, and the clock with which it measures itself without its imports."""
 
 import json
 import resource
@@ -13,12 +13,13 @@ from typing import Any, Self
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a program is to do, and where it writes down what that took.
+    """The input of a program and the file for its figures.
 
-    :param ca: file of the authority that signed the server's certificate; empty for plain HTTP
-    :param raw_prefix: of the hour's raw objects
-    :param out_prefix: under which the parts are to lie
-    :param options: what only one program understands
+    :param ca: certificate file of the server's authority; empty for plain HTTP
+    :param raw_prefix: prefix of the hour's raw objects
+    :param out_prefix: prefix of the parts
+    :param result: file for the figures
+    :param options: options of single programs
     """
 
     endpoint: str
@@ -35,23 +36,23 @@ class Job:
     options: Mapping[str, Any]
 
     def write(self, path: Path) -> None:
-        """Write the job to a file whose path is the program's one argument."""
+        """Write the job to a file, whose path is the only argument of the program."""
         path.write_text(json.dumps(asdict(self)), encoding="utf-8")
 
     @classmethod
     def from_arguments(cls) -> Self:
-        """The job of this process."""
+        """Read the job of this process."""
         return cls(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
 
-    def finish(self, clock: "Clock | None" = None, **found: Any) -> None:
-        """Write down what was measured, and what else was found."""
+    def finish(self, clock: "Clock | None" = None, **results: Any) -> None:
+        """Write the figures of the clock, the peak memory and further results."""
         measured = {} if clock is None else {"seconds": clock.seconds, "cpu_seconds": clock.cpu_seconds}
         memory = {"peak_rss_bytes": peak_rss_bytes()}
-        Path(self.result).write_text(json.dumps({**measured, **memory, **found}), encoding="utf-8")
+        Path(self.result).write_text(json.dumps({**measured, **memory, **results}), encoding="utf-8")
 
 
 class Clock:
-    """Wall time and CPU time, children included, of a ``with`` block."""
+    """Measures wall time and CPU time of a ``with`` block, children included."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -75,9 +76,9 @@ def _cpu_seconds() -> float:
 
 
 def peak_rss_bytes() -> int:
-    """The most memory that this process ever had resident, its imports included.
+    """Return the peak resident memory of this process, imports included.
 
-    Not ru_maxrss, which a process inherits from the one that started it (getrusage(2), execve(2)).
+    Not ru_maxrss, which a process inherits from its parent (getrusage(2), execve(2)).
     """
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024

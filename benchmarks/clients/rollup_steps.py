@@ -1,8 +1,8 @@
-"""This project's own steps on a stream, through the real hook: what is planned, packed, validated, and measured.
+"""Runs and measures this project's steps on a stream, with the real hook.
 
-Run as ``python -m benchmarks.clients.ours JOB``. Hooks and their boto3 clients are made before the clock starts,
-as the other programs in Python make theirs: Airflow and botocore import half of themselves only then. Each
-shard has a hook and a transfer of its own, as its task would.
+Run as ``python -m benchmarks.clients.rollup_steps JOB``. Hooks and their boto3 clients are created before the
+clock starts, as in the other Python programs, because Airflow and botocore import half of their modules only
+then. Each shard has its own hook and transfer, like a task.
 """
 
 import json
@@ -10,7 +10,7 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
-from benchmarks.clients.clock import Clock, Job, peak_rss_bytes
+from benchmarks.clients.job import Clock, Job, peak_rss_bytes
 from include.log_rollup import limits
 from include.log_rollup.hour.layout import format_hour
 from include.log_rollup.hour.plan import ShardRef
@@ -20,7 +20,7 @@ from log_rollup_plugin.s3.hook import PooledS3Hook
 
 
 def main() -> None:
-    """Do what the job's option ``step`` says."""
+    """Run the step that the job's option ``step`` names."""
     job = Job.from_arguments()
     hour = datetime.fromisoformat(job.options["hour"])
     steps = {"plan": plan, "pack": pack, "validate": prove, "complete": prove}
@@ -28,7 +28,7 @@ def main() -> None:
 
 
 def stream_of(job: Job, out_prefix: str) -> Stream:
-    """The stream of a job: the project's defaults, with the job's part size and connections."""
+    """Return the stream of a job: defaults, with the job's part size and number of connections."""
     stream = Stream.model_validate(
         {
             "name": "benchmark",
@@ -39,17 +39,17 @@ def stream_of(job: Job, out_prefix: str) -> Stream:
             "check_encoding": job.options.get("check_encoding", False),
         }
     )
-    # Not validated: for tiny objects parts are tiny too.
+    # Set without validation: parts of tiny objects are smaller than the allowed minimum.
     return stream.model_copy(update={"part_size": job.part_bytes})
 
 
 def control(stream: Stream) -> PooledS3Hook:
-    """The hook of plan_hour and validate_hour."""
+    """Return a hook as in plan_hour, validate_hour and complete_hour."""
     return PooledS3Hook.for_stream(stream, limits.CONTROL_CONNECTIONS, limits.CONTROL_CONNECTIONS)
 
 
 def plan(job: Job, hour: datetime) -> None:
-    """Plan the hour into each of the prefixes; what is measured is all of them together."""
+    """Plan the hour for each of the output prefixes, measured together."""
     shards: dict[str, list[dict[str, Any]]] = {}
     requests: dict[str, int] = {}
     streams = {prefix: stream_of(job, prefix) for prefix in job.options["out_prefixes"]}
@@ -67,7 +67,7 @@ def plan(job: Job, hour: datetime) -> None:
 
 
 def pack(job: Job, hour: datetime) -> None:
-    """Pack the planned shards, one after the other."""
+    """Pack the planned shards one after the other."""
     stream = stream_of(job, job.out_prefix)
     shards = [ShardRef(**ref) for ref in job.options["shards"]]
     hooks = [

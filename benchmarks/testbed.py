@@ -1,4 +1,4 @@
-"""What all programs are measured against: one raw hour, in memory where there is room, and real S3 servers."""
+"""The testbed of the comparison: one raw hour, in memory if it fits, and real S3 servers."""
 
 import hashlib
 import shutil
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.clients.clock import Job
+from benchmarks.clients.job import Job
 from benchmarks.settings import CONNECTIONS, PART_BYTES
 from dev.made_logs.log_files import MEAN_OBJECT_BYTES, write_hour
 from dev.servers import RcloneServer
@@ -24,18 +24,18 @@ HOUR = datetime(2026, 11, 23, 8, tzinfo=UTC)
 RAW_PREFIX = f"{STREAM_PREFIX}{HOUR:%Y%m%d/%H}/"
 SEED = 250
 SHARED_MEMORY = Path("/dev/shm")
-# The raw hour, the parts of one program, and two copies that some programs keep in files meanwhile.
+# The raw hour, the parts of one program, and two temporary copies that some programs write.
 COPIES = 4
-# For what is measured, the server, and whoever else uses the machine.
+# Memory for the measured program, the server and other users of the machine.
 SPARE_BYTES = 5 * 1024**3
 
 
 class NoRoomError(Exception):
-    """Neither memory nor disk has room for the hour."""
+    """Neither memory nor disk has enough space for the hour."""
 
 
 class BenchServer(RcloneServer):
-    """``rclone serve s3`` over a folder that several servers share, as fast as it can be made."""
+    """``rclone serve s3`` with its fastest settings, over a directory that several servers share."""
 
     def __init__(self, state_dir: Path, data_dir: Path, tls: TlsFiles | None) -> None:
         super().__init__(state_dir, tls)
@@ -44,15 +44,15 @@ class BenchServer(RcloneServer):
     def command(self) -> list[str]:
         """See :meth:`dev.servers.S3Server.command`.
 
-        The server spares itself its own checks of what it reads and writes, and a buffer, which would cost all
-        clients alike; it never forgets what it has listed, because to list anew is to hash all objects anew.
+        The server's own checks and its buffer are off: they would cost every client the same. Its directory cache
+        never expires, because a new listing would hash all objects again.
         """
         fast = ("--no-checksum", "--ignore-checksum", "--buffer-size=0", "--dir-cache-time=24h")
         return [*super().command(), *fast]
 
 
 @dataclass(frozen=True)
-class Stage:
+class Testbed:
     """The raw hour, and a server for plain HTTP and one for TLS."""
 
     folder: Path
@@ -62,16 +62,12 @@ class Stage:
     servers: dict[bool, BenchServer]
 
     def __str__(self) -> str:
-        where = (
-            "in memory"
-            if self.in_memory
-            else f"on disk under {self.folder.parent}: memory has no room for it"
-        )
+        where = "in memory" if self.in_memory else f"on disk in {self.folder.parent}: too large for memory"
         return f"{self.objects:,} raw objects, {self.bytes / 1e6:,.0f} MB, {where}"
 
     @property
     def raw_folder(self) -> Path:
-        """Where the raw objects lie as files."""
+        """The directory of the raw objects as files."""
         return self.folder / "data" / BUCKET / RAW_PREFIX
 
     def out_folder(self, out_prefix: str) -> Path:
@@ -97,14 +93,14 @@ class Stage:
         )
 
     def written(self, out_prefix: str) -> list[Path]:
-        """The parts under a prefix, in the order of their names; what lies under ``_`` is no part."""
+        """Return the parts below a prefix in the order of their names; names with ``_`` are no parts."""
         folder = self.out_folder(out_prefix)
         files = (path for path in folder.rglob("*") if path.is_file())
         return sorted(path for path in files if "/_" not in f"/{path.relative_to(folder).as_posix()}")
 
     @cached_property
     def raw_md5(self) -> str:
-        """MD5 of all raw objects end to end: those without an extension of a compression first, by key."""
+        """MD5 of the concatenated raw objects: plain objects first, then gzip, each by key."""
         files = [path for path in self.raw_folder.rglob("*") if path.is_file()]
         keys = {path.relative_to(self.raw_folder).as_posix(): path for path in files}
         order = sorted(keys, key=lambda key: (key.endswith(".gz"), key.encode()))
@@ -112,7 +108,7 @@ class Stage:
 
 
 def md5_of(files: Iterator[Path] | list[Path]) -> str:
-    """MD5 of files end to end."""
+    """Return the MD5 of the concatenated files."""
     digest = hashlib.md5(usedforsecurity=False)
     for path in files:
         with path.open("rb") as file:
@@ -122,16 +118,16 @@ def md5_of(files: Iterator[Path] | list[Path]) -> str:
 
 
 @contextmanager
-def stage(objects: int, tls: tuple[bool, ...]) -> Iterator[Stage]:
-    """Make the hour and start the servers; nothing of either is left afterwards.
+def testbed_for(objects: int, tls: tuple[bool, ...]) -> Iterator[Testbed]:
+    """Make the hour and start the servers; remove and stop them at the end.
 
-    :raises NoRoomError: with how much is needed
+    :raises NoRoomError: with the needed size
     """
     needed = objects * MEAN_OBJECT_BYTES * COPIES
     parent, in_memory = _place(needed)
-    with ExitStack() as left_behind:
+    with ExitStack() as cleanup:
         folder = Path(tempfile.mkdtemp(prefix="log-rollup-bench-", dir=parent))
-        left_behind.callback(shutil.rmtree, folder, ignore_errors=True)
+        cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
         raw = folder / "data" / BUCKET / RAW_PREFIX
         made = write_hour(raw, HOUR, objects, SEED)
         certificates = make_tls_files(folder / "tls")
@@ -142,8 +138,8 @@ def stage(objects: int, tls: tuple[bool, ...]) -> Iterator[Stage]:
                 folder / "data",
                 certificates if secure else None,
             )
-            servers[secure] = left_behind.enter_context(server)
-        yield Stage(folder, in_memory, made.objects, made.bytes, servers)
+            servers[secure] = cleanup.enter_context(server)
+        yield Testbed(folder, in_memory, made.objects, made.bytes, servers)
 
 
 def _place(needed_bytes: int) -> tuple[Path, bool]:
@@ -155,7 +151,7 @@ def _place(needed_bytes: int) -> tuple[Path, bool]:
     free = shutil.disk_usage(parent).free
     if free < needed_bytes:
         raise NoRoomError(
-            f"{needed_bytes / 1e9:.0f} GB are needed, neither {SHARED_MEMORY} nor {parent} ({free / 1e9:.0f} GB "
-            f"free) has them; ask for fewer OBJECTS, or set TMPDIR"
+            f"{needed_bytes / 1e9:.0f} GB are needed, more than {SHARED_MEMORY} or {parent} ({free / 1e9:.0f} GB "
+            f"free) has; set fewer OBJECTS, or set TMPDIR to a larger disk"
         )
     return parent, False
