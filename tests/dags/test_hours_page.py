@@ -33,8 +33,9 @@ from include.log_rollup.errors import TransientError
 from include.log_rollup.hour.layout import format_hour
 from include.log_rollup.queries.status import read_hours
 from include.log_rollup.streams import load_streams
-from log_rollup_plugin.hours_page import api
-from log_rollup_plugin.hours_page.api import Hours, create_app
+from log_rollup_plugin.hours_page import page_store
+from log_rollup_plugin.hours_page.api import HoursApi
+from log_rollup_plugin.hours_page.app import create_app
 from log_rollup_plugin.s3.hook import PooledS3Hook
 from log_rollup_plugin.urls import HOURS_URL_PREFIX
 from tests.integration.pipeline import HOUR, Pipeline, stream_on
@@ -101,7 +102,7 @@ def forget_dags() -> None:
 @pytest.fixture
 def serve(
     rclone_server: RcloneServer, streams: Path, dags: None, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[[Hours], Users]]:
+) -> Iterator[Callable[[HoursApi], Users]]:
     """Airflow with the page in it, and with a page ``/other`` of its own."""
     monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", rclone_server.airflow_connection_json())
     monkeypatch.setenv("AIRFLOW__CORE__AUTH_MANAGER", "tests.dags.auth.OneDagEach")
@@ -111,7 +112,7 @@ def serve(
     init_auth_manager(airflow)
     airflow.add_api_route("/other", lambda: "here")
 
-    def with_hours(hours: Hours) -> Users:
+    def with_hours(hours: HoursApi) -> Users:
         airflow.mount(HOURS_URL_PREFIX, create_app(hours))
 
         def client(name: str = "", role: str | None = "VIEWER") -> TestClient:
@@ -129,9 +130,9 @@ def serve(
 
 
 @pytest.fixture
-def users(serve: Callable[[Hours], Users]) -> Users:
+def users(serve: Callable[[HoursApi], Users]) -> Users:
     """Clients for a user: ``users("viewer", "VIEWER")``; without one nobody is logged in."""
-    return serve(Hours(lambda: NOW))
+    return serve(HoursApi(lambda: NOW))
 
 
 def add_run(hour: datetime, state: str, tasks: dict[str, str], kind: str = "scheduled", **more: Any) -> str:
@@ -334,12 +335,12 @@ HOUR_PATH = f"api/streams/app/hours/{format_hour(HOUR)}"
 
 @pytest.mark.parametrize("path", [HOUR_PATH, "api/streams/app/hours?month=2026-11"])
 def test_a_stalled_bucket_leaves_other_pages_alone(
-    serve: Callable[[Hours], Users], path: str, monkeypatch: pytest.MonkeyPatch
+    serve: Callable[[HoursApi], Users], path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("HOUR_PAGE_QUEUE_SECONDS", "HOUR_PAGE_READ_SECONDS", "MONTH_PAGE_WAIT_SECONDS"):
         monkeypatch.setattr(limits, name, 300.0)
     store = StalledStore()
-    viewer = serve(Hours(lambda: NOW, store))("viewer")
+    viewer = serve(HoursApi(lambda: NOW, store))("viewer")
 
     async def other_pages(
         session: httpx.AsyncClient, requests: Sequence["asyncio.Task[httpx.Response]"]
@@ -361,12 +362,12 @@ def test_a_stalled_bucket_leaves_other_pages_alone(
 
 
 def test_hours_beyond_the_threads_are_refused_at_once(
-    serve: Callable[[Hours], Users], monkeypatch: pytest.MonkeyPatch
+    serve: Callable[[HoursApi], Users], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "HOUR_PAGE_QUEUE_SECONDS", 0.05)
     monkeypatch.setattr(limits, "HOUR_PAGE_READ_SECONDS", 300.0)
     store = StalledStore()
-    viewer = serve(Hours(lambda: NOW, store))("viewer")
+    viewer = serve(HoursApi(lambda: NOW, store))("viewer")
 
     async def until_refused(_: object, requests: Sequence["asyncio.Task[httpx.Response]"]) -> None:
         waiting = set(requests)
@@ -387,12 +388,12 @@ def test_hours_beyond_the_threads_are_refused_at_once(
 
 
 def test_a_look_that_takes_too_long_is_answered_without_it(
-    serve: Callable[[Hours], Users], monkeypatch: pytest.MonkeyPatch
+    serve: Callable[[HoursApi], Users], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "HOUR_PAGE_READ_SECONDS", 0.05)
     store = StalledStore()
     add_run(HOUR, "failed", {"plan_hour": "failed"})
-    answer = serve(Hours(lambda: NOW, store))("viewer").get(HOUR_PATH)
+    answer = serve(HoursApi(lambda: NOW, store))("viewer").get(HOUR_PATH)
     store.release.set()
     assert answer.status_code == 200
     assert "was not read within" in answer.json()["error"]
@@ -400,10 +401,10 @@ def test_a_look_that_takes_too_long_is_answered_without_it(
 
 
 def test_a_server_that_never_answers_is_given_up_in_time(
-    serve: Callable[[Hours], Users], monkeypatch: pytest.MonkeyPatch
+    serve: Callable[[HoursApi], Users], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "PAGE_READ_SECONDS", 0.2)
-    viewer = serve(Hours(lambda: NOW))("viewer")
+    viewer = serve(HoursApi(lambda: NOW))("viewer")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         # Connections are taken by the kernel, and nobody reads from them.
         extra = {
@@ -423,7 +424,7 @@ def test_a_slow_bucket_gets_no_request_after_the_deadline(
 ) -> None:
     users()
     stream = load_streams()[0]
-    with api.open_store(stream, 1, 0.0) as hook, pytest.raises(TransientError, match="too slowly"):
+    with page_store.open_store(stream, 1, 0.0) as hook, pytest.raises(TransientError, match="too slowly"):
         read_hours(hook, stream, [HOUR])
     assert hook.requests["GetObject"] == 0
 
@@ -445,12 +446,12 @@ def test_each_hour_has_the_state_that_bucket_runs_and_clock_give_it(users: Users
     assert of(month, 1) == ("late", "waits until its raw objects are settled")
     assert of(month, 2) == ("missing", "has neither a completion marker nor a run")
     assert of(month, 3) == ("waiting", "waits until its raw objects are settled")
-    assert of(month, 4) == ("open", "is not over")
-    assert of(month, 5) == ("none", "to come")
+    assert of(month, 4) == ("open", "has not ended")
+    assert of(month, 5) == ("none", "in the future")
     assert of(month, -1) == ("failed", "pack_shard failed")
     assert of(month, -2)[0] == "missing"
     assert of(month, -5) == ("none", "before the stream's start")
-    assert of(month, -9) == ("running", "pack_shard is at work")
+    assert of(month, -9) == ("running", "pack_shard is running")
     marker = month["hours"][format_hour(HOUR)]["marker"]
     assert marker["objects"] == 20
     assert marker["bytes_in"] == marker["bytes_out"] > 0
@@ -464,7 +465,7 @@ def test_the_last_run_of_an_hour_counts_and_a_marker_more_than_it(users: Users) 
     late = {"conf": {"hour": format_hour(HOUR)}, "start_date": NOW}
     run_id = add_run(HOUR, "failed", {"plan_hour": "failed"}, "operator_triggered", **late)
     viewer = users("viewer")
-    assert of(months(viewer), 0) == ("complete", "the last rerun failed and left it as it was")
+    assert of(months(viewer), 0) == ("complete", "the last rerun failed and changed nothing")
     detail = viewer.get(f"api/streams/app/hours/{format_hour(HOUR)}").json()
     assert [run["run_id"] for run in detail["runs"]] == [run_id, f"scheduled__{format_hour(HOUR)}"]
 

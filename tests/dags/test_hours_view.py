@@ -11,8 +11,9 @@ import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
 from include.log_rollup.hour.layout import format_hour
-from log_rollup_plugin.hours_page.api import (
-    STATIC,
+from log_rollup_plugin.hours_page.app import STATIC
+from log_rollup_plugin.hours_page.hour_cells import CellStatus
+from log_rollup_plugin.hours_page.views import (
     BucketView,
     DetailView,
     HourView,
@@ -20,7 +21,6 @@ from log_rollup_plugin.hours_page.api import (
     PlaceView,
     StreamView,
 )
-from log_rollup_plugin.hours_page.states import State
 from tests.support.browser import running_browser
 
 HOUR = datetime(2026, 11, 23, 8, tzinfo=UTC)
@@ -86,7 +86,7 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def detail(state: State, why: str = "", marker: Mapping[str, Any] | None = None) -> Any:
+def detail(state: CellStatus, why: str = "", marker: Mapping[str, Any] | None = None) -> Any:
     """The answer for an hour."""
     raw, parts = (PlaceView(f"s3://logs/{name}/20261123/08/", None) for name in ("raw", "out"))
     view = DetailView(
@@ -104,7 +104,7 @@ def test_a_refused_page_says_so_and_asks_again(open_page: OpenPage) -> None:
     def busy_twice(route: Route) -> None:
         asked.append(route)
         if len(asked) > 2:
-            route.fulfill(json=detail(State.COMPLETE, marker=MARKER))
+            route.fulfill(json=detail(CellStatus.COMPLETE, marker=MARKER))
         else:
             route.fulfill(status=503, headers={"Retry-After": "1"}, json={"detail": "too many hours"})
 
@@ -116,7 +116,9 @@ def test_a_refused_page_says_so_and_asks_again(open_page: OpenPage) -> None:
 
 
 def test_a_damaged_hour_says_what_is_wrong_and_what_to_do(open_page: OpenPage) -> None:
-    page = open_page(ADDRESS, {HOUR_PATH: lambda route: route.fulfill(json=detail(State.DAMAGED, PROBLEM))})
+    page = open_page(
+        ADDRESS, {HOUR_PATH: lambda route: route.fulfill(json=detail(CellStatus.DAMAGED, PROBLEM))}
+    )
     expect(page.locator(".chip").first).to_have_text("Damaged")
     expect(page.locator(".why")).to_have_text(PROBLEM)
     expect(page.get_by_text("Clear the run: plan_hour")).to_be_visible()
@@ -127,7 +129,7 @@ def test_the_calendar_names_damaged_hours_among_those_to_look_at(open_page: Open
     hours = [
         HourView(
             format_hour(HOUR.replace(day=1, hour=0) + timedelta(hours=number)),
-            State.NONE,
+            CellStatus.NONE,
             "",
             None,
             None,
@@ -135,7 +137,7 @@ def test_the_calendar_names_damaged_hours_among_those_to_look_at(open_page: Open
         )
         for number in range(30 * 24)
     ]
-    hours[22 * 24 + 8] = HourView(format_hour(HOUR), State.DAMAGED, PROBLEM, None, None, None)
+    hours[22 * 24 + 8] = HourView(format_hour(HOUR), CellStatus.DAMAGED, PROBLEM, None, None, None)
     month = plain(asdict(MonthView(STREAM, "2026-11", NOW, hours, BucketView(NOW, NOW, 0, ""))))
     page = open_page(
         f"{PAGE}?stream=app&month=2026-11", {"api/streams/app/hours": lambda route: route.fulfill(json=month)}
@@ -151,7 +153,7 @@ def test_foreign_and_damaged_objects_are_shown_unless_none(
 ) -> None:
     marker = {**MARKER, "foreign": foreign, "damaged": damaged}
     page = open_page(
-        ADDRESS, {HOUR_PATH: lambda route: route.fulfill(json=detail(State.COMPLETE, marker=marker))}
+        ADDRESS, {HOUR_PATH: lambda route: route.fulfill(json=detail(CellStatus.COMPLETE, marker=marker))}
     )
     facts = page.locator("dl").first
     expect(facts).to_contain_text("Left out")

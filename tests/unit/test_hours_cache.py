@@ -10,7 +10,7 @@ import pytest
 from include.log_rollup.errors import AccessError
 from include.log_rollup.queries.status import HourStatus
 from include.log_rollup.streams import Stream
-from log_rollup_plugin.hours_page.cache import GOOD_FOR, PAUSE, Known, MarkerCache
+from log_rollup_plugin.hours_page.cache import FAILURE_PAUSE, MAX_AGE, CachedHours, MarkerCache
 from tests.unit.fake_store import FakeStore
 from tests.unit.pipeline import HOUR, MARKER, make_stream, produce, run_hour
 
@@ -80,22 +80,22 @@ def clock() -> Clock:
 
 def look(
     cache: MarkerCache, touched: Mapping[datetime, datetime] | None = None, refresh: bool = False
-) -> Known:
+) -> CachedHours:
     """Look and wait for all of it."""
-    return cache.look(STREAM, DAY, touched or {}, refresh=refresh, wait_seconds=60)
+    return cache.request(STREAM, DAY, touched or {}, refresh=refresh, wait_seconds=60)
 
 
 def test_an_hour_that_was_read_is_not_read_again_as_long_as_it_is_good(bucket: Bucket, clock: Clock) -> None:
     cache = MarkerCache(bucket, clock)
     known = look(cache)
     assert (known.pending, known.error) == (0, "")
-    states = {hour: read.status.state for hour, read in known.hours.items()}
+    states = {hour: read.summary.state for hour, read in known.hours.items()}
     assert states == dict.fromkeys(DAY, HourStatus.INCOMPLETE) | {HOUR: HourStatus.COMPLETE}
     # One request for the hour that is complete, two for each other.
     assert bucket.reads() == 1 + 2 * 23
     look(cache)
     assert bucket.reads() == 0
-    clock.pass_by(GOOD_FOR[True, False] + timedelta(seconds=1))
+    clock.pass_by(MAX_AGE[True, False] + timedelta(seconds=1))
     look(cache)
     assert bucket.reads() == 2 * 23
 
@@ -105,10 +105,10 @@ def test_complete_hours_of_the_past_are_good_for_longest(bucket: Bucket, clock: 
     clock.pass_by(timedelta(days=9))
     look(cache)
     bucket.reads()
-    clock.pass_by(GOOD_FOR[False, False] + timedelta(seconds=1))
+    clock.pass_by(MAX_AGE[False, False] + timedelta(seconds=1))
     look(cache)
     assert bucket.reads() == 2 * 23
-    clock.pass_by(GOOD_FOR[False, True])
+    clock.pass_by(MAX_AGE[False, True])
     look(cache)
     assert bucket.reads() == 1 + 2 * 23
 
@@ -121,7 +121,7 @@ def test_an_hour_whose_run_did_something_since_is_read_again(bucket: Bucket, clo
     bucket.reads()
     clock.pass_by(timedelta(seconds=5))
     known = look(cache, touched={HOUR: clock.now})
-    assert known.hours[HOUR].status.state is HourStatus.INCOMPLETE
+    assert known.hours[HOUR].summary.state is HourStatus.INCOMPLETE
     assert bucket.reads() == 2
 
 
@@ -145,10 +145,10 @@ def test_a_bucket_that_fails_is_told_left_alone_for_a_while_and_what_was_known_i
     clock.pass_by(timedelta(minutes=1))
     known = look(cache)
     assert (known.error, known.pending) == ("the access key is not known to the server", 0)
-    assert known.hours[HOUR].status.state is HourStatus.COMPLETE
+    assert known.hours[HOUR].summary.state is HourStatus.COMPLETE
     bucket.broken = False
     assert look(cache).error == known.error
-    clock.pass_by(PAUSE + timedelta(seconds=1))
+    clock.pass_by(FAILURE_PAUSE + timedelta(seconds=1))
     assert look(cache).error == ""
 
 
@@ -156,47 +156,47 @@ def test_many_who_ask_for_many_streams_open_one_store_at_a_time(bucket: Bucket, 
     cache = MarkerCache(bucket, clock)
     streams = [STREAM.model_copy(update={"aws_conn_id": f"conn_{number}"}) for number in range(8)]
     threads = [
-        threading.Thread(target=cache.look, args=(stream, DAY, {}), kwargs={"wait_seconds": 60})
+        threading.Thread(target=cache.request, args=(stream, DAY, {}), kwargs={"wait_seconds": 60})
         for stream in streams
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    known = [cache.look(stream, DAY, {}) for stream in streams]
+    known = [cache.request(stream, DAY, {}) for stream in streams]
     assert [len(one.hours) for one in known] == [24] * 8
     assert bucket.most == 1
 
 
 def test_whoever_waits_is_told_when_reading_ends_or_fails(bucket: Bucket, clock: Clock) -> None:
     cache = MarkerCache(bucket, clock)
-    assert cache.settled(STREAM, DAY).done()
-    assert cache.settled(STREAM, []).done()
+    assert cache.when_read(STREAM, DAY).done()
+    assert cache.when_read(STREAM, []).done()
     gate = threading.Event()
 
     def hold() -> None:
         assert gate.wait(60)
 
     bucket.store.on("READ", "", hold)
-    assert cache.look(STREAM, DAY, {}).pending == len(DAY)
-    waiting, given_up = cache.settled(STREAM, DAY), cache.settled(STREAM, DAY)
+    assert cache.request(STREAM, DAY, {}).pending == len(DAY)
+    waiting, given_up = cache.when_read(STREAM, DAY), cache.when_read(STREAM, DAY)
     assert not waiting.done()
     assert given_up.cancel()
     gate.set()
     waiting.result(60)
-    assert cache.known(STREAM, DAY).pending == 0
+    assert cache.cached(STREAM, DAY).pending == 0
     clock.pass_by(timedelta(minutes=1))
     bucket.broken = True
-    cache.look(STREAM, DAY, {}, refresh=True)
-    cache.settled(STREAM, DAY).result(60)
-    assert cache.known(STREAM, DAY).error == "the access key is not known to the server"
+    cache.request(STREAM, DAY, {}, refresh=True)
+    cache.when_read(STREAM, DAY).result(60)
+    assert cache.cached(STREAM, DAY).error == "the access key is not known to the server"
 
 
 def test_a_damaged_hour_is_read_as_often_as_an_incomplete_one(bucket: Bucket, clock: Clock) -> None:
     bucket.store.produce(MARKER, b"")
     cache = MarkerCache(bucket, clock)
-    assert look(cache).hours[HOUR].status.state is HourStatus.DAMAGED
+    assert look(cache).hours[HOUR].summary.state is HourStatus.DAMAGED
     bucket.reads()
-    clock.pass_by(GOOD_FOR[True, False] + timedelta(seconds=1))
+    clock.pass_by(MAX_AGE[True, False] + timedelta(seconds=1))
     look(cache)
     assert bucket.reads() == 1 + 2 * 23

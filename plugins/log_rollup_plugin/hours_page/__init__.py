@@ -39,7 +39,7 @@ class LazyApp:
 
 
 def _create() -> AsgiApp:
-    from log_rollup_plugin.hours_page.api import create_app
+    from log_rollup_plugin.hours_page.app import create_app
 
     return create_app()
 

@@ -1,4 +1,4 @@
-"""What the bucket says of hours, kept in this process and read again where it may have changed."""
+"""Caches completion markers in this process, and reads them again when they may have changed."""
 
 import logging
 import threading
@@ -19,69 +19,71 @@ log = logging.getLogger(__name__)
 
 OpenStore = Callable[[Stream], AbstractContextManager[ObjectStore]]
 
-# About a year of one stream, 30 MB; those that were read longest ago are forgotten first.
-MOST_HOURS = 10_000
-# Hours are read in runs of this many, those that were asked for last going first.
-RUN_HOURS = 48
+# About a year of one stream, 30 MB. The hours that were read longest ago are dropped first.
+MAX_HOURS = 10_000
+# Hours are read in batches of this size. The batches of the last request are read first.
+BATCH_HOURS = 48
 RECENT = timedelta(days=2)
-# For how long what was read is good, unless a run of the hour did something since.
-GOOD_FOR = {
+# How long a cached hour is valid, unless a run of the hour has changed something since.
+MAX_AGE = {
     # (recent, complete)
     (True, False): timedelta(seconds=15),
     (True, True): timedelta(minutes=5),
     (False, False): timedelta(minutes=10),
     (False, True): timedelta(hours=1),
 }
-# However often somebody asks, the same hour is not read more often than this.
-AT_LEAST = timedelta(seconds=2)
-# After a failure the bucket is left alone for this long.
-PAUSE = timedelta(seconds=15)
+# The least time between two reads of the same hour, however often it is requested.
+MIN_AGE = timedelta(seconds=2)
+# The pause after a failed read of a bucket.
+FAILURE_PAUSE = timedelta(seconds=15)
 
 
 @dataclass(frozen=True, slots=True)
-class ReadHour:
-    """What was read of an hour, and when."""
+class CachedHour:
+    """An hour as its records described it when it was read."""
 
-    status: HourSummary
-    at: datetime
+    summary: HourSummary
+    read_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
-    """What is known of the hours that were asked for.
+class CachedHours:
+    """What the cache has of the requested hours.
 
-    :param hours: those that were ever read
-    :param pending: how many are being read, or wait for it
+    :param hours: the hours that have been read
+    :param pending: number of hours that are being read, or wait for it
     :param error: why the bucket could not be read the last time, for people; empty if it could
     """
 
-    hours: Mapping[datetime, ReadHour]
+    hours: Mapping[datetime, CachedHour]
     pending: int
     error: str
 
 
 @dataclass
-class _Job:
+class _ReadJob:
+    """The hours of one request that have to be read, and the futures that wait for them."""
+
     stream: Stream
     place: str
     hours: dict[datetime, None] = field(default_factory=dict)
     waiting: list["Future[None]"] = field(default_factory=list)
 
     def end(self) -> None:
-        """Tell those who wait that none of its hours wait any more."""
+        """Complete the futures: no hour of this job is pending."""
         for future in self.waiting:
-            # Not one whose owner has given up.
+            # False if it has been cancelled.
             if future.set_running_or_notify_cancel():
                 future.set_result(None)
 
 
 class MarkerCache:
-    """Reads markers in one background thread, so that asking never waits for the bucket longer than told.
+    """Reads markers in one background thread, so that a request waits for the bucket only as long as it wants.
 
-    One thread and one store at a time: this process never opens more connections for it than a store has.
+    There is one thread and one open store at a time, so the cache never opens more connections than one store has.
 
-    :param open_store: a stream's store, closed when no more of its hours wait
-    :param clock: the present time
+    :param open_store: opens a stream's store; it is closed when no more hours of the stream are pending
+    :param clock: returns the present time
     """
 
     def __init__(
@@ -89,13 +91,13 @@ class MarkerCache:
     ) -> None:
         self._open_store = open_store
         self._clock = clock
-        self._read: OrderedDict[tuple[str, datetime], ReadHour] = OrderedDict()
-        self._jobs: OrderedDict[tuple[str, datetime], _Job] = OrderedDict()
+        self._read: OrderedDict[tuple[str, datetime], CachedHour] = OrderedDict()
+        self._jobs: OrderedDict[tuple[str, datetime], _ReadJob] = OrderedDict()
         self._errors: dict[str, tuple[datetime, str]] = {}
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
 
-    def look(
+    def request(
         self,
         stream: Stream,
         hours: Sequence[datetime],
@@ -103,39 +105,39 @@ class MarkerCache:
         *,
         refresh: bool = False,
         wait_seconds: float = 0.0,
-    ) -> Known:
-        """What is known of some hours; what may have changed since is read again in the background.
+    ) -> CachedHours:
+        """Return what is cached of some hours; those that may have changed are read again in the background.
 
-        :param touched: when a run of an hour last did something, which may have changed its marker
+        :param touched: when a run of an hour last changed something, perhaps the marker
         :param refresh: read all of them again
-        :param wait_seconds: how long to wait for that
+        :param wait_seconds: how long to wait for the reads
         """
         place = _place(stream)
         deadline = time.monotonic() + wait_seconds
         with self._changed:
             now = self._clock()
             failed_at, _ = self._errors.get(place, (None, ""))
-            if failed_at is None or refresh or now - failed_at > PAUSE:
+            if failed_at is None or refresh or now - failed_at > FAILURE_PAUSE:
                 stale = [
                     hour for hour in hours if self._is_stale(place, hour, touched.get(hour), now, refresh)
                 ]
-                self._ask(stream, place, hours, stale)
+                self._enqueue(stream, place, hours, stale)
             while self._pending(place, hours) and (left := deadline - time.monotonic()) > 0:
                 self._changed.wait(left)
-            return self._known(place, hours)
+            return self._cached(place, hours)
 
-    def known(self, stream: Stream, hours: Sequence[datetime]) -> Known:
-        """What is known of some hours that :meth:`look` was asked for; nothing more is read."""
+    def cached(self, stream: Stream, hours: Sequence[datetime]) -> CachedHours:
+        """Return what is cached of some hours; nothing is read."""
         with self._changed:
-            return self._known(_place(stream), hours)
+            return self._cached(_place(stream), hours)
 
-    def _known(self, place: str, hours: Sequence[datetime]) -> Known:
+    def _cached(self, place: str, hours: Sequence[datetime]) -> CachedHours:
         found = {hour: self._read[place, hour] for hour in hours if (place, hour) in self._read}
         _, error = self._errors.get(place, (None, ""))
-        return Known(found, self._pending(place, hours), error)
+        return CachedHours(found, self._pending(place, hours), error)
 
-    def settled(self, stream: Stream, hours: Sequence[datetime]) -> "Future[None]":
-        """Done when none of the hours that :meth:`look` was asked for wait to be read, or reading has failed."""
+    def when_read(self, stream: Stream, hours: Sequence[datetime]) -> "Future[None]":
+        """A future that is done when no hour of a :meth:`request` is pending, or reading has failed."""
         future: Future[None] = Future()
         with self._changed:
             job = self._jobs.get((_place(stream), hours[0])) if hours else None
@@ -145,13 +147,13 @@ class MarkerCache:
                 job.waiting.append(future)
         return future
 
-    def keep(self, stream: Stream, status: HourSummary) -> None:
-        """Take over what somebody else has read just now."""
+    def put(self, stream: Stream, status: HourSummary) -> None:
+        """Cache an hour that the caller has just read."""
         with self._changed:
             self._store(_place(stream), [status])
 
-    def kept(self, stream: Stream, hour: datetime) -> ReadHour | None:
-        """What was read of an hour the last time, without reading it; None if it never was."""
+    def get(self, stream: Stream, hour: datetime) -> CachedHour | None:
+        """The cached hour, or None; nothing is read."""
         with self._changed:
             return self._read.get((_place(stream), hour))
 
@@ -161,18 +163,20 @@ class MarkerCache:
         read = self._read.get((place, hour))
         if read is None:
             return True
-        age = now - read.at
-        if age < AT_LEAST:
+        age = now - read.read_at
+        if age < MIN_AGE:
             return False
-        complete = read.status.state is HourStatus.COMPLETE
-        did_something = touched is not None and touched >= read.at - AT_LEAST
-        return refresh or did_something or age > GOOD_FOR[now - hour < RECENT, complete]
+        complete = read.summary.state is HourStatus.COMPLETE
+        changed = touched is not None and touched >= read.read_at - MIN_AGE
+        return refresh or changed or age > MAX_AGE[now - hour < RECENT, complete]
 
-    def _ask(self, stream: Stream, place: str, hours: Sequence[datetime], stale: Iterable[datetime]) -> None:
+    def _enqueue(
+        self, stream: Stream, place: str, hours: Sequence[datetime], stale: Iterable[datetime]
+    ) -> None:
         if not hours:
             return
-        job = self._jobs.pop((place, hours[0]), None) or _Job(stream, place)
-        # The present is what people look at first.
+        job = self._jobs.pop((place, hours[0]), None) or _ReadJob(stream, place)
+        # The newest hours first: people want these most.
         job.hours.update(dict.fromkeys(sorted(stale, reverse=True)))
         if not job.hours:
             return
@@ -187,30 +191,30 @@ class MarkerCache:
         return len(job.hours) if job else 0
 
     def _work(self) -> None:
-        """Read what is asked for, for ever; a store stays open as long as hours of its stream wait."""
+        """Read pending hours, for ever. A store stays open while hours of its stream are pending."""
         while True:
             with self._changed:
                 while not self._jobs:
                     self._changed.wait()
                 stream = next(reversed(self._jobs.values())).stream
-            self._work_on(stream)
+            self._read_pending(stream)
 
-    def _work_on(self, stream: Stream) -> None:
+    def _read_pending(self, stream: Stream) -> None:
         place = _place(stream)
         try:
             with ExitStack() as stack:
                 store: ObjectStore | None = None
-                while hours := self._next(place):
+                while hours := self._next_batch(place):
                     store = store or stack.enter_context(self._open_store(stream))
                     self._done(place, hours, read_hours(store, stream, hours))
         except Exception as error:
-            self._give_up(place, explain(error, stream))
+            self._fail(place, explain(error, stream))
 
-    def _next(self, place: str) -> list[datetime]:
-        """The next hours of this place, if it is the one that was asked for last."""
+    def _next_batch(self, place: str) -> list[datetime]:
+        """The next hours of this place, if it is the place of the last request."""
         with self._changed:
             job = next(reversed(self._jobs.values()), None)
-            return list(job.hours)[:RUN_HOURS] if job and job.place == place else []
+            return list(job.hours)[:BATCH_HOURS] if job and job.place == place else []
 
     def _done(self, place: str, hours: Sequence[datetime], read: Sequence[HourSummary]) -> None:
         with self._changed:
@@ -225,7 +229,7 @@ class MarkerCache:
                         job.end()
             self._changed.notify_all()
 
-    def _give_up(self, place: str, error: str) -> None:
+    def _fail(self, place: str, error: str) -> None:
         with self._changed:
             self._errors[place] = (self._clock(), error)
             for key, job in list(self._jobs.items()):
@@ -237,14 +241,14 @@ class MarkerCache:
     def _store(self, place: str, read: Sequence[HourSummary]) -> None:
         at = self._clock()
         for status in read:
-            self._read[place, status.hour] = ReadHour(status, at)
+            self._read[place, status.hour] = CachedHour(status, at)
             self._read.move_to_end((place, status.hour))
-        while len(self._read) > MOST_HOURS:
+        while len(self._read) > MAX_HOURS:
             self._read.popitem(last=False)
 
 
 def explain(error: Exception, stream: Stream) -> str:
-    """Why a stream's bucket could not be read, for people; the log gets it, too."""
+    """Log why a stream's bucket could not be read, and return it for people."""
     if isinstance(error, RollupError):
         log.warning("could not read under %s: %s", stream.aggregated, error)
         return str(error)
@@ -253,5 +257,5 @@ def explain(error: Exception, stream: Stream) -> str:
 
 
 def _place(stream: Stream) -> str:
-    """Where a stream's markers lie: a stream that is pointed elsewhere is read anew."""
+    """Identifies the place of a stream's markers; if the stream gets another place, its hours are read again."""
     return f"{stream.aws_conn_id} {stream.aggregated}"

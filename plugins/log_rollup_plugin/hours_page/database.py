@@ -1,4 +1,4 @@
-"""What Airflow's metadata database says of the runs of hours."""
+"""Queries of Airflow's metadata database for the runs of hours."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,11 +19,12 @@ from include.log_rollup.hour.layout import floor_hour, parse_hour
 LATE_DAG_ID = "log_rollup_late"
 WAIT_TASK_ID = "wait_for_raw_hour"
 UNFINISHED = ("queued", "running")
-_TIMED = (DagRunType.SCHEDULED, DagRunType.BACKFILL_JOB)
-# The hour of the others, by hand or of log_rollup_late, stands in their conf, which not every database can be
-# asked for: the last so many are read.
-MOST_UNTIMED_RUNS = 5_000
-# What a task instance is in while it is the one that its run is at.
+# Runs whose logical date is their hour.
+_SCHEDULED = (DagRunType.SCHEDULED, DagRunType.BACKFILL_JOB)
+# The hour of other runs, by hand or of log_rollup_late, is in their conf. Not every database can search that, so
+# at most this number of the newest runs is read.
+MAX_OTHER_RUNS = 5_000
+# States of a task instance that its run is working on.
 _ACTIVE = ("running", "deferred", "queued", "scheduled", "up_for_retry", "up_for_reschedule", "restarting")
 
 
@@ -31,9 +32,9 @@ _ACTIVE = ("running", "deferred", "queued", "scheduled", "up_for_retry", "up_for
 class HourRun:
     """A run of an hour.
 
-    :param waits: whether wait_for_raw_hour is in the triggerer
-    :param active: which task it is at; empty if it is at none
-    :param failed: which task failed; empty if none did
+    :param waits: whether wait_for_raw_hour is deferred
+    :param active: the task that is running or about to; empty if there is none
+    :param failed: the first task that failed; empty if none did
     """
 
     run_id: str
@@ -56,7 +57,7 @@ class HourRun:
 
 @dataclass(frozen=True, slots=True)
 class HourTask:
-    """A task instance of a run; ``map_index`` is -1 where it is not mapped."""
+    """A task instance of a run; ``map_index`` is -1 if it is not mapped."""
 
     task_id: str
     map_index: int
@@ -69,10 +70,10 @@ class HourTask:
 
 @dataclass(frozen=True, slots=True)
 class LateHour:
-    """What log_rollup_late last found of an hour: how many raw objects came late, changed, vanished.
+    """What log_rollup_late last found of an hour: the number of late, changed and vanished raw objects.
 
-    :param at: when it looked
-    :param rerun: whether it reruns the hour, or leaves it alone because raw objects have vanished
+    :param at: time of the check
+    :param rerun: whether it reruns the hour; not if raw objects have vanished
     """
 
     at: datetime
@@ -85,16 +86,16 @@ class LateHour:
 def runs_between(
     session: Session, dag_id: str, first: datetime, last: datetime
 ) -> dict[datetime, list[HourRun]]:
-    """The runs of the hours of a range, both ends included: those under way first, then the last ones."""
+    """The runs of each hour of a range, both ends included; unfinished runs first, then the newest."""
     columns = (
         DagRun.run_id, DagRun.state, DagRun.run_type, DagRun.conf, DagRun.data_interval_start,
         DagRun.queued_at, DagRun.start_date, DagRun.end_date, DagRun.updated_at,
     )  # fmt: skip
     of_dag = select(*columns).where(DagRun.dag_id == dag_id)
-    # The logical date of these is the start of their hour, and has an index.
-    made = of_dag.where(DagRun.run_type.in_(_TIMED), DagRun.logical_date.between(first, last))
-    by_hand = of_dag.where(DagRun.run_type.not_in(_TIMED)).order_by(DagRun.id.desc()).limit(MOST_UNTIMED_RUNS)
-    found = [_run(row) for query in (made, by_hand) for row in session.execute(query)]
+    # The logical date of these is their hour, and it has an index.
+    scheduled = of_dag.where(DagRun.run_type.in_(_SCHEDULED), DagRun.logical_date.between(first, last))
+    others = of_dag.where(DagRun.run_type.not_in(_SCHEDULED)).order_by(DagRun.id.desc()).limit(MAX_OTHER_RUNS)
+    found = [_run(row) for query in (scheduled, others) for row in session.execute(query)]
     chosen = [run for run in found if run is not None and first <= run.hour <= last]
     by_hour: dict[datetime, list[HourRun]] = {}
     for run in _with_tasks(session, dag_id, chosen):
@@ -105,7 +106,7 @@ def runs_between(
 
 
 def tasks_of(session: Session, dag_id: str, run_id: str) -> list[HourTask]:
-    """The task instances of a run, mapped ones in the order of their indexes."""
+    """The task instances of a run, by task and map index."""
     query = (
         select(
             TaskInstance.task_id, TaskInstance.map_index, TaskInstance.rendered_map_index,
@@ -118,13 +119,13 @@ def tasks_of(session: Session, dag_id: str, run_id: str) -> list[HourTask]:
 
 
 def is_paused(session: Session, dag_ids: Iterable[str]) -> Mapping[str, bool]:
-    """Whether the scheduler makes no runs of these Dags; of those that it knows."""
+    """Whether each of these Dags is paused; without Dags that Airflow does not know."""
     query = select(DagModel.dag_id, DagModel.is_paused).where(DagModel.dag_id.in_(list(dag_ids)))
     return {dag_id: bool(paused) for dag_id, paused in session.execute(query)}
 
 
 def late_hours(session: Session, stream: str) -> Mapping[str, LateHour]:
-    """What log_rollup_late found of a stream when it looked last, by hour as in ``2026-11-23T08:00:00Z``."""
+    """What the last check of log_rollup_late found of a stream, by hour as in ``2026-11-23T08:00:00Z``."""
     query = (
         select(XComModel)
         .where(
@@ -145,7 +146,7 @@ def late_hours(session: Session, stream: str) -> Mapping[str, LateHour]:
 
 
 def _run(row: Any) -> HourRun | None:
-    """A run with its hour; None if it has none that can be told."""
+    """A run with its hour; None if its hour is unknown."""
     explicit = row.conf.get("hour") if isinstance(row.conf, dict) else None
     try:
         hour = parse_hour(explicit) if explicit else floor_hour(row.data_interval_start)
@@ -163,7 +164,7 @@ def _stamp(run: HourRun) -> float:
 
 
 def _with_tasks(session: Session, dag_id: str, runs: Sequence[HourRun]) -> Iterable[HourRun]:
-    """Runs that are under way or failed, with what they are at or which of their tasks failed."""
+    """The runs, with the active task of unfinished ones and the failed task of failed ones."""
     unclear = [run.run_id for run in runs if run.is_unfinished or run.state == "failed"]
     query = (
         select(TaskInstance.run_id, TaskInstance.task_id, TaskInstance.state)

@@ -1,0 +1,121 @@
+"""The status of an hour's cell in the calendar, from the bucket, the hour's runs and the clock."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from airflow.utils.types import DagRunType
+
+from include.log_rollup.queries.status import HourStatus, HourSummary
+from include.log_rollup.streams import Stream
+from log_rollup_plugin.hours_page.cache import CachedHour
+from log_rollup_plugin.hours_page.database import HourRun
+
+RUN_DELAY = timedelta(minutes=5)
+"""An hour without a run is not reported until this long after its end; the scheduler needs seconds."""
+LATE_MARGIN = timedelta(hours=1)
+"""Packing takes minutes after the quiet period; an hour that is not complete after this is late."""
+
+
+class CellStatus(StrEnum):
+    """What the calendar shows for an hour."""
+
+    COMPLETE = "complete"
+    RUNNING = "running"
+    WAITING = "waiting"
+    LATE = "late"
+    FAILED = "failed"
+    DAMAGED = "damaged"
+    """Its ``_SUCCESS`` cannot be read."""
+    MISSING = "missing"
+    UNKNOWN = "unknown"
+    """Its completion marker has not been read yet."""
+    OPEN = "open"
+    """It has not ended, or ended a few minutes ago."""
+    NONE = "none"
+    """Before the stream's start, or in the future."""
+
+
+@dataclass(frozen=True, slots=True)
+class HourCell:
+    """The status of an hour, and the reason for it."""
+
+    status: CellStatus
+    reason: str
+
+
+def late_after(stream: Stream) -> timedelta:
+    """How long after its end an hour that is not complete counts as late.
+
+    For a run that was created later, by hand or by a backfill, the time counts from when it was queued.
+    """
+    return stream.quiet_period + LATE_MARGIN
+
+
+def cell_of(
+    stream: Stream, hour: datetime, now: datetime, cached: CachedHour | None, run: HourRun | None
+) -> HourCell:
+    """The cell of an hour.
+
+    :param cached: what was last read from the bucket; None if nothing was
+    :param run: the unfinished run of the hour, or else its last one; None if it has none
+    """
+    summary = cached.summary if cached else None
+    if summary is not None and summary.state is HourStatus.COMPLETE:
+        return _complete(run)
+    if cached and run and run.ended_at and run.ended_at >= cached.read_at:
+        # The run may have completed the hour since it was read.
+        summary = None
+    if summary is not None and summary.state is HourStatus.DAMAGED:
+        rerun = "; a rerun is in progress" if run is not None and run.is_unfinished else ""
+        return HourCell(CellStatus.DAMAGED, f"{summary.problem}{rerun}")
+    if run is not None and run.is_unfinished:
+        return _unfinished(stream, hour, now, run)
+    if run is not None and run.state == "failed":
+        return HourCell(CellStatus.FAILED, f"{run.failed} failed" if run.failed else "its run failed")
+    if run is not None and summary is None:
+        return HourCell(CellStatus.UNKNOWN, "its run succeeded; its completion marker has not been read")
+    if run is not None:
+        return HourCell(CellStatus.MISSING, "its run is marked as success, but there is no completion marker")
+    return _without_run(stream, hour, now, summary)
+
+
+def _complete(run: HourRun | None) -> HourCell:
+    if run is None or run.state == "success":
+        return HourCell(CellStatus.COMPLETE, "")
+    if run.is_unfinished:
+        return HourCell(CellStatus.COMPLETE, "a rerun is in progress")
+    return HourCell(CellStatus.COMPLETE, "the last rerun failed and changed nothing")
+
+
+def _unfinished(stream: Stream, hour: datetime, now: datetime, run: HourRun) -> HourCell:
+    if run.state == "queued":
+        reason = "its run is queued"
+    elif run.waits:
+        reason = "waits until its raw objects are settled"
+    else:
+        reason = f"{run.active} is running" if run.active else "its run is running"
+    since = hour + timedelta(hours=1)
+    if run.kind != DagRunType.SCHEDULED and run.queued_at:
+        since = max(since, run.queued_at)
+    if now - since > late_after(stream):
+        return HourCell(CellStatus.LATE, reason)
+    waiting = run.state == "queued" or run.waits
+    return HourCell(CellStatus.WAITING if waiting else CellStatus.RUNNING, reason)
+
+
+def _without_run(stream: Stream, hour: datetime, now: datetime, summary: HourSummary | None) -> HourCell:
+    end = hour + timedelta(hours=1)
+    if summary is not None and summary.state is HourStatus.BUILDING:
+        return HourCell(CellStatus.MISSING, "it has been planned, but this Airflow has no run of it")
+    if hour < stream.start:
+        return HourCell(CellStatus.NONE, "before the stream's start")
+    if hour > now:
+        return HourCell(CellStatus.NONE, "in the future")
+    if end > now:
+        return HourCell(CellStatus.OPEN, "has not ended")
+    if now - end < RUN_DELAY:
+        return HourCell(CellStatus.OPEN, "has ended; its run will be created soon")
+    if summary is None:
+        return HourCell(CellStatus.UNKNOWN, "has no run; its completion marker has not been read")
+    return HourCell(CellStatus.MISSING, "has neither a completion marker nor a run")

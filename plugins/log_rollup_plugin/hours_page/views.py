@@ -1,0 +1,205 @@
+"""The answers of the page's API, and how they are built; sizes are in bytes, durations in seconds."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from fastapi import Response
+from pydantic import TypeAdapter
+
+from include.log_rollup.hour.layout import format_hour
+from include.log_rollup.queries.hour_detail import HourDetail, PartStatus
+from include.log_rollup.queries.status import HourStatus
+from include.log_rollup.streams import Stream
+from log_rollup_plugin.hours_page.cache import CachedHour
+from log_rollup_plugin.hours_page.database import HourRun, HourTask, LateHour
+from log_rollup_plugin.hours_page.hour_cells import CellStatus, cell_of, late_after
+from log_rollup_plugin.runs import dag_id_of
+from log_rollup_plugin.urls import console_page
+
+
+@dataclass(frozen=True, slots=True)
+class StreamView:
+    """A stream."""
+
+    name: str
+    dag_id: str
+    raw: str
+    aggregated: str
+    start: datetime
+    part_size: int
+    max_connections: int
+    late_after: float
+    paused: bool | None
+    """None if Airflow does not know the Dag yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamsView:
+    """The streams whose Dags the user may read."""
+
+    streams: Sequence[StreamView]
+    now: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class MarkerView:
+    """The fields of a completion marker that the calendar and the charts show."""
+
+    objects: int
+    bytes_in: int
+    bytes_out: int
+    parts: int
+    pack_seconds: float
+    sockets: int
+    max_connections: int
+    completed_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class HourView:
+    """An hour of the calendar."""
+
+    hour: str
+    state: CellStatus
+    why: str
+    run_id: str | None
+    marker: MarkerView | None
+    late: LateHour | None
+
+
+@dataclass(frozen=True, slots=True)
+class BucketView:
+    """How old the answers of the bucket are, and what is missing.
+
+    :param pending: number of hours that are still being read
+    :param error: why the bucket could not be read; empty if it could
+    """
+
+    oldest: datetime | None
+    newest: datetime | None
+    pending: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class MonthView:
+    """A month of hours of a stream."""
+
+    stream: StreamView
+    month: str
+    now: datetime
+    hours: Sequence[HourView]
+    bucket: BucketView
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceView:
+    """A prefix; ``console`` is its URL in the AWS console, None for other servers."""
+
+    url: str
+    console: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class DetailView:
+    """One hour in full.
+
+    :param planned: number of planned parts, objects and bytes of an hour that is being built
+    :param unclear: why the parts are not known
+    :param runs: the unfinished run first, then the last one
+    :param tasks: the tasks of the first of these runs
+    :param late: None if nothing was found, or if the user may not read log_rollup_late
+    :param may_clear: whether the user may clear a run
+    """
+
+    stream: StreamView
+    hour: str
+    now: datetime
+    state: CellStatus
+    why: str
+    marker: Mapping[str, Any] | None
+    parts: Sequence[PartStatus]
+    planned: Mapping[str, int] | None
+    unclear: str
+    runs: Sequence[HourRun]
+    tasks: Sequence[HourTask]
+    late: LateHour | None
+    raw: PlaceView
+    aggregated: PlaceView
+    error: str
+    may_clear: bool
+
+
+_ADAPTERS = {view: TypeAdapter(view) for view in (MonthView, DetailView)}
+
+
+def json_response(view: MonthView | DetailView) -> Response:
+    """Encode an answer in the calling thread; FastAPI would do it in the thread that serves all requests."""
+    return Response(_ADAPTERS[type(view)].dump_json(view), media_type="application/json")
+
+
+def stream_view(stream: Stream, paused: Mapping[str, bool]) -> StreamView:
+    """The view of a stream.
+
+    :param paused: whether each Dag that Airflow knows is paused
+    """
+    return StreamView(
+        stream.name, dag_id_of(stream), str(stream.raw), str(stream.aggregated), stream.start,
+        stream.part_size, stream.max_connections, late_after(stream).total_seconds(),
+        paused.get(dag_id_of(stream)),
+    )  # fmt: skip
+
+
+def hour_view(
+    stream: Stream,
+    hour: datetime,
+    now: datetime,
+    cached: CachedHour | None,
+    runs: Sequence[HourRun],
+    late: Mapping[str, LateHour],
+) -> HourView:
+    """The view of an hour in the calendar.
+
+    :param cached: what was last read from the bucket
+    :param runs: the hour's runs, the one that counts first
+    :param late: what log_rollup_late found, by hour
+    """
+    run = runs[0] if runs else None
+    cell = cell_of(stream, hour, now, cached, run)
+    summary = cached.summary if cached else None
+    is_complete = summary is not None and summary.state is HourStatus.COMPLETE
+    marker = _marker_view(summary.marker) if summary is not None and is_complete else None
+    name = format_hour(hour)
+    return HourView(name, cell.status, cell.reason, run.run_id if run else None, marker, late.get(name))
+
+
+def _marker_view(marker: Mapping[str, Any] | None) -> MarkerView | None:
+    """None for a marker that another version wrote."""
+    if not marker:
+        return None
+    return MarkerView(
+        marker["objects"], marker["bytes_in"], marker["bytes_out"], marker["parts"],
+        marker["seconds"]["pack"], marker["peak"]["sockets"], marker["max_connections"],
+        marker["completed_at"],
+    )  # fmt: skip
+
+
+def planned_view(detail: HourDetail | None) -> Mapping[str, int] | None:
+    """The totals of the hour's plan, if it is being built."""
+    plan = detail.planned if detail else None
+    return {"parts": plan.parts, "objects": plan.objects, "bytes": plan.bytes_in} if plan else None
+
+
+def place_views(stream: Stream, hour: datetime, meta: Any) -> tuple[PlaceView, PlaceView]:
+    """The raw and the aggregated prefix of an hour.
+
+    :param meta: of the boto3 client; None if there is none, then there are no links to the console
+    """
+    paths = stream.at(hour)
+    raw, aggregated = (
+        PlaceView(str(place), console_page(meta, place) if meta else None)
+        for place in (paths.raw, paths.aggregated)
+    )
+    return raw, aggregated

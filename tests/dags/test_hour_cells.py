@@ -1,0 +1,91 @@
+"""What an hour is called, where the bucket and its runs do not say the same or the clock decides."""
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+import pytest
+
+from include.log_rollup.queries.status import HourStatus, HourSummary
+from log_rollup_plugin.hours_page.cache import CachedHour
+from log_rollup_plugin.hours_page.database import HourRun
+from log_rollup_plugin.hours_page.hour_cells import CellStatus, cell_of, late_after
+from tests.integration.pipeline import HOUR, stream_on
+
+STREAM = stream_on("logs", start="2026-11-23T00:00:00Z", quiet_period="10m")
+END = HOUR + timedelta(hours=1)
+SOON = END + timedelta(minutes=20)
+RUN = HourRun("scheduled__x", HOUR, "running", "scheduled", END, END, None, END, active="pack_shard")
+DONE = replace(RUN, state="success", ended_at=END + timedelta(minutes=15), active="")
+
+
+def read(state: HourStatus, at: datetime = SOON) -> CachedHour:
+    return CachedHour(HourSummary(HOUR, state, {} if state is HourStatus.COMPLETE else None), at)
+
+
+def state(now: datetime, found: CachedHour | None, run: HourRun | None) -> CellStatus:
+    return cell_of(STREAM, HOUR, now, found, run).status
+
+
+@pytest.mark.parametrize("run", [None, RUN, DONE, replace(RUN, state="failed", failed="plan_hour")])
+def test_an_hour_with_a_marker_is_complete_whatever_its_runs_say(run: HourRun | None) -> None:
+    assert state(SOON, read(HourStatus.COMPLETE), run) is CellStatus.COMPLETE
+
+
+def test_an_hour_that_its_run_may_have_completed_after_the_look_is_not_called_missing() -> None:
+    before, after = DONE.queued_at, DONE.ended_at
+    assert before is not None
+    assert after is not None
+    assert state(SOON, read(HourStatus.INCOMPLETE, before), DONE) is CellStatus.UNKNOWN
+    assert state(SOON, read(HourStatus.INCOMPLETE, after + timedelta(seconds=1)), DONE) is CellStatus.MISSING
+
+
+def test_an_hour_is_late_when_its_run_takes_longer_than_it_should() -> None:
+    limit = END + late_after(STREAM)
+    assert state(limit, None, RUN) is CellStatus.RUNNING
+    assert state(limit + timedelta(seconds=1), None, RUN) is CellStatus.LATE
+    waits = replace(RUN, waits=True)
+    assert state(limit, None, waits) is CellStatus.WAITING
+    assert state(limit + timedelta(seconds=1), None, waits) is CellStatus.LATE
+
+
+@pytest.mark.parametrize("kind", ["backfill", "manual", "operator_triggered"])
+def test_an_hour_that_was_asked_for_later_is_late_as_long_after_that(kind: str) -> None:
+    asked = END + timedelta(days=30)
+    run = replace(RUN, kind=kind, queued_at=asked)
+    assert state(asked + late_after(STREAM), None, run) is CellStatus.RUNNING
+    assert state(asked + late_after(STREAM) + timedelta(seconds=1), None, run) is CellStatus.LATE
+
+
+def test_an_hour_without_a_run_is_missing_only_when_one_is_due() -> None:
+    incomplete = read(HourStatus.INCOMPLETE)
+    assert state(HOUR - timedelta(seconds=1), incomplete, None) is CellStatus.NONE
+    assert state(HOUR + timedelta(minutes=30), incomplete, None) is CellStatus.OPEN
+    assert state(END + timedelta(minutes=1), incomplete, None) is CellStatus.OPEN
+    assert state(SOON, incomplete, None) is CellStatus.MISSING
+    assert state(SOON, None, None) is CellStatus.UNKNOWN
+
+
+def test_an_hour_before_the_streams_start_is_none_unless_something_is_there() -> None:
+    stream = stream_on("logs", start=END)
+    assert cell_of(stream, HOUR, SOON, read(HourStatus.INCOMPLETE), None).status is CellStatus.NONE
+    assert cell_of(stream, HOUR, SOON, read(HourStatus.COMPLETE), None).status is CellStatus.COMPLETE
+    assert cell_of(stream, HOUR, SOON, None, RUN).status is CellStatus.RUNNING
+    assert cell_of(stream, HOUR, SOON, read(HourStatus.BUILDING), None).status is CellStatus.MISSING
+
+
+def test_a_queued_run_waits() -> None:
+    assert state(SOON, None, replace(RUN, state="queued", active="")) is CellStatus.WAITING
+
+
+@pytest.mark.parametrize("run", [None, RUN, replace(DONE, ended_at=HOUR), replace(RUN, state="failed")])
+def test_a_damaged_hour_is_damaged_whatever_its_runs_say(run: HourRun | None) -> None:
+    found = CachedHour(HourSummary(HOUR, HourStatus.DAMAGED, None, "cannot be read"), SOON)
+    cell = cell_of(STREAM, HOUR, SOON, found, run)
+    assert cell.status is CellStatus.DAMAGED
+    assert cell.reason.startswith("cannot be read")
+    assert cell.reason.endswith("a rerun is in progress") is (run is RUN)
+
+
+def test_a_damaged_hour_whose_run_ended_since_is_read_first() -> None:
+    found = CachedHour(HourSummary(HOUR, HourStatus.DAMAGED, None, "cannot be read"), END)
+    assert cell_of(STREAM, HOUR, SOON, found, DONE).status is CellStatus.UNKNOWN
