@@ -1,4 +1,4 @@
-"""Dags as Airflow parses them, with a metadata database of their own."""
+"""Parses the Dags as Airflow does, with a metadata database of the test's own."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,7 @@ LoadDags = Callable[..., DagBag]
 
 @pytest.fixture
 def load_dags(database: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LoadDags:
-    """Parses the Dag file with a streams file: ``load_dags(stream, ...)``, each a dict of settings."""
+    """Parse the Dag file with a streams file: ``load_dags(stream, ...)``, each stream a dict of settings."""
 
     def load(*streams: dict[str, Any], **document: Any) -> DagBag:
         path = tmp_path / "streams.yaml"

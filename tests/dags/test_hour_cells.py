@@ -1,4 +1,4 @@
-"""What an hour is called, where the bucket and its runs do not say the same or the clock decides."""
+"""The state of an hour where the bucket and its runs disagree, or where the clock decides."""
 
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -22,16 +22,16 @@ def read(state: HourStatus, at: datetime = SOON) -> CachedHour:
     return CachedHour(HourSummary(HOUR, state, {} if state is HourStatus.COMPLETE else None), at)
 
 
-def state(now: datetime, found: CachedHour | None, run: HourRun | None) -> CellStatus:
-    return cell_of(STREAM, HOUR, now, found, run).status
+def state(now: datetime, hour_read: CachedHour | None, run: HourRun | None) -> CellStatus:
+    return cell_of(STREAM, HOUR, now, hour_read, run).status
 
 
 @pytest.mark.parametrize("run", [None, RUN, DONE, replace(RUN, state="failed", failed="plan_hour")])
-def test_an_hour_with_a_marker_is_complete_whatever_its_runs_say(run: HourRun | None) -> None:
+def test_hour_with_marker_is_complete_whatever_its_run(run: HourRun | None) -> None:
     assert state(SOON, read(HourStatus.COMPLETE), run) is CellStatus.COMPLETE
 
 
-def test_an_hour_that_its_run_may_have_completed_after_the_look_is_not_called_missing() -> None:
+def test_hour_read_before_its_run_ended_is_unknown() -> None:
     before, after = DONE.queued_at, DONE.ended_at
     assert before is not None
     assert after is not None
@@ -39,7 +39,7 @@ def test_an_hour_that_its_run_may_have_completed_after_the_look_is_not_called_mi
     assert state(SOON, read(HourStatus.INCOMPLETE, after + timedelta(seconds=1)), DONE) is CellStatus.MISSING
 
 
-def test_an_hour_is_late_when_its_run_takes_longer_than_it_should() -> None:
+def test_hour_is_late_when_its_run_takes_too_long() -> None:
     limit = END + late_after(STREAM)
     assert state(limit, None, RUN) is CellStatus.RUNNING
     assert state(limit + timedelta(seconds=1), None, RUN) is CellStatus.LATE
@@ -49,14 +49,14 @@ def test_an_hour_is_late_when_its_run_takes_longer_than_it_should() -> None:
 
 
 @pytest.mark.parametrize("kind", ["backfill", "manual", "operator_triggered"])
-def test_an_hour_that_was_asked_for_later_is_late_as_long_after_that(kind: str) -> None:
-    asked = END + timedelta(days=30)
-    run = replace(RUN, kind=kind, queued_at=asked)
-    assert state(asked + late_after(STREAM), None, run) is CellStatus.RUNNING
-    assert state(asked + late_after(STREAM) + timedelta(seconds=1), None, run) is CellStatus.LATE
+def test_requested_hour_is_late_counted_from_its_request(kind: str) -> None:
+    requested = END + timedelta(days=30)
+    run = replace(RUN, kind=kind, queued_at=requested)
+    assert state(requested + late_after(STREAM), None, run) is CellStatus.RUNNING
+    assert state(requested + late_after(STREAM) + timedelta(seconds=1), None, run) is CellStatus.LATE
 
 
-def test_an_hour_without_a_run_is_missing_only_when_one_is_due() -> None:
+def test_hour_without_run_is_missing_only_when_due() -> None:
     incomplete = read(HourStatus.INCOMPLETE)
     assert state(HOUR - timedelta(seconds=1), incomplete, None) is CellStatus.NONE
     assert state(HOUR + timedelta(minutes=30), incomplete, None) is CellStatus.OPEN
@@ -65,7 +65,7 @@ def test_an_hour_without_a_run_is_missing_only_when_one_is_due() -> None:
     assert state(SOON, None, None) is CellStatus.UNKNOWN
 
 
-def test_an_hour_before_the_streams_start_is_none_unless_something_is_there() -> None:
+def test_hour_before_start_is_none_if_nothing_exists() -> None:
     stream = stream_on("logs", start=END)
     assert cell_of(stream, HOUR, SOON, read(HourStatus.INCOMPLETE), None).status is CellStatus.NONE
     assert cell_of(stream, HOUR, SOON, read(HourStatus.COMPLETE), None).status is CellStatus.COMPLETE
@@ -73,19 +73,19 @@ def test_an_hour_before_the_streams_start_is_none_unless_something_is_there() ->
     assert cell_of(stream, HOUR, SOON, read(HourStatus.BUILDING), None).status is CellStatus.MISSING
 
 
-def test_a_queued_run_waits() -> None:
+def test_queued_run_is_waiting() -> None:
     assert state(SOON, None, replace(RUN, state="queued", active="")) is CellStatus.WAITING
 
 
 @pytest.mark.parametrize("run", [None, RUN, replace(DONE, ended_at=HOUR), replace(RUN, state="failed")])
-def test_a_damaged_hour_is_damaged_whatever_its_runs_say(run: HourRun | None) -> None:
-    found = CachedHour(HourSummary(HOUR, HourStatus.DAMAGED, None, "cannot be read"), SOON)
-    cell = cell_of(STREAM, HOUR, SOON, found, run)
+def test_damaged_hour_is_damaged_whatever_its_run(run: HourRun | None) -> None:
+    hour_read = CachedHour(HourSummary(HOUR, HourStatus.DAMAGED, None, "cannot be read"), SOON)
+    cell = cell_of(STREAM, HOUR, SOON, hour_read, run)
     assert cell.status is CellStatus.DAMAGED
     assert cell.reason.startswith("cannot be read")
     assert cell.reason.endswith("a rerun is in progress") is (run is RUN)
 
 
-def test_a_damaged_hour_whose_run_ended_since_is_read_first() -> None:
-    found = CachedHour(HourSummary(HOUR, HourStatus.DAMAGED, None, "cannot be read"), END)
-    assert cell_of(STREAM, HOUR, SOON, found, DONE).status is CellStatus.UNKNOWN
+def test_damaged_hour_is_unknown_after_a_later_run() -> None:
+    hour_read = CachedHour(HourSummary(HOUR, HourStatus.DAMAGED, None, "cannot be read"), END)
+    assert cell_of(STREAM, HOUR, SOON, hour_read, DONE).status is CellStatus.UNKNOWN

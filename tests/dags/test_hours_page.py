@@ -1,4 +1,4 @@
-"""What the page Hours asks for: of real hours in a real bucket, real rows of Airflow's database, real users."""
+"""The API of the page Hours, with a real bucket, real rows in Airflow's database, and real users."""
 
 import asyncio
 import json
@@ -49,8 +49,8 @@ Users = Callable[..., TestClient]
 
 
 @pytest.fixture(scope="module")
-def bucket_with_an_hour(rclone_server: RcloneServer) -> Iterator[str]:
-    """A bucket in which one hour of the stream ``app`` was rolled up."""
+def bucket_with_hour(rclone_server: RcloneServer) -> Iterator[str]:
+    """Create a bucket with one complete hour of the stream ``app``."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AIRFLOW_CONN_AWS_DEFAULT", rclone_server.airflow_connection_json())
         rclone_server.create_bucket("hours-page")
@@ -62,14 +62,14 @@ def bucket_with_an_hour(rclone_server: RcloneServer) -> Iterator[str]:
 
 
 @pytest.fixture
-def streams(bucket_with_an_hour: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two streams of that bucket."""
+def streams(bucket_with_hour: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Write a streams file with two streams in that bucket."""
     path = tmp_path / "streams.yaml"
     entries = [
         {
             "name": name, "start": START, "part_size": "5MiB", "shard_size": "5MiB",
-            "raw": f"s3://{bucket_with_an_hour}/raw/{name}/",
-            "aggregated": f"s3://{bucket_with_an_hour}/aggregated/{name}/",
+            "raw": f"s3://{bucket_with_hour}/raw/{name}/",
+            "aggregated": f"s3://{bucket_with_hour}/aggregated/{name}/",
         }
         for name in ("app", "web")
     ]  # fmt: skip
@@ -80,19 +80,19 @@ def streams(bucket_with_an_hour: str, tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.fixture
 def dags(database: None) -> Iterator[None]:
-    """The Dags of these streams, as Airflow knows them, and nothing of them before and afterwards."""
-    forget_dags()
+    """Add the Dags of these streams to Airflow's database, and delete them afterwards."""
+    delete_dags()
     with create_session() as session:
         session.add(DagBundleModel(name=BUNDLE))
         session.flush()
         for dag_id in (APP, WEB, LATE):
             session.add(DagModel(dag_id=dag_id, bundle_name=BUNDLE, is_paused=dag_id == WEB))
     yield
-    forget_dags()
+    delete_dags()
 
 
-def forget_dags() -> None:
-    """Remove what Airflow knows of these Dags; other tests have some of the same name."""
+def delete_dags() -> None:
+    """Delete all rows of these Dags; other tests have Dags of the same names."""
     with create_session() as session:
         for table in (XComModel, TaskInstance, DagRun, DagModel):
             session.execute(delete(table).where(table.dag_id.in_([APP, WEB, LATE])))
@@ -103,7 +103,7 @@ def forget_dags() -> None:
 def serve(
     rclone_server: RcloneServer, streams: Path, dags: None, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[[HoursApi], Users]]:
-    """Airflow with the page in it, and with a page ``/other`` of its own."""
+    """Serve Airflow with the page Hours, and with another page ``/other``."""
     monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", rclone_server.airflow_connection_json())
     monkeypatch.setenv("AIRFLOW__CORE__AUTH_MANAGER", "tests.dags.auth.OneDagEach")
     monkeypatch.setenv("AIRFLOW__API_AUTH__JWT_SECRET", "of-this-test-alone-and-long-enough-for-sha-512" * 2)
@@ -131,20 +131,20 @@ def serve(
 
 @pytest.fixture
 def users(serve: Callable[[HoursApi], Users]) -> Users:
-    """Clients for a user: ``users("viewer", "VIEWER")``; without one nobody is logged in."""
+    """Return clients of users: ``users("viewer", "VIEWER")``; ``users()`` is not logged in."""
     return serve(HoursApi(lambda: NOW))
 
 
 def add_run(hour: datetime, state: str, tasks: dict[str, str], kind: str = "scheduled", **more: Any) -> str:
-    """A run of the stream ``app`` as Airflow would have it."""
+    """Add a run of the stream ``app`` and its tasks to Airflow's database."""
     run_id = f"{kind}__{format_hour(hour)}"
     timed = {"logical_date": hour, "data_interval": (hour, hour + timedelta(hours=1))}
     at = hour + timedelta(hours=1)
     with create_session() as session:
-        told = {"queued_at": at, "start_date": at} | (timed if kind == "scheduled" else {}) | more
-        run = DagRun(APP, run_id, run_type=kind, state=state, run_after=at, **told)
-        # Airflow takes the present time of this machine for it, which is not this test's.
-        run.end_date = told["start_date"] if state in ("success", "failed") else None
+        values = {"queued_at": at, "start_date": at} | (timed if kind == "scheduled" else {}) | more
+        run = DagRun(APP, run_id, run_type=kind, state=state, run_after=at, **values)
+        # Airflow sets it to this machine's time, which is not the time of the test.
+        run.end_date = values["start_date"] if state in ("success", "failed") else None
         session.add(run)
         session.flush()
         for task_id, task_state in tasks.items():
@@ -157,8 +157,8 @@ def add_run(hour: datetime, state: str, tasks: dict[str, str], kind: str = "sche
     return run_id
 
 
-def months(client: TestClient, stream: str = "app") -> dict[str, Any]:
-    """A month once all of it is read, hours by their names."""
+def read_month(client: TestClient, stream: str = "app") -> dict[str, Any]:
+    """Return a month after all of its hours have been read, with the hours by name."""
     deadline = time.monotonic() + 60
     while True:
         answer = client.get(f"api/streams/{stream}/hours", params={"month": "2026-11"})
@@ -168,8 +168,8 @@ def months(client: TestClient, stream: str = "app") -> dict[str, Any]:
             return month | {"hours": {one["hour"]: one for one in month["hours"]}}
 
 
-def of(month: dict[str, Any], hours_after: int) -> tuple[str, str]:
-    """State and reason of an hour by its distance from the one that was rolled up."""
+def state_and_reason(month: dict[str, Any], hours_after: int) -> tuple[str, str]:
+    """Return state and reason of an hour, by its distance from the complete hour."""
     one = month["hours"][format_hour(HOUR + timedelta(hours=hours_after))]
     return one["state"], one["why"]
 
@@ -178,27 +178,27 @@ def of(month: dict[str, Any], hours_after: int) -> tuple[str, str]:
     "path",
     ["", "api/streams", "api/streams/app/hours?month=2026-11", f"api/streams/app/hours/{format_hour(HOUR)}"],
 )
-def test_nobody_sees_anything_without_being_logged_in(users: Users, path: str) -> None:
+def test_every_address_requires_a_login(users: Users, path: str) -> None:
     assert users().get(path).status_code == 401
     wrong = users()
     wrong.cookies.set("_token", "not a token")
     assert wrong.get(path).status_code in (401, 403)
 
 
-def test_the_page_tells_whoever_is_not_logged_in_where_to_do_that(users: Users) -> None:
+def test_page_without_login_links_to_the_login(users: Users) -> None:
     answer = users().get("")
     assert answer.status_code == 401
     assert "../../api/v2/auth/login" in answer.text
 
 
-def test_a_user_without_a_role_is_refused_and_sees_no_stream(users: Users) -> None:
-    nobody = users("nobody", None)
-    assert nobody.get("api/streams").json()["streams"] == []
+def test_user_without_role_sees_no_stream(users: Users) -> None:
+    user = users("nobody", None)
+    assert user.get("api/streams").json()["streams"] == []
     for path in ("api/streams/app/hours?month=2026-11", f"api/streams/app/hours/{format_hour(HOUR)}"):
-        assert nobody.get(path).status_code == 403
+        assert user.get(path).status_code == 403
 
 
-def test_a_user_sees_the_streams_alone_whose_dags_they_may_read(users: Users) -> None:
+def test_user_sees_only_streams_of_readable_dags(users: Users) -> None:
     everything, one = users("viewer"), users(f"viewer-of-{WEB}")
     found = everything.get("api/streams").json()["streams"]
     assert [(stream["name"], stream["paused"]) for stream in found] == [("app", False), ("web", True)]
@@ -208,9 +208,9 @@ def test_a_user_sees_the_streams_alone_whose_dags_they_may_read(users: Users) ->
     assert one.get(f"api/streams/app/hours/{format_hour(HOUR)}").status_code == 403
 
 
-def test_what_is_asked_wrong_is_told(users: Users) -> None:
+def test_invalid_requests_are_explained(users: Users) -> None:
     viewer = users("viewer")
-    for path, status, told in [
+    for path, status, message in [
         ("api/streams/other/hours?month=2026-11", 404, "no stream 'other'"),
         ("api/streams/app/hours?month=2026-13", 400, "write it like 2026-11"),
         ("api/streams/app/hours?month=0001-01", 400, "write it like 2026-11"),
@@ -226,17 +226,17 @@ def test_what_is_asked_wrong_is_told(users: Users) -> None:
         ("api/streams/app/hours?month=2026-11&refresh=perhaps", 422, "refresh"),
     ]:
         answer = viewer.get(path)
-        assert (answer.status_code, told in json.dumps(answer.json()["detail"])) == (status, True), path
+        assert (answer.status_code, message in json.dumps(answer.json()["detail"])) == (status, True), path
 
 
-def test_the_first_and_last_hours_and_months_are_shown(users: Users) -> None:
+def test_first_and_last_hours_and_months_are_shown(users: Users) -> None:
     viewer = users("viewer")
     for hour in ("2000-01-01T00:00:00Z", "2099-12-31T23:00:00Z"):
         assert viewer.get(f"api/streams/app/hours/{hour}").status_code == 200
         assert viewer.get("api/streams/app/hours", params={"month": hour[:7]}).status_code == 200
 
 
-def test_a_missing_streams_file_is_503_and_says_so(users: Users, streams: Path) -> None:
+def test_missing_streams_file_is_a_503_with_the_reason(users: Users, streams: Path) -> None:
     viewer = users("viewer")
     streams.unlink()
     answer = viewer.get("api/streams")
@@ -252,7 +252,7 @@ def test_a_missing_streams_file_is_503_and_says_so(users: Users, streams: Path) 
         "{streams: [], payroll: secret}",
     ],
 )
-def test_a_wrong_streams_file_reveals_no_stream(users: Users, streams: Path, text: str) -> None:
+def test_invalid_streams_file_reveals_no_stream(users: Users, streams: Path, text: str) -> None:
     streams.write_text(text)
     for user in (users(f"viewer-of-{APP}"), users("nobody", None), users("admin", "ADMIN")):
         for path in ("api/streams", "api/streams/app/hours?month=2026-11"):
@@ -265,40 +265,38 @@ def test_a_wrong_streams_file_reveals_no_stream(users: Users, streams: Path, tex
     assert "Dag import errors" in answer.json()["detail"]
 
 
-def test_a_damaged_marker_spoils_its_own_hour_alone(
-    users: Users, rclone_server: RcloneServer, bucket_with_an_hour: str
+def test_damaged_marker_affects_only_its_own_hour(
+    users: Users, rclone_server: RcloneServer, bucket_with_hour: str
 ) -> None:
     client = rclone_server.client()
     hour = HOUR + timedelta(hours=2)
     key = "aggregated/app/20261123/10/_SUCCESS"
-    whole = json.loads(
-        client.get_object(Bucket=bucket_with_an_hour, Key="aggregated/app/20261123/08/_SUCCESS")[
-            "Body"
-        ].read()
+    marker = json.loads(
+        client.get_object(Bucket=bucket_with_hour, Key="aggregated/app/20261123/08/_SUCCESS")["Body"].read()
     )
     nested = b"[" * 200_000
-    wrong = [b"", b"<html>", b'{"format": 1}', json.dumps({**whole, "seconds": None}).encode(), nested]
+    wrong = [b"", b"<html>", b'{"format": 1}', json.dumps({**marker, "seconds": None}).encode(), nested]
     viewer = users("viewer")
     add_run(hour, "success", {"complete_hour": "success"})
     try:
         for body in wrong:
-            client.put_object(Bucket=bucket_with_an_hour, Key=key, Body=body)
+            client.put_object(Bucket=bucket_with_hour, Key=key, Body=body)
             detail = viewer.get(f"api/streams/app/hours/{format_hour(hour)}").json()
             assert (detail["state"], detail["marker"], detail["parts"]) == ("damaged", None, [])
             assert "_SUCCESS" in detail["why"]
-            month = months(viewer)
-            assert of(month, 0)[0] == "complete"
-            assert of(month, 2)[0] == "damaged"
+            month = read_month(viewer)
+            assert state_and_reason(month, 0)[0] == "complete"
+            assert state_and_reason(month, 2)[0] == "damaged"
             assert month["hours"][format_hour(hour)]["marker"] is None
     finally:
-        client.delete_object(Bucket=bucket_with_an_hour, Key=key)
+        client.delete_object(Bucket=bucket_with_hour, Key=key)
 
 
 class StalledStore:
-    """Opens stores that hold whoever opens one until they are let go."""
+    """Blocks every caller that opens a store, until ``release`` is set."""
 
     def __init__(self) -> None:
-        self.began = threading.Event()
+        self.called = threading.Event()
         self.release = threading.Event()
         self.opened = 0
         self._lock = threading.Lock()
@@ -307,16 +305,16 @@ class StalledStore:
     def __call__(self, *_: Any) -> Iterator[PooledS3Hook]:
         with self._lock:
             self.opened += 1
-        self.began.set()
+        self.called.set()
         assert self.release.wait(300)
         raise TransientError("the bucket stalled")
         yield  # Makes this a generator.
 
 
-def ask_at_once(
+def send_concurrently(
     client: TestClient, path: str, count: int, meanwhile: Callable[..., Any]
 ) -> list[httpx.Response]:
-    """Sends requests at once in one event loop, as browsers would, and calls ``meanwhile`` as they wait."""
+    """Send requests concurrently in one event loop, and call ``meanwhile`` while they wait."""
 
     async def main() -> list[httpx.Response]:
         transport = httpx.ASGITransport(app=client.app)
@@ -334,7 +332,7 @@ HOUR_PATH = f"api/streams/app/hours/{format_hour(HOUR)}"
 
 
 @pytest.mark.parametrize("path", [HOUR_PATH, "api/streams/app/hours?month=2026-11"])
-def test_a_stalled_bucket_leaves_other_pages_alone(
+def test_stalled_bucket_does_not_delay_other_pages(
     serve: Callable[[HoursApi], Users], path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("HOUR_PAGE_QUEUE_SECONDS", "HOUR_PAGE_READ_SECONDS", "MONTH_PAGE_WAIT_SECONDS"):
@@ -346,7 +344,7 @@ def test_a_stalled_bucket_leaves_other_pages_alone(
         session: httpx.AsyncClient, requests: Sequence["asyncio.Task[httpx.Response]"]
     ) -> None:
         try:
-            assert await asyncio.to_thread(store.began.wait, 300)
+            assert await asyncio.to_thread(store.called.wait, 300)
             for _ in range(100):
                 other = await asyncio.wait_for(session.get("/other"), 60)
                 assert other.status_code == 200
@@ -356,7 +354,7 @@ def test_a_stalled_bucket_leaves_other_pages_alone(
         finally:
             store.release.set()
 
-    answers = ask_at_once(viewer, path, 60, other_pages)
+    answers = send_concurrently(viewer, path, 60, other_pages)
     assert {answer.status_code for answer in answers} == {200}
     assert store.opened <= 60
 
@@ -375,7 +373,7 @@ def test_hours_beyond_the_threads_are_refused_at_once(
             _, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         store.release.set()
 
-    answers = ask_at_once(viewer, HOUR_PATH, 60, until_refused)
+    answers = send_concurrently(viewer, HOUR_PATH, 60, until_refused)
     statuses = Counter(answer.status_code for answer in answers)
     assert statuses == {200: limits.HOUR_PAGE_THREADS, 503: 60 - limits.HOUR_PAGE_THREADS}
     assert store.opened == limits.HOUR_PAGE_THREADS
@@ -387,7 +385,7 @@ def test_hours_beyond_the_threads_are_refused_at_once(
             assert "the bucket stalled" in answer.json()["error"]
 
 
-def test_a_look_that_takes_too_long_is_answered_without_it(
+def test_slow_bucket_read_is_left_out_of_the_answer(
     serve: Callable[[HoursApi], Users], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "HOUR_PAGE_READ_SECONDS", 0.05)
@@ -400,13 +398,11 @@ def test_a_look_that_takes_too_long_is_answered_without_it(
     assert (answer.json()["state"], answer.json()["runs"][0]["state"]) == ("failed", "failed")
 
 
-def test_a_server_that_never_answers_is_given_up_in_time(
-    serve: Callable[[HoursApi], Users], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_silent_server_times_out(serve: Callable[[HoursApi], Users], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "PAGE_READ_SECONDS", 0.2)
     viewer = serve(HoursApi(lambda: NOW))("viewer")
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        # Connections are taken by the kernel, and nobody reads from them.
+        # The kernel accepts connections, and no one reads from them.
         extra = {
             "endpoint_url": f"http://127.0.0.1:{silent.getsockname()[1]}", "region_name": "us-east-1",
             "config_kwargs": {"read_timeout": 300, "retries": {"max_attempts": 9}},
@@ -415,11 +411,11 @@ def test_a_server_that_never_answers_is_given_up_in_time(
         monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(connection))
         answer = viewer.get(HOUR_PATH)
         assert (answer.status_code, "Read timeout" in answer.json()["error"]) == (200, True)
-        month = months(viewer)
+        month = read_month(viewer)
         assert "Read timeout" in month["bucket"]["error"]
 
 
-def test_a_slow_bucket_gets_no_request_after_the_deadline(
+def test_slow_bucket_gets_no_request_after_the_deadline(
     users: Users, streams: Path, rclone_server: RcloneServer
 ) -> None:
     users()
@@ -429,7 +425,7 @@ def test_a_slow_bucket_gets_no_request_after_the_deadline(
     assert hook.requests["GetObject"] == 0
 
 
-def test_each_hour_has_the_state_that_bucket_runs_and_clock_give_it(users: Users) -> None:
+def test_hour_states_follow_bucket_runs_and_clock(users: Users) -> None:
     add_run(HOUR, "success", {"complete_hour": "success"})
     add_run(HOUR + timedelta(hours=1), "running", {"wait_for_raw_hour": "deferred"})
     add_run(HOUR + timedelta(hours=3), "running", {"wait_for_raw_hour": "deferred"})
@@ -440,18 +436,18 @@ def test_each_hour_has_the_state_that_bucket_runs_and_clock_give_it(users: Users
         earlier, "running", {"plan_hour": "success", "pack_shard": "running"}, "manual",
         conf={"hour": format_hour(earlier)}, queued_at=NOW - timedelta(minutes=5),
     )  # fmt: skip
-    month = months(users("viewer"))
+    month = read_month(users("viewer"))
     assert len(month["hours"]) == 30 * 24
-    assert of(month, 0) == ("complete", "")
-    assert of(month, 1) == ("late", "waits until its raw objects are settled")
-    assert of(month, 2) == ("missing", "has neither a completion marker nor a run")
-    assert of(month, 3) == ("waiting", "waits until its raw objects are settled")
-    assert of(month, 4) == ("open", "has not ended")
-    assert of(month, 5) == ("none", "in the future")
-    assert of(month, -1) == ("failed", "pack_shard failed")
-    assert of(month, -2)[0] == "missing"
-    assert of(month, -5) == ("none", "before the stream's start")
-    assert of(month, -9) == ("running", "pack_shard is running")
+    assert state_and_reason(month, 0) == ("complete", "")
+    assert state_and_reason(month, 1) == ("late", "waits until its raw objects are settled")
+    assert state_and_reason(month, 2) == ("missing", "has neither a completion marker nor a run")
+    assert state_and_reason(month, 3) == ("waiting", "waits until its raw objects are settled")
+    assert state_and_reason(month, 4) == ("open", "has not ended")
+    assert state_and_reason(month, 5) == ("none", "in the future")
+    assert state_and_reason(month, -1) == ("failed", "pack_shard failed")
+    assert state_and_reason(month, -2)[0] == "missing"
+    assert state_and_reason(month, -5) == ("none", "before the stream's start")
+    assert state_and_reason(month, -9) == ("running", "pack_shard is running")
     marker = month["hours"][format_hour(HOUR)]["marker"]
     assert marker["objects"] == 20
     assert marker["bytes_in"] == marker["bytes_out"] > 0
@@ -460,17 +456,20 @@ def test_each_hour_has_the_state_that_bucket_runs_and_clock_give_it(users: Users
     assert month["bucket"]["newest"] == NOW.isoformat().replace("+00:00", "Z")
 
 
-def test_the_last_run_of_an_hour_counts_and_a_marker_more_than_it(users: Users) -> None:
+def test_last_run_counts_unless_a_marker_exists(users: Users) -> None:
     add_run(HOUR, "success", {})
     late = {"conf": {"hour": format_hour(HOUR)}, "start_date": NOW}
     run_id = add_run(HOUR, "failed", {"plan_hour": "failed"}, "operator_triggered", **late)
     viewer = users("viewer")
-    assert of(months(viewer), 0) == ("complete", "the last rerun failed and changed nothing")
+    assert state_and_reason(read_month(viewer), 0) == (
+        "complete",
+        "the last rerun failed and changed nothing",
+    )
     detail = viewer.get(f"api/streams/app/hours/{format_hour(HOUR)}").json()
     assert [run["run_id"] for run in detail["runs"]] == [run_id, f"scheduled__{format_hour(HOUR)}"]
 
 
-def test_an_hour_in_full_has_its_parts_proofs_tasks_and_places(users: Users) -> None:
+def test_hour_page_has_parts_proofs_tasks_and_addresses(users: Users) -> None:
     add_run(HOUR, "success", {"plan_hour": "success", "pack_shard": "success"})
     detail = users("viewer").get(f"api/streams/app/hours/{format_hour(HOUR)}").json()
     assert (detail["state"], detail["error"], detail["unclear"]) == ("complete", "", "")
@@ -485,12 +484,12 @@ def test_an_hour_in_full_has_its_parts_proofs_tasks_and_places(users: Users) -> 
     assert detail["may_clear"] is False
 
 
-def test_who_may_clear_is_told_so(users: Users) -> None:
+def test_operator_may_clear(users: Users) -> None:
     detail = users("operator", "OP").get(f"api/streams/app/hours/{format_hour(HOUR)}").json()
     assert detail["may_clear"] is True
 
 
-def test_what_the_look_for_late_objects_found_is_told_to_those_who_may_read_it(users: Users) -> None:
+def test_late_report_is_shown_to_users_who_may_read_it(users: Users) -> None:
     report = {
         "hours": 72, "complete": 1, "unclear": [],
         "rerun": {format_hour(HOUR): {"late": 3, "changed": 1, "vanished": 0}}, "left_alone": {},
@@ -517,11 +516,11 @@ def test_what_the_look_for_late_objects_found_is_told_to_those_who_may_read_it(u
     path = f"api/streams/app/hours/{format_hour(HOUR)}"
     found = users("viewer").get(path).json()["late"]
     assert (found["late"], found["changed"], found["vanished"], found["rerun"]) == (3, 1, 0, True)
-    assert months(users("viewer"))["hours"][format_hour(HOUR)]["late"] == found
+    assert read_month(users("viewer"))["hours"][format_hour(HOUR)]["late"] == found
     assert users(f"viewer-of-{APP}").get(path).json()["late"] is None
 
 
-def test_a_bucket_that_cannot_be_read_leaves_the_runs_and_says_why(
+def test_unreadable_bucket_still_shows_runs_and_the_reason(
     users: Users, rclone_server: RcloneServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add_run(HOUR, "success", {})
@@ -529,29 +528,30 @@ def test_a_bucket_that_cannot_be_read_leaves_the_runs_and_says_why(
     connection = json.loads(rclone_server.airflow_connection_json())
     viewer = users("viewer")
     monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(connection | {"password": "wrong"}))
-    month = months(viewer)
+    month = read_month(viewer)
     assert "the secret key does not belong to the access key" in month["bucket"]["error"]
-    assert of(month, 0) == ("unknown", "its run succeeded; its completion marker has not been read")
-    assert of(month, -1)[0] == "failed"
+    assert state_and_reason(month, 0) == (
+        "unknown",
+        "its run succeeded; its completion marker has not been read",
+    )
+    assert state_and_reason(month, -1)[0] == "failed"
     detail = viewer.get(f"api/streams/app/hours/{format_hour(HOUR)}").json()
     assert "the secret key does not belong to the access key" in detail["error"]
     assert [run["state"] for run in detail["runs"]] == ["success"]
 
 
-def test_an_hour_that_cannot_be_read_any_more_is_as_it_was_seen_the_last_time(
-    users: Users, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreadable_hour_shows_its_last_known_state(users: Users, monkeypatch: pytest.MonkeyPatch) -> None:
     viewer, path = users("viewer"), f"api/streams/app/hours/{format_hour(HOUR)}"
     before = viewer.get(path).json()
-    nobody_there = {"endpoint_url": "http://127.0.0.1:9", "region_name": "us-east-1"}
-    gone = {"conn_type": "aws", "login": "a", "password": "b", "extra": nobody_there}
+    unreachable = {"endpoint_url": "http://127.0.0.1:9", "region_name": "us-east-1"}
+    gone = {"conn_type": "aws", "login": "a", "password": "b", "extra": unreachable}
     monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(gone))
     after = viewer.get(path).json()
     assert "Could not connect" in after["error"]
     assert (after["state"], after["marker"]) == ("complete", before["marker"])
 
 
-def test_the_page_and_its_files_are_served_and_may_run_nothing_from_elsewhere(users: Users) -> None:
+def test_page_files_are_served_with_a_strict_security_policy(users: Users) -> None:
     viewer = users("viewer")
     page = viewer.get("")
     assert page.status_code == 200

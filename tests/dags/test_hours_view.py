@@ -1,4 +1,4 @@
-"""What the page Hours makes of answers that are rare: in a real browser, with the answers made up here."""
+"""The page Hours in a real browser, with rare API responses that the tests make up."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +25,7 @@ from tests.support.browser import running_browser
 
 HOUR = datetime(2026, 11, 23, 8, tzinfo=UTC)
 NOW = HOUR + timedelta(hours=4)
-# No such host: all that the page asks for is answered by the test.
+# The host does not exist: the test answers all requests of the page.
 PAGE = "http://hours.test/log-rollup/hours/"
 ADDRESS = f"{PAGE}?stream=app&hour={format_hour(HOUR)}"
 STREAM = StreamView(
@@ -52,17 +52,17 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def open_page(browser: Browser) -> Iterator[OpenPage]:
-    """Opens the page with answers by path; scripts must not fail, whatever the answer."""
+    """Open the page with an answer for each path; fails if a script of the page fails."""
     errors: list[str] = []
     context = browser.new_context()
 
-    def open_it(address: str, answers: Answers) -> Page:
+    def open_with_answers(address: str, answers: Answers) -> Page:
         def answer(route: Route) -> None:
             path = urlsplit(route.request.url).path.removeprefix(urlsplit(PAGE).path)
             if path in answers:
                 answers[path](route)
             elif path == "api/streams":
-                route.fulfill(json=plain({"streams": [asdict(STREAM)], "now": NOW}))
+                route.fulfill(json=to_json({"streams": [asdict(STREAM)], "now": NOW}))
             else:
                 route.fulfill(path=STATIC / (path.removeprefix("static/") or "index.html"))
 
@@ -72,38 +72,38 @@ def open_page(browser: Browser) -> Iterator[OpenPage]:
         page.goto(address)
         return page
 
-    yield open_it
+    yield open_with_answers
     context.close()
     assert errors == []
 
 
-def plain(value: Any) -> Any:
-    """As JSON has it."""
+def to_json(value: Any) -> Any:
+    """Convert to types that JSON has."""
     if isinstance(value, datetime):
         return format_hour(value)
     if isinstance(value, Mapping):
-        return {name: plain(item) for name, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+        return {name: to_json(item) for name, item in value.items()}
+    return [to_json(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def detail(state: CellStatus, why: str = "", marker: Mapping[str, Any] | None = None) -> Any:
-    """The answer for an hour."""
+    """Return the response of the API for an hour."""
     raw, parts = (PlaceView(f"s3://logs/{name}/20261123/08/", None) for name in ("raw", "out"))
     view = DetailView(
         STREAM, format_hour(HOUR), NOW, state, why, marker, (), None, why, (), (), None, raw, parts, "", False
     )
-    return plain(asdict(view))
+    return to_json(asdict(view))
 
 
 HOUR_PATH = f"api/streams/app/hours/{format_hour(HOUR).replace(':', '%3A')}"
 
 
-def test_a_refused_page_says_so_and_asks_again(open_page: OpenPage) -> None:
-    asked = []
+def test_refused_page_shows_the_reason_and_retries(open_page: OpenPage) -> None:
+    requests = []
 
     def busy_twice(route: Route) -> None:
-        asked.append(route)
-        if len(asked) > 2:
+        requests.append(route)
+        if len(requests) > 2:
             route.fulfill(json=detail(CellStatus.COMPLETE, marker=MARKER))
         else:
             route.fulfill(status=503, headers={"Retry-After": "1"}, json={"detail": "too many hours"})
@@ -112,10 +112,10 @@ def test_a_refused_page_says_so_and_asks_again(open_page: OpenPage) -> None:
     expect(page.locator(".notice")).to_contain_text("too many hours")
     expect(page.locator("dl").first).to_contain_text("Raw objects300", timeout=20_000)
     expect(page.locator(".notice")).to_have_count(0)
-    assert len(asked) == 3
+    assert len(requests) == 3
 
 
-def test_a_damaged_hour_says_what_is_wrong_and_what_to_do(open_page: OpenPage) -> None:
+def test_damaged_hour_shows_problem_and_fix(open_page: OpenPage) -> None:
     page = open_page(
         ADDRESS, {HOUR_PATH: lambda route: route.fulfill(json=detail(CellStatus.DAMAGED, PROBLEM))}
     )
@@ -125,7 +125,7 @@ def test_a_damaged_hour_says_what_is_wrong_and_what_to_do(open_page: OpenPage) -
     assert page.get_by_text(PROBLEM).count() == 1
 
 
-def test_the_calendar_names_damaged_hours_among_those_to_look_at(open_page: OpenPage) -> None:
+def test_calendar_lists_damaged_hours_for_attention(open_page: OpenPage) -> None:
     hours = [
         HourView(
             format_hour(HOUR.replace(day=1, hour=0) + timedelta(hours=number)),
@@ -138,7 +138,7 @@ def test_the_calendar_names_damaged_hours_among_those_to_look_at(open_page: Open
         for number in range(30 * 24)
     ]
     hours[22 * 24 + 8] = HourView(format_hour(HOUR), CellStatus.DAMAGED, PROBLEM, None, None, None)
-    month = plain(asdict(MonthView(STREAM, "2026-11", NOW, hours, BucketView(NOW, NOW, 0, ""))))
+    month = to_json(asdict(MonthView(STREAM, "2026-11", NOW, hours, BucketView(NOW, NOW, 0, ""))))
     page = open_page(
         f"{PAGE}?stream=app&month=2026-11", {"api/streams/app/hours": lambda route: route.fulfill(json=month)}
     )

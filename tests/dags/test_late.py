@@ -1,4 +1,4 @@
-"""The Dag that looks for late objects: one pair of tasks for each stream that wants it."""
+"""The Dag log_rollup_late: a check and reruns for each stream with ``late_days``, and waits that end."""
 
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -24,7 +24,7 @@ from tests.dags.conftest import LoadDags
 from tests.dags.test_policy import stream
 
 
-def test_each_stream_has_a_look_and_reruns_one_hour_at_a_time(load_dags: LoadDags) -> None:
+def test_each_stream_has_a_check_and_reruns_one_hour_at_a_time(load_dags: LoadDags) -> None:
     bag = load_dags(stream("app", owner="logs-team"), stream("web.2", late_days=7), stream("x", late_days=0))
     assert bag.import_errors == {}
     dag = bag.dags["log_rollup_late"]
@@ -44,14 +44,14 @@ def test_each_stream_has_a_look_and_reruns_one_hour_at_a_time(load_dags: LoadDag
     assert find.execution_timeout > timedelta(0)
 
 
-def test_it_looks_daily_or_as_the_streams_file_says(load_dags: LoadDags) -> None:
+def test_schedule_is_daily_unless_the_streams_file_sets_it(load_dags: LoadDags) -> None:
     assert load_dags(stream()).dags["log_rollup_late"].timetable.expression == "0 5 * * *"
     bag = load_dags(stream(), late_schedule="30 */6 * * *")
     assert bag.dags["log_rollup_late"].timetable.expression == "30 */6 * * *"
     assert bag.dags["log_rollup_late"].catchup is False
 
 
-def test_a_schedule_that_is_none_is_an_import_error_that_names_it(load_dags: LoadDags) -> None:
+def test_invalid_schedule_is_an_import_error(load_dags: LoadDags) -> None:
     (error,) = load_dags(stream(), late_schedule="sometimes").import_errors.values()
     assert "late_schedule: 'sometimes' is not a cron expression; write it like" in error
 
@@ -62,14 +62,14 @@ RUN = "late__2026-11-23T08:00:00Z"
 
 
 class Supervisor:
-    """Answers what a task asks Airflow, and keeps what it was asked."""
+    """Replaces Airflow's supervisor: gives every request of a task one answer, and keeps the requests."""
 
     def __init__(self, answer: Any) -> None:
         self.answer = answer
-        self.asked: list[Any] = []
+        self.requests: list[Any] = []
 
     def send(self, message: Any) -> Any:
-        self.asked.append(message)
+        self.requests.append(message)
         return self.answer
 
 
@@ -80,7 +80,7 @@ def supervised(monkeypatch: pytest.MonkeyPatch, answer: Any = None) -> Superviso
 
 
 class Instance:
-    """A task instance that has waited."""
+    """A task instance that has waited for 10 hours."""
 
     def __init__(self, state: str | Exception = "running", paused: bool = False) -> None:
         self.start_date = datetime.now(UTC) - timedelta(hours=10)
@@ -101,7 +101,7 @@ class Instance:
 
 
 def rerun() -> RerunHourOperator:
-    """As the Dag makes it, of one hour."""
+    """Return the operator of the Dag, for one hour."""
     return RerunHourOperator(
         task_id="rerun_app",
         trigger_dag_id="log_rollup_app",
@@ -129,10 +129,10 @@ def test_rerun_defers_with_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (arguments["dag_id"], arguments["run_ids"]) == ("log_rollup_app", [RUN])
     assert [str(state) for state in arguments["states"]] == ["success", "failed"]
     assert instance.pushed["trigger_run_id"] == RUN
-    (asked,) = supervisor.asked
-    assert isinstance(asked, TriggerDagRun)
-    assert (asked.dag_id, asked.run_id, asked.reset_dag_run) == ("log_rollup_app", RUN, True)
-    assert (asked.conf, asked.note) == ({"hour": "2026-11-23T08:00:00Z"}, "Rerun of a complete hour")
+    (request,) = supervisor.requests
+    assert isinstance(request, TriggerDagRun)
+    assert (request.dag_id, request.run_id, request.reset_dag_run) == ("log_rollup_app", RUN, True)
+    assert (request.conf, request.note) == ({"hour": "2026-11-23T08:00:00Z"}, "Rerun of a complete hour")
 
 
 def resume(instance: Instance, reason: TriggerFailureReason) -> None:
@@ -140,17 +140,17 @@ def resume(instance: Instance, reason: TriggerFailureReason) -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "says"),
+    ("state", "message"),
     [
         ("queued", "still queued"),
         (DagRunState.RUNNING, "still running"),
         (AirflowRuntimeError(ErrorResponse(error=ErrorType.GENERIC_ERROR)), "in an unknown state"),
     ],
 )
-def test_stuck_rerun_fails_and_is_named(state: str | Exception, says: str) -> None:
+def test_stuck_rerun_fails_and_is_named(state: str | Exception, message: str) -> None:
     with pytest.raises(PermanentError) as raised:
         resume(Instance(state), TriggerFailureReason.TRIGGER_TIMEOUT)
-    for part in (RUN, "log_rollup_app", says, "after 10h", "clear or fail it"):
+    for part in (RUN, "log_rollup_app", message, "after 10h", "clear or fail it"):
         assert part in str(raised.value)
 
 
@@ -173,7 +173,7 @@ def test_rerun_of_a_paused_dag_fails_at_once(monkeypatch: pytest.MonkeyPatch) ->
     supervisor = supervised(monkeypatch)
     with pytest.raises(DagIsPaused):
         rerun().execute({"ti": Instance(paused=True)})
-    assert supervisor.asked == []
+    assert supervisor.requests == []
 
 
 def test_rerun_that_cannot_be_started_fails(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,7 +183,7 @@ def test_rerun_that_cannot_be_started_fails(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("timeout", ["6h", "9000h"])
-def test_stuck_rerun_does_not_keep_the_next_day_from_its_check(load_dags: LoadDags, timeout: str) -> None:
+def test_stuck_rerun_does_not_delay_the_next_days_check(load_dags: LoadDags, timeout: str) -> None:
     dag = load_dags(stream(timeout=timeout)).dags["log_rollup_late"]
     limit = dag.get_task("rerun_app").partial_kwargs["execution_timeout"]
     assert timedelta(0) < limit < dag.dagrun_timeout < timedelta(days=1)

@@ -1,4 +1,4 @@
-"""The pool that nobody has to create by hand."""
+"""The listener creates the pool when a scheduler starts."""
 
 from collections.abc import Iterator
 
@@ -14,7 +14,7 @@ from log_rollup_plugin.listener import on_starting
 
 @pytest.fixture
 def no_pool(database: None) -> Iterator[None]:
-    """A database without the pool, before and after."""
+    """Remove the pool before and after the test."""
 
     def remove() -> None:
         with create_session() as session:
@@ -31,7 +31,7 @@ def slots() -> int | None:
         return pool.slots if pool else None
 
 
-def test_it_is_created_when_a_scheduler_starts_and_left_as_it_is_from_then_on(no_pool: None) -> None:
+def test_scheduler_start_creates_pool_but_keeps_its_size(no_pool: None) -> None:
     on_starting(component=Job())
     assert slots() == pool_slots() == 250
     with create_session() as session:
@@ -40,6 +40,6 @@ def test_it_is_created_when_a_scheduler_starts_and_left_as_it_is_from_then_on(no
     assert slots() == 40
 
 
-def test_a_task_that_starts_does_not_touch_the_database(no_pool: None) -> None:
+def test_task_start_does_not_touch_the_database(no_pool: None) -> None:
     on_starting(component=object())
     assert slots() is None

@@ -1,4 +1,4 @@
-"""The names that a stream's Dag, assets and tasks have are those that the streams file is checked for."""
+"""Dags, assets and tasks have the names that the validation of the streams file derives."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from tests.dags.conftest import LoadDags
 
 
 def settings(name: str) -> dict[str, Any]:
-    """A stream of this name."""
+    """Return the settings of a stream."""
     return {
         "name": name, "raw": f"s3://logs/raw/{name}/", "aggregated": f"s3://logs/aggregated/{name}/",
         "start": "2026-11-01T00:00:00Z",
@@ -32,7 +32,7 @@ def test_dags_assets_and_tasks_have_the_derived_names(load_dags: LoadDags) -> No
         assert len({asset.uri for asset in assets}) == len(assets)
 
 
-def test_streams_whose_assets_collide_are_an_import_error(load_dags: LoadDags) -> None:
+def test_streams_with_colliding_assets_are_an_import_error(load_dags: LoadDags) -> None:
     bag = load_dags(settings("app"), settings("app_hours"))
     assert bag.dags == {}
     assert all("rename one of the two streams" in error for error in bag.import_errors.values())

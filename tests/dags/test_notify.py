@@ -1,4 +1,4 @@
-"""Who is told when a run fails or its deadline passes, in which words, and what a wrong entry looks like."""
+"""Notifications of failed runs and missed deadlines: recipients, text, and invalid entries."""
 
 import asyncio
 import json
@@ -36,15 +36,15 @@ URL = "https://airflow.example.com/dags/log_rollup_app/runs/scheduled__2026-11-2
 
 @pytest.fixture
 def chat(monkeypatch: pytest.MonkeyPatch) -> Iterator[Webhook]:
-    """A webhook behind the connection ``chat``."""
+    """Start a webhook for the connection ``chat``."""
     monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://airflow.example.com")
     with Webhook() as webhook:
         monkeypatch.setenv("AIRFLOW_CONN_CHAT", f"http://127.0.0.1:{webhook.port}")
         yield webhook
 
 
-def fail(load_dags: LoadDags, *notify: dict[str, Any]) -> None:
-    """What the Dag processor does when a run has failed."""
+def fail_run(load_dags: LoadDags, *notify: dict[str, Any]) -> None:
+    """Do what the Dag processor does when a run has failed."""
     dag = load_dags(stream(notify=list(notify))).dags["log_rollup_app"]
     run = SimpleNamespace(
         **{**RUN, "data_interval_start": datetime(2026, 11, 23, 8, tzinfo=UTC), "run_id": RUN["dag_run_id"]}
@@ -53,12 +53,12 @@ def fail(load_dags: LoadDags, *notify: dict[str, Any]) -> None:
     dag.on_failure_callback({"dag": dag, "dag_run": run, "ti": SimpleNamespace(task_id="validate_hour")})
 
 
-def pass_by(load_dags: LoadDags, *notify: dict[str, Any], **run: Any) -> None:
-    """What the triggerer does when the deadline of a run has passed."""
+def miss_deadline(load_dags: LoadDags, *notify: dict[str, Any], **run: Any) -> None:
+    """Do what the triggerer does when the deadline of a run has passed."""
     dag = load_dags(stream(notify=list(notify), deadline="1h30m")).dags["log_rollup_app"]
     (deadline,) = dag.deadline
     assert deadline.callback.path == f"{tell_of_deadline.__module__}.{tell_of_deadline.__qualname__}"
-    # As it comes out of the database.
+    # Airflow stores the arguments in its database.
     arguments = json.loads(json.dumps(deadline.callback.kwargs))
     asyncio.run(tell_of_deadline(**arguments, context={"dag_run": {**RUN, **run}, "deadline": {}}))
 
@@ -66,13 +66,13 @@ def pass_by(load_dags: LoadDags, *notify: dict[str, Any], **run: Any) -> None:
 # -- the Dag -------------------------------------------------------------------------------------------
 
 
-def test_a_stream_has_neither_deadline_nor_callback_unless_it_asks(load_dags: LoadDags) -> None:
+def test_stream_has_no_deadline_or_callback_by_default(load_dags: LoadDags) -> None:
     dag = load_dags(stream()).dags["log_rollup_app"]
     assert dag.deadline is None
     assert not dag.has_on_failure_callback
 
 
-def test_the_deadline_counts_from_when_the_run_was_queued_and_does_not_change_from_parse_to_parse(
+def test_deadline_counts_from_queueing_and_serializes_stably(
     load_dags: LoadDags,
 ) -> None:
     settings: dict[str, Any] = {"deadline": "2h", "notify": [CHAT, {"class": SMTP, "to": ["a@example.com"]}]}
@@ -85,7 +85,7 @@ def test_the_deadline_counts_from_when_the_run_was_queued_and_does_not_change_fr
 
 
 @pytest.mark.parametrize(
-    ("entry", "says"),
+    ("entry", "message"),
     [
         ({"class": "airflow.providers.slack.SlackNotifier"}, "cannot be imported"),
         ({"class": "airflow.providers.http.notifications.http.HtpNotifier"}, "cannot be imported"),
@@ -97,80 +97,78 @@ def test_the_deadline_counts_from_when_the_run_was_queued_and_does_not_change_fr
         ({**CHAT, "endpoint": "{{ dag_run.run_after.strftime('%H') }}"}, "has no attribute 'strftime'"),
     ],
 )
-def test_a_notifier_that_cannot_be_made_is_an_import_error_that_names_stream_entry_and_fix(
-    load_dags: LoadDags, entry: dict[str, Any], says: str
+def test_invalid_notifier_is_an_import_error_with_the_fix(
+    load_dags: LoadDags, entry: dict[str, Any], message: str
 ) -> None:
     bag = load_dags(stream(notify=[CHAT, entry], deadline="2h"))
     assert "log_rollup_app" not in bag.dags
     (error,) = (error for path, error in bag.import_errors.items() if path.endswith("log_rollup.py"))
     assert "stream 'app': notify: entry 2: " in error
-    assert says in error
+    assert message in error
 
 
-def test_without_a_deadline_templates_may_have_what_only_a_failed_run_knows(
-    load_dags: LoadDags, chat: Webhook
-) -> None:
-    fail(load_dags, {**CHAT, "json": {"text": "{{ ti.task_id.upper() }}"}})
+def test_templates_may_use_ti_if_there_is_no_deadline(load_dags: LoadDags, chat: Webhook) -> None:
+    fail_run(load_dags, {**CHAT, "json": {"text": "{{ ti.task_id.upper() }}"}})
     assert chat.texts == ["VALIDATE_HOUR"]
 
 
-# -- what is told --------------------------------------------------------------------------------------
+# -- messages ------------------------------------------------------------------------------------------
 
 
-def test_a_failed_run_is_told_with_its_hour_its_task_and_its_address(
-    load_dags: LoadDags, chat: Webhook
-) -> None:
-    fail(load_dags, CHAT)
+def test_failure_notice_has_hour_task_and_address(load_dags: LoadDags, chat: Webhook) -> None:
+    fail_run(load_dags, CHAT)
     assert chat.texts == [
         "Log Rollup: hour 2026-11-23T08:00:00Z of the stream app has failed in validate_hour; that task's log "
         f"says what to do. {URL}"
     ]
 
 
-def test_a_passed_deadline_is_told_with_its_hour_and_the_state_of_the_run(
-    load_dags: LoadDags, chat: Webhook
-) -> None:
-    pass_by(load_dags, CHAT)
-    pass_by(load_dags, CHAT, conf={"hour": "2026-11-20T07:10:00Z"}, state="failed")
-    told = "Log Rollup: hour {} of the stream app is not complete in time: it was queued 1h30m ago, the run is {}."
+def test_deadline_notice_has_hour_and_run_state(load_dags: LoadDags, chat: Webhook) -> None:
+    miss_deadline(load_dags, CHAT)
+    miss_deadline(load_dags, CHAT, conf={"hour": "2026-11-20T07:10:00Z"}, state="failed")
+    text = "Log Rollup: hour {} of the stream app is not complete in time: it was queued 1h30m ago, the run is {}."
     assert chat.texts == [
-        f"{told.format('2026-11-23T08:00:00Z', 'running')} {URL}",
-        f"{told.format('2026-11-20T07:00:00Z', 'failed')} {URL}",
+        f"{text.format('2026-11-23T08:00:00Z', 'running')} {URL}",
+        f"{text.format('2026-11-20T07:00:00Z', 'failed')} {URL}",
     ]
 
 
-def test_a_run_without_an_hour_is_told_by_its_id(load_dags: LoadDags, chat: Webhook) -> None:
-    pass_by(load_dags, CHAT, data_interval_start=None, dag_run_id="by-hand")
+def test_notice_of_a_run_without_hour_has_its_id(load_dags: LoadDags, chat: Webhook) -> None:
+    miss_deadline(load_dags, CHAT, data_interval_start=None, dag_run_id="by-hand")
     (text,) = chat.texts
     assert text.startswith("Log Rollup: run by-hand of the stream app is not complete in time")
 
 
-def test_of_a_backfill_only_the_runs_at_work_are_told(load_dags: LoadDags, chat: Webhook) -> None:
-    pass_by(load_dags, CHAT, run_type="backfill", state="queued")
+def test_queued_backfill_runs_are_not_notified(load_dags: LoadDags, chat: Webhook) -> None:
+    miss_deadline(load_dags, CHAT, run_type="backfill", state="queued")
     assert chat.bodies == []
-    pass_by(load_dags, CHAT, run_type="backfill", state="running")
-    pass_by(load_dags, CHAT, run_type="scheduled", state="queued")
+    miss_deadline(load_dags, CHAT, run_type="backfill", state="running")
+    miss_deadline(load_dags, CHAT, run_type="scheduled", state="queued")
     assert len(chat.bodies) == 2
 
 
-@pytest.mark.parametrize("tell", [fail, pass_by])
-def test_the_words_of_the_streams_file_go_before_ours(load_dags: LoadDags, chat: Webhook, tell: Any) -> None:
-    words = {"is": "{{ log_rollup.event }}", "when": "{{ log_rollup.hour }}", "run": "{{ dag_run.dag_id }}"}
-    tell(load_dags, {**CHAT, "json": words})
+@pytest.mark.parametrize("send", [fail_run, miss_deadline])
+def test_text_of_the_streams_file_replaces_the_default(load_dags: LoadDags, chat: Webhook, send: Any) -> None:
+    body_template = {
+        "is": "{{ log_rollup.event }}",
+        "when": "{{ log_rollup.hour }}",
+        "run": "{{ dag_run.dag_id }}",
+    }
+    send(load_dags, {**CHAT, "json": body_template})
     (body,) = chat.bodies
     assert body["is"] in ("failed", "deadline")
     assert (body["when"], body["run"]) == ("2026-11-23T08:00:00Z", "log_rollup_app")
 
 
-@pytest.mark.parametrize("tell", [fail, pass_by])
-def test_everybody_is_told_though_one_cannot_be_and_a_notifier_may_block(
-    load_dags: LoadDags, chat: Webhook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tell: Any
+@pytest.mark.parametrize("send", [fail_run, miss_deadline])
+def test_all_notifiers_run_even_if_one_fails(
+    load_dags: LoadDags, chat: Webhook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, send: Any
 ) -> None:
-    file = tmp_path / "told"
+    file = tmp_path / "messages"
     with Webhook(status=404) as gone:
         monkeypatch.setenv("AIRFLOW_CONN_GONE", f"http://127.0.0.1:{gone.port}")
         with pytest.raises(RollupError, match=r"some notifiers failed: .*HttpNotifier"):
-            tell(
+            send(
                 load_dags,
                 {**CHAT, "http_conn_id": "gone"},
                 {"class": FILE, "path": str(file)},
@@ -180,7 +178,7 @@ def test_everybody_is_told_though_one_cannot_be_and_a_notifier_may_block(
     assert file.read_text().splitlines() == chat.texts
 
 
-def test_a_mail_has_a_subject_a_text_and_a_link_of_ours() -> None:
+def test_mail_has_subject_text_and_link() -> None:
     mail = make_notifier(Notifier(SMTP, {"to": "oncall@example.com", "from_email": "airflow@example.com"}))
     notice = {"title": "An hour has failed", "text": "See its log.", "url": URL}
     mail.render_template_fields({"log_rollup": notice})

@@ -1,4 +1,4 @@
-"""Parsing: a thousand streams are cheap, and what their Dags share is nothing that a run changes."""
+"""Parsing is cheap for a thousand streams, and Dags share nothing that a run changes."""
 
 import copy
 import cProfile
@@ -16,21 +16,21 @@ from tests.dags.conftest import LoadDags
 from tests.dags.test_policy import stream
 
 
-def counts(code: CodeType | str) -> bool:
-    """Whether an entry of a profile is a Python function, and none of reading or writing the streams file."""
+def is_counted(code: CodeType | str) -> bool:
+    """Whether an entry of a profile is a Python function outside the YAML library."""
     return isinstance(code, CodeType) and "/yaml/" not in code.co_filename
 
 
-def test_a_stream_takes_few_calls_to_parse(load_dags: LoadDags) -> None:
+def test_stream_takes_few_calls_to_parse(load_dags: LoadDags) -> None:
     def calls(streams: int) -> int:
         many = [stream(f"app-{number:04d}") for number in range(streams)]
         load_dags(*many[:1])
         with cProfile.Profile() as profile:
             bag = load_dags(*many)
         assert len(bag.dags) == streams + 1
-        return int(sum(entry.callcount for entry in profile.getstats() if counts(entry.code)))
+        return int(sum(entry.callcount for entry in profile.getstats() if is_counted(entry.code)))
 
-    # Calls, because times differ from machine to machine.
+    # Counts calls because times differ between machines.
     assert (calls(120) - calls(20)) / 100 < 3_200
 
 

@@ -1,4 +1,4 @@
-"""What holds of every Dag, and what a bad streams file looks like to an operator."""
+"""Settings of every Dag, retries by error, and the import errors of an invalid streams file."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -38,13 +38,13 @@ def test_each_stream_is_a_dag_of_the_five_steps_in_order(load_dags: LoadDags) ->
     assert bag.dags["log_rollup_web-2"].max_active_runs == 7
 
 
-def test_a_dag_is_the_same_from_parse_to_parse(load_dags: LoadDags) -> None:
+def test_dag_is_the_same_for_each_parse(load_dags: LoadDags) -> None:
     one, other = (load_dags(stream("app"), stream("web")).dags for _ in range(2))
     for dag_id, dag in one.items():
         assert DagSerialization.to_dict(dag) == DagSerialization.to_dict(other[dag_id])
 
 
-def test_the_shipped_streams_file_is_in_order(database: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shipped_streams_file_is_valid(database: None, monkeypatch: pytest.MonkeyPatch) -> None:
     from airflow.dag_processing.dagbag import DagBag
 
     from tests.conftest import ROOT
@@ -55,7 +55,7 @@ def test_the_shipped_streams_file_is_in_order(database: None, monkeypatch: pytes
     assert bag.dags
 
 
-def test_every_dag_catches_up_hourly_from_its_stream_start_with_a_runbook_tags_and_an_owner(
+def test_dag_has_schedule_runbook_tags_and_owner(
     load_dags: LoadDags,
 ) -> None:
     dag = load_dags(stream(owner="logs-team")).dags["log_rollup_app"]
@@ -69,7 +69,7 @@ def test_every_dag_catches_up_hourly_from_its_stream_start_with_a_runbook_tags_a
     assert {task.owner for task in dag.tasks} == {"logs-team"}
 
 
-def test_every_task_has_a_pool_a_time_limit_and_retries_by_policy(load_dags: LoadDags) -> None:
+def test_every_task_has_pool_time_limit_and_retry_policy(load_dags: LoadDags) -> None:
     dag = load_dags(stream(max_connections=40, task_timeout="2h")).dags["log_rollup_app"]
     for task in dag.tasks:
         settings = task.partial_kwargs if task.is_mapped else vars(task)
@@ -83,17 +83,17 @@ def test_every_task_has_a_pool_a_time_limit_and_retries_by_policy(load_dags: Loa
 
 
 @pytest.mark.parametrize("error", [AccessError, InputChangedError, MissingBucketError])
-def test_what_a_retry_cannot_mend_fails_at_once(error: type[Exception]) -> None:
+def test_permanent_errors_fail_at_once(error: type[Exception]) -> None:
     assert retry_policy().evaluate(error("no"), 1, 4).action.value == "fail"
 
 
 @pytest.mark.parametrize("error", [TransientError("later"), ThrottledError("later"), OSError("later")])
-def test_what_may_pass_is_retried(error: Exception) -> None:
+def test_transient_errors_are_retried(error: Exception) -> None:
     assert retry_policy().evaluate(error, 1, 4).action.value in {"retry", "default"}
 
 
 @pytest.mark.parametrize(
-    ("bad", "says"),
+    ("bad", "message"),
     [
         (stream(part_sise="32MiB"), "part_sise: unknown key; did you mean part_size?"),
         (stream(part_size="4MiB"), "part_size: 4.0 MiB is out of range; give 5.0 MiB to 1.0 GiB"),
@@ -102,11 +102,11 @@ def test_what_may_pass_is_retried(error: Exception) -> None:
         (stream(max_connections=251), "250 slots of the pool 's3_connections'"),
     ],
 )
-def test_a_bad_streams_file_is_an_import_error_that_names_stream_key_and_fix(
-    load_dags: LoadDags, bad: dict[str, Any], says: str
+def test_invalid_streams_file_is_an_import_error_with_the_fix(
+    load_dags: LoadDags, bad: dict[str, Any], message: str
 ) -> None:
     bag = load_dags(bad)
     assert "log_rollup_app" not in bag.dags
     (error,) = (error for path, error in bag.import_errors.items() if path.endswith("log_rollup.py"))
     assert "stream 'app'" in error
-    assert says in error
+    assert message in error

@@ -1,4 +1,4 @@
-"""The weight of a task is that of its hour's age, and survives what Airflow makes of the Dag."""
+"""The priority weight of a task depends on the age of its hour, also after Airflow serialized the Dag."""
 
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -13,7 +13,7 @@ from tests.dags.test_policy import STEPS, stream
 
 
 def instance_of(run_id: str) -> Any:
-    """What the strategy is given of a task instance."""
+    """Return a task instance with what the strategy reads."""
     return SimpleNamespace(run_id=run_id)
 
 
@@ -29,20 +29,20 @@ def hours_ago(hours: float) -> str:
     ("hours", "expected"), [(0.5, 25), (1.5, 24), (12.5, 13), (23.5, 2), (24.5, 1), (9000.5, 1), (-5, 25)]
 )
 @pytest.mark.parametrize("kind", ["scheduled", "backfill", "manual", "late"])
-def test_the_fresher_the_hour_the_higher_its_weight(kind: str, hours: float, expected: int) -> None:
+def test_fresher_hours_have_higher_weights(kind: str, hours: float, expected: int) -> None:
     assert weight(f"{kind}__{hours_ago(hours)}") == expected
 
 
 @pytest.mark.parametrize("run_id", ["my-run", "manual__now", "", "__"])
-def test_a_run_whose_id_tells_no_hour_counts_as_fresh(run_id: str) -> None:
+def test_run_id_without_hour_counts_as_fresh(run_id: str) -> None:
     assert weight(run_id) == 25
 
 
-def test_the_id_of_a_run_that_the_late_dag_makes_tells_its_hour() -> None:
+def test_run_id_of_the_late_dag_has_its_hour() -> None:
     assert weight("late__2020-01-01T08:00:00Z") == 1
 
 
-def test_every_task_of_a_stream_has_the_rule_as_the_scheduler_reads_it(load_dags: LoadDags) -> None:
+def test_serialized_tasks_have_the_weight_rule(load_dags: LoadDags) -> None:
     dag = load_dags(stream()).dags["log_rollup_app"]
     read = DagSerialization.from_dict(DagSerialization.to_dict(dag))
     old = instance_of("backfill__2020-01-01T08:00:00+00:00")

@@ -1,4 +1,4 @@
-"""Whole runs of the Dag in one process, on a real server."""
+"""Complete Dag runs in one process, with a real S3 server."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -34,14 +34,14 @@ def client(rclone_server: RcloneServer) -> S3Client:
 def make_dag(
     rclone_server: RcloneServer, bucket: str, load_dags: LoadDags, monkeypatch: pytest.MonkeyPatch
 ) -> MakeDag:
-    """The Dag of one stream in ``bucket``."""
+    """Return the Dag of a stream in ``bucket``."""
     monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", rclone_server.airflow_connection_json())
 
     def make(**settings: Any) -> DAG:
         places = {"raw": f"s3://{bucket}/raw/app/", "aggregated": f"s3://{bucket}/aggregated/app/"}
         sizes = {"part_size": "5MiB", "shard_size": "5MiB", "max_connections": 8}
         times = {"quiet_period": "1s", "poll_interval": "1s"}
-        # The name of its own keeps the runs and the asset of one test from another's.
+        # The unique name separates the runs and assets of different tests.
         bag = load_dags(stream(bucket, **{**sizes, **times, **places, **settings}))
         assert bag.import_errors == {}
         return bag.dags[f"log_rollup_{bucket}"]
@@ -50,7 +50,7 @@ def make_dag(
 
 
 def run(dag: DAG, **arguments: Any) -> tuple[str, dict[str, list[str]]]:
-    """Run a Dag; the state of the run, and of the instances of each task."""
+    """Run a Dag; returns the state of the run, and the states of each task's instances."""
     dag_run = dag.test(**arguments)
     states: dict[str, list[str]] = {}
     for instance in dag_run.get_task_instances():
@@ -58,7 +58,7 @@ def run(dag: DAG, **arguments: Any) -> tuple[str, dict[str, list[str]]]:
     return str(dag_run.state), states
 
 
-def test_a_run_for_its_data_interval_makes_the_hour_and_a_second_one_leaves_it(
+def test_second_run_leaves_a_complete_hour_unchanged(
     make_dag: MakeDag, client: S3Client, bucket: str
 ) -> None:
     made = make_hour(client, bucket, RAW, objects=30, encodings=("", ".gz"))
@@ -73,7 +73,7 @@ def test_a_run_for_its_data_interval_makes_the_hour_and_a_second_one_leaves_it(
     assert client.head_object(Bucket=bucket, Key=f"{AGGREGATED}_SUCCESS")["LastModified"] == marker
 
 
-def test_the_hour_of_the_form_overrides_the_run_and_may_have_minutes(
+def test_hour_of_the_form_overrides_the_data_interval(
     make_dag: MakeDag, client: S3Client, bucket: str
 ) -> None:
     made = make_hour(client, bucket, RAW, objects=3)
@@ -83,19 +83,17 @@ def test_the_hour_of_the_form_overrides_the_run_and_may_have_minutes(
     verify_hour(client, bucket, RAW, AGGREGATED, part_size=5 * MIB, expected=made)
 
 
-def test_a_run_without_an_hour_and_without_a_data_interval_says_what_to_give(
+def test_run_without_any_hour_says_what_to_give(
     make_dag: MakeDag, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     state, states = run(make_dag(), logical_date=None)
     assert state == "failed"
     assert states["wait_for_raw_hour"] == ["failed"]
-    said = caplog.text + "".join(capfd.readouterr())
-    assert "give the hour in the form, like 2026-11-23T08:00:00Z" in said
+    output = caplog.text + "".join(capfd.readouterr())
+    assert "give the hour in the form, like 2026-11-23T08:00:00Z" in output
 
 
-def test_an_hour_that_is_not_settled_defers_and_goes_on_when_it_is(
-    make_dag: MakeDag, client: S3Client, bucket: str
-) -> None:
+def test_unsettled_hour_defers_until_it_is_settled(make_dag: MakeDag, client: S3Client, bucket: str) -> None:
     made = dict(RawHour(RAW, objects=3))
     put_objects(client, bucket, made)
     dag = make_dag(quiet_period="4s", poll_interval="1s")
@@ -104,9 +102,7 @@ def test_an_hour_that_is_not_settled_defers_and_goes_on_when_it_is(
     verify_hour(client, bucket, RAW, AGGREGATED, part_size=5 * MIB, expected=made)
 
 
-def test_an_empty_hour_long_past_fails_at_once_and_is_completed_where_that_is_allowed(
-    make_dag: MakeDag, client: S3Client, bucket: str
-) -> None:
+def test_empty_past_hour_fails_unless_allowed(make_dag: MakeDag, client: S3Client, bucket: str) -> None:
     past = datetime(2026, 11, 20, 9, tzinfo=UTC)
     state, states = run(make_dag(), logical_date=past)
     assert (state, states["wait_for_raw_hour"]) == ("failed", ["failed"])

@@ -1,4 +1,4 @@
-"""The step wait_for_raw_hour: when it defers, for how long, and how it goes on."""
+"""The sensor wait_for_raw_hour: when it defers, for how long, and how it resumes."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -28,18 +28,18 @@ def _connection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps({"conn_type": "aws"}))
 
 
-def found(monkeypatch: pytest.MonkeyPatch, result: RawHourCheck | Exception) -> None:
-    """Have each listing find this."""
+def set_result(monkeypatch: pytest.MonkeyPatch, result: RawHourCheck | Exception) -> None:
+    """Let every check of the raw hour return a result, or raise an error."""
 
-    def look(*_: Any) -> RawHourCheck:
+    def check(*_: Any) -> RawHourCheck:
         if isinstance(result, Exception):
             raise result
         return result
 
-    monkeypatch.setattr(sensor_module, "check_raw_hour", look)
+    monkeypatch.setattr(sensor_module, "check_raw_hour", check)
 
 
-def seen(state: RawHourStatus, now: datetime = END) -> RawHourCheck:
+def check_result(state: RawHourStatus, now: datetime = END) -> RawHourCheck:
     return RawHourCheck(state, 3, 300, HOUR, now)
 
 
@@ -54,25 +54,25 @@ def sensor() -> RawHourSensor:
     return RawHourSensor(task_id="wait_for_raw_hour", stream=make_stream(timeout=TIMEOUT))
 
 
-def silence(waited: timedelta = timedelta(hours=6, minutes=15)) -> None:
+def resume_after_timeout(waited: timedelta = timedelta(hours=6, minutes=15)) -> None:
     sensor().resume_execution("__fail__", dict(SILENT), context(waited))
 
 
 def deferral(monkeypatch: pytest.MonkeyPatch, first: RawHourCheck) -> TaskDeferred:
-    found(monkeypatch, first)
+    set_result(monkeypatch, first)
     with pytest.raises(TaskDeferred) as raised:
         sensor().execute(context())
     return raised.value
 
 
 def test_deferral_ends_even_if_its_trigger_is_never_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    deferred = deferral(monkeypatch, seen(RawHourStatus.BEING_WRITTEN))
+    deferred = deferral(monkeypatch, check_result(RawHourStatus.BEING_WRITTEN))
     assert deferred.timeout == TIMEOUT + limits.DEFERRAL_MARGIN
 
 
 def test_deferral_of_a_scheduled_run_can_be_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Airflow's instants are pendulum's, whose differences its supervisor's protocol does not know.
-    found(monkeypatch, seen(RawHourStatus.BEING_WRITTEN))
+    # Airflow's times are of pendulum, and the supervisor's protocol can't send their differences.
+    set_result(monkeypatch, check_result(RawHourStatus.BEING_WRITTEN))
     scheduled = {**context(), "params": {}, "data_interval_start": pendulum.instance(HOUR)}
     with pytest.raises(TaskDeferred) as raised:
         sensor().execute(scheduled)
@@ -82,7 +82,7 @@ def test_deferral_of_a_scheduled_run_can_be_sent(monkeypatch: pytest.MonkeyPatch
 
 def test_trigger_gets_the_deadline_by_both_clocks(monkeypatch: pytest.MonkeyPatch) -> None:
     store_now = END + timedelta(days=300)
-    trigger = deferral(monkeypatch, seen(RawHourStatus.BEING_WRITTEN, store_now)).trigger
+    trigger = deferral(monkeypatch, check_result(RawHourStatus.BEING_WRITTEN, store_now)).trigger
     assert datetime.fromisoformat(trigger.until) == store_now + TIMEOUT
     since, deadline = map(datetime.fromisoformat, (trigger.since, trigger.deadline))
     assert deadline - since == TIMEOUT
@@ -90,7 +90,7 @@ def test_trigger_gets_the_deadline_by_both_clocks(monkeypatch: pytest.MonkeyPatc
 
 
 def test_empty_hour_past_its_timeout_does_not_defer(monkeypatch: pytest.MonkeyPatch) -> None:
-    found(monkeypatch, seen(RawHourStatus.EMPTY, END + timedelta(hours=7)))
+    set_result(monkeypatch, check_result(RawHourStatus.EMPTY, END + timedelta(hours=7)))
     with pytest.raises(EmptyHourError):
         sensor().execute(context())
 
@@ -101,15 +101,15 @@ def test_trigger_failure_names_the_stream(monkeypatch: pytest.MonkeyPatch) -> No
         sensor().resume_execution("resume", {"event": event}, context())
 
 
-def test_silent_trigger_of_a_settled_hour_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    found(monkeypatch, seen(RawHourStatus.SETTLED))
-    silence()
+def test_silent_trigger_of_a_settled_hour_succeeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_result(monkeypatch, check_result(RawHourStatus.SETTLED))
+    resume_after_timeout()
 
 
 @pytest.mark.parametrize(
     ("result", "problem"),
     [
-        (seen(RawHourStatus.BEING_WRITTEN), "not settled under s3://logs/raw/app/20261123/08/"),
+        (check_result(RawHourStatus.BEING_WRITTEN), "not settled under s3://logs/raw/app/20261123/08/"),
         (TransientError("LIST s3://logs: Could not connect"), "Could not connect"),
         (ListingError("truncated, but without a token"), "without a token"),
     ],
@@ -117,9 +117,9 @@ def test_silent_trigger_of_a_settled_hour_is_no_failure(monkeypatch: pytest.Monk
 def test_silent_trigger_fails_with_hour_wait_and_problem(
     monkeypatch: pytest.MonkeyPatch, result: RawHourCheck | Exception, problem: str
 ) -> None:
-    found(monkeypatch, result)
+    set_result(monkeypatch, result)
     with pytest.raises(PermanentError) as raised:
-        silence()
+        resume_after_timeout()
     for part in (
         "stream 'app'",
         "hour 2026-11-23T08:00:00Z",
@@ -130,7 +130,7 @@ def test_silent_trigger_fails_with_hour_wait_and_problem(
         assert part in str(raised.value)
 
 
-def test_trigger_that_broke_stays_a_failure_to_retry() -> None:
+def test_trigger_failure_is_retried() -> None:
     broken = {"error": TriggerFailureReason.TRIGGER_FAILURE}
     with pytest.raises(TaskDeferralError):
         sensor().resume_execution("__fail__", broken, context())

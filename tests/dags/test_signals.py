@@ -1,4 +1,4 @@
-"""What a run leaves beside the bucket: its note, its links, its metrics; and the dashboard that shows these."""
+"""Links, notes and metrics of a run, and the dashboard of the metrics."""
 
 import json
 import logging
@@ -44,7 +44,7 @@ from tests.support.webhook import Webhook
 
 END = HOUR + timedelta(hours=1)
 OBJECTS = 30
-# A line of the table of metrics: name and type.
+# A row of the table of metrics: name and type.
 DOCUMENTED = re.compile(r"^\| `log_rollup\.(\w+)` \| (\w+) \|", re.MULTILINE)
 STATSD_TYPES = {"counter": "c", "gauge": "g", "timer": "ms"}
 
@@ -58,7 +58,7 @@ def bucket(rclone_server: RcloneServer, make_bucket: BucketFactory) -> str:
 def dag(
     rclone_server: RcloneServer, bucket: str, load_dags: LoadDags, monkeypatch: pytest.MonkeyPatch
 ) -> DAG:
-    """The Dag of a stream in the bucket, by the bucket's name, with a raw hour."""
+    """Return the Dag of a stream that is named like the bucket, with a raw hour."""
     monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", rclone_server.airflow_connection_json())
     monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://airflow.example.com/here/")
     places = {"raw": f"s3://{bucket}/raw/app/", "aggregated": f"s3://{bucket}/aggregated/app/"}
@@ -77,10 +77,10 @@ def dag(
 
 @pytest.fixture
 def statsd(monkeypatch: pytest.MonkeyPatch) -> Iterator[StatsdServer]:
-    """A StatsD server to which this process' Airflow sends."""
+    """Start a StatsD server, and let Airflow in this process send to it."""
 
     def initialize() -> None:
-        # As each process of Airflow does at its start.
+        # Each Airflow process does this when it starts.
         Stats.initialize(factory=stats_utils.get_stats_factory(), export_legacy_names=True)
 
     with StatsdServer() as server, pytest.MonkeyPatch.context() as settings:
@@ -96,8 +96,8 @@ def statsd(monkeypatch: pytest.MonkeyPatch) -> Iterator[StatsdServer]:
 # -- links and note ------------------------------------------------------------------------------------
 
 
-def links_of(dag: DAG) -> dict[str, dict[str, str]]:
-    """What Airflow keeps of each task's links for its UI; of a mapped task those of its last instance."""
+def stored_links(dag: DAG) -> dict[str, dict[str, str]]:
+    """Return the links that Airflow stored for each task; for a mapped task those of its last instance."""
     found: dict[str, dict[str, str]] = {}
     with create_session() as session:
         wanted = select(XComModel).where(XComModel.dag_id == dag.dag_id, XComModel.key.startswith("_link_"))
@@ -107,46 +107,46 @@ def links_of(dag: DAG) -> dict[str, dict[str, str]]:
 
 
 @contextmanager
-def run_of(dag: DAG) -> Iterator[DagRun]:
-    """The one run of a Dag, in a session that is committed at the end."""
+def open_run(dag: DAG) -> Iterator[DagRun]:
+    """Open the only run of a Dag, in a session that is committed at the end."""
     with create_session() as session:
         yield session.scalars(select(DagRun).where(DagRun.dag_id == dag.dag_id)).one()
 
 
 def succeed(dag: DAG, **changed: Any) -> None:
-    """What the scheduler does when the run has succeeded, among other changes of its own."""
-    with run_of(dag) as run:
+    """Do what the scheduler does when the run has succeeded, with other changes of its own."""
+    with open_run(dag) as run:
         for name, value in changed.items():
             setattr(run, name, value)
         on_dag_run_success(dag_run=run, msg="success")
 
 
 @contextmanager
-def before(statement: str, do: Callable[[], None]) -> Iterator[None]:
-    """Meanwhile, something happens before the database gets such a statement."""
+def before(statement: str, action: Callable[[], None]) -> Iterator[None]:
+    """Call ``action`` before each SQL statement that begins like this."""
 
-    def look(_connection: Any, _cursor: Any, asked: str, *_: Any) -> None:
-        if asked.startswith(statement):
-            do()
+    def run_action(_connection: Any, _cursor: Any, sql: str, *_: Any) -> None:
+        if sql.startswith(statement):
+            action()
 
-    event.listen(Engine, "before_cursor_execute", look)
+    event.listen(Engine, "before_cursor_execute", run_action)
     try:
         yield
     finally:
-        event.remove(Engine, "before_cursor_execute", look)
+        event.remove(Engine, "before_cursor_execute", run_action)
 
 
-def refuse() -> None:
-    raise RuntimeError("the database has no mind to")
+def fail_insert() -> None:
+    raise RuntimeError("the database refuses")
 
 
-def write_something() -> None:
-    """What another process does now and then."""
+def write_elsewhere() -> None:
+    """Write to the database from another connection, as other processes do."""
     with closing(sqlite3.connect(Path(os.environ["AIRFLOW_HOME"]) / "airflow.db")) as database, database:
         database.execute("UPDATE slot_pool SET description = hex(randomblob(8))")
 
 
-def test_tasks_link_to_the_hour_and_its_files_and_the_run_says_what_it_made(
+def test_tasks_have_links_and_the_run_has_a_note(
     dag: DAG, rclone_server: RcloneServer, bucket: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert str(dag.test(logical_date=END).state) == "success"
@@ -156,7 +156,7 @@ def test_tasks_link_to_the_hour_and_its_files_and_the_run_says_what_it_made(
     }
     files = f"{rclone_server.endpoint_url}/{bucket}/{AGGREGATED}"
     manifest = {"_link_ManifestLink": f"{files}_manifest.jsonl.gz"}
-    assert links_of(dag) == {
+    assert stored_links(dag) == {
         "plan_hour": hour,
         "pack_shard": hour,
         "validate_hour": {**hour, **manifest},
@@ -164,25 +164,25 @@ def test_tasks_link_to_the_hour_and_its_files_and_the_run_says_what_it_made(
     }
     assert dag.get_task("pack_shard").operator_class.operator_extra_links[0].name == "Hour"
 
-    # -- and the note --
-    with before("INSERT INTO dag_run_note", refuse), caplog.at_level(logging.ERROR):
+    # The note.
+    with before("INSERT INTO dag_run_note", fail_insert), caplog.at_level(logging.ERROR):
         succeed(dag, conf={"the scheduler": "has done something"})
     assert "could not leave a note on the run" in caplog.text
-    with run_of(dag) as run:
+    with open_run(dag) as run:
         assert (run.note, run.conf) == (None, {"the scheduler": "has done something"})
-    with before("INSERT INTO dag_run_note", write_something):
+    with before("INSERT INTO dag_run_note", write_elsewhere):
         succeed(dag)
-    with run_of(dag) as run:
-        ours = str(run.note)
-    assert re.fullmatch(rf"{OBJECTS} objects, [0-9.]+ MiB -> [0-9]+ parts, verified by CRC", ours)
-    # A cleared run gets a new one; what a person has written stays.
-    stale = ours.replace(f"{OBJECTS} objects", "1,000 objects")
-    for content, user, then in ((stale, None, ours), ("mine", None, "mine"), (stale, "admin", stale)):
-        with run_of(dag) as run:
+    with open_run(dag) as run:
+        note = str(run.note)
+    assert re.fullmatch(rf"{OBJECTS} objects, [0-9.]+ MiB -> [0-9]+ parts, verified by CRC", note)
+    # A cleared run gets a new note; a note that a person wrote stays.
+    stale = note.replace(f"{OBJECTS} objects", "1,000 objects")
+    for content, user, expected in ((stale, None, note), ("mine", None, "mine"), (stale, "admin", stale)):
+        with open_run(dag) as run:
             run.dag_run_note.content, run.dag_run_note.user_id = content, user
         succeed(dag)
-        with run_of(dag) as run:
-            assert run.note == then
+        with open_run(dag) as run:
+            assert run.note == expected
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_tasks_link_to_the_hour_and_its_files_and_the_run_says_what_it_made(
         ("us-gov-west-1", "https://console.amazonaws-us-gov.com/s3/object/logs?region=us-gov-west-1"),
     ],
 )
-def test_an_object_in_aws_is_shown_in_the_console_of_its_partition(
+def test_aws_object_links_to_the_console_of_its_partition(
     monkeypatch: pytest.MonkeyPatch, region: str, console: str
 ) -> None:
     connection = {"conn_type": "aws", "login": "a", "password": "b", "extra": {"region_name": region}}
@@ -205,21 +205,19 @@ def test_an_object_in_aws_is_shown_in_the_console_of_its_partition(
 
 
 @pytest.mark.parametrize("endpoint", ["http://127.0.0.1:9000", "https://amazonaws.com.example.org"])
-def test_no_other_server_is_taken_for_aws(endpoint: str) -> None:
+def test_other_servers_have_no_console_link(endpoint: str) -> None:
     assert console_page(SimpleNamespace(endpoint_url=endpoint), Location("logs", "a/")) is None
 
 
 # -- metrics -------------------------------------------------------------------------------------------
 
 
-def documented() -> dict[str, str]:
-    """The types of the metrics in the documentation, by their names."""
+def documented_metrics() -> dict[str, str]:
+    """Return the documented metrics: type by name."""
     return dict(DOCUMENTED.findall((ROOT / "docs" / "OBSERVABILITY.md").read_text()))
 
 
-def test_a_completed_hour_is_told_to_statsd_once_by_stream_and_in_all(
-    dag: DAG, bucket: str, statsd: StatsdServer
-) -> None:
+def test_statsd_gets_each_metric_by_stream_and_in_total(dag: DAG, bucket: str, statsd: StatsdServer) -> None:
     for minutes in range(2):
         assert str(dag.test(logical_date=END + timedelta(minutes=minutes)).state) == "success"
     metrics.late_checked(bucket, [Changes(("a", "b"), (), ("c",)), Changes(("d",), ("e",), ())])
@@ -231,7 +229,7 @@ def test_a_completed_hour_is_told_to_statsd_once_by_stream_and_in_all(
     }
     assert by_stream == {name: metric for name, metric in received.items() if not name.endswith(bucket)}
     assert {name: kind for name, (kind, _) in by_stream.items()} == {
-        name: STATSD_TYPES[kind] for name, kind in documented().items()
+        name: STATSD_TYPES[kind] for name, kind in documented_metrics().items()
     }
     values = {name: value for name, (_, value) in by_stream.items()}
     assert (values["hours"], values["objects"]) == (1, OBJECTS)
@@ -243,7 +241,7 @@ def test_a_completed_hour_is_told_to_statsd_once_by_stream_and_in_all(
     assert [values[kind] for kind in kinds] == [2, 3, 1, 1]
 
 
-def test_a_stream_whose_name_has_a_dot_is_one_step_in_names_and_legacy_names_can_be_left_out(
+def test_dots_are_replaced_and_legacy_names_are_optional(
     statsd: StatsdServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     metrics.shard_packed("web.2", Measured(throttles=3))
@@ -253,7 +251,7 @@ def test_a_stream_whose_name_has_a_dot_is_one_step_in_names_and_legacy_names_can
     assert statsd.received("airflow.log_rollup.throttles") == {"": ("c", 7), ".web__2": ("c", 3)}
 
 
-# A process of its own, because OpenTelemetry sends when a process ends.
+# Runs in a process of its own because OpenTelemetry sends when the process ends.
 OTEL_PROCESS = """
 from airflow.sdk.observability.metrics import stats_utils
 from airflow.sdk.observability.stats import Stats
@@ -265,7 +263,7 @@ metrics.shard_packed("app", Measured(seconds=1.5, throttles=3, sockets=25))
 """
 
 
-def test_open_telemetry_has_the_stream_as_an_attribute_and_can_have_deltas() -> None:
+def test_opentelemetry_has_stream_attribute_and_deltas() -> None:
     with Webhook(parse=ExportMetricsServiceRequest.FromString) as collector:
         env = {
             "AIRFLOW__METRICS__OTEL_ON": "True",
@@ -290,13 +288,13 @@ def test_open_telemetry_has_the_stream_as_an_attribute_and_can_have_deltas() -> 
     assert sockets.gauge.data_points[0].as_int == 25
 
 
-def test_the_dashboard_asks_for_every_metric_by_the_name_and_the_label_that_it_has() -> None:
+def test_dashboard_queries_every_metric_by_name_and_label() -> None:
     dashboard = json.loads((ROOT / "docs" / "grafana-dashboard.json").read_text())
     queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
-    # As the StatsD exporter of Prometheus names them: a timer is a summary.
+    # The names of the Prometheus StatsD exporter, where a timer is a summary.
     expected = {
         f"airflow_log_rollup_{name}{ending}"
-        for name, kind in documented().items()
+        for name, kind in documented_metrics().items()
         for ending in (("_sum", "_count") if kind == "timer" else ("",))
     }
     assert {name for query in queries for name in re.findall(r"airflow_log_rollup_\w+", query)} == expected

@@ -1,4 +1,4 @@
-"""The trigger behind wait_for_raw_hour: what Airflow stores of it, and what it fires on."""
+"""The trigger of wait_for_raw_hour: its serialization, when it fires, its deadline, its clients."""
 
 import asyncio
 import json
@@ -52,8 +52,8 @@ def trigger(bucket: str = "logs", **changed: Any) -> RawHourTrigger:
     return RawHourTrigger(**{**STORED, "bucket": bucket, **changed})
 
 
-def ending_in(seconds: float, whole: float = 3600.0) -> dict[str, str]:
-    """The times of a wait of so many seconds that ends in so many."""
+def wait_times(seconds: float, whole: float = 3600.0) -> dict[str, str]:
+    """Return the times of a wait that takes ``whole`` seconds and ends in ``seconds``."""
     now = datetime.now(UTC)
     end = now + timedelta(seconds=seconds)
     since = end - timedelta(seconds=whole)
@@ -70,29 +70,29 @@ def first_event(of: RawHourTrigger) -> dict[str, Any]:
     return payload
 
 
-def looks(monkeypatch: pytest.MonkeyPatch, *results: RawHourCheck | Exception) -> list[object]:
-    """Have looks find these one after the other, the last one again and again; the clients that they had."""
+def set_results(monkeypatch: pytest.MonkeyPatch, *results: RawHourCheck | Exception) -> list[object]:
+    """Let checks return these results in turn, the last one repeatedly; returns the clients they used."""
     clients: list[object] = []
 
-    def look(hook: object, *_: Any) -> RawHourCheck:
+    def check(hook: object, *_: Any) -> RawHourCheck:
         clients.append(hook)
         result = results[min(len(clients), len(results)) - 1]
         if isinstance(result, Exception):
             raise result
         return result
 
-    monkeypatch.setattr(poller_module, "check_raw_hour", look)
+    monkeypatch.setattr(poller_module, "check_raw_hour", check)
     return clients
 
 
-def seen(state: RawHourStatus, now: datetime | None = None) -> RawHourCheck:
+def check_result(state: RawHourStatus, now: datetime | None = None) -> RawHourCheck:
     return RawHourCheck(state, 3, 300, HOUR, now or datetime.now(UTC))
 
 
-# -- what Airflow stores -------------------------------------------------------------------------------
+# -- serialization -------------------------------------------------------------------------------------
 
 
-def test_trigger_is_stored_as_a_few_values() -> None:
+def test_trigger_serializes_exactly() -> None:
     times = {"since": "2026-11-23T09:00:00+00:00", "deadline": "2026-11-23T15:00:00+00:00"}
     assert trigger(marker="_DONE", **times).serialize() == (
         "log_rollup_plugin.trigger.RawHourTrigger",
@@ -101,31 +101,31 @@ def test_trigger_is_stored_as_a_few_values() -> None:
 
 
 def test_trigger_stored_by_an_earlier_version_still_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    looks(monkeypatch, TransientError("no route to host"))
+    set_results(monkeypatch, TransientError("no route to host"))
     past = {**STORED, "until": (datetime.now(UTC) - timedelta(minutes=1)).isoformat()}
     event = first_event(RawHourTrigger(**past))
     assert event["status"] == "failed"
     assert "no route to host" in event["message"]
 
 
-# -- what it fires on ----------------------------------------------------------------------------------
+# -- when it fires -------------------------------------------------------------------------------------
 
 
-def test_trigger_fires_when_the_hour_has_been_quiet(bucket: str, rclone_server: RcloneServer) -> None:
+def test_trigger_fires_when_the_hour_is_quiet(bucket: str, rclone_server: RcloneServer) -> None:
     put_objects(rclone_server.client(), bucket, {f"{RAW}a.log": b"a"})
     event = first_event(trigger(bucket))
     assert event["status"] == "settled"
     assert "1 objects" in event["message"]
 
 
-def test_trigger_fires_when_the_marker_is_there(bucket: str, rclone_server: RcloneServer) -> None:
+def test_trigger_fires_when_the_ready_object_exists(bucket: str, rclone_server: RcloneServer) -> None:
     put_objects(rclone_server.client(), bucket, {f"{RAW}a.log": b"a", f"{RAW}_DONE": b""})
     event = first_event(trigger(bucket, marker="_DONE", quiet_seconds=3600.0))
     assert event["status"] == "settled"
 
 
 def test_empty_hour_fails_at_the_deadline_with_a_remedy(bucket: str) -> None:
-    event = first_event(trigger(bucket, **ending_in(0.5, 7200)))
+    event = first_event(trigger(bucket, **wait_times(0.5, 7200)))
     assert event["status"] == "failed"
     for part in ("no objects under", "after 2h", "allow_empty"):
         assert part in event["message"]
@@ -138,12 +138,12 @@ def test_missing_bucket_fails_at_once(bucket: str) -> None:
 
 
 def test_contradictory_listing_fails_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    clients = looks(monkeypatch, ListingError("truncated, but without a token"))
+    clients = set_results(monkeypatch, ListingError("truncated, but without a token"))
     assert first_event(trigger()) == {"status": "failed", "message": "truncated, but without a token"}
     assert len(clients) == 1
 
 
-# -- every wait has an end -----------------------------------------------------------------------------
+# -- every wait ends -----------------------------------------------------------------------------------
 
 
 def test_unreachable_store_fails_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +151,7 @@ def test_unreachable_store_fails_at_the_deadline(monkeypatch: pytest.MonkeyPatch
     connection = {"conn_type": "aws", "login": "key", "password": "secret", "extra": extra}
     monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(connection))
     monkeypatch.setattr("include.log_rollup.limits.CONTROL_RETRIES", 1)
-    event = first_event(trigger(**ending_in(1.0, 6 * 3600)))
+    event = first_event(trigger(**wait_times(1.0, 6 * 3600)))
     assert event["status"] == "failed"
     for part in (
         "hour 2026-11-23T08:00:00Z",
@@ -165,7 +165,7 @@ def test_unreachable_store_fails_at_the_deadline(monkeypatch: pytest.MonkeyPatch
         assert part in event["message"]
 
 
-def test_stalled_listing_does_not_hold_up_the_deadline(
+def test_stalled_listing_does_not_delay_the_deadline(
     bucket: str, rclone_server: RcloneServer, fault_proxy: ProxyFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proxy = fault_proxy(rclone_server)
@@ -173,34 +173,34 @@ def test_stalled_listing_does_not_hold_up_the_deadline(
     monkeypatch.setattr(limits, "LAST_POLL_LISTING_SECONDS", 1.0)
     monkeypatch.setattr("include.log_rollup.limits.CONTROL_RETRIES", 1)
     proxy.add(Rule(on("ListObjectsV2"), Delay(600), count=100))
-    event = first_event(trigger(bucket, **ending_in(0.5)))
+    event = first_event(trigger(bucket, **wait_times(0.5)))
     assert event["status"] == "failed"
     assert "the listing did not end within 1s" in event["message"]
 
 
 def test_store_clock_decides_while_the_store_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    # This machine's clock is an hour ahead: its deadline has passed, the store's has not.
-    times = ending_in(-3600.0, 7200.0)
+    # This machine's clock is an hour ahead: by it the deadline has passed, by the store's clock it has not.
+    times = wait_times(-3600.0, 7200.0)
     times["until"] = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
-    looks(
+    set_results(
         monkeypatch,
-        seen(RawHourStatus.BEING_WRITTEN),
-        seen(RawHourStatus.BEING_WRITTEN),
-        seen(RawHourStatus.SETTLED),
+        check_result(RawHourStatus.BEING_WRITTEN),
+        check_result(RawHourStatus.BEING_WRITTEN),
+        check_result(RawHourStatus.SETTLED),
     )
     assert first_event(trigger(**times))["status"] == "settled"
 
 
 def test_long_poll_interval_does_not_exceed_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    looks(monkeypatch, seen(RawHourStatus.BEING_WRITTEN, FAR))
-    event = first_event(trigger(poll_seconds=3600.0, **ending_in(0.5)))
+    set_results(monkeypatch, check_result(RawHourStatus.BEING_WRITTEN, FAR))
+    event = first_event(trigger(poll_seconds=3600.0, **wait_times(0.5)))
     assert "not settled under" in event["message"]
 
 
-# -- what may pass is tried again ----------------------------------------------------------------------
+# -- transient errors are retried ----------------------------------------------------------------------
 
 
-def test_network_faults_are_tried_again(
+def test_network_faults_are_retried(
     bucket: str, rclone_server: RcloneServer, fault_proxy: ProxyFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proxy = fault_proxy(rclone_server)
@@ -217,10 +217,10 @@ NOWHERE = {"endpoint_url": "http://127.0.0.1:1", "region_name": "us-east-1"}
 
 
 @pytest.mark.parametrize("old", [{"password": "an-old-secret"}, {"extra": NOWHERE}, None])
-def test_changed_connection_reaches_hours_that_wait(
+def test_changed_connection_reaches_waiting_hours(
     bucket: str, rclone_server: RcloneServer, monkeypatch: pytest.MonkeyPatch, old: dict[str, Any] | None
 ) -> None:
-    """Rotated keys, another endpoint, or a connection that was deleted and made again."""
+    """The keys are rotated, the endpoint changes, or the connection is deleted and created again."""
     new = rclone_server.airflow_connection_json()
     if old is None:
         monkeypatch.delenv("AIRFLOW_CONN_AWS_DEFAULT")
@@ -231,7 +231,7 @@ def test_changed_connection_reaches_hours_that_wait(
     put_objects(rclone_server.client(), bucket, {f"{RAW}a.log": b"a"})
     failures = 0
 
-    def look(*arguments: Any) -> RawHourCheck:
+    def check(*arguments: Any) -> RawHourCheck:
         nonlocal failures
         try:
             return wait_for_raw_hour.check_raw_hour(*arguments)
@@ -241,7 +241,7 @@ def test_changed_connection_reaches_hours_that_wait(
                 monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", new)
             raise
 
-    monkeypatch.setattr(poller_module, "check_raw_hour", look)
+    monkeypatch.setattr(poller_module, "check_raw_hour", check)
     assert first_event(trigger(bucket))["status"] == "settled"
     assert failures == 3
 
@@ -254,7 +254,7 @@ def test_lasting_refusal_fails_after_a_limited_time(
 ) -> None:
     monkeypatch.setattr(limits, "POLL_REFUSED_SECONDS", 1.0)
     monkeypatch.setattr(limits, "POLL_FAILED_CLIENT_SECONDS", 0.0)
-    clients = looks(monkeypatch, error)
+    clients = set_results(monkeypatch, error)
     event = first_event(trigger())
     assert event["status"] == "failed"
     for part in ("hour 2026-11-23T08:00:00Z", str(error), "from new clients too", "'aws_default'"):
@@ -262,11 +262,14 @@ def test_lasting_refusal_fails_after_a_limited_time(
     assert len(set(map(id, clients))) == len(clients) > 2
 
 
-def test_refusal_that_passes_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refusal_that_ends_does_not_count_later(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "POLL_REFUSED_SECONDS", 0.0)
     monkeypatch.setattr(trigger_module, "JITTER", 0.0)
-    looks(
-        monkeypatch, TransientError("reset"), seen(RawHourStatus.BEING_WRITTEN), seen(RawHourStatus.SETTLED)
+    set_results(
+        monkeypatch,
+        TransientError("reset"),
+        check_result(RawHourStatus.BEING_WRITTEN),
+        check_result(RawHourStatus.SETTLED),
     )
     assert first_event(trigger())["status"] == "settled"
 
@@ -309,19 +312,19 @@ def test_clients_that_failed_are_renewed(
     assert proxy.peak_connections == 1
 
 
-def test_clients_of_some_age_are_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_clients_are_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "POLL_CLIENT_SECONDS", 0.0)
-    clients = looks(
+    clients = set_results(
         monkeypatch,
-        seen(RawHourStatus.BEING_WRITTEN),
-        seen(RawHourStatus.BEING_WRITTEN),
-        seen(RawHourStatus.SETTLED),
+        check_result(RawHourStatus.BEING_WRITTEN),
+        check_result(RawHourStatus.BEING_WRITTEN),
+        check_result(RawHourStatus.SETTLED),
     )
     assert first_event(trigger())["status"] == "settled"
     assert len(set(map(id, clients))) == 3
 
 
-def test_stalled_endpoint_delays_no_hour_of_another_one(
+def test_stalled_endpoint_does_not_delay_other_endpoints(
     bucket: str, rclone_server: RcloneServer, fault_proxy: ProxyFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proxy = fault_proxy(rclone_server)
@@ -334,7 +337,7 @@ def test_stalled_endpoint_delays_no_hour_of_another_one(
     async def fire(conn_id: str) -> TriggerEvent:
         return await anext(trigger(bucket, aws_conn_id=conn_id).run())
 
-    async def fire_beside_stalled() -> TriggerEvent:
+    async def fire_while_others_stall() -> TriggerEvent:
         stalled = [asyncio.create_task(fire("stalled")) for _ in range(4)]
         for _ in range(limits.POLL_THREADS):
             await asyncio.to_thread(arrived.acquire)
@@ -343,4 +346,4 @@ def test_stalled_endpoint_delays_no_hour_of_another_one(
             task.cancel()
         return event
 
-    assert asyncio.run(asyncio.wait_for(fire_beside_stalled(), 60)).payload["status"] == "settled"
+    assert asyncio.run(asyncio.wait_for(fire_while_others_stall(), 60)).payload["status"] == "settled"

@@ -1,4 +1,4 @@
-"""The compose file against the specification and against the project: nothing in it points to nowhere."""
+"""The compose file follows the specification, and everything that it names exists in the project."""
 
 import importlib.util
 import re
@@ -29,7 +29,7 @@ ENV = dotenv(render((ROOT / ".env.example").read_text()))
 SERVICES = services(ENV)
 AIRFLOW = {name: one for name, one in SERVICES.items() if name.startswith("airflow-")}
 DAEMONS = {name: one for name, one in SERVICES.items() if name != "airflow-init"}
-# Of the image's own entry point.
+# Read by the entry point of the image.
 IMAGE_VARIABLES = {"DUMB_INIT_SETSID"}
 # Where the Dockerfile puts the project.
 IN_IMAGE = "/opt/log-rollup"
@@ -37,18 +37,18 @@ OUR_VARIABLES = {"LOG_ROLLUP_STREAMS", "DEMO_HOURS", "DEMO_OBJECTS", "PYTHONPATH
 
 
 def locked(package: str, lock: str = "requirements.txt") -> str:
-    """The version of a package in a lock."""
+    """Return the version of a package in a lock file."""
     found = re.search(rf"^{re.escape(package)}==(\S+)", (ROOT / lock).read_text(), re.MULTILINE)
     assert found, f"{lock} has no {package}"
     return found[1]
 
 
-def words_of(service: Service) -> str:
-    """All that a service's container may run."""
+def commands_of(service: Service) -> str:
+    """Return the command and the health check of a service."""
     return " ".join([*service.command, *map(str, service.definition.get("healthcheck", {}).get("test", ()))])
 
 
-def test_it_is_what_the_compose_specification_says() -> None:
+def test_compose_file_follows_the_specification() -> None:
     tool = Path(sys.executable).with_name("check-jsonschema")
     done = subprocess.run(
         [str(tool), "--builtin-schema", "vendor.compose-spec", str(COMPOSE_FILE)],
@@ -58,11 +58,11 @@ def test_it_is_what_the_compose_specification_says() -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_docker_compose_itself_resolves_it(tmp_path: Path) -> None:
+def test_docker_compose_accepts_the_file(tmp_path: Path) -> None:
     compose = program_or_skip("docker-compose", "docker-compose")
     env = tmp_path / ".env"
     env.write_text(render((ROOT / ".env.example").read_text()))
-    # The volume of the project's own folder isn't asked for: `config` reads and resolves, and starts nothing.
+    # `config` only reads and resolves the file.
     done = subprocess.run(
         [str(compose), "-f", str(COMPOSE_FILE), "--env-file", str(env), "config", "--quiet"],
         capture_output=True, text=True,
@@ -84,7 +84,7 @@ def test_image_and_lock_agree_on_airflow_and_python() -> None:
     )
 
 
-def test_both_locks_name_the_same_version_of_a_package() -> None:
+def test_both_locks_have_the_same_versions() -> None:
     pins = re.compile(r"^([a-z0-9-]+)==([^\s;]+)", re.MULTILINE)
     base = set(pins.findall((ROOT / "requirements.txt").read_text()))
     fleet = set(pins.findall((ROOT / "requirements-fleet.txt").read_text()))
@@ -93,7 +93,7 @@ def test_both_locks_name_the_same_version_of_a_package() -> None:
 
 
 @pytest.mark.parametrize("service", SERVICES.values(), ids=SERVICES)
-def test_every_image_is_pinned_and_nobody_is_root(service: Service) -> None:
+def test_every_image_is_pinned_and_runs_as_non_root(service: Service) -> None:
     tag = service.definition["image"].partition(":")[2]
     assert re.search(r"\d+\.\d+", tag), f"{service.definition['image']} is not pinned to a version"
     assert str(service.definition["user"]).partition(":")[0] not in ("", "0", "root")
@@ -101,15 +101,15 @@ def test_every_image_is_pinned_and_nobody_is_root(service: Service) -> None:
 
 
 @pytest.mark.parametrize("service", DAEMONS.values(), ids=DAEMONS)
-def test_every_service_that_stays_has_a_healthcheck(service: Service) -> None:
+def test_every_daemon_has_a_healthcheck(service: Service) -> None:
     assert service.definition["healthcheck"]["test"]
 
 
-def test_services_wait_for_services_that_are_there_and_checked() -> None:
+def test_services_wait_for_existing_services() -> None:
     for service in SERVICES.values():
         for name, wait in service.definition.get("depends_on", {}).items():
             assert name in SERVICES
-            # One of a profile isn't there without it, and a service that waits for it would not start.
+            # A service of a profile may be absent; a service that waits for it would not start.
             assert "profiles" not in SERVICES[name].definition
             if wait["condition"] == "service_healthy":
                 assert "healthcheck" in SERVICES[name].definition
@@ -126,19 +126,19 @@ def test_hosts_and_ports_in_addresses_are_those_of_services() -> None:
             found |= set(addresses.findall(str(value)))
     assert {(host, int(port)) for host, port in found} == set(served.items())
     assert conf.getint("api", "port") == 8080
-    assert f"localhost:{conf.getint('scheduler', 'scheduler_health_check_server_port')}/" in words_of(
+    assert f"localhost:{conf.getint('scheduler', 'scheduler_health_check_server_port')}/" in commands_of(
         SERVICES["airflow-scheduler"]
     )
     assert f"--addr=:{served['s3']}" in SERVICES["s3"].command
 
 
 @pytest.mark.parametrize("service", AIRFLOW.values(), ids=AIRFLOW)
-def test_every_airflow_command_is_one(service: Service) -> None:
+def test_every_airflow_command_is_valid(service: Service) -> None:
     if service.command[:2] == ("python", "-m"):
         assert importlib.util.find_spec(service.command[2])
     else:
         cli_parser.get_parser().parse_args(list(service.command))
-    check = words_of(service)
+    check = commands_of(service)
     for arguments in re.findall(r"airflow (jobs check [^\"]+)", check):
         cli_parser.get_parser().parse_args([*arguments.split(), "here"])
     for module, name in re.findall(r"--app (\S+)\.(\w+)", check):
@@ -146,14 +146,14 @@ def test_every_airflow_command_is_one(service: Service) -> None:
 
 
 @pytest.mark.parametrize("service", AIRFLOW.values(), ids=AIRFLOW)
-def test_every_variable_is_an_option_of_airflow_or_ours(service: Service) -> None:
+def test_every_variable_is_known_to_airflow_or_to_us(service: Service) -> None:
     for variable in (service.environment | image_environment()).keys() - IMAGE_VARIABLES:
         if variable in OUR_VARIABLES:
             assert re.search(rf"\b{variable}\b", "".join(_sources())), f"nothing reads {variable}"
             continue
         prefix, section, option = variable.split("__")
         assert prefix == "AIRFLOW"
-        # Free-form sections have no description; what is in them is passed on.
+        # Airflow passes the options of this section on, and does not describe them.
         if section != "CELERY_BROKER_TRANSPORT_OPTIONS":
             options = conf.configuration_description[section.lower()]["options"]
             assert option.lower() in options, f"Airflow has no option {variable}"
@@ -188,7 +188,7 @@ def test_volumes_are_declared_and_used() -> None:
     assert all(f"\n  {volume}:\n" in COMPOSE_FILE.read_text() for volume in used)
 
 
-def test_no_secret_is_in_a_file_and_every_variable_is_explained() -> None:
+def test_no_file_has_secrets_and_variables_are_documented() -> None:
     text = COMPOSE_FILE.read_text()
     for line in text.splitlines():
         if re.search(r"(PASSWORD|SECRET|FERNET_KEY|AUTH)\w*:", line):
@@ -200,7 +200,7 @@ def test_no_secret_is_in_a_file_and_every_variable_is_explained() -> None:
             assert "<" in value, f"{name} has a value of its own in .env.example"
 
 
-def test_two_env_files_share_no_key() -> None:
+def test_two_env_files_share_no_secret() -> None:
     again = dotenv(render((ROOT / ".env.example").read_text()))
     for name in ENV:
         if re.search("PASSWORD|SECRET|KEY", name):
@@ -208,7 +208,7 @@ def test_two_env_files_share_no_key() -> None:
             assert ENV[name] != again[name]
 
 
-def test_it_runs_on_aws_with_nothing_but_a_connection() -> None:
+def test_aws_needs_only_a_connection() -> None:
     lines = (ROOT / ".env.example").read_text().splitlines()
     demo = lines[lines.index("COMPOSE_PROFILES=demo") :]
     instead = next(line.removeprefix("# ") for line in demo if line.startswith("# AIRFLOW_CONN"))
@@ -222,11 +222,11 @@ def test_it_runs_on_aws_with_nothing_but_a_connection() -> None:
     assert worker.environment["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS"] == "False"
 
 
-def test_the_open_file_limit_holds_the_most_that_a_stream_may_ask_for() -> None:
+def test_open_file_limit_allows_the_largest_stream() -> None:
     most = next(item.le for item in Stream.model_fields["max_connections"].metadata if hasattr(item, "le"))
     for service in AIRFLOW.values():
         limit = service.definition["ulimits"]["nofile"]
-        # Beside the connections: what Airflow has open (about 30) and what a task keeps in hand (24).
+        # Files besides the connections: about 30 of Airflow, and 24 that a task reserves.
         assert limit["soft"] == limit["hard"] > most + 30 + 24
     assert all(
         stream.max_connections + 54 < 2048 for stream in load_streams(ROOT / "include" / "streams.yaml")

@@ -1,4 +1,4 @@
-"""The init step: what it creates, what it refuses, and that it can run again."""
+"""The init step: what it creates, what it refuses, and that it can run twice."""
 
 import os
 import sqlite3

@@ -1,4 +1,4 @@
-"""What MWAA is given works where MWAA puts it: no project root on sys.path, only plugins and dags folders."""
+"""The files for MWAA work where MWAA puts them: only plugins and dags folders, no project root on sys.path."""
 
 import json
 import os
@@ -11,8 +11,8 @@ import pytest
 
 from deploy.mwaa import build
 
-# What the parser of MWAA does, in a process that knows nothing of this project.
-_LOOK = """
+# Parses the Dags as MWAA does, in a process without this project on its path.
+_PARSE = """
 import json
 from airflow import plugins_manager, settings
 settings.initialize()
@@ -34,16 +34,16 @@ def built(tmp_path: Path) -> Path:
     return tmp_path / "mwaa"
 
 
-def test_the_unpacked_zip_and_the_dags_folder_are_all_that_airflow_needs(built: Path, tmp_path: Path) -> None:
+def test_airflow_needs_only_the_zip_and_the_dags_folder(built: Path, tmp_path: Path) -> None:
     plugins = tmp_path / "plugins"
     zipfile.ZipFile(built / "plugins.zip").extractall(plugins)
     env = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "PYTHON"))}
     done = subprocess.run(
-        [sys.executable, "-c", _LOOK, str(built / "dags")], cwd=tmp_path, capture_output=True, text=True,
+        [sys.executable, "-c", _PARSE, str(built / "dags")], cwd=tmp_path, capture_output=True, text=True,
         env=env | {
             "AIRFLOW_HOME": str(tmp_path / "home"), "AIRFLOW__CORE__PLUGINS_FOLDER": str(plugins),
             "AIRFLOW__CORE__DAGS_FOLDER": str(built / "dags"), "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-            # As startup.sh has it, with this test's folder for MWAA's.
+            # As in startup.sh, with the folder of this test instead of MWAA's.
             "LOG_ROLLUP_STREAMS": str(built / "dags" / "streams.yaml"),
         },
     )  # fmt: skip
@@ -55,7 +55,7 @@ def test_the_unpacked_zip_and_the_dags_folder_are_all_that_airflow_needs(built: 
     assert Path(found["include"]).is_relative_to(plugins)
 
 
-def test_the_zip_holds_the_code_and_nothing_else(built: Path) -> None:
+def test_zip_holds_only_the_code(built: Path) -> None:
     with zipfile.ZipFile(built / "plugins.zip") as archive:
         names = archive.namelist()
         assert archive.testzip() is None
@@ -65,23 +65,23 @@ def test_the_zip_holds_the_code_and_nothing_else(built: Path) -> None:
     assert "log_rollup_plugin/hours_page/static/index.html" in names
     endings = (".py", ".json", ".yaml", ".airflowignore", ".html", ".js", ".css", ".svg")
     assert all(name.endswith(endings) for name in names)
-    # MWAA's own recommendation is 1 GB at most.
+    # MWAA recommends at most 1 GB.
     assert (built / "plugins.zip").stat().st_size < 1_000_000
 
 
-def test_the_same_code_gives_the_same_zip(built: Path, tmp_path: Path) -> None:
+def test_same_code_gives_the_same_zip(built: Path, tmp_path: Path) -> None:
     build(tmp_path / "again", "3.12")
     assert (tmp_path / "again" / "plugins.zip").read_bytes() == (built / "plugins.zip").read_bytes()
 
 
-def test_requirements_are_constrained_and_leave_airflow_itself_to_mwaa(built: Path) -> None:
+def test_requirements_are_constrained_and_exclude_airflow(built: Path) -> None:
     lines = [line for line in (built / "requirements.txt").read_text().splitlines() if line[0] != "#"]
     assert lines[0].startswith('--constraint "')
     assert lines[0].endswith('-3.3.2/constraints-3.12.txt"')
     assert not [line for line in lines[1:] if line.startswith("apache-airflow=") or line == "apache-airflow"]
 
 
-def test_the_startup_script_is_a_script_and_names_the_streams_beside_the_dags(built: Path) -> None:
+def test_startup_script_names_the_streams_file(built: Path) -> None:
     done = subprocess.run(
         ["/bin/sh", "-c", f'. "{built / "startup.sh"}"; echo "$LOG_ROLLUP_STREAMS"'],
         capture_output=True, text=True, check=True,
