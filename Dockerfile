@@ -1,4 +1,4 @@
-# The official image of the locked Airflow, the slim one, so that every package beside it comes from the locks.
+# The slim official image of the locked Airflow version: all other packages come from the locks.
 FROM apache/airflow:slim-3.3.2-python3.12
 
 COPY --chown=airflow:0 requirements.txt requirements-fleet.txt /opt/log-rollup/
@@ -10,7 +10,7 @@ COPY --chown=airflow:0 include /opt/log-rollup/include
 COPY --chown=airflow:0 deploy /opt/log-rollup/deploy
 COPY --chown=airflow:0 dev /opt/log-rollup/dev
 COPY --chown=airflow:0 log-rollup /opt/log-rollup/log-rollup
-# A volume takes over the owner of the folder that it is mounted on.
+# A new volume gets the owner of the directory on which it is mounted.
 RUN mkdir -p /opt/airflow/demo /opt/airflow/logs
 
 # Every Airflow process imports the pipeline as include.log_rollup.

@@ -145,7 +145,7 @@ def environment(server: S3Server, scratch: Path) -> dict[str, str]:
 
 
 def _ours(run: Run) -> Sequence[Command]:
-    """One process for each shard, like the tasks, one after the other."""
+    """Return one command for each shard, as Airflow runs one task for each."""
     return [
         run.python("rollup_steps", number=number, step="pack", shards=[shard])
         for number, shard in enumerate(run.shards)

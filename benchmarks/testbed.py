@@ -71,11 +71,11 @@ class Testbed:
         return self.folder / "data" / BUCKET / RAW_PREFIX
 
     def out_folder(self, out_prefix: str) -> Path:
-        """Where the parts under a prefix lie as files."""
+        """Return the directory of the parts below a prefix."""
         return self.folder / "data" / BUCKET / out_prefix
 
     def job(self, tls: bool, out_prefix: str, result: Path, **options: object) -> Job:
-        """A job for one of the programs in Python."""
+        """Return the job of a Python program."""
         server = self.servers[tls]
         return Job(
             endpoint=server.endpoint_url,

@@ -21,7 +21,7 @@ from pathlib import Path
 HOUR = timedelta(hours=1)
 MIN_OBJECT_BYTES = 100_000
 MAX_OBJECT_BYTES = 1_000_000
-# The sizes are distributed uniformly between the two.
+# The sizes are distributed uniformly.
 MEAN_OBJECT_BYTES = (MIN_OBJECT_BYTES + MAX_OBJECT_BYTES) // 2
 
 _PLAIN_POOL_BYTES = 4_000_000
