@@ -1,4 +1,4 @@
-"""Checksums that S3 servers state and accept: headers, ETags, and the errors of servers that don't know them."""
+"""Checksums and ETags in requests and responses, and the errors of servers that don't know the headers."""
 
 import base64
 import hashlib
@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from include.log_rollup import crc
-from include.log_rollup.storage.protocol import Checksum
+from include.log_rollup.errors import ListingError
+from include.log_rollup.storage.protocol import Checksum, Location
 
 # The checksum of a request does not match its body. The first code is AWS's
 # (https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html), the second is MinIO's.
@@ -73,3 +74,13 @@ def etag_may_be_md5(etag: str, encryption: str | None, customer_algorithm: str |
     if encryption not in (None, "AES256") or customer_algorithm is not None:
         return False
     return _MD5.fullmatch(etag) is not None
+
+
+def quoted_etag(target: Location, etag: str) -> str:
+    """An ETag as the value of a header.
+
+    :raises ListingError: if it would break the header
+    """
+    if not etag.isprintable():
+        raise ListingError(f"{target}: its ETag {etag!r} cannot be sent as the value of a header")
+    return f'"{etag}"'

@@ -398,6 +398,12 @@ def from_network(operation: str, target: Location, error: Exception) -> RollupEr
     return result
 
 
+def status_and_code(error: boto.ClientError) -> tuple[int, str]:
+    """HTTP status and error code of a response; botocore takes the status as the code of a HEAD."""
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return int(status), str(error.response.get("Error", {}).get("Code", ""))
+
+
 def is_unreachable(error: RollupError) -> bool:
     """Whether the server could not be reached or did not respond; False for errors that the server reported."""
     cause = error.__cause__
