@@ -33,7 +33,7 @@ HALF = "\ud800"
         "20261123/08", "20261123/08/", "2026-11-23T10:00+02:00",
     ],
 )  # fmt: skip
-def test_an_hour_may_be_written_in_any_usual_way_and_is_utc_unless_it_says_otherwise(text: str) -> None:
+def test_hour_is_read_in_usual_forms_and_is_utc_by_default(text: str) -> None:
     assert hour(text) == datetime(2026, 11, 23, 8, tzinfo=UTC)
 
 
@@ -44,7 +44,7 @@ def test_an_hour_may_be_written_in_any_usual_way_and_is_utc_unless_it_says_other
         "00010101/00", "3000-01-01T00",
     ],
 )  # fmt: skip
-def test_an_hour_out_of_range_is_refused(text: str) -> None:
+def test_hour_out_of_range_is_refused(text: str) -> None:
     with pytest.raises(
         argparse.ArgumentTypeError, match="out of range; give an hour of the years 1970 to 2999"
     ):
@@ -52,12 +52,12 @@ def test_an_hour_out_of_range_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "08", "2026-11-23", "20261123", "20261123/24", "20261123/8", "now"])
-def test_what_is_no_hour_is_refused(text: str) -> None:
+def test_text_that_is_no_hour_is_refused(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError):
         hour(text)
 
 
-def test_a_table_is_aligned_and_has_no_blanks_at_the_ends_of_lines() -> None:
+def test_table_is_aligned_without_trailing_blanks() -> None:
     assert table(("hour", "n", "how"), [("08", "1,000", "x"), ("09", "-", "read-back")], (0, 2)) == [
         "hour      n  how",
         "----  -----  ---------",
@@ -66,7 +66,7 @@ def test_a_table_is_aligned_and_has_no_blanks_at_the_ends_of_lines() -> None:
     ]
 
 
-def test_off_a_terminal_progress_is_a_line_now_and_then_and_none_where_nothing_is_to_be_seen(
+def test_progress_without_a_terminal_is_an_occasional_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(output, "LINE_SECONDS", 0.0)
@@ -92,16 +92,16 @@ def test_off_a_terminal_progress_is_a_line_now_and_then_and_none_where_nothing_i
         ("\ud800\U000e0001", "\\ud800\\U000e0001"),
     ],
 )
-def test_what_a_terminal_would_obey_is_shown_as_escapes(text: str, shown: str) -> None:
+def test_control_characters_are_escaped(text: str, shown: str) -> None:
     assert printable(text) == shown
     assert printable(shown) == shown
 
 
-def test_nothing_hostile_is_printable() -> None:
+def test_output_is_printable_for_any_text() -> None:
     assert printable(HOSTILE + HALF).isprintable()
 
 
-def test_a_table_stays_aligned_around_hostile_cells() -> None:
+def test_table_with_control_characters_stays_aligned() -> None:
     lines = table(("key", "n"), [("a\x1b[2J\nb", "1"), ("plain", "2")], (0,))
     assert {len(line) for line in lines} == {len("a\\x1b[2J\\x0ab  1")}
     assert all(line.isprintable() for line in lines)
@@ -116,7 +116,7 @@ def test_json_is_printable_ascii_and_the_same_text(capsys: pytest.CaptureFixture
     assert json.loads(text) == {"key": HOSTILE + HALF + "ü"}
 
 
-def test_a_terminal_that_knows_ascii_alone_gets_escapes() -> None:
+def test_ascii_terminal_gets_escapes() -> None:
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     Answer(stream).lines("grüße", HALF)
     stream.seek(0)
@@ -184,9 +184,7 @@ def ask(
     return call
 
 
-def test_no_command_prints_what_keys_would_have_a_terminal_do(
-    ask: Ask, store: FakeStore, tmp_path: Path
-) -> None:
+def test_no_command_prints_control_characters_of_keys(ask: Ask, store: FakeStore, tmp_path: Path) -> None:
     name = f"web/{HOSTILE}.log"
     produce(store, {name: b"a" * 30, f"other-{name}": b"b" * 40})
     run_hour(store, make_stream(part_size=32 * 1024 * 1024, shard_size=1024 * 1024 * 1024))
@@ -224,7 +222,7 @@ def test_no_command_prints_what_keys_would_have_a_terminal_do(
     every_command()
 
 
-def test_an_hour_out_of_range_ends_with_2(ask: Ask, capsys: pytest.CaptureFixture[str]) -> None:
+def test_hour_out_of_range_ends_with_2(ask: Ask, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         ask("verify", "app", "9999-12-31T23")
     assert ended.value.code == 2
@@ -248,7 +246,7 @@ def test_status_shows_a_damaged_hour_and_ends_with_1(ask: Ask, store: FakeStore)
     assert "_SUCCESS: is damaged (stream: " in document["problem"]
 
 
-def test_status_tells_foreign_and_damaged_objects(ask: Ask, store: FakeStore) -> None:
+def test_status_shows_foreign_and_damaged_objects(ask: Ask, store: FakeStore) -> None:
     produce(store, {"a.log": b"a" * 30})
     run_hour(store, make_stream())
     marker = json.loads(store.body(MARKER))

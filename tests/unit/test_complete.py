@@ -51,7 +51,7 @@ def store() -> FakeStore:
     return store
 
 
-def test_the_marker_is_written_before_anything_is_cleaned_up(store: FakeStore) -> None:
+def test_marker_is_written_before_anything_is_cleaned_up(store: FakeStore) -> None:
     complete_hour(store, STREAM, HOUR)
     staged, published, *others = store.writes()
     assert (staged.kind, staged.name.startswith("staged-"), staged.name.endswith("_SUCCESS")) == (
@@ -63,7 +63,7 @@ def test_the_marker_is_written_before_anything_is_cleaned_up(store: FakeStore) -
     assert_complete(store, STREAM)
 
 
-def test_over_the_whole_pipeline_nothing_but_cleaning_up_comes_after_the_marker() -> None:
+def test_only_cleanup_follows_the_marker_in_the_pipeline() -> None:
     store = FakeStore()
     produce(store, RAW_HOUR)
     run_hour(store, STREAM)
@@ -76,7 +76,7 @@ def test_over_the_whole_pipeline_nothing_but_cleaning_up_comes_after_the_marker(
     assert all(name.startswith("DELETE _rollup/") for name in names[marker + 1 :])
 
 
-def test_the_marker_tells_what_the_hour_amounts_to_and_what_it_took(store: FakeStore) -> None:
+def test_marker_has_totals_and_measurements(store: FakeStore) -> None:
     totals = complete_hour(store, STREAM, HOUR)
     marker = marker_of(store)
     told = {name: marker[name] for name in ("stream", "hour", "plan_id", "objects", "bytes_in", "parts")}
@@ -101,12 +101,12 @@ def test_the_marker_tells_what_the_hour_amounts_to_and_what_it_took(store: FakeS
         assert datetime.fromisoformat(marker[name]).tzinfo == UTC
 
 
-def test_the_totals_are_those_of_the_proof(store: FakeStore) -> None:
+def test_totals_are_those_of_the_manifest(store: FakeStore) -> None:
     proven = validate_hour(store, STREAM, HOUR)
     assert complete_hour(store, STREAM, HOUR) == proven
 
 
-def test_a_marker_that_stands_for_this_plan_stays_as_it_is(store: FakeStore) -> None:
+def test_marker_of_this_plan_is_not_rewritten(store: FakeStore) -> None:
     complete_hour(store, STREAM, HOUR)
     before = store.stored(MARKER)
     store.log.clear()
@@ -115,13 +115,13 @@ def test_a_marker_that_stands_for_this_plan_stays_as_it_is(store: FakeStore) -> 
     assert store.writes() == []
 
 
-def test_that_an_hour_has_become_complete_is_told_once(store: FakeStore) -> None:
+def test_completion_is_reported_once(store: FakeStore) -> None:
     told: list[HourTotals] = []
     totals = [complete_hour(store, STREAM, HOUR, told.append) for _ in range(2)]
     assert told == totals[:1]
 
 
-def test_a_rerun_of_a_complete_hour_uploads_nothing_and_keeps_every_object() -> None:
+def test_rerun_of_a_complete_hour_changes_no_object() -> None:
     store = FakeStore()
     produce(store, RAW_HOUR)
     totals = run_hour(store, STREAM)
@@ -132,7 +132,7 @@ def test_a_rerun_of_a_complete_hour_uploads_nothing_and_keeps_every_object() -> 
     assert store.snapshot() == before
 
 
-def test_cleaning_up_that_was_cut_short_is_finished_by_the_next_try(store: FakeStore) -> None:
+def test_retry_finishes_an_interrupted_cleanup(store: FakeStore) -> None:
     store.on("DELETE", "plan.json", TransientError("the connection broke"))
     with pytest.raises(TransientError):
         complete_hour(store, STREAM, HOUR)
@@ -142,14 +142,14 @@ def test_cleaning_up_that_was_cut_short_is_finished_by_the_next_try(store: FakeS
     assert_complete(store, STREAM)
 
 
-def test_a_marker_of_an_older_plan_is_replaced(store: FakeStore) -> None:
+def test_marker_of_an_older_plan_is_replaced(store: FakeStore) -> None:
     store.produce(MARKER, json.dumps({"format": 1, "plan_id": "older"}).encode())
     complete_hour(store, STREAM, HOUR)
     assert_complete(store, STREAM)
 
 
 @pytest.mark.parametrize("damage", ["corrupted", "deleted"])
-def test_parts_that_changed_after_they_were_proven_get_no_marker(store: FakeStore, damage: str) -> None:
+def test_parts_changed_after_validation_get_no_marker(store: FakeStore, damage: str) -> None:
     if damage == "corrupted":
         store.corrupt(part_key(store, 1))
     else:
@@ -163,14 +163,14 @@ def test_parts_that_changed_after_they_were_proven_get_no_marker(store: FakeStor
     assert_complete(store, STREAM)
 
 
-def test_foreign_objects_do_not_keep_the_marker_away(store: FakeStore) -> None:
+def test_foreign_objects_do_not_prevent_the_marker(store: FakeStore) -> None:
     store.produce(AGGREGATED + "part-00003.log", b"whose?")
     complete_hour(store, STREAM, HOUR)
     assert_right(store, STREAM)
     assert store.body(AGGREGATED + "part-00003.log") == b"whose?"
 
 
-def test_strays_that_validation_did_not_remove_go_before_the_marker() -> None:
+def test_remaining_stray_parts_are_removed_before_the_marker() -> None:
     store = FakeStore()
     produce(store, {**RAW_HOUR, "bb.log": b"late" * 9})
     for ref in plan_hour(store, STREAM, HOUR, "overtaken").shards:
@@ -190,14 +190,14 @@ def test_strays_that_validation_did_not_remove_go_before_the_marker() -> None:
     assert_complete(store, STREAM)
 
 
-def test_an_hour_without_a_manifest_gets_no_marker(store: FakeStore) -> None:
+def test_hour_without_a_manifest_gets_no_marker(store: FakeStore) -> None:
     store.vanish(MANIFEST)
     with pytest.raises(ProofError, match="clear the run from validate_hour on"):
         complete_hour(store, STREAM, HOUR)
     assert_not_complete(store)
 
 
-def test_an_hour_that_another_run_has_planned_anew_gets_no_marker(store: FakeStore) -> None:
+def test_hour_replanned_by_another_run_gets_no_marker(store: FakeStore) -> None:
     store.produce(RAW + "g.log", b"late")
     other = plan_hour(store, STREAM, HOUR, "another run")
     with pytest.raises(SupersededError) as caught:
@@ -209,9 +209,7 @@ def test_an_hour_that_another_run_has_planned_anew_gets_no_marker(store: FakeSto
 
 
 @pytest.mark.parametrize("point", ["READ _SUCCESS", "READ claim.json", "WRITE _SUCCESS", "PUBLISH _SUCCESS"])
-def test_a_run_that_begins_between_the_check_and_the_marker_takes_the_marker_with_it(
-    store: FakeStore, point: str
-) -> None:
+def test_run_that_begins_before_the_marker_removes_it(store: FakeStore, point: str) -> None:
     kind, name = point.split()
     store.produce(RAW + "g.log", b"late")
     store.on(kind, name, lambda: _discard(plan_hour(store, STREAM, HOUR, "another run")))
@@ -226,7 +224,7 @@ def _discard(_: object) -> None:
     """A rule's function returns nothing."""
 
 
-def test_an_hour_whose_marker_somebody_removed_is_not_marked_without_a_plan(store: FakeStore) -> None:
+def test_removed_marker_is_not_restored_without_a_plan(store: FakeStore) -> None:
     complete_hour(store, STREAM, HOUR)
     store.vanish(MARKER)
     with pytest.raises(SupersededError) as caught:

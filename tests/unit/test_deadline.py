@@ -59,7 +59,7 @@ def test_store_clock_decides_after_an_answer(hours: int) -> None:
     assert wait.left == (WHOLE - timedelta(minutes=10)).total_seconds()
 
 
-def test_machine_clock_that_is_set_does_not_move_the_end() -> None:
+def test_setting_the_machine_clock_does_not_move_the_end() -> None:
     clocks = Clocks()
     wait = clocks.deadline()
     clocks.machine_off = timedelta(days=400)
@@ -69,14 +69,14 @@ def test_machine_clock_that_is_set_does_not_move_the_end() -> None:
     assert wait.passed
 
 
-def test_machine_clock_far_behind_waits_the_whole_length_at_most() -> None:
+def test_slow_machine_clock_waits_at_most_the_full_time() -> None:
     clocks = Clocks(machine_off=timedelta(days=-400))
     wait = clocks.deadline()
     clocks.pass_by(WHOLE)
     assert wait.passed
 
 
-def test_store_clock_that_stands_still_ends_all_the_same() -> None:
+def test_stopped_store_clock_still_ends_the_wait() -> None:
     clocks = Clocks()
     wait = clocks.deadline()
     for _ in range(100):
@@ -87,14 +87,14 @@ def test_store_clock_that_stands_still_ends_all_the_same() -> None:
     assert clocks.true() - START <= WHOLE + timedelta(seconds=limits.CLOCK_MARGIN_SECONDS, minutes=10)
 
 
-def test_restarted_wait_counts_what_lies_before() -> None:
+def test_restarted_wait_counts_the_time_before() -> None:
     clocks = Clocks()
     clocks.pass_by(timedelta(hours=5))
     wait = clocks.deadline()
     assert (wait.left, wait.waited) == (3600.0, timedelta(hours=5))
 
 
-def test_wait_of_an_earlier_version_ends_by_its_only_deadline() -> None:
+def test_wait_of_an_earlier_version_ends_by_its_deadline() -> None:
     clocks = Clocks()
     wait = Deadline(START + WHOLE, None, None, clock=clocks.monotonic, now=clocks.machine)
     clocks.pass_by(timedelta(hours=6))

@@ -26,7 +26,7 @@ def store() -> FakeStore:
 
 
 @pytest.mark.parametrize("chunk", [7, 128 * 1024])
-def test_the_parts_of_a_complete_hour_are_those_of_its_manifest(
+def test_complete_hour_has_the_parts_of_its_manifest(
     store: FakeStore, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(records, "HEADER_BYTES", chunk)
@@ -41,9 +41,7 @@ def test_the_parts_of_a_complete_hour_are_those_of_its_manifest(
     assert sum(part.objects for part in detail.parts) == 10
 
 
-def test_of_a_manifest_no_more_is_read_than_its_header(
-    store: FakeStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_the_header_of_a_manifest_is_read(store: FakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
     run_hour(store, STREAM)
     monkeypatch.setattr(records, "HEADER_BYTES", len(store.body(MANIFEST)) - 1)
     store.log.clear()
@@ -51,7 +49,7 @@ def test_of_a_manifest_no_more_is_read_than_its_header(
     assert [step.kind for step in store.log if step.key == MANIFEST] == ["HEAD", "RANGE"]
 
 
-def test_an_hour_that_is_being_built_tells_what_is_planned_and_what_is_packed(store: FakeStore) -> None:
+def test_hour_being_built_has_planned_and_packed_parts(store: FakeStore) -> None:
     planned = plan_hour(store, STREAM, HOUR, "run")
     before = read_hour(store, STREAM, HOUR)
     assert (before.status.state, list(before.parts)) == (HourStatus.BUILDING, [])
@@ -63,7 +61,7 @@ def test_an_hour_that_is_being_built_tells_what_is_planned_and_what_is_packed(st
     assert all(part.proof is None for part in after.parts)
 
 
-def test_a_damaged_manifest_is_told_and_the_hour_stays_complete(store: FakeStore) -> None:
+def test_damaged_manifest_is_reported_for_a_complete_hour(store: FakeStore) -> None:
     run_hour(store, STREAM)
     for damaged in (b"not gzip", store.body(MANIFEST)[:30]):
         store.produce(MANIFEST, damaged)
@@ -72,7 +70,7 @@ def test_a_damaged_manifest_is_told_and_the_hour_stays_complete(store: FakeStore
         assert f"s3://logs/{MANIFEST}" in detail.unclear
 
 
-def test_an_hour_without_a_marker_or_a_claim_has_no_parts(store: FakeStore) -> None:
+def test_hour_without_a_marker_or_a_claim_has_no_parts(store: FakeStore) -> None:
     detail = read_hour(store, STREAM, HOUR)
     assert (detail.status.state, list(detail.parts), detail.unclear) == (HourStatus.INCOMPLETE, [], "")
 
@@ -92,9 +90,7 @@ def packed_json(value: Any) -> bytes:
                           "proof": None}]},
     ],
 )  # fmt: skip
-def test_a_manifest_of_another_shape_leaves_the_parts_unclear(
-    store: FakeStore, change: dict[str, Any]
-) -> None:
+def test_manifest_of_another_shape_leaves_the_parts_unclear(store: FakeStore, change: dict[str, Any]) -> None:
     run_hour(store, STREAM)
     header, _ = manifest_of(store)
     store.produce(MANIFEST, packed_json({**header, **change}) + gzip.compress(b"\n"))
@@ -107,7 +103,7 @@ def test_a_manifest_of_another_shape_leaves_the_parts_unclear(
 @pytest.mark.parametrize(
     "body", [b"", b"{", b"[]", b"[" * 200_000, b'{"format": 1}', b'{"format": 1, "parts": "x"}']
 )
-def test_a_damaged_plan_leaves_the_hour_being_built(store: FakeStore, body: bytes) -> None:
+def test_damaged_plan_leaves_the_hour_being_built(store: FakeStore, body: bytes) -> None:
     plan_hour(store, STREAM, HOUR, "run")
     (plan,) = [key for key in store.listing(WORK) if key.endswith("/plan.json")]
     if b"parts" in body:
@@ -118,7 +114,7 @@ def test_a_damaged_plan_leaves_the_hour_being_built(store: FakeStore, body: byte
     assert plan in detail.unclear
 
 
-def test_a_damaged_receipt_hides_the_parts_of_its_shard_alone(store: FakeStore) -> None:
+def test_damaged_receipt_hides_only_the_parts_of_its_shard(store: FakeStore) -> None:
     planned = plan_hour(store, STREAM, HOUR, "run")
     assert len(planned.shards) > 1
     for ref in planned.shards:
@@ -132,7 +128,7 @@ def test_a_damaged_receipt_hides_the_parts_of_its_shard_alone(store: FakeStore) 
         assert detail.planned is not None
 
 
-def test_a_damaged_marker_is_why_the_parts_are_unclear(store: FakeStore) -> None:
+def test_damaged_marker_leaves_the_parts_unclear(store: FakeStore) -> None:
     run_hour(store, STREAM)
     store.produce(MARKER, b"")
     detail = read_hour(store, STREAM, HOUR)

@@ -60,7 +60,7 @@ def not_implemented(operation: str) -> UnsupportedOperationError:
     return error
 
 
-def test_a_store_that_does_all_is_all_right(examine: Examine) -> None:
+def test_store_with_all_operations_passes(examine: Examine) -> None:
     checks = examine(Store())
     assert list(checks) == [
         "list raw", "clock", "read raw", "list aggregated", "write aggregated", "write records",
@@ -71,7 +71,7 @@ def test_a_store_that_does_all_is_all_right(examine: Examine) -> None:
     assert "only what has the stated ETag" in checks["conditional delete"].found
 
 
-def test_a_store_without_copies_is_a_warning_with_its_meaning(examine: Examine) -> None:
+def test_store_without_copies_is_an_explained_warning(examine: Examine) -> None:
     store = Store()
     store.on("PUBLISH", "", not_implemented("COPY"))
     copy = examine(store)["copy"]
@@ -80,7 +80,7 @@ def test_a_store_without_copies_is_a_warning_with_its_meaning(examine: Examine) 
     assert "'part_size' cannot be rolled up" in copy.remedy
 
 
-def test_a_copy_that_copies_nothing_fails(examine: Examine) -> None:
+def test_copy_that_copies_nothing_fails(examine: Examine) -> None:
     class TakesCopiesForUploads(Store):
         def publish(self, source: Location, target: Location) -> None:
             self.write(target, b"", "")
@@ -89,7 +89,7 @@ def test_a_copy_that_copies_nothing_fails(examine: Examine) -> None:
     assert (copy.state, "does not hold what was written" in copy.found) == (State.FAIL, True)
 
 
-def test_a_copy_of_what_is_gone_must_fail(examine: Examine) -> None:
+def test_copy_of_a_missing_object_must_fail(examine: Examine) -> None:
     class CopiesNothing(Store):
         def publish(self, source: Location, target: Location) -> None:
             try:
@@ -101,7 +101,7 @@ def test_a_copy_of_what_is_gone_must_fail(examine: Examine) -> None:
     assert (copy.state, "which does not exist" in copy.found) == (State.FAIL, True)
 
 
-def test_a_store_that_ignores_conditions_is_named(examine: Examine) -> None:
+def test_store_that_ignores_conditions_is_named(examine: Examine) -> None:
     class IgnoresConditions(Store):
         def delete_if(self, target: Location, etag: str) -> bool:
             self.delete(target.bucket, [target.key])
@@ -111,7 +111,7 @@ def test_a_store_that_ignores_conditions_is_named(examine: Examine) -> None:
     assert (delete.state, "deletes whatever the ETag is" in delete.found) == (State.OK, True)
 
 
-def test_a_refused_delete_that_deletes_fails(examine: Examine) -> None:
+def test_refused_delete_that_deletes_fails(examine: Examine) -> None:
     class DeletesAnyway(Store):
         def delete_if(self, target: Location, etag: str) -> bool:
             self.delete(target.bucket, [target.key])
@@ -121,7 +121,7 @@ def test_a_refused_delete_that_deletes_fails(examine: Examine) -> None:
     assert (delete.state, "though its delete was refused" in delete.found) == (State.FAIL, True)
 
 
-def test_records_are_tried_besides_parts(examine: Examine) -> None:
+def test_records_are_tried_as_well_as_parts(examine: Examine) -> None:
     store = Store()
     store.on(
         "WRITE", "", PermanentError("x-amz-checksum HTTP header is required for Put Object with Object Lock")
@@ -133,7 +133,7 @@ def test_records_are_tried_besides_parts(examine: Examine) -> None:
 
 
 @pytest.mark.parametrize("kind", ["LIST", "PUT", "WRITE", "READ", "DELETE"])
-def test_an_operation_that_the_store_lacks_is_named(examine: Examine, kind: str) -> None:
+def test_operation_that_the_store_lacks_is_named(examine: Examine, kind: str) -> None:
     store = Store()
     store.on(kind, "", not_implemented(kind))
     failed = [check for check in examine(store).values() if check.state is not State.OK]
@@ -141,7 +141,7 @@ def test_an_operation_that_the_store_lacks_is_named(examine: Examine, kind: str)
     assert all("endpoint" not in (check.remedy or "") for check in failed)
 
 
-def test_a_store_that_cannot_be_reached_is_about_the_endpoint(examine: Examine) -> None:
+def test_unreachable_store_points_to_the_endpoint(examine: Examine) -> None:
     store = Store()
     store.on(
         "LIST", "", from_network("LIST", Location("logs", "k"), ConnectionRefusedError("refused")), times=9
@@ -155,7 +155,7 @@ def test_a_store_that_cannot_be_reached_is_about_the_endpoint(examine: Examine) 
     "error",
     [TransientError("S3 answered 500"), ConfigurationError("the server redirects"), AccessError("denied")],
 )
-def test_what_the_store_answers_is_not_about_the_endpoint(examine: Examine, error: Exception) -> None:
+def test_error_response_does_not_point_to_the_endpoint(examine: Examine, error: Exception) -> None:
     store = Store()
     store.on("LIST", "", error, times=9)
     listed = examine(store)["list raw"]

@@ -41,31 +41,31 @@ instants = st.builds(
         "2026-11-23 08:00+00:00",
     ],
 )
-def test_a_time_in_any_offset_names_the_utc_hour_in_which_it_lies(text: str) -> None:
+def test_time_with_any_offset_gives_its_utc_hour(text: str) -> None:
     assert parse_hour(text) == HOUR
 
 
 @pytest.mark.parametrize("text", ["2026-11-23T08:00:00", "2026-11-23", "08:00Z", "now", "", None])
-def test_anything_else_is_refused_with_the_right_form(text: str) -> None:
+def test_other_text_is_refused_with_the_expected_form(text: str) -> None:
     with pytest.raises(ConfigurationError, match=r"hour: .* write it like 2026-11-23T08:00:00Z"):
         parse_hour(text)
 
 
 @pytest.mark.parametrize("text", ["0001-01-01T00:00:00+05:00", "9999-12-31T23:30:00-05:00"])
-def test_a_time_beyond_the_calendar_is_refused_like_any_other_bad_hour(text: str) -> None:
+def test_time_beyond_the_calendar_is_refused(text: str) -> None:
     with pytest.raises(ConfigurationError, match="hour: "):
         parse_hour(text)
 
 
 @given(instants)
-def test_a_written_hour_is_read_back(instant: datetime) -> None:
+def test_formatted_hour_is_read_back(instant: datetime) -> None:
     hour = floor_hour(instant)
     assert parse_hour(format_hour(hour)) == hour
     assert hour <= instant < hour + timedelta(hours=1)
     assert hour.tzinfo is UTC
 
 
-def test_an_hour_has_its_places_under_the_two_prefixes() -> None:
+def test_hour_has_paths_below_both_prefixes() -> None:
     paths = make_stream().at(HOUR)
     assert paths.raw == Location("logs", RAW)
     assert paths.aggregated == Location("logs", AGGREGATED)
@@ -87,9 +87,7 @@ tags = st.integers(0, 2**32 - 1).map("{:08x}".format)
 
 
 @given(st.integers(0, 10**6), st.sampled_from(["", *ENCODINGS, *OPAQUE]), tags, tags)
-def test_the_name_of_a_part_is_known_again_from_its_key(
-    index: int, encoding: str, tag: str, split: str
-) -> None:
+def test_part_name_is_recognised_in_its_key(index: int, encoding: str, tag: str, split: str) -> None:
     paths = make_stream().at(HOUR)
     name = part_name(index, encoding, tag)
     old = part_name_of_format_1(index, encoding)
@@ -112,7 +110,7 @@ PLAN_ID = "0123456789abcdef0123"
         f"{PLAN_ID}/staged-0a-_manifest.jsonl.gz", f"{PLAN_ID}/staged-0a-_SUCCESS",
     ],
 )  # fmt: skip
-def test_what_this_project_writes_below_rollup_is_known(name: str) -> None:
+def test_our_keys_below_rollup_are_recognised(name: str) -> None:
     paths = make_stream().at(HOUR)
     assert paths.work_name_of(WORK + name) == name
     assert paths.part_name_of(WORK + name) is None
@@ -127,7 +125,7 @@ def test_what_this_project_writes_below_rollup_is_known(name: str) -> None:
         f"{PLAN_ID}/shard-0000\u0661.json.gz",
     ],
 )  # fmt: skip
-def test_anything_else_below_rollup_is_foreign(name: str) -> None:
+def test_other_keys_below_rollup_are_foreign(name: str) -> None:
     assert make_stream().at(HOUR).work_name_of(WORK + name) is None
 
 
@@ -150,10 +148,10 @@ def test_anything_else_below_rollup_is_foreign(name: str) -> None:
         "aggregated/app/20261123/09/part-00001.log",
     ],
 )
-def test_what_no_plan_would_name_is_not_taken_for_a_part(key: str) -> None:
+def test_names_that_no_plan_gives_are_not_parts(key: str) -> None:
     assert make_stream().at(HOUR).part_name_of(key) is None
 
 
-def test_a_stream_over_a_whole_bucket_has_its_hours_at_the_top() -> None:
+def test_stream_of_a_whole_bucket_has_hours_at_the_top() -> None:
     paths = HourPaths(Location("raw-logs", ""), Location("logs", "a/"), HOUR)
     assert str(paths.raw) == "s3://raw-logs/20261123/08/"

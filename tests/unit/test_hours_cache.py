@@ -85,7 +85,7 @@ def look(
     return cache.request(STREAM, DAY, touched or {}, refresh=refresh, wait_seconds=60)
 
 
-def test_an_hour_that_was_read_is_not_read_again_as_long_as_it_is_good(bucket: Bucket, clock: Clock) -> None:
+def test_hour_is_not_read_again_while_its_entry_is_valid(bucket: Bucket, clock: Clock) -> None:
     cache = MarkerCache(bucket, clock)
     known = look(cache)
     assert (known.pending, known.error) == (0, "")
@@ -100,7 +100,7 @@ def test_an_hour_that_was_read_is_not_read_again_as_long_as_it_is_good(bucket: B
     assert bucket.reads() == 2 * 23
 
 
-def test_complete_hours_of_the_past_are_good_for_longest(bucket: Bucket, clock: Clock) -> None:
+def test_complete_past_hours_are_cached_longest(bucket: Bucket, clock: Clock) -> None:
     cache = MarkerCache(bucket, clock)
     clock.pass_by(timedelta(days=9))
     look(cache)
@@ -113,7 +113,7 @@ def test_complete_hours_of_the_past_are_good_for_longest(bucket: Bucket, clock: 
     assert bucket.reads() == 1 + 2 * 23
 
 
-def test_an_hour_whose_run_did_something_since_is_read_again(bucket: Bucket, clock: Clock) -> None:
+def test_hour_whose_run_changed_is_read_again(bucket: Bucket, clock: Clock) -> None:
     cache = MarkerCache(bucket, clock)
     look(cache)
     bucket.reads()
@@ -125,7 +125,7 @@ def test_an_hour_whose_run_did_something_since_is_read_again(bucket: Bucket, clo
     assert bucket.reads() == 2
 
 
-def test_refreshing_reads_all_of_it_but_not_twice_at_once(bucket: Bucket, clock: Clock) -> None:
+def test_refresh_reads_all_hours_once_at_a_time(bucket: Bucket, clock: Clock) -> None:
     cache = MarkerCache(bucket, clock)
     look(cache)
     bucket.reads()
@@ -136,9 +136,7 @@ def test_refreshing_reads_all_of_it_but_not_twice_at_once(bucket: Bucket, clock:
     assert bucket.reads() == 1 + 2 * 23
 
 
-def test_a_bucket_that_fails_is_told_left_alone_for_a_while_and_what_was_known_is_kept(
-    bucket: Bucket, clock: Clock
-) -> None:
+def test_failing_bucket_is_reported_and_keeps_known_hours(bucket: Bucket, clock: Clock) -> None:
     cache = MarkerCache(bucket, clock)
     look(cache)
     bucket.broken = True
@@ -152,7 +150,7 @@ def test_a_bucket_that_fails_is_told_left_alone_for_a_while_and_what_was_known_i
     assert look(cache).error == ""
 
 
-def test_many_who_ask_for_many_streams_open_one_store_at_a_time(bucket: Bucket, clock: Clock) -> None:
+def test_one_store_is_open_at_a_time_for_many_requests(bucket: Bucket, clock: Clock) -> None:
     cache = MarkerCache(bucket, clock)
     streams = [STREAM.model_copy(update={"aws_conn_id": f"conn_{number}"}) for number in range(8)]
     threads = [
@@ -168,7 +166,7 @@ def test_many_who_ask_for_many_streams_open_one_store_at_a_time(bucket: Bucket, 
     assert bucket.most == 1
 
 
-def test_whoever_waits_is_told_when_reading_ends_or_fails(bucket: Bucket, clock: Clock) -> None:
+def test_waiting_requests_wake_when_reading_ends_or_fails(bucket: Bucket, clock: Clock) -> None:
     cache = MarkerCache(bucket, clock)
     assert cache.when_read(STREAM, DAY).done()
     assert cache.when_read(STREAM, []).done()
@@ -192,7 +190,7 @@ def test_whoever_waits_is_told_when_reading_ends_or_fails(bucket: Bucket, clock:
     assert cache.cached(STREAM, DAY).error == "the access key is not known to the server"
 
 
-def test_a_damaged_hour_is_read_as_often_as_an_incomplete_one(bucket: Bucket, clock: Clock) -> None:
+def test_damaged_hour_is_read_as_often_as_an_incomplete_one(bucket: Bucket, clock: Clock) -> None:
     bucket.store.produce(MARKER, b"")
     cache = MarkerCache(bucket, clock)
     assert look(cache).hours[HOUR].summary.state is HourStatus.DAMAGED

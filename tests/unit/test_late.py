@@ -36,7 +36,7 @@ def changes_of(looked: Looked) -> Changes:
     return found.changes
 
 
-def test_the_hours_of_the_last_days_are_those_that_have_ended() -> None:
+def test_hours_of_the_last_days_have_all_ended() -> None:
     hours = recent_hours(datetime(2026, 11, 23, 8, 59, tzinfo=UTC), days=2)
     assert len(hours) == 48
     assert (hours[0], hours[-1]) == (
@@ -46,7 +46,7 @@ def test_the_hours_of_the_last_days_are_those_that_have_ended() -> None:
     assert recent_hours(HOUR, days=0) == []
 
 
-def test_an_unchanged_hour_is_known_by_its_listing_and_marker_alone(store: FakeStore) -> None:
+def test_unchanged_hour_needs_only_its_listing_and_marker(store: FakeStore) -> None:
     looked = look(store)
     assert (looked.hours, looked.complete, looked.changed, looked.unclear) == (3, 1, [], [])
     assert {(operation.kind, operation.key) for operation in store.log if operation.kind != "LIST"} >= {
@@ -68,7 +68,7 @@ CHANGES: dict[str, tuple[Callable[[FakeStore], object], Changes]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_late_and_changed_objects_want_a_rerun(store: FakeStore, change: str) -> None:
+def test_late_and_changed_objects_cause_a_rerun(store: FakeStore, change: str) -> None:
     happens, expected = CHANGES[change]
     happens(store)
     looked = look(store)
@@ -79,7 +79,7 @@ def test_late_and_changed_objects_want_a_rerun(store: FakeStore, change: str) ->
 
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("names", [["a.log"], list(RAW_HOUR)], ids=["one", "all"])
-def test_vanished_objects_are_reported_and_want_no_rerun(
+def test_vanished_objects_are_reported_without_a_rerun(
     store: FakeStore, names: list[str], late: bool
 ) -> None:
     for name in names:
@@ -93,25 +93,23 @@ def test_vanished_objects_are_reported_and_want_no_rerun(
 
 
 @pytest.mark.parametrize("name", ["_late", ".late", "host/", "x/_temporary/late.log"])
-def test_objects_that_are_no_input_may_come_late(store: FakeStore, name: str) -> None:
+def test_late_objects_that_are_not_packed_are_ignored(store: FakeStore, name: str) -> None:
     produce(store, {name: b"" if name.endswith("/") else b"x"})
     assert look(store).changed == []
 
 
-def test_an_object_that_was_written_again_as_it_was_is_no_change(store: FakeStore) -> None:
+def test_object_rewritten_with_the_same_bytes_is_unchanged(store: FakeStore) -> None:
     store.produce(RAW + "c.log", RAW_HOUR["c.log"], modified=store.now.timestamp())
     assert look(store).changed == []
 
 
 @pytest.mark.parametrize("settings", [{"part_size": 128}, {"ensure_newline": True}], ids=str)
-def test_an_hour_that_other_settings_would_pack_otherwise_has_not_changed(
-    store: FakeStore, settings: dict[str, int | bool]
-) -> None:
+def test_changed_settings_do_not_make_an_hour_late(store: FakeStore, settings: dict[str, int | bool]) -> None:
     looked = look_back(store, make_stream(ready_object="DONE", **settings), [HOUR])
     assert (looked.complete, looked.changed) == (1, [])
 
 
-def test_an_hour_that_is_not_complete_is_left_to_its_own_run(store: FakeStore) -> None:
+def test_incomplete_hour_is_left_to_its_own_run(store: FakeStore) -> None:
     produce(store, {"z.log": b"late"})
     plan_hour(store, STREAM, HOUR, "a run")
     looked = look(store)
@@ -119,7 +117,7 @@ def test_an_hour_that_is_not_complete_is_left_to_its_own_run(store: FakeStore) -
 
 
 @pytest.mark.parametrize("manifest", [None, b"damaged"])
-def test_a_changed_hour_without_its_manifest_is_told_and_the_others_are_still_looked_at(
+def test_missing_manifest_is_reported_and_other_hours_checked(
     store: FakeStore, manifest: bytes | None
 ) -> None:
     produce(store, {"z.log": b"late"})
@@ -134,13 +132,13 @@ def test_a_changed_hour_without_its_manifest_is_told_and_the_others_are_still_lo
     )
 
 
-def test_an_error_of_the_store_comes_through(store: FakeStore) -> None:
+def test_store_error_is_raised(store: FakeStore) -> None:
     store.on("LIST", "", AccessError("denied"))
     with pytest.raises(AccessError):
         look(store)
 
 
-def test_a_rerun_ends_what_was_found(store: FakeStore) -> None:
+def test_rerun_resolves_what_was_found(store: FakeStore) -> None:
     produce(store, {"z.log": b"late", "c.log": b"C"})
     assert look(store).changed
     run_hour(store, STREAM)

@@ -28,7 +28,7 @@ print(*sorted({name.partition(".")[0] for name in sys.modules}))
 """
 
 
-def test_the_pipeline_imports_neither_airflow_nor_boto3_nor_its_own_plugin() -> None:
+def test_pipeline_imports_no_airflow_boto3_or_plugin() -> None:
     done = subprocess.run(
         [sys.executable, "-c", PROBE], cwd=INCLUDE.parent, capture_output=True, text=True, check=True
     )
@@ -37,7 +37,7 @@ def test_the_pipeline_imports_neither_airflow_nor_boto3_nor_its_own_plugin() -> 
     assert imported.isdisjoint(FORBIDDEN)
 
 
-def test_the_page_hours_costs_a_task_that_loads_the_plugins_no_web_framework() -> None:
+def test_tasks_do_not_import_the_web_framework() -> None:
     probe = (
         "import sys, log_rollup_plugin.hours_page; print(*{name.partition('.')[0] for name in sys.modules})"
     )

@@ -53,7 +53,7 @@ texts = st.text(st.characters(max_codepoint=0x200, exclude_categories=["Cs"]), m
 
 
 @given(texts, texts)
-def test_a_cut_lies_between(one: str, other: str) -> None:
+def test_split_key_lies_between_its_neighbours(one: str, other: str) -> None:
     low, high = sorted((PREFIX.key + one, PREFIX.key + other))
     middle = between(low, high, len(PREFIX.key))
     if low < high and middle is not None:
@@ -65,7 +65,7 @@ def test_a_cut_lies_between(one: str, other: str) -> None:
 
 
 @pytest.mark.parametrize("form", ["{:06d}.log", "host-{0:02.0f}/{0:06d}.log", "080000-{:06d}-log.gz"])
-def test_pages_are_asked_for_side_by_side(form: str) -> None:
+def test_pages_are_requested_in_parallel(form: str) -> None:
     store = store_with([form.format(number) for number in range(1000)], 1)
     counts: Counter[int] = Counter()
 
@@ -79,7 +79,7 @@ def test_pages_are_asked_for_side_by_side(form: str) -> None:
     assert max(counts.values()) <= 500
 
 
-def test_a_long_listing_says_how_far_it_is(
+def test_long_listing_logs_its_progress(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = store_with([f"{number:04d}" for number in range(2500)], 1000, control_connections=1)
@@ -99,7 +99,7 @@ def test_one_page_is_one_request() -> None:
     assert store.requests == {"ListObjectsV2": 1}
 
 
-def test_a_request_that_is_refused_ends_the_listing() -> None:
+def test_refused_request_ends_the_listing() -> None:
     store = store_with([f"{number:03d}" for number in range(50)], 1)
     store.on("LIST", "", lambda: None, times=10)
     store.on("LIST", "", AccessError("denied"), times=10**6)
@@ -107,7 +107,7 @@ def test_a_request_that_is_refused_ends_the_listing() -> None:
         list_all(store, PREFIX)
 
 
-def test_the_watcher_sees_no_more_threads_at_once_than_connections() -> None:
+def test_parallel_requests_stay_within_the_connections() -> None:
     store = store_with([f"{number:03d}" for number in range(200)], 1, control_connections=3)
     threads: set[int] = set()
     store.on("LIST", "", lambda: threads.add(threading.get_ident()), times=10**6)
@@ -259,7 +259,7 @@ CONTRADICTIONS: dict[Callable[[ListPage, str | None], ListPage], str] = {
 
 @pytest.mark.parametrize("connections", [1, 4])
 @pytest.mark.parametrize("change", CONTRADICTIONS, ids=lambda change: change.__name__)
-def test_a_listing_that_contradicts_itself_is_an_error(
+def test_contradictory_listing_is_an_error(
     change: Callable[[ListPage, str | None], ListPage], connections: int
 ) -> None:
     for read in (list_all, list_by_token, lambda store, prefix: list(pages_by_token(store, prefix))):
@@ -271,7 +271,7 @@ def test_a_listing_that_contradicts_itself_is_an_error(
         assert len(store.log) < 600
 
 
-def test_pages_that_repeat_themselves_under_new_tokens_end() -> None:
+def test_pages_repeated_under_new_tokens_are_an_error() -> None:
     pages: list[ListPage] = []
 
     def repeated(page: ListPage, token: str | None) -> ListPage:
@@ -284,7 +284,7 @@ def test_pages_that_repeat_themselves_under_new_tokens_end() -> None:
     assert len(store.log) < 600
 
 
-def test_a_few_empty_pages_are_nothing() -> None:
+def test_few_empty_pages_are_accepted() -> None:
     def sparse(page: ListPage, token: str | None) -> ListPage:
         place = int(token or 0)
         return replace(page, objects=page.objects if place % 50 == 0 else ())
@@ -294,7 +294,7 @@ def test_a_few_empty_pages_are_nothing() -> None:
     assert list_all(store, PREFIX) == list_by_token(store, PREFIX) == expected
 
 
-def test_a_row_without_etag_gets_the_one_of_head() -> None:
+def test_row_without_etag_gets_the_etag_of_head() -> None:
     def bare(page: ListPage, _: str | None) -> ListPage:
         return replace(page, objects=[row._replace(etag="") for row in page.objects])
 
@@ -308,7 +308,7 @@ def test_a_row_without_etag_gets_the_one_of_head() -> None:
 
 
 @pytest.mark.parametrize("etag_is_md5", [True, False])
-def test_a_row_that_is_wrongly_listed_as_empty_gets_its_size(etag_is_md5: bool) -> None:
+def test_row_wrongly_listed_as_empty_gets_its_size(etag_is_md5: bool) -> None:
     def sizeless(page: ListPage, _: str | None) -> ListPage:
         return replace(page, objects=[row._replace(size=0) for row in page.objects])
 
@@ -320,7 +320,7 @@ def test_a_row_that_is_wrongly_listed_as_empty_gets_its_size(etag_is_md5: bool) 
     assert heads == (["a"] if etag_is_md5 else ["a", "b"])
 
 
-def test_objects_that_change_between_two_readings_are_listed_again_later() -> None:
+def test_objects_changed_between_two_listings_are_retried() -> None:
     """Out of order, the listing is read again: what was handed out before must still be so."""
     store = lister(order=folders_last, control_connections=1)
     first = next(iter(pages_by_token(store, PREFIX))).objects[0].key
@@ -342,7 +342,9 @@ def test_objects_that_change_between_two_readings_are_listed_again_later() -> No
 @pytest.mark.parametrize("connections", [1, 4])
 @pytest.mark.parametrize("start_after", ["honoured", "ignored", "tree"])
 @pytest.mark.parametrize("order", ORDERS)
-def test_an_hour_is_packed_right_whatever_the_order(order: str, start_after: str, connections: int) -> None:
+def test_hour_is_packed_correctly_in_any_listing_order(
+    order: str, start_after: str, connections: int
+) -> None:
     stream = make_stream(part_size=400, shard_size=2000)
     store = lister(order=ORDERS[order], start_after=start_after, control_connections=connections)
     for attempt in range(3):
@@ -360,7 +362,7 @@ def test_an_hour_is_packed_right_whatever_the_order(order: str, start_after: str
 
 
 @pytest.mark.parametrize("change", CONTRADICTIONS, ids=lambda change: change.__name__)
-def test_an_hour_is_not_packed_from_a_contradictory_listing(
+def test_hour_is_not_packed_from_a_contradictory_listing(
     change: Callable[[ListPage, str | None], ListPage],
 ) -> None:
     store = lister(change=change)
@@ -369,7 +371,7 @@ def test_an_hour_is_not_packed_from_a_contradictory_listing(
     assert store.writes() == []
 
 
-def test_a_page_in_another_form_is_read_by_botocore() -> None:
+def test_unusual_page_is_parsed_by_botocore() -> None:
     moment = datetime(2026, 11, 23, 8, tzinfo=UTC)
     row = {"Key": "a", "Size": 3, "ETag": '"e"', "LastModified": moment}
     answer = {"ResponseMetadata": {"HTTPHeaders": {}}, "Contents": [row], "IsTruncated": True}

@@ -34,9 +34,7 @@ def store() -> FakeStore:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_object_of_an_hour_is_read_out_of_its_part_although_raw_has_expired(
-    store: FakeStore, name: str
-) -> None:
+def test_every_object_is_read_from_its_part_after_expiry(store: FakeStore, name: str) -> None:
     found = locate(store, STREAM, RAW + name)
     assert (found.key, found.hour, found.length, found.complete) == (RAW + name, HOUR, len(NAMES[name]), True)
     assert store.body(found.part.key)[found.offset : found.offset + found.length] == NAMES[name]
@@ -44,14 +42,14 @@ def test_every_object_of_an_hour_is_read_out_of_its_part_although_raw_has_expire
     assert store.writes() == []
 
 
-def test_an_object_is_one_ranged_request_and_an_empty_one_is_none(store: FakeStore) -> None:
+def test_object_takes_one_ranged_request_unless_empty(store: FakeStore) -> None:
     for name, requests in (("b.log", ["30+29"]), ("empty.log", [])):
         store.log.clear()
         list(read_located(store, locate(store, STREAM, RAW + name)))
         assert [operation.detail for operation in store.log if operation.kind == "RANGE"] == requests
 
 
-def test_a_large_object_comes_in_pieces(store: FakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_object_is_read_in_pieces(store: FakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("include.log_rollup.queries.locate.IN_ONE_PIECE_BYTES", 64)
     monkeypatch.setattr("include.log_rollup.hour.parts.READ_BACK_BYTES", 40)
     pieces = list(read_located(store, locate(store, STREAM, RAW + "large.log")))
@@ -59,7 +57,7 @@ def test_a_large_object_comes_in_pieces(store: FakeStore, monkeypatch: pytest.Mo
     assert b"".join(pieces) == NAMES["large.log"]
 
 
-def test_wrong_bytes_are_not_handed_out(store: FakeStore) -> None:
+def test_wrong_bytes_are_not_returned(store: FakeStore) -> None:
     found = locate(store, STREAM, RAW + "b.log")
     store.on("RANGE", found.part.key, Effect.WRONG_BYTES)
     pieces = read_located(store, found)
@@ -67,7 +65,7 @@ def test_wrong_bytes_are_not_handed_out(store: FakeStore) -> None:
         next(pieces)
 
 
-def test_wrong_bytes_of_a_large_object_are_told_at_its_end(
+def test_wrong_bytes_of_a_large_object_fail_at_its_end(
     store: FakeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("include.log_rollup.queries.locate.IN_ONE_PIECE_BYTES", 64)
@@ -77,7 +75,7 @@ def test_wrong_bytes_of_a_large_object_are_told_at_its_end(
         list(read_located(store, found))
 
 
-def test_a_part_that_was_written_anew_or_is_gone_is_told_with_what_to_do(store: FakeStore) -> None:
+def test_replaced_or_missing_part_is_an_error_with_the_fix(store: FakeStore) -> None:
     found = locate(store, STREAM, RAW + "b.log")
     store.corrupt(found.part.key)
     with pytest.raises(ProofError, match=r"PreconditionFailed.*clear the hour's run from plan_hour"):
@@ -87,26 +85,26 @@ def test_a_part_that_was_written_anew_or_is_gone_is_told_with_what_to_do(store: 
         list(read_located(store, found))
 
 
-def test_a_fault_of_the_network_stays_one(store: FakeStore) -> None:
+def test_network_error_is_raised_unchanged(store: FakeStore) -> None:
     found = locate(store, STREAM, RAW + "b.log")
     store.on("RANGE", found.part.key, TransientError("the connection broke"))
     with pytest.raises(TransientError):
         list(read_located(store, found))
 
 
-def test_without_the_marker_an_object_is_found_and_the_hour_said_to_be_incomplete(store: FakeStore) -> None:
+def test_object_of_an_incomplete_hour_is_found(store: FakeStore) -> None:
     store.vanish(MARKER)
     found = locate(store, STREAM, RAW + "a.log")
     assert not found.complete
     assert b"".join(read_located(store, found)) == NAMES["a.log"]
 
 
-def test_an_object_that_the_manifest_does_not_have_is_not_found(store: FakeStore) -> None:
+def test_object_missing_in_the_manifest_is_not_found(store: FakeStore) -> None:
     with pytest.raises(NotFoundError, match="not among the 11 raw objects"):
         locate(store, STREAM, RAW + "late.log")
 
 
-def test_an_hour_without_a_manifest_has_no_objects_to_be_found() -> None:
+def test_hour_without_manifest_has_no_objects() -> None:
     store = FakeStore()
     produce(store, NAMES)
     plan_hour(store, STREAM, HOUR, "run")
@@ -122,6 +120,6 @@ def test_an_hour_without_a_manifest_has_no_objects_to_be_found() -> None:
         f"{AGGREGATED}part-00000.log",
     ],
 )  # fmt: skip
-def test_what_is_no_key_of_the_stream_is_refused_with_what_one_looks_like(key: str) -> None:
+def test_key_outside_the_stream_is_refused_with_an_example(key: str) -> None:
     with pytest.raises(ConfigurationError, match=r"raw/app/20261123/08/web-01/0001\.log"):
         locate(FakeStore(), STREAM, key)

@@ -66,12 +66,12 @@ def limit_to(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
 # -- before the work -----------------------------------------------------------------------------------
 
 
-def test_a_limit_that_just_suffices_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sufficient_limit_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     limit_to(monkeypatch, OPENED + 25 + FILES_BESIDE_CONNECTIONS)
     check_open_file_limit(25)
 
 
-def test_a_limit_that_is_one_too_low_is_refused_with_the_numbers_and_the_remedy(
+def test_limit_one_too_low_is_refused_with_numbers_and_fix(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     needed = OPENED + 25 + FILES_BESIDE_CONNECTIONS
@@ -90,7 +90,7 @@ def test_a_limit_that_is_one_too_low_is_refused_with_the_numbers_and_the_remedy(
         assert part in str(caught.value)
 
 
-def test_a_limit_that_allows_no_connections_at_all_has_only_one_remedy(
+def test_limit_below_one_connection_has_only_one_fix(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     limit_to(monkeypatch, OPENED + FILES_BESIDE_CONNECTIONS + 3)
@@ -100,7 +100,7 @@ def test_a_limit_that_allows_no_connections_at_all_has_only_one_remedy(
     assert "or less" not in str(caught.value)
 
 
-def test_no_limit_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unlimited_open_files_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     limit_to(monkeypatch, resource.RLIM_INFINITY)
     check_open_file_limit(1000)
 
@@ -108,9 +108,7 @@ def test_no_limit_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- during the work -----------------------------------------------------------------------------------
 
 
-def test_lines_with_the_progress_and_the_counts_against_their_limits_are_written(
-    lines: Lines, listener: socket.socket
-) -> None:
+def test_log_lines_have_progress_counts_and_limits(lines: Lines, listener: socket.socket) -> None:
     with (
         closing(socket.create_connection(listener.getsockname())),
         Monitor(log, port_of(listener), 25, lambda: "parts 3/9"),
@@ -121,9 +119,7 @@ def test_lines_with_the_progress_and_the_counts_against_their_limits_are_written
     assert all(re.fullmatch(pattern, line) for line in lines.lines)
 
 
-def test_only_sockets_to_the_port_count_and_their_peak_outlives_them(
-    lines: Lines, listener: socket.socket
-) -> None:
+def test_only_sockets_to_the_port_count_for_the_peak(lines: Lines, listener: socket.socket) -> None:
     with ExitStack() as stack, Monitor(log, port_of(listener), 25, str) as watching:
         other = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         stack.enter_context(socket.create_connection(other.getsockname()))
@@ -136,7 +132,7 @@ def test_only_sockets_to_the_port_count_and_their_peak_outlives_them(
     assert watching.peaks.sockets == 5
 
 
-def test_the_peak_of_open_files_outlives_them(lines: Lines) -> None:
+def test_peak_of_open_files_is_kept(lines: Lines) -> None:
     before = open_files()
     with Monitor(log, 1, 25, str) as watching:
         opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(50)]
@@ -153,7 +149,7 @@ def test_the_peak_of_open_files_outlives_them(lines: Lines) -> None:
     assert watching.peaks.rss_bytes > 1024**2
 
 
-def test_work_that_is_shorter_than_a_sample_is_measured_all_the_same(listener: socket.socket) -> None:
+def test_work_shorter_than_a_sample_is_measured(listener: socket.socket) -> None:
     with (
         closing(socket.create_connection(listener.getsockname())),
         Monitor(log, port_of(listener), 25, str) as watching,
@@ -163,7 +159,7 @@ def test_work_that_is_shorter_than_a_sample_is_measured_all_the_same(listener: s
     assert watching.peaks.open_files > 0
 
 
-def test_the_watching_ends_with_the_work_even_when_it_fails(lines: Lines) -> None:
+def test_monitor_stops_when_the_work_fails(lines: Lines) -> None:
     def break_off() -> None:
         with Monitor(log, 1, 25, str):
             assert lines.enough.wait(30)

@@ -160,7 +160,7 @@ def test_parts_hold_the_raw_objects_end_to_end(
         max_size=(limits.REQUEST_TRIES - 1) // 2,
     ),
 )
-def test_faults_that_pass_leave_no_trace_in_the_parts(
+def test_transient_faults_do_not_change_the_parts(
     hour: dict[str, bytes],
     separators: bool,
     threads: int,
@@ -183,7 +183,7 @@ def test_faults_that_pass_leave_no_trace_in_the_parts(
     assert packing.packer.retries == hits
 
 
-def test_a_newline_follows_each_plain_object_that_has_none_and_no_other() -> None:
+def test_newline_is_added_only_to_plain_objects_without_one() -> None:
     store = FakeStore()
     hour = {"a": b"one", "b": b"two\n", "c": b"", "d": b"\n", "e": b"x\r", "f.gz": b"zipped", "g": b"y" * 30}
     packing = Packing(store, hour, separators=True)
@@ -199,7 +199,7 @@ def test_a_newline_follows_each_plain_object_that_has_none_and_no_other() -> Non
     assert by_name["part-00001.log"].separators == by_name["part-00002.log.gz"].separators == 0
 
 
-def test_zero_byte_objects_are_in_the_parts_without_being_fetched() -> None:
+def test_empty_objects_are_packed_without_requests() -> None:
     store = FakeStore()
     packing = Packing(store, {"a": b"", "b": b"bytes", "c": b"", "d.gz": b""})
     packing.run()
@@ -208,7 +208,7 @@ def test_zero_byte_objects_are_in_the_parts_without_being_fetched() -> None:
     assert [len(part.objects) for part in sorted(packing.written, key=lambda part: part.name)] == [3, 1]
 
 
-def test_an_object_larger_than_a_part_is_copied_by_the_store_and_passes_through_nothing_else() -> None:
+def test_object_larger_than_a_part_is_copied_by_the_store() -> None:
     store = FakeStore()
     packing = Packing(store, {"a": b"a" * 31, "b": b"b" * 10}, settings=PackSettings(headers={"x": "y"}))
     packing.run()
@@ -221,7 +221,7 @@ def test_an_object_larger_than_a_part_is_copied_by_the_store_and_passes_through_
     assert packing.packer.requests == {"GET": 3, "PUT": 1, "COPY": 1}
 
 
-def test_only_the_parts_that_are_asked_for_are_written() -> None:
+def test_only_requested_parts_are_written() -> None:
     store = FakeStore()
     packing = Packing(store, THREE)
     packing.run(packing.planned[1:2])
@@ -229,14 +229,14 @@ def test_only_the_parts_that_are_asked_for_are_written() -> None:
     assert fetched(store) == [RAW + "b.log"]
 
 
-def test_nothing_to_pack_asks_nothing_of_the_store() -> None:
+def test_packing_no_parts_makes_no_requests() -> None:
     store = FakeStore()
     Packing(store, {}).run()
     assert store.log == []
 
 
 @pytest.mark.parametrize("algorithm", ["crc64nvme", "crc32c", "crc32"])
-def test_a_body_is_held_against_whichever_crc_the_store_keeps_of_it(algorithm: str) -> None:
+def test_body_is_compared_with_any_crc_of_the_store(algorithm: str) -> None:
     store = FakeStore()
     store.on("GET", "b.log", Effect.WRONG_BYTES)
     packing = Packing(store, THREE, algorithm=algorithm)
@@ -247,7 +247,7 @@ def test_a_body_is_held_against_whichever_crc_the_store_keeps_of_it(algorithm: s
 
 
 @pytest.mark.parametrize("md5_etag", [True, False])
-def test_a_body_without_a_crc_is_checked_by_its_length_which_is_told(md5_etag: bool) -> None:
+def test_body_without_crc_is_compared_by_length(md5_etag: bool) -> None:
     packing = Packing(FakeStore(keeps_crc=False), THREE, md5_etag=md5_etag)
     packing.run()
     objects = [item for part in packing.written for item in part.objects]
@@ -283,7 +283,7 @@ class Held:
 
 
 @pytest.mark.parametrize("separators", [False, True])
-def test_objects_that_arrive_in_the_reverse_order_lie_where_they_should(separators: bool) -> None:
+def test_objects_received_in_reverse_order_are_placed_correctly(separators: bool) -> None:
     store = FakeStore(threads=12)
     held = Held(until=9)
     store.on("GET", "", held, times=100)
@@ -296,7 +296,7 @@ def test_objects_that_arrive_in_the_reverse_order_lie_where_they_should(separato
     )
 
 
-def test_requests_in_flight_are_bound_by_the_connections_however_many_objects_there_are() -> None:
+def test_requests_in_flight_stay_within_the_connections() -> None:
     store = FakeStore(threads=32)
     hour = {f"{number:03d}.log": b"x" for number in range(200)}
     held = Held(until=7)
@@ -308,7 +308,7 @@ def test_requests_in_flight_are_bound_by_the_connections_however_many_objects_th
     assert held.most == 7
 
 
-def test_the_next_parts_are_fetched_while_one_is_written() -> None:
+def test_next_parts_are_fetched_while_one_is_written() -> None:
     store = FakeStore(threads=4)
     fetched = threading.Event()
     store.on("GET", "c.log", fetched.set)
@@ -321,7 +321,7 @@ def _wait(event: threading.Event) -> None:
     assert event.wait(30)
 
 
-def test_parts_are_written_and_reported_one_after_the_other_within_bounded_memory() -> None:
+def test_parts_are_written_in_order_within_bounded_memory() -> None:
     store = FakeStore()
     hour = {f"{number}.log": b"x" * 20 for number in range(9)}
     packing = Packing(store, hour, connections=1)
@@ -334,7 +334,7 @@ def test_parts_are_written_and_reported_one_after_the_other_within_bounded_memor
 
 
 @pytest.mark.parametrize(("kind", "name"), [("GET", "b.log"), ("PUT", "part-00001")])
-def test_a_request_without_an_answer_is_cancelled_after_its_time_and_tried_again(
+def test_unanswered_request_is_cancelled_and_retried(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, kind: str, name: str
 ) -> None:
     monkeypatch.setattr("include.log_rollup.steps.request_loop.TICK_SECONDS", 0.002)
@@ -350,7 +350,7 @@ def test_a_request_without_an_answer_is_cancelled_after_its_time_and_tried_again
     assert name in caplog.text
 
 
-def test_the_time_of_a_request_grows_with_its_body() -> None:
+def test_request_timeout_grows_with_the_body() -> None:
     times = PackSettings(connect_timeout=timedelta(seconds=2), response_timeout=timedelta(seconds=3))
     assert times.request_seconds(0) == 2 + 2 + 3
     assert times.request_seconds(limits.SLOWEST_BODY_BYTES_PER_SECOND * 10) == 7 + 10
@@ -360,7 +360,7 @@ def test_the_time_of_a_request_grows_with_its_body() -> None:
 
 
 @pytest.mark.parametrize(("kind", "name"), [("GET", "b.log"), ("PUT", "part-00001")])
-def test_what_goes_wrong_every_time_ends_after_the_last_try_with_its_number(kind: str, name: str) -> None:
+def test_lasting_fault_ends_after_the_last_try(kind: str, name: str) -> None:
     store = FakeStore()
     rule = store.on(kind, name, TransientError("the connection broke"), times=999)
     error = Packing(store, THREE).refusal()
@@ -369,23 +369,21 @@ def test_what_goes_wrong_every_time_ends_after_the_last_try_with_its_number(kind
     assert rule.hits == limits.REQUEST_TRIES
 
 
-def test_a_buffer_that_changed_is_not_sent_again() -> None:
+def test_changed_buffer_is_not_sent_again() -> None:
     store = FakeStore()
     rule = store.on("PUT", "part-00001", ChangedBufferError("its buffer changed"), times=999)
     assert isinstance(Packing(store, THREE).refusal(), ChangedBufferError)
     assert rule.hits == 1
 
 
-def test_throttling_that_does_not_end_is_told_as_throttling() -> None:
+def test_lasting_throttling_is_raised_as_throttling() -> None:
     store = FakeStore()
     store.on("GET", "b.log", ThrottledError("slow down"), times=999)
     assert isinstance(Packing(store, THREE).refusal(), ThrottledError)
 
 
 @pytest.mark.parametrize(("throttled", "in_flight"), [(0, range(7, 8)), (7, range(1, 5))])
-def test_throttling_lowers_the_number_of_requests_in_flight_and_is_counted_and_told(
-    throttled: int, in_flight: range
-) -> None:
+def test_throttling_lowers_the_requests_in_flight(throttled: int, in_flight: range) -> None:
     store = FakeStore()
     hour = {f"{number:03d}.log": b"x" for number in range(60)}
     packing = Packing(store, hour, connections=4)
@@ -402,7 +400,7 @@ def test_throttling_lowers_the_number_of_requests_in_flight_and_is_counted_and_t
     assert joined_parts(store)[""] == b"x" * 60
 
 
-def test_a_refusal_fails_at_once() -> None:
+def test_refusal_fails_at_once() -> None:
     store = FakeStore()
     rule = store.on("GET", "b.log", AccessError("GET b.log: S3 answered 403"), times=9)
     assert isinstance(Packing(store, THREE).refusal(), AccessError)
@@ -412,9 +410,7 @@ def test_a_refusal_fails_at_once() -> None:
 @pytest.mark.parametrize("threads", [0, 3])
 @pytest.mark.parametrize("size", [20, 31])
 @pytest.mark.parametrize("what", ["changed", "vanished"])
-def test_an_object_that_is_not_what_was_planned_is_named_with_the_way_out(
-    threads: int, size: int, what: str
-) -> None:
+def test_changed_object_is_named_with_the_fix(threads: int, size: int, what: str) -> None:
     store = FakeStore(threads=threads)
     packing = Packing(store, {**THREE, "b.log": b"b" * size})
     if what == "changed":
@@ -429,7 +425,7 @@ def test_an_object_that_is_not_what_was_planned_is_named_with_the_way_out(
 
 
 @pytest.mark.parametrize("size", [10, 30])
-def test_an_object_of_another_size_than_planned_never_gets_into_a_part(size: int) -> None:
+def test_object_of_unplanned_size_is_not_packed(size: int) -> None:
     store = FakeStore()
     packing = Packing(store, THREE)
     store.produce(RAW + "b.log", b"B" * size)
@@ -437,7 +433,7 @@ def test_an_object_of_another_size_than_planned_never_gets_into_a_part(size: int
     assert "part-00001.log" not in standing(store)
 
 
-def test_an_object_that_changes_while_it_is_copied_is_named() -> None:
+def test_object_changed_during_a_copy_is_named() -> None:
     store = FakeStore()
     packing = Packing(store, {"b.log": b"b" * 40})
     store.on("COPY", "", lambda: _discard(store.produce(RAW + "b.log", b"B" * 40)))
@@ -451,7 +447,7 @@ def _discard(_: object) -> None:
     """A rule's function returns nothing."""
 
 
-def test_an_answer_with_another_etag_than_asked_for_is_believed_only_twice() -> None:
+def test_unexpected_etag_is_accepted_only_if_repeated() -> None:
     once, twice = FakeStore(), FakeStore()
     once.on("GET", "b.log", Effect.WRONG_ETAG)
     Packing(once, THREE).run()
@@ -463,7 +459,7 @@ def test_an_answer_with_another_etag_than_asked_for_is_believed_only_twice() -> 
     assert twice.stored(RAW + "b.log").etag in str(error)
 
 
-def test_a_body_that_is_cut_off_without_a_crc_to_tell_is_told_by_its_length() -> None:
+def test_truncated_body_without_crc_is_found_by_length() -> None:
     store = FakeStore(keeps_crc=False)
     store.on("GET", "b.log", Effect.TRUNCATED, times=99)
     error = Packing(store, THREE).refusal()
@@ -474,7 +470,7 @@ def test_a_body_that_is_cut_off_without_a_crc_to_tell_is_told_by_its_length() ->
 
 @pytest.mark.parametrize("size", [20, 40])
 @pytest.mark.parametrize("parts", [0, 1, 2])
-def test_each_part_is_written_only_after_a_look_that_allows_it(size: int, parts: int) -> None:
+def test_each_part_needs_an_ownership_check(size: int, parts: int) -> None:
     store = FakeStore()
     looks: list[int] = []
 
@@ -490,7 +486,7 @@ def test_each_part_is_written_only_after_a_look_that_allows_it(size: int, parts:
     assert len(standing(store)) <= parts
 
 
-def test_a_guard_that_holds_is_asked_before_each_part_and_nothing_else_is() -> None:
+def test_passing_quick_check_replaces_the_full_check() -> None:
     store = FakeStore()
     store.write(CLAIM, b"ours", "text/plain")
     asked: list[tuple[bytes, int]] = []
@@ -521,7 +517,7 @@ def test_a_guard_that_holds_is_asked_before_each_part_and_nothing_else_is() -> N
         (b"ours", Effect.STALLED),
     ],
 )
-def test_where_the_guard_does_not_hold_the_whole_look_decides(
+def test_failing_quick_check_leads_to_the_full_check(
     monkeypatch: pytest.MonkeyPatch, body: bytes | None, effect: Effect | Exception | None
 ) -> None:
     monkeypatch.setattr("include.log_rollup.steps.request_loop.TICK_SECONDS", 0.002)
@@ -548,7 +544,7 @@ def test_where_the_guard_does_not_hold_the_whole_look_decides(
 
 @pytest.mark.parametrize("size", [20, 40])
 @pytest.mark.parametrize("threads", [0, 3])
-def test_packing_stops_if_the_hour_is_complete_already(size: int, threads: int) -> None:
+def test_packing_stops_if_the_hour_is_complete(size: int, threads: int) -> None:
     store = FakeStore(threads=threads)
     packing = Packing(store, {name: body[:1] * size for name, body in THREE.items()}, allowed=lambda: False)
     assert not packing.run()
@@ -564,7 +560,7 @@ WRITES = ("PUT", "COPY")
 @pytest.mark.parametrize(
     "fault", [TransientError("broke"), ThrottledError("slow down"), Effect.LOST_ANSWER], ids=str
 )
-def test_the_claim_is_read_before_each_try_of_a_write(
+def test_claim_is_read_before_each_try_of_a_write(
     kind: str, size: int, fault: Effect | Exception, threads: int
 ) -> None:
     """One look covered 8 tries over minutes, in which another run completed the hour."""
@@ -587,7 +583,7 @@ def test_the_claim_is_read_before_each_try_of_a_write(
 
 
 @pytest.mark.parametrize(("kind", "size"), [("PUT", 20), ("COPY", 40)])
-def test_a_claim_that_changes_between_two_tries_stops_the_write(kind: str, size: int) -> None:
+def test_claim_that_changes_between_two_tries_stops_the_write(kind: str, size: int) -> None:
     store = FakeStore()
     store.write(CLAIM, b"ours", "text/plain")
 
@@ -621,7 +617,7 @@ def small_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("small_ranges")
 @pytest.mark.parametrize("threads", [0, 3])
 @pytest.mark.parametrize(("size", "ranges"), [(50, 0), (51, 3), (60, 3), (61, 4)])
-def test_a_large_object_is_copied_in_ranges(size: int, ranges: int, threads: int) -> None:
+def test_large_object_is_copied_in_ranges(size: int, ranges: int, threads: int) -> None:
     store = FakeStore(threads=threads)
     body = bytes(range(size))
     packing = Packing(store, {"a": body, "b": b"b"}, settings=PackSettings(headers={"x": "y"}))
@@ -638,7 +634,7 @@ def test_a_large_object_is_copied_in_ranges(size: int, ranges: int, threads: int
 
 
 @pytest.mark.usefixtures("small_ranges")
-def test_a_large_copy_is_finished_only_under_the_claim() -> None:
+def test_large_copy_is_finished_only_under_the_claim() -> None:
     store = FakeStore()
     checks: list[int] = []
 
@@ -662,7 +658,7 @@ def test_a_large_copy_is_finished_only_under_the_claim() -> None:
 
 @pytest.mark.usefixtures("small_ranges")
 @pytest.mark.parametrize("kind", ["BEGIN", "RANGECOPY", "FINISH", "HEAD"])
-def test_a_large_copy_that_is_refused_fails(kind: str) -> None:
+def test_large_copy_that_is_refused_fails(kind: str) -> None:
     store = FakeStore()
     store.on(kind, "part-0", AccessError("denied"))
     assert isinstance(Packing(store, {"a": b"a" * 60}).refusal(), AccessError)
@@ -670,7 +666,7 @@ def test_a_large_copy_that_is_refused_fails(kind: str) -> None:
 
 @pytest.mark.usefixtures("small_ranges")
 @pytest.mark.parametrize("what", ["changed", "vanished"])
-def test_a_large_object_that_changes_while_it_is_copied_is_named(what: str) -> None:
+def test_large_object_changed_during_a_copy_is_named(what: str) -> None:
     store = FakeStore()
     packing = Packing(store, {"a": b"a" * 60})
 
@@ -687,7 +683,7 @@ def test_a_large_object_that_changes_while_it_is_copied_is_named(what: str) -> N
     assert parts(store) == {}
 
 
-def test_copies_run_side_by_side_within_the_connections() -> None:
+def test_copies_run_in_parallel_within_the_connections() -> None:
     store = FakeStore(threads=12)
     together = threading.Barrier(4)
     store.on("COPY", "", lambda: _discard(together.wait(30)), times=8)
@@ -698,7 +694,7 @@ def test_copies_run_side_by_side_within_the_connections() -> None:
     assert packing.transfer.most_in_flight <= 4 + 4 // 2 + 1
 
 
-def test_a_stalled_copy_is_cancelled_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stalled_copy_is_cancelled_and_retried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("include.log_rollup.steps.request_loop.TICK_SECONDS", 0.002)
     store = FakeStore()
     store.on("COPY", "part-00000", Effect.STALLED, times=2)
@@ -709,7 +705,7 @@ def test_a_stalled_copy_is_cancelled_and_tried_again(monkeypatch: pytest.MonkeyP
     assert standing(store) == {"part-00000.log": b"a" * 40}
 
 
-def test_bytes_that_stay_wrong_never_get_into_a_part() -> None:
+def test_persistently_wrong_bytes_are_not_packed() -> None:
     store = FakeStore()
     store.on("GET", "b.log", Effect.WRONG_BYTES, times=99)
     error = Packing(store, THREE).refusal()
@@ -718,7 +714,7 @@ def test_bytes_that_stay_wrong_never_get_into_a_part() -> None:
     assert "part-00001.log" not in standing(store)
 
 
-def test_the_parts_before_a_failure_stay_and_are_reported() -> None:
+def test_parts_written_before_a_failure_are_reported() -> None:
     store = FakeStore()
     store.on("GET", "c.log", AccessError("denied"), times=9)
     packing = Packing(store, THREE, connections=1)
@@ -728,7 +724,7 @@ def test_the_parts_before_a_failure_stay_and_are_reported() -> None:
     assert "part-00002.log" not in standing(store)
 
 
-def test_after_a_failure_no_request_is_left_under_way() -> None:
+def test_no_request_is_pending_after_a_failure() -> None:
     store = FakeStore()
     store.on("GET", "a.log", Effect.STALLED)
     store.on("GET", "c.log", AccessError("denied"))
@@ -738,7 +734,7 @@ def test_after_a_failure_no_request_is_left_under_way() -> None:
     assert standing(store).keys() <= {"part-00001.log"}
 
 
-def test_a_report_that_fails_ends_the_packing() -> None:
+def test_failing_report_ends_the_packing() -> None:
     store = FakeStore()
     packing = Packing(store, THREE)
 

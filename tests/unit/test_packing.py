@@ -93,7 +93,7 @@ def put(store: FakeStore) -> list[str]:
 # -- what is missing -----------------------------------------------------------------------------------
 
 
-def test_a_shard_is_packed_and_its_receipt_lists_the_parts_in_order(store: FakeStore) -> None:
+def test_receipt_lists_the_parts_of_a_shard_in_order(store: FakeStore) -> None:
     ref = planned_shard(store)
     measured = pack_shard(store, STREAM, ref)
     assert list(parts(store)) == noted(store, ref)
@@ -102,7 +102,7 @@ def test_a_shard_is_packed_and_its_receipt_lists_the_parts_in_order(store: FakeS
     assert (measured.parts_written, measured.parts_left_alone) == (3, 0)
 
 
-def test_a_packed_shard_packed_again_moves_no_data(store: FakeStore) -> None:
+def test_packed_shard_is_not_transferred_again(store: FakeStore) -> None:
     ref = planned_shard(store)
     pack_shard(store, STREAM, ref)
     store.log.clear()
@@ -112,7 +112,7 @@ def test_a_packed_shard_packed_again_moves_no_data(store: FakeStore) -> None:
     assert len(noted(store, ref)) == 3
 
 
-def test_a_retry_goes_on_where_the_failed_try_ended(store: FakeStore) -> None:
+def test_retry_keeps_finished_parts(store: FakeStore) -> None:
     ref = planned_shard(store)
     store.on("PUT", "part-00001", AccessError("denied"))
     with pytest.raises(AccessError):
@@ -127,7 +127,7 @@ def test_a_retry_goes_on_where_the_failed_try_ended(store: FakeStore) -> None:
 
 
 @pytest.mark.parametrize("damage", ["corrupted", "deleted"])
-def test_a_part_that_is_not_as_the_receipt_says_is_packed_again(store: FakeStore, damage: str) -> None:
+def test_part_that_differs_from_its_receipt_is_packed_again(store: FakeStore, damage: str) -> None:
     ref = planned_shard(store)
     pack_shard(store, STREAM, ref)
     if damage == "corrupted":
@@ -140,7 +140,7 @@ def test_a_part_that_is_not_as_the_receipt_says_is_packed_again(store: FakeStore
     assert b"".join(parts(store).values()) == b"".join(RAW_HOUR.values())
 
 
-def test_a_part_that_stands_without_a_receipt_is_packed_again(store: FakeStore) -> None:
+def test_part_without_a_receipt_is_packed_again(store: FakeStore) -> None:
     ref = planned_shard(store)
     pack_shard(store, STREAM, ref)
     store.vanish(f"{WORK}{ref.plan_id}/receipt-00000.json.gz")
@@ -149,7 +149,7 @@ def test_a_part_that_stands_without_a_receipt_is_packed_again(store: FakeStore) 
     assert len(put(store)) == 3
 
 
-def test_the_marker_is_gone_before_any_part_changes(store: FakeStore) -> None:
+def test_marker_is_removed_before_any_part_changes(store: FakeStore) -> None:
     ref = planned_shard(store)
     store.produce(MARKER, b"{}")
     pack_shard(store, STREAM, ref)
@@ -161,7 +161,7 @@ def test_the_marker_is_gone_before_any_part_changes(store: FakeStore) -> None:
 # -- the receipt ---------------------------------------------------------------------------------------
 
 
-def test_the_receipt_is_written_while_the_packing_goes_on(store: FakeStore) -> None:
+def test_receipt_is_written_during_packing(store: FakeStore) -> None:
     ref = planned_shard(store)
     noted_first = threading.Event()
     store.on("WRITE", "receipt-", noted_first.set)
@@ -173,7 +173,7 @@ def test_the_receipt_is_written_while_the_packing_goes_on(store: FakeStore) -> N
     assert packed_last == [True]
 
 
-def test_after_a_crash_in_the_middle_the_receipt_says_nothing_that_is_not_so(store: FakeStore) -> None:
+def test_receipt_is_true_after_a_crash(store: FakeStore) -> None:
     ref = planned_shard(store)
     for writes in range(1, 8):
         store.crash_after_writes(writes)
@@ -191,14 +191,14 @@ def test_after_a_crash_in_the_middle_the_receipt_says_nothing_that_is_not_so(sto
     assert b"".join(parts(store).values()) == b"".join(RAW_HOUR.values())
 
 
-def test_a_receipt_that_cannot_be_written_fails_the_task(store: FakeStore) -> None:
+def test_receipt_that_cannot_be_written_fails_the_task(store: FakeStore) -> None:
     ref = planned_shard(store)
     store.on("WRITE", "receipt-", AccessError("denied"), times=99)
     with pytest.raises(AccessError, match="denied"):
         pack_shard(store, STREAM, ref)
 
 
-def test_a_receipt_that_could_not_be_written_once_is_complete_in_the_end(store: FakeStore) -> None:
+def test_failed_receipt_write_is_made_up_for_later(store: FakeStore) -> None:
     ref = planned_shard(store)
     store.on("WRITE", "receipt-", TransientError("the connection broke"))
     for _ in range(2):
@@ -227,7 +227,7 @@ def test_measurements_of_all_tries_are_added_up_in_the_receipt(store: FakeStore)
     assert total["rss_bytes"] > 1024**2
 
 
-def test_what_a_failed_try_measured_is_in_the_receipt_too(store: FakeStore) -> None:
+def test_receipt_has_measurements_of_failed_tries(store: FakeStore) -> None:
     ref = planned_shard(store)
     store.on("GET", "b.log", TransientError("once"))
     store.on("PUT", "part-00002", AccessError("denied"))
@@ -240,7 +240,7 @@ def test_what_a_failed_try_measured_is_in_the_receipt_too(store: FakeStore) -> N
     assert total["requests"]["GET"] >= 7
 
 
-def test_what_a_try_measured_is_told_whether_it_failed_or_not(store: FakeStore) -> None:
+def test_measurements_are_reported_even_after_a_failure(store: FakeStore) -> None:
     ref = planned_shard(store)
     store.on("GET", "b.log", TransientError("once"))
     store.on("PUT", "part-00002", AccessError("denied"))
@@ -255,7 +255,7 @@ def test_what_a_try_measured_is_told_whether_it_failed_or_not(store: FakeStore) 
 # -- another plan --------------------------------------------------------------------------------------
 
 
-def test_a_shard_of_a_plan_that_another_run_replaced_is_not_packed(store: FakeStore) -> None:
+def test_shard_of_a_replaced_plan_is_not_packed(store: FakeStore) -> None:
     ref = planned_shard(store)
     store.produce(RAW + "g.log", b"late")
     other = planned_shard(store)
@@ -266,7 +266,7 @@ def test_a_shard_of_a_plan_that_another_run_replaced_is_not_packed(store: FakeSt
     assert store.writes() == []
 
 
-def test_a_shard_of_an_hour_that_is_complete_under_its_plan_has_nothing_to_do(store: FakeStore) -> None:
+def test_shard_of_a_completed_plan_has_nothing_to_do(store: FakeStore) -> None:
     ref = planned_shard(store)
     run_hour(store, STREAM)
     before = store.snapshot()
@@ -275,7 +275,7 @@ def test_a_shard_of_an_hour_that_is_complete_under_its_plan_has_nothing_to_do(st
     assert store.snapshot() == before
 
 
-def test_a_shard_of_an_hour_that_is_complete_under_another_plan_is_not_packed(store: FakeStore) -> None:
+def test_shard_is_not_packed_if_another_plan_is_complete(store: FakeStore) -> None:
     ref = planned_shard(store)
     store.produce(RAW + "g.log", b"late")
     run_hour(store, STREAM)
@@ -286,7 +286,7 @@ def test_a_shard_of_an_hour_that_is_complete_under_another_plan_is_not_packed(st
     assert_complete(store, STREAM)
 
 
-def test_a_shard_whose_plan_is_gone_is_not_packed(store: FakeStore) -> None:
+def test_shard_of_a_missing_plan_is_not_packed(store: FakeStore) -> None:
     ref = planned_shard(store)
     store.vanish(f"{WORK}{ref.plan_id}/shard-00000.json.gz")
     with pytest.raises(SupersededError, match="clear the run from plan_hour on"):
@@ -294,7 +294,7 @@ def test_a_shard_whose_plan_is_gone_is_not_packed(store: FakeStore) -> None:
     assert store.writes() == []
 
 
-def test_a_shard_that_another_run_overtakes_in_the_middle_stops_at_its_next_look(store: FakeStore) -> None:
+def test_overtaken_shard_stops_at_its_next_check(store: FakeStore) -> None:
     produce(store, {f"x{number}.log": b"x" * 60 for number in range(12)})
     ref = planned_shard(store)
     meanwhile: list[int] = []
@@ -314,9 +314,7 @@ def test_a_shard_that_another_run_overtakes_in_the_middle_stops_at_its_next_look
 
 
 @pytest.mark.parametrize(("kind", "contains"), [("PUT", "part-00001"), ("COPY", "part-0")])
-def test_a_try_after_another_run_completed_the_hour_is_not_made(
-    store: FakeStore, kind: str, contains: str
-) -> None:
+def test_write_is_not_retried_after_another_run_completed(store: FakeStore, kind: str, contains: str) -> None:
     produce(store, {"x.log": b"x" * 100})
     ref = planned_shard(store)
     meanwhile: list[int] = []
@@ -336,7 +334,7 @@ def test_a_try_after_another_run_completed_the_hour_is_not_made(
 
 
 @pytest.mark.parametrize(("kind", "contains"), [("PUT", "part-00002"), ("COPY", "part-00003")])
-def test_the_claim_is_read_once_more_after_the_last_write(store: FakeStore, kind: str, contains: str) -> None:
+def test_claim_is_read_once_more_after_the_last_write(store: FakeStore, kind: str, contains: str) -> None:
     """A write that was under way when another run took over leaves a part that nobody needs: it is removed."""
     produce(store, {"x.log": b"x" * 100})
     stream = make_stream(shard_size=1024, max_connections=5)
@@ -355,7 +353,7 @@ def test_the_claim_is_read_once_more_after_the_last_write(store: FakeStore, kind
     assert parts(store).keys() == {entry["name"] for entry in manifest_of(store)[0]["parts_table"]}
 
 
-def test_a_shard_that_is_packed_reads_the_claim_last(store: FakeStore) -> None:
+def test_packed_shard_reads_the_claim_last(store: FakeStore) -> None:
     ref = planned_shard(store)
     pack_shard(store, STREAM, ref)
     kinds = [f"{each.kind} {each.name}" for each in store.log]
@@ -423,7 +421,7 @@ def packed_objects(ending: str, spoil: Callable[[bytes], bytes], spoiled: str) -
 @pytest.mark.parametrize("spoil", [cut_off, flipped, not_packed])
 @pytest.mark.parametrize("ending", PACKERS)
 @pytest.mark.parametrize("threads", [0, 3])
-def test_a_damaged_object_gets_a_part_of_its_own(
+def test_damaged_object_gets_a_part_of_its_own(
     ending: str,
     spoil: Callable[[bytes], bytes],
     spoiled: str,
@@ -450,7 +448,7 @@ def test_a_damaged_object_gets_a_part_of_its_own(
     assert [PACKERS[ending][1](found[part]) for part in intact] == ([joined] if joined else [])
 
 
-def test_an_hour_with_damaged_objects_stays_as_it_is() -> None:
+def test_hour_with_damaged_objects_stays_as_it_is() -> None:
     store = FakeStore()
     produce(store, packed_objects(".gz", cut_off, "bd"))
     totals = run_hour(store, CHECKING)
@@ -464,7 +462,7 @@ def test_an_hour_with_damaged_objects_stays_as_it_is() -> None:
     assert store.snapshot() == before
 
 
-def test_a_late_object_beside_damaged_ones_is_packed() -> None:
+def test_late_object_next_to_damaged_ones_is_packed() -> None:
     store = FakeStore()
     hour = packed_objects(".gz", cut_off, "b")
     produce(store, hour)
@@ -475,7 +473,7 @@ def test_a_late_object_beside_damaged_ones_is_packed() -> None:
     assert plan_hour(store, CHECKING, HOUR, "again").unchanged
 
 
-def test_a_damaged_object_that_was_repaired_shares_a_part_again() -> None:
+def test_repaired_object_shares_a_part_again() -> None:
     store = FakeStore()
     produce(store, packed_objects(".gz", cut_off, "b"))
     run_hour(store, CHECKING)
@@ -484,7 +482,7 @@ def test_a_damaged_object_that_was_repaired_shares_a_part_again() -> None:
     assert_complete(store, CHECKING)
 
 
-def test_an_expired_hour_keeps_its_damaged_objects() -> None:
+def test_expired_hour_keeps_its_damaged_objects() -> None:
     store = FakeStore()
     hour = packed_objects(".gz", cut_off, "b")
     produce(store, hour)
@@ -511,7 +509,7 @@ def test_split_parts_of_an_unfinished_run_hold_their_objects() -> None:
 
 
 @pytest.mark.parametrize("turned", ["on", "off"])
-def test_an_hour_is_right_though_checking_is_turned_on_or_off(turned: str) -> None:
+def test_hour_is_correct_when_check_encoding_changes(turned: str) -> None:
     off = CHECKING.model_copy(update={"check_encoding": False})
     first, second = (off, CHECKING) if turned == "on" else (CHECKING, off)
     for damage in (None, "receipt", "crash"):
@@ -530,7 +528,7 @@ def test_an_hour_is_right_though_checking_is_turned_on_or_off(turned: str) -> No
         assert parts(store).keys() == names
 
 
-def test_after_a_crash_at_any_write_split_parts_are_ours() -> None:
+def test_split_parts_are_recognised_after_any_crash() -> None:
     for writes in count():
         store = FakeStore()
         produce(store, packed_objects(".gz", cut_off, "b"))
@@ -548,14 +546,14 @@ def test_after_a_crash_at_any_write_split_parts_are_ours() -> None:
         assert len(parts(store)) == 2
 
 
-def test_without_the_setting_nothing_is_unpacked() -> None:
+def test_nothing_is_unpacked_without_check_encoding() -> None:
     store = FakeStore()
     produce(store, packed_objects(".gz", cut_off, "b"))
     assert run_hour(store, make_stream(part_size=4096, shard_size=8192)).damaged == 0
     assert len(parts(store)) == 1
 
 
-def test_an_object_that_is_copied_is_not_unpacked() -> None:
+def test_copied_object_is_not_unpacked() -> None:
     store = FakeStore()
     produce(store, {"a.gz": b"x" * 5000, "b.gz": gzip.compress(b"b")})
     assert run_hour(store, CHECKING).damaged == 0
@@ -565,7 +563,7 @@ def test_an_object_that_is_copied_is_not_unpacked() -> None:
 # -- limits and failures -------------------------------------------------------------------------------
 
 
-def test_too_low_an_open_file_limit_fails_before_anything_is_opened(
+def test_low_open_file_limit_fails_before_anything_is_opened(
     store: FakeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ref = planned_shard(store)
@@ -580,7 +578,7 @@ def test_too_low_an_open_file_limit_fails_before_anything_is_opened(
 @pytest.mark.parametrize(
     "fault", [None, AccessError("denied"), TransientError("no end"), CrashError("died")], ids=str
 )
-def test_the_transfer_is_closed_whatever_happens(store: FakeStore, fault: Exception | None) -> None:
+def test_transfer_is_always_closed(store: FakeStore, fault: Exception | None) -> None:
     ref = planned_shard(store)
     before = set(threading.enumerate())
     if fault is None:
@@ -593,7 +591,7 @@ def test_the_transfer_is_closed_whatever_happens(store: FakeStore, fault: Except
     assert set(threading.enumerate()) <= before
 
 
-def test_the_error_of_the_packing_is_not_hidden_by_one_of_its_receipt(store: FakeStore) -> None:
+def test_receipt_error_does_not_hide_the_packing_error(store: FakeStore) -> None:
     ref = planned_shard(store)
     store.on("PUT", "", AccessError("denied"), times=99)
     store.on("WRITE", "receipt-", TransientError("the connection broke"), times=99)
@@ -603,9 +601,7 @@ def test_the_error_of_the_packing_is_not_hidden_by_one_of_its_receipt(store: Fak
 
 
 @pytest.mark.parametrize("what", ["changed", "vanished"])
-def test_an_object_that_is_not_what_was_planned_fails_the_shard_and_clearing_packs_the_hour_as_it_is(
-    store: FakeStore, what: str
-) -> None:
+def test_changed_object_fails_the_shard_until_cleared(store: FakeStore, what: str) -> None:
     ref = planned_shard(store)
     if what == "changed":
         store.produce(RAW + "c.log", b"C" * 31)
@@ -618,7 +614,7 @@ def test_an_object_that_is_not_what_was_planned_fails_the_shard_and_clearing_pac
     assert_complete(store, STREAM)
 
 
-def test_an_object_that_changes_while_it_is_read_fails_the_shard(store: FakeStore) -> None:
+def test_object_changed_while_read_fails_the_shard(store: FakeStore) -> None:
     ref = planned_shard(store)
     store.on("GET", "c.log", lambda: _discard(store.produce(RAW + "c.log", b"C" * 30)))
     with pytest.raises(InputChangedError, match=r"c\.log"):
@@ -630,7 +626,7 @@ def _discard(_: object) -> None:
     """A rule's function returns nothing."""
 
 
-def test_a_part_whose_answer_was_lost_is_written_again_and_stands_once(store: FakeStore) -> None:
+def test_part_with_a_lost_answer_is_written_again(store: FakeStore) -> None:
     ref = planned_shard(store)
     store.on("PUT", "part-00001", Effect.LOST_ANSWER)
     pack_shard(store, STREAM, ref)
@@ -640,7 +636,7 @@ def test_a_part_whose_answer_was_lost_is_written_again_and_stands_once(store: Fa
 
 
 @pytest.mark.parametrize(("storage_class", "header"), [(None, None), ("STANDARD_IA", "STANDARD_IA")])
-def test_parts_carry_the_storage_class_of_the_stream_copied_ones_too(
+def test_all_parts_have_the_storage_class_of_the_stream(
     store: FakeStore, storage_class: str | None, header: str | None
 ) -> None:
     store.produce(RAW + "z.log", b"z" * 100)
@@ -650,7 +646,7 @@ def test_parts_carry_the_storage_class_of_the_stream_copied_ones_too(
     assert len(headers) == 4
 
 
-def test_raw_and_aggregated_may_lie_in_two_buckets() -> None:
+def test_raw_and_aggregated_may_be_in_two_buckets() -> None:
     store = FakeStore(buckets=["raw-logs", "logs"])
     stream = make_stream(raw=Location("raw-logs", "raw/app/"))
     for name, body in {**RAW_HOUR, "z.log": b"z" * 100}.items():
@@ -660,9 +656,7 @@ def test_raw_and_aggregated_may_lie_in_two_buckets() -> None:
     assert store.has(MARKER)
 
 
-def test_the_log_tells_how_much_stood_already_and_how_it_ended(
-    store: FakeStore, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_log_has_kept_parts_and_the_result(store: FakeStore, caplog: pytest.LogCaptureFixture) -> None:
     ref = planned_shard(store)
     pack_shard(store, STREAM, ref)
     store.vanish(part_key(store, 2))

@@ -10,7 +10,7 @@ from include.log_rollup.parallel import in_parallel
 
 
 @given(st.lists(st.integers(), max_size=20), st.integers(1, 5))
-def test_results_come_in_the_order_of_the_items(items: list[int], workers: int) -> None:
+def test_results_are_in_the_order_of_the_items(items: list[int], workers: int) -> None:
     assert list(in_parallel(workers, "test", lambda item: item * 2, items)) == [item * 2 for item in items]
 
 
@@ -19,7 +19,7 @@ def test_one_worker_needs_no_thread() -> None:
     assert threads == [threading.get_ident()] * 3
 
 
-def test_no_more_run_at_once_than_there_are_workers() -> None:
+def test_no_more_items_run_at_once_than_workers() -> None:
     inside, together = threading.Semaphore(3), threading.Barrier(3)
     too_many: list[bool] = []
 
@@ -33,7 +33,7 @@ def test_no_more_run_at_once_than_there_are_workers() -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_the_first_error_in_order_is_raised_and_ends_it(workers: int) -> None:
+def test_first_error_in_order_is_raised_and_ends_the_work(workers: int) -> None:
     called: list[int] = []
 
     def call(item: int) -> int:
@@ -50,7 +50,7 @@ def test_the_first_error_in_order_is_raised_and_ends_it(workers: int) -> None:
     assert len(called) < 1000
 
 
-def test_what_is_not_taken_to_the_end_leaves_no_thread() -> None:
+def test_unfinished_iteration_leaves_no_thread() -> None:
     before = set(threading.enumerate())
     results = in_parallel(2, "test-left", lambda item: item, range(50))
     assert next(results) == 0

@@ -97,7 +97,7 @@ streams = st.builds(
 @given(
     hour=raw_hours, stream=streams, how=stores, page_size=st.integers(1, 5), threads=st.sampled_from([0, 2])
 )
-def test_any_hour_is_packed_whole_in_order_and_proven(
+def test_any_hour_is_packed_completely_in_order(
     hour: dict[str, bytes], stream: Stream, how: dict[str, Any], page_size: int, threads: int
 ) -> None:
     store = FakeStore(**how, page_size=page_size, threads=threads)
@@ -151,7 +151,7 @@ passing = st.tuples(
     faults=st.lists(passing, max_size=5),
     threads=st.sampled_from([0, 2]),
 )
-def test_faults_that_pass_at_any_request_cost_only_tries(
+def test_transient_faults_at_any_request_cost_only_retries(
     hour: dict[str, bytes],
     stream: Stream,
     how: dict[str, Any],
@@ -179,7 +179,7 @@ def small_hour() -> FakeStore:
     [TransientError("the connection broke"), ThrottledError("slow down"), Effect.LOST_ANSWER],
     ids=["error", "throttle", "lost-answer"],
 )
-def test_a_fault_at_each_single_request_in_turn_costs_only_tries(effect: Effect | Exception) -> None:
+def test_fault_at_each_request_in_turn_costs_only_retries(effect: Effect | Exception) -> None:
     for number in count():
         store = small_hour()
         guard = MarkerGuard(store, make_stream())
@@ -194,7 +194,7 @@ def test_a_fault_at_each_single_request_in_turn_costs_only_tries(effect: Effect 
 
 
 @pytest.mark.parametrize("error", [AccessError("denied"), MissingBucketError("no such bucket")], ids=str)
-def test_a_refusal_at_each_single_request_in_turn_fails_and_leaves_nothing_wrong(error: RollupError) -> None:
+def test_refusal_at_each_request_fails_without_damage(error: RollupError) -> None:
     failed = 0
     for number in count():
         store = small_hour()
@@ -249,7 +249,7 @@ def test_mixed_encodings_each_keep_their_own_parts() -> None:
     }
 
 
-def test_an_hour_of_zero_byte_objects_becomes_an_empty_part_of_each_encoding() -> None:
+def test_empty_objects_become_an_empty_part_per_encoding() -> None:
     store, stream = FakeStore(), make_stream(ensure_newline=True)
     produce(store, {"a.log": b"", "b.log": b"", "c.gz": b""})
     totals = run_hour(store, stream)
@@ -259,7 +259,7 @@ def test_an_hour_of_zero_byte_objects_becomes_an_empty_part_of_each_encoding() -
     assert (totals.objects, totals.bytes_in, totals.bytes_out) == (3, 0, 0)
 
 
-def test_an_hour_of_oversize_objects_is_copied_part_for_part() -> None:
+def test_oversize_objects_are_copied_as_parts() -> None:
     store, stream = FakeStore(), make_stream(ensure_newline=True)
     hour = {f"{number}.log": bytes([65 + number]) * (64 + number) for number in range(6)}
     produce(store, hour)
@@ -269,7 +269,7 @@ def test_an_hour_of_oversize_objects_is_copied_part_for_part() -> None:
     assert not any(each.kind == "PUT" or (each.kind == "GET" and each.key != CLAIM) for each in store.log)
 
 
-def test_an_object_of_exactly_a_part_is_a_part_and_one_byte_more_is_copied() -> None:
+def test_object_one_byte_larger_than_a_part_is_copied() -> None:
     store = FakeStore()
     produce(store, {"a.log": b"a" * 64, "b.log": b"b" * 65, "c.log": b"c" * 63, "d.log": b"d"})
     run_hour(store, make_stream())
@@ -279,7 +279,7 @@ def test_an_object_of_exactly_a_part_is_a_part_and_one_byte_more_is_copied() -> 
     assert numbered(copies) == ["part-00001.log"]
 
 
-def test_several_thousand_objects_over_many_pages_are_packed_whole() -> None:
+def test_several_thousand_objects_are_packed_completely() -> None:
     store, stream = FakeStore(), make_stream(part_size=4096, shard_size=16384)
     produce(
         store, {f"host-{number % 7}/{number:05d}.log": str(number).encode() * 3 for number in range(3000)}
@@ -291,7 +291,7 @@ def test_several_thousand_objects_over_many_pages_are_packed_whole() -> None:
     assert sum(each.kind == "GET" and each.key.startswith(RAW) for each in store.log) == 3000
 
 
-def test_containers_and_other_bad_input_leave_no_marker_and_lose_nothing() -> None:
+def test_bad_input_leaves_no_marker_and_loses_nothing() -> None:
     store = FakeStore()
     produce(store, {"a.log": b"a", "b.parquet": b"PAR1"})
     with pytest.raises(RollupError, match=r"b\.parquet"):
@@ -304,7 +304,7 @@ def test_containers_and_other_bad_input_leave_no_marker_and_lose_nothing() -> No
     assert_complete(store, make_stream())
 
 
-def test_the_crc_of_a_part_is_the_combination_of_its_rows_in_the_manifest() -> None:
+def test_crc_of_a_part_combines_the_crcs_of_its_rows() -> None:
     store = small_hour()
     run_hour(store, make_stream())
     header, rows = manifest_of(store)

@@ -80,7 +80,7 @@ def by_encoding(plan: Plan) -> dict[str, list[PlannedPart]]:
 
 
 @given(listings(), part_sizes, st.booleans())
-def test_each_object_is_planned_exactly_once_and_in_key_order_within_its_encoding(
+def test_each_object_is_planned_once_in_key_order_per_encoding(
     listed: list[ObjectInfo], part_size: int, separators: bool
 ) -> None:
     plan = plan_of(listed, part_size, separators)
@@ -96,9 +96,7 @@ def test_each_object_is_planned_exactly_once_and_in_key_order_within_its_encodin
 
 
 @given(listings(), part_sizes)
-def test_objects_lie_end_to_end_in_parts_that_keep_to_the_part_size(
-    listed: list[ObjectInfo], part_size: int
-) -> None:
+def test_objects_are_contiguous_within_the_part_size(listed: list[ObjectInfo], part_size: int) -> None:
     for part in plan_of(listed, part_size).parts:
         sizes = [item.size for item in part.objects]
         assert part.size == sum(sizes)
@@ -110,27 +108,21 @@ def test_objects_lie_end_to_end_in_parts_that_keep_to_the_part_size(
 
 
 @given(listings(), part_sizes)
-def test_a_part_with_a_newline_behind_each_plain_object_still_keeps_to_the_part_size(
-    listed: list[ObjectInfo], part_size: int
-) -> None:
+def test_part_size_includes_added_newlines(listed: list[ObjectInfo], part_size: int) -> None:
     for part in plan_of(listed, part_size, separators=True).parts:
         newlines = sum(1 for item in part.objects if item.size) if part.encoding == "" else 0
         assert part.copied or part.size + newlines <= part_size
 
 
 @given(listings(), part_sizes)
-def test_a_part_ends_only_where_the_next_object_does_not_fit(
-    listed: list[ObjectInfo], part_size: int
-) -> None:
+def test_part_ends_only_where_the_next_object_does_not_fit(listed: list[ObjectInfo], part_size: int) -> None:
     for parts in by_encoding(plan_of(listed, part_size)).values():
         for part, after in pairwise(parts):
             assert part.size + after.objects[0].size > part_size
 
 
 @given(listings(), part_sizes)
-def test_parts_are_numbered_without_gaps_and_carry_the_ending_of_their_encoding(
-    listed: list[ObjectInfo], part_size: int
-) -> None:
+def test_parts_are_numbered_and_end_with_their_encoding(listed: list[ObjectInfo], part_size: int) -> None:
     parts = plan_of(listed, part_size).parts
     assert [part.name for part in parts] == [
         f"part-{number:05d}-{part.fingerprint[:8]}.log{part.encoding}" for number, part in enumerate(parts)
@@ -139,7 +131,7 @@ def test_parts_are_numbered_without_gaps_and_carry_the_ending_of_their_encoding(
         assert {pipeline.encoding_of(item.key) for item in part.objects} == {part.encoding}
 
 
-def test_key_order_is_that_of_utf8_bytes_and_not_of_utf16() -> None:
+def test_key_order_is_by_utf8_bytes_not_utf16() -> None:
     # U+FF5E comes before U+1F600 in UTF-8, behind its surrogates in UTF-16.
     store = FakeStore()
     for name in ("\U0001f600", "\uff5e", "z", "a/b", "a b", "A"):
@@ -173,26 +165,26 @@ def test_key_order_is_that_of_utf8_bytes_and_not_of_utf16() -> None:
         ("tar/a", ""),
     ],
 )
-def test_the_ending_of_a_name_tells_its_encoding(name: str, encoding: str) -> None:
+def test_encoding_follows_from_the_ending_of_a_name(name: str, encoding: str) -> None:
     assert encoding_of(RAW + name) == encoding
 
 
 @pytest.mark.parametrize("ending", [*CONTAINERS, ".PARQUET"])
-def test_a_container_is_refused_with_its_key_and_the_way_out(ending: str) -> None:
+def test_container_is_refused_with_its_key_and_the_fix(ending: str) -> None:
     with pytest.raises(UnsupportedInputError, match="cannot be joined") as caught:
         plan_of([info("a.log"), info(f"b{ending}")])
     assert f"{RAW}b{ending}" in str(caught.value)
     assert "begins with '_'" in str(caught.value)
 
 
-def test_a_hidden_container_does_not_matter() -> None:
+def test_hidden_container_does_not_matter() -> None:
     assert plan_of([info("a.log"), info("_b.parquet")]).objects == 1
 
 
 # -- what is left out ----------------------------------------------------------------------------------
 
 
-def test_hidden_objects_placeholders_and_the_marker_are_left_out_and_counted() -> None:
+def test_hidden_placeholder_and_ready_objects_are_left_out() -> None:
     listed = [
         info("", 0),
         info("host/", 0),
@@ -210,14 +202,14 @@ def test_hidden_objects_placeholders_and_the_marker_are_left_out_and_counted() -
     assert left_out == LeftOut(hidden=4, placeholders=2, markers=1)
 
 
-def test_a_marker_that_is_hidden_as_well_counts_as_the_marker() -> None:
+def test_hidden_ready_object_counts_as_ready_object() -> None:
     chosen, left_out = select([info("_DONE"), info("_DONE2")], RAW, "_DONE")
     assert not chosen
     assert left_out == LeftOut(hidden=1, markers=1)
 
 
 @given(raw_hours)
-def test_every_listed_object_is_either_chosen_or_counted_as_left_out(hour: dict[str, bytes]) -> None:
+def test_every_object_is_chosen_or_counted_as_left_out(hour: dict[str, bytes]) -> None:
     listed = [info(name, len(body)) for name, body in hour.items()]
     chosen, left_out = select(listed, RAW, None)
     assert len(chosen) + left_out.hidden + left_out.placeholders + left_out.markers == len(hour)
@@ -228,7 +220,7 @@ def test_every_listed_object_is_either_chosen_or_counted_as_left_out(hour: dict[
 
 
 @given(raw_hours, st.integers(1, 12), st.randoms(use_true_random=False))
-def test_a_listing_in_any_order_gives_the_same_plan(
+def test_listing_in_any_order_gives_the_same_plan(
     hour: dict[str, bytes], page_size: int, shuffler: random.Random
 ) -> None:
     names = list(hour)
@@ -243,7 +235,7 @@ def test_a_listing_in_any_order_gives_the_same_plan(
 
 
 @given(listings(max_objects=8), part_sizes, st.data())
-def test_another_key_size_or_etag_gives_another_content_id(
+def test_other_key_size_or_etag_gives_another_content_id(
     listed: list[ObjectInfo], part_size: int, data: st.DataObject
 ) -> None:
     assume(listed)
@@ -264,7 +256,7 @@ def test_another_key_size_or_etag_gives_another_content_id(
 
 
 @given(listings(), part_sizes, part_sizes)
-def test_another_part_size_gives_another_content_id_if_and_only_if_it_gives_other_parts(
+def test_part_size_changes_content_id_only_with_the_parts(
     listed: list[ObjectInfo], one_size: int, other_size: int
 ) -> None:
     one, other = plan_of(listed, one_size), plan_of(listed, other_size)
@@ -274,35 +266,35 @@ def test_another_part_size_gives_another_content_id_if_and_only_if_it_gives_othe
     assert (one.content_id == other.content_id) == (shapes[0] == shapes[1])
 
 
-def test_a_part_size_that_divides_differently_gives_another_content_id() -> None:
+def test_part_size_that_moves_borders_changes_the_content_id() -> None:
     listed = [info("a"), info("b"), info("c")]
     assert len({plan_of(listed, size).content_id for size in (9, 10, 20, 30)}) == 4
 
 
-def test_separators_give_another_content_id_for_plain_objects_only() -> None:
+def test_newlines_change_the_content_id_of_plain_objects_only() -> None:
     assert plan_of([info("a")], separators=True).content_id != plan_of([info("a")]).content_id
     assert plan_of([info("a.gz")], separators=True).content_id == plan_of([info("a.gz")]).content_id
 
 
-def test_another_storage_class_gives_another_content_id() -> None:
+def test_other_storage_class_gives_another_content_id() -> None:
     listed = [info("a")]
     assert plan_of(listed, storage_class="STANDARD_IA").content_id != plan_of(listed).content_id
 
 
-def test_names_that_read_alike_when_written_one_after_the_other_give_different_content_ids() -> None:
+def test_ambiguous_concatenations_give_different_content_ids() -> None:
     one = [info("a", 1, "x"), info("b", 1, "x")]
     other = [info(f"a 1 x\n{len(RAW) + 1} {RAW}b", 1, "x")]
     assert plan_of(one).content_id != plan_of(other).content_id
 
 
-def test_a_late_object_leaves_the_fingerprints_of_the_parts_before_it_alone() -> None:
+def test_late_object_keeps_fingerprints_of_earlier_parts() -> None:
     listed = [info(f"{number:02d}") for number in range(20)]
     before, after = plan_of(listed).parts, plan_of([*listed, info("19a")]).parts
     assert [part.fingerprint for part in before[:-1]] == [part.fingerprint for part in after[:-1]]
     assert before[-1].fingerprint != after[-1].fingerprint
 
 
-def test_a_listing_without_input_gives_a_plan_without_parts() -> None:
+def test_listing_without_input_gives_a_plan_without_parts() -> None:
     plan = plan_of([info("_hidden")])
     assert (plan.parts, plan.objects, plan.bytes_in) == ((), 0, 0)
     assert make_shards(plan, 100, 10) == []
@@ -329,7 +321,7 @@ def test_equal_names_mean_equal_bytes(listed: list[ObjectInfo], part_size: int, 
 
 
 @given(listings(), part_sizes)
-def test_the_same_content_has_the_id_of_format_1(listed: list[ObjectInfo], part_size: int) -> None:
+def test_same_content_has_the_id_of_format_1(listed: list[ObjectInfo], part_size: int) -> None:
     """So that hours completed by the version before count as unchanged."""
     plan = plan_of(listed, part_size)
     digest = hashlib.blake2b(b"1\n", digest_size=10)
@@ -344,9 +336,7 @@ def test_the_same_content_has_the_id_of_format_1(listed: list[ObjectInfo], part_
 
 
 @given(listings(), part_sizes, st.sets(st.integers(0, 20)))
-def test_a_part_gets_no_name_that_is_taken(
-    listed: list[ObjectInfo], part_size: int, numbers: set[int]
-) -> None:
+def test_part_gets_no_taken_name(listed: list[ObjectInfo], part_size: int, numbers: set[int]) -> None:
     plan = plan_of(listed, part_size)
     taken = {part.name for number, part in enumerate(plan.parts) if number in numbers}
     other = plan_of(listed, part_size, taken=taken)
@@ -363,7 +353,7 @@ def test_a_part_gets_no_name_that_is_taken(
 
 
 @given(listings(), part_sizes, st.data())
-def test_parts_that_are_there_keep_their_names_of_format_1(
+def test_existing_parts_keep_their_format_1_names(
     listed: list[ObjectInfo], part_size: int, data: st.DataObject
 ) -> None:
     plan = plan_of(listed, part_size)
@@ -378,7 +368,7 @@ def test_parts_that_are_there_keep_their_names_of_format_1(
     assert (other.content_id == plan.content_id) == (not kept)
 
 
-def test_a_kept_name_is_not_for_other_content_or_another_index() -> None:
+def test_kept_name_is_not_for_other_content_or_another_index() -> None:
     listed = [info("a"), info("b")]
     plan = plan_of(listed, part_size=10)
     for kept in (
@@ -388,14 +378,14 @@ def test_a_kept_name_is_not_for_other_content_or_another_index() -> None:
         assert plan_of(listed, 10, kept_names=kept) == plan
 
 
-def test_a_kept_name_that_is_about_to_be_deleted_is_not_kept() -> None:
+def test_name_under_removal_is_not_kept() -> None:
     plan = plan_of([info("a")])
     kept = {(0, plan.parts[0].fingerprint): "part-00000.log"}
     assert plan_of([info("a")], kept_names=kept, taken={"part-00000.log"}) == plan
 
 
 @pytest.mark.parametrize("etags", [(etag, etag), (etag, "1" * 32)])
-def test_a_key_that_is_there_twice_cannot_be_planned(etags: tuple[str, str]) -> None:
+def test_duplicate_key_cannot_be_planned(etags: tuple[str, str]) -> None:
     one, other = (info("b", etag=each) for each in etags)
     with pytest.raises(ListingError, match=r"'raw/app/20261123/08/b' was listed twice"):
         make_plan([info("a"), one, other], LeftOut(), 64, WriteOptions())
@@ -450,7 +440,7 @@ def test_split_parts_hold_the_objects_between_them(listed: list[ObjectInfo], dat
 
 
 @given(listings(), part_sizes, st.booleans(), st.data())
-def test_digests_of_a_plan_are_those_of_its_rows(
+def test_plan_digests_match_its_rows(
     listed: list[ObjectInfo], part_size: int, separators: bool, data: st.DataObject
 ) -> None:
     plan = plan_of(listed, part_size, separators)
@@ -464,7 +454,7 @@ def test_digests_of_a_plan_are_those_of_its_rows(
 
 
 @given(listings(max_objects=8), st.data())
-def test_digests_differ_where_any_row_does(listed: list[ObjectInfo], data: st.DataObject) -> None:
+def test_digests_differ_if_any_row_differs(listed: list[ObjectInfo], data: st.DataObject) -> None:
     assume(listed)
     rows = sorted(listed, key=lambda row: row.key)
     number = data.draw(st.integers(0, len(rows) - 1))
@@ -484,7 +474,7 @@ def test_digests_differ_where_any_row_does(listed: list[ObjectInfo], data: st.Da
 
 
 @given(listings(), part_sizes, st.integers(1, 300), st.integers(1, 12))
-def test_shards_are_runs_of_parts_that_cover_all_of_them_and_are_no_more_than_allowed(
+def test_shards_cover_all_parts_within_max_shards(
     listed: list[ObjectInfo], part_size: int, shard_size: int, max_shards: int
 ) -> None:
     plan = plan_of(listed, part_size)
@@ -532,14 +522,14 @@ def test_tiny_objects_are_spread_over_shards_by_their_number() -> None:
 
 
 @given(st.integers(1, 60), st.integers(1, 12))
-def test_parts_of_one_size_are_dealt_out_evenly(parts: int, max_shards: int) -> None:
+def test_parts_of_one_size_are_spread_evenly(parts: int, max_shards: int) -> None:
     plan = plan_of([info(f"{number:03d}", 10) for number in range(parts)], part_size=10)
     counts = [len(shard) for shard in make_shards(plan, 10, max_shards)]
     assert len(counts) == min(parts, max_shards)
     assert max(counts) - min(counts) <= 1
 
 
-def test_a_shard_holds_about_shard_size() -> None:
+def test_shard_holds_about_shard_size() -> None:
     plan = plan_of([info(f"{number:03d}", 10) for number in range(30)], part_size=10)
     assert [len(shard) for shard in make_shards(plan, 50, 64)] == [5] * 6
 
@@ -558,7 +548,7 @@ def test_references_to_shards_name_their_parts_objects_and_bytes(
     assert sum(ref.bytes for ref in refs) == plan.bytes_in
 
 
-def test_the_title_of_a_shard_names_its_parts_objects_and_size() -> None:
+def test_title_of_a_shard_names_its_parts_objects_and_size() -> None:
     ref = ShardRef("app", "2026-11-23T08:00:00Z", "id", 1, 32, 32, 2048, 1024**3)
     assert ref.title == "parts 32-63: 2,048 objects, 1.0 GiB"
     assert replace(ref, parts=1, objects=1, bytes=7).title == "part 32: 1 objects, 7 B"

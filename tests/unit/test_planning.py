@@ -79,7 +79,7 @@ def put(store: FakeStore) -> list[str]:
     return numbered(operation.name for operation in store.log if operation.kind == "PUT")
 
 
-def test_references_to_shards_are_returned_and_never_a_key(store: FakeStore) -> None:
+def test_plan_returns_shard_references_without_keys(store: FakeStore) -> None:
     planned = plan_hour(store, make_stream(), HOUR, "run")
     assert [(ref.shard, ref.first_part, ref.parts, ref.objects, ref.bytes) for ref in planned.shards] == [
         (0, 0, 1, 2, 60), (1, 1, 2, 3, 90),
@@ -91,7 +91,7 @@ def test_references_to_shards_are_returned_and_never_a_key(store: FakeStore) -> 
     assert content_id_of(planned.plan_id) == content_of_plan(store, make_stream())
 
 
-def test_the_plan_is_whole_before_the_hour_is_claimed_for_it(store: FakeStore) -> None:
+def test_plan_is_written_before_the_claim(store: FakeStore) -> None:
     planned = plan_hour(store, make_stream(), HOUR, "run")
     of_plan = f"_rollup/{planned.plan_id}"
     writes = [name for name in written_names(store) if name.startswith("WRITE")]
@@ -103,7 +103,7 @@ def test_the_plan_is_whole_before_the_hour_is_claimed_for_it(store: FakeStore) -
     ]
 
 
-def test_the_plan_in_the_bucket_holds_each_raw_object_once_in_order(store: FakeStore) -> None:
+def test_plan_has_each_raw_object_once_in_order(store: FakeStore) -> None:
     planned = plan_hour(store, make_stream(), HOUR, "run")
     rows = []
     for shard in range(2):
@@ -118,7 +118,7 @@ def test_the_plan_in_the_bucket_holds_each_raw_object_once_in_order(store: FakeS
     assert claim == {"format": 2, "plan_id": planned.plan_id, "run_id": "run"}
 
 
-def test_each_planning_has_a_claim_of_its_own(store: FakeStore) -> None:
+def test_each_plan_has_its_own_claim(store: FakeStore) -> None:
     claims = []
     for run in ("one", "one", "other"):
         plan_hour(store, make_stream(), HOUR, run)
@@ -127,7 +127,7 @@ def test_each_planning_has_a_claim_of_its_own(store: FakeStore) -> None:
 
 
 @pytest.mark.parametrize("page_size", [1, 2, 3, 1000])
-def test_an_hour_of_many_pages_is_planned_whole(page_size: int) -> None:
+def test_hour_of_many_pages_is_planned_completely(page_size: int) -> None:
     store = FakeStore(page_size=page_size)
     produce(store, RAW_HOUR)
     planned = plan_hour(store, make_stream(), HOUR, "run")
@@ -135,21 +135,21 @@ def test_an_hour_of_many_pages_is_planned_whole(page_size: int) -> None:
     assert sum(ref.objects for ref in plan_hour(store, make_stream(), HOUR, "run").shards) == 5
 
 
-def test_more_than_a_thousand_objects_are_planned_whole() -> None:
+def test_more_than_a_thousand_objects_are_planned() -> None:
     store = FakeStore()
     produce(store, {f"{number:05d}.log": b"x" for number in range(2500)})
     planned = plan_hour(store, make_stream(part_size=100), HOUR, "run")
     assert sum(ref.objects for ref in planned.shards) == 2500
 
 
-def test_the_same_hour_planned_again_is_the_same_plan(store: FakeStore) -> None:
+def test_same_hour_gives_the_same_plan(store: FakeStore) -> None:
     one = plan_hour(store, make_stream(), HOUR, "one")
     other = plan_hour(store, make_stream(), HOUR, "other")
     assert content_id_of(one.plan_id) == content_id_of(other.plan_id)
     assert [replace(ref, plan_id=one.plan_id) for ref in other.shards] == one.shards
 
 
-def test_no_two_plannings_share_files(store: FakeStore) -> None:
+def test_two_plans_share_no_files(store: FakeStore) -> None:
     one = plan_hour(store, make_stream(), HOUR, "one")
     before = {key: store.body(key) for key in store.listing(WORK + one.plan_id)}
     assert plan_hour(store, make_stream(), HOUR, "other").plan_id != one.plan_id
@@ -159,7 +159,7 @@ def test_no_two_plannings_share_files(store: FakeStore) -> None:
 # -- reruns --------------------------------------------------------------------------------------------
 
 
-def test_a_complete_and_unchanged_hour_is_left_untouched(store: FakeStore) -> None:
+def test_complete_unchanged_hour_is_not_touched(store: FakeStore) -> None:
     run_hour(store, make_stream())
     before = store.snapshot()
     store.log.clear()
@@ -169,7 +169,7 @@ def test_a_complete_and_unchanged_hour_is_left_untouched(store: FakeStore) -> No
     assert store.snapshot() == before
 
 
-def test_a_late_object_takes_the_marker_away_after_the_new_plan_is_claimed(store: FakeStore) -> None:
+def test_late_object_removes_the_marker_after_the_claim(store: FakeStore) -> None:
     before = run_hour(store, make_stream())
     store.produce(RAW + "ea.log", b"late" * 5)
     store.log.clear()
@@ -182,7 +182,7 @@ def test_a_late_object_takes_the_marker_away_after_the_new_plan_is_claimed(store
     assert len(parts(store)) == 3
 
 
-def test_a_marker_that_an_older_run_writes_while_the_hour_is_planned_anew_does_not_outlive_the_plan(
+def test_marker_written_by_an_older_run_is_removed(
     store: FakeStore,
 ) -> None:
     for ref in plan_hour(store, make_stream(), HOUR, "older").shards:
@@ -196,7 +196,7 @@ def test_a_marker_that_an_older_run_writes_while_the_hour_is_planned_anew_does_n
     assert_not_complete(store)
 
 
-def test_parts_that_stand_as_planned_are_noted_so_that_they_are_left_alone(store: FakeStore) -> None:
+def test_existing_parts_of_a_plan_are_not_packed_again(store: FakeStore) -> None:
     run_hour(store, make_stream())
     store.produce(RAW + "ea.log", b"late" * 5)
     planned = plan_hour(store, make_stream(), HOUR, "again")
@@ -206,7 +206,7 @@ def test_parts_that_stand_as_planned_are_noted_so_that_they_are_left_alone(store
     assert_complete(store, make_stream())
 
 
-def test_parts_of_an_unfinished_plan_that_stand_as_planned_are_left_alone(store: FakeStore) -> None:
+def test_existing_parts_of_an_unfinished_plan_are_kept(store: FakeStore) -> None:
     planned = plan_hour(store, make_stream(), HOUR, "run")
     pack_shard(store, make_stream(), planned.shards[0])
     store.produce(RAW + "ea.log", b"late" * 5)
@@ -235,9 +235,7 @@ def test_files_of_an_older_plan_stay_until_the_hour_is_complete(store: FakeStore
 
 
 @pytest.mark.parametrize("damage", ["corrupted", "deleted", "stray"])
-def test_a_complete_hour_whose_parts_are_not_those_that_were_proven_is_planned_again(
-    store: FakeStore, damage: str
-) -> None:
+def test_complete_hour_with_changed_parts_is_planned_again(store: FakeStore, damage: str) -> None:
     before = run_hour(store, make_stream())
     if damage == "corrupted":
         store.corrupt(part_key(store, 1))
@@ -273,7 +271,7 @@ def old(store: FakeStore) -> FakeStore:
     return store
 
 
-def test_an_hour_of_format_1_stays_as_it_is(old: FakeStore) -> None:
+def test_hour_of_format_1_is_not_touched(old: FakeStore) -> None:
     before = old.snapshot()
     plan_id = marker_of(old)["plan_id"]
     old.log.clear()
@@ -287,7 +285,7 @@ def test_an_hour_of_format_1_stays_as_it_is(old: FakeStore) -> None:
     assert old.snapshot() == before
 
 
-def test_a_late_object_keeps_parts_of_format_1(old: FakeStore) -> None:
+def test_late_object_keeps_parts_of_format_1(old: FakeStore) -> None:
     old.produce(RAW + "f.log", b"late")
     old.log.clear()
     run_hour(old, make_stream())
@@ -302,14 +300,14 @@ def test_a_late_object_keeps_parts_of_format_1(old: FakeStore) -> None:
     assert old.snapshot() == before
 
 
-def test_a_changed_first_part_replaces_parts_of_format_1(old: FakeStore) -> None:
+def test_changed_first_part_replaces_parts_of_format_1(old: FakeStore) -> None:
     old.produce(RAW + "aa.log", b"late" * 9)
     run_hour(old, make_stream())
     assert all(has_tag(name) for name in parts(old))
     assert_complete(old, make_stream())
 
 
-def test_a_damaged_part_of_format_1_is_packed_again(old: FakeStore) -> None:
+def test_damaged_part_of_format_1_is_packed_again(old: FakeStore) -> None:
     old.corrupt(AGGREGATED + "part-00001.log")
     with pytest.raises(ProofError, match=r"part-00001\.log: its ETag is"):
         validate_hour(old, make_stream(), HOUR)
@@ -332,7 +330,7 @@ def test_expired_objects_of_format_1_are_kept_and_found(old: FakeStore) -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped"])
-def test_a_damaged_manifest_of_format_1_is_refused(old: FakeStore, damage: str) -> None:
+def test_damaged_manifest_of_format_1_is_refused(old: FakeStore, damage: str) -> None:
     body = old.body(MANIFEST)
     old.produce(MANIFEST, body[:-9] if damage == "cut" else body[:60] + b"\xff" + body[61:])
     old.produce(RAW + "z.log", b"late")
@@ -340,7 +338,7 @@ def test_a_damaged_manifest_of_format_1_is_refused(old: FakeStore, damage: str) 
 
 
 @pytest.mark.parametrize("expired", [False, True])
-def test_an_unfinished_run_of_the_version_before_is_taken_over(store: FakeStore, *, expired: bool) -> None:
+def test_unfinished_run_of_format_1_is_taken_over(store: FakeStore, *, expired: bool) -> None:
     plan_id = complete_in_format_1(store, IN_FORMAT_1)
     header, rows = manifest_of(store)
     at = f"{WORK}{plan_id}/"
@@ -419,7 +417,7 @@ def damaged_manifests(body: bytes) -> dict[str, bytes | None]:
 @pytest.mark.parametrize("damage", damaged_manifests(gzip.compress(b"header\nrow\n")))
 @pytest.mark.parametrize("marked", [True, False])
 @pytest.mark.parametrize("expired", [[], ["a.log", "c.log"], list(RAW_HOUR)], ids=["", "half", "all"])
-def test_an_hour_is_not_planned_beside_an_unreadable_manifest(
+def test_hour_with_an_unreadable_manifest_is_not_planned(
     store: FakeStore, damage: str, marked: bool, expired: list[str]
 ) -> None:
     run_hour(store, make_stream())
@@ -443,7 +441,7 @@ def test_an_hour_is_not_planned_beside_an_unreadable_manifest(
         assert "clear the run from plan_hour on" in message
 
 
-def test_a_manifest_with_a_flipped_bit_is_refused_or_still_right(store: FakeStore) -> None:
+def test_manifest_with_a_flipped_bit_is_refused_or_correct(store: FakeStore) -> None:
     run_hour(store, make_stream())
     body = store.body(MANIFEST)
     late = b"late" * 5
@@ -464,7 +462,7 @@ def test_a_manifest_with_a_flipped_bit_is_refused_or_still_right(store: FakeStor
             assert_complete(other, make_stream())
 
 
-def test_restoring_the_manifest_lets_the_hour_be_planned_again(store: FakeStore) -> None:
+def test_hour_is_planned_after_restoring_the_manifest(store: FakeStore) -> None:
     run_hour(store, make_stream())
     body = store.body(MANIFEST)
     store.produce(MANIFEST, body[:50])
@@ -473,7 +471,7 @@ def test_restoring_the_manifest_lets_the_hour_be_planned_again(store: FakeStore)
     assert plan_hour(store, make_stream(), HOUR, "again").unchanged
 
 
-def test_moving_parts_and_records_away_lets_the_hour_be_packed_again(store: FakeStore) -> None:
+def test_hour_is_packed_after_moving_parts_and_records_away(store: FakeStore) -> None:
     run_hour(store, make_stream())
     store.produce(MANIFEST, store.body(MANIFEST)[:50])
     refused(store)
@@ -485,7 +483,7 @@ def test_moving_parts_and_records_away_lets_the_hour_be_packed_again(store: Fake
 
 @pytest.mark.parametrize("body", [b"", b"done", b"[]", b'{"format": 999}', b"x" * (2**20 + 1)], ids=repr)
 @pytest.mark.parametrize("with_parts", [True, False])
-def test_a_foreign_marker_without_a_manifest_is_refused(
+def test_foreign_marker_without_a_manifest_is_refused(
     store: FakeStore, body: bytes, with_parts: bool
 ) -> None:
     """An empty ``_SUCCESS`` of a predecessor, beside its part-00000.log, half of whose raw objects expired."""
@@ -495,7 +493,7 @@ def test_a_foreign_marker_without_a_manifest_is_refused(
     assert "move" in refused(store)
 
 
-def test_a_marker_of_ours_without_a_manifest_is_refused(store: FakeStore) -> None:
+def test_our_marker_without_a_manifest_is_refused(store: FakeStore) -> None:
     run_hour(store, make_stream())
     store.vanish(MANIFEST)
     message = refused(store)
@@ -503,7 +501,7 @@ def test_a_marker_of_ours_without_a_manifest_is_refused(store: FakeStore) -> Non
     assert "Restore the manifest from a backup" in message
 
 
-def test_parts_of_ours_without_any_record_are_refused(store: FakeStore) -> None:
+def test_our_parts_without_any_record_are_refused(store: FakeStore) -> None:
     run_hour(store, make_stream())
     for key in (MANIFEST, MARKER, *(RAW + name for name in RAW_HOUR)):
         store.vanish(key)
@@ -529,7 +527,7 @@ def test_parts_whose_plan_is_lost_are_not_replaced(
     refused(store)
 
 
-def test_an_hour_that_is_completed_while_it_is_planned_is_not_refused(store: FakeStore) -> None:
+def test_hour_completed_during_planning_is_not_refused(store: FakeStore) -> None:
     """Its records move from the plan to the manifest between two readings."""
     for ref in plan_hour(store, make_stream(), HOUR, "older").shards:
         pack_shard(store, make_stream(), ref)
@@ -556,7 +554,7 @@ def test_an_hour_that_is_completed_while_it_is_planned_is_not_refused(store: Fak
 
 @pytest.mark.parametrize("name", ["receipt-00000.json.gz", "plan.json", "claim.json"])
 @pytest.mark.parametrize("body", [b"", b"damaged", b"[]", b"{}", b'{"format": 99}'], ids=repr)
-def test_a_damaged_receipt_plan_or_claim_counts_as_absent(store: FakeStore, name: str, body: bytes) -> None:
+def test_damaged_receipt_plan_or_claim_counts_as_missing(store: FakeStore, name: str, body: bytes) -> None:
     planned = plan_hour(store, make_stream(), HOUR, "run")
     pack_shard(store, make_stream(), planned.shards[0])
     key = CLAIM if name == "claim.json" else f"{WORK}{planned.plan_id}/{name}"
@@ -566,14 +564,14 @@ def test_a_damaged_receipt_plan_or_claim_counts_as_absent(store: FakeStore, name
 
 
 @pytest.mark.parametrize("body", [b"", b"done", b"[]", b'{"format": 999}'])
-def test_a_marker_of_another_kind_makes_the_hour_be_planned_again(store: FakeStore, body: bytes) -> None:
+def test_invalid_marker_causes_a_new_plan(store: FakeStore, body: bytes) -> None:
     run_hour(store, make_stream())
     store.produce(MARKER, body)
     assert not plan_hour(store, make_stream(), HOUR, "again").unchanged
     assert_not_complete(store)
 
 
-def test_another_storage_class_writes_every_part_anew(store: FakeStore) -> None:
+def test_other_storage_class_rewrites_every_part(store: FakeStore) -> None:
     run_hour(store, make_stream())
     cold = make_stream(storage_class="STANDARD_IA")
     run_hour(store, cold)
@@ -586,7 +584,7 @@ def test_another_storage_class_writes_every_part_anew(store: FakeStore) -> None:
 
 
 @pytest.mark.parametrize("raw", [{}, {"_hidden": b"x", "host/": b"", ".x": b"y", "DONE": b"z"}])
-def test_an_hour_with_nothing_to_pack_fails_with_what_was_there_instead(raw: dict[str, bytes]) -> None:
+def test_hour_with_nothing_to_pack_fails_with_counts(raw: dict[str, bytes]) -> None:
     store = FakeStore()
     produce(store, raw)
     with pytest.raises(EmptyHourError) as caught:
@@ -597,7 +595,7 @@ def test_an_hour_with_nothing_to_pack_fails_with_what_was_there_instead(raw: dic
     assert store.writes() == []
 
 
-def test_an_empty_hour_completes_without_parts_where_that_is_allowed() -> None:
+def test_empty_hour_completes_without_parts_if_allowed() -> None:
     store, stream = FakeStore(), make_stream(allow_empty=True)
     produce(store, {"_hidden": b"x"})
     planned = plan_hour(store, stream, HOUR, "run")
@@ -618,7 +616,7 @@ VANISHED = {"the first": ["a.log"], "some": ["b.log", "d.log"], "all": list(RAW_
     "others", [{}, {"z.log": b"late"}, {"c.log": b"C" * 30}], ids=["", "late", "changed"]
 )
 @pytest.mark.parametrize("allow_empty", [False, True])
-def test_a_complete_hour_is_not_planned_without_raw_objects_that_have_vanished(
+def test_complete_hour_with_vanished_objects_is_refused(
     store: FakeStore, names: list[str], others: Mapping[str, bytes], allow_empty: bool
 ) -> None:
     stream = make_stream(allow_empty=allow_empty)
@@ -640,7 +638,7 @@ def test_a_complete_hour_is_not_planned_without_raw_objects_that_have_vanished(
 
 
 @pytest.mark.parametrize("names", VANISHED.values(), ids=VANISHED)
-def test_whoever_insists_gets_the_hour_without_them(store: FakeStore, names: list[str]) -> None:
+def test_drop_vanished_plans_without_vanished_objects(store: FakeStore, names: list[str]) -> None:
     stream = make_stream(allow_empty=True)
     run_hour(store, stream)
     for name in names:
@@ -649,7 +647,7 @@ def test_whoever_insists_gets_the_hour_without_them(store: FakeStore, names: lis
     assert_complete(store, stream)
 
 
-def test_a_rerun_that_died_does_not_make_the_next_one_forget_what_has_vanished(store: FakeStore) -> None:
+def test_vanished_objects_are_known_after_a_crashed_rerun(store: FakeStore) -> None:
     run_hour(store, make_stream())
     store.produce(RAW + "z.log", b"late")
     plan_hour(store, make_stream(), HOUR, "a run that dies")
@@ -659,7 +657,7 @@ def test_a_rerun_that_died_does_not_make_the_next_one_forget_what_has_vanished(s
         plan_hour(store, make_stream(), HOUR, "again")
 
 
-def test_an_object_that_the_settings_hide_by_now_has_not_vanished(store: FakeStore) -> None:
+def test_object_hidden_by_new_settings_has_not_vanished(store: FakeStore) -> None:
     run_hour(store, make_stream())
     other = make_stream(ready_object="e.log")
     run_hour(store, other)
@@ -668,7 +666,7 @@ def test_an_object_that_the_settings_hide_by_now_has_not_vanished(store: FakeSto
 
 @pytest.mark.parametrize("names", VANISHED.values(), ids=VANISHED)
 @pytest.mark.parametrize("allow_empty", [False, True])
-def test_what_parts_of_an_unfinished_plan_hold_is_not_dropped(
+def test_content_of_unfinished_parts_is_not_dropped(
     store: FakeStore, names: list[str], allow_empty: bool
 ) -> None:
     """The parts may be all that is left of the objects, though nobody has proven them yet."""
@@ -684,7 +682,7 @@ def test_what_parts_of_an_unfinished_plan_hold_is_not_dropped(
     assert store.snapshot() == before
 
 
-def test_an_unfinished_hour_is_packed_without_them_where_asked(store: FakeStore) -> None:
+def test_drop_vanished_applies_to_unfinished_hours(store: FakeStore) -> None:
     for ref in plan_hour(store, make_stream(), HOUR, "run").shards:
         pack_shard(store, make_stream(), ref)
     store.vanish(RAW + "a.log")
@@ -692,7 +690,7 @@ def test_an_unfinished_hour_is_packed_without_them_where_asked(store: FakeStore)
     assert_complete(store, make_stream())
 
 
-def test_what_no_part_holds_yet_may_vanish(store: FakeStore) -> None:
+def test_objects_in_no_part_may_vanish(store: FakeStore) -> None:
     first, *_ = plan_hour(store, make_stream(), HOUR, "run").shards
     pack_shard(store, make_stream(), first)
     store.vanish(RAW + "e.log")
@@ -700,7 +698,7 @@ def test_what_no_part_holds_yet_may_vanish(store: FakeStore) -> None:
     assert_complete(store, make_stream())
 
 
-def test_a_container_fails_the_plan_before_anything_is_written(store: FakeStore) -> None:
+def test_container_fails_the_plan_before_anything_is_written(store: FakeStore) -> None:
     run_hour(store, make_stream())
     before = store.snapshot(AGGREGATED)
     store.produce(RAW + "table.parquet", b"PAR1")
@@ -762,7 +760,7 @@ def test_foreign_objects_are_left_alone_and_counted(
     assert_right(store, make_stream())
 
 
-def test_a_part_gets_another_name_where_a_foreign_object_has_it(store: FakeStore) -> None:
+def test_part_avoids_the_name_of_a_foreign_object(store: FakeStore) -> None:
     plan = plan_hour(store.fork(), make_stream(), HOUR, "run")
     other = store.fork()
     run_hour(other, make_stream())
@@ -779,15 +777,13 @@ def test_a_part_gets_another_name_where_a_foreign_object_has_it(store: FakeStore
     assert plan_hour(store, make_stream(), HOUR, "again").unchanged
 
 
-def test_a_missing_bucket_fails_as_such() -> None:
+def test_missing_bucket_is_an_error() -> None:
     with pytest.raises(MissingBucketError, match="logs"):
         plan_hour(FakeStore(buckets=["another"]), make_stream(), HOUR, "run")
 
 
 @pytest.mark.parametrize("error", [AccessError("denied"), TransientError("the connection broke")])
-def test_an_error_of_the_store_comes_through_and_the_next_try_goes_on(
-    store: FakeStore, error: Exception
-) -> None:
+def test_store_error_is_raised_and_a_retry_continues(store: FakeStore, error: Exception) -> None:
     store.on("WRITE", "plan.json", error)
     with pytest.raises(type(error)):
         plan_hour(store, make_stream(), HOUR, "run")
@@ -814,20 +810,20 @@ def previewed(store: FakeStore) -> Preview:
     return found
 
 
-def test_a_preview_of_an_hour_that_nobody_has_planned_counts_what_would_be_packed(store: FakeStore) -> None:
+def test_preview_counts_what_would_be_packed(store: FakeStore) -> None:
     produce(store, {"_hidden.log": b"h", "large.log": b"l" * 100})
     found = previewed(store)
     assert (found.objects, found.parts, found.parts_copied, found.parts_standing) == (6, 4, 1, 0)
     assert found.left_out.hidden == 1
 
 
-def test_a_preview_of_a_complete_hour_says_that_nothing_would_be_done(store: FakeStore) -> None:
+def test_preview_of_a_complete_hour_has_nothing_to_do(store: FakeStore) -> None:
     run_hour(store, make_stream())
     found = previewed(store)
     assert (found.unchanged, found.shards, found.parts, found.parts_standing) == (True, 0, 3, 3)
 
 
-def test_a_preview_tells_how_many_parts_stand_of_a_run_that_died_and_of_a_complete_hour(
+def test_preview_counts_existing_parts(
     store: FakeStore,
 ) -> None:
     shards = plan_hour(store, make_stream(), HOUR, "run").shards
@@ -839,7 +835,7 @@ def test_a_preview_tells_how_many_parts_stand_of_a_run_that_died_and_of_a_comple
     assert (found.unchanged, found.parts, found.parts_standing) == (False, 3, 2)
 
 
-def test_a_preview_fails_as_planning_would(store: FakeStore) -> None:
+def test_preview_fails_like_planning(store: FakeStore) -> None:
     run_hour(store, make_stream())
     store.vanish(RAW + "a.log")
     with pytest.raises(VanishedInputError):

@@ -26,9 +26,7 @@ def planned_digests(store: FakeStore) -> dict[str, str]:
 
 @settings(max_examples=80)
 @given(raw_hours, st.integers(1, 5), st.integers(0, 20))
-def test_the_digest_is_that_of_the_plan_in_any_order(
-    hour: dict[str, bytes], page_size: int, expected: int
-) -> None:
+def test_digest_equals_the_plans_in_any_order(hour: dict[str, bytes], page_size: int, expected: int) -> None:
     plain = FakeStore(page_size=page_size)
     produce(plain, hour)
     wanted = planned_digests(plain)
@@ -61,14 +59,14 @@ def test_any_change_changes_the_digest() -> None:
 
 
 @pytest.mark.parametrize(("objects", "pages"), [(2, 1), (3, 2), (30, 2), (1999, 2), (2500, 3)])
-def test_pages_are_of_another_size_than_plannings(objects: int, pages: int) -> None:
+def test_page_size_differs_from_planning(objects: int, pages: int) -> None:
     store = FakeStore()
     produce(store, {f"{number:05d}": b"x" for number in range(objects)})
     assert digest_raw(store, PATHS, None, objects).objects == objects
     assert [each.kind for each in store.log] == ["LIST"] * pages
 
 
-def test_nothing_but_a_page_is_kept_of_rows_in_order() -> None:
+def test_only_one_page_is_kept_of_ordered_rows() -> None:
     """The rows of a page are digested and dropped."""
     store = FakeStore()
     produce(store, {f"{number:05d}": b"x" for number in range(3000)})
@@ -86,14 +84,14 @@ def test_nothing_but_a_page_is_kept_of_rows_in_order() -> None:
     assert sizes == [1000, 1000, 1000]
 
 
-def test_the_producers_marker_is_left_out() -> None:
+def test_ready_object_is_left_out() -> None:
     store = FakeStore()
     produce(store, {"a.log": b"a", "DONE": b""})
     found = digest_raw(store, PATHS, "DONE", 2)
     assert (found.objects, found.left_out.markers) == (1, 1)
 
 
-def test_a_container_is_named() -> None:
+def test_container_is_named() -> None:
     store = FakeStore()
     produce(store, {"a.log": b"a", "b.orc": b""})
     with pytest.raises(UnsupportedInputError, match=r"b\.orc"):

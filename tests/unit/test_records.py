@@ -111,7 +111,7 @@ def write_manifest(store: FakeStore, manifest: Manifest) -> None:
 
 
 @given(st.lists(pairs(), max_size=3))
-def test_the_parts_of_a_shard_are_read_back_as_they_were_planned(
+def test_shard_parts_round_trip(
     found: list[tuple[PlannedPart, PackedPart]],
 ) -> None:
     records = Records(FakeStore())
@@ -121,14 +121,14 @@ def test_the_parts_of_a_shard_are_read_back_as_they_were_planned(
 
 
 @given(summaries)
-def test_a_plan_summary_is_read_back_as_it_was(summary: PlanSummary) -> None:
+def test_plan_summary_round_trips(summary: PlanSummary) -> None:
     records = Records(FakeStore())
     records.write_plan(PLAIN_AT, summary)
     assert records.read_plan(PLAIN_AT) == summary
 
 
 @given(st.lists(pairs(), max_size=3), measured, st.booleans())
-def test_a_receipt_is_read_back_as_it_was(
+def test_receipt_round_trips(
     found: list[tuple[PlannedPart, PackedPart]], work: Measured, unproven: bool
 ) -> None:
     parts = tuple(packed for _, packed in found)
@@ -155,9 +155,7 @@ def test_a_receipt_is_read_back_as_it_was(
 
 
 @given(totals, st.lists(pairs(), max_size=3))
-def test_a_manifest_is_read_back_as_it_was(
-    of_hour: HourTotals, found: list[tuple[PlannedPart, PackedPart]]
-) -> None:
+def test_manifest_round_trips(of_hour: HourTotals, found: list[tuple[PlannedPart, PackedPart]]) -> None:
     store = FakeStore()
     manifest = Manifest(
         of_hour,
@@ -182,7 +180,7 @@ def test_a_manifest_is_read_back_as_it_was(
 
 
 @given(totals, st.lists(pairs(), max_size=3), st.integers(1, 200), st.integers(1, 200))
-def test_a_large_manifest_is_read_in_pieces(
+def test_large_manifest_is_read_in_pieces(
     of_hour: HourTotals, found: list[tuple[PlannedPart, PackedPart]], at_once: int, unzip: int
 ) -> None:
     store = FakeStore()
@@ -198,7 +196,7 @@ def test_a_large_manifest_is_read_in_pieces(
 
 
 @given(totals, st.lists(pairs(), max_size=3))
-def test_a_manifest_has_a_header_line_and_a_line_for_each_raw_object(
+def test_manifest_has_a_header_and_a_line_per_raw_object(
     of_hour: HourTotals, found: list[tuple[PlannedPart, PackedPart]]
 ) -> None:
     store = FakeStore()
@@ -220,7 +218,7 @@ def test_a_manifest_has_a_header_line_and_a_line_for_each_raw_object(
 
 
 @given(etags, st.text(max_size=9), st.text(max_size=9))
-def test_a_claim_is_read_back_with_its_etag(plan_id: str, run_id: str, claim_id: str) -> None:
+def test_claim_round_trips_with_its_etag(plan_id: str, run_id: str, claim_id: str) -> None:
     store = FakeStore()
     claim = Records(store).write_claim(PLAIN_AT, plan_id, run_id, claim_id)
     assert claim == Claim(plan_id, run_id, claim_id, store.stored(PLAIN_AT.key).etag)
@@ -229,13 +227,13 @@ def test_a_claim_is_read_back_with_its_etag(plan_id: str, run_id: str, claim_id:
 
 
 @given(st.lists(st.text(max_size=9), max_size=4))
-def test_a_removal_is_read_back(parts: list[str]) -> None:
+def test_removal_round_trips(parts: list[str]) -> None:
     records = Records(FakeStore())
     records.write_removal(PLAIN_AT, parts)
     assert list(records.read_removal(PLAIN_AT)) == parts
 
 
-def test_the_same_record_is_the_same_bytes(store: FakeStore) -> None:
+def test_same_record_gives_the_same_bytes(store: FakeStore) -> None:
     records = Records(store)
     records.write_receipt(AT, Receipt("f00", 3))
     before = store.body(AT.key)
@@ -300,16 +298,16 @@ def assert_nothing(kind: str, store: FakeStore, at: Location) -> None:
 
 
 @pytest.mark.parametrize("kind", sorted({*KINDS} - {"removal"}))
-def test_a_record_that_is_not_there_reads_as_none(store: FakeStore, kind: str) -> None:
+def test_missing_record_reads_as_none(store: FakeStore, kind: str) -> None:
     assert READERS[kind](Records(store), AT) is None
 
 
-def test_a_removal_that_is_not_there_names_nothing(store: FakeStore) -> None:
+def test_missing_removal_names_nothing(store: FakeStore) -> None:
     assert list(Records(store).read_removal(AT)) == []
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_record_of_another_version_is_not_read(kind: str) -> None:
+def test_record_of_another_version_is_not_read(kind: str) -> None:
     store, at = written(kind)
     body = gzip.decompress(store.body(at.key)) if kind in ZIPPED else store.body(at.key)
     newer, changes = re.subn(rb'"format": ?[0-9]+', b'"format":999', body)
@@ -318,7 +316,7 @@ def test_a_record_of_another_version_is_not_read(kind: str) -> None:
     assert_nothing(kind, store, at)
 
 
-def test_a_manifest_of_a_later_version_says_to_update() -> None:
+def test_manifest_of_a_later_version_says_to_update() -> None:
     store, at = written("manifest")
     newer = gzip.decompress(store.body(at.key)).replace(b'"format":1', b'"format":7')
     store.produce(at.key, gzip.compress(newer))
@@ -330,14 +328,14 @@ def test_a_manifest_of_a_later_version_says_to_update() -> None:
 @pytest.mark.parametrize(
     "body", [b"", b"complete", b"[]", b'{"format": 999}', b'"x"', b"\xff", b"{}", b"[" * 9999]
 )
-def test_a_marker_of_another_kind_is_there_but_says_nothing(store: FakeStore, body: bytes) -> None:
+def test_invalid_marker_exists_without_content(store: FakeStore, body: bytes) -> None:
     store.produce(PLAIN_AT.key, body)
     assert Records(store).read_marker_with_etag(PLAIN_AT) == ({}, store.stored(PLAIN_AT.key).etag)
     assert not Records(store).is_marked(PLAIN_AT, "f00")
 
 
 @pytest.mark.parametrize("kind", ["claim", "marker"])
-def test_a_claim_or_marker_that_is_too_large_is_not_read(store: FakeStore, kind: str) -> None:
+def test_claim_or_marker_that_is_too_large_is_not_read(store: FakeStore, kind: str) -> None:
     store.produce(PLAIN_AT.key, b" " * (records_module.SMALL_RECORD_BYTES + 1))
     assert_nothing(kind, store, PLAIN_AT)
 
@@ -345,7 +343,7 @@ def test_a_claim_or_marker_that_is_too_large_is_not_read(store: FakeStore, kind:
 @pytest.mark.parametrize("kind", ZIPPED)
 @given(place=st.integers(0, 10**6), mask=st.integers(1, 255))
 @example(place=12, mask=0xFF)
-def test_a_damaged_record_never_reads_as_another(kind: str, place: int, mask: int) -> None:
+def test_damaged_record_never_reads_as_another(kind: str, place: int, mask: int) -> None:
     store, at = written(kind)
     right = READERS[kind](Records(store), at)
     body = bytearray(store.body(at.key))
@@ -361,7 +359,7 @@ def test_a_damaged_record_never_reads_as_another(kind: str, place: int, mask: in
 
 @pytest.mark.parametrize("kind", ZIPPED)
 @given(length=st.integers(0, 10**6))
-def test_a_record_that_was_cut_off_is_not_read(kind: str, length: int) -> None:
+def test_truncated_record_is_not_read(kind: str, length: int) -> None:
     store, at = written(kind)
     body = store.body(at.key)
     store.produce(at.key, body[: length % len(body)])
@@ -369,7 +367,7 @@ def test_a_record_that_was_cut_off_is_not_read(kind: str, length: int) -> None:
 
 
 @given(lines=st.integers(0, 6), extra=st.booleans())
-def test_a_manifest_needs_exactly_the_lines_of_its_table(lines: int, extra: bool) -> None:
+def test_manifest_needs_exactly_the_lines_of_its_table(lines: int, extra: bool) -> None:
     store = FakeStore()
     objects = tuple(ObjectInfo(f"{RAW}{number}", 1, "e") for number in range(3))
     part = replace(PART, size=3, objects=objects)
@@ -400,7 +398,7 @@ def test_json_of_another_shape_is_not_read(kind: str, value: object) -> None:
 
 
 @pytest.mark.parametrize("entry", [{}, {"name": "part-00000.log"}, 7, None, "x"], ids=str)
-def test_a_manifest_with_a_damaged_table_is_found_at_once(entry: object) -> None:
+def test_damaged_manifest_table_is_found_at_once(entry: object) -> None:
     store, at = written("manifest")
     header, *rows = gzip.decompress(store.body(at.key)).splitlines()
     fields = json.loads(header) | {"parts_table": [entry]}
@@ -418,7 +416,7 @@ def bomb(size: int) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["shard", "receipt"])
-def test_a_bomb_is_not_unpacked_beyond_the_limit(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gzip_bomb_is_not_unpacked_beyond_the_limit(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(records_module, "UNPACKED_BYTES", 0)
     store = FakeStore()
     store.produce(AT.key, bomb(64 * 2**20))
@@ -431,7 +429,7 @@ def test_a_bomb_is_not_unpacked_beyond_the_limit(kind: str, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("read", [Records.open_manifest, Records.read_manifest_header])
-def test_a_header_that_is_a_bomb_is_refused(
+def test_header_that_is_a_gzip_bomb_is_refused(
     read: Callable[[Records, Location], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(records_module, "LONGEST_LINE_BYTES", 2**20)
@@ -446,7 +444,7 @@ def test_a_header_that_is_a_bomb_is_refused(
         tracemalloc.stop()
 
 
-def test_the_default_limit_holds_for_the_unpacked_size(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_limit_holds_for_the_unpacked_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(records_module, "UNPACKED_BYTES", 99)
     store, at = written("shard")
     body = gzip.decompress(store.body(at.key))
@@ -470,7 +468,7 @@ def test_members_cut_anywhere_unpack_to_what_they_hold(text: bytes, cuts: list[i
 
 
 @given(st.lists(measured, max_size=4))
-def test_measurements_add_up_in_counts_and_keep_the_highest_peaks(several: list[Measured]) -> None:
+def test_measurements_add_counts_and_keep_highest_peaks(several: list[Measured]) -> None:
     total = sum(several, Measured())
     for name in ("max_connections", "sockets", "open_files", "rss_bytes"):
         assert getattr(total, name) == max((getattr(one, name) for one in several), default=0)
@@ -482,6 +480,6 @@ def test_measurements_add_up_in_counts_and_keep_the_highest_peaks(several: list[
         assert total.requests.get(operation, 0) == sum(one.requests.get(operation, 0) for one in several)
 
 
-def test_the_bytes_of_a_part_that_are_in_no_raw_object_are_its_separators() -> None:
+def test_separator_bytes_belong_to_no_raw_object() -> None:
     objects = tuple(PackedObject(1, "length", False, separator) for separator in (1, 0, 1))
     assert replace(PACKED, objects=objects).separators == 2

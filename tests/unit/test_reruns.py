@@ -158,7 +158,7 @@ def store_in(
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_a_run_ends_right_from_every_state(state: str) -> None:
+def test_run_completes_from_every_state(state: str) -> None:
     store, guard = store_in(STATES[state])
     run_hour(store, STREAM)
     assert_complete(store, STREAM)
@@ -168,7 +168,7 @@ def test_a_run_ends_right_from_every_state(state: str) -> None:
 @pytest.mark.parametrize(
     ("state", "checks_crc"), [*((state, True) for state in STATES), ("fresh", False), ("late objects", False)]
 )
-def test_after_a_crash_at_each_single_write_the_next_run_ends_right(state: str, checks_crc: bool) -> None:
+def test_next_run_completes_after_a_crash_at_any_write(state: str, checks_crc: bool) -> None:
     crashes = 0
     for writes in count():
         store, guard = store_in(STATES[state], checks_crc)
@@ -188,7 +188,7 @@ def test_after_a_crash_at_each_single_write_the_next_run_ends_right(state: str, 
 
 
 @pytest.mark.parametrize("state", ["fresh", "late objects"])
-def test_after_a_crash_each_step_may_simply_be_tried_again(state: str) -> None:
+def test_each_step_can_be_retried_after_a_crash(state: str) -> None:
     """As Airflow does with a task that was killed: the same step, not the whole run."""
     for writes in count():
         store, guard = store_in(STATES[state])
@@ -212,7 +212,7 @@ def _retried(store: FakeStore, step: Callable[[], Outcome]) -> Outcome:
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_an_answer_lost_at_each_single_write_does_no_harm(state: str) -> None:
+def test_lost_answer_at_any_write_does_no_harm(state: str) -> None:
     for number in count():
         store, guard = store_in(STATES[state])
         rules = []
@@ -242,7 +242,7 @@ def put(store: FakeStore) -> list[str]:
     return numbered(operation.name for operation in store.log if operation.kind in ("PUT", "COPY"))
 
 
-def test_a_complete_unchanged_hour_uploads_nothing_and_keeps_its_marker() -> None:
+def test_complete_unchanged_hour_is_not_written() -> None:
     store, _ = store_in(complete_and_unchanged)
     before = store.snapshot()
     run_hour(store, STREAM)
@@ -251,7 +251,7 @@ def test_a_complete_unchanged_hour_uploads_nothing_and_keeps_its_marker() -> Non
     assert store.snapshot() == before
 
 
-def test_a_late_object_moves_only_the_parts_that_it_changes() -> None:
+def test_late_object_rewrites_only_the_parts_it_changes() -> None:
     store, _ = store_in(complete_and_unchanged)
     store.produce(RAW + "ee.log", b"late")
     run_hour(store, STREAM)
@@ -260,7 +260,7 @@ def test_a_late_object_moves_only_the_parts_that_it_changes() -> None:
 
 
 @pytest.mark.parametrize("state", ["corrupted part", "deleted part"])
-def test_a_damaged_part_is_found_and_it_alone_is_packed_again(state: str) -> None:
+def test_only_the_damaged_part_is_packed_again(state: str) -> None:
     store, guard = store_in(STATES[state])
     run_hour(store, STREAM)
     assert put(store) == ["part-00001.log"]
@@ -268,7 +268,7 @@ def test_a_damaged_part_is_found_and_it_alone_is_packed_again(state: str) -> Non
     assert guard.violations == []
 
 
-def test_a_part_that_a_run_has_mended_before_it_died_is_not_packed_again() -> None:
+def test_part_repaired_before_a_crash_is_not_packed_again() -> None:
     # The manifest still tells of the part as it was before, with another ETag.
     store = FakeStore(etag_is_md5=False)
     produce(store, RAW_HOUR)
@@ -282,7 +282,7 @@ def test_a_part_that_a_run_has_mended_before_it_died_is_not_packed_again() -> No
     assert_complete(store, STREAM)
 
 
-def test_parts_of_no_use_any_more_are_removed_before_the_marker_is_written() -> None:
+def test_unneeded_parts_are_removed_before_the_marker() -> None:
     store, guard = store_in(fewer_objects)
     before = set(parts(store))
     run_hour(store, STREAM)
@@ -296,7 +296,7 @@ def test_parts_of_no_use_any_more_are_removed_before_the_marker_is_written() -> 
     assert guard.violations == []
 
 
-def test_objects_that_come_and_go_end_where_they_began() -> None:
+def test_added_and_removed_object_restores_the_same_parts() -> None:
     store, guard = store_in(complete_and_unchanged)
     before = parts(store)
     store.produce(RAW + "aa.log", b"late" * 10)
@@ -315,7 +315,7 @@ def test_objects_that_come_and_go_end_where_they_began() -> None:
     [{"part_size": 128}, {"part_size": 48}, {"ensure_newline": True}, {"shard_size": 64}, {"max_shards": 1}],
     ids=str,
 )
-def test_a_stream_with_other_settings_packs_its_hours_anew_when_they_are_cleared(
+def test_changed_settings_repack_a_cleared_hour(
     change: dict[str, int | bool],
 ) -> None:
     store, _ = store_in(complete_and_unchanged)
@@ -381,7 +381,7 @@ def proven(store: FakeStore) -> None:
 
 
 @pytest.mark.parametrize("meanwhile", [change_and_run, just_run])
-def test_a_validation_never_takes_away_what_another_run_has_completed_meanwhile(
+def test_validation_keeps_what_another_run_completed(
     meanwhile: Callable[[FakeStore, MarkerGuard], object],
 ) -> None:
     for store, guard, moment in moments(
@@ -391,7 +391,7 @@ def test_a_validation_never_takes_away_what_another_run_has_completed_meanwhile(
         assert_mended(store, guard)
 
 
-def test_an_overtaken_shard_never_overwrites_a_part() -> None:
+def test_overtaken_shard_never_overwrites_a_part() -> None:
     def pack_all(store: FakeStore) -> None:
         for ref in plan_hour(store, STREAM, HOUR, "run").shards:
             pack_shard(store, STREAM, ref)
@@ -406,7 +406,7 @@ def test_an_overtaken_shard_never_overwrites_a_part() -> None:
 
 
 @pytest.mark.parametrize("meanwhile", [change_and_run, just_run])
-def test_a_run_that_is_overtaken_before_its_marker_does_not_write_it(
+def test_overtaken_run_writes_no_marker(
     meanwhile: Callable[[FakeStore, MarkerGuard], object],
 ) -> None:
     for store, guard, moment in moments(
@@ -416,7 +416,7 @@ def test_a_run_that_is_overtaken_before_its_marker_does_not_write_it(
         assert_mended(store, guard)
 
 
-def test_an_unchanged_hour_that_was_claimed_since_is_completed_again() -> None:
+def test_unchanged_hour_claimed_by_a_dead_run_is_completed() -> None:
     """The run that claimed it died, and validation goes by its claim."""
     store, guard = store_in(complete_and_unchanged)
     guard.strays = True
@@ -437,7 +437,7 @@ def test_an_unchanged_hour_that_was_claimed_since_is_completed_again() -> None:
     assert guard.violations == []
 
 
-def test_the_older_of_two_runs_stops_and_the_newer_one_ends_right() -> None:
+def test_older_run_stops_and_newer_run_completes() -> None:
     store, guard = store_in(fresh)
     older = plan_hour(store, STREAM, HOUR, "older")
     pack_shard(store, STREAM, older.shards[0])
@@ -454,7 +454,7 @@ def test_the_older_of_two_runs_stops_and_the_newer_one_ends_right() -> None:
     assert guard.violations == []
 
 
-def test_a_run_takes_over_the_parts_of_the_same_plan() -> None:
+def test_run_reuses_the_parts_of_an_equal_plan() -> None:
     store, guard = store_in(fresh)
     one = plan_hour(store, STREAM, HOUR, "one")
     pack_shard(store, STREAM, one.shards[0])
@@ -475,7 +475,7 @@ def test_a_run_takes_over_the_parts_of_the_same_plan() -> None:
     assert guard.violations == []
 
 
-def test_nothing_that_an_unfinished_run_left_outlives_the_next_one() -> None:
+def test_next_run_removes_files_of_an_unfinished_run() -> None:
     store, _ = store_in(unfinished_other_plan)
     assert store.listing(WORK)
     assert_not_complete(store)
@@ -483,7 +483,7 @@ def test_nothing_that_an_unfinished_run_left_outlives_the_next_one() -> None:
     assert store.listing(WORK) == []
 
 
-def test_an_unchanged_run_leaves_another_that_has_just_begun() -> None:
+def test_unchanged_run_does_not_disturb_a_new_run() -> None:
     """It removed the claim and the plan of the other, and both failed."""
     store, guard = store_in(complete_and_unchanged)
     begun: list[Planned] = []
@@ -502,7 +502,7 @@ def test_an_unchanged_run_leaves_another_that_has_just_begun() -> None:
 
 
 @pytest.mark.parametrize("target", [MARKER, MANIFEST])
-def test_a_copy_that_comes_after_another_run_is_done_fails(target: str) -> None:
+def test_publishing_after_another_run_completed_fails(target: str) -> None:
     store, guard = store_in(fresh)
     for ref in plan_hour(store, STREAM, HOUR, "older").shards:
         pack_shard(store, STREAM, ref)
@@ -519,7 +519,7 @@ def test_a_copy_that_comes_after_another_run_is_done_fails(target: str) -> None:
     assert guard.violations == []
 
 
-def test_an_upload_of_a_copy_that_died_is_given_up_with_its_hour() -> None:
+def test_unfinished_upload_of_a_copy_is_aborted() -> None:
     store, _ = store_in(fresh)
     for ref in plan_hour(store, STREAM, HOUR, "run").shards:
         pack_shard(store, STREAM, ref)

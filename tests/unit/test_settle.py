@@ -45,13 +45,13 @@ def store_at(now: datetime, *written: datetime, **options: Any) -> FakeStore:
         (AFTER + timedelta(days=900), HOUR, RawHourStatus.SETTLED),
     ],
 )
-def test_an_hour_is_settled_once_it_has_ended_and_been_quiet(
+def test_hour_is_settled_after_its_end_and_quiet_period(
     now: datetime, newest: datetime, state: RawHourStatus
 ) -> None:
     assert check_raw_hour(store_at(now, HOUR, newest, HOUR), PATHS, QUIET).status is state
 
 
-def test_the_newest_object_counts_on_whichever_page_it_is_listed() -> None:
+def test_newest_object_counts_on_any_page() -> None:
     old = [HOUR] * 9
     for index in range(10):
         written = [*old[:index], AFTER, *old[index:]]
@@ -60,13 +60,13 @@ def test_the_newest_object_counts_on_whichever_page_it_is_listed() -> None:
         assert seen.newest == AFTER
 
 
-def test_one_look_is_one_listing() -> None:
+def test_one_check_is_one_listing() -> None:
     store = store_at(AFTER, *[HOUR] * 10, page_size=4)
     check_raw_hour(store, PATHS, QUIET)
     assert [operation.kind for operation in store.log] == ["LIST"] * 3
 
 
-def test_an_hour_without_objects_is_empty_and_settles_only_where_that_is_allowed() -> None:
+def test_empty_hour_settles_only_if_allowed() -> None:
     allowed = SettleRule(timedelta(minutes=10), None, True)
     for minutes, forbidden_state, allowed_state in (
         (-1, RawHourStatus.NOT_ENDED, RawHourStatus.NOT_ENDED),
@@ -78,7 +78,7 @@ def test_an_hour_without_objects_is_empty_and_settles_only_where_that_is_allowed
         assert check_raw_hour(store, PATHS, allowed).status is allowed_state
 
 
-def test_where_there_is_a_marker_it_alone_decides() -> None:
+def test_ready_object_alone_decides() -> None:
     rule = SettleRule(timedelta(minutes=10), "done/_OK", False)
     store = store_at(AFTER + timedelta(hours=9), HOUR)
     assert check_raw_hour(store, PATHS, rule).status is RawHourStatus.NO_READY_OBJECT
@@ -91,7 +91,7 @@ def test_where_there_is_a_marker_it_alone_decides() -> None:
     assert check_raw_hour(store, PATHS, rule).status is RawHourStatus.SETTLED
 
 
-def test_only_the_hour_itself_is_looked_at() -> None:
+def test_only_the_hour_itself_is_listed() -> None:
     store = store_at(AFTER)
     store.produce("raw/app/20261123/09/a.log", b"x")
     store.produce("raw/app/20261123/080/a.log", b"x")
@@ -129,22 +129,22 @@ def odd_store(quirk: str) -> OddStore:
 
 @pytest.mark.parametrize("quirk", ["no token", "same token", "other keys"])
 @pytest.mark.parametrize("marker", [None, "00000.log"])
-def test_listing_that_contradicts_itself_never_settles(quirk: str, marker: str | None) -> None:
+def test_contradictory_listing_never_settles(quirk: str, marker: str | None) -> None:
     with pytest.raises(ListingError, match=r"server"):
         check_raw_hour(odd_store(quirk), PATHS, SettleRule(timedelta(minutes=10), marker, False))
 
 
-def test_key_that_is_listed_twice_counts_once() -> None:
+def test_key_listed_twice_counts_once() -> None:
     seen = check_raw_hour(odd_store("keys twice"), PATHS, QUIET)
     assert (seen.status, seen.objects, seen.bytes) == (RawHourStatus.SETTLED, 5, 500)
 
 
-def test_a_missing_bucket_is_no_empty_hour() -> None:
+def test_missing_bucket_is_not_an_empty_hour() -> None:
     with pytest.raises(MissingBucketError):
         check_raw_hour(FakeStore(buckets=["another"]), PATHS, QUIET)
 
 
-def test_an_empty_hour_is_waited_for_until_the_timeout_after_its_end_and_a_busy_one_from_now_on() -> None:
+def test_timeout_counts_from_hour_end_if_empty_else_from_now() -> None:
     six_hours = timedelta(hours=6)
     late = AFTER + timedelta(hours=30)
     empty = RawHourCheck(RawHourStatus.EMPTY, 0, 0, None, late)
@@ -155,14 +155,14 @@ def test_an_empty_hour_is_waited_for_until_the_timeout_after_its_end_and_a_busy_
     assert give_up_at(PATHS, early, six_hours) == AFTER + six_hours
 
 
-def test_giving_up_on_an_empty_hour_says_where_nothing_was_and_what_to_do() -> None:
+def test_timeout_of_an_empty_hour_names_prefix_and_fix() -> None:
     error = unsettled_error(PATHS, QUIET, RawHourCheck(RawHourStatus.EMPTY, 0, 0, None, AFTER))
     assert isinstance(error, EmptyHourError)
     for part in ("2026-11-23T08:00:00Z", f"s3://logs/{RAW}", "allow_empty"):
         assert part in str(error)
 
 
-def test_giving_up_on_a_marker_names_it() -> None:
+def test_timeout_without_ready_object_names_it() -> None:
     rule = SettleRule(timedelta(minutes=10), "_DONE", False)
     error = unsettled_error(PATHS, rule, RawHourCheck(RawHourStatus.NO_READY_OBJECT, 1234, 1, HOUR, AFTER))
     assert isinstance(error, UnsettledHourError)
@@ -170,7 +170,7 @@ def test_giving_up_on_a_marker_names_it() -> None:
         assert part in str(error)
 
 
-def test_giving_up_on_a_busy_hour_says_when_it_was_written_to_last() -> None:
+def test_timeout_of_a_busy_hour_names_the_last_write() -> None:
     newest = datetime(2026, 11, 23, 9, 7, 5, tzinfo=UTC)
     error = unsettled_error(
         PATHS, QUIET, RawHourCheck(RawHourStatus.BEING_WRITTEN, 1234, 2048, newest, AFTER)
@@ -190,7 +190,7 @@ def test_giving_up_on_a_busy_hour_says_when_it_was_written_to_last() -> None:
 @pytest.mark.parametrize(
     "state", [RawHourStatus.EMPTY, RawHourStatus.NO_READY_OBJECT, RawHourStatus.BEING_WRITTEN]
 )
-def test_giving_up_says_how_long_the_hour_was_waited_for(state: RawHourStatus) -> None:
+def test_timeout_says_how_long_the_wait_was(state: RawHourStatus) -> None:
     rule = SettleRule(timedelta(minutes=10), "_DONE", False)
     last = RawHourCheck(state, 1, 1, HOUR, AFTER)
     assert " after 6h30m of waiting" in str(
@@ -199,7 +199,7 @@ def test_giving_up_says_how_long_the_hour_was_waited_for(state: RawHourStatus) -
     assert "of waiting" not in str(unsettled_error(PATHS, rule, last))
 
 
-def test_store_that_was_not_reached_is_named_with_the_problem() -> None:
+def test_unreachable_store_is_named_with_the_problem() -> None:
     error = unlisted_error(PATHS, "aws_logs", "LIST: no route", timedelta(minutes=90), timedelta(hours=6))
     for part in (
         "2026-11-23T08:00:00Z",

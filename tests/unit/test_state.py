@@ -168,7 +168,7 @@ def interruptions(
 # -- what there is -------------------------------------------------------------------------------------
 
 
-def test_an_inventory_tells_ours_from_foreign_objects(store: FakeStore) -> None:
+def test_inventory_separates_ours_from_foreign_objects(store: FakeStore) -> None:
     plan_id = plan(store).plan_id
     for name in ("notes.txt", f"{plan_id}/notes.txt", "removals/notes.json"):
         store.produce(WORK + name, b"whose?")
@@ -185,7 +185,7 @@ def test_an_inventory_tells_ours_from_foreign_objects(store: FakeStore) -> None:
     assert (found.manifest_etag is not None, found.has_marker) == (False, False)
 
 
-def test_an_inventory_has_manifest_and_marker(store: FakeStore) -> None:
+def test_inventory_has_manifest_and_marker(store: FakeStore) -> None:
     run_hour(store, STREAM)
     found = state_of(store).inventory()
     assert (found.manifest_etag is not None, found.has_marker, list(found.foreign), found.work) == (
@@ -197,7 +197,7 @@ def test_an_inventory_has_manifest_and_marker(store: FakeStore) -> None:
     assert set(found.parts) == set(parts(store))
 
 
-def test_a_part_that_a_record_names_is_ours(store: FakeStore) -> None:
+def test_part_that_a_record_names_is_ours(store: FakeStore) -> None:
     plan_id = plan(store).plan_id
     pack = names_of(store, plan_id)
     state = state_of(store)
@@ -207,7 +207,7 @@ def test_a_part_that_a_record_names_is_ours(store: FakeStore) -> None:
     assert set(state.recorded_parts((), manifest_of(store))) == pack
 
 
-def test_parts_that_no_record_names_are_no_strays(store: FakeStore) -> None:
+def test_unrecorded_parts_are_not_stray_parts(store: FakeStore) -> None:
     before = plan(store)
     for ref in before.shards:
         pack_shard(store, STREAM, ref)
@@ -220,7 +220,7 @@ def test_parts_that_no_record_names_are_no_strays(store: FakeStore) -> None:
     assert old - needed
 
 
-def test_claims_of_this_plan_are_told_from_others(store: FakeStore) -> None:
+def test_claims_of_other_plans_are_not_current(store: FakeStore) -> None:
     state = state_of(store)
     with pytest.raises(SupersededError, match="no plan is being built there now"):
         state.check_current(OTHER_PLAN)
@@ -238,7 +238,7 @@ def test_claims_of_this_plan_are_told_from_others(store: FakeStore) -> None:
         state.check_current(plan_id)
 
 
-def test_a_marker_counts_for_its_plan_once_the_claim_is_gone(store: FakeStore) -> None:
+def test_marker_counts_for_its_plan_without_a_claim(store: FakeStore) -> None:
     plan_id = run_hour(store, STREAM).plan_id
     state = state_of(store)
     assert state.is_complete_under(plan_id) is True
@@ -259,7 +259,7 @@ def begin(store: FakeStore, plan_id: str = OTHER_PLAN, **how: Any) -> Claim | No
     return state_of(store).begin(plan_id, "another run", **arguments)
 
 
-def test_a_claim_comes_before_everything_else(store: FakeStore) -> None:
+def test_claim_comes_before_everything_else(store: FakeStore) -> None:
     run_hour(store, STREAM)
     stale = WORK + f"{OTHER_PLAN}/staged-0f-_SUCCESS"
     store.produce(stale, b"{}")
@@ -272,7 +272,7 @@ def test_a_claim_comes_before_everything_else(store: FakeStore) -> None:
     assert store.log[0] == Operation("WRITE", "logs", CLAIM)
 
 
-def test_each_beginning_is_a_claim_of_its_own(store: FakeStore) -> None:
+def test_each_begin_writes_its_own_claim(store: FakeStore) -> None:
     one, two = begin(store), begin(store)
     assert one is not None
     assert two is not None
@@ -280,7 +280,7 @@ def test_each_beginning_is_a_claim_of_its_own(store: FakeStore) -> None:
     assert one.claim_id != two.claim_id
 
 
-def test_a_beginning_deletes_what_any_run_has_staged(store: FakeStore) -> None:
+def test_begin_deletes_staged_objects_of_all_runs(store: FakeStore) -> None:
     for plan_id in (OTHER_PLAN, "0" * 20):
         for name in ("staged-0f-_SUCCESS", "staged-1f-_manifest.jsonl.gz", "plan.json"):
             store.produce(WORK + f"{plan_id}/{name}", b"{}")
@@ -289,14 +289,14 @@ def test_a_beginning_deletes_what_any_run_has_staged(store: FakeStore) -> None:
     assert len(store.listing(WORK)) == 3
 
 
-def test_a_marker_that_planning_has_not_seen_stops_the_beginning(store: FakeStore) -> None:
+def test_marker_unknown_to_planning_stops_begin(store: FakeStore) -> None:
     run_hour(store, STREAM)
     for seen in (None, "another"):
         assert begin(store, seen_marker=seen) is None
         assert store.has(MARKER)
 
 
-def test_a_beginning_needs_the_files_of_its_plan(store: FakeStore) -> None:
+def test_begin_requires_the_files_of_its_plan(store: FakeStore) -> None:
     plan_id = plan(store).plan_id
     files = [f"{plan_id}/plan.json", f"{plan_id}/shard-00000.json.gz"]
     assert begin(store, plan_id, files=files) is not None
@@ -304,13 +304,13 @@ def test_a_beginning_needs_the_files_of_its_plan(store: FakeStore) -> None:
     assert begin(store, plan_id, files=files) is None
 
 
-def test_a_claim_that_is_replaced_at_once_is_no_beginning(store: FakeStore) -> None:
+def test_begin_fails_if_its_claim_is_replaced(store: FakeStore) -> None:
     store.on("LIST", WORK, lambda: discard(take_over(store)))
     with pytest.raises(SupersededError, match="'another run' is being built there now"):
         begin(store)
 
 
-def test_a_claim_that_is_gone_at_once_is_no_beginning(store: FakeStore) -> None:
+def test_begin_fails_if_its_claim_is_deleted(store: FakeStore) -> None:
     store.on("LIST", WORK, lambda: store.vanish(CLAIM))
     assert begin(store) is None
 
@@ -329,7 +329,7 @@ of_both = pytest.mark.parametrize("target", [MANIFEST, MARKER])
 
 
 @of_both
-def test_what_is_published_is_staged_first(store: FakeStore, target: str) -> None:
+def test_publishing_stages_the_object_first(store: FakeStore, target: str) -> None:
     claim, marker = prove(store)
     manifest = store.stored(MANIFEST)
     store.log.clear()
@@ -346,7 +346,7 @@ def test_what_is_published_is_staged_first(store: FakeStore, target: str) -> Non
 
 @of_both
 @pytest.mark.parametrize("point", ["WRITE staged-", "READ claim.json", "PUBLISH"])
-def test_a_run_that_was_overtaken_publishes_nothing(store: FakeStore, target: str, point: str) -> None:
+def test_overtaken_run_publishes_nothing(store: FakeStore, target: str, point: str) -> None:
     claim, marker = prove(store)
     before = store.stored(MANIFEST)
     kind, _, name = point.partition(" ")
@@ -361,7 +361,7 @@ def test_a_run_that_was_overtaken_publishes_nothing(store: FakeStore, target: st
 
 @of_both
 @pytest.mark.parametrize("point", ["WRITE staged-", "READ claim.json", "PUBLISH"])
-def test_a_new_claim_of_the_same_plan_overtakes_as_well(store: FakeStore, target: str, point: str) -> None:
+def test_new_claim_of_an_equal_plan_overtakes_too(store: FakeStore, target: str, point: str) -> None:
     claim, marker = prove(store)
     before = store.stored(MANIFEST)
     kind, _, name = point.partition(" ")
@@ -374,7 +374,7 @@ def test_a_new_claim_of_the_same_plan_overtakes_as_well(store: FakeStore, target
     assert staged(store) == []
 
 
-def test_no_marker_outlives_a_run_that_takes_over_at_any_moment(store: FakeStore) -> None:
+def test_marker_is_removed_by_a_run_that_takes_over(store: FakeStore) -> None:
     claim, marker = prove(store)
     outcomes = set()
     for after, error in interruptions(
@@ -389,7 +389,7 @@ def test_no_marker_outlives_a_run_that_takes_over_at_any_moment(store: FakeStore
     assert outcomes == {True, False}
 
 
-def test_a_marker_published_while_a_run_takes_over_does_not_stay(store: FakeStore) -> None:
+def test_marker_published_during_a_takeover_is_removed(store: FakeStore) -> None:
     claim, marker = prove(store)
     store.produce(RAW + "late.log", b"late")
     published = []
@@ -408,7 +408,7 @@ def test_a_marker_published_while_a_run_takes_over_does_not_stay(store: FakeStor
 
 
 @of_both
-def test_a_store_without_copies_is_written_to(store: FakeStore, target: str) -> None:
+def test_store_without_copies_gets_a_direct_write(store: FakeStore, target: str) -> None:
     claim, marker = prove(store)
     store.on("PUBLISH", "", UnsupportedOperationError("CopyObject: 501 NotImplemented"))
     store.log.clear()
@@ -424,7 +424,7 @@ def test_a_store_without_copies_is_written_to(store: FakeStore, target: str) -> 
 
 @of_both
 @pytest.mark.parametrize("point", ["READ claim.json", "WRITE target"])
-def test_without_copies_a_run_that_was_overtaken_fails(store: FakeStore, target: str, point: str) -> None:
+def test_overtaken_run_fails_without_copies(store: FakeStore, target: str, point: str) -> None:
     claim, marker = prove(store)
     store.on("PUBLISH", "", UnsupportedOperationError("CopyObject: 501 NotImplemented"))
     kind, _, name = point.partition(" ")
@@ -435,7 +435,7 @@ def test_without_copies_a_run_that_was_overtaken_fails(store: FakeStore, target:
     assert staged(store) == []
 
 
-def test_without_copies_the_marker_of_the_other_run_stays(store: FakeStore) -> None:
+def test_marker_of_the_other_run_stays_without_copies(store: FakeStore) -> None:
     claim, marker = prove(store)
     store.on("PUBLISH", MARKER, UnsupportedOperationError("CopyObject: 501 NotImplemented"))
 
@@ -458,7 +458,7 @@ def test_without_copies_the_marker_of_the_other_run_stays(store: FakeStore) -> N
 
 
 @of_both
-def test_what_is_published_counts_though_cleaning_up_fails(store: FakeStore, target: str) -> None:
+def test_publishing_succeeds_even_if_cleanup_fails(store: FakeStore, target: str) -> None:
     claim, marker = prove(store)
     store.on("DELETE", "staged-", TransientError("the connection broke"))
     PUBLISH[target](store, claim, marker)
@@ -468,7 +468,7 @@ def test_what_is_published_counts_though_cleaning_up_fails(store: FakeStore, tar
     assert staged(store) == []
 
 
-def test_a_failed_cleanup_hides_no_other_failure(store: FakeStore) -> None:
+def test_failed_cleanup_does_not_hide_another_error(store: FakeStore) -> None:
     claim, marker = prove(store)
     store.on("PUBLISH", MARKER, AccessError("may not"))
     store.on("DELETE", "staged-", TransientError("the connection broke"))
@@ -477,7 +477,7 @@ def test_a_failed_cleanup_hides_no_other_failure(store: FakeStore) -> None:
     assert not store.has(MARKER)
 
 
-def test_a_publish_whose_answer_is_lost_is_done_again(store: FakeStore) -> None:
+def test_publish_with_a_lost_answer_is_repeated(store: FakeStore) -> None:
     claim, marker = prove(store)
     store.on("PUBLISH", MARKER, Effect.LOST_ANSWER)
     with pytest.raises(TransientError):
@@ -498,7 +498,7 @@ class Refusing(FakeStore):
 
 
 @pytest.mark.parametrize("kind", [FakeStore, Refusing])
-def test_only_the_marker_of_the_given_etag_is_removed(kind: type[FakeStore]) -> None:
+def test_only_the_marker_with_the_given_etag_is_removed(kind: type[FakeStore]) -> None:
     store = kind()
     etag = store.produce(MARKER, b"{}")
     state_of(store).remove_marker("another")
@@ -508,7 +508,7 @@ def test_only_the_marker_of_the_given_etag_is_removed(kind: type[FakeStore]) -> 
     state_of(store).remove_marker(etag)
 
 
-def test_where_the_condition_is_refused_a_later_marker_stays() -> None:
+def test_later_marker_stays_if_the_condition_is_refused() -> None:
     store = Refusing()
     etag = store.produce(MARKER, b"{}")
     store.on("DELETE", MARKER, lambda: discard(store.produce(MARKER, b"[]")))
@@ -526,7 +526,7 @@ def packed(store: FakeStore) -> Claim:
     return current(store)
 
 
-def test_parts_are_deleted_behind_a_record_and_a_claim(store: FakeStore) -> None:
+def test_parts_are_deleted_after_a_record_and_a_claim_check(store: FakeStore) -> None:
     claim = packed(store)
     name = part_name(store, 1)
     named: list[object] = []
@@ -551,7 +551,7 @@ def records(store: FakeStore) -> list[str]:
 
 @pytest.mark.parametrize("change", ["another plan", "same plan", "gone", "damaged"])
 @pytest.mark.parametrize("point", ["WRITE removals/", "READ claim.json"])
-def test_under_another_claim_nothing_is_deleted(store: FakeStore, change: str, point: str) -> None:
+def test_nothing_is_deleted_under_another_claim(store: FakeStore, change: str, point: str) -> None:
     claim = packed(store)
     before = parts(store)
     changes: Mapping[str, Callable[[], object]] = {
@@ -568,14 +568,14 @@ def test_under_another_claim_nothing_is_deleted(store: FakeStore, change: str, p
     assert records(store) == []
 
 
-def test_beside_a_complete_hour_parts_go_without_a_claim(store: FakeStore) -> None:
+def test_stray_parts_of_a_complete_hour_need_no_claim(store: FakeStore) -> None:
     run_hour(store, STREAM)
     store.produce(AGGREGATED + STRAY, b"of a run that was overtaken")
     remove(store, [STRAY], None, completed=manifest_of(store))
     assert_complete(store, STREAM)
 
 
-def test_a_run_that_completed_the_hour_since_keeps_its_parts(store: FakeStore) -> None:
+def test_parts_stay_if_another_run_completed_the_hour(store: FakeStore) -> None:
     run_hour(store, STREAM)
     before = manifest_of(store)
     store.produce(AGGREGATED + STRAY, b"of a run that was overtaken")
@@ -598,7 +598,7 @@ def test_a_run_that_completed_the_hour_since_keeps_its_parts(store: FakeStore) -
         "part-1.log",
     ],
 )
-def test_what_is_not_named_like_a_part_is_never_deleted(store: FakeStore, name: str) -> None:
+def test_only_keys_named_like_parts_are_deleted(store: FakeStore, name: str) -> None:
     claim = packed(store)
     before = store.snapshot()
     with pytest.raises(ValueError, match="is not the key of a part"):
@@ -606,7 +606,7 @@ def test_what_is_not_named_like_a_part_is_never_deleted(store: FakeStore, name: 
     assert store.snapshot() == before
 
 
-def test_a_part_under_removal_gets_another_name(store: FakeStore) -> None:
+def test_part_under_removal_gets_another_name(store: FakeStore) -> None:
     """A run dies between its record and the deletion, or only seems to: its DELETE may come at any time."""
     claim = packed(store)
     name = part_name(store, 1)
@@ -622,7 +622,7 @@ def test_a_part_under_removal_gets_another_name(store: FakeStore) -> None:
     assert_complete(store, STREAM, died=True)
 
 
-def test_a_record_that_comes_while_a_run_plans_is_seen(store: FakeStore) -> None:
+def test_removal_record_written_during_planning_is_seen(store: FakeStore) -> None:
     claim = packed(store)
     name = part_name(store, 1)
     record = Location("logs", REMOVALS + "0f.json")
@@ -635,7 +635,7 @@ def test_a_record_that_comes_while_a_run_plans_is_seen(store: FakeStore) -> None
     assert_complete(store, STREAM, died=True)
 
 
-def test_a_damaged_removal_record_names_nothing(store: FakeStore) -> None:
+def test_damaged_removal_record_names_nothing(store: FakeStore) -> None:
     packed(store)
     store.produce(REMOVALS + "0f.json", b"damaged")
     state = state_of(store)
@@ -662,7 +662,7 @@ class DeletionGuard:
         self._parts = set(parts(self._store))
 
 
-def test_no_deletion_hits_a_part_that_a_run_plans_meanwhile(store: FakeStore) -> None:
+def test_deletion_never_hits_a_part_of_a_new_plan(store: FakeStore) -> None:
     claim = packed(store)
     name = part_name(store, 1)
     outcomes = set()
@@ -686,7 +686,7 @@ def test_no_deletion_hits_a_part_that_a_run_plans_meanwhile(store: FakeStore) ->
     assert outcomes == {"deleted", "overtaken"}
 
 
-def test_a_run_that_plans_during_a_deletion_keeps_its_parts(store: FakeStore) -> None:
+def test_plan_made_during_a_deletion_keeps_its_parts(store: FakeStore) -> None:
     claim = packed(store)
     name = part_name(store, 1)
     outcomes = set()
@@ -712,7 +712,7 @@ def reject(store: FakeStore, plan_id: str, names: Iterable[str], basis: Claim | 
     state_of(store).reject_parts(plan_id, {name: name for name in names}, basis, **how)
 
 
-def test_nobody_completes_an_hour_whose_parts_are_rejected(store: FakeStore) -> None:
+def test_hour_with_rejected_parts_is_not_completed(store: FakeStore) -> None:
     claim, marker = prove(store)
     name = part_name(store, 1)
     store.log.clear()
@@ -728,7 +728,7 @@ def test_nobody_completes_an_hour_whose_parts_are_rejected(store: FakeStore) -> 
     assert_complete(store, STREAM)
 
 
-def test_a_complete_hour_loses_its_marker_before_its_parts(store: FakeStore) -> None:
+def test_rejecting_removes_the_marker_before_the_parts(store: FakeStore) -> None:
     plan_id = run_hour(store, STREAM).plan_id
     name = part_name(store, 1)
     store.log.clear()
@@ -741,7 +741,7 @@ def test_a_complete_hour_loses_its_marker_before_its_parts(store: FakeStore) -> 
     assert_complete(store, STREAM)
 
 
-def test_parts_of_an_hour_that_another_run_owns_are_not_rejected(store: FakeStore) -> None:
+def test_parts_of_another_run_are_not_rejected(store: FakeStore) -> None:
     claim, _ = prove(store)
     before = manifest_of(store)
     finish_hour(store, STREAM, take_over(store))
@@ -767,7 +767,7 @@ def overtaken_parts(store: FakeStore, plan_id: str) -> dict[str, PlannedPart]:
     return found
 
 
-def test_a_run_that_was_overtaken_removes_what_is_not_needed(store: FakeStore) -> None:
+def test_overtaken_run_removes_its_unneeded_parts(store: FakeStore) -> None:
     claim = packed(store)
     written = overtaken_parts(store, claim.plan_id)
     late = take_over(store)
@@ -782,7 +782,7 @@ def test_a_run_that_was_overtaken_removes_what_is_not_needed(store: FakeStore) -
     assert_complete(store, STREAM)
 
 
-def test_parts_that_the_plan_of_the_next_run_needs_stay(store: FakeStore) -> None:
+def test_parts_needed_by_the_next_plan_stay(store: FakeStore) -> None:
     claim = packed(store)
     before = parts(store)
     written = overtaken_parts(store, claim.plan_id)
@@ -797,7 +797,7 @@ def test_parts_that_the_plan_of_the_next_run_needs_stay(store: FakeStore) -> Non
     assert_complete(store, STREAM)
 
 
-def test_parts_that_hold_what_the_hour_lacks_stay(store: FakeStore) -> None:
+def test_parts_with_content_missing_in_the_hour_stay(store: FakeStore) -> None:
     claim = packed(store)
     written = overtaken_parts(store, claim.plan_id)
     before = parts(store)
@@ -813,7 +813,7 @@ def test_parts_that_hold_what_the_hour_lacks_stay(store: FakeStore) -> None:
     assert_right(store, STREAM)
 
 
-def test_split_parts_that_the_hour_holds_stay(store: FakeStore) -> None:
+def test_split_parts_of_the_hour_stay(store: FakeStore) -> None:
     stream = make_stream(check_encoding=True)
     produce(store, {"x.gz": b"damaged", "y.gz": gzip.compress(b"intact", mtime=0)})
     run_hour(store, stream)
@@ -832,7 +832,7 @@ def test_split_parts_that_the_hour_holds_stay(store: FakeStore) -> None:
 
 
 @pytest.mark.parametrize("what", ["claim", "manifest", "no manifest", "same plan"])
-def test_whatever_is_unclear_stays(store: FakeStore, what: str) -> None:
+def test_parts_stay_if_anything_is_unclear(store: FakeStore, what: str) -> None:
     run_hour(store, STREAM)
     items = (ObjectInfo(RAW + "a.log", 30, "e"),)
     stray = {STRAY: PlannedPart(STRAY, "", 30, False, "f", items)}
@@ -854,7 +854,7 @@ def test_whatever_is_unclear_stays(store: FakeStore, what: str) -> None:
 
 
 @pytest.mark.parametrize("tries", [1, 2])
-def test_strays_are_judged_again_if_the_hour_changes(
+def test_stray_parts_are_reviewed_if_the_hour_changes(
     store: FakeStore, tries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "REMOVAL_TRIES", tries)
@@ -873,7 +873,7 @@ def test_strays_are_judged_again_if_the_hour_changes(
 # -- parts that came after the plan --------------------------------------------------------------------
 
 
-def test_a_late_part_with_the_last_copy_stops_the_proof(store: FakeStore) -> None:
+def test_late_part_with_the_last_copy_stops_validation(store: FakeStore) -> None:
     """A packer has read an object that vanished before the hour was planned again; its PUT comes after that."""
     store.produce(RAW + "g.log", b"g" * 60)
     before = plan(store)
@@ -897,7 +897,7 @@ def test_a_late_part_with_the_last_copy_stops_the_proof(store: FakeStore) -> Non
     assert_complete(store, STREAM)
 
 
-def test_a_late_part_whose_objects_the_hour_holds_is_removed(store: FakeStore) -> None:
+def test_late_part_with_known_content_is_removed(store: FakeStore) -> None:
     before = plan(store)
     old = overtaken_parts(store, before.plan_id)
     store.produce(RAW + "0.log", b"early")
@@ -915,7 +915,7 @@ def test_a_late_part_whose_objects_the_hour_holds_is_removed(store: FakeStore) -
 # -- cleaning up ---------------------------------------------------------------------------------------
 
 
-def test_cleaning_up_removes_what_was_needed_to_build(store: FakeStore) -> None:
+def test_cleanup_removes_the_files_of_plans(store: FakeStore) -> None:
     claim, marker = prove(store)
     store.produce(WORK + f"{OTHER_PLAN}/plan.json", b"{}")
     state = state_of(store)
@@ -925,7 +925,7 @@ def test_cleaning_up_removes_what_was_needed_to_build(store: FakeStore) -> None:
     assert_complete(store, STREAM)
 
 
-def test_cleaning_up_leaves_foreign_objects_and_removals(store: FakeStore) -> None:
+def test_cleanup_keeps_foreign_objects_and_removals(store: FakeStore) -> None:
     claim, marker = prove(store)
     foreign = ["notes.txt", f"{claim.plan_id}/notes.txt", f"{OTHER_PLAN}/sub/plan.json", "removals/notes.txt"]
     for name in [*foreign, "removals/0f.json"]:
@@ -936,7 +936,7 @@ def test_cleaning_up_leaves_foreign_objects_and_removals(store: FakeStore) -> No
     assert store.listing(WORK) == sorted(WORK + name for name in [*foreign, "removals/0f.json"])
 
 
-def test_cleaning_up_leaves_another_run_alone(store: FakeStore) -> None:
+def test_cleanup_keeps_the_files_of_another_run(store: FakeStore) -> None:
     claim, marker = prove(store)
     state_of(store).publish_marker(claim, marker)
     late = take_over(store)
@@ -951,7 +951,7 @@ def test_cleaning_up_leaves_another_run_alone(store: FakeStore) -> None:
     assert_complete(store, STREAM)
 
 
-def test_cleaning_up_leaves_all_under_an_unreadable_claim(store: FakeStore) -> None:
+def test_cleanup_keeps_everything_under_a_damaged_claim(store: FakeStore) -> None:
     claim, marker = prove(store)
     state_of(store).publish_marker(claim, marker)
     store.produce(CLAIM, b"damaged")
@@ -960,7 +960,7 @@ def test_cleaning_up_leaves_all_under_an_unreadable_claim(store: FakeStore) -> N
     assert store.listing(WORK) == [CLAIM, WORK + f"{OTHER_PLAN}/plan.json"]
 
 
-def test_a_run_that_begins_while_another_cleans_up_goes_on(store: FakeStore) -> None:
+def test_run_that_begins_during_a_cleanup_continues(store: FakeStore) -> None:
     claim, marker = prove(store)
     state_of(store).publish_marker(claim, marker)
     for after, error in interruptions(
@@ -979,7 +979,7 @@ def test_a_run_that_begins_while_another_cleans_up_goes_on(store: FakeStore) -> 
         assert_complete(after, STREAM)
 
 
-def test_cleaning_up_leaves_no_claim_without_its_files(store: FakeStore) -> None:
+def test_cleanup_never_leaves_a_claim_without_its_files(store: FakeStore) -> None:
     """A run has written its plan when the clean-up lists, and claims the hour before it deletes."""
     claim, marker = prove(store)
     state_of(store).publish_marker(claim, marker)
@@ -994,7 +994,7 @@ def test_cleaning_up_leaves_no_claim_without_its_files(store: FakeStore) -> None
 
 
 @pytest.mark.parametrize("point", ["LIST", "READ", "HEAD", None])
-def test_a_plan_whose_files_are_being_deleted_is_made_again(store: FakeStore, point: str | None) -> None:
+def test_plan_whose_files_are_deleted_is_made_again(store: FakeStore, point: str | None) -> None:
     """A clean-up has listed them and read the claim before this run claims the hour, and deletes afterwards."""
     doomed: list[str] = []
 
@@ -1031,7 +1031,7 @@ def has_whole_plan(store: FakeStore) -> bool:
 
 
 @pytest.mark.parametrize("lists_all", [False, True])
-def test_only_uploads_of_the_given_parts_are_given_up(store: FakeStore, lists_all: bool) -> None:
+def test_only_uploads_of_the_given_parts_are_aborted(store: FakeStore, lists_all: bool) -> None:
     store.lists_all_uploads = lists_all
     ours = AGGREGATED + STRAY
     foreign = [
@@ -1051,7 +1051,7 @@ def test_only_uploads_of_the_given_parts_are_given_up(store: FakeStore, lists_al
 
 @pytest.mark.parametrize("kind", ["UPLOADS", "ABORT"])
 @pytest.mark.parametrize("error", [AccessError("may not"), TransientError("broke"), NotFoundError("gone")])
-def test_uploads_that_cannot_be_given_up_are_only_logged(
+def test_failed_aborts_of_uploads_are_only_logged(
     store: FakeStore, kind: str, error: RollupError, caplog: pytest.LogCaptureFixture
 ) -> None:
     store.begin_upload(Location("logs", AGGREGATED + STRAY), {})

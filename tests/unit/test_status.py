@@ -39,7 +39,7 @@ def status_of(store: FakeStore) -> HourSummary:
     return found
 
 
-def test_a_complete_hour_comes_with_its_marker_and_the_order_is_the_one_asked_for(store: FakeStore) -> None:
+def test_hours_come_in_order_with_their_markers(store: FakeStore) -> None:
     run_hour(store, STREAM)
     later, first = read_hours(store, STREAM, [NEXT, HOUR])
     assert (later.hour, later.state, later.marker) == (NEXT, HourStatus.INCOMPLETE, None)
@@ -48,7 +48,7 @@ def test_a_complete_hour_comes_with_its_marker_and_the_order_is_the_one_asked_fo
     assert first.marker == {name: value for name, value in written.items() if name != "format"}
 
 
-def test_an_hour_that_a_run_has_claimed_is_being_built(store: FakeStore) -> None:
+def test_claimed_hour_is_being_built(store: FakeStore) -> None:
     plan_hour(store, STREAM, HOUR, "run")
     assert [status.state for status in read_hours(store, STREAM, [HOUR])] == [HourStatus.BUILDING]
 
@@ -60,7 +60,7 @@ def test_an_hour_that_a_run_has_claimed_is_being_built(store: FakeStore) -> None
         gzip.compress(b"{}"), b'{"format": 1', b'{"format": 1}', b"[" * 200_000, b'{"a":' * 200_000,
     ],
 )  # fmt: skip
-def test_a_success_that_is_no_marker_is_a_damaged_hour(store: FakeStore, body: bytes) -> None:
+def test_invalid_marker_is_a_damaged_hour(store: FakeStore, body: bytes) -> None:
     store.produce(MARKER, body)
     status = status_of(store)
     assert (status.state, status.marker) == (HourStatus.DAMAGED, None)
@@ -79,12 +79,12 @@ MARKER_KEYS = (
 )  # fmt: skip
 
 
-def test_every_key_that_a_marker_has_is_checked(complete: FakeStore) -> None:
+def test_every_key_of_a_marker_is_validated(complete: FakeStore) -> None:
     assert set(MARKER_KEYS) == marker_of(complete).keys() - {"format"}
 
 
 @pytest.mark.parametrize("name", MARKER_KEYS)
-def test_a_marker_without_a_key_or_with_a_wrong_one_is_damaged(complete: FakeStore, name: str) -> None:
+def test_marker_without_a_key_or_with_a_wrong_one_is_damaged(complete: FakeStore, name: str) -> None:
     marker = marker_of(complete)
     # Markers of before have not all of them.
     if name not in ("foreign", "damaged"):
@@ -103,7 +103,7 @@ def test_a_marker_without_a_key_or_with_a_wrong_one_is_damaged(complete: FakeSto
         ("verified", "objects", {"read-back": "all"}),
     ],
 )
-def test_keys_within_keys_of_a_marker_are_checked(
+def test_nested_keys_of_a_marker_are_validated(
     complete: FakeStore, outer: str, inner: str, value: Any
 ) -> None:
     marker = marker_of(complete)
@@ -113,7 +113,7 @@ def test_keys_within_keys_of_a_marker_are_checked(
 
 
 @pytest.mark.parametrize("time", ["yesterday", "20261123T09", "2026-13-23T09:00:00Z", "2026-11-23T09:00:00"])
-def test_a_marker_with_a_time_that_no_browser_reads_is_damaged(complete: FakeStore, time: str) -> None:
+def test_marker_with_an_invalid_time_is_damaged(complete: FakeStore, time: str) -> None:
     assert_damaged(complete, {**marker_of(complete), "completed_at": time}, "completed_at")
 
 
@@ -126,7 +126,7 @@ def assert_damaged(store: FakeStore, marker: Mapping[str, Any], named: str) -> N
     assert status.problem.encode()
 
 
-def test_foreign_and_damaged_objects_are_counted_where_given(complete: FakeStore) -> None:
+def test_foreign_and_damaged_counts_are_read_if_present(complete: FakeStore) -> None:
     marker = marker_of(complete)
     complete.produce(MARKER, json.dumps({**marker, "foreign": 3, "damaged": ["a.gz", "b.gz"]}).encode())
     found = status_of(complete).marker
@@ -135,14 +135,14 @@ def test_foreign_and_damaged_objects_are_counted_where_given(complete: FakeStore
 
 
 @pytest.mark.parametrize("error", [TooLargeError("has 1 GiB"), UnreadableRecordError("is cut off")])
-def test_a_record_that_the_store_cannot_read_is_no_error(complete: FakeStore, error: Exception) -> None:
+def test_unreadable_record_is_not_an_error(complete: FakeStore, error: Exception) -> None:
     complete.on("READ", MARKER, error)
     status = status_of(complete)
     assert status.state is HourStatus.DAMAGED
     assert status.problem.startswith(f"s3://logs/{MARKER}: ")
 
 
-def test_a_damaged_claim_leaves_the_hour_being_built(store: FakeStore) -> None:
+def test_damaged_claim_leaves_the_hour_being_built(store: FakeStore) -> None:
     plan_hour(store, STREAM, HOUR, "run")
     for body in (b"", b"[]", b"{", b"[" * 200_000, b'{"format": 1}'):
         store.produce(CLAIM, body)
@@ -151,7 +151,7 @@ def test_a_damaged_claim_leaves_the_hour_being_built(store: FakeStore) -> None:
         assert f"s3://logs/{CLAIM}" in status.problem
 
 
-def test_a_bucket_that_refuses_is_an_error(store: FakeStore) -> None:
+def test_bucket_that_refuses_is_an_error(store: FakeStore) -> None:
     store.on("READ", MARKER, AccessError("no"))
     with pytest.raises(AccessError):
         read_hours(store, STREAM, [HOUR])

@@ -61,7 +61,7 @@ def refusal(path: Path, *streams: Any, **document: Any) -> str:
 # -- good files ----------------------------------------------------------------------------------------
 
 
-def test_a_stream_needs_four_keys_and_has_the_documented_defaults(streams_file: Path) -> None:
+def test_stream_needs_four_keys_and_has_documented_defaults(streams_file: Path) -> None:
     (stream,) = load(streams_file, APP)
     assert stream.raw == Location("logs", "raw/app/")
     assert stream.aggregated == Location("logs", "aggregated/app/")
@@ -75,7 +75,7 @@ def test_a_stream_needs_four_keys_and_has_the_documented_defaults(streams_file: 
     assert not stream.check_encoding
 
 
-def test_the_keys_of_a_stream_go_before_the_defaults(streams_file: Path) -> None:
+def test_stream_keys_override_the_defaults(streams_file: Path) -> None:
     app, web = load(
         streams_file,
         {**APP, "part_size": "64MiB"},
@@ -101,7 +101,7 @@ def test_marker_and_ready_object_together_are_refused(streams_file: Path) -> Non
         load(streams_file, {**APP, "marker": "_DONE", "ready_object": "_DONE"})
 
 
-def test_the_streams_file_of_the_project_is_good(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shipped_streams_file_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LOG_ROLLUP_STREAMS", raising=False)
     assert streams_path() == INCLUDE / "streams.yaml"
     streams = load_streams()
@@ -109,7 +109,7 @@ def test_the_streams_file_of_the_project_is_good(monkeypatch: pytest.MonkeyPatch
     check_pool(streams, pool_slots())
 
 
-def test_an_environment_variable_names_another_streams_file(
+def test_environment_variable_names_another_streams_file(
     streams_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load(streams_file, {**APP, "name": "from-elsewhere"})
@@ -117,13 +117,13 @@ def test_an_environment_variable_names_another_streams_file(
     assert [stream.name for stream in load_streams()] == ["from-elsewhere"]
 
 
-def test_a_start_in_another_offset_is_the_same_instant_in_utc(streams_file: Path) -> None:
+def test_start_with_an_offset_is_converted_to_utc(streams_file: Path) -> None:
     (stream,) = load(streams_file, {**APP, "start": "2026-11-01T02:00:00+02:00"})
     assert stream.start == datetime(2026, 11, 1, tzinfo=UTC)
     assert stream.start.tzinfo is UTC
 
 
-def test_the_file_may_write_its_start_as_a_yaml_time(streams_file: Path) -> None:
+def test_start_may_be_a_yaml_timestamp(streams_file: Path) -> None:
     streams_file.write_text(
         "streams:\n- {name: app, raw: s3://logs/r/, aggregated: s3://logs/a/, start: 2026-11-01T00:00:00Z}\n",
         encoding="utf-8",
@@ -142,12 +142,12 @@ def test_the_file_may_write_its_start_as_a_yaml_time(streams_file: Path) -> None
         ("s3://my--x-s3-logs/raw/", Location("my--x-s3-logs", "raw/")),
     ],
 )
-def test_a_prefix_is_a_bucket_and_a_folder(url: str, location: Location) -> None:
+def test_prefix_is_a_bucket_and_a_folder(url: str, location: Location) -> None:
     assert parse_prefix(url) == location
     assert parse_prefix(str(location)) == location
 
 
-def test_complete_hours_are_looked_at_daily_unless_the_file_says_otherwise(streams_file: Path) -> None:
+def test_late_schedule_is_daily_by_default(streams_file: Path) -> None:
     assert load(streams_file, APP)[0].late_days == 3
     assert load_late_schedule(streams_file) == "0 5 * * *"
     load(streams_file, APP, late_schedule="30 */6 * * *", defaults={"late_days": 0})
@@ -155,13 +155,13 @@ def test_complete_hours_are_looked_at_daily_unless_the_file_says_otherwise(strea
 
 
 @pytest.mark.parametrize("schedule", [5, None, "sometimes", "5 *"])
-def test_a_late_schedule_that_is_no_cron_expression_is_refused(streams_file: Path, schedule: Any) -> None:
+def test_late_schedule_must_be_a_cron_expression(streams_file: Path, schedule: Any) -> None:
     load(streams_file, APP, late_schedule=schedule)
     with pytest.raises(ConfigurationError, match=re.escape(f"late_schedule: {schedule!r} is not a cron")):
         load_late_schedule(streams_file)
 
 
-def test_whom_to_tell_is_a_list_of_classes_with_their_arguments(streams_file: Path) -> None:
+def test_notify_is_a_list_of_classes_with_arguments(streams_file: Path) -> None:
     mail = {"class": "some.provider.Mail", "to": ["a@example.com"], "retry": 3}
     app, web = load(
         streams_file,
@@ -248,7 +248,7 @@ def test_whom_to_tell_is_a_list_of_classes_with_their_arguments(streams_file: Pa
         ({"notify": [{**MAIL, "at": date(2026, 1, 1)}]}, ["notify: entry 1", "put dates", "in quotes"]),
     ],
 )
-def test_a_bad_value_is_refused_with_the_stream_the_key_and_the_fix(
+def test_invalid_value_is_refused_with_stream_key_and_fix(
     streams_file: Path, change: dict[Any, Any], wanted: list[str]
 ) -> None:
     message = refusal(streams_file, {**APP, **change})
@@ -257,19 +257,19 @@ def test_a_bad_value_is_refused_with_the_stream_the_key_and_the_fix(
         assert part in message
 
 
-def test_a_bad_default_is_refused_by_its_key(streams_file: Path) -> None:
+def test_invalid_default_is_refused_with_its_key(streams_file: Path) -> None:
     message = refusal(streams_file, APP, defaults={"max_conections": 25})
     assert "max_conections: unknown key; did you mean max_connections?" in message
 
 
 @pytest.mark.parametrize("key", ["name", "raw", "aggregated", "start"])
-def test_a_key_that_every_stream_needs_is_missed(streams_file: Path, key: str) -> None:
+def test_missing_required_key_is_refused(streams_file: Path, key: str) -> None:
     message = refusal(streams_file, {name: value for name, value in APP.items() if name != key})
     title = "stream number 1" if key == "name" else "stream 'app'"
     assert message == f"{title}: {key}: is missing; every stream needs it"
 
 
-def test_all_bad_keys_of_a_stream_are_told_at_once(streams_file: Path) -> None:
+def test_all_invalid_keys_of_a_stream_are_reported(streams_file: Path) -> None:
     message = refusal(streams_file, {**APP, "max_shards": 0, "quiet_period": "x", "zzz": 1})
     assert all(f"stream 'app': {key}: " in message for key in ("max_shards", "quiet_period", "zzz"))
 
@@ -287,7 +287,7 @@ def test_all_bad_keys_of_a_stream_are_told_at_once(streams_file: Path) -> None:
         ({}, {"raw": "s3://logs/aggregated/app/"}),
     ],
 )
-def test_overlapping_prefixes_are_refused_with_both_streams_and_keys(
+def test_overlapping_prefixes_are_refused_with_both_keys(
     streams_file: Path, one: dict[str, Any], other: dict[str, Any]
 ) -> None:
     web = {**APP, "name": "web", "raw": "s3://logs/raw/web/", "aggregated": "s3://logs/aggregated/web/"}
@@ -301,7 +301,7 @@ def test_overlapping_prefixes_are_refused_with_both_streams_and_keys(
     assert "a prefix of its own" in message
 
 
-def test_prefixes_that_only_begin_alike_or_lie_in_two_buckets_do_not_overlap(streams_file: Path) -> None:
+def test_similar_prefixes_do_not_overlap(streams_file: Path) -> None:
     streams = load(
         streams_file,
         {**APP, "raw": "s3://logs/raw/app", "aggregated": "s3://logs/raw/app-rolled"},
@@ -310,7 +310,7 @@ def test_prefixes_that_only_begin_alike_or_lie_in_two_buckets_do_not_overlap(str
     assert len(streams) == 2
 
 
-def test_two_streams_of_one_name_are_refused(streams_file: Path) -> None:
+def test_streams_with_equal_names_are_refused(streams_file: Path) -> None:
     other = {**APP, "raw": "s3://logs/raw/2/", "aggregated": "s3://logs/aggregated/2/"}
     assert refusal(streams_file, APP, other) == "stream 'app': there are 2 of this name; rename one"
 
@@ -326,7 +326,7 @@ def test_streams_whose_assets_share_a_name_are_refused(streams_file: Path, first
     assert load(streams_file, APP, {**WEB, "name": "apphours"}, {**WEB_2, "name": "app.hours"})
 
 
-def test_every_name_derived_from_a_stream_is_its_own() -> None:
+def test_derived_names_are_unique() -> None:
     names = derived_names(Stream.model_validate(APP))
     assert names == {
         "Dag": ("log_rollup_app",),
@@ -335,7 +335,7 @@ def test_every_name_derived_from_a_stream_is_its_own() -> None:
     }
 
 
-def test_overlaps_are_found_wherever_the_streams_stand(streams_file: Path) -> None:
+def test_overlaps_are_found_at_any_position(streams_file: Path) -> None:
     streams = [
         {
             **APP,
@@ -353,7 +353,7 @@ def test_overlaps_are_found_wherever_the_streams_stand(streams_file: Path) -> No
     )
 
 
-def test_loading_takes_calls_in_proportion_to_the_streams(streams_file: Path) -> None:
+def test_loading_scales_linearly_with_the_streams(streams_file: Path) -> None:
     def calls(count: int) -> int:
         lines = ["streams:"]
         for number in range(count):
@@ -382,7 +382,7 @@ def test_loading_takes_calls_in_proportion_to_the_streams(streams_file: Path) ->
     assert calls(2000) < 12 * calls(250)
 
 
-def test_a_changed_file_is_read_again_whatever_its_time_says(streams_file: Path) -> None:
+def test_changed_file_is_read_again_whatever_its_mtime(streams_file: Path) -> None:
     assert load(streams_file, APP)[0].owner == "log-rollup"
     before = streams_file.stat()
     for owner in ("one", "two"):
@@ -393,7 +393,7 @@ def test_a_changed_file_is_read_again_whatever_its_time_says(streams_file: Path)
     assert len(load_streams(streams_file)) == 1
 
 
-def test_an_error_of_yaml_is_one_line(streams_file: Path) -> None:
+def test_yaml_error_is_one_line(streams_file: Path) -> None:
     streams_file.write_text("streams:\n- name: [app\n  raw: x\n", encoding="utf-8")
     with pytest.raises(ConfigurationError) as caught:
         load_streams(streams_file)
@@ -416,20 +416,20 @@ def test_an_error_of_yaml_is_one_line(streams_file: Path) -> None:
         ("streams: !!python/object:os.system {}", "is not YAML"),
     ],
 )
-def test_a_file_of_another_shape_is_refused(streams_file: Path, text: str, wanted: str) -> None:
+def test_file_of_another_shape_is_refused(streams_file: Path, text: str, wanted: str) -> None:
     streams_file.write_text(text, encoding="utf-8")
     with pytest.raises(ConfigurationError) as caught:
         load_streams(streams_file)
     assert str(caught.value).startswith(f"{streams_file}: {wanted}")
 
 
-def test_a_file_that_is_not_text_is_refused(streams_file: Path) -> None:
+def test_file_that_is_not_text_is_refused(streams_file: Path) -> None:
     streams_file.write_bytes(b"\xff\xfe\x00streams")
     with pytest.raises(ConfigurationError, match=r"streams\.yaml"):
         load_streams(streams_file)
 
 
-def test_a_file_that_is_not_there_is_named_with_the_variable_that_names_it(tmp_path: Path) -> None:
+def test_missing_file_is_named_with_its_variable(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"none\.yaml: cannot be read .*LOG_ROLLUP_STREAMS"):
         load_streams(tmp_path / "none.yaml")
 
@@ -442,7 +442,7 @@ _anything = st.recursive(
 
 
 @given(key=st.sampled_from(sorted(Stream.model_fields)), value=_anything)
-def test_no_value_of_any_key_gives_anything_but_a_stream_or_an_error_that_names_the_key(
+def test_any_value_gives_a_stream_or_an_error_with_its_key(
     tmp_path_factory: pytest.TempPathFactory, key: str, value: object
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "any-streams.yaml"
@@ -457,9 +457,7 @@ def test_no_value_of_any_key_gives_anything_but_a_stream_or_an_error_that_names_
 # -- the pool ------------------------------------------------------------------------------------------
 
 
-def test_a_stream_that_wants_more_connections_than_the_pool_has_slots_is_refused(
-    streams_file: Path, tmp_path: Path
-) -> None:
+def test_more_connections_than_pool_slots_are_refused(streams_file: Path, tmp_path: Path) -> None:
     pools = tmp_path / "pools.json"
     pools.write_text(json.dumps({"s3_connections": {"slots": 40, "description": ""}}), encoding="utf-8")
     web = {**APP, "name": "web", "raw": "s3://logs/raw/web/", "aggregated": "s3://logs/aggregated/web/"}

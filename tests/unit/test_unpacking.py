@@ -79,7 +79,7 @@ def test_frames_end_to_end_are_intact(encoding: str, contents: list[bytes]) -> N
 @pytest.mark.parametrize(
     "content", [b"", LINES, bytes(5 * MIB), RANDOM], ids=["empty", "lines", "zeros", "random"]
 )
-def test_an_object_of_any_size_is_intact(encoding: str, content: bytes) -> None:
+def test_object_of_any_size_is_intact(encoding: str, content: bytes) -> None:
     assert damage(encoding, PACK[encoding](content)) is None
 
 
@@ -90,7 +90,7 @@ def test_thousands_of_small_frames_are_intact(encoding: str) -> None:
 
 @of_each_encoding
 @pytest.mark.parametrize("piece", [1, 2, 3, 7, 64, 1000])
-def test_pieces_of_any_size_end_anywhere_in_a_frame(
+def test_pieces_may_end_anywhere_in_a_frame(
     encoding: str, piece: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(unpacking, "_PIECE_BYTES", piece)
@@ -101,7 +101,7 @@ def test_pieces_of_any_size_end_anywhere_in_a_frame(
 
 
 @of_each_encoding
-def test_an_empty_object_is_intact(encoding: str) -> None:
+def test_empty_object_is_intact(encoding: str) -> None:
     assert damage(encoding, b"") is None
 
 
@@ -145,7 +145,7 @@ def test_lz4_frames_of_every_form_are_intact(size: int, linked: bool) -> None:
 
 
 @pytest.mark.parametrize("zeros", [1, 3, 512, 2 * MIB + 1])
-def test_zeros_behind_gzip_are_damage(zeros: int) -> None:
+def test_zeros_after_gzip_are_damage(zeros: int) -> None:
     # gzip -dc stops there, and would not read the next object of the part.
     assert damage(".gz", PACK[".gz"](LINES) + bytes(zeros))
 
@@ -157,13 +157,13 @@ def test_xz_may_be_padded_in_multiples_of_four(zeros: int, intact: bool) -> None
 
 
 @pytest.mark.parametrize("encoding", [".bz2", ".lz4", ".zst"])
-def test_zeros_behind_other_encodings_are_damage(encoding: str) -> None:
+def test_zeros_after_other_encodings_are_damage(encoding: str) -> None:
     assert damage(encoding, PACK[encoding](LINES) + bytes(512))
 
 
 @of_each_encoding
 @pytest.mark.parametrize("zeros", [0, 5, 512, 2 * MIB])
-def test_anything_else_behind_a_frame_is_damage(encoding: str, zeros: int) -> None:
+def test_any_other_bytes_after_a_frame_are_damage(encoding: str, zeros: int) -> None:
     assert damage(encoding, PACK[encoding](LINES) + bytes(zeros) + b"garbage")
 
 
@@ -180,7 +180,7 @@ def test_zeros_alone_are_damage(encoding: str) -> None:
 @example(content=b"")
 @example(content=LINES)
 @example(content=bytes(1000))
-def test_an_object_cut_off_anywhere_is_damaged(encoding: str, content: bytes) -> None:
+def test_object_cut_off_anywhere_is_damaged(encoding: str, content: bytes) -> None:
     body = PACK[encoding](content)
     intact = [length for length in range(1, len(body)) if damage(encoding, body[:length]) is None]
     assert intact == []
@@ -188,7 +188,7 @@ def test_an_object_cut_off_anywhere_is_damaged(encoding: str, content: bytes) ->
 
 @of_each_encoding
 @given(first=st.binary(max_size=20), second=st.binary(max_size=20))
-def test_a_last_frame_cut_off_anywhere_is_damage(encoding: str, first: bytes, second: bytes) -> None:
+def test_last_frame_cut_off_anywhere_is_damage(encoding: str, first: bytes, second: bytes) -> None:
     begin, end = PACK[encoding](first), PACK[encoding](second)
     intact = [length for length in range(1, len(end)) if damage(encoding, begin + end[:length]) is None]
     # A frame that is cut off within its first zeros cannot be told from padding; none begins with one.
@@ -197,14 +197,14 @@ def test_a_last_frame_cut_off_anywhere_is_damage(encoding: str, first: bytes, se
 
 @of_each_encoding
 @pytest.mark.parametrize("where", [0.1, 0.5, 0.9, 0.999])
-def test_a_large_object_that_is_cut_off_is_damaged(encoding: str, where: float) -> None:
+def test_large_object_that_is_cut_off_is_damaged(encoding: str, where: float) -> None:
     body = PACK[encoding](RANDOM)
     assert damage(encoding, body[: int(len(body) * where)]) == CUT_OFF
 
 
 @of_each_encoding
 @given(content=st.binary(max_size=60), place=st.integers(0, 10**6), bit=st.integers(0, 7))
-def test_a_flipped_bit_is_damage_or_changes_nothing(
+def test_flipped_bit_is_damage_or_changes_nothing(
     encoding: str, content: bytes, place: int, bit: int
 ) -> None:
     body = bytearray(PACK[encoding](content))
@@ -226,7 +226,7 @@ def test_every_flipped_bit_of_the_content_is_damage(encoding: str) -> None:
 
 
 @of_each_encoding
-def test_an_object_of_another_encoding_is_damaged(encoding: str) -> None:
+def test_object_of_another_encoding_is_damaged(encoding: str) -> None:
     for other in {*KINDS} - {encoding}:
         assert damage(encoding, PACK[other](LINES))
     assert damage(encoding, LINES)
@@ -245,22 +245,22 @@ def test_an_object_of_another_encoding_is_damaged(encoding: str) -> None:
         b"\x50\x2a\x4d\x18" + bytes(4),
     ],
 )
-def test_skippable_frames_of_zstd_are_passed_over(body: bytes) -> None:
+def test_skippable_zstd_frames_are_skipped(body: bytes) -> None:
     assert damage(".zst", body) is None
 
 
-def test_a_skippable_frame_cut_off_anywhere_is_damage() -> None:
+def test_skippable_frame_cut_off_anywhere_is_damage() -> None:
     for length in range(1, len(SKIPPABLE)):
         assert damage(".zst", pack_zstd(LINES) + SKIPPABLE[:length]), length
     assert damage(".zst", SKIPPABLE[:-1]) == "it is cut off within a skippable frame"
 
 
-def test_skippable_frames_of_lz4_are_passed_over() -> None:
+def test_skippable_lz4_frames_are_skipped() -> None:
     assert damage(".lz4", pack_lz4(LINES) + SKIPPABLE + pack_lz4(LINES)) is None
     assert damage(".lz4", pack_lz4(LINES) + SKIPPABLE[:-1])
 
 
-def test_a_frame_with_a_dictionary_is_checked_for_its_length() -> None:
+def test_frame_with_a_dictionary_is_checked_for_its_length() -> None:
     samples: list[bytes | bytearray | memoryview] = [
         b"request %d took %d ms on host %d\n" % (n, n % 97, n % 7) for n in range(3000)
     ]
@@ -271,7 +271,7 @@ def test_a_frame_with_a_dictionary_is_checked_for_its_length() -> None:
     assert damage(".zst", body[:-1]) == CUT_OFF
 
 
-def test_a_zstd_frame_of_a_huge_window_is_not_unpacked() -> None:
+def test_zstd_frame_of_a_huge_window_is_not_unpacked() -> None:
     long = zstandard.ZstdCompressionParameters.from_level(1, window_log=31, write_content_size=0)
     packer = zstandard.ZstdCompressor(compression_params=long).compressobj()
     body = packer.compress(b"x") + packer.flush()
@@ -310,7 +310,7 @@ def bomb(encoding: str) -> bytes:
 
 
 @of_each_encoding
-def test_an_object_that_unpacks_to_much_takes_little_memory(encoding: str) -> None:
+def test_highly_compressed_object_takes_little_memory(encoding: str) -> None:
     body = bomb(encoding)
     assert len(body) < 3 * MIB
     tracemalloc.start()

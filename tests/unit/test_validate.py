@@ -89,7 +89,7 @@ def assert_mended(store: FakeStore, stream: Stream = STREAM, *, drop_vanished: b
 # -- what is proven ------------------------------------------------------------------------------------
 
 
-def test_a_packed_hour_is_proven_and_its_manifest_written() -> None:
+def test_packed_hour_gets_a_manifest() -> None:
     store = packed_hour()
     totals = validate_hour(store, STREAM, HOUR)
     assert (totals.objects, totals.bytes_in, totals.bytes_out, totals.parts) == (9, 310, 310, 5)
@@ -122,7 +122,7 @@ def test_a_packed_hour_is_proven_and_its_manifest_written() -> None:
         ),
     ],
 )
-def test_the_totals_say_how_each_part_and_object_was_proven(
+def test_totals_have_the_proof_of_parts_and_objects(
     options: dict[str, Any], raw_md5: bool, by_parts: dict[str, int], by_objects: dict[str, int]
 ) -> None:
     store = FakeStore(**options)
@@ -133,7 +133,7 @@ def test_the_totals_say_how_each_part_and_object_was_proven(
     assert_complete(store, STREAM)
 
 
-def test_raw_objects_without_a_crc_are_held_against_their_md5_by_reading_the_part_back() -> None:
+def test_objects_without_crc_are_compared_by_md5() -> None:
     store = FakeStore()
     produce(store, RAW_HOUR, algorithm=None)
     totals = run_hour(store, STREAM)
@@ -144,14 +144,14 @@ def test_raw_objects_without_a_crc_are_held_against_their_md5_by_reading_the_par
     assert_complete(store, STREAM)
 
 
-def test_where_the_store_vouches_for_all_no_body_is_read() -> None:
+def test_no_body_is_read_if_the_store_has_all_crcs() -> None:
     store = packed_hour()
     validate_hour(store, STREAM, HOUR)
     assert not {"RANGE", "GET"} & {operation.kind for operation in store.log}
 
 
 @given(hour=raw_hours, separators=st.booleans(), md5_etag=st.booleans(), chunk=st.integers(1, 40))
-def test_reading_back_proves_every_hour_whatever_the_size_of_its_chunks(
+def test_read_back_works_with_any_chunk_size(
     hour: dict[str, bytes], separators: bool, md5_etag: bool, chunk: int
 ) -> None:
     stream = make_stream(ensure_newline=separators, allow_empty=True)
@@ -183,7 +183,7 @@ def test_proof_covers_every_byte_that_is_read_back() -> None:
         assert read[name] == [(start, min(7, size - start)) for start in range(0, size, 7)]
 
 
-def test_parts_are_proven_side_by_side_on_as_many_threads_as_there_are_connections() -> None:
+def test_parts_are_proven_in_parallel_on_all_connections() -> None:
     store = FakeStore(control_connections=3)
     produce(store, {f"{number}.log": b"x" * 60 for number in range(6)})
     # Parts are proven shard by shard.
@@ -204,7 +204,7 @@ def test_parts_are_proven_side_by_side_on_as_many_threads_as_there_are_connectio
     assert too_many == [False] * 6
 
 
-def test_while_parts_are_proven_the_log_says_how_far_it_is(
+def test_progress_is_logged_while_parts_are_proven(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(monitor, "SAMPLE_SECONDS", 0.005)
@@ -241,7 +241,7 @@ def test_while_parts_are_proven_the_log_says_how_far_it_is(
     [(True, True, "crc64nvme"), (True, True, None), (True, False, None), (False, False, None)],
 )
 @pytest.mark.parametrize("newline", [False, True])
-def test_an_hour_completes_where_etags_are_random(
+def test_hour_with_random_etags_completes(
     keeps_crc: bool, checks_crc: bool, algorithm: str | None, newline: bool
 ) -> None:
     stream = make_stream(ensure_newline=newline)
@@ -258,7 +258,7 @@ def test_an_hour_completes_where_etags_are_random(
 
 
 @pytest.mark.parametrize("number", [FIRST, COPIED])
-def test_where_etags_are_random_changed_bytes_are_still_found(number: int) -> None:
+def test_changed_bytes_are_found_with_random_etags(number: int) -> None:
     store = FakeStore(keeps_crc=False, checks_crc=False, random_etags=True)
     produce(store, RAW_HOUR)
     for ref in plan_hour(store, STREAM, HOUR, "run").shards:
@@ -268,7 +268,7 @@ def test_where_etags_are_random_changed_bytes_are_still_found(number: int) -> No
     assert_mended(store)
 
 
-def test_where_etags_are_random_a_wrong_copy_is_found() -> None:
+def test_wrong_copy_is_found_with_random_etags() -> None:
     store = FakeStore(keeps_crc=False, checks_crc=False, random_etags=True)
     produce(store, RAW_HOUR)
     store.on("COPY", "part-00003", Effect.WRONG_BYTES)
@@ -278,7 +278,7 @@ def test_where_etags_are_random_a_wrong_copy_is_found() -> None:
 
 
 @pytest.mark.parametrize("size", [30, 100])
-def test_parts_whose_etags_need_be_no_md5_excuse_nothing(size: int) -> None:
+def test_parts_without_md5_etags_excuse_nothing(size: int) -> None:
     """Under KMS the ETags of parts are no MD5s, those of raw objects in another bucket are."""
     store = FakeStore(keeps_crc=False, checks_crc=False, etag_is_md5=False)
     produce(store, {"a.log": b"a" * size, "b.log": b"b" * 30}, md5_etag=True)
@@ -288,7 +288,7 @@ def test_parts_whose_etags_need_be_no_md5_excuse_nothing(size: int) -> None:
     assert_mended(store)
 
 
-def test_a_raw_object_is_read_again_only_where_that_proves_something() -> None:
+def test_raw_object_is_read_again_only_if_that_proves_it() -> None:
     store = FakeStore(keeps_crc=False, checks_crc=False, random_etags=True)
     produce(store, RAW_HOUR)
     for ref in plan_hour(store, STREAM, HOUR, "run").shards:
@@ -320,7 +320,7 @@ RAW_CHANGES: dict[str, tuple[RawChange, str]] = {
 
 
 @pytest.mark.parametrize("change", RAW_CHANGES)
-def test_a_raw_hour_that_is_not_what_was_planned_is_told_by_its_keys_and_nothing_is_touched(
+def test_changed_raw_hour_is_named_by_keys_and_left_alone(
     change: str,
 ) -> None:
     store = packed_hour()
@@ -334,7 +334,7 @@ def test_a_raw_hour_that_is_not_what_was_planned_is_told_by_its_keys_and_nothing
 
 
 @pytest.mark.parametrize("change", sorted({*RAW_CHANGES} - {"a late container"}))
-def test_clearing_packs_the_raw_hour_as_it_is_now(change: str) -> None:
+def test_clearing_packs_the_current_raw_hour(change: str) -> None:
     store = packed_hour()
     RAW_CHANGES[change][0](store)
     refusal(store, InputChangedError)
@@ -344,7 +344,7 @@ def test_clearing_packs_the_raw_hour_as_it_is_now(change: str) -> None:
     assert_mended(store, drop_vanished="vanished" in change)
 
 
-def test_many_late_objects_are_counted_and_the_first_few_named() -> None:
+def test_late_objects_are_counted_and_the_first_named() -> None:
     store = packed_hour()
     produce(store, {f"z{number:04d}.log": b"late" for number in range(1200)})
     store.vanish(RAW + "a.log")
@@ -385,7 +385,7 @@ DAMAGES: dict[str, tuple[PartDamage, str]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_part_that_is_not_as_it_was_written_is_told_removed_and_packed_again(damage: str) -> None:
+def test_changed_part_is_removed_and_packed_again(damage: str) -> None:
     store = packed_hour()
     happens, found = DAMAGES[damage]
     happens(store)
@@ -400,9 +400,7 @@ def test_a_part_that_is_not_as_it_was_written_is_told_removed_and_packed_again(d
 
 @pytest.mark.parametrize(("number", "name"), [(FIRST, "part-00000.log"), (COPIED, "part-00003.log")])
 @pytest.mark.parametrize("keeps_crc", [True, False])
-def test_bytes_that_changed_behind_the_etag_are_found_where_the_store_keeps_no_checked_crc(
-    number: int, name: str, keeps_crc: bool
-) -> None:
+def test_silently_changed_bytes_are_found_by_reading_back(number: int, name: str, keeps_crc: bool) -> None:
     store = packed_hour(keeps_crc=keeps_crc, checks_crc=False)
     store.corrupt(part_key(store, number), keep_etag=True)
     message = refusal(store, ProofError)
@@ -412,7 +410,7 @@ def test_bytes_that_changed_behind_the_etag_are_found_where_the_store_keeps_no_c
 
 
 @pytest.mark.parametrize("raw_md5", [True, False])
-def test_a_copy_with_other_bytes_is_found_even_where_no_etag_is_an_md5(raw_md5: bool) -> None:
+def test_wrong_copy_is_found_without_md5_etags(raw_md5: bool) -> None:
     store = FakeStore(keeps_crc=False, checks_crc=False, etag_is_md5=False)
     produce(store, RAW_HOUR, md5_etag=raw_md5)
     store.on("COPY", "part-00003", Effect.WRONG_BYTES)
@@ -422,7 +420,7 @@ def test_a_copy_with_other_bytes_is_found_even_where_no_etag_is_an_md5(raw_md5: 
     assert_mended(store)
 
 
-def test_a_part_that_was_stored_with_other_bytes_than_were_sent_is_found_by_reading_it_back() -> None:
+def test_part_stored_with_wrong_bytes_is_found() -> None:
     store = FakeStore(keeps_crc=False, checks_crc=False)
     produce(store, RAW_HOUR)
     store.on("PUT", "part-00001", Effect.WRONG_BYTES)
@@ -433,7 +431,7 @@ def test_a_part_that_was_stored_with_other_bytes_than_were_sent_is_found_by_read
 
 
 @pytest.mark.parametrize("effect", [Effect.WRONG_BYTES, Effect.WRONG_ETAG])
-def test_raw_bytes_that_came_wrong_without_a_crc_to_tell_are_found_by_their_md5(effect: Effect) -> None:
+def test_wrong_raw_bytes_without_crc_are_found_by_md5(effect: Effect) -> None:
     store = FakeStore(keeps_crc=False, checks_crc=False)
     produce(store, RAW_HOUR)
     store.on("GET", "b.log", effect)
@@ -447,7 +445,7 @@ def test_raw_bytes_that_came_wrong_without_a_crc_to_tell_are_found_by_their_md5(
     assert_complete(store, STREAM)
 
 
-def test_a_store_that_gives_back_the_crc_it_was_sent_is_not_believed() -> None:
+def test_crc_that_the_store_only_echoes_is_not_accepted() -> None:
     store = FakeStore(keeps_crc=True, checks_crc=False)
     produce(store, RAW_HOUR)
     store.on("PUT", "part-00001", Effect.WRONG_BYTES)
@@ -457,7 +455,7 @@ def test_a_store_that_gives_back_the_crc_it_was_sent_is_not_believed() -> None:
     assert_mended(store)
 
 
-def test_a_stored_crc_that_is_not_what_was_sent_is_not_accepted() -> None:
+def test_stored_crc_that_differs_from_the_sent_is_refused() -> None:
     store = packed_hour()
     first = part_key(store, FIRST)
     body, etag = store.body(first), store.stored(first).etag
@@ -470,7 +468,7 @@ def test_a_stored_crc_that_is_not_what_was_sent_is_not_accepted() -> None:
     assert_mended(store)
 
 
-def test_a_part_that_is_overwritten_while_it_is_validated_is_not_accepted() -> None:
+def test_part_overwritten_during_validation_is_refused() -> None:
     store = packed_hour()
     store.on("HEAD", "part-00000", lambda: store.corrupt(part_key(store, FIRST)))
     message = refusal(store, ProofError)
@@ -478,7 +476,7 @@ def test_a_part_that_is_overwritten_while_it_is_validated_is_not_accepted() -> N
     assert_mended(store)
 
 
-def test_an_oversize_object_that_changes_while_it_is_validated_is_not_accepted() -> None:
+def test_oversize_object_changed_during_validation_is_refused() -> None:
     store = packed_hour()
     store.on("HEAD", "g.log", lambda: _discard(store.produce(RAW + "g.log", b"G" * 100)))
     before = parts(store)
@@ -493,7 +491,7 @@ def _discard(_: object) -> None:
     """A rule's function returns nothing."""
 
 
-def test_a_shard_that_was_not_packed_leaves_the_hour_open() -> None:
+def test_unpacked_shard_leaves_the_hour_incomplete() -> None:
     store = FakeStore()
     produce(store, RAW_HOUR)
     first, *_ = plan_hour(store, STREAM, HOUR, "run").shards
@@ -555,7 +553,7 @@ def _swap_crcs(rows: list[list[object]]) -> None:
         (lambda rows: rows.pop(0), "it was not packed under this plan"),
     ],
 )
-def test_a_receipt_that_does_not_add_up_proves_nothing(
+def test_receipt_that_does_not_add_up_proves_nothing(
     change: Callable[[list[list[object]]], None], found: str
 ) -> None:
     store = packed_hour()
@@ -564,7 +562,7 @@ def test_a_receipt_that_does_not_add_up_proves_nothing(
     assert_mended(store)
 
 
-def test_strays_go_once_the_manifest_is_published() -> None:
+def test_stray_parts_are_removed_after_the_manifest() -> None:
     """Parts that a record of ours names, of a run that was overtaken; the marker is gone since planning."""
     store = FakeStore()
     produce(store, {**RAW_HOUR, "bb.log": b"late" * 9})
@@ -602,7 +600,7 @@ def test_foreign_objects_are_counted_and_stay() -> None:
     assert_right(store, STREAM)
 
 
-def test_strays_stay_where_a_part_is_not_proven() -> None:
+def test_stray_parts_stay_if_a_part_is_not_proven() -> None:
     store = FakeStore()
     produce(store, {**RAW_HOUR, "bb.log": b"late" * 9})
     for ref in plan_hour(store, STREAM, HOUR, "overtaken").shards:
@@ -621,7 +619,7 @@ def test_strays_stay_where_a_part_is_not_proven() -> None:
 # -- plans that are not there --------------------------------------------------------------------------
 
 
-def test_an_hour_that_was_never_planned_cannot_be_validated() -> None:
+def test_hour_that_was_never_planned_cannot_be_validated() -> None:
     store = FakeStore()
     produce(store, RAW_HOUR)
     message = refusal(store, SupersededError)
@@ -630,7 +628,7 @@ def test_an_hour_that_was_never_planned_cannot_be_validated() -> None:
 
 
 @pytest.mark.parametrize("name", ["plan.json", "shard-00001.json.gz"])
-def test_a_plan_that_is_not_whole_cannot_be_validated(name: str) -> None:
+def test_incomplete_plan_cannot_be_validated(name: str) -> None:
     store = packed_hour()
     (key,) = [key for key in store.listing(WORK) if key.endswith(name)]
     store.vanish(key)
@@ -638,7 +636,7 @@ def test_a_plan_that_is_not_whole_cannot_be_validated(name: str) -> None:
     assert_mended(store)
 
 
-def test_a_hour_whose_marker_is_of_another_plan_than_its_manifest_counts_as_unplanned() -> None:
+def test_marker_of_another_plan_counts_as_unplanned() -> None:
     store = packed_hour()
     run_hour(store, STREAM)
     marker = marker_of(store)
@@ -651,7 +649,7 @@ def test_a_hour_whose_marker_is_of_another_plan_than_its_manifest_counts_as_unpl
 
 
 @pytest.mark.parametrize("checks_crc", [True, False])
-def test_a_complete_hour_is_proven_again_and_keeps_marker_and_manifest(checks_crc: bool) -> None:
+def test_complete_hour_is_proven_again_without_changes(checks_crc: bool) -> None:
     store = FakeStore(keeps_crc=checks_crc, checks_crc=checks_crc)
     produce(store, RAW_HOUR)
     before = run_hour(store, STREAM)
@@ -672,7 +670,7 @@ def assert_marker_went_first(store: FakeStore) -> None:
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_complete_hour_with_a_damaged_part_loses_its_marker_before_anything_else(damage: str) -> None:
+def test_damaged_part_removes_the_marker_first(damage: str) -> None:
     store = packed_hour()
     run_hour(store, STREAM)
     DAMAGES[damage][0](store)
@@ -683,7 +681,7 @@ def test_a_complete_hour_with_a_damaged_part_loses_its_marker_before_anything_el
     assert_mended(store)
 
 
-def test_a_complete_hour_with_a_late_object_keeps_its_marker() -> None:
+def test_complete_hour_with_a_late_object_keeps_its_marker() -> None:
     store = packed_hour()
     run_hour(store, STREAM)
     store.produce(RAW + "z.log", b"late")
@@ -693,7 +691,7 @@ def test_a_complete_hour_with_a_late_object_keeps_its_marker() -> None:
     assert_mended(store)
 
 
-def test_a_damaged_part_takes_the_marker_along_where_cleaning_up_was_cut_short() -> None:
+def test_damaged_part_removes_the_marker_without_cleanup() -> None:
     store = packed_hour()
     validate_hour(store, STREAM, HOUR)
     rule = store.on("DELETE", "_rollup/", RollupError("cut short"), times=99)
@@ -712,7 +710,7 @@ def test_a_damaged_part_takes_the_marker_along_where_cleaning_up_was_cut_short()
 
 
 @pytest.mark.parametrize("error", [AccessError("denied"), TransientError("internal error")], ids=str)
-def test_a_damaged_part_stays_where_the_marker_over_it_cannot_be_removed(error: RollupError) -> None:
+def test_damaged_part_stays_if_the_marker_stays(error: RollupError) -> None:
     store = packed_hour()
     run_hour(store, STREAM)
     store.corrupt(part_key(store, FIRST))
@@ -725,7 +723,7 @@ def test_a_damaged_part_stays_where_the_marker_over_it_cannot_be_removed(error: 
     assert_mended(store)
 
 
-def test_an_empty_objects_etag_is_the_md5_of_nothing() -> None:
+def test_etag_of_an_empty_object_is_the_md5_of_no_bytes() -> None:
     # What makes the zero-byte objects above comparable with a listing.
     store = FakeStore()
     assert store.produce(RAW + "x", b"") == hashlib.md5(b"").hexdigest()

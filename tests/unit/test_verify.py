@@ -71,7 +71,7 @@ def damage_unnoticed(store: FakeStore, key: str) -> None:
     "options", [{}, {"etag_is_md5": False}, {"keeps_crc": False, "checks_crc": False}, {"checks_crc": False}]
 )
 @pytest.mark.parametrize("newline", [False, True])
-def test_a_right_hour_is_right_whatever_the_store_keeps(
+def test_correct_hour_passes_whatever_the_store_keeps(
     options: Mapping[str, Any], deep: bool, newline: bool
 ) -> None:
     stream = make_stream(ensure_newline=newline)
@@ -83,13 +83,13 @@ def test_a_right_hour_is_right_whatever_the_store_keeps(
     assert sum(found.proofs.values()) == found.parts
 
 
-def test_without_deep_what_the_store_states_is_enough_where_it_was_seen_to_check() -> None:
+def test_stored_crc_is_enough_without_deep() -> None:
     store = complete_hour()
     assert verify(store).proofs == {"stored-crc64nvme": 5}
     assert {operation.kind for operation in store.log} == {"LIST", "READ", "HEAD"}
 
 
-def test_without_deep_a_part_that_was_read_back_is_the_same_while_its_etag_is() -> None:
+def test_unchanged_etag_is_enough_for_a_read_back_part() -> None:
     store = complete_hour(keeps_crc=False, checks_crc=False)
     assert verify(store).proofs == {"same-etag": 5}
     assert {operation.kind for operation in store.log} == {"LIST", "READ"}
@@ -110,7 +110,7 @@ def test_deep_reads_every_byte_of_parts_and_raw(monkeypatch: pytest.MonkeyPatch,
 
 @pytest.mark.parametrize("number", [PART, COPIED])
 @pytest.mark.parametrize("deep", [False, True])
-def test_a_part_that_was_written_anew_is_named(number: int, deep: bool) -> None:
+def test_rewritten_part_is_named(number: int, deep: bool) -> None:
     store = complete_hour()
     store.corrupt(part_key(store, number))
     (problem,) = verify(store, deep).problems
@@ -119,7 +119,7 @@ def test_a_part_that_was_written_anew_is_named(number: int, deep: bool) -> None:
 
 
 @pytest.mark.parametrize("expired", [False, True])
-def test_bytes_that_changed_unnoticed_are_found_by_deep_alone_and_their_object_named(expired: bool) -> None:
+def test_silent_damage_is_found_only_by_deep(expired: bool) -> None:
     store = complete_hour()
     for number in (PART, COPIED):
         damage_unnoticed(store, part_key(store, number))
@@ -134,7 +134,7 @@ def test_bytes_that_changed_unnoticed_are_found_by_deep_alone_and_their_object_n
     ]
 
 
-def test_what_is_said_to_be_done_about_a_damaged_part_mends_it() -> None:
+def test_remedy_of_a_damaged_part_works() -> None:
     store = complete_hour()
     damage_unnoticed(store, part_key(store, PART))
     found = verify(store, deep=True)
@@ -150,14 +150,14 @@ def test_what_is_said_to_be_done_about_a_damaged_part_mends_it() -> None:
     assert verify(store, deep=True).problems == []
 
 
-def test_where_raw_has_expired_a_damaged_part_is_not_said_to_be_packed_again() -> None:
+def test_damaged_part_of_expired_objects_has_another_remedy() -> None:
     store = complete_hour()
     damage_unnoticed(store, part_key(store, PART))
     store.vanish(RAW + "f.log")
     assert "a rerun is refused" in (verify(store, deep=True).remedy or "")
 
 
-def test_a_raw_object_that_changed_unnoticed_is_named_and_its_part_called_right() -> None:
+def test_silently_changed_raw_object_is_named() -> None:
     store = complete_hour()
     damage_unnoticed(store, RAW + "c.log")
     found = verify(store, deep=True)
@@ -166,7 +166,7 @@ def test_a_raw_object_that_changed_unnoticed_is_named_and_its_part_called_right(
     assert f"{part_name(store, 1)} holds what was packed" in problem.reason
 
 
-def test_a_part_that_is_written_between_its_listing_and_its_head_is_a_problem() -> None:
+def test_part_rewritten_after_its_listing_is_a_problem() -> None:
     store = complete_hour()
     store.on("HEAD", "part-00000", lambda: store.corrupt(part_key(store, PART)))
     (problem,) = verify_hour(store, STREAM, HOUR).problems
@@ -174,7 +174,7 @@ def test_a_part_that_is_written_between_its_listing_and_its_head_is_a_problem() 
     assert "while it was verified" in problem.reason
 
 
-def test_a_crc_that_the_store_states_and_nobody_sent_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stored_crc_that_was_never_sent_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     store = complete_hour()
     ask = store.head
 
@@ -188,7 +188,7 @@ def test_a_crc_that_the_store_states_and_nobody_sent_is_a_problem(monkeypatch: p
     assert "the store has CRC64NVME 1, " in problem.reason
 
 
-def test_a_missing_part_is_a_problem() -> None:
+def test_missing_part_is_a_problem() -> None:
     store = complete_hour()
     name = part_name(store, PART)
     store.vanish(AGGREGATED + name)
@@ -198,7 +198,7 @@ def test_a_missing_part_is_a_problem() -> None:
 
 
 @pytest.mark.parametrize("deep", [False, True])
-def test_foreign_objects_are_counted_and_no_problem(deep: bool) -> None:
+def test_foreign_objects_are_counted_without_a_problem(deep: bool) -> None:
     store = complete_hour()
     for name in ("part-00009.log", "part-00000.log", "part-00001-0123abcd.log", "_rollup/notes.txt", "x"):
         store.produce(AGGREGATED + name, b"whose?")
@@ -206,7 +206,7 @@ def test_foreign_objects_are_counted_and_no_problem(deep: bool) -> None:
     assert (found.foreign, found.problems, found.remedy) == (5, [], None)
 
 
-def test_a_part_of_an_overtaken_run_is_a_problem_of_the_hour() -> None:
+def test_part_of_an_overtaken_run_is_a_problem_of_the_hour() -> None:
     store, late = complete_hour(), FakeStore()
     produce(late, {**RAW_HOUR, "c.log": b"C" * 30})
     for ref in plan_hour(late, STREAM, HOUR, "overtaken").shards:
@@ -222,7 +222,7 @@ def test_a_part_of_an_overtaken_run_is_a_problem_of_the_hour() -> None:
 
 
 @pytest.mark.parametrize("deep", [False, True])
-def test_expired_raw_objects_are_told_and_are_no_problem(deep: bool) -> None:
+def test_expired_raw_objects_are_reported_without_a_problem(deep: bool) -> None:
     store = complete_hour()
     for name in ("a.log", "g.log"):
         store.vanish(RAW + name)
@@ -232,7 +232,7 @@ def test_expired_raw_objects_are_told_and_are_no_problem(deep: bool) -> None:
     assert (found.raw_present, found.raw_compared) == (7, 7 if deep else 0)
 
 
-def test_raw_objects_that_expire_while_they_are_compared_are_no_problem() -> None:
+def test_raw_objects_may_expire_during_the_comparison() -> None:
     store = complete_hour()
     store.on("RANGE", RAW + "a.log", lambda: store.vanish(RAW + "a.log"))
     found = verify_hour(store, STREAM, HOUR, deep=True)
@@ -253,14 +253,14 @@ def test_late_and_changed_raw_objects_are_a_problem_of_the_hour(deep: bool) -> N
     assert "a rerun is refused" in problem.reason
 
 
-def test_a_marker_with_other_numbers_than_the_manifest_is_a_problem() -> None:
+def test_marker_that_differs_from_the_manifest_is_a_problem() -> None:
     store = complete_hour()
     store.produce(MARKER, store.body(MARKER).replace(b'"objects": 9', b'"objects": 8'))
     (problem,) = verify(store).problems
     assert problem.reason == "objects: _SUCCESS says 8, the manifest's header 9, its lines 9"
 
 
-def test_an_hour_that_is_not_complete_is_told_with_its_state() -> None:
+def test_incomplete_hour_is_an_error_with_its_state() -> None:
     store = FakeStore()
     produce(store, RAW_HOUR)
     with pytest.raises(NotFoundError, match="no run has planned it"):
@@ -281,7 +281,7 @@ def test_records_that_are_not_of_this_version_prove_nothing(gone: str) -> None:
         verify_hour(store, STREAM, HOUR)
 
 
-def test_a_manifest_of_another_plan_than_the_marker_proves_nothing() -> None:
+def test_manifest_of_another_plan_proves_nothing() -> None:
     store = complete_hour()
     other = complete_hour(make_stream(part_size=100))
     store.produce(MANIFEST, other.body(MANIFEST))
@@ -289,7 +289,7 @@ def test_a_manifest_of_another_plan_than_the_marker_proves_nothing() -> None:
         verify_hour(store, STREAM, HOUR)
 
 
-def test_a_run_that_replaces_the_hour_meanwhile_is_told_instead_of_problems() -> None:
+def test_hour_replaced_during_verify_is_reported_as_such() -> None:
     store = complete_hour()
 
     def rerun() -> None:
@@ -302,7 +302,7 @@ def test_a_run_that_replaces_the_hour_meanwhile_is_told_instead_of_problems() ->
         verify_hour(store, STREAM, HOUR)
 
 
-def test_a_part_that_is_written_while_it_is_read_is_a_problem() -> None:
+def test_part_rewritten_while_read_is_a_problem() -> None:
     store = complete_hour()
     store.on("RANGE", "part-00000", lambda: store.corrupt(part_key(store, PART)))
     (problem,) = verify_hour(store, STREAM, HOUR, deep=True).problems
@@ -310,14 +310,14 @@ def test_a_part_that_is_written_while_it_is_read_is_a_problem() -> None:
 
 
 @pytest.mark.parametrize("deep", [False, True])
-def test_a_fault_of_the_network_is_no_verdict(deep: bool) -> None:
+def test_network_error_is_raised(deep: bool) -> None:
     store = complete_hour()
     store.on("RANGE" if deep else "HEAD", "part-00000", TransientError("the connection broke"))
     with pytest.raises(TransientError):
         verify_hour(store, STREAM, HOUR, deep=deep)
 
 
-def test_a_bit_that_flips_on_the_way_is_not_taken_for_right() -> None:
+def test_bit_flipped_in_transfer_is_not_accepted() -> None:
     store = complete_hour()
     store.on("RANGE", "part-00000", Effect.WRONG_BYTES)
     (problem,) = verify_hour(store, STREAM, HOUR, deep=True).problems
@@ -325,7 +325,7 @@ def test_a_bit_that_flips_on_the_way_is_not_taken_for_right() -> None:
 
 
 @pytest.mark.parametrize("deep", [False, True])
-def test_progress_ends_with_all_bytes_whatever_was_found(deep: bool) -> None:
+def test_progress_ends_with_all_bytes_in_every_case(deep: bool) -> None:
     store = complete_hour()
     store.vanish(part_key(store, PART))
     seen: list[tuple[int, int]] = []
@@ -334,7 +334,7 @@ def test_progress_ends_with_all_bytes_whatever_was_found(deep: bool) -> None:
     assert seen == sorted(seen)
 
 
-def test_an_empty_hour_is_right() -> None:
+def test_empty_hour_passes() -> None:
     stream = make_stream(allow_empty=True)
     store = FakeStore()
     run_hour(store, stream)
