@@ -9,7 +9,8 @@ from include.log_rollup.queries.status import HourStatus, HourSummary
 from log_rollup_plugin.hours_page.cache import CachedHour
 from log_rollup_plugin.hours_page.database import HourRun
 from log_rollup_plugin.hours_page.hour_cells import CellStatus, cell_of, late_after
-from tests.integration.pipeline import HOUR, stream_on
+from tests.support.hour_on_server import stream_on
+from tests.support.raw_hours import HOUR
 
 STREAM = stream_on("logs", start="2026-11-23T00:00:00Z", quiet_period="10m")
 END = HOUR + timedelta(hours=1)

@@ -38,8 +38,8 @@ from log_rollup_plugin.hours_page.api import HoursApi
 from log_rollup_plugin.hours_page.app import create_app
 from log_rollup_plugin.s3.hook import PooledS3Hook
 from log_rollup_plugin.urls import HOURS_URL_PREFIX
-from tests.integration.pipeline import HOUR, Pipeline, stream_on
-from tests.support.hours import make_hour
+from tests.support.hour_on_server import Pipeline, stream_on
+from tests.support.raw_hours import HOUR, make_hour
 
 NOW = datetime(2026, 11, 23, 12, 30, tzinfo=UTC)
 START = HOUR - timedelta(hours=4)

@@ -10,9 +10,8 @@ from airflow.sdk import DAG
 from dev.servers import RcloneServer, S3Client
 from tests.dags.conftest import LoadDags
 from tests.dags.test_policy import STEPS, stream
-from tests.integration.pipeline import AGGREGATED, HOUR, MIB, RAW
 from tests.support.fixtures import BucketFactory
-from tests.support.hours import RawHour, make_hour, put_objects
+from tests.support.raw_hours import AGGREGATED, HOUR, MIB, RAW, RawHour, make_hour, put_objects
 from tests.support.verify import assert_not_complete, verify_hour
 
 # The hour ends at the logical date of a manual run.

@@ -16,7 +16,8 @@ from include.log_rollup.errors import EmptyHourError, ListingError, PermanentErr
 from include.log_rollup.steps.wait_for_raw_hour import RawHourCheck, RawHourStatus
 from log_rollup_plugin import sensor as sensor_module
 from log_rollup_plugin.sensor import RawHourSensor
-from tests.unit.pipeline import HOUR, make_stream
+from tests.support.hour_in_memory import make_stream
+from tests.support.raw_hours import HOUR
 
 END = HOUR + timedelta(hours=1)
 TIMEOUT = timedelta(hours=6)

@@ -36,9 +36,8 @@ from log_rollup_plugin.urls import console_page, object_page
 from tests.conftest import ROOT
 from tests.dags.conftest import LoadDags
 from tests.dags.test_policy import stream
-from tests.integration.pipeline import AGGREGATED, HOUR, RAW
 from tests.support.fixtures import BucketFactory
-from tests.support.hours import make_hour
+from tests.support.raw_hours import AGGREGATED, HOUR, RAW, make_hour
 from tests.support.statsd import StatsdServer
 from tests.support.webhook import Webhook
 

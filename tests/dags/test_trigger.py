@@ -18,10 +18,9 @@ from log_rollup_plugin import poller as poller_module
 from log_rollup_plugin import trigger as trigger_module
 from log_rollup_plugin.poller import poller_of
 from log_rollup_plugin.trigger import RawHourTrigger
-from tests.integration.pipeline import HOUR, RAW
 from tests.support.faults import Call, Delay, Rule, access_denied, internal_error, on
 from tests.support.fixtures import BucketFactory, ProxyFactory
-from tests.support.hours import put_objects
+from tests.support.raw_hours import HOUR, RAW, put_objects
 
 FAR = datetime(2100, 1, 1, tzinfo=UTC)
 STORED: dict[str, Any] = {

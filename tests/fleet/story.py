@@ -16,8 +16,8 @@ from dev.stack.airflow_api import ApiUnavailableError, TaskInstance
 from dev.stack.paths import BUCKET
 from dev.stack.processes import ProcessRecord
 from tests.fleet.stack import TRIGGERER, FleetStack
-from tests.support.hours import hour_prefix
 from tests.support.observe import PortWatch, Sample, Watch, with_descendants
+from tests.support.raw_hours import hour_prefix
 
 OBJECTS = 50
 CATCHUP_HOURS = 6

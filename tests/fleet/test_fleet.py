@@ -26,7 +26,7 @@ from tests.fleet.story import (
 )
 from tests.support.compose import ROOT
 from tests.support.debian import MissingProgramError
-from tests.support.hours import hour_prefix
+from tests.support.raw_hours import hour_prefix
 from tests.support.verify import verify_hour
 
 pytestmark = [pytest.mark.fleet, pytest.mark.timeout(480)]

@@ -7,7 +7,7 @@ import pytest
 
 from dev.servers import S3Server
 from log_rollup_plugin.listener import create_missing_pools
-from tests.integration.pipeline import Pipeline, stream_on
+from tests.support.hour_on_server import Pipeline, stream_on
 
 PipelineFactory = Callable[..., Pipeline]
 

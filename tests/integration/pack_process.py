@@ -12,7 +12,7 @@ from include.log_rollup.errors import RollupError
 from include.log_rollup.hour.plan import ShardRef
 from include.log_rollup.steps import packer
 from include.log_rollup.streams import Stream
-from tests.integration.pipeline import Pipeline
+from tests.support.hour_on_server import Pipeline
 
 
 def main() -> int:

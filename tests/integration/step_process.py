@@ -10,7 +10,7 @@ from dataclasses import asdict
 
 from include.log_rollup.errors import RollupError
 from include.log_rollup.hour.plan import ShardRef
-from tests.integration.pipeline import Pipeline, stream_on
+from tests.support.hour_on_server import Pipeline, stream_on
 
 
 def main(bucket: str, shards: str, *steps: str) -> None:

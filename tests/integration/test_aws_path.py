@@ -13,11 +13,11 @@ from include.log_rollup.errors import InputChangedError, NotFoundError, ProofErr
 from include.log_rollup.storage.protocol import Location
 from log_rollup_plugin.s3.hook import PooledS3Hook
 from tests.integration.conftest import PipelineFactory
-from tests.integration.pipeline import AGGREGATED, MIB, RAW, Pipeline
 from tests.support.faults import Call, CorruptRequest, ReplaceHeaders, Request, Rule, on
 from tests.support.fixtures import BucketFactory, ProxyFactory
-from tests.support.hours import make_hour
+from tests.support.hour_on_server import Pipeline
 from tests.support.proxy import FaultProxy
+from tests.support.raw_hours import AGGREGATED, MIB, RAW, make_hour
 
 STORED = "stored-crc64nvme"
 BIG = f"{RAW}big.log"

@@ -22,10 +22,10 @@ from log_rollup_plugin.cli import hours
 from log_rollup_plugin.cli.main import main
 from tests.conftest import ROOT
 from tests.integration.conftest import PipelineFactory
-from tests.integration.pipeline import AGGREGATED, MIB, RAW, Pipeline, settings_on
 from tests.support.faults import Answer, Rule, access_denied, on
 from tests.support.fixtures import BucketFactory, ProxyFactory
-from tests.support.hours import make_hour, odd_hour, put_objects
+from tests.support.hour_on_server import Pipeline, settings_on
+from tests.support.raw_hours import AGGREGATED, MIB, RAW, make_hour, odd_hour, put_objects
 
 HOUR_ARGUMENT = "2026-11-23T08"
 LARGE = f"{RAW}large.log"

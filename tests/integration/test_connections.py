@@ -20,11 +20,11 @@ from log_rollup_plugin.s3.hook import PooledS3Hook
 from log_rollup_plugin.s3.transfer import SocketTransfer, TransferSettings
 from tests.integration.conftest import PipelineFactory
 from tests.integration.outside import run_outside
-from tests.integration.pipeline import RAW, Pipeline, settings_on, stream_on
 from tests.support.faults import Delay, Rule, on
 from tests.support.fixtures import BucketFactory, ProxyFactory
-from tests.support.hours import make_hour, put_objects
+from tests.support.hour_on_server import Pipeline, settings_on, stream_on
 from tests.support.observe import Watch
+from tests.support.raw_hours import RAW, make_hour, put_objects
 
 
 @pytest.mark.parametrize("cap", [4, 10])

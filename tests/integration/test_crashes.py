@@ -23,12 +23,12 @@ from include.log_rollup.steps.wait_for_raw_hour import RawHourStatus, SettleRule
 from log_rollup_plugin.s3.hook import PooledS3Hook
 from tests.integration.conftest import PipelineFactory
 from tests.integration.outside import Limits, run_outside, start_outside
-from tests.integration.pipeline import AGGREGATED, MIB, RAW, settings_on
 from tests.support.debian import program_or_skip
 from tests.support.faults import Answer, Call, ReplaceHeaders, Request, Rule, Stall, internal_error, on
 from tests.support.fixtures import BucketFactory, ProxyFactory
-from tests.support.hours import make_hour, put_objects
+from tests.support.hour_on_server import settings_on
 from tests.support.proxy import Exchange, FaultProxy
+from tests.support.raw_hours import AGGREGATED, MIB, RAW, make_hour, put_objects
 
 # CRASH_SEED=4711 draws the same moments again.
 SEED = int(os.environ.get("CRASH_SEED") or random.SystemRandom().randrange(10**6))

@@ -18,7 +18,6 @@ from include.log_rollup.errors import (
     TransientError,
 )
 from tests.integration.conftest import PipelineFactory
-from tests.integration.pipeline import AGGREGATED, RAW, Pipeline, stream_on
 from tests.support.faults import (
     Answer,
     Call,
@@ -40,8 +39,9 @@ from tests.support.faults import (
     wrong_etag,
 )
 from tests.support.fixtures import BucketFactory, ProxyFactory
-from tests.support.hours import make_hour
+from tests.support.hour_on_server import Pipeline, stream_on
 from tests.support.proxy import FaultProxy
+from tests.support.raw_hours import AGGREGATED, RAW, make_hour
 
 
 @pytest.fixture

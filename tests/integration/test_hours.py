@@ -17,9 +17,17 @@ from include.log_rollup.errors import (
     VanishedInputError,
 )
 from tests.integration.conftest import PipelineFactory
-from tests.integration.pipeline import AGGREGATED, MIB, RAW, Pipeline
 from tests.support.fixtures import BucketFactory, ProxyFactory
-from tests.support.hours import ODD_NAMES_BEYOND_FILES, make_hour, odd_hour, put_objects
+from tests.support.hour_on_server import Pipeline
+from tests.support.raw_hours import (
+    AGGREGATED,
+    MIB,
+    ODD_NAMES_BEYOND_FILES,
+    RAW,
+    make_hour,
+    odd_hour,
+    put_objects,
+)
 
 
 @pytest.fixture(params=["rclone", "ministack"])

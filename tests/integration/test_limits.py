@@ -12,10 +12,10 @@ import pytest
 from dev.servers import RcloneServer
 from tests.integration.conftest import PipelineFactory
 from tests.integration.outside import Limits, run_outside
-from tests.integration.pipeline import MIB, RAW, Pipeline, settings_on
 from tests.support.fixtures import BucketFactory
-from tests.support.hours import RawHour, make_hour, put_objects
+from tests.support.hour_on_server import Pipeline, settings_on
 from tests.support.limits import memory_cgroup, peak_bytes
+from tests.support.raw_hours import MIB, RAW, RawHour, make_hour, put_objects
 
 MEMORY = 512 * MIB
 

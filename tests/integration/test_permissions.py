@@ -17,10 +17,10 @@ from log_rollup_plugin.cli.main import main
 from log_rollup_plugin.s3.hook import PooledS3Hook
 from tests.conftest import ROOT
 from tests.integration.conftest import PipelineFactory
-from tests.integration.pipeline import AGGREGATED, HOUR, MIB, RAW, Pipeline, settings_on
 from tests.support.faults import Request, Rule, access_denied, on
 from tests.support.fixtures import BucketFactory, ProxyFactory
-from tests.support.hours import make_hour, put_objects
+from tests.support.hour_on_server import Pipeline, settings_on
+from tests.support.raw_hours import AGGREGATED, HOUR, MIB, RAW, make_hour, put_objects
 
 POLICY = json.loads((ROOT / "deploy" / "iam-policy.json").read_text())
 EXAMPLE_BUCKET = "application-logs"

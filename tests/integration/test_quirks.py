@@ -32,10 +32,11 @@ from include.log_rollup.steps.plan_hour import plan_hour
 from include.log_rollup.steps.wait_for_raw_hour import SettleRule, check_raw_hour
 from log_rollup_plugin.cli.main import main
 from log_rollup_plugin.s3.hook import PooledS3Hook
-from tests.integration.pipeline import AGGREGATED, HOUR, RAW, Pipeline, settings_on, stream_on
+from tests.support.hour_on_server import Pipeline, settings_on, stream_on
 from tests.support.quirks.catalog import QUIRKS
 from tests.support.quirks.judge import MANIFEST, MARKER, WORK, marker_of, problems_of_hour, problems_outside
 from tests.support.quirks.process import QuirkServer, Seen
+from tests.support.raw_hours import AGGREGATED, HOUR, RAW
 
 T = TypeVar("T")
 

@@ -13,9 +13,9 @@ from dev.servers import RcloneServer
 from examples.read_hour import Hour, NotReadableError, count_lines
 from tests.conftest import ROOT
 from tests.integration.conftest import PipelineFactory
-from tests.integration.pipeline import AGGREGATED, RAW, Pipeline
 from tests.support.fixtures import BucketFactory
-from tests.support.hours import make_hour, put_objects
+from tests.support.hour_on_server import Pipeline
+from tests.support.raw_hours import AGGREGATED, RAW, make_hour, put_objects
 
 LEVEL = re.compile(rb"\b(DEBUG|INFO|WARN|ERROR|FATAL)\b")
 

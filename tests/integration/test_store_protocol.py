@@ -26,7 +26,7 @@ from include.log_rollup.storage.protocol import Location, StoredObject, Uploaded
 from include.log_rollup.units import MIB
 from log_rollup_plugin.s3.hook import PooledS3Hook
 from log_rollup_plugin.s3.transfer import SocketTransfer
-from tests.support.hours import put_objects
+from tests.support.raw_hours import put_objects
 from tests.support.recorder import ETAG, Recorded, Recorder, like_s3, refuse, respond
 
 HookFactory = Callable[..., PooledS3Hook]

@@ -37,9 +37,9 @@ from include.log_rollup.units import MIB
 from log_rollup_plugin.s3.connection import SEND_BYTES
 from log_rollup_plugin.s3.connector import BucketEndpoint
 from log_rollup_plugin.s3.transfer import SocketTransfer, TransferSettings
-from tests.integration.pipeline import RAW, Pipeline, stream_on
 from tests.support.fixtures import BucketFactory, ProxyFactory
-from tests.support.hours import make_hour
+from tests.support.hour_on_server import Pipeline, stream_on
+from tests.support.raw_hours import RAW, make_hour
 
 BODY = b"2026-11-26T00:00:00Z hello\n" * 900
 ETAG = "0123456789abcdef0123456789abcdef"

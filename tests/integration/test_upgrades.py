@@ -14,9 +14,9 @@ import pytest
 from dev.servers import RcloneServer
 from tests.conftest import ROOT
 from tests.integration.conftest import PipelineFactory
-from tests.integration.pipeline import AGGREGATED, RAW, Pipeline
 from tests.support.fixtures import BucketFactory
-from tests.support.hours import make_hour, put_objects
+from tests.support.hour_on_server import Pipeline
+from tests.support.raw_hours import AGGREGATED, RAW, make_hour, put_objects
 
 STEPS = ("plan", "pack", "validate", "complete")
 # The version before: other formats of plans and claims, and names of parts that do not say what they hold.

@@ -16,7 +16,7 @@ from include.log_rollup.steps.validate_hour import validate_hour
 from include.log_rollup.streams import Stream, load_streams
 from log_rollup_plugin.s3.hook import PooledS3Hook
 from tests.conftest import ROOT
-from tests.support.hours import hour_prefix, make_hour
+from tests.support.raw_hours import hour_prefix, make_hour
 from tests.system.conftest import AT_ONCE, SMALL_CONNECTIONS, Running
 
 STREAM = "report"

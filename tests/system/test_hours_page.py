@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Locator, Page, ViewportSize, expect
 from dev.stack.paths import BUCKET
 from include.log_rollup.hour.layout import floor_hour, format_hour
 from tests.support.browser import running_browser
-from tests.support.hours import hour_prefix, make_hour
+from tests.support.raw_hours import hour_prefix, make_hour
 from tests.system.conftest import SMALL, Running
 
 OBJECTS = 12

@@ -13,7 +13,7 @@ import pytest
 
 from dev.stack.airflow_api import DagRun, TaskInstance
 from dev.stack.paths import BUCKET
-from tests.support.hours import hour_prefix, make_hour, put_objects
+from tests.support.raw_hours import hour_prefix, make_hour, put_objects
 from tests.support.verify import VerifiedHour, assert_not_complete, verify_hour
 from tests.system.conftest import FRESH, SMALL, SMALL_CONNECTIONS, Running
 from tests.system.markers import MarkerWatch

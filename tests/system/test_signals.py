@@ -8,7 +8,7 @@ import pytest
 
 from dev.stack.airflow_api import DagRun
 from dev.stack.paths import BUCKET
-from tests.support.hours import hour_prefix, make_hour, put_objects
+from tests.support.raw_hours import hour_prefix, make_hour, put_objects
 from tests.support.webhook import Webhook
 from tests.system.conftest import TOLD, TOLD_MARKER, Running
 

@@ -7,7 +7,7 @@ from operator import itemgetter
 import pytest
 
 from dev.stack.paths import BUCKET
-from tests.support.hours import put_objects
+from tests.support.raw_hours import put_objects
 from tests.system.conftest import AT_ONCE, SMALL, Running
 from tests.system.test_reruns import aggregated, delete, make, raw, verify
 

@@ -6,7 +6,7 @@ import pytest
 
 from dev.stack.airflow_api import DagRun
 from dev.stack.paths import BUCKET
-from tests.support.hours import hour_prefix, make_hour
+from tests.support.raw_hours import hour_prefix, make_hour
 from tests.support.verify import VerifiedHour, verify_hour
 from tests.system.conftest import OBJECTS, POOL, Running
 

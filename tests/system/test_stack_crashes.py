@@ -15,8 +15,8 @@ import pytest
 from dev.stack.airflow_api import TaskInstance
 from dev.stack.paths import BUCKET
 from tests.support.faults import Call, Request, Rule, on
-from tests.support.hours import hour_prefix, make_hour
 from tests.support.observe import with_descendants
+from tests.support.raw_hours import hour_prefix, make_hour
 from tests.support.verify import verify_hour
 from tests.system.conftest import Running
 

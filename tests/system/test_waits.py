@@ -9,7 +9,7 @@ import pytest
 
 from dev.stack.airflow_api import TaskInstance
 from dev.stack.paths import BUCKET
-from tests.support.hours import hour_prefix, make_hour
+from tests.support.raw_hours import hour_prefix, make_hour
 from tests.system.conftest import AT_ONCE, Running
 
 WAITS = "log_rollup_waits"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from include.log_rollup import limits
-from tests.unit.pipeline import Unwatched
+from tests.support.hour_in_memory import Unwatched
 
 settings.register_profile(
     "log-rollup",

@@ -3,7 +3,7 @@
 from hypothesis import strategies as st
 
 from include.log_rollup.storage.protocol import ObjectInfo
-from tests.unit.pipeline import RAW
+from tests.support.raw_hours import RAW
 
 # What something between a key and a URL, a line, a path or UTF-16 gets wrong.
 ODD_CHARACTERS = " +%&=?#;'\"\\~é中\u2028\u0308\uff5e\U0001f600\t_.-/A0"

@@ -17,8 +17,9 @@ from log_rollup_plugin.cli import hours, objects, output
 from log_rollup_plugin.cli.arguments import hour
 from log_rollup_plugin.cli.main import main
 from log_rollup_plugin.cli.output import Answer, Progressing, printable, printable_record, table
-from tests.unit.fake_store import FakeStore
-from tests.unit.pipeline import AGGREGATED, HOUR, MARKER, RAW, make_stream, manifest_of, produce, run_hour
+from tests.support.fake_store import FakeStore
+from tests.support.hour_in_memory import MARKER, make_stream, manifest_of, produce, run_hour
+from tests.support.raw_hours import AGGREGATED, HOUR, RAW
 
 # What could change what a terminal shows: escapes of it (C0 and C1), line ends, bidirectional and other invisible
 # characters, half of a character.

@@ -12,13 +12,10 @@ from include.log_rollup.steps.complete_hour import complete_hour
 from include.log_rollup.steps.pack_shard import pack_shard
 from include.log_rollup.steps.plan_hour import plan_hour
 from include.log_rollup.steps.validate_hour import validate_hour
-from tests.unit.fake_store import FakeStore
-from tests.unit.pipeline import (
-    AGGREGATED,
-    HOUR,
+from tests.support.fake_store import FakeStore
+from tests.support.hour_in_memory import (
     MANIFEST,
     MARKER,
-    RAW,
     WORK,
     assert_complete,
     assert_not_complete,
@@ -30,6 +27,7 @@ from tests.unit.pipeline import (
     produce,
     run_hour,
 )
+from tests.support.raw_hours import AGGREGATED, HOUR, RAW
 
 RAW_HOUR: Mapping[str, bytes] = {
     **{f"{letter}.log": letter.encode() * 30 for letter in "abcdef"},

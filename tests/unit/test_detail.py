@@ -11,8 +11,9 @@ from include.log_rollup.queries.hour_detail import read_hour
 from include.log_rollup.queries.status import HourStatus
 from include.log_rollup.steps.pack_shard import pack_shard
 from include.log_rollup.steps.plan_hour import plan_hour
-from tests.unit.fake_store import FakeStore
-from tests.unit.pipeline import HOUR, MANIFEST, MARKER, WORK, make_stream, manifest_of, produce, run_hour
+from tests.support.fake_store import FakeStore
+from tests.support.hour_in_memory import MANIFEST, MARKER, WORK, make_stream, manifest_of, produce, run_hour
+from tests.support.raw_hours import HOUR
 
 pytestmark = pytest.mark.usefixtures("unwatched")
 STREAM = make_stream()

@@ -19,8 +19,8 @@ from include.log_rollup.storage.protocol import Location
 from log_rollup_plugin.cli import doctor
 from log_rollup_plugin.cli.doctor import Check, State
 from log_rollup_plugin.s3.error_mapping import from_network, from_response
-from tests.unit.fake_store import FakeStore
-from tests.unit.pipeline import make_stream
+from tests.support.fake_store import FakeStore
+from tests.support.hour_in_memory import make_stream
 
 RAW_KEY = "raw/app/20261123/08/a.log"
 

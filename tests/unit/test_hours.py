@@ -21,7 +21,8 @@ from include.log_rollup.hour.layout import (
 )
 from include.log_rollup.hour.plan import ENCODINGS, OPAQUE
 from include.log_rollup.storage.protocol import Location
-from tests.unit.pipeline import AGGREGATED, HOUR, RAW, WORK, make_stream
+from tests.support.hour_in_memory import WORK, make_stream
+from tests.support.raw_hours import AGGREGATED, HOUR, RAW
 
 # From 2000 to 2100.
 instants = st.builds(

@@ -11,8 +11,9 @@ from include.log_rollup.errors import AccessError
 from include.log_rollup.queries.status import HourStatus
 from include.log_rollup.streams import Stream
 from log_rollup_plugin.hours_page.cache import FAILURE_PAUSE, MAX_AGE, CachedHours, MarkerCache
-from tests.unit.fake_store import FakeStore
-from tests.unit.pipeline import HOUR, MARKER, make_stream, produce, run_hour
+from tests.support.fake_store import FakeStore
+from tests.support.hour_in_memory import MARKER, make_stream, produce, run_hour
+from tests.support.raw_hours import HOUR
 
 pytestmark = pytest.mark.usefixtures("unwatched")
 STREAM = make_stream()

@@ -9,8 +9,9 @@ from include.log_rollup.errors import AccessError
 from include.log_rollup.hour.changes import Changes
 from include.log_rollup.queries.late import Looked, look_back, recent_hours
 from include.log_rollup.steps.plan_hour import plan_hour
-from tests.unit.fake_store import FakeStore
-from tests.unit.pipeline import HOUR, MANIFEST, MARKER, RAW, make_stream, produce, run_hour
+from tests.support.fake_store import FakeStore
+from tests.support.hour_in_memory import MANIFEST, MARKER, make_stream, produce, run_hour
+from tests.support.raw_hours import HOUR, RAW
 
 RAW_HOUR: Mapping[str, bytes] = {f"{letter}.log": letter.encode() * 30 for letter in "abcde"}
 STREAM = make_stream(ready_object="DONE")

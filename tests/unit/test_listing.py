@@ -20,8 +20,9 @@ from include.log_rollup.storage import listing
 from include.log_rollup.storage.listing import between, list_all, list_by_token, pages_by_token
 from include.log_rollup.storage.protocol import ListPage, Location, ObjectInfo
 from log_rollup_plugin.s3.list_parser import page_of
-from tests.unit.fake_store import FakeStore, OddLister
-from tests.unit.pipeline import HOUR, assert_right, make_stream, run_hour
+from tests.support.fake_store import FakeStore, OddLister
+from tests.support.hour_in_memory import assert_right, make_stream, run_hour
+from tests.support.raw_hours import HOUR
 
 PREFIX = Location("logs", "raw/app/20261123/08/")
 

@@ -5,8 +5,9 @@ import pytest
 from include.log_rollup.errors import ConfigurationError, NotFoundError, ProofError, TransientError
 from include.log_rollup.queries.locate import locate, read_located
 from include.log_rollup.steps.plan_hour import plan_hour
-from tests.unit.fake_store import Effect, FakeStore
-from tests.unit.pipeline import AGGREGATED, HOUR, MARKER, RAW, make_stream, produce, run_hour
+from tests.support.fake_store import Effect, FakeStore
+from tests.support.hour_in_memory import MARKER, make_stream, produce, run_hour
+from tests.support.raw_hours import AGGREGATED, HOUR, RAW
 
 pytestmark = pytest.mark.usefixtures("unwatched")
 

@@ -24,9 +24,10 @@ from include.log_rollup.hour.records import PackedPart
 from include.log_rollup.steps.packer import OwnershipCheck, PackSettings, ShardPacker
 from include.log_rollup.steps.part_buffers import WrittenPart
 from include.log_rollup.storage.protocol import Location, ObjectInfo
-from tests.unit.fake_store import Effect, FakeStore, FakeTransfer
-from tests.unit.pipeline import AGGREGATED, RAW, joined_parts, make_stream, numbered, parts, produce
-from tests.unit.pipeline import expected as expected_of
+from tests.support.fake_store import Effect, FakeStore, FakeTransfer
+from tests.support.hour_in_memory import expected as expected_of
+from tests.support.hour_in_memory import joined_parts, make_stream, numbered, parts, produce
+from tests.support.raw_hours import AGGREGATED, RAW
 from tests.unit.strategies import bodies, visible_names
 
 hours = st.dictionaries(visible_names, bodies, min_size=1, max_size=12).map(

@@ -34,12 +34,9 @@ from include.log_rollup.steps.pack_shard import pack_shard
 from include.log_rollup.steps.plan_hour import plan_hour
 from include.log_rollup.steps.validate_hour import validate_hour
 from include.log_rollup.storage.protocol import Location
-from tests.unit.fake_store import CrashError, Effect, FakeStore
-from tests.unit.pipeline import (
-    AGGREGATED,
-    HOUR,
+from tests.support.fake_store import CrashError, Effect, FakeStore
+from tests.support.hour_in_memory import (
     MARKER,
-    RAW,
     WORK,
     assert_complete,
     assert_not_complete,
@@ -55,6 +52,7 @@ from tests.unit.pipeline import (
     produce,
     run_hour,
 )
+from tests.support.raw_hours import AGGREGATED, HOUR, RAW
 
 RAW_HOUR: Mapping[str, bytes] = {f"{letter}.log": letter.encode() * 30 for letter in "abcdef"}
 # All three parts in one shard.

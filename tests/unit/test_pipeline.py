@@ -23,12 +23,9 @@ from include.log_rollup.steps.pack_shard import pack_shard
 from include.log_rollup.steps.plan_hour import plan_hour
 from include.log_rollup.steps.validate_hour import validate_hour
 from include.log_rollup.streams import Stream
-from tests.unit.fake_store import Effect, FakeStore
-from tests.unit.pipeline import (
-    AGGREGATED,
+from tests.support.fake_store import Effect, FakeStore
+from tests.support.hour_in_memory import (
     CLAIM,
-    HOUR,
-    RAW,
     MarkerGuard,
     assert_complete,
     assert_not_complete,
@@ -40,6 +37,7 @@ from tests.unit.pipeline import (
     produce,
     run_hour,
 )
+from tests.support.raw_hours import AGGREGATED, HOUR, RAW
 from tests.unit.strategies import raw_hours
 
 Outcome = TypeVar("Outcome")

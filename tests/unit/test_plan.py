@@ -31,9 +31,9 @@ from include.log_rollup.hour.plan import (
 )
 from include.log_rollup.storage.listing import list_all, list_by_token
 from include.log_rollup.storage.protocol import ListPage, Location, ObjectInfo
-from tests.unit import pipeline
-from tests.unit.fake_store import FakeStore
-from tests.unit.pipeline import RAW
+from tests.support import hour_in_memory
+from tests.support.fake_store import FakeStore
+from tests.support.raw_hours import RAW
 from tests.unit.strategies import CONTAINERS, listings, raw_hours
 
 part_sizes = st.integers(1, 100)
@@ -90,7 +90,7 @@ def test_each_object_is_planned_once_in_key_order_per_encoding(
     }
     wanted: dict[str, list[str]] = {}
     for key in sorted((item.key for item in listed), key=lambda key: key.encode()):
-        wanted.setdefault(pipeline.encoding_of(key), []).append(key)
+        wanted.setdefault(hour_in_memory.encoding_of(key), []).append(key)
     assert packed == wanted
     assert (plan.objects, plan.bytes_in) == (len(listed), sum(item.size for item in listed))
 
@@ -128,7 +128,7 @@ def test_parts_are_numbered_and_end_with_their_encoding(listed: list[ObjectInfo]
         f"part-{number:05d}-{part.fingerprint[:8]}.log{part.encoding}" for number, part in enumerate(parts)
     ]
     for part in parts:
-        assert {pipeline.encoding_of(item.key) for item in part.objects} == {part.encoding}
+        assert {hour_in_memory.encoding_of(item.key) for item in part.objects} == {part.encoding}
 
 
 def test_key_order_is_by_utf8_bytes_not_utf16() -> None:

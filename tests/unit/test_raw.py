@@ -10,8 +10,9 @@ from include.log_rollup.errors import UnsupportedInputError
 from include.log_rollup.hour.plan import LeftOut, ObjectDigests, WriteOptions, make_plan, select
 from include.log_rollup.hour.raw_digest import digest_raw
 from include.log_rollup.storage.protocol import ObjectInfo
-from tests.unit.fake_store import FakeStore, OddLister
-from tests.unit.pipeline import HOUR, RAW, make_stream, produce
+from tests.support.fake_store import FakeStore, OddLister
+from tests.support.hour_in_memory import make_stream, produce
+from tests.support.raw_hours import HOUR, RAW
 from tests.unit.strategies import raw_hours
 
 STREAM = make_stream()

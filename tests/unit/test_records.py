@@ -38,8 +38,8 @@ from include.log_rollup.hour.records import (
     parse_claim,
 )
 from include.log_rollup.storage.protocol import Location, ObjectInfo
-from tests.unit.fake_store import FakeStore
-from tests.unit.pipeline import RAW
+from tests.support.fake_store import FakeStore
+from tests.support.raw_hours import RAW
 from tests.unit.strategies import etags, names
 
 AT = Location("logs", "records/one.json.gz")

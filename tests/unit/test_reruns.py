@@ -17,14 +17,11 @@ from include.log_rollup.steps.complete_hour import complete_hour
 from include.log_rollup.steps.pack_shard import pack_shard
 from include.log_rollup.steps.plan_hour import Planned
 from include.log_rollup.steps.validate_hour import validate_hour
-from tests.unit import pipeline
-from tests.unit.fake_store import CrashError, Effect, FakeStore, Operation
-from tests.unit.pipeline import (
-    AGGREGATED,
-    HOUR,
+from tests.support import hour_in_memory
+from tests.support.fake_store import CrashError, Effect, FakeStore, Operation
+from tests.support.hour_in_memory import (
     MANIFEST,
     MARKER,
-    RAW,
     WORK,
     MarkerGuard,
     assert_complete,
@@ -38,6 +35,7 @@ from tests.unit.pipeline import (
     parts,
     produce,
 )
+from tests.support.raw_hours import AGGREGATED, HOUR, RAW
 
 Outcome = TypeVar("Outcome")
 
@@ -54,7 +52,7 @@ STREAM = make_stream()
 
 
 # In some of the states objects have vanished: what is run here may drop what they held.
-run_hour = partial(pipeline.run_hour, drop_vanished=True)
+run_hour = partial(hour_in_memory.run_hour, drop_vanished=True)
 plan_hour = partial(planner.plan_hour, drop_vanished=True)
 
 

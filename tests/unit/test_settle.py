@@ -17,8 +17,9 @@ from include.log_rollup.steps.wait_for_raw_hour import (
     unsettled_error,
 )
 from include.log_rollup.storage.protocol import ListPage, ObjectInfo
-from tests.unit.fake_store import FakeStore
-from tests.unit.pipeline import HOUR, RAW, make_stream
+from tests.support.fake_store import FakeStore
+from tests.support.hour_in_memory import make_stream
+from tests.support.raw_hours import HOUR, RAW
 
 PATHS = make_stream().at(HOUR)
 QUIET = SettleRule(timedelta(minutes=10), None, False)

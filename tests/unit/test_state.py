@@ -31,14 +31,11 @@ from include.log_rollup.steps.pack_shard import pack_shard
 from include.log_rollup.steps.plan_hour import Planned, plan_hour
 from include.log_rollup.steps.validate_hour import validate_hour
 from include.log_rollup.storage.protocol import Location, ObjectInfo
-from tests.unit.fake_store import CrashError, Effect, FakeStore, Operation
-from tests.unit.pipeline import (
-    AGGREGATED,
+from tests.support.fake_store import CrashError, Effect, FakeStore, Operation
+from tests.support.hour_in_memory import (
     CLAIM,
-    HOUR,
     MANIFEST,
     MARKER,
-    RAW,
     REMOVALS,
     WORK,
     assert_complete,
@@ -50,6 +47,7 @@ from tests.unit.pipeline import (
     produce,
     run_hour,
 )
+from tests.support.raw_hours import AGGREGATED, HOUR, RAW
 
 pytestmark = pytest.mark.usefixtures("unwatched")
 

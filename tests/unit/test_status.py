@@ -11,8 +11,9 @@ import pytest
 from include.log_rollup.errors import AccessError, TooLargeError, UnreadableRecordError
 from include.log_rollup.queries.status import HourStatus, HourSummary, read_hours
 from include.log_rollup.steps.plan_hour import plan_hour
-from tests.unit.fake_store import FakeStore
-from tests.unit.pipeline import CLAIM, HOUR, MARKER, make_stream, marker_of, produce, run_hour
+from tests.support.fake_store import FakeStore
+from tests.support.hour_in_memory import CLAIM, MARKER, make_stream, marker_of, produce, run_hour
+from tests.support.raw_hours import HOUR
 
 pytestmark = pytest.mark.usefixtures("unwatched")
 STREAM = make_stream()

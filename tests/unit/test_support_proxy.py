@@ -40,8 +40,8 @@ from tests.support.faults import (
     wrong_etag,
 )
 from tests.support.fixtures import BucketFactory, ProxyFactory
-from tests.support.hours import ODD_NAMES, odd_hour, put_objects
 from tests.support.proxy import FaultProxy
+from tests.support.raw_hours import ODD_NAMES, odd_hour, put_objects
 
 BODY = bytes(range(256)) * 1000
 

@@ -20,8 +20,8 @@ from botocore.exceptions import ClientError, SSLError
 from dev.servers import MinistackServer, MotoServer, RcloneServer, S3Client, S3Server, ServerError
 from dev.tls import TlsFiles
 from tests.support.fixtures import BucketFactory
-from tests.support.hours import ODD_NAMES, ODD_NAMES_BEYOND_FILES, odd_hour, put_objects
 from tests.support.observe import is_running, with_descendants
+from tests.support.raw_hours import ODD_NAMES, ODD_NAMES_BEYOND_FILES, odd_hour, put_objects
 
 BODY = b"some log line\n" * 1000
 WRONG_ETAG = f'"{"0" * 32}"'

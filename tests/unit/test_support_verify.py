@@ -14,7 +14,14 @@ from awscrt.checksums import crc64nvme
 
 from dev.servers import MotoServer, RcloneServer, S3Client, S3Server
 from tests.support.fixtures import BucketFactory
-from tests.support.hours import ODD_NAMES, ODD_NAMES_BEYOND_FILES, RawHour, make_hour, odd_hour, put_objects
+from tests.support.raw_hours import (
+    ODD_NAMES,
+    ODD_NAMES_BEYOND_FILES,
+    RawHour,
+    make_hour,
+    odd_hour,
+    put_objects,
+)
 from tests.support.verify import ENCODINGS, VerifiedHour, assert_not_complete, verify_hour
 
 RAW = "raw/app/20261123/08/"

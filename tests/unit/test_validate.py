@@ -27,14 +27,11 @@ from include.log_rollup.steps.pack_shard import pack_shard
 from include.log_rollup.steps.plan_hour import plan_hour
 from include.log_rollup.steps.validate_hour import validate_hour
 from include.log_rollup.streams import Stream
-from tests.unit.fake_store import Effect, FakeStore
-from tests.unit.pipeline import (
-    AGGREGATED,
+from tests.support.fake_store import Effect, FakeStore
+from tests.support.hour_in_memory import (
     CLAIM,
-    HOUR,
     MANIFEST,
     MARKER,
-    RAW,
     WORK,
     assert_complete,
     assert_not_complete,
@@ -49,6 +46,7 @@ from tests.unit.pipeline import (
     run_hour,
     without_tags,
 )
+from tests.support.raw_hours import AGGREGATED, HOUR, RAW
 from tests.unit.strategies import raw_hours
 
 # Three plain parts, one of gzip, one that is copied.

@@ -12,14 +12,11 @@ from include.log_rollup.steps.pack_shard import pack_shard
 from include.log_rollup.steps.plan_hour import plan_hour
 from include.log_rollup.storage.protocol import Location, ObjectHead
 from include.log_rollup.streams import Stream
-from tests.unit.fake_store import Effect, FakeStore
-from tests.unit.pipeline import (
-    AGGREGATED,
+from tests.support.fake_store import Effect, FakeStore
+from tests.support.hour_in_memory import (
     CLAIM,
-    HOUR,
     MANIFEST,
     MARKER,
-    RAW,
     assert_complete,
     make_stream,
     part_key,
@@ -28,6 +25,7 @@ from tests.unit.pipeline import (
     produce,
     run_hour,
 )
+from tests.support.raw_hours import AGGREGATED, HOUR, RAW
 
 pytestmark = pytest.mark.usefixtures("unwatched")
 

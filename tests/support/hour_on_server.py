@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from hashlib import sha256
 from typing import Any, TypeVar
@@ -18,12 +17,8 @@ from include.log_rollup.steps.plan_hour import Planned, plan_hour
 from include.log_rollup.steps.validate_hour import validate_hour
 from include.log_rollup.streams import Stream
 from log_rollup_plugin.s3.hook import PooledS3Hook
+from tests.support.raw_hours import AGGREGATED, HOUR, RAW
 from tests.support.verify import VerifiedHour, assert_not_complete, verify_hour
-
-HOUR = datetime(2026, 11, 23, 8, tzinfo=UTC)
-RAW = "raw/app/20261123/08/"
-AGGREGATED = "aggregated/app/20261123/08/"
-MIB = 1024 * 1024
 
 T = TypeVar("T")
 

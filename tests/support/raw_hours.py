@@ -8,12 +8,19 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cached_property
 
 from botocore.exceptions import ClientError
 
 from dev.servers import S3Client
+
+MIB = 1024 * 1024
+
+# The hour of the stream "app" that a test rolls up unless it chooses another.
+HOUR = datetime(2026, 11, 23, 8, tzinfo=UTC)
+RAW = "raw/app/20261123/08/"
+AGGREGATED = "aggregated/app/20261123/08/"
 
 _PUT_ATTEMPTS = 5
 

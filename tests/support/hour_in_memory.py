@@ -19,11 +19,9 @@ from include.log_rollup.steps.plan_hour import Planned, plan_hour
 from include.log_rollup.steps.validate_hour import validate_hour
 from include.log_rollup.storage.protocol import Location, ObjectInfo
 from include.log_rollup.streams import Stream
-from tests.unit.fake_store import FakeStore, Operation
+from tests.support.fake_store import FakeStore, Operation
+from tests.support.raw_hours import AGGREGATED, HOUR, RAW
 
-HOUR = datetime(2026, 11, 23, 8, tzinfo=UTC)
-RAW = "raw/app/20261123/08/"
-AGGREGATED = "aggregated/app/20261123/08/"
 WORK = AGGREGATED + "_rollup/"
 MARKER = AGGREGATED + "_SUCCESS"
 MANIFEST = AGGREGATED + "_manifest.jsonl.gz"
