@@ -82,15 +82,15 @@ def _summary(recorded: Mapping[str, Any]) -> Iterator[str]:
     threads: Counter[str] = Counter()
     own: Counter[str] = Counter()
     total_of: Counter[str] = Counter()
-    for one in recorded["profiles"]:
-        for stack, weight in zip(one["samples"], one["weights"], strict=True):
+    for thread in recorded["profiles"]:
+        for stack, weight in zip(thread["samples"], thread["weights"], strict=True):
             names = [frames[number] for number in stack]
             # The waiting frame may have called unnamed frames of the C library.
             if not names or any(name.startswith(WAITING) for name in names[-WAITING_DEPTH:]):
                 continue
             if any(name.startswith(IMPORTING) for name in names):
                 continue
-            threads[one["name"]] += weight
+            threads[thread["name"]] += weight
             own[names[-1]] += weight
             for name in set(names):
                 total_of[name] += weight

@@ -69,7 +69,7 @@ class Row:
     @property
     def seconds(self) -> float:
         """Median of the wall time."""
-        return median(one.seconds for one in self.outcome.rounds)
+        return median(each.seconds for each in self.outcome.rounds)
 
     @property
     def cpu_ms_per_object(self) -> float:
@@ -79,19 +79,19 @@ class Row:
     @property
     def peak_rss_mib(self) -> float:
         """Maximum of all rounds."""
-        return max(one.peak_rss_bytes for one in self.outcome.rounds) / MEBIBYTE
+        return max(each.peak_rss_bytes for each in self.outcome.rounds) / MEBIBYTE
 
     @property
     def peak_sockets(self) -> int:
         """Maximum of all rounds."""
-        return max(one.peak_sockets for one in self.outcome.rounds)
+        return max(each.peak_sockets for each in self.outcome.rounds)
 
     def _cpu(self) -> list[float]:
-        return [one.cpu_seconds * 1000 / self.objects for one in self.outcome.rounds]
+        return [each.cpu_seconds * 1000 / self.objects for each in self.outcome.rounds]
 
     def spread(self, of: Callable[[Measurement], float]) -> tuple[float, float]:
         """Return the minimum and maximum over the rounds."""
-        values = [of(one) for one in self.outcome.rounds]
+        values = [of(each) for each in self.outcome.rounds]
         return min(values), max(values)
 
     def as_json(self) -> Mapping[str, Any]:
@@ -125,7 +125,7 @@ class Row:
             "peak_sockets": self.peak_sockets,
             "rounds": len(cpu),
             "spread": {
-                "seconds": [round(value, 3) for value in self.spread(lambda one: one.seconds)],
+                "seconds": [round(value, 3) for value in self.spread(lambda each: each.seconds)],
                 "cpu_ms_per_object": [round(min(cpu), 4), round(max(cpu), 4)],
             },
             **({"failed": self.outcome.broken} if self.outcome.broken else {}),
@@ -157,13 +157,13 @@ def print_table(rows: Sequence[Row]) -> None:
         "sockets",
     )
     for secure in sorted({row.tls for row in rows}):
-        mine = _find(rows, peers.OURS, secure)
+        ours = _find(rows, peers.OURS, secure)
         print(f"\n{'TLS' if secure else 'plain HTTP'}")
         lines: list[tuple[str, ...]] = [titles]
         notes = []
         for row in (row for row in rows if row.tls == secure):
             if row.measured:
-                lines.append(_cells(row, mine))
+                lines.append(_cells(row, ours))
             for kind, why in (("missing", row.outcome.missing), ("failed", row.outcome.broken)):
                 if why:
                     notes.append(f"{row.name}: {kind}: {why}")
@@ -178,14 +178,14 @@ def print_table(rows: Sequence[Row]) -> None:
             print(note)
 
 
-def _cells(row: Row, mine: Row | None) -> tuple[str, ...]:
-    fastest, slowest = row.spread(lambda one: one.seconds)
-    least, most = row.spread(lambda one: one.cpu_seconds * 1000 / row.objects)
-    ratio = f"{row.cpu_ms_per_object / mine.cpu_ms_per_object:.2f}" if mine else ""
+def _cells(row: Row, ours: Row | None) -> tuple[str, ...]:
+    fastest, slowest = row.spread(lambda each: each.seconds)
+    lowest_cpu, highest_cpu = row.spread(lambda each: each.cpu_seconds * 1000 / row.objects)
+    ratio = f"{row.cpu_ms_per_object / ours.cpu_ms_per_object:.2f}" if ours else ""
     return (
         row.name, f"{row.seconds:.2f}", f"{fastest:.2f}-{slowest:.2f}", f"{row.objects / row.seconds:.0f}",
         f"{row.bytes / MEGABYTE / row.seconds:.0f}", f"{row.cpu_ms_per_object:.3f}",
-        f"{least:.3f}-{most:.3f}", ratio, f"{row.peak_rss_mib:.0f}", str(row.peak_sockets),
+        f"{lowest_cpu:.3f}-{highest_cpu:.3f}", ratio, f"{row.peak_rss_mib:.0f}", str(row.peak_sockets),
     )  # fmt: skip
 
 
@@ -196,32 +196,34 @@ def _find(rows: Sequence[Row], name: str, secure: bool) -> Row | None:
 def print_verdicts(rows: Sequence[Row]) -> None:
     """Print this project's figures and their goals."""
     for secure in sorted({row.tls for row in rows}):
-        mine = _find(rows, peers.OURS, secure)
-        if mine is None:
+        ours = _find(rows, peers.OURS, secure)
+        if ours is None:
             continue
         print(f"\ngoals, {'TLS' if secure else 'plain HTTP'}")
-        for name, most in ((peers.S5CMD, 1 / 4), (peers.BOTO3, 1 / 5)):
+        for name, maximum in ((peers.S5CMD, 1 / 4), (peers.BOTO3, 1 / 5)):
             if other := _find(rows, name, secure):
-                verdict(f"CPU per object / {name}'s", mine.cpu_ms_per_object / other.cpu_ms_per_object, most)
+                verdict(
+                    f"CPU per object / {name}'s", ours.cpu_ms_per_object / other.cpu_ms_per_object, maximum
+                )
         floors = (_find(rows, name, secure) for name in (peers.FLOOR_GET_PUT, peers.CRT_GET_PUT))
         floor = min((row for row in floors if row), key=lambda row: row.seconds, default=None)
         # The server on the same cores may be the limit: then being near the floor is enough.
-        near = floor is not None and mine.seconds <= 1.15 * floor.seconds
-        for name, least in (
+        near = floor is not None and ours.seconds <= 1.15 * floor.seconds
+        for name, minimum in (
             (peers.S5CMD, 2.5), (peers.BOTO3, 2.0), (peers.GO_UNLIMITED, 2.0), (peers.GO_250, 2.0),
         ):  # fmt: skip
             if other := _find(rows, name, secure):
                 verdict(
                     f"times as fast as {name}",
-                    other.seconds / mine.seconds,
-                    least,
+                    other.seconds / ours.seconds,
+                    minimum,
                     at_least=True,
                     near_floor=near,
                 )
         if floor:
-            verdict(f"wall time / {floor.name}'s", mine.seconds / floor.seconds, 1.15)
-        verdict("peak RSS, MiB", mine.peak_rss_mib, 256)
-        verdict("peak sockets", mine.peak_sockets, CONNECTIONS)
+            verdict(f"wall time / {floor.name}'s", ours.seconds / floor.seconds, 1.15)
+        verdict("peak RSS, MiB", ours.peak_rss_mib, 256)
+        verdict("peak sockets", ours.peak_sockets, CONNECTIONS)
 
 
 def verdict(what: str, value: float, bound: float, at_least: bool = False, near_floor: bool = False) -> None:

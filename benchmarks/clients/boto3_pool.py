@@ -46,8 +46,8 @@ def main() -> None:
                 body = bytearray()
             body += piece
         sent.append(uploads.submit(put, job, client, len(sent), bytes(body)))
-        for one in sent:
-            one.result()
+        for upload in sent:
+            upload.result()
     job.finish(clock, parts=len(sent))
 
 

@@ -74,16 +74,16 @@ def run(paths: StackPaths, options: argparse.Namespace) -> int:
         raise RefusedError(f"a stack is running at {record.addresses.ui_url}: stop it with `make down` first")
     _clean_slate(paths, record)
     server = SERVERS[options.s3]
-    dataset = make_dataset(paths, options.hours, options.objects, datetime.now(UTC), progress.say, options.s3)
+    dataset = make_dataset(paths, options.hours, options.objects, datetime.now(UTC), progress.log, options.s3)
     fixed, for_hour, for_object = _TIMEOUT_SECONDS
     timeout_seconds = options.timeout or fixed + options.hours * (for_hour + options.objects * for_object)
     stack = LocalStack(
-        paths.state, s3=options.s3, dags=options.dags, parallelism=options.parallelism, say=progress.say
+        paths.state, s3=options.s3, dags=options.dags, parallelism=options.parallelism, log=progress.log
     )
     # No `with` statement: a signal right after __enter__ would leave the stack running.
     try:
         stack.start()
-        progress.say(f"Airflow is healthy; waiting for {DAG_ID} to roll up {len(dataset.hours)} hour(s)")
+        progress.log(f"Airflow is healthy; waiting for {DAG_ID} to roll up {len(dataset.hours)} hour(s)")
         watch = HourWatch(stack.api, DAG_ID, tuple(dataset.by_hour), progress)
         runs = watch.wait(timeout_seconds, stack.check)
         results = _results(make_client(stack.s3_endpoint, stack.secrets), dataset, runs)
@@ -119,15 +119,15 @@ def up(paths: StackPaths, options: argparse.Namespace) -> int:
         return 0
     if record is not None:
         dead = ", ".join(process.name for process in record.dead())
-        progress.say(f"no longer running: {dead}; restarting the stack")
+        progress.log(f"no longer running: {dead}; restarting the stack")
         stop_recorded(paths, record)
     dataset = read_dataset(paths)
     # The runs in Airflow's database are useless without their objects.
     if dataset is None or dataset.s3 != options.s3 or SERVERS[options.s3].in_memory:
         _clean_slate(paths, None)
-        make_dataset(paths, DEFAULT_HOURS, DEFAULT_OBJECTS, datetime.now(UTC), progress.say, options.s3)
+        make_dataset(paths, DEFAULT_HOURS, DEFAULT_OBJECTS, datetime.now(UTC), progress.log, options.s3)
     ui_port = _UI_PORT if port_is_free(_UI_PORT) else None
-    stack = LocalStack(paths.state, s3=options.s3, dags=options.dags, ui_port=ui_port, say=progress.say)
+    stack = LocalStack(paths.state, s3=options.s3, dags=options.dags, ui_port=ui_port, log=progress.log)
     stack.start()
     _print_addresses(paths, stack.addresses, options.s3)
     return _wait_for_dag(stack.api)

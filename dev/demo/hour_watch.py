@@ -90,7 +90,7 @@ class HourWatch:
                 tasks = self.api.task_instances(self.dag_id, run.run_id)
                 report = f"{report}: {describe_step_times(run.duration_seconds or 0, tasks)}"
             self._reported.add(run.run_id)
-            self.progress.say(report)
+            self.progress.log(report)
 
     def _describe_failure(self, run: DagRun) -> str:
         """Return the failed tasks of a run, and the end of the log of the first one."""
@@ -126,7 +126,7 @@ class HourWatch:
             self._reported.add(task)
             error = self._log(task).error or "its log shows no exception"
             what = f"{task.label} failed at try {task.try_number} and will be retried"
-            self.progress.say(f"{hour:%H:%M} {what}: {error}")
+            self.progress.log(f"{hour:%H:%M} {what}: {error}")
 
     def _check_pools(self, hour: datetime, tasks: Sequence[TaskInstance]) -> None:
         """Fail if a pool is too small: Airflow would leave the task scheduled forever and only log it."""

@@ -22,7 +22,7 @@ class Progress:
     _last_line: str = ""
     _last_time: float = float("-inf")
 
-    def say(self, message: str) -> None:
+    def log(self, message: str) -> None:
         """Print a line that remains visible."""
         clear = "\r\033[K" if self.out.isatty() else ""
         print(f"{clear}{self._clock()} {message}", file=self.out, flush=True)
@@ -40,7 +40,7 @@ class Progress:
         pause = _LINE_SECONDS if line != self._last_line else _UNCHANGED_LINE_SECONDS
         if now - self._last_time >= pause:
             self._last_line, self._last_time = line, now
-            self.say(line)
+            self.log(line)
 
     def _clock(self) -> str:
         return f"[{time.monotonic() - self._began:4.0f} s]"

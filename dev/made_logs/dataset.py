@@ -61,7 +61,7 @@ def make_dataset(
     hours: int,
     objects: int,
     now: datetime,
-    progress: Callable[[str], None],
+    log: Callable[[str], None],
     s3: str = RCLONE,
 ) -> Dataset:
     """Write the raw hours as files into the bucket's directory, then the streams file, then the record.
@@ -71,7 +71,7 @@ def make_dataset(
 
     :param hours: number of hours, the last complete ones before `now`
     :param objects: raw objects in each hour
-    :param progress: called with a message after each hour
+    :param log: called with a message after each hour
     :param s3: name of the S3 server that will serve them
     :raises NotEnoughDiskError: before anything is written
     """
@@ -81,13 +81,13 @@ def make_dataset(
     for hour in last_complete_hours(hours, now):
         made.append(write_hour(paths.bucket / RAW_PREFIX / hour_folder(hour), hour, objects, SEED))
         megabytes = made[-1].bytes / 1e6
-        progress(f"made {objects:,} raw objects for {hour:%Y-%m-%d %H:%M} UTC, {megabytes:,.0f} MB")
+        log(f"made {objects:,} raw objects for {hour:%Y-%m-%d %H:%M} UTC, {megabytes:,.0f} MB")
     paths.streams.write_text(
         _STREAMS_FILE.format(
             stream=STREAM, bucket=BUCKET, raw=RAW_PREFIX, aggregated=AGGREGATED_PREFIX, start=made[0].hour
         )
     )
-    entries = [{"hour": one.hour.isoformat(), "objects": one.objects, "bytes": one.bytes} for one in made]
+    entries = [{"hour": each.hour.isoformat(), "objects": each.objects, "bytes": each.bytes} for each in made]
     write_json(paths.dataset, {"seed": SEED, "s3": s3, "hours": entries})
     return Dataset(hours=tuple(made), s3=s3)
 

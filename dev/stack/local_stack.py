@@ -63,7 +63,7 @@ class LocalStack:
     :param parallelism: limit of concurrent tasks
     :param extra_env: more variables for Airflow's processes
     :param boot_timeout_seconds: time limit of the start
-    :param say: called with a message at each step of the start
+    :param log: called with a message at each step of the start
     """
 
     state: Path
@@ -77,7 +77,7 @@ class LocalStack:
     parallelism: int = 8
     extra_env: Mapping[str, str] = field(default_factory=dict)
     boot_timeout_seconds: float = 300
-    say: Callable[[str], None] = lambda _message: None
+    log: Callable[[str], None] = lambda _message: None
 
     def __post_init__(self) -> None:
         """Choose the ports and generate the keys, so that both are known before the start."""
@@ -126,12 +126,12 @@ class LocalStack:
         try:
             self.paths.s3.mkdir(parents=True, exist_ok=True)
             self.paths.airflow_home.mkdir(parents=True, exist_ok=True)
-            self.say(f"starting S3 at {self.s3_endpoint}")
+            self.log(f"starting S3 at {self.s3_endpoint}")
             self._start_s3(deadline)
             self._start_stores(deadline)
-            self.say("creating Airflow's database")
+            self.log("creating Airflow's database")
             self._run_to_end(_MIGRATE, self._init_command(), deadline)
-            self.say(f"starting Airflow at {self.addresses.ui_url}")
+            self.log(f"starting Airflow at {self.addresses.ui_url}")
             # The scheduler starts tasks at once, and they give up if the API server does not answer in time, as on
             # a slow machine: so the server starts first.
             self._spawn(API_SERVER, self._airflow_command((API_SERVER,)), self.env)
@@ -197,7 +197,7 @@ class LocalStack:
             return
         self._wait_until(self._s3_faults, deadline)
         count = upload_bucket(make_client(self.s3_endpoint, self.secrets), self.paths)
-        self.say(f"uploaded {count:,} raw objects to {server.title}")
+        self.log(f"uploaded {count:,} raw objects to {server.title}")
 
     def _start_stores(self, deadline: float) -> None:
         """Start the databases of Airflow; nothing by default, because SQLite is a file."""

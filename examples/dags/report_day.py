@@ -66,16 +66,16 @@ with DAG(
         stream = next(stream for stream in load_streams() if stream.name == STREAM)
         with PooledS3Hook.for_stream(stream, limits.CONTROL_CONNECTIONS, limits.CONTROL_CONNECTIONS) as hook:
             found = read_hours(hook, stream, hours)
-        missing = [format_hour(one.hour) for one in found if not one.marker]
+        missing = [format_hour(status.hour) for status in found if not status.marker]
         if missing:
             raise RuntimeError(f"not complete now: {', '.join(missing)}; Airflow retries this task")
         fields = ("hour", "plan_id", "objects", "bytes_in", "bytes_out", "parts")
-        return [{name: one.marker[name] for name in fields} for one in found if one.marker]
+        return [{name: status.marker[name] for name in fields} for status in found if status.marker]
 
     @task
     def report(hours: list[dict[str, Any]], **context: Any) -> dict[str, Any]:
         """Print and return the totals of the day."""
-        totals = {name: sum(one[name] for one in hours) for name in ("objects", "bytes_in", "parts")}
+        totals = {name: sum(hour[name] for hour in hours) for name in ("objects", "bytes_in", "parts")}
         print(f"{context['dag_run'].partition_key}: {totals}")
         return totals
 

@@ -193,7 +193,7 @@ class FleetStack(LocalStack):
     # -- what LocalStack asks for ----------------------------------------------------------------------
 
     def _start_stores(self, deadline: float) -> None:
-        self.say("starting PostgreSQL and Redis")
+        self.log("starting PostgreSQL and Redis")
         self._start_postgres(deadline)
         self._start_redis(deadline)
 

@@ -55,7 +55,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     # So that the fleet is stopped when this process is asked to end.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        stack = FleetStack(tmp_path_factory.mktemp("fleet"), extra_env=SETTINGS, say=say)
+        stack = FleetStack(tmp_path_factory.mktemp("fleet"), extra_env=SETTINGS, log=say)
     except MissingProgramError as error:
         pytest.fail(str(error), pytrace=False)
     one = Story(stack, say, utc_now())
