@@ -151,7 +151,7 @@ def test_status_tells_building_hours_and_those_that_no_run_could_have_completed(
 def test_verify_finds_a_right_hour_right_and_changes_nothing(ask: Ask, complete: Pipeline) -> None:
     before = contents(complete)
     told = ask("verify", "app", HOUR_ARGUMENT)
-    assert (told.code, told.text.splitlines()[-1]) == (0, "All of it is right.")
+    assert (told.code, told.text.splitlines()[-1]) == (0, "OK")
     document = ask("verify", "app", "20261123/08", "--deep", "--json").json
     objects = len(raw_objects())
     assert document["ok"] is True
@@ -189,7 +189,7 @@ def test_a_corrupted_part_fails_verify_and_cat_and_stays_as_it_is(
     before = contents(complete)
     told = ask("verify", "app", HOUR_ARGUMENT)
     assert told.code == 1
-    assert f"NOT RIGHT: {found['part']}: " in told.text
+    assert f"FAILED: {found['part']}: " in told.text
     document = ask("verify", "app", HOUR_ARGUMENT, "--deep", "--json")
     assert document.code == 1
     assert [problem["part"] for problem in document.json["problems"]] == [found["part"]]
@@ -348,7 +348,7 @@ def test_doctor_asks_for_all_that_the_tasks_need_and_leaves_nothing_behind(
         "list aggregated", "write aggregated", "write records", "read aggregated", "copy",
         "conditional delete", "remove aggregated", "CRC64-NVME", "open uploads", "pool",
     }  # fmt: skip
-    assert "the store takes any" in checks["CRC64-NVME"]["found"]
+    assert "the store accepts a wrong one" in checks["CRC64-NVME"]["found"]
     assert rclone.listed("") == before
     lines = ask("doctor", "app").text.splitlines()
     assert len([line for line in lines if not line.startswith("     ->")]) == len(checks)

@@ -4,6 +4,7 @@ import argparse
 import io
 import json
 import logging
+import tomllib
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -13,10 +14,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from include.log_rollup import __version__
+from include.log_rollup.streams import INCLUDE
 from log_rollup_plugin.cli import hours, objects, output
 from log_rollup_plugin.cli.arguments import hour
 from log_rollup_plugin.cli.main import main
-from log_rollup_plugin.cli.output import Answer, Progressing, printable, printable_record, table
+from log_rollup_plugin.cli.output import Answer, ProgressDisplay, printable, printable_record, table
 from tests.support.fake_store import FakeStore
 from tests.support.hour_in_memory import MARKER, make_stream, manifest_of, produce, run_hour
 from tests.support.raw_hours import AGGREGATED, HOUR, RAW
@@ -71,9 +74,9 @@ def test_progress_without_a_terminal_is_an_occasional_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(output, "LINE_SECONDS", 0.0)
-    with Progressing("reading") as progress:
+    with ProgressDisplay("reading") as progress:
         progress(1024, 4096)
-    with Progressing("reading", shown=False) as progress:
+    with ProgressDisplay("reading", shown=False) as progress:
         progress(2048, 4096)
     told = capsys.readouterr()
     assert (told.out, told.err) == ("", "reading: 1.0 KiB of 4.0 KiB\n")
@@ -129,7 +132,7 @@ def test_messages_and_titles_are_one_printable_line(
 ) -> None:
     monkeypatch.setattr(output, "LINE_SECONDS", 0.0)
     output.tell(f"key {HOSTILE}")
-    with Progressing(f"reading {HOSTILE}") as progress:
+    with ProgressDisplay(f"reading {HOSTILE}") as progress:
         progress(1, 2)
     lines = capsys.readouterr().err.split("\n")
     assert len(lines) == 3
@@ -256,3 +259,12 @@ def test_status_shows_foreign_and_damaged_objects(ask: Ask, store: FakeStore) ->
     store.produce(MARKER, json.dumps({**marker, "foreign": 2, "damaged": 1}).encode())
     second = json.loads(ask("status", "app", "2026-11-23", "--json").out)["hours"][HOUR.hour]
     assert (second["foreign"], second["damaged"], second["state"]) == (2, 1, "complete")
+
+
+def test_version_is_that_of_the_project(capsys: pytest.CaptureFixture[str]) -> None:
+    project = tomllib.loads((INCLUDE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert __version__ == project["version"]
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"log-rollup {__version__}\n"

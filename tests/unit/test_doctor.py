@@ -17,7 +17,7 @@ from include.log_rollup.errors import (
 )
 from include.log_rollup.storage.protocol import Location
 from log_rollup_plugin.cli import doctor
-from log_rollup_plugin.cli.doctor import Check, State
+from log_rollup_plugin.cli.doctor import Check, Outcome
 from log_rollup_plugin.s3.error_mapping import from_network, from_response
 from tests.support.fake_store import FakeStore
 from tests.support.hour_in_memory import make_stream
@@ -66,16 +66,16 @@ def test_store_with_all_operations_passes(examine: Examine) -> None:
         "list raw", "clock", "read raw", "list aggregated", "write aggregated", "write records",
         "read aggregated", "copy", "conditional delete", "remove aggregated", "CRC64-NVME", "open uploads",
     ]  # fmt: skip
-    assert {check.state for name, check in checks.items() if name != "clock"} == {State.OK}
-    assert "refuses to copy what is not there" in checks["copy"].found
-    assert "only what has the stated ETag" in checks["conditional delete"].found
+    assert {check.state for name, check in checks.items() if name != "clock"} == {Outcome.OK}
+    assert "refuses to copy an object that does not exist" in checks["copy"].found
+    assert "deletes only objects with the given ETag" in checks["conditional delete"].found
 
 
 def test_store_without_copies_is_an_explained_warning(examine: Examine) -> None:
     store = Store()
     store.on("PUBLISH", "", not_implemented("COPY"))
     copy = examine(store)["copy"]
-    assert (copy.state, "does not support the request (COPY)" in copy.found) == (State.WARN, True)
+    assert (copy.state, "does not support the request (COPY)" in copy.found) == (Outcome.WARN, True)
     assert copy.remedy is not None
     assert "'part_size' cannot be rolled up" in copy.remedy
 
@@ -86,7 +86,7 @@ def test_copy_that_copies_nothing_fails(examine: Examine) -> None:
             self.write(target, b"", "")
 
     copy = examine(TakesCopiesForUploads())["copy"]
-    assert (copy.state, "does not hold what was written" in copy.found) == (State.FAIL, True)
+    assert (copy.state, "does not contain what has just been written" in copy.found) == (Outcome.FAIL, True)
 
 
 def test_copy_of_a_missing_object_must_fail(examine: Examine) -> None:
@@ -98,7 +98,7 @@ def test_copy_of_a_missing_object_must_fail(examine: Examine) -> None:
                 self.write(target, b"", "")
 
     copy = examine(CopiesNothing())["copy"]
-    assert (copy.state, "which does not exist" in copy.found) == (State.FAIL, True)
+    assert (copy.state, "which does not exist" in copy.found) == (Outcome.FAIL, True)
 
 
 def test_store_that_ignores_conditions_is_named(examine: Examine) -> None:
@@ -108,7 +108,7 @@ def test_store_that_ignores_conditions_is_named(examine: Examine) -> None:
             return True
 
     delete = examine(IgnoresConditions())["conditional delete"]
-    assert (delete.state, "deletes whatever the ETag is" in delete.found) == (State.OK, True)
+    assert (delete.state, "ignores the ETag and deletes" in delete.found) == (Outcome.OK, True)
 
 
 def test_refused_delete_that_deletes_fails(examine: Examine) -> None:
@@ -118,7 +118,7 @@ def test_refused_delete_that_deletes_fails(examine: Examine) -> None:
             return False
 
     delete = examine(DeletesAnyway())["conditional delete"]
-    assert (delete.state, "though its delete was refused" in delete.found) == (State.FAIL, True)
+    assert (delete.state, "although the server refused to delete it" in delete.found) == (Outcome.FAIL, True)
 
 
 def test_records_are_tried_as_well_as_parts(examine: Examine) -> None:
@@ -127,8 +127,8 @@ def test_records_are_tried_as_well_as_parts(examine: Examine) -> None:
         "WRITE", "", PermanentError("x-amz-checksum HTTP header is required for Put Object with Object Lock")
     )
     checks = examine(store)
-    assert checks["write aggregated"].state is State.OK
-    assert checks["write records"].state is State.FAIL
+    assert checks["write aggregated"].state is Outcome.OK
+    assert checks["write records"].state is Outcome.FAIL
     assert "remove aggregated" in checks
 
 
@@ -136,7 +136,7 @@ def test_records_are_tried_as_well_as_parts(examine: Examine) -> None:
 def test_operation_that_the_store_lacks_is_named(examine: Examine, kind: str) -> None:
     store = Store()
     store.on(kind, "", not_implemented(kind))
-    failed = [check for check in examine(store).values() if check.state is not State.OK]
+    failed = [check for check in examine(store).values() if check.state is not Outcome.OK]
     assert any(f"does not support the request ({kind})" in check.found for check in failed)
     assert all("endpoint" not in (check.remedy or "") for check in failed)
 
@@ -159,11 +159,11 @@ def test_error_response_does_not_point_to_the_endpoint(examine: Examine, error: 
     store = Store()
     store.on("LIST", "", error, times=9)
     listed = examine(store)["list raw"]
-    assert listed.state is State.FAIL
+    assert listed.state is Outcome.FAIL
     assert "endpoint is right" not in (listed.remedy or "")
 
 
 def test_uploads_that_cannot_be_listed_are_a_warning(examine: Examine) -> None:
     store = Store()
     store.on("UPLOADS", "", not_implemented("LIST UPLOADS"))
-    assert examine(store)["open uploads"].state is State.WARN
+    assert examine(store)["open uploads"].state is Outcome.WARN

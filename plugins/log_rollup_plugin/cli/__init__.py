@@ -1,1 +1,1 @@
-"""The command ``log-rollup``: what an operator asks of streams and hours at a shell, answered by the bucket."""
+"""The command ``log-rollup``, which shows and verifies the hours of streams at a shell."""

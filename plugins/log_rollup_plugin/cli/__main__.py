@@ -9,14 +9,14 @@ from types import FrameType
 from log_rollup_plugin.cli.main import main
 from log_rollup_plugin.cli.output import printable_record
 
-# For Airflow, which is imported later. As its own commands have it, connections are looked up in the metadata
-# database too.
+# Set before Airflow is imported. "server" lets it look up connections in the metadata database too, as its own
+# commands do.
 os.environ.setdefault("_AIRFLOW_PROCESS_CONTEXT", "server")
 os.environ.setdefault("AIRFLOW__LOGGING__LOGGING_LEVEL", "WARNING")
 
 
 def interrupt(_number: int, _frame: FrameType | None) -> None:
-    """Give up, once the requests under way have ended; the second Ctrl-C does not wait for those."""
+    """Stop after the requests in progress have ended; a second Ctrl-C stops at once."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     raise KeyboardInterrupt
 

@@ -1,4 +1,4 @@
-"""What the command is asked about: streams, days, hours and keys, as people write them."""
+"""Parses the arguments of the command: streams, days, hours and keys."""
 
 import argparse
 import re
@@ -8,8 +8,8 @@ from include.log_rollup.errors import ConfigurationError
 from include.log_rollup.hour.layout import check_hour, floor_hour
 from include.log_rollup.streams import Stream, load_streams, streams_path
 
-# Of the streams, in a message.
-MOST_NAMED = 20
+MAX_NAMED_STREAMS = 20
+"""The most streams that an error message lists."""
 _FOLDER = re.compile(r"([0-9]{8})/([0-9]{2})/?")
 _URL = re.compile(r"s3://([^/]+)/(.+)", re.DOTALL)
 
@@ -17,20 +17,20 @@ _URL = re.compile(r"s3://([^/]+)/(.+)", re.DOTALL)
 def find_stream(name: str) -> Stream:
     """The stream of this name in the streams file.
 
-    :raises ConfigurationError: if there is none, or the file is not right
+    :raises ConfigurationError: if there is none, or the file has an error
     """
     streams = load_streams()
     for stream in streams:
         if stream.name == name:
             return stream
-    known = ", ".join(stream.name for stream in streams[:MOST_NAMED]) or "none"
-    if len(streams) > MOST_NAMED:
-        known += f" and {len(streams) - MOST_NAMED:,} more"
+    known = ", ".join(stream.name for stream in streams[:MAX_NAMED_STREAMS]) or "none"
+    if len(streams) > MAX_NAMED_STREAMS:
+        known += f" and {len(streams) - MAX_NAMED_STREAMS:,} more"
     raise ConfigurationError(f"there is no stream {name!r} in {streams_path()}; its streams: {known}")
 
 
 def day(text: str) -> date:
-    """A day in UTC: ``2026-11-23`` or ``20261123``."""
+    """Parse a UTC day: ``2026-11-23`` or ``20261123``."""
     try:
         return date.fromisoformat(text)
     except ValueError:
@@ -38,7 +38,7 @@ def day(text: str) -> date:
 
 
 def hour(text: str) -> datetime:
-    """An hour in UTC: ``2026-11-23T08:00:00Z``, ``2026-11-23T08`` or, as in the bucket, ``20261123/08``."""
+    """Parse a UTC hour: ``2026-11-23T08:00:00Z``, ``2026-11-23T08`` or, as in the bucket, ``20261123/08``."""
     folder = _FOLDER.fullmatch(text)
     try:
         instant = datetime.fromisoformat(f"{folder[1]}T{folder[2]}" if folder else text)
@@ -56,7 +56,7 @@ def hour(text: str) -> datetime:
 
 
 def key_of(stream: Stream, text: str) -> str:
-    """The key of a raw object, given as a key or as ``s3://bucket/key``.
+    """The key of a raw object that is given as a key or as ``s3://bucket/key``.
 
     :raises ConfigurationError: if it is in another bucket
     """

@@ -1,4 +1,4 @@
-"""The command doctor: whether all that the Dags need is there, and what to do about what is not."""
+"""The command doctor: checks everything that the Dags need, and says how to fix what fails."""
 
 import argparse
 import re
@@ -47,14 +47,14 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# What the data plane and the control plane are made of, and what runs them.
+# The packages whose versions matter most.
 _PACKAGES = (
     "apache-airflow", "apache-airflow-providers-amazon", "boto3", "botocore", "awscrt", "h11",
 )  # fmt: skip
-# S3 refuses a request whose time is further off than that, with RequestTimeTooSkewed.
+# S3 refuses a request whose time is off by more than this, with RequestTimeTooSkewed.
 _SKEW_LIMIT = timedelta(minutes=15)
 _SKEW_TOLERATED = timedelta(minutes=1)
-# Of a raw object that is read to see whether that can be done.
+# The largest raw object that is read as a test.
 _LARGEST_READ = 32 * MIB
 _PROBE = b"log-rollup doctor\n"
 # An ETag that no object has.
@@ -67,11 +67,11 @@ _WITHOUT_CONDITIONS = (
     "without conditional deletes a run may remove the claim of another one, which matters only while two runs of "
     "an hour compete (docs/RELIABILITY.md)"
 )
-_UNREACHABLE = "see that the connection's endpoint is right and can be reached from here; then try again"
+_UNREACHABLE = "check that the connection's endpoint is right and can be reached from here; then try again"
 
 
-class State(StrEnum):
-    """How a check went; only FAIL makes the command fail."""
+class Outcome(StrEnum):
+    """The outcome of a check; only FAIL makes the command fail."""
 
     OK = "ok"
     WARN = "warn"
@@ -80,17 +80,17 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at.
+    """The result of one check.
 
-    :param stream: whose it is; None for what all have in common
+    :param stream: the stream that was checked; None if the check is about all streams
     :param found: what was found
-    :param remedy: what to do about it, where ``found`` does not say so itself
-    :param unsupported: whether the store does not know the operation
+    :param remedy: how to fix it; None if nothing is wrong or ``found`` says how
+    :param unsupported: whether the store does not support the operation
     """
 
     check: str
     stream: str | None
-    state: State
+    state: Outcome
     found: str
     remedy: str | None = None
     unsupported: bool = False
@@ -102,11 +102,11 @@ def doctor(options: argparse.Namespace, answer: Answer) -> bool:
     for check in _checks(options.stream):
         checks.append(check)
         if not options.json:
-            answer.lines(*_told(check))
-    right = all(check.state is not State.FAIL for check in checks)
+            answer.lines(*_report(check))
+    ok = all(check.state is not Outcome.FAIL for check in checks)
     if options.json:
-        answer.json({"ok": right, "checks": [_document(check) for check in checks]})
-    return right
+        answer.json({"ok": ok, "checks": [_document(check) for check in checks]})
+    return ok
 
 
 def _document(check: Check) -> dict[str, str | None]:
@@ -115,7 +115,7 @@ def _document(check: Check) -> dict[str, str | None]:
     return document
 
 
-def _told(check: Check) -> Sequence[str]:
+def _report(check: Check) -> Sequence[str]:
     about = f"{check.stream}: {check.check}" if check.stream else check.check
     lines = [f"{check.state:<5}{about}: {check.found}"]
     if check.remedy:
@@ -131,10 +131,12 @@ def _checks(name: str | None) -> Iterator[Check]:
         load_late_schedule()
         asked = streams if name is None else [find_stream(name)]
     except ConfigurationError as error:
-        yield Check("streams file", None, State.FAIL, str(error))
-        yield Check("all else", None, State.WARN, "not checked, because that depends on the streams")
+        yield Check("streams file", None, Outcome.FAIL, str(error))
+        yield Check("all else", None, Outcome.WARN, "not checked, because it needs the streams")
         return
-    yield Check("streams file", None, State.OK, f"{streams_path()}: {', '.join(one.name for one in streams)}")
+    yield Check(
+        "streams file", None, Outcome.OK, f"{streams_path()}: {', '.join(one.name for one in streams)}"
+    )
     most = max((stream.max_connections for stream in streams), default=0)
     yield _open_files(most)
     load_airflow()
@@ -163,21 +165,21 @@ def _versions() -> Check:
             other.append(f"{package} {present}, locked is {locked[package]}")
     if other:
         return Check(
-            "versions", None, State.WARN, "; ".join(other),
+            "versions", None, Outcome.WARN, "; ".join(other),
             "install requirements.txt; in a checkout delete .venv and run make again",
         )  # fmt: skip
-    compared = "as locked" if locked else f"not compared: there is no {lock}"
-    return Check("versions", None, State.OK, f"{', '.join(found)}, {ssl.OPENSSL_VERSION}; {compared}")
+    compared = "as locked" if locked else f"not compared, because there is no {lock}"
+    return Check("versions", None, Outcome.OK, f"{', '.join(found)}, {ssl.OPENSSL_VERSION}; {compared}")
 
 
 def _open_files(most: int) -> Check:
     try:
         check_open_file_limit(most)
     except ResourceLimitError as error:
-        return Check("open files", None, State.FAIL, str(error))
+        return Check("open files", None, Outcome.FAIL, str(error))
     needed = open_files() + most + FILES_BESIDE_CONNECTIONS
     return Check(
-        "open files", None, State.OK, f"the limit here is enough for the {needed} that a task may need"
+        "open files", None, Outcome.OK, f"the limit here is enough for the {needed} that a task may need"
     )
 
 
@@ -190,26 +192,26 @@ def _pool(most: int) -> Check:
     except SQLAlchemyError as error:
         why = str(error).partition("\n")[0]
         return Check(
-            "pool", None, State.WARN, f"not checked: Airflow's metadata database does not answer here ({why})",
-            "run it where the scheduler runs, or look at Admin, Pools",
+            "pool", None, Outcome.WARN, f"not checked: Airflow's metadata database does not answer here ({why})",
+            "run it where the scheduler runs, or see Admin > Pools",
         )  # fmt: skip
     if pool is None:
         return Check(
-            "pool", None, State.FAIL, f"there is no pool {POOL!r}: tasks stay scheduled for ever",
-            f"start the scheduler, which makes it, or: airflow pools set {POOL} {pool_slots()} 'S3 connections'",
+            "pool", None, Outcome.FAIL, f"there is no pool {POOL!r}: tasks stay scheduled for ever",
+            f"start the scheduler, which creates it, or: airflow pools set {POOL} {pool_slots()} 'S3 connections'",
         )  # fmt: skip
     if 0 <= pool.slots < most:
         return Check(
-            "pool", None, State.FAIL,
+            "pool", None, Outcome.FAIL,
             f"{POOL!r} has {pool.slots} slots, and a stream's max_connections is {most}: its tasks wait for ever",
-            f"give it {most} slots at least under Admin, Pools, or lower max_connections",
+            f"give it at least {most} slots under Admin > Pools, or lower max_connections",
         )  # fmt: skip
     if pool.slots < 0:
         return Check(
-            "pool", None, State.WARN, f"{POOL!r} has no limit: nothing caps the connections of all tasks together",
-            f"give it as many slots as there may be connections under Admin, Pools; {pool_slots()} by default",
+            "pool", None, Outcome.WARN, f"{POOL!r} has no limit, so the connections of all tasks are not capped",
+            f"set its slots under Admin > Pools to the most connections allowed; the default is {pool_slots()}",
         )  # fmt: skip
-    return Check("pool", None, State.OK, f"{POOL!r} has {pool.slots} slots, a task takes {most} at most")
+    return Check("pool", None, Outcome.OK, f"{POOL!r} has {pool.slots} slots, a task takes {most} at most")
 
 
 def _connection(name: str) -> Check:
@@ -221,28 +223,30 @@ def _connection(name: str) -> Check:
         Connection.get(name)
     except AirflowNotFoundException:
         return Check(
-            title, None, State.WARN, "Airflow does not know it here, so boto3's own chain gives the credentials",
-            f"set AIRFLOW_CONN_{name.upper()}, or create it under Admin, Connections",
+            title, None, Outcome.WARN, "Airflow does not know it here, so boto3's default credentials are used",
+            f"set AIRFLOW_CONN_{name.upper()}, or create it under Admin > Connections",
         )  # fmt: skip
-    return Check(title, None, State.OK, "Airflow knows it")
+    return Check(title, None, Outcome.OK, "Airflow knows it")
 
 
 def _bucket(stream: Stream) -> Iterator[Check]:
-    """Ask S3 for each thing that the tasks need of it."""
+    """Try every operation that the tasks need of S3."""
     with open_store(stream, limits.DOCTOR_CONTROL_CONNECTIONS) as store:
         probe = _Probe(store, stream)
         listed = probe.check("list raw", f"s3:ListBucket on {_arn(stream.raw, bucket=True)}", probe.list_raw)
         yield listed
-        if listed.state is State.FAIL and not probe.refused:
-            yield Check("all else", stream.name, State.WARN, "not checked, because it would fail alike")
+        if listed.state is Outcome.FAIL and not probe.refused:
+            yield Check(
+                "all else", stream.name, Outcome.WARN, "not checked, because it would fail the same way"
+            )
             return
         if probe.skew is not None:
             yield _clock(stream, probe.skew)
         raw, built = _arn(stream.raw), _arn(stream.aggregated)
         smallest = probe.smallest_raw()
         if smallest is None:
-            why = "not tried: the first page of the listing has no object for it"
-            yield Check("read raw", stream.name, State.WARN, why)
+            why = "not tried: the first page of the listing has no suitable object"
+            yield Check("read raw", stream.name, Outcome.WARN, why)
         else:
             yield probe.check("read raw", f"s3:GetObject on {raw}", partial(probe.read_raw, smallest))
         bucket = _arn(stream.aggregated, bucket=True)
@@ -253,7 +257,7 @@ def _bucket(stream: Stream) -> Iterator[Check]:
             probe.check("write records", put, probe.write_record),
         ]
         yield from written
-        if all(check.state is State.OK for check in written):
+        if all(check.state is Outcome.OK for check in written):
             copying = f"s3:GetObject and s3:PutObject on {built}"
             yield probe.check("read aggregated", f"s3:GetObject on {built}", probe.read_back)
             yield _optional(probe.check("copy", copying, probe.copy), _WITHOUT_COPIES)
@@ -261,30 +265,34 @@ def _bucket(stream: Stream) -> Iterator[Check]:
                 probe.check("conditional delete", f"s3:DeleteObject on {built}", probe.delete_on_condition),
                 _WITHOUT_CONDITIONS,
             )
-        if any(check.state is State.OK for check in written):
+        if any(check.state is Outcome.OK for check in written):
             yield probe.check("remove aggregated", f"s3:DeleteObject on {built}", probe.remove)
             yield probe.check("CRC64-NVME", f"s3:DeleteObject on {built}", probe.crc)
         uploads = probe.check("open uploads", f"s3:ListBucketMultipartUploads on {bucket}", probe.uploads)
-        # Hours are completed without it.
-        yield uploads if uploads.state is State.OK else replace(uploads, state=State.WARN)
+        # Hours can be completed without it.
+        yield uploads if uploads.state is Outcome.OK else replace(uploads, state=Outcome.WARN)
 
 
 def _optional(check: Check, without: str) -> Check:
-    """A warning where the store does not know an operation without which hours can be completed.
+    """Turn the failure of an operation that hours can be completed without into a warning, if it is unsupported.
 
-    :param without: what it means
+    :param without: what the missing operation means for the user
     """
-    return replace(check, state=State.WARN, remedy=without) if check.unsupported else check
+    return replace(check, state=Outcome.WARN, remedy=without) if check.unsupported else check
 
 
 def _clock(stream: Stream, skew: timedelta) -> Check:
     side = "ahead of" if skew > timedelta() else "behind"
     off = f"this machine's is {abs(skew.total_seconds()):.0f} s {side} S3's"
     if abs(skew) <= _SKEW_TOLERATED:
-        return Check("clock", stream.name, State.OK, off)
-    state = State.FAIL if abs(skew) >= _SKEW_LIMIT else State.WARN
+        return Check("clock", stream.name, Outcome.OK, off)
+    state = Outcome.FAIL if abs(skew) >= _SKEW_LIMIT else Outcome.WARN
     return Check(
-        "clock", stream.name, state, off, "set it (NTP); S3 refuses requests that are 15 minutes off"
+        "clock",
+        stream.name,
+        state,
+        off,
+        "set the clock (NTP); S3 refuses requests that are off by 15 minutes",
     )
 
 
@@ -293,10 +301,10 @@ def _arn(place: Location, bucket: bool = False) -> str:
 
 
 class _Probe:
-    """Asks for one thing after the other; writes small objects below the stream's ``_rollup/`` and removes them.
+    """Tries operations of S3 one by one; writes small objects below the stream's ``_rollup/`` and removes them.
 
-    :param refused: whether S3 knows the credentials and refused something
-    :param skew: how far this machine's clock is ahead of S3's, once that is known
+    :param refused: whether S3 accepted the credentials but refused an operation
+    :param skew: how far this machine's clock is ahead of S3's; None until that is known
     """
 
     def __init__(self, store: "PooledS3Hook", stream: Stream) -> None:
@@ -305,7 +313,7 @@ class _Probe:
         self._store = store
         self._stream = stream
         self._raw: ListPage | None = None
-        # Not below an hour: there it might be taken for something of a run's.
+        # Not below an hour, where a run could take it for its own.
         self._object = stream.aggregated.child(f"_rollup/doctor-{uuid4().hex}")
         self._record, self._copied, self._absent = (
             Location(self._object.bucket, f"{self._object.key}-{name}")
@@ -314,27 +322,28 @@ class _Probe:
         self._record_etag = ""
 
     def check(self, title: str, needed: str, ask: Callable[[], str]) -> Check:
-        """Ask, and tell what came of it.
+        """Try an operation and report the outcome.
 
-        :param needed: the permission without which S3 refuses this
+        :param needed: the permission that S3 requires for it
+        :param ask: performs it, and returns what to report
         """
         from log_rollup_plugin.s3.error_mapping import is_unreachable
 
         name = self._stream.name
         try:
-            return Check(title, name, State.OK, ask())
+            return Check(title, name, Outcome.OK, ask())
         except CredentialsError as error:
-            return Check(title, name, State.FAIL, str(error))
+            return Check(title, name, Outcome.FAIL, str(error))
         except AccessError as error:
             self.refused = True
             remedy = f"allow {needed} (deploy/iam-policy.json)"
-            return Check(title, name, State.FAIL, str(error), remedy)
+            return Check(title, name, Outcome.FAIL, str(error), remedy)
         except UnsupportedOperationError as error:
-            return Check(title, name, State.FAIL, str(error), unsupported=True)
+            return Check(title, name, Outcome.FAIL, str(error), unsupported=True)
         except RollupError as error:
             if is_unreachable(error):
-                return Check(title, name, State.FAIL, str(error), _UNREACHABLE)
-            return Check(title, name, State.FAIL, str(error))
+                return Check(title, name, Outcome.FAIL, str(error), _UNREACHABLE)
+            return Check(title, name, Outcome.FAIL, str(error))
 
     def list_raw(self) -> str:
         meta = self._store.client.meta
@@ -345,7 +354,7 @@ class _Probe:
         return f"{self._stream.raw} at {meta.endpoint_url}, region {meta.region_name}"
 
     def smallest_raw(self) -> ObjectInfo | None:
-        """A raw object that is quickly read, of those that were listed."""
+        """The smallest listed raw object that is neither empty nor too large."""
         rows = self._raw.objects if self._raw else ()
         fitting = [row for row in rows if 0 < row.size <= _LARGEST_READ]
         return min(fitting, key=lambda row: row.size, default=None)
@@ -363,7 +372,7 @@ class _Probe:
 
     def list_aggregated(self) -> str:
         self._store.list_page(self._stream.aggregated)
-        # Without s3:ListBucket, or with a condition on it, S3 answers 403 to this instead of 404.
+        # Without s3:ListBucket, or with a condition on it, S3 answers this with 403 instead of 404.
         self._store.head(self._object)
         return f"{self._stream.aggregated}"
 
@@ -384,51 +393,51 @@ class _Probe:
     def read_back(self) -> str:
         for written in (self._object, self._record):
             self._expect_probe(written)
-        return "it holds what was written"
+        return "it contains what was written"
 
     def copy(self) -> str:
-        """Manifests and markers are copied to their places; what is gone must not be copied."""
+        """Copy as manifests and markers are published; copying an object that does not exist has to fail."""
         self._store.publish(self._record, self._copied)
         self._expect_probe(self._copied)
         try:
             self._store.publish(self._absent, self._copied)
         except NotFoundError:
-            return "the server copies objects, and refuses to copy what is not there"
+            return "the server copies objects, and refuses to copy an object that does not exist"
         raise ProofError(
-            f"the server says that it copied {self._absent}, which does not exist: a run that was overtaken could "
+            f"the server reports that it copied {self._absent}, which does not exist: an overtaken run could "
             f"publish an hour there"
         )
 
     def _expect_probe(self, place: Location) -> None:
         stored = self._store.read(place)
         if stored is None or stored.body != _PROBE:
-            raise ProofError(f"{place} does not hold what was written a moment ago")
+            raise ProofError(f"{place} does not contain what has just been written")
 
     def delete_on_condition(self) -> str:
         if self._store.delete_if(self._record, _OTHER_ETAG):
-            return f"the server deletes whatever the ETag is; {_WITHOUT_CONDITIONS}"
+            return f"the server ignores the ETag and deletes; {_WITHOUT_CONDITIONS}"
         if self._store.head(self._record) is None:
-            raise ProofError(f"{self._record} is gone, though its delete was refused")
+            raise ProofError(f"{self._record} is gone, although the server refused to delete it")
         if not self._store.delete_if(self._record, self._record_etag):
-            raise ProofError(f"{self._record} could not be deleted, though its ETag is {self._record_etag}")
-        return "the server deletes only what has the stated ETag"
+            raise ProofError(f"{self._record} could not be deleted, although its ETag is {self._record_etag}")
+        return "the server deletes only objects with the given ETag"
 
     def remove(self) -> str:
         written = (self._object, self._record, self._copied)
         self._store.delete(self._object.bucket, [place.key for place in written])
         for place in written:
             if self._store.head(place) is not None:
-                raise ProofError(f"{place} is still there after it was deleted; delete it by hand")
-        return "it is gone again"
+                raise ProofError(f"{place} still exists after it was deleted; delete it by hand")
+        return "the objects are removed"
 
     def crc(self) -> str:
         if self._store.refuses_wrong_crc(self._object):
             return "S3 refuses a wrong one: parts are proven by the CRC that it keeps"
-        return "the store takes any: parts are read back when an hour is validated"
+        return "the store accepts a wrong one: parts are read back when an hour is validated"
 
     def uploads(self) -> str:
         self._store.list_uploads(self._object)
-        return "unfinished ones can be found"
+        return "unfinished uploads can be listed"
 
     def _through_transfer(self, ask: Callable[[Transfer, Callable[[T | Exception], None]], None]) -> T:
         answers: list[T | Exception] = []

@@ -14,7 +14,7 @@ from include.log_rollup.steps.plan_hour import preview_hour
 from include.log_rollup.streams import Stream
 from include.log_rollup.units import format_size
 from log_rollup_plugin.cli.arguments import find_stream
-from log_rollup_plugin.cli.output import Answer, Progressing, table, tell
+from log_rollup_plugin.cli.output import Answer, ProgressDisplay, table, tell
 from log_rollup_plugin.cli.store import open_store
 from log_rollup_plugin.runs import dag_id_of
 
@@ -22,13 +22,13 @@ _HEADINGS = (
     "hour (UTC)", "state", "objects", "bytes in", "bytes out", "parts", "pack s", "peak sockets / cap", "verified",
 )  # fmt: skip
 _LEFT = (0, 1, 8)
-# Beside those of the pipeline: no run has been due for the hour.
+# States that the pipeline does not have, for hours that no run could have completed yet.
 _BEFORE_START = "before-start"
 _NOT_OVER = "not-over"
 
 
 def status(options: argparse.Namespace, answer: Answer) -> bool:
-    """show the hours of a day, as far as they have begun"""
+    """show the hours of a day that have begun"""
     stream = find_stream(options.stream)
     now = datetime.now(UTC)
     day = options.day or now.date()
@@ -74,7 +74,7 @@ def _hour(stream: Stream, status: HourSummary, now: datetime) -> dict[str, Any]:
 
 
 def _state(stream: Stream, status: HourSummary, now: datetime) -> str:
-    """Its state; of the hours without one of their own, those that no run could have completed by now."""
+    """The state of an hour; incomplete ones are split by whether a run could have completed them by now."""
     if status.state is HourStatus.INCOMPLETE:
         if status.hour < stream.start:
             return _BEFORE_START
@@ -108,15 +108,15 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 
 def verify(options: argparse.Namespace, answer: Answer) -> bool:
-    """prove a complete hour once more, without changing anything"""
+    """prove a complete hour again; changes nothing"""
     stream = find_stream(options.stream)
     title = f"{'reading' if options.deep else 'verifying'} {format_hour(options.hour)}"
-    with open_store(stream) as store, Progressing(title) as progress:
+    with open_store(stream) as store, ProgressDisplay(title) as progress:
         found = verify_hour(store, stream, options.hour, deep=options.deep, watch=progress)
     if options.json:
         answer.json(_verification(stream, options.hour, found))
     else:
-        answer.lines(*_told(options.hour, found))
+        answer.lines(*_report(options.hour, found))
     return not found.problems
 
 
@@ -148,7 +148,7 @@ def _verification(stream: Stream, hour: datetime, found: Verification) -> dict[s
     }
 
 
-def _told(hour: datetime, found: Verification) -> Sequence[str]:
+def _report(hour: datetime, found: Verification) -> Sequence[str]:
     expired = len(found.changes.vanished)
     compared = f", {found.raw_compared:,} compared byte for byte" if found.deep else ""
     lines = [
@@ -161,16 +161,16 @@ def _told(hour: datetime, found: Verification) -> Sequence[str]:
         lines.append(f"{expired:,} raw objects have expired: their parts are proven by the manifest alone")
     if found.foreign:
         lines.append(
-            f"{found.foreign:,} objects beside the parts are not of this project; follow the manifest"
+            f"{found.foreign:,} foreign objects are beside the parts; take the parts from the manifest"
         )
     lines += [
-        f"NOT RIGHT: {problem.part}: {problem.reason}" if problem.part else f"NOT RIGHT: {problem.reason}"
+        f"FAILED: {problem.part}: {problem.reason}" if problem.part else f"FAILED: {problem.reason}"
         for problem in found.problems
     ]
     if found.remedy:
         lines.append(found.remedy)
     if not found.problems:
-        lines.append("All of it is right.")
+        lines.append("OK")
     return lines
 
 
@@ -181,7 +181,7 @@ def plan(options: argparse.Namespace, answer: Answer) -> bool:
     if not options.dry_run:
         conf = f'{{"hour": "{hour}"}}'
         raise ConfigurationError(
-            f"it is Airflow that plans: clear the hour's run, or trigger it with "
+            f"only Airflow plans hours: clear the hour's run, or trigger it with "
             f"airflow dags trigger {dag_id_of(stream)} --conf '{conf}'. With --dry-run this command shows what "
             f"planning would do."
         )
@@ -196,8 +196,8 @@ def plan(options: argparse.Namespace, answer: Answer) -> bool:
         f"hour {hour}, plan {found.plan_id}: {found.objects:,} objects, {format_size(found.bytes_in)}",
         f"left out: {left_out}",
         f"parts: {found.parts:,}, of which {found.parts_copied:,} copied by S3; shards: {found.shards:,}",
-        f"parts that stand already as planned: {found.parts_standing:,}; to be written: {to_write:,}",
+        f"parts that exist as planned: {found.parts_standing:,}; parts to write: {to_write:,}",
     )
     if found.unchanged:
-        answer.lines("The hour is complete under this very plan: nothing would be done.")
+        answer.lines("The hour is complete with this plan: nothing would be done.")
     return True

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 
+from include.log_rollup import __version__
 from include.log_rollup.errors import (
     AccessError,
     ConfigurationError,
@@ -16,7 +17,7 @@ from log_rollup_plugin.cli import arguments, doctor, hours, objects
 from log_rollup_plugin.cli.output import Answer, tell
 
 OK = 0
-NOT_RIGHT = 1
+FAILED = 1
 USAGE = 2
 NO_ACCESS = 3
 INTERRUPTED = 130
@@ -26,38 +27,41 @@ Command = Callable[[argparse.Namespace, Answer], bool]
 
 _EPILOG = """\
 exit codes:
-  0  all is well
-  1  what was looked at is not right, or not there; for doctor, a check failed
+  0  OK
+  1  the hour or object is wrong or missing, or a check of doctor failed
   2  the command line, the streams file or the connection is wrong
-  3  S3 refuses, or cannot be reached
-  130, 141  interrupted (Ctrl-C); the reader of the output went away
+  3  S3 refuses the request, or cannot be reached
+  130, 141  interrupted by Ctrl-C; the reader of the output closed the pipe
 
-Times are UTC. An hour is written 2026-11-23T08 or, as in the bucket, 20261123/08. Only doctor writes into a
-bucket: one small object below the stream's _rollup/, which it removes again. Streams and connections are those
-of Airflow's own processes: LOG_ROLLUP_STREAMS, AIRFLOW_CONN_..., secrets backends, the metadata database.
+Times are UTC. Write an hour as 2026-11-23T08 or, as in the bucket, 20261123/08. Only doctor writes into a bucket:
+small objects below the stream's _rollup/, which it removes. Streams and connections are found as in Airflow's own
+processes: LOG_ROLLUP_STREAMS, AIRFLOW_CONN_..., secrets backends, the metadata database.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Carry out one command and return its exit code; a wrong command line exits with 2 at once."""
+    """Run one command and return its exit code.
+
+    :raises SystemExit: with 2 if the command line is wrong
+    """
     options = _parser().parse_args(argv)
     answer = Answer(sys.stdout)
     try:
-        return _carry_out(options, answer)
+        return _run(options, answer)
     except KeyboardInterrupt:
         tell("interrupted")
         return INTERRUPTED
     except BrokenPipeError:
-        answer.give_up()
+        answer.discard()
         return CLOSED_PIPE
 
 
-def _carry_out(options: argparse.Namespace, answer: Answer) -> int:
+def _run(options: argparse.Namespace, answer: Answer) -> int:
     command: Command = options.command
     try:
-        # Airflow logs to stdout, which is for the answer alone.
+        # Airflow logs to stdout, which has to contain only the answer.
         with redirect_stdout(sys.stderr):
-            return OK if command(options, answer) else NOT_RIGHT
+            return OK if command(options, answer) else FAILED
     except RollupError as error:
         tell(f"log-rollup {options.name}: {error}")
         if options.json:
@@ -70,16 +74,17 @@ def _exit_code(error: RollupError) -> int:
         return USAGE
     if isinstance(error, AccessError | MissingBucketError | TransientError):
         return NO_ACCESS
-    return NOT_RIGHT
+    return FAILED
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="log-rollup",
-        description="Looks at the hours of Log Rollup's streams, by what is in the bucket.",
+        description="Shows and verifies the hours of Log Rollup's streams, from the records in the bucket.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="name")
 
     def add(command: Command, stream: bool = True) -> argparse.ArgumentParser:
@@ -98,18 +103,20 @@ def _parser() -> argparse.ArgumentParser:
     verify = add(hours.verify)
     verify.add_argument("hour", metavar="HOUR", type=arguments.hour, help="like 2026-11-23T08")
     verify.add_argument(
-        "--deep", action="store_true", help="read every byte of the parts, and of raw where it exists"
+        "--deep",
+        action="store_true",
+        help="read every byte of the parts, and of the raw objects that still exist",
     )
     add(objects.locate).add_argument("key", metavar="KEY", help="key of a raw object, or s3://bucket/key")
     cat = add(objects.cat)
     cat.add_argument("key", metavar="KEY", help="key of a raw object, or s3://bucket/key")
     cat.add_argument(
-        "-o", "--output", metavar="FILE", help="write to a file, which appears only if its CRC is right"
+        "-o", "--output", metavar="FILE", help="write to a file, which is created only if the CRC is right"
     )
     plan = add(hours.plan)
     plan.add_argument("hour", metavar="HOUR", type=arguments.hour, help="like 2026-11-23T08")
-    plan.add_argument("--dry-run", action="store_true", help="needed, because it is Airflow that plans")
+    plan.add_argument("--dry-run", action="store_true", help="required, because only Airflow plans hours")
     add(doctor.doctor, stream=False).add_argument(
-        "stream", metavar="STREAM", nargs="?", help="name of a stream (default: all of them)"
+        "stream", metavar="STREAM", nargs="?", help="name of a stream (default: all streams)"
     )
     return parser

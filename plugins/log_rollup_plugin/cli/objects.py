@@ -13,12 +13,12 @@ from include.log_rollup.hour.layout import format_hour
 from include.log_rollup.queries.locate import Located, read_located
 from include.log_rollup.queries.locate import locate as find
 from log_rollup_plugin.cli.arguments import find_stream, key_of
-from log_rollup_plugin.cli.output import Answer, Progressing, tell
+from log_rollup_plugin.cli.output import Answer, ProgressDisplay, tell
 from log_rollup_plugin.cli.store import open_store
 
 
 def locate(options: argparse.Namespace, answer: Answer) -> bool:
-    """say in which part a raw object lies, and where in it"""
+    """show which part contains a raw object, and at which offset"""
     stream = find_stream(options.stream)
     with open_store(stream) as store:
         found = find(store, stream, key_of(stream, options.key))
@@ -27,9 +27,7 @@ def locate(options: argparse.Namespace, answer: Answer) -> bool:
     else:
         answer.lines(f"{found.part}  offset {found.offset:,}  length {found.length:,}")
         if not found.complete:
-            tell(
-                f"hour {format_hour(found.hour)} is not complete at present: the part may be replaced at any time"
-            )
+            tell(f"hour {format_hour(found.hour)} is not complete now: the part may be replaced at any time")
     return True
 
 
@@ -51,17 +49,20 @@ def _located(found: Located) -> dict[str, Any]:
 
 
 def cat(options: argparse.Namespace, answer: Answer) -> bool:
-    """write the bytes of a raw object, out of its part and with their CRC checked"""
+    """write the bytes of a raw object, read from its part and compared with its CRC"""
     if options.json and not options.output:
         raise ConfigurationError(
-            "--json needs --output FILE here: without it the object itself is the output"
+            "--json needs --output FILE here, because without it the object itself is the output"
         )
     stream = find_stream(options.stream)
     with open_store(stream) as store:
         found = find(store, stream, key_of(stream, options.key))
-        # On a terminal the object itself would run through the bar.
+        # On a terminal, the object's bytes would overwrite the progress bar.
         shown = bool(options.output) or not answer.is_terminal
-        with _output(options.output, answer) as out, Progressing(f"reading {found.part}", shown) as progress:
+        with (
+            _output(options.output, answer) as out,
+            ProgressDisplay(f"reading {found.part}", shown) as progress,
+        ):
             done = 0
             for piece in read_located(store, found):
                 out.write(piece)
@@ -74,7 +75,7 @@ def cat(options: argparse.Namespace, answer: Answer) -> bool:
 
 @contextmanager
 def _output(name: str | None, answer: Answer) -> Iterator[IO[bytes]]:
-    """Standard output, or a file that takes the place of an older one when all of it is written."""
+    """Standard output, or a file that replaces an older one only after all of it has been written."""
     if name is None:
         with answer.open_bytes() as out:
             yield out
@@ -82,7 +83,7 @@ def _output(name: str | None, answer: Answer) -> Iterator[IO[bytes]]:
     target = Path(name).resolve()
     try:
         if target.exists() and not target.is_file():
-            # A device or a pipe is written to, and not replaced.
+            # Write to a device or a pipe; don't replace it.
             with target.open("wb") as out:
                 yield out
             return

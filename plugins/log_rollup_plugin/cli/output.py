@@ -1,7 +1,7 @@
-"""What the command prints: answers on stdout, all else on stderr.
+"""Output of the command: answers on stdout, all else on stderr.
 
-Keys and whatever else comes from a bucket may hold any character. :func:`printable` is applied to every line that
-is printed, so that none of them can move the cursor, change what was printed before, or look like another line.
+Keys and other data of a bucket may contain any character. :func:`printable` is applied to every line, so that they
+cannot move the cursor, change earlier output, or look like a separate line.
 """
 
 import json
@@ -20,14 +20,15 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from include.log_rollup.units import format_size
 
 LINE_SECONDS = 5.0
+"""Interval between lines of progress where there is no terminal."""
 
 
 def printable(text: str) -> str:
-    """Text in one line, as a terminal may show it.
+    """Escape text so that a terminal shows it in one line.
 
-    Control characters (C0, C1, DEL, line ends among them), bidirectional and other format characters, line
-    separators, unusual spaces and what is no character at all become escapes as in Python: ``\\x1b``, ``\\u202e``.
-    All else stays as it is.
+    Control characters (C0, C1, DEL, line ends), bidirectional and other format characters, line separators,
+    unusual spaces and unassigned code points become escapes as in Python: ``\\x1b``, ``\\u202e``. All else stays
+    unchanged.
     """
     if text.isprintable():
         return text
@@ -42,18 +43,18 @@ def _escape(character: str) -> str:
 
 
 def printable_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
-    """Make a log record whose message is :func:`printable`; to be set with ``logging.setLogRecordFactory``."""
+    """A factory for ``logging.setLogRecordFactory``: makes the message :func:`printable`."""
     record = logging.LogRecord(*args, **kwargs)
-    # A message that does not fit its arguments is left to the handler, which says where it came from.
+    # The handler reports a message that does not fit its arguments, with its place in the code.
     with suppress(TypeError, ValueError, LookupError):
         record.msg, record.args = printable(record.getMessage()), ()
     return record
 
 
 class Answer:
-    """Where the answer goes, and nothing else does.
+    """Writes the answer to standard output.
 
-    :param stream: standard output, as the process found it
+    :param stream: the process's original standard output
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -61,17 +62,17 @@ class Answer:
 
     @property
     def is_terminal(self) -> bool:
-        """Whether a person reads it as it comes."""
+        """Whether standard output is a terminal."""
         return self._stream.isatty()
 
     def open_bytes(self) -> IO[bytes]:
-        """The stream as one of bytes, to be closed before anything else is written."""
-        # Its own buffer is none under PYTHONUNBUFFERED, and then takes a part of what it is given and says so.
+        """Standard output as a stream of bytes. Close it before anything else is written."""
+        # Not stream.buffer, which is unbuffered with PYTHONUNBUFFERED, so that its write() may write only a part.
         return os.fdopen(self._stream.fileno(), "wb", closefd=False)
 
     def json(self, document: Mapping[str, Any]) -> None:
-        """Write one document, in printable ASCII, so that any key passes through any terminal or pipe."""
-        # json leaves DEL alone, which is a control character too.
+        """Write one document in printable ASCII, which any terminal or pipe can pass on."""
+        # json does not escape DEL, which is a control character too.
         self._stream.write(json.dumps(document, indent=2).replace("\x7f", "\\u007f") + "\n")
         self._stream.flush()
 
@@ -79,22 +80,25 @@ class Answer:
         """Write lines of text, each made :func:`printable`."""
         text = "".join(f"{printable(line)}\n" for line in lines)
         encoding = self._stream.encoding or "utf-8"
-        # A terminal that knows ASCII alone shows escapes for the rest.
+        # A terminal that supports only ASCII shows escapes for the rest.
         self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
         self._stream.flush()
 
-    def give_up(self) -> None:
-        """After its reader has gone: have Python not try once more at its end, and complain."""
+    def discard(self) -> None:
+        """Drop all further output after the reader closed the pipe; Python would fail to flush it at exit."""
         os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
 
 def tell(message: str) -> None:
-    """Print a line that is no answer, made :func:`printable`."""
+    """Write a line to stderr, made :func:`printable`."""
     sys.stderr.write(f"{printable(message)}\n")
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int]) -> list[str]:
-    """Lay a table out, columns to the right but for those of ``left``."""
+    """Format a table.
+
+    :param left: indexes of the columns to align left; the others are aligned right
+    """
     rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
 
@@ -108,11 +112,11 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence
     return [line(headings), "  ".join("-" * width for width in widths), *map(line, rows)]
 
 
-class Progressing:
-    """Shows how far a long command is: a bar on a terminal, elsewhere a line every few seconds.
+class ProgressDisplay:
+    """Shows the progress of a long command: a bar on a terminal, else a line every few seconds.
 
-    :param title: what is being done
-    :param shown: whether there is to be anything to see
+    :param title: text before the numbers
+    :param shown: whether to show anything
     """
 
     def __init__(self, title: str, shown: bool = True) -> None:
@@ -127,7 +131,7 @@ class Progressing:
                 console=console, transient=True, redirect_stdout=False, redirect_stderr=False,
             )  # fmt: skip
             self._task = self._bar.add_task(self._title, total=None)
-        self._told = time.monotonic()
+        self._last_line = time.monotonic()
 
     def __enter__(self) -> Self:
         if self._bar:
@@ -141,9 +145,9 @@ class Progressing:
             self._bar.stop()
 
     def __call__(self, done: int, total: int) -> None:
-        """Show that so many bytes of so many are done."""
+        """Show that ``done`` of ``total`` bytes have been processed."""
         if self._bar:
             self._bar.update(self._task, completed=done, total=total)
-        elif self._shown and time.monotonic() - self._told >= LINE_SECONDS:
-            self._told = time.monotonic()
+        elif self._shown and time.monotonic() - self._last_line >= LINE_SECONDS:
+            self._last_line = time.monotonic()
             tell(f"{self._title}: {format_size(done)} of {format_size(total)}")

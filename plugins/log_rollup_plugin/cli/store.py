@@ -1,4 +1,4 @@
-"""The bucket, through the same hook and connection as the tasks'."""
+"""Opens a stream's store with the hook and the Airflow connection of the tasks."""
 
 import logging
 from importlib import import_module
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 def open_store(stream: Stream, control_connections: int = limits.COMMAND_CONNECTIONS) -> "PooledS3Hook":
-    """The hook for a command; as a context manager it closes its connections.
+    """The hook for a command; used as a context manager, it closes its connections.
 
-    :param control_connections: how many of them are boto3's; the rest are a transfer's
+    :param control_connections: how many of its connections boto3 may use; a transfer uses the rest
     """
     load_airflow()
     from log_rollup_plugin.s3.hook import PooledS3Hook
@@ -23,8 +23,8 @@ def open_store(stream: Stream, control_connections: int = limits.COMMAND_CONNECT
 
 
 def load_airflow() -> None:
-    """Import Airflow: not at the start, because that takes seconds, and a wrong command line need not wait."""
+    """Import Airflow. This takes seconds, so it is not done before the command line has been checked."""
     import_module("airflow")
-    # Which sets all loggers up anew. This one warns of words of a connection's extra, such as "path", that are too
-    # short to be masked.
+    # After the import, because Airflow configures all loggers. This one warns of words in a connection's extra
+    # that are too short to be masked, such as "path".
     logging.getLogger("airflow.sdk._shared.secrets_masker.secrets_masker").setLevel(logging.ERROR)
