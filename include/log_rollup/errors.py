@@ -1,70 +1,70 @@
-"""The pipeline's errors, sorted by the one question an operator has: can a retry mend it?"""
+"""The errors of the pipeline: permanent ones, which a retry can't fix, and transient ones, which it may fix."""
 
 
 class RollupError(Exception):
-    """Base of all errors that the pipeline raises on purpose."""
+    """Base class of all errors of the pipeline."""
 
 
 class PermanentError(RollupError):
-    """A retry cannot mend this; the message says who has to do what."""
+    """A retry cannot fix this; the message says what to do."""
 
 
 class ConfigurationError(PermanentError):
-    """The streams file, the trigger form or the connection holds a value that cannot work."""
+    """A value in the streams file, the trigger form or the Airflow connection is invalid."""
 
 
 class AccessError(PermanentError):
-    """S3 refuses the credentials or the operation."""
+    """S3 denies access: it refuses the credentials or the operation."""
 
 
 class CredentialsError(AccessError):
-    """There are no credentials, or S3 does not know them; whatever is asked, the answer is the same."""
+    """There are no credentials, or S3 does not know them, so every request fails."""
 
 
 class MissingBucketError(PermanentError):
-    """The bucket does not exist, or not in the region that was asked."""
+    """The bucket does not exist, or it is in another region."""
 
 
 class NotFoundError(PermanentError):
-    """An object that is needed is not there."""
+    """A required object does not exist."""
 
 
 class InputChangedError(PermanentError):
-    """The raw hour is no longer what was planned; clearing the run plans it anew."""
+    """Raw objects have changed since the hour was planned; clear the run to plan it again."""
 
 
 class VanishedInputError(PermanentError):
-    """Raw objects are gone whose bytes nothing but the hour's parts may still hold."""
+    """Raw objects are gone, and only the existing parts of the hour may still hold their bytes."""
 
 
 class EmptyHourError(PermanentError):
-    """The raw hour holds nothing to pack and the stream does not allow that."""
+    """The raw hour has nothing to pack, and the stream does not set `allow_empty`."""
 
 
 class UnsettledHourError(PermanentError):
-    """The raw hour was still being written to when the time-out came."""
+    """The raw hour was not settled when the timeout expired."""
 
 
 class UnsupportedInputError(PermanentError):
-    """A raw object is of a kind that cannot be joined end to end."""
+    """A raw object has a format that cannot be joined end to end, such as Parquet."""
 
 
 class ProofError(PermanentError):
-    """What lies in the bucket is not what the plan and the receipts say."""
+    """The objects in the bucket do not match the plan, the receipts or the manifest."""
 
 
 class SupersededError(PermanentError):
-    """Another run has planned the same hour anew, or the plan is gone."""
+    """Another run has taken over the hour, or the plan no longer exists."""
 
 
 class ResourceLimitError(PermanentError):
-    """The machine's limits do not allow what the task may need."""
+    """A limit of the machine, such as the number of open files, is too low for the task."""
 
 
 class TransientError(RollupError):
-    """A retry may mend this: the network, the service, or its load.
+    """A retry may fix this: a failure of the network or of S3, or too much load.
 
-    :param retry_after: seconds that the service asked to wait, if it did
+    :param retry_after: seconds to wait, if S3 stated any (`Retry-After`)
     """
 
     def __init__(self, message: str, retry_after: float | None = None) -> None:
@@ -73,24 +73,24 @@ class TransientError(RollupError):
 
 
 class ChangedBufferError(TransientError):
-    """Memory does not hold what was read into it: to send it again is of no use, to read it again may be."""
+    """A buffer in memory changed after download; sending it again cannot help, a new try of the task may."""
 
 
 class ThrottledError(TransientError):
-    """S3 asks to slow down."""
+    """S3 answered that there are too many requests (SlowDown)."""
 
 
 class ListingError(PermanentError):
-    """The store's listing contradicts itself, so that nothing can be concluded from it."""
+    """The listing of a prefix contradicts itself, so it cannot be used."""
 
 
 class UnreadableRecordError(ProofError):
-    """A record that says what the hour's parts hold cannot be read; nothing may be replaced without it."""
+    """A record that describes the contents of parts cannot be read; without it, no part may be replaced."""
 
 
 class TooLargeError(PermanentError):
-    """An object is larger than any that is written there."""
+    """An object that should be a record is larger than any record."""
 
 
 class UnsupportedOperationError(PermanentError):
-    """The store does not know an operation."""
+    """The S3 server does not support an operation."""
