@@ -253,7 +253,7 @@ class Stream(BaseModel):
     ensure_newline: bool = False
     """Whether each plain object ends with a newline in its part, one being added where it is missing."""
     check_encoding: bool = False
-    """Whether each compressed object (`.gz`, `.zst`, `.bz2`, `.xz`, `.lz4`) is unpacked in memory as it is
+    """Whether each compressed object (`.gz`, `.zst`, `.bz2`, `.xz`, `.lz4`) is decompressed in memory as it is
     packed. One that is damaged or cut off is reported with its key and gets a part of its own, so that the rest
     stays readable. It costs CPU time and changes no object's bytes."""
     storage_class: Annotated[StorageClass | None, BeforeValidator(_supported_class)] = None

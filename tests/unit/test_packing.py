@@ -363,7 +363,7 @@ def test_packed_shard_reads_the_claim_last(store: FakeStore) -> None:
     assert [each.name for each in store.log].count("claim.json") == 1
 
 
-# -- objects that cannot be unpacked -------------------------------------------------------------------
+# -- objects that cannot be decompressed -------------------------------------------------------------------
 
 
 def _lz4(body: bytes) -> bytes:
@@ -438,7 +438,7 @@ def test_damaged_object_gets_a_part_of_its_own(
     damaged = {row["key"].removeprefix(RAW): row["part"] for row in rows if row.get("damaged")}
     assert damaged.keys() == {f"{letter}{ending}" for letter in spoiled}
     for name, part in damaged.items():
-        assert f"s3://logs/{RAW}{name} cannot be unpacked" in caplog.text
+        assert f"s3://logs/{RAW}{name} cannot be decompressed" in caplog.text
         assert found[part] == hour[name]
     # The rest of the part can be read to its end.
     intact = {row["part"] for row in rows if row["key"].endswith(ending) and not row.get("damaged")}

@@ -102,7 +102,7 @@ class PackedObject:
 
     ``checked`` is the name of the store's own CRC, ``etag-md5``, or ``length`` where nothing more was to be
     had; ``etag_is_md5`` says that reading the part back can still prove more. ``separator`` is the number of
-    newline bytes written behind it. ``damaged`` says that it could not be unpacked, where that was tried.
+    newline bytes written behind it. ``damaged`` says that it could not be decompressed, where that was tried.
     """
 
     crc64nvme: int | None
@@ -193,7 +193,7 @@ class HourTotals:
     """What a validated hour amounts to; sizes in bytes.
 
     :param foreign: objects below the aggregated hour that are not this project's; they were left alone
-    :param damaged: raw objects that could not be unpacked, where the stream has that tried
+    :param damaged: raw objects that could not be decompressed, where the stream has that tried
     """
 
     stream: str

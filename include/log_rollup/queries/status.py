@@ -120,7 +120,7 @@ class MarkerContent(_Record):
     foreign: Annotated[Count | None, BeforeValidator(_count_of)] = None
     """Objects beside the parts that no record of the hour names."""
     damaged: Annotated[Count | None, BeforeValidator(_count_of)] = None
-    """Compressed raw objects that cannot be unpacked."""
+    """Compressed raw objects that cannot be decompressed."""
 
 
 def read_hours(store: ObjectStore, stream: Stream, hours: Sequence[datetime]) -> list[HourSummary]:

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from include.log_rollup import limits
+from include.log_rollup.decompression import COMPRESSED_ENCODINGS, find_damage
 from include.log_rollup.errors import TransientError
 from include.log_rollup.hour.plan import PlannedPart, WriteOptions
 from include.log_rollup.hour.records import READ_BY_LENGTH, PackedObject, PackedPart
@@ -33,7 +34,6 @@ from include.log_rollup.steps.part_buffers import (
 from include.log_rollup.steps.request_loop import Request, RequestLoop
 from include.log_rollup.storage.protocol import Location, ObjectStore, Transfer
 from include.log_rollup.units import GIB, format_size
-from include.log_rollup.unpacking import CHECKED_ENCODINGS, why_damaged
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ class ShardPacker:
         # Calls of the store use one connection beside the transfer's, so one call at a time.
         self._store_thread = ThreadPoolExecutor(1, "log-rollup-control")
         self._decompression = (
-            ThreadPoolExecutor(DECOMPRESSION_THREADS, "log-rollup-unpacking")
+            ThreadPoolExecutor(DECOMPRESSION_THREADS, "log-rollup-decompression")
             if settings.check_encoding
             else None
         )
@@ -223,19 +223,19 @@ class ShardPacker:
 
     def _downloaded(self, part: PartBuffer, index: int) -> None:
         encoding = part.planned.encoding
-        if self._decompression is None or encoding not in CHECKED_ENCODINGS:
+        if self._decompression is None or encoding not in COMPRESSED_ENCODINGS:
             self._object_ready(part)
             return
         self._loop.call(
             self._decompression,
-            partial(why_damaged, encoding, part.window(index)),
+            partial(find_damage, encoding, part.window(index)),
             partial(self._decompressed, part, index),
         )
 
     def _decompressed(self, part: PartBuffer, index: int, damage: str | None) -> None:
         if damage is not None:
             source = Location(self._raw_bucket, part.planned.objects[index].key)
-            log.warning("%s cannot be unpacked (%s): it gets a part of its own", source, damage)
+            log.warning("%s cannot be decompressed (%s): it gets a part of its own", source, damage)
             part.set_damaged(index)
         self._object_ready(part)
 

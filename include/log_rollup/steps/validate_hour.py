@@ -353,7 +353,7 @@ class _Proof:
             )
         if self.damaged:
             log.warning(
-                "%d raw objects could not be unpacked; each is in a part of its own: %s",
+                "%d raw objects could not be decompressed; each is in a part of its own: %s",
                 len(self.damaged), named(self.damaged),
             )  # fmt: skip
         return HourTotals(

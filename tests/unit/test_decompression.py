@@ -15,10 +15,10 @@ import zstandard
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from include.log_rollup import unpacking
+from include.log_rollup import decompression
+from include.log_rollup.decompression import COMPRESSED_ENCODINGS, find_damage
 from include.log_rollup.hour.plan import ENCODINGS
 from include.log_rollup.units import MIB
-from include.log_rollup.unpacking import CHECKED_ENCODINGS, why_damaged
 
 CUT_OFF = "it is cut off before the end of the last frame"
 
@@ -59,11 +59,11 @@ SKIPPABLE = b"\x5a\x2a\x4d\x18" + (5).to_bytes(4, "little") + b"index"
 
 
 def damage(encoding: str, body: bytes) -> str | None:
-    return why_damaged(encoding, memoryview(body))
+    return find_damage(encoding, memoryview(body))
 
 
 def test_every_encoding_that_is_joined_is_checked() -> None:
-    assert frozenset(ENCODINGS) == CHECKED_ENCODINGS == PACK.keys()
+    assert frozenset(ENCODINGS) == COMPRESSED_ENCODINGS == PACK.keys()
 
 
 # -- intact --------------------------------------------------------------------------------------------
@@ -93,8 +93,8 @@ def test_thousands_of_small_frames_are_intact(encoding: str) -> None:
 def test_pieces_may_end_anywhere_in_a_frame(
     encoding: str, piece: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unpacking, "_PIECE_BYTES", piece)
-    monkeypatch.setattr(unpacking, "_FIRST_PIECE_BYTES", piece)
+    monkeypatch.setattr(decompression, "_PIECE_BYTES", piece)
+    monkeypatch.setattr(decompression, "_FIRST_PIECE_BYTES", piece)
     body = PACK[encoding](LINES) + PACK[encoding](b"") + PACK[encoding](bytes(5000))
     assert damage(encoding, body) is None
     assert damage(encoding, body[:-1]) is not None

@@ -1,0 +1,200 @@
+"""Finds damage in compressed objects by decompressing them, without keeping the content."""
+
+import bz2
+import io
+import lzma
+import zlib
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import lz4.frame
+import zstandard
+
+from include.log_rollup.units import KIB, MIB
+
+# The most input and output of one step: a small object may decompress to gigabytes.
+_PIECE_BYTES = MIB
+# The input of a frame's first step. It is small because an object may have thousands of small frames, and the
+# decompressor copies what follows the frame twice.
+_FIRST_PIECE_BYTES = 4 * KIB
+# The most memory for a frame's window, as the zstd command allows without an option.
+_WINDOW_BYTES = 128 * MIB
+# The xz format allows zeros behind a stream, in multiples of this many bytes. Gzip readers stop at zeros and would
+# not read the objects that follow in the part, so for gzip zeros are damage.
+_PADDING = {".xz": 4}
+
+
+class _Decompressor(Protocol):
+    """The interface of the decompressors of bz2 and lzma; others are wrapped to fit."""
+
+    @property
+    def eof(self) -> bool: ...
+
+    @property
+    def needs_input(self) -> bool: ...
+
+    @property
+    def unused_data(self) -> bytes: ...
+
+    def decompress(self, data: bytes, max_length: int = -1) -> bytes: ...
+
+
+class _Gzip:
+    def __init__(self) -> None:
+        self._decompressor = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+
+    @property
+    def eof(self) -> bool:
+        return self._decompressor.eof
+
+    @property
+    def needs_input(self) -> bool:
+        return not self._decompressor.unconsumed_tail
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._decompressor.unused_data
+
+    def decompress(self, data: bytes, max_length: int = -1) -> bytes:
+        return self._decompressor.decompress(self._decompressor.unconsumed_tail or data, max_length)
+
+
+class _Lz4:
+    def __init__(self) -> None:
+        self._decompressor = lz4.frame.LZ4FrameDecompressor()
+
+    @property
+    def eof(self) -> bool:
+        return bool(self._decompressor.eof)
+
+    @property
+    def needs_input(self) -> bool:
+        return bool(self._decompressor.needs_input)
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._decompressor.unused_data or b""
+
+    def decompress(self, data: bytes, max_length: int = -1) -> bytes:
+        return bytes(self._decompressor.decompress(data, max_length))
+
+
+_DECOMPRESSORS: dict[str, Callable[[], _Decompressor]] = {
+    ".gz": _Gzip,
+    ".bz2": bz2.BZ2Decompressor,
+    ".xz": lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_WINDOW_BYTES),
+    ".lz4": _Lz4,
+}
+COMPRESSED_ENCODINGS = frozenset({*_DECOMPRESSORS, ".zst"})
+"""The encodings in which :func:`find_damage` can find damage."""
+_CUT_OFF = "it is cut off before the end of the last frame"
+# The longest header of a zstd frame, and the type of a block that is one byte, repeated (RFC 8878, 3.1.1).
+_ZSTD_HEADER_BYTES = 18
+_ZSTD_RLE_BLOCK = 1
+_ERRORS = (OSError, EOFError, ValueError, RuntimeError, zlib.error, lzma.LZMAError, zstandard.ZstdError)
+
+
+def find_damage(encoding: str, body: memoryview) -> str | None:
+    """Decompress an object to its end, piece by piece.
+
+    Zeros behind the last stream of xz count as padding. A frame that needs more than 128 MiB of memory or a zstd
+    dictionary counts as intact; of such a zstd frame only the length is checked.
+
+    :param encoding: as :func:`include.log_rollup.hour.plan.encoding_of` returns it
+    :returns: why the object cannot be decompressed; None if it can, or if this encoding is not supported
+    """
+    if not body or encoding not in COMPRESSED_ENCODINGS:
+        return None
+    try:
+        if encoding == ".zst":
+            _decompress_zstd(body)
+        else:
+            _decompress(encoding, body)
+    except _ERRORS as error:
+        if isinstance(error, lzma.LZMAError) and "Memory usage limit" in str(error):
+            return None
+        return str(error) or type(error).__name__
+    return None
+
+
+def _decompress(encoding: str, body: memoryview) -> None:
+    position = 0
+    while position < len(body):
+        if position and _is_padding(encoding, body[position:]):
+            return
+        decompressor = _DECOMPRESSORS[encoding]()
+        size = _FIRST_PIECE_BYTES
+        while not decompressor.eof:
+            needs_input = decompressor.needs_input
+            data = bytes(body[position : position + size]) if needs_input else b""
+            position += len(data)
+            size = min(2 * size, _PIECE_BYTES)
+            output = decompressor.decompress(data, _PIECE_BYTES)
+            if needs_input and not data and not output and not decompressor.eof:
+                raise EOFError(_CUT_OFF)
+        position -= len(decompressor.unused_data)
+
+
+def _is_padding(encoding: str, rest: memoryview) -> bool:
+    multiple = _PADDING.get(encoding)
+    if multiple is None or len(rest) % multiple or rest[0]:
+        return False
+    return not any(
+        bytes(rest[start : start + _PIECE_BYTES]).strip(b"\0") for start in range(0, len(rest), _PIECE_BYTES)
+    )
+
+
+class _Discard(io.BytesIO):
+    """A file that discards what is written to it."""
+
+    def write(self, data: Any, /) -> int:
+        return len(data)
+
+
+def _decompress_zstd(body: memoryview) -> None:
+    # stream_writer writes its output in small pieces. The library's other interfaces return all of it at once, or
+    # don't report whether a frame has ended.
+    decompressor = zstandard.ZstdDecompressor(max_window_size=_WINDOW_BYTES)
+    position = 0
+    while position < len(body):
+        rest = body[position:]
+        size = _skippable_size(rest)
+        if not size:
+            parameters = zstandard.get_frame_parameters(rest[:_ZSTD_HEADER_BYTES])
+            size = _frame_size(rest, parameters)
+            if not parameters.dict_id and parameters.window_size <= _WINDOW_BYTES:
+                decompressor.stream_writer(_Discard()).write(rest[:size])
+        position += size
+
+
+def _frame_size(rest: memoryview, parameters: zstandard.FrameParameters) -> int:
+    """The size of the zstd frame that begins here, from the sizes of its blocks (RFC 8878, 3.1.1).
+
+    :raises EOFError: if the frame is cut off
+    """
+    end = zstandard.frame_header_size(rest[:_ZSTD_HEADER_BYTES])
+    last = False
+    while not last:
+        if end + 3 > len(rest):
+            raise EOFError(_CUT_OFF)
+        header = int.from_bytes(rest[end : end + 3], "little")
+        last, kind, size = bool(header & 1), header >> 1 & 3, header >> 3
+        end += 3 + (1 if kind == _ZSTD_RLE_BLOCK else size)
+    if parameters.has_checksum:
+        end += 4
+    if end > len(rest):
+        raise EOFError(_CUT_OFF)
+    return end
+
+
+def _skippable_size(rest: memoryview) -> int:
+    """The size of the skippable frame that begins here, 0 if none does (RFC 8878, 3.1.2).
+
+    :raises EOFError: if the frame is cut off
+    """
+    if bytes(rest[1:4]) != b"\x2a\x4d\x18" or rest[0] & 0xF0 != 0x50:
+        return 0
+    size = 8 + int.from_bytes(rest[4:8], "little")
+    if len(rest) < 8 or size > len(rest):
+        raise EOFError("it is cut off within a skippable frame")
+    return size
