@@ -1,4 +1,4 @@
-"""What the command says besides its answer, and how it takes what people write."""
+"""The command's output is printable and aligned, and its arguments accept the usual forms."""
 
 import argparse
 import io
@@ -24,10 +24,11 @@ from tests.support.fake_store import FakeStore
 from tests.support.hour_in_memory import MARKER, make_stream, manifest_of, produce, run_hour
 from tests.support.raw_hours import AGGREGATED, HOUR, RAW
 
-# What could change what a terminal shows: escapes of it (C0 and C1), line ends, bidirectional and other invisible
-# characters, half of a character.
-HOSTILE = "\x1b[2J\n\r\t\b\x00\x7f\x85\x9b31m\u2028\u2029\u202e\u2066\u200f\u061c\u200b\ufeff\u00ad\U000e0001"
-HALF = "\ud800"
+# Characters that change what a terminal shows: C0 and C1 controls, line ends, bidirectional and invisible ones.
+CONTROL_CHARACTERS = (
+    "\x1b[2J\n\r\t\b\x00\x7f\x85\x9b31m\u2028\u2029\u202e\u2066\u200f\u061c\u200b\ufeff\u00ad\U000e0001"
+)
+SURROGATE = "\ud800"
 
 
 @pytest.mark.parametrize(
@@ -78,11 +79,11 @@ def test_progress_without_a_terminal_is_an_occasional_line(
         progress(1024, 4096)
     with ProgressDisplay("reading", shown=False) as progress:
         progress(2048, 4096)
-    told = capsys.readouterr()
-    assert (told.out, told.err) == ("", "reading: 1.0 KiB of 4.0 KiB\n")
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "reading: 1.0 KiB of 4.0 KiB\n")
 
 
-# -- characters that a terminal would obey ----------------------------------------------------------------
+# -- control characters -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -102,7 +103,7 @@ def test_control_characters_are_escaped(text: str, shown: str) -> None:
 
 
 def test_output_is_printable_for_any_text() -> None:
-    assert printable(HOSTILE + HALF).isprintable()
+    assert printable(CONTROL_CHARACTERS + SURROGATE).isprintable()
 
 
 def test_table_with_control_characters_stays_aligned() -> None:
@@ -113,16 +114,16 @@ def test_table_with_control_characters_stays_aligned() -> None:
 
 def test_json_is_printable_ascii_and_the_same_text(capsys: pytest.CaptureFixture[str]) -> None:
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    Answer(stream).json({"key": HOSTILE + HALF + "ü"})
+    Answer(stream).json({"key": CONTROL_CHARACTERS + SURROGATE + "ü"})
     stream.seek(0)
     text = stream.read()
     assert all(line.isprintable() for line in text.splitlines())
-    assert json.loads(text) == {"key": HOSTILE + HALF + "ü"}
+    assert json.loads(text) == {"key": CONTROL_CHARACTERS + SURROGATE + "ü"}
 
 
 def test_ascii_terminal_gets_escapes() -> None:
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    Answer(stream).lines("grüße", HALF)
+    Answer(stream).lines("grüße", SURROGATE)
     stream.seek(0)
     assert stream.read() == "gr\\xfc\\u00dfe\n\\ud800\n".replace("\\u00df", "\\xdf")
 
@@ -131,8 +132,8 @@ def test_messages_and_titles_are_one_printable_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(output, "LINE_SECONDS", 0.0)
-    output.tell(f"key {HOSTILE}")
-    with ProgressDisplay(f"reading {HOSTILE}") as progress:
+    output.tell(f"key {CONTROL_CHARACTERS}")
+    with ProgressDisplay(f"reading {CONTROL_CHARACTERS}") as progress:
         progress(1, 2)
     lines = capsys.readouterr().err.split("\n")
     assert len(lines) == 3
@@ -140,27 +141,27 @@ def test_messages_and_titles_are_one_printable_line(
 
 
 def test_log_records_are_one_printable_line() -> None:
-    record = printable_record("name", logging.WARNING, __file__, 1, "key %s", (HOSTILE,), None)
-    assert record.getMessage() == f"key {printable(HOSTILE)}"
+    record = printable_record("name", logging.WARNING, __file__, 1, "key %s", (CONTROL_CHARACTERS,), None)
+    assert record.getMessage() == f"key {printable(CONTROL_CHARACTERS)}"
     wrong = printable_record("name", logging.WARNING, __file__, 1, "%d", ("x",), None)
     assert (wrong.msg, wrong.args) == ("%d", ("x",))
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a call of the command printed, and its exit code."""
+class CommandResult:
+    """The exit code and the output of a call of the command."""
 
     code: int
     out: str
     err: str
 
     def check(self) -> None:
-        """Nothing but printable lines."""
+        """Check that all lines are printable."""
         for line in (self.out + self.err).split("\n"):
             assert line.isprintable(), repr(line)
 
 
-Ask = Callable[..., Asked]
+RunCommand = Callable[..., CommandResult]
 
 
 @pytest.fixture
@@ -169,11 +170,11 @@ def store() -> FakeStore:
 
 
 @pytest.fixture
-def ask(
+def run(
     store: FakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     unwatched: None,
-) -> Ask:  # fmt: skip
-    """Calls the command on a store in memory."""
+) -> RunCommand:  # fmt: skip
+    """Return a function that runs the command on a store in memory."""
     stream = {"name": "app", "raw": "s3://logs/raw/app/", "aggregated": "s3://logs/aggregated/app/"}
     path = tmp_path / "streams.yaml"
     path.write_text(yaml.safe_dump({"streams": [{**stream, "start": "2026-11-01T00:00:00Z"}]}))
@@ -181,83 +182,87 @@ def ask(
     for module in (hours, objects):
         monkeypatch.setattr(module, "open_store", lambda _: nullcontext(store))
 
-    def call(*arguments: str) -> Asked:
+    def run_command(*arguments: str) -> CommandResult:
         capsys.readouterr()
-        return Asked(main(arguments), *capsys.readouterr())
+        return CommandResult(main(arguments), *capsys.readouterr())
 
-    return call
+    return run_command
 
 
-def test_no_command_prints_control_characters_of_keys(ask: Ask, store: FakeStore, tmp_path: Path) -> None:
-    name = f"web/{HOSTILE}.log"
+def test_no_command_prints_control_characters_of_keys(
+    run: RunCommand, store: FakeStore, tmp_path: Path
+) -> None:
+    name = f"web/{CONTROL_CHARACTERS}.log"
     produce(store, {name: b"a" * 30, f"other-{name}": b"b" * 40})
     run_hour(store, make_stream(part_size=32 * 1024 * 1024, shard_size=1024 * 1024 * 1024))
     key = RAW + name
     part = manifest_of(store)[1][0]["part"]
 
-    def every_command() -> list[Asked]:
-        asked = [
-            ask("status", "app", "2026-11-23"),
-            ask("verify", "app", "2026-11-23T08"),
-            ask("verify", "app", "2026-11-23T08", "--deep"),
-            ask("verify", "app", "2026-11-23T08", "--deep", "--json"),
-            ask("locate", "app", key),
-            ask("locate", "app", key, "--json"),
-            ask("locate", "app", key + HOSTILE),
-            ask("locate", "app", f"other/{HOSTILE}"),
-            ask("locate", "app", f"s3://{HOSTILE}/x"),
-            ask("cat", "app", key, "-o", str(tmp_path / "out")),
-            ask("cat", "app", key, "-o", str(tmp_path / "no" / "out")),
-            ask("plan", "app", "2026-11-23T08", "--dry-run"),
-            ask("plan", "app", "2026-11-23T08", "--dry-run", "--json"),
+    def run_every_command() -> list[CommandResult]:
+        results = [
+            run("status", "app", "2026-11-23"),
+            run("verify", "app", "2026-11-23T08"),
+            run("verify", "app", "2026-11-23T08", "--deep"),
+            run("verify", "app", "2026-11-23T08", "--deep", "--json"),
+            run("locate", "app", key),
+            run("locate", "app", key, "--json"),
+            run("locate", "app", key + CONTROL_CHARACTERS),
+            run("locate", "app", f"other/{CONTROL_CHARACTERS}"),
+            run("locate", "app", f"s3://{CONTROL_CHARACTERS}/x"),
+            run("cat", "app", key, "-o", str(tmp_path / "out")),
+            run("cat", "app", key, "-o", str(tmp_path / "no" / "out")),
+            run("plan", "app", "2026-11-23T08", "--dry-run"),
+            run("plan", "app", "2026-11-23T08", "--dry-run", "--json"),
         ]
-        for one in asked:
-            one.check()
-        return asked
+        for result in results:
+            result.check()
+        return results
 
-    every_command()
+    run_every_command()
     assert (tmp_path / "out").read_bytes() == b"a" * 30
     store.corrupt(AGGREGATED + part, keep_etag=True)
-    shown = "".join(one.out + one.err for one in every_command())
-    # Of the damaged object, by verify --deep.
+    shown = "".join(result.out + result.err for result in run_every_command())
+    # verify --deep names the damaged object.
     assert printable(name) in shown
     store.vanish(key)
-    produce(store, {f"late/{HOSTILE}.log": b"c"})
-    every_command()
+    produce(store, {f"late/{CONTROL_CHARACTERS}.log": b"c"})
+    run_every_command()
 
 
-def test_hour_out_of_range_ends_with_2(ask: Ask, capsys: pytest.CaptureFixture[str]) -> None:
+def test_hour_out_of_range_ends_with_2(run: RunCommand, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        ask("verify", "app", "9999-12-31T23")
+        run("verify", "app", "9999-12-31T23")
     assert ended.value.code == 2
     assert "out of range" in capsys.readouterr().err
 
 
-def test_status_shows_a_damaged_hour_and_ends_with_1(ask: Ask, store: FakeStore) -> None:
+def test_status_shows_a_damaged_hour_and_ends_with_1(run: RunCommand, store: FakeStore) -> None:
     produce(store, {"a.log": b"a" * 30})
     run_hour(store, make_stream())
-    assert ask("status", "app", "2026-11-23").code == 0
-    store.produce(MARKER, json.dumps({"format": 1, "left_out": {HOSTILE: -1, HALF: 1}}).encode())
-    shown = ask("status", "app", "2026-11-23")
+    assert run("status", "app", "2026-11-23").code == 0
+    store.produce(
+        MARKER, json.dumps({"format": 1, "left_out": {CONTROL_CHARACTERS: -1, SURROGATE: 1}}).encode()
+    )
+    shown = run("status", "app", "2026-11-23")
     shown.check()
     assert shown.code == 1
     assert "2026-11-23 08:00  damaged" in shown.out
     assert "2026-11-23T08:00:00Z: s3://logs/" in shown.err
-    answer = ask("status", "app", "2026-11-23", "--json")
+    answer = run("status", "app", "2026-11-23", "--json")
     assert answer.code == 1
     document = json.loads(answer.out)["hours"][HOUR.hour]
     assert (document["state"], document["objects"]) == ("damaged", None)
     assert "_SUCCESS: is damaged (stream: " in document["problem"]
 
 
-def test_status_shows_foreign_and_damaged_objects(ask: Ask, store: FakeStore) -> None:
+def test_status_shows_foreign_and_damaged_objects(run: RunCommand, store: FakeStore) -> None:
     produce(store, {"a.log": b"a" * 30})
     run_hour(store, make_stream())
     marker = json.loads(store.body(MARKER))
-    first = json.loads(ask("status", "app", "2026-11-23", "--json").out)["hours"][HOUR.hour]
+    first = json.loads(run("status", "app", "2026-11-23", "--json").out)["hours"][HOUR.hour]
     assert (first["foreign"], first["damaged"], first["problem"]) == (0, 0, None)
     store.produce(MARKER, json.dumps({**marker, "foreign": 2, "damaged": 1}).encode())
-    second = json.loads(ask("status", "app", "2026-11-23", "--json").out)["hours"][HOUR.hour]
+    second = json.loads(run("status", "app", "2026-11-23", "--json").out)["hours"][HOUR.hour]
     assert (second["foreign"], second["damaged"], second["state"]) == (2, 1, "complete")
 
 

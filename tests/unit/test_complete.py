@@ -1,4 +1,4 @@
-"""complete_hour writes the marker last, over exactly the parts that were proven, and never for another plan."""
+"""complete_hour writes the marker last, only over parts that were proven, and only for the current plan."""
 
 import json
 from collections.abc import Mapping
@@ -39,7 +39,7 @@ STREAM = make_stream()
 
 @pytest.fixture
 def store() -> FakeStore:
-    """A store with an hour that is proven and not yet complete."""
+    """Return a store with an hour that is validated and not yet complete."""
     store = FakeStore()
     produce(store, RAW_HOUR)
     for ref in plan_hour(store, STREAM, HOUR, "run").shards:
@@ -77,8 +77,8 @@ def test_only_cleanup_follows_the_marker_in_the_pipeline() -> None:
 def test_marker_has_totals_and_measurements(store: FakeStore) -> None:
     totals = complete_hour(store, STREAM, HOUR)
     marker = marker_of(store)
-    told = {name: marker[name] for name in ("stream", "hour", "plan_id", "objects", "bytes_in", "parts")}
-    assert told == {
+    reported = {name: marker[name] for name in ("stream", "hour", "plan_id", "objects", "bytes_in", "parts")}
+    assert reported == {
         "stream": "app",
         "hour": "2026-11-23T08:00:00Z",
         "plan_id": totals.plan_id,
@@ -91,7 +91,7 @@ def test_marker_has_totals_and_measurements(store: FakeStore) -> None:
     assert marker["max_connections"] == 8
     assert marker["peak"]["sockets"] == 0
     assert marker["peak"]["open_files"] > 0
-    # Six objects, and the claim before each of three parts.
+    # Six objects, and the claim before each of the three parts.
     assert marker["requests"]["GET"] == 6 + 3
     assert (marker["retries"], marker["throttles"]) == (0, 0)
     assert marker["validated_at"] == manifest_of(store)[0]["validated_at"]
@@ -114,9 +114,9 @@ def test_marker_of_this_plan_is_not_rewritten(store: FakeStore) -> None:
 
 
 def test_completion_is_reported_once(store: FakeStore) -> None:
-    told: list[HourTotals] = []
-    totals = [complete_hour(store, STREAM, HOUR, told.append) for _ in range(2)]
-    assert told == totals[:1]
+    reported: list[HourTotals] = []
+    totals = [complete_hour(store, STREAM, HOUR, reported.append) for _ in range(2)]
+    assert reported == totals[:1]
 
 
 def test_rerun_of_a_complete_hour_changes_no_object() -> None:
@@ -162,10 +162,10 @@ def test_parts_changed_after_validation_get_no_marker(store: FakeStore, damage: 
 
 
 def test_foreign_objects_do_not_prevent_the_marker(store: FakeStore) -> None:
-    store.produce(AGGREGATED + "part-00003.log", b"whose?")
+    store.produce(AGGREGATED + "part-00003.log", b"foreign")
     complete_hour(store, STREAM, HOUR)
     assert_right(store, STREAM)
-    assert store.body(AGGREGATED + "part-00003.log") == b"whose?"
+    assert store.body(AGGREGATED + "part-00003.log") == b"foreign"
 
 
 def test_remaining_stray_parts_are_removed_before_the_marker() -> None:
@@ -219,7 +219,7 @@ def test_run_that_begins_before_the_marker_removes_it(store: FakeStore, point: s
 
 
 def _discard(_: object) -> None:
-    """A rule's function returns nothing."""
+    """Drop a result: the function of a rule returns nothing."""
 
 
 def test_removed_marker_is_not_restored_without_a_plan(store: FakeStore) -> None:

@@ -1,4 +1,4 @@
-"""CRCs are those of the catalogue, add up when pieces are joined, and are read as S3 writes them."""
+"""CRCs match the catalogue, can be combined, and are read as S3 writes them."""
 
 import zlib
 
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from include.log_rollup import crc
 
-# The check values of https://reveng.sourceforge.io/crc-catalogue/all.htm: the CRC of the nine digits.
+# The check values of https://reveng.sourceforge.io/crc-catalogue/all.htm: the CRC of the nine digits 1 to 9.
 CHECKED = b"123456789"
 
 

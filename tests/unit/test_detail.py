@@ -1,4 +1,4 @@
-"""One hour in full, complete and being built."""
+"""The details of an hour that is complete, being built, or damaged."""
 
 import gzip
 import json
@@ -76,7 +76,7 @@ def test_hour_without_a_marker_or_a_claim_has_no_parts(store: FakeStore) -> None
     assert (detail.status.state, list(detail.parts), detail.unclear) == (HourStatus.INCOMPLETE, [], "")
 
 
-def packed_json(value: Any) -> bytes:
+def gzip_json(value: Any) -> bytes:
     return gzip.compress(json.dumps(value).encode())
 
 
@@ -94,7 +94,7 @@ def packed_json(value: Any) -> bytes:
 def test_manifest_of_another_shape_leaves_the_parts_unclear(store: FakeStore, change: dict[str, Any]) -> None:
     run_hour(store, STREAM)
     header, _ = manifest_of(store)
-    store.produce(MANIFEST, packed_json({**header, **change}) + gzip.compress(b"\n"))
+    store.produce(MANIFEST, gzip_json({**header, **change}) + gzip.compress(b"\n"))
     detail = read_hour(store, STREAM, HOUR)
     assert (detail.status.state, list(detail.parts)) == (HourStatus.COMPLETE, [])
     assert f"s3://logs/{MANIFEST}" in detail.unclear
@@ -120,12 +120,12 @@ def test_damaged_receipt_hides_only_the_parts_of_its_shard(store: FakeStore) -> 
     assert len(planned.shards) > 1
     for ref in planned.shards:
         pack_shard(store, STREAM, ref)
-    whole = len(read_hour(store, STREAM, HOUR).parts)
+    complete_count = len(read_hour(store, STREAM, HOUR).parts)
     receipt = next(key for key in store.listing(WORK) if "/receipt-" in key)
-    for body in (b"not gzip", packed_json([]), packed_json({"format": 1}), gzip.compress(b"[" * 200_000)):
+    for body in (b"not gzip", gzip_json([]), gzip_json({"format": 1}), gzip.compress(b"[" * 200_000)):
         store.produce(receipt, body)
         detail = read_hour(store, STREAM, HOUR)
-        assert 0 < len(detail.parts) < whole
+        assert 0 < len(detail.parts) < complete_count
         assert detail.planned is not None
 
 

@@ -1,4 +1,4 @@
-"""doctor tries what the tasks need of a store, and says what it means where the store lacks it."""
+"""doctor tries each operation that the tasks need, and explains what a missing operation means."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,7 +26,7 @@ RAW_KEY = "raw/app/20261123/08/a.log"
 
 
 class Store(FakeStore):
-    """A store in memory that can say where it is."""
+    """A store in memory that has an endpoint and a region."""
 
     client = SimpleNamespace(meta=SimpleNamespace(endpoint_url="http://s3", region_name="us-east-1"))
 
@@ -36,7 +36,7 @@ Examine = Callable[[FakeStore], dict[str, Check]]
 
 @pytest.fixture
 def examine(monkeypatch: pytest.MonkeyPatch) -> Examine:
-    """The checks of a store by their names; whatever they find, nothing is left in the store."""
+    """Return a function that runs doctor's checks, by name, and checks that they leave no objects."""
 
     def check(store: FakeStore) -> dict[str, Check]:
         store.produce(RAW_KEY, b"line\n")

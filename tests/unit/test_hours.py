@@ -1,4 +1,4 @@
-"""Hours are UTC, whatever the offset of the time that names them, and have their fixed places in the bucket."""
+"""Hours are UTC, whatever the offset of the given time, and have fixed paths in the bucket."""
 
 from datetime import UTC, datetime, timedelta, timezone
 
@@ -24,7 +24,7 @@ from include.log_rollup.storage.protocol import Location
 from tests.support.hour_in_memory import WORK, make_stream
 from tests.support.raw_hours import AGGREGATED, HOUR, RAW
 
-# From 2000 to 2100.
+# The years 2000 to 2099.
 instants = st.builds(
     datetime.fromtimestamp,
     st.integers(946_684_800, 4_102_444_800),

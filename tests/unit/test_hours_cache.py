@@ -1,4 +1,4 @@
-"""What the page Hours keeps of the bucket, and when it reads again."""
+"""What the page Hours caches of the bucket, and when it reads again."""
 
 import threading
 from collections.abc import Iterator, Mapping
@@ -21,7 +21,7 @@ DAY = [datetime(2026, 11, 23, hour, tzinfo=UTC) for hour in range(24)]
 
 
 class Clock:
-    """A clock that stands until it is moved."""
+    """A clock that only moves when it is advanced."""
 
     def __init__(self, now: datetime) -> None:
         self.now = now
@@ -29,18 +29,18 @@ class Clock:
     def __call__(self) -> datetime:
         return self.now
 
-    def pass_by(self, duration: timedelta) -> None:
+    def advance(self, duration: timedelta) -> None:
         self.now += duration
 
 
 class Bucket:
-    """Hands out one fake store, and counts how often it is opened and how many are open."""
+    """Opens one fake store, and counts how often it was opened and how many are open."""
 
     def __init__(self) -> None:
         self.store = FakeStore()
         self.broken = False
         self.opened = 0
-        self.most = 0
+        self.most_open = 0
         self._open = 0
         self._lock = threading.Lock()
 
@@ -51,7 +51,7 @@ class Bucket:
         with self._lock:
             self.opened += 1
             self._open += 1
-            self.most = max(self.most, self._open)
+            self.most_open = max(self.most_open, self._open)
         try:
             yield self.store
         finally:
@@ -59,7 +59,7 @@ class Bucket:
                 self._open -= 1
 
     def reads(self) -> int:
-        """How many requests came since the last time."""
+        """Return the number of requests since the last call."""
         count = len(self.store.log)
         self.store.log.clear()
         return count
@@ -79,76 +79,76 @@ def clock() -> Clock:
     return Clock(HOUR + timedelta(hours=3))
 
 
-def look(
+def read_all(
     cache: MarkerCache, touched: Mapping[datetime, datetime] | None = None, refresh: bool = False
 ) -> CachedHours:
-    """Look and wait for all of it."""
+    """Request all hours of the day, and wait until they are read."""
     return cache.request(STREAM, DAY, touched or {}, refresh=refresh, wait_seconds=60)
 
 
 def test_hour_is_not_read_again_while_its_entry_is_valid(bucket: Bucket, clock: Clock) -> None:
     cache = MarkerCache(bucket, clock)
-    known = look(cache)
+    known = read_all(cache)
     assert (known.pending, known.error) == (0, "")
     states = {hour: read.summary.state for hour, read in known.hours.items()}
     assert states == dict.fromkeys(DAY, HourStatus.INCOMPLETE) | {HOUR: HourStatus.COMPLETE}
-    # One request for the hour that is complete, two for each other.
+    # One request for the complete hour, two for each other hour.
     assert bucket.reads() == 1 + 2 * 23
-    look(cache)
+    read_all(cache)
     assert bucket.reads() == 0
-    clock.pass_by(MAX_AGE[True, False] + timedelta(seconds=1))
-    look(cache)
+    clock.advance(MAX_AGE[True, False] + timedelta(seconds=1))
+    read_all(cache)
     assert bucket.reads() == 2 * 23
 
 
 def test_complete_past_hours_are_cached_longest(bucket: Bucket, clock: Clock) -> None:
     cache = MarkerCache(bucket, clock)
-    clock.pass_by(timedelta(days=9))
-    look(cache)
+    clock.advance(timedelta(days=9))
+    read_all(cache)
     bucket.reads()
-    clock.pass_by(MAX_AGE[False, False] + timedelta(seconds=1))
-    look(cache)
+    clock.advance(MAX_AGE[False, False] + timedelta(seconds=1))
+    read_all(cache)
     assert bucket.reads() == 2 * 23
-    clock.pass_by(MAX_AGE[False, True])
-    look(cache)
+    clock.advance(MAX_AGE[False, True])
+    read_all(cache)
     assert bucket.reads() == 1 + 2 * 23
 
 
 def test_hour_whose_run_changed_is_read_again(bucket: Bucket, clock: Clock) -> None:
     cache = MarkerCache(bucket, clock)
-    look(cache)
+    read_all(cache)
     bucket.reads()
     bucket.store.delete("logs", [MARKER])
     bucket.reads()
-    clock.pass_by(timedelta(seconds=5))
-    known = look(cache, touched={HOUR: clock.now})
+    clock.advance(timedelta(seconds=5))
+    known = read_all(cache, touched={HOUR: clock.now})
     assert known.hours[HOUR].summary.state is HourStatus.INCOMPLETE
     assert bucket.reads() == 2
 
 
 def test_refresh_reads_all_hours_once_at_a_time(bucket: Bucket, clock: Clock) -> None:
     cache = MarkerCache(bucket, clock)
-    look(cache)
+    read_all(cache)
     bucket.reads()
-    look(cache, refresh=True)
+    read_all(cache, refresh=True)
     assert bucket.reads() == 0
-    clock.pass_by(timedelta(seconds=5))
-    look(cache, refresh=True)
+    clock.advance(timedelta(seconds=5))
+    read_all(cache, refresh=True)
     assert bucket.reads() == 1 + 2 * 23
 
 
 def test_failing_bucket_is_reported_and_keeps_known_hours(bucket: Bucket, clock: Clock) -> None:
     cache = MarkerCache(bucket, clock)
-    look(cache)
+    read_all(cache)
     bucket.broken = True
-    clock.pass_by(timedelta(minutes=1))
-    known = look(cache)
+    clock.advance(timedelta(minutes=1))
+    known = read_all(cache)
     assert (known.error, known.pending) == ("the access key is not known to the server", 0)
     assert known.hours[HOUR].summary.state is HourStatus.COMPLETE
     bucket.broken = False
-    assert look(cache).error == known.error
-    clock.pass_by(FAILURE_PAUSE + timedelta(seconds=1))
-    assert look(cache).error == ""
+    assert read_all(cache).error == known.error
+    clock.advance(FAILURE_PAUSE + timedelta(seconds=1))
+    assert read_all(cache).error == ""
 
 
 def test_one_store_is_open_at_a_time_for_many_requests(bucket: Bucket, clock: Clock) -> None:
@@ -164,7 +164,7 @@ def test_one_store_is_open_at_a_time_for_many_requests(bucket: Bucket, clock: Cl
         thread.join()
     known = [cache.request(stream, DAY, {}) for stream in streams]
     assert [len(one.hours) for one in known] == [24] * 8
-    assert bucket.most == 1
+    assert bucket.most_open == 1
 
 
 def test_waiting_requests_wake_when_reading_ends_or_fails(bucket: Bucket, clock: Clock) -> None:
@@ -173,10 +173,10 @@ def test_waiting_requests_wake_when_reading_ends_or_fails(bucket: Bucket, clock:
     assert cache.when_read(STREAM, []).done()
     gate = threading.Event()
 
-    def hold() -> None:
+    def wait_for_gate() -> None:
         assert gate.wait(60)
 
-    bucket.store.on("READ", "", hold)
+    bucket.store.on("READ", "", wait_for_gate)
     assert cache.request(STREAM, DAY, {}).pending == len(DAY)
     waiting, given_up = cache.when_read(STREAM, DAY), cache.when_read(STREAM, DAY)
     assert not waiting.done()
@@ -184,7 +184,7 @@ def test_waiting_requests_wake_when_reading_ends_or_fails(bucket: Bucket, clock:
     gate.set()
     waiting.result(60)
     assert cache.cached(STREAM, DAY).pending == 0
-    clock.pass_by(timedelta(minutes=1))
+    clock.advance(timedelta(minutes=1))
     bucket.broken = True
     cache.request(STREAM, DAY, {}, refresh=True)
     cache.when_read(STREAM, DAY).result(60)
@@ -194,8 +194,8 @@ def test_waiting_requests_wake_when_reading_ends_or_fails(bucket: Bucket, clock:
 def test_damaged_hour_is_read_as_often_as_an_incomplete_one(bucket: Bucket, clock: Clock) -> None:
     bucket.store.produce(MARKER, b"")
     cache = MarkerCache(bucket, clock)
-    assert look(cache).hours[HOUR].summary.state is HourStatus.DAMAGED
+    assert read_all(cache).hours[HOUR].summary.state is HourStatus.DAMAGED
     bucket.reads()
-    clock.pass_by(MAX_AGE[True, False] + timedelta(seconds=1))
-    look(cache)
+    clock.advance(MAX_AGE[True, False] + timedelta(seconds=1))
+    read_all(cache)
     assert bucket.reads() == 1 + 2 * 23

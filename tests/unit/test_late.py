@@ -1,4 +1,4 @@
-"""A look at complete hours finds exactly those whose raw objects have changed, and touches none."""
+"""The late check finds exactly the complete hours whose raw objects changed, and changes nothing."""
 
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
@@ -19,7 +19,7 @@ STREAM = make_stream(ready_object="DONE")
 
 @pytest.fixture
 def store() -> FakeStore:
-    """A store with one complete hour."""
+    """Return a store with one complete hour."""
     store = FakeStore()
     produce(store, {**RAW_HOUR, "DONE": b""})
     run_hour(store, STREAM)
@@ -27,12 +27,12 @@ def store() -> FakeStore:
     return store
 
 
-def look(store: FakeStore) -> Looked:
+def check(store: FakeStore) -> Looked:
     return look_back(store, STREAM, [HOUR - timedelta(hours=1), HOUR, HOUR + timedelta(hours=1)])
 
 
-def changes_of(looked: Looked) -> Changes:
-    (found,) = looked.changed
+def changes_of(result: Looked) -> Changes:
+    (found,) = result.changed
     assert found.hour == HOUR
     return found.changes
 
@@ -48,8 +48,8 @@ def test_hours_of_the_last_days_have_all_ended() -> None:
 
 
 def test_unchanged_hour_needs_only_its_listing_and_marker(store: FakeStore) -> None:
-    looked = look(store)
-    assert (looked.hours, looked.complete, looked.changed, looked.unclear) == (3, 1, [], [])
+    result = check(store)
+    assert (result.hours, result.complete, result.changed, result.unclear) == (3, 1, [], [])
     assert {(operation.kind, operation.key) for operation in store.log if operation.kind != "LIST"} >= {
         ("READ", MARKER)
     }
@@ -70,11 +70,11 @@ CHANGES: dict[str, tuple[Callable[[FakeStore], object], Changes]] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_late_and_changed_objects_cause_a_rerun(store: FakeStore, change: str) -> None:
-    happens, expected = CHANGES[change]
-    happens(store)
-    looked = look(store)
-    assert changes_of(looked) == expected
-    assert looked.changed[0].wants_rerun
+    change_hour, expected = CHANGES[change]
+    change_hour(store)
+    result = check(store)
+    assert changes_of(result) == expected
+    assert result.changed[0].wants_rerun
     assert store.writes() == []
 
 
@@ -87,34 +87,34 @@ def test_vanished_objects_are_reported_without_a_rerun(
         store.vanish(RAW + name)
     if late:
         produce(store, {"z.log": b"late"})
-    looked = look(store)
-    assert changes_of(looked).vanished == [RAW + name for name in names]
-    assert bool(changes_of(looked).late) == late
-    assert not looked.changed[0].wants_rerun
+    result = check(store)
+    assert changes_of(result).vanished == [RAW + name for name in names]
+    assert bool(changes_of(result).late) == late
+    assert not result.changed[0].wants_rerun
 
 
 @pytest.mark.parametrize("name", ["_late", ".late", "host/", "x/_temporary/late.log"])
 def test_late_objects_that_are_not_packed_are_ignored(store: FakeStore, name: str) -> None:
     produce(store, {name: b"" if name.endswith("/") else b"x"})
-    assert look(store).changed == []
+    assert check(store).changed == []
 
 
 def test_object_rewritten_with_the_same_bytes_is_unchanged(store: FakeStore) -> None:
     store.produce(RAW + "c.log", RAW_HOUR["c.log"], modified=store.now.timestamp())
-    assert look(store).changed == []
+    assert check(store).changed == []
 
 
 @pytest.mark.parametrize("settings", [{"part_size": 128}, {"ensure_newline": True}], ids=str)
 def test_changed_settings_do_not_make_an_hour_late(store: FakeStore, settings: dict[str, int | bool]) -> None:
-    looked = look_back(store, make_stream(ready_object="DONE", **settings), [HOUR])
-    assert (looked.complete, looked.changed) == (1, [])
+    result = look_back(store, make_stream(ready_object="DONE", **settings), [HOUR])
+    assert (result.complete, result.changed) == (1, [])
 
 
 def test_incomplete_hour_is_left_to_its_own_run(store: FakeStore) -> None:
     produce(store, {"z.log": b"late"})
     plan_hour(store, STREAM, HOUR, "a run")
-    looked = look(store)
-    assert (looked.hours, looked.complete, looked.changed) == (3, 0, [])
+    result = check(store)
+    assert (result.hours, result.complete, result.changed) == (3, 0, [])
 
 
 @pytest.mark.parametrize("manifest", [None, b"damaged"])
@@ -125,9 +125,9 @@ def test_missing_manifest_is_reported_and_other_hours_checked(
     store.vanish(MANIFEST)
     if manifest:
         store.produce(MANIFEST, manifest)
-    looked = look(store)
-    assert (looked.hours, looked.complete, looked.changed) == (3, 1, [])
-    (unclear,) = looked.unclear
+    result = check(store)
+    assert (result.hours, result.complete, result.changed) == (3, 1, [])
+    (unclear,) = result.unclear
     assert unclear.startswith(
         "2026-11-23T08:00:00Z: s3://logs/" if manifest else "2026-11-23T08:00:00Z: there"
     )
@@ -136,11 +136,11 @@ def test_missing_manifest_is_reported_and_other_hours_checked(
 def test_store_error_is_raised(store: FakeStore) -> None:
     store.on("LIST", "", AccessError("denied"))
     with pytest.raises(AccessError):
-        look(store)
+        check(store)
 
 
 def test_rerun_resolves_what_was_found(store: FakeStore) -> None:
     produce(store, {"z.log": b"late", "c.log": b"C"})
-    assert look(store).changed
+    assert check(store).changed
     run_hour(store, STREAM)
-    assert look(store).changed == []
+    assert check(store).changed == []

@@ -1,4 +1,4 @@
-"""Dependencies point one way: the pipeline knows neither Airflow nor boto3 nor the plugin that serves it."""
+"""Dependencies point one way: the pipeline imports neither Airflow nor boto3 nor the plugin."""
 
 import ast
 import subprocess
@@ -13,12 +13,12 @@ from include.log_rollup.streams import INCLUDE
 FORBIDDEN = ("airflow", "boto3", "botocore", "log_rollup_plugin", "dags", "tests")
 ROOT = INCLUDE.parent
 DEVELOPMENT = frozenset({"dev", "benchmarks", "simulation", "tests"})
-# What the files of each folder must not import, inside functions included.
+# What the files of each folder must not import, also inside functions.
 NOT_IMPORTED_BY = {
     **dict.fromkeys(("dags", "plugins", "include", "deploy", "examples"), DEVELOPMENT),
     **dict.fromkeys(("dev", "benchmarks", "simulation"), frozenset({"tests"})),
 }
-# Imports every module of the pipeline in an interpreter of its own, and tells what that has brought along.
+# Imports every module of the pipeline in a new interpreter, and prints which packages were imported.
 PROBE = """
 import importlib, pkgutil, sys
 import include.log_rollup as pipeline

@@ -1,4 +1,4 @@
-"""A listing over several connections is the one that a single one gives, and waits for fewer pages in a row."""
+"""A listing over several connections gives the same rows as one connection, also from servers unlike S3."""
 
 import random
 import re
@@ -35,7 +35,7 @@ names = st.lists(
 
 
 def store_with(keys: list[str], page_size: int = 3, **options: Any) -> FakeStore:
-    """A store with an object of each name, and some before and behind the prefix."""
+    """Return a store with an object of each name, and others before and after the prefix."""
     store = FakeStore(page_size=page_size, **options)
     for key in ["raw/app/20261123/07/z", "raw/app/20261123/09/a", *(PREFIX.key + key for key in keys)]:
         store.produce(key, key.encode())
@@ -76,7 +76,7 @@ def test_pages_are_requested_in_parallel(form: str) -> None:
 
     store.on("LIST", "", late, times=10**6)
     assert len(list_all(store, PREFIX)) == 1000
-    # Of four, no thread does more than twice its share.
+    # No thread makes more than twice its share of the requests.
     assert max(counts.values()) <= 500
 
 
@@ -113,11 +113,11 @@ def test_parallel_requests_stay_within_the_connections() -> None:
     threads: set[int] = set()
     store.on("LIST", "", lambda: threads.add(threading.get_ident()), times=10**6)
     list_all(store, PREFIX)
-    # The first page is asked for by the caller itself, before there are others.
+    # The caller itself requests the first page.
     assert len(threads) <= 3 + 1
 
 
-# -- listings that are not S3's ------------------------------------------------------------------------
+# -- listings unlike S3's ------------------------------------------------------------------------------
 
 UNTRUSTED = "cannot be trusted: repair or update the server, then clear the task"
 NAMES = [
@@ -126,38 +126,38 @@ NAMES = [
 
 
 def folders_last(keys: list[str]) -> list[str]:
-    """The files of a folder before its folders, as servers over a file system list them."""
+    """List the files of a folder before its folders, as servers over a file system do."""
     return sorted(keys, key=lambda key: [(1, step) for step in key.split("/")[:-1]] + [(0, key)])
 
 
-def folders_as_steps(keys: list[str]) -> list[str]:
-    """Step by step of the path: ``b/00`` before ``b.d/00``, though the full stop comes before the slash."""
+def folders_by_step(keys: list[str]) -> list[str]:
+    """Sort step by step of the path: ``b/00`` before ``b.d/00``, though "." is less than "/"."""
     return sorted(keys, key=lambda key: key.split("/"))
 
 
 def folder_twice(keys: list[str]) -> list[str]:
-    """What lies below an explicit folder object is listed with the folder, and once more on its own."""
+    """List the keys below an explicit folder object with the folder, and once more on their own."""
     return keys + [key for key in keys if "/a/" in key]
 
 
-def each_twice(keys: list[str]) -> list[str]:
-    """Every key in a row with itself."""
+def every_key_twice(keys: list[str]) -> list[str]:
+    """List every key twice in a row."""
     return [key for key in keys for _ in range(2)]
 
 
 def reversed_keys(keys: list[str]) -> list[str]:
-    """Backwards."""
+    """List the keys backwards."""
     return keys[::-1]
 
 
 ORDERS = {
     order.__name__: order
-    for order in (list, folders_last, folders_as_steps, folder_twice, each_twice, reversed_keys)
+    for order in (list, folders_last, folders_by_step, folder_twice, every_key_twice, reversed_keys)
 }
 
 
-def lister(names: list[str] = NAMES, page_size: int = 5, **options: Any) -> OddLister:
-    """A store with an object of each name below the prefix, and others around it."""
+def odd_lister(names: list[str] = NAMES, page_size: int = 5, **options: Any) -> OddLister:
+    """Return a store with an object of each name below the prefix, and others around it."""
     store = OddLister(page_size=page_size, **options)
     for key in ["raw/app/20261123/07/z", "raw/app/20261123/09/a", *(PREFIX.key + name for name in names)]:
         store.produce(key, key.encode())
@@ -165,7 +165,7 @@ def lister(names: list[str] = NAMES, page_size: int = 5, **options: Any) -> OddL
 
 
 def rows_of(store: FakeStore) -> list[ObjectInfo]:
-    """All rows in order, each once."""
+    """Return all rows in order, each once."""
     return [
         ObjectInfo(key, len(store.body(key)), store.stored(key).etag) for key in store.listing(PREFIX.key)
     ]
@@ -178,7 +178,7 @@ def rows_of(store: FakeStore) -> list[ObjectInfo]:
 def test_each_key_is_listed_once_in_any_order(
     order: str, start_after: str, page_size: int, connections: int
 ) -> None:
-    store = lister(
+    store = odd_lister(
         order=ORDERS[order], start_after=start_after, page_size=page_size, control_connections=connections
     )
     assert list_by_token(store, PREFIX) == rows_of(store)
@@ -186,7 +186,7 @@ def test_each_key_is_listed_once_in_any_order(
     store.log.clear()
     found = list_all(store, PREFIX)
     if start_after == "tree":
-        # A listing from the middle that leaves keys out looks right; validation lists without one.
+        # A listing from the middle that omits keys cannot be noticed; validation lists from the start.
         assert set(found) <= set(rows_of(store))
     else:
         assert found == rows_of(store)
@@ -213,7 +213,7 @@ def test_any_order_with_any_repetition_gives_each_key_once(
         placed = zip(places, [*listed, *again], strict=False)
         return [key for _, key in sorted(placed)]
 
-    store = lister(keys, page_size, order=order, start_after=start_after, control_connections=connections)
+    store = odd_lister(keys, page_size, order=order, start_after=start_after, control_connections=connections)
     assert list_all(store, PREFIX) == rows_of(store)
     assert list_by_token(store, PREFIX, page_size) == rows_of(store)
 
@@ -264,7 +264,7 @@ def test_contradictory_listing_is_an_error(
     change: Callable[[ListPage, str | None], ListPage], connections: int
 ) -> None:
     for read in (list_all, list_by_token, lambda store, prefix: list(pages_by_token(store, prefix))):
-        store = lister(change=change, control_connections=connections)
+        store = odd_lister(change=change, control_connections=connections)
         with pytest.raises(ListingError, match=re.escape(CONTRADICTIONS[change])) as caught:
             read(store, PREFIX)
         assert str(PREFIX) in str(caught.value)
@@ -279,7 +279,7 @@ def test_pages_repeated_under_new_tokens_are_an_error() -> None:
         pages.append(page)
         return replace(pages[0], truncated=True, token=str(int(token or 0) + 1))
 
-    store = lister(change=repeated)
+    store = odd_lister(change=repeated)
     with pytest.raises(ListingError, match="without a new object"):
         list_all(store, PREFIX)
     assert len(store.log) < 600
@@ -290,7 +290,7 @@ def test_few_empty_pages_are_accepted() -> None:
         place = int(token or 0)
         return replace(page, objects=page.objects if place % 50 == 0 else ())
 
-    store = lister([f"{number:03d}" for number in range(200)], 1, change=sparse, control_connections=1)
+    store = odd_lister([f"{number:03d}" for number in range(200)], 1, change=sparse, control_connections=1)
     expected = rows_of(store)[::50]
     assert list_all(store, PREFIX) == list_by_token(store, PREFIX) == expected
 
@@ -299,10 +299,10 @@ def test_row_without_etag_gets_the_etag_of_head() -> None:
     def bare(page: ListPage, _: str | None) -> ListPage:
         return replace(page, objects=[row._replace(etag="") for row in page.objects])
 
-    store = lister(change=bare)
+    store = odd_lister(change=bare)
     store.on("HEAD", "00.log", lambda: store.vanish(PREFIX.key + "00.log"))
     found = list_all(store, PREFIX)
-    # One has vanished between the listing and its HEAD.
+    # One object vanishes between the listing and its HEAD.
     assert found == rows_of(store)
     assert len(found) == len(NAMES) - 1
     assert list_by_token(store, PREFIX) == found
@@ -322,8 +322,8 @@ def test_row_wrongly_listed_as_empty_gets_its_size(etag_is_md5: bool) -> None:
 
 
 def test_objects_changed_between_two_listings_are_retried() -> None:
-    """Out of order, the listing is read again: what was handed out before must still be so."""
-    store = lister(order=folders_last, control_connections=1)
+    """After keys out of order, the prefix is listed again: rows already returned must still be the same."""
+    store = odd_lister(order=folders_last, control_connections=1)
     first = next(iter(pages_by_token(store, PREFIX))).objects[0].key
     store.log.clear()
 
@@ -337,7 +337,7 @@ def test_objects_changed_between_two_listings_are_retried() -> None:
     assert list_by_token(store, PREFIX) == rows_of(store)
 
 
-# -- whole hours on such servers -----------------------------------------------------------------------
+# -- complete hours on such servers --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("connections", [1, 4])
@@ -347,12 +347,12 @@ def test_hour_is_packed_correctly_in_any_listing_order(
     order: str, start_after: str, connections: int
 ) -> None:
     stream = make_stream(part_size=400, shard_size=2000)
-    store = lister(order=ORDERS[order], start_after=start_after, control_connections=connections)
+    store = odd_lister(order=ORDERS[order], start_after=start_after, control_connections=connections)
     for attempt in range(3):
         try:
             totals = run_hour(store, stream)
         except InputChangedError:
-            # Where the parallel listing left keys out, validation finds them, and the next planning lists as it.
+            # Validation finds keys that the parallel listing omitted; the next plan then lists by token.
             assert (start_after, attempt) == ("tree", 0)
             continue
         break
@@ -366,7 +366,7 @@ def test_hour_is_packed_correctly_in_any_listing_order(
 def test_hour_is_not_packed_from_a_contradictory_listing(
     change: Callable[[ListPage, str | None], ListPage],
 ) -> None:
-    store = lister(change=change)
+    store = odd_lister(change=change)
     with pytest.raises(ListingError):
         run_hour(store, make_stream())
     assert store.writes() == []

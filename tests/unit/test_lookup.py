@@ -1,4 +1,4 @@
-"""A raw object is found in its part and read from there, and never handed out with other bytes than its own."""
+"""A raw object is found in its part and read from there, and is never returned with wrong bytes."""
 
 import pytest
 
@@ -24,7 +24,7 @@ STREAM = make_stream(ensure_newline=True)
 
 @pytest.fixture
 def store() -> FakeStore:
-    """A store with a complete hour whose raw objects have expired."""
+    """Return a store with a complete hour whose raw objects have expired."""
     store = FakeStore()
     produce(store, NAMES)
     run_hour(store, STREAM)
