@@ -1,6 +1,6 @@
 """Measures the memory of each step on an hour of a million objects, including a plan of the complete hour."""
 
-from benchmarks.report import machine, verdict
+from benchmarks.results import machine, verdict
 from benchmarks.settings import BUILD, CONNECTIONS, PROJECT, Settings
 from benchmarks.steps import StepResult, SyntheticServer, scratch, step
 from benchmarks.table import as_table, write_json

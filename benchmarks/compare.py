@@ -15,7 +15,7 @@ import psutil
 from benchmarks import peers
 from benchmarks.measure import Limits, Observed, run
 from benchmarks.peers import OURS, Peer, Run
-from benchmarks.report import Measurement, Outcome, Row, print_table, print_verdicts
+from benchmarks.results import Measurement, Outcome, Row, print_table, print_verdicts
 from benchmarks.settings import BUILD, PROJECT, Settings
 from benchmarks.testbed import Testbed, md5_of, testbed_for
 from benchmarks.tools import MissingError

@@ -2,7 +2,7 @@
 
 from statistics import median
 
-from benchmarks.report import machine
+from benchmarks.results import machine
 from benchmarks.settings import BUILD, CONNECTIONS, PART_BYTES, PROJECT, Settings
 from benchmarks.steps import SyntheticServer, scratch, step
 from benchmarks.table import as_table, write_json

@@ -1,6 +1,6 @@
 """Measures how the pack step's throughput grows with its connections when every response is delayed."""
 
-from benchmarks.report import machine
+from benchmarks.results import machine
 from benchmarks.settings import BUILD, PART_BYTES, PROJECT, Settings
 from benchmarks.steps import StepResult, SyntheticServer, scratch, step
 from benchmarks.table import as_table, write_json

@@ -1,6 +1,6 @@
 """Measures the planner on an hour of a million objects, from the listing to the written plan and shards."""
 
-from benchmarks.report import machine, verdict
+from benchmarks.results import machine, verdict
 from benchmarks.settings import BUILD, CONNECTIONS, PART_BYTES, PROJECT, Settings
 from benchmarks.steps import SyntheticServer, scratch, step
 from benchmarks.table import as_table, write_json

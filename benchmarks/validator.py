@@ -4,7 +4,7 @@ rclone and moto accept any CRC, so validation has to read parts back. S3 and :mo
 them.
 """
 
-from benchmarks.report import machine, verdict
+from benchmarks.results import machine, verdict
 from benchmarks.settings import BUILD, CONNECTIONS, PROJECT, Settings
 from benchmarks.steps import SyntheticServer, scratch, step
 from benchmarks.table import as_table, write_json

@@ -14,9 +14,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
+from dev.demo.hour_table import BadMarkerError, HourResult, read_marker, render
 from dev.demo.hour_watch import DemoFailedError, HourWatch, describe_import_failures
 from dev.demo.progress import Progress
-from dev.demo.report import BadMarkerError, HourResult, read_marker, render
 from dev.made_logs.dataset import DAG_ID, STREAM, Dataset, NotEnoughDiskError, make_dataset, read_dataset
 from dev.s3_client import S3Client
 from dev.stack.airflow_api import AirflowApi, DagRun
