@@ -1,8 +1,11 @@
 # The slim official image of the locked Airflow version: all other packages come from the locks.
+# A tag can be moved. docs/DEPLOY.md says how to pin the digest, which is not known to this repository.
 FROM apache/airflow:slim-3.3.2-python3.12
 
 COPY --chown=airflow:0 requirements.txt requirements-fleet.txt /opt/log-rollup/
-RUN pip install --no-cache-dir -r /opt/log-rollup/requirements.txt -r /opt/log-rollup/requirements-fleet.txt
+# The locks are complete. Without --no-deps, pip resolves `celery[redis]` again and refuses it as not pinned by hash.
+RUN pip install --no-cache-dir --no-deps --require-hashes \
+    -r /opt/log-rollup/requirements.txt -r /opt/log-rollup/requirements-fleet.txt
 
 COPY --chown=airflow:0 dags /opt/log-rollup/dags
 COPY --chown=airflow:0 plugins /opt/log-rollup/plugins

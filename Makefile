@@ -1,5 +1,5 @@
 # The project's commands. `make` alone lists them.
-# It keeps to what GNU make 3.81 knows, because that is the one that macOS ships.
+# It uses only what GNU make 3.81 has, the version that macOS ships.
 
 SHELL := /bin/sh
 PYTHON ?= python3
@@ -7,12 +7,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LOCKS := requirements.txt requirements-fleet.txt requirements-dev.txt
-# There only if the environment is complete and made from the present locks.
+# Exists only if the environment is complete and matches the locks.
 ENVIRONMENT := $(VENV)/.stamp
 
-COMPILE := pip compile --universal --python-version 3.11 --no-emit-index-url --no-header -q
+COMPILE := pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -q
 
-# Without it uv fetches an interpreter of its own when it likes none of those that are there.
+# Otherwise uv downloads an interpreter if none of the installed ones fits.
 export UV_PYTHON_DOWNLOADS := never
 
 .DEFAULT_GOAL := help
@@ -25,14 +25,14 @@ demo: HOURS ?= 3
 demo: OBJECTS ?= 300
 demo: PARALLELISM ?= 8
 demo: S3 ?= rclone
-demo: $(ENVIRONMENT) ## roll up made raw hours in a real Airflow, from nothing to a table (HOURS=3 OBJECTS=300 PARALLELISM=8 S3=rclone|ministack|moto)
+demo: $(ENVIRONMENT) ## roll up made raw hours in a real Airflow, and print a table of them (HOURS=3 OBJECTS=300 PARALLELISM=8 S3=rclone|ministack|moto)
 	@$(BIN)/python -m dev.demo run --hours $(HOURS) --objects $(OBJECTS) --parallelism $(PARALLELISM) --s3 $(S3)
 
 up: S3 ?= rclone
-up: $(ENVIRONMENT) ## leave the same Airflow running, and say where it is (S3=rclone|ministack|moto)
+up: $(ENVIRONMENT) ## start the same Airflow, leave it running, and print its address (S3=rclone|ministack|moto)
 	@$(BIN)/python -m dev.demo up --s3 $(S3)
 
-down: $(ENVIRONMENT) ## stop what `make up` has left running
+down: $(ENVIRONMENT) ## stop what `make up` has started
 	@$(BIN)/python -m dev.demo down
 
 test: $(ENVIRONMENT) ## run the whole test suite
@@ -43,19 +43,19 @@ test-fast: $(ENVIRONMENT) ## run the unit and Dag tests, which need no S3 server
 
 simulate: SEEDS ?= 10000
 simulate: FIRST ?= 0
-simulate: $(ENVIRONMENT) ## simulate lives of hours with every fault there is, and check each (SEEDS=10000 FIRST=0)
+simulate: $(ENVIRONMENT) ## simulate hours with faults and crashes, one for each seed, and check each (SEEDS=10000 FIRST=0)
 	@$(BIN)/python -m simulation --seeds $(SEEDS) --first $(FIRST)
 
-test-soak: $(ENVIRONMENT) ## run the tests that take longer than the suite may
+test-soak: $(ENVIRONMENT) ## run the tests that take too long for the suite
 	$(BIN)/python -m pytest -m soak
 
-fleet-test: $(ENVIRONMENT) ## run PostgreSQL, Redis, Airflow and Celery workers as the compose file says, and watch the cap
+fleet-test: $(ENVIRONMENT) ## run PostgreSQL, Redis, Airflow and Celery workers as in the compose file, and count their sockets
 	$(BIN)/python -m pytest -m fleet -s tests/fleet
 
-mwaa: $(ENVIRONMENT) ## build what Amazon MWAA takes, in build/mwaa
+mwaa: $(ENVIRONMENT) ## build the files for Amazon MWAA, in build/mwaa
 	@$(BIN)/python -m deploy.mwaa build/mwaa
 
-lint: $(ENVIRONMENT) check-lock ## check style, types, and that the locks are in step with their inputs
+lint: $(ENVIRONMENT) check-lock ## check style, types, and that the locks match their inputs
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
@@ -67,13 +67,13 @@ bench: $(ENVIRONMENT) ## measure against boto3, s5cmd and others; writes build/b
 docs: $(ENVIRONMENT) ## write docs/REFERENCE.md from the code
 	@$(BIN)/python -m dev.reference
 
-lock: $(ENVIRONMENT) ## resolve requirements*.in into the locked requirements*.txt (UPGRADE=1: to the newest releases)
+lock: $(ENVIRONMENT) ## resolve requirements*.in into the locks requirements*.txt (UPGRADE=1: to the newest releases)
 	$(BIN)/uv $(COMPILE) $(if $(UPGRADE),--upgrade) requirements.in -o requirements.txt
 	$(BIN)/uv $(COMPILE) $(if $(UPGRADE),--upgrade) requirements-fleet.in -o requirements-fleet.txt
 	$(BIN)/uv $(COMPILE) $(if $(UPGRADE),--upgrade) requirements-dev.in -o requirements-dev.txt
 
-# The copy starts from the present locks, whose versions uv keeps wherever the inputs allow it: a release
-# somewhere upstream changes nothing, an edited input or lock does.
+# The copy starts from the present locks, and uv keeps their versions and hashes if the inputs allow it. So a new
+# upstream release changes nothing, an edited input or lock does.
 check-lock: $(ENVIRONMENT)
 	@copy=$$(mktemp -d) && trap 'rm -rf "$$copy"' EXIT && \
 	cp requirements*.in requirements*.txt "$$copy" && \
@@ -83,19 +83,19 @@ check-lock: $(ENVIRONMENT)
 	"$$uv" $(COMPILE) --python "$$python" requirements-fleet.in -o requirements-fleet.txt && \
 	"$$uv" $(COMPILE) --python "$$python" requirements-dev.in -o requirements-dev.txt) && \
 	for lock in $(LOCKS); do \
-		diff -u "$$lock" "$$copy/$$lock" || { echo "$$lock is not in step with its .in file: run make lock"; exit 1; }; \
+		diff -u "$$lock" "$$copy/$$lock" || { echo "$$lock does not match its .in file: run make lock"; exit 1; }; \
 	done
 
-# Without its stamp an environment is half made, and is made anew from scratch. One that was complete is
-# brought to the new locks, its stamp removed for as long as that takes.
+# Without its stamp an environment is incomplete and is created from scratch. A complete one is updated to the new
+# locks; its stamp is removed meanwhile. awk takes uv with its hashes out of the lock.
 $(ENVIRONMENT): $(LOCKS)
 	@command -v "$(PYTHON)" >/dev/null || { \
 		echo "$(PYTHON) is missing: install Python 3.11, 3.12 or 3.13, or name one, as in make PYTHON=python3.12" >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else "Log Rollup needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is %d.%d: say which to use, as in make PYTHON=python3.12" % v)'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else "Log Rollup needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is %d.%d: name another one, as in make PYTHON=python3.12" % v)'
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 		echo "$(PYTHON) has no venv or no ensurepip: install them (on Debian and Ubuntu the package python3-venv)" >&2; exit 1; }
 	@if [ -f $@ ]; then rm $@; else rm -rf $(VENV) && $(PYTHON) -m venv $(VENV) && \
-		$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-			"$$(sed -n 's/^\(uv==[^ ;]*\).*/\1/p' requirements-dev.txt)"; fi
-	$(BIN)/uv pip sync --quiet --python $(BIN)/python $(LOCKS)
+		awk '/^uv==/ { found = 1 } found { print; if (!/\\$$/) exit }' requirements-dev.txt > $(VENV)/uv.txt && \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(VENV)/uv.txt; fi
+	$(BIN)/uv pip sync --quiet --require-hashes --python $(BIN)/python $(LOCKS)
 	@touch $@

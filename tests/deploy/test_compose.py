@@ -92,6 +92,14 @@ def test_both_locks_have_the_same_versions() -> None:
     assert {(name, version) for name, version in fleet if name in names} <= base
 
 
+@pytest.mark.parametrize("lock", ["requirements.txt", "requirements-fleet.txt", "requirements-dev.txt"])
+def test_every_locked_package_has_hashes(lock: str) -> None:
+    text = (ROOT / lock).read_text()
+    packages = re.findall(r"^[a-z0-9].*?(?=^[a-z0-9]|\Z)", text, re.MULTILINE | re.DOTALL)
+    assert packages
+    assert not [package for package in packages if "--hash=sha256:" not in package]
+
+
 @pytest.mark.parametrize("service", SERVICES.values(), ids=SERVICES)
 def test_every_image_is_pinned_and_runs_as_non_root(service: Service) -> None:
     tag = service.definition["image"].partition(":")[2]
