@@ -21,16 +21,16 @@ from tests.support.raw_hours import AGGREGATED, RAW, make_hour, put_objects
 STEPS = ("plan", "pack", "validate", "complete")
 # The version before: other formats of plans and claims, and names of parts that do not say what they hold.
 BEFORE = {
-    "plan.py": [("PLAN_FORMAT = 2", "PLAN_FORMAT = 1")],
-    "records.py": [("CLAIM_FORMAT = 2", "CLAIM_FORMAT = 1")],
-    "hours.py": [
+    "hour/plan.py": [("PLAN_FORMAT = 2", "PLAN_FORMAT = 1")],
+    "hour/records.py": [("CLAIM_FORMAT = 2", "CLAIM_FORMAT = 1")],
+    "hour/layout.py": [
         ('return f"part-{index:05d}-{tag}.log{encoding}"', 'return f"part-{index:05d}.log{encoding}"')
     ],
 }
 # A later version, whose records this one cannot know.
 LATER = {
-    "plan.py": [("PLAN_FORMAT = 2", "PLAN_FORMAT = 3")],
-    "records.py": [
+    "hour/plan.py": [("PLAN_FORMAT = 2", "PLAN_FORMAT = 3")],
+    "hour/records.py": [
         ("CLAIM_FORMAT = 2", "CLAIM_FORMAT = 3"),
         ("RECEIPT_FORMAT = 1", "RECEIPT_FORMAT = 2"),
         ("MANIFEST_FORMAT = 1", "MANIFEST_FORMAT = 2"),
