@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from include.log_rollup.hour import manifest as manifests
 from include.log_rollup.hour import records
 from include.log_rollup.hour.layout import format_hour
 from include.log_rollup.hour.plan import LeftOut, make_plan
@@ -21,7 +22,7 @@ _STREAM = Stream(
 _SIZE, _CRC = 550_000, 0xAE8B14860A799888
 
 
-def _manifest() -> records.Manifest:
+def _manifest() -> manifests.Manifest:
     key = _STREAM.at(HOUR).raw.child("web-01/0001.log").key
     item = ObjectInfo(key, _SIZE, "9e107d9d372bb6826bd81d3542a419d6")
     plan = make_plan([item], LeftOut(hidden=1), _STREAM.part_size, _STREAM.write_options)
@@ -30,26 +31,26 @@ def _manifest() -> records.Manifest:
     packed = records.PackedPart(
         planned.name, planned.fingerprint, _SIZE, item.etag, _CRC, (done,), records.PROVEN_BY_READING
     )
-    totals = records.HourTotals(
+    totals = manifests.HourTotals(
         stream=_STREAM.name, hour=format_hour(HOUR), plan_id=f"{plan.content_id}-5b0e66aa",
         objects=1, bytes_in=_SIZE, separator_bytes=0, bytes_out=_SIZE, parts=1, left_out=plan.left_out,
-        verified=records.Verified({records.PROVEN_BY_READING: 1}, {records.READ_BY_ETAG: 1}),
+        verified=manifests.Verified({records.PROVEN_BY_READING: 1}, {records.READ_BY_ETAG: 1}),
         measured=records.Measured(
             max_connections=_STREAM.max_connections, sockets=2, open_files=31, rss_bytes=160_000_000,
             seconds=0.731, cpu_seconds=0.212, requests={"GetObject": 4, "GET": 1, "PUT": 1}, parts_written=1,
         ),
     )  # fmt: skip
-    return records.Manifest(totals, (planned,), (packed,), "2026-11-23T09:12:31+00:00")
+    return manifests.Manifest(totals, (planned,), (packed,), "2026-11-23T09:12:31+00:00")
 
 
 def marker() -> dict[str, Any]:
     """Return the content of ``_SUCCESS``."""
-    return complete_hour.marker_of(_manifest(), HOUR.replace(hour=9, minute=12, second=33))
+    return complete_hour.marker_of(_manifest(), HOUR.replace(hour=9, minute=12, second=33)).to_json()
 
 
 def manifest() -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the header of ``_manifest.jsonl.gz`` and the line of a raw object."""
-    header, line = records.manifest_lines(_manifest(), _STREAM.at(HOUR).raw.key)
+    header, line = manifests.manifest_lines(_manifest(), _STREAM.at(HOUR).raw.key)
     return header, line
 
 

@@ -1,4 +1,4 @@
-"""The end of a wait that is kept by two clocks: the store's and this machine's."""
+"""The deadline of a wait, kept by two clocks: the store's and this machine's."""
 
 import time
 from collections.abc import Callable
@@ -12,16 +12,17 @@ def _now() -> datetime:
 
 
 class Deadline:
-    """When a wait ends.
+    """The deadline of a wait.
 
-    Until the store has answered, this machine's clock decides. Each answer brings the store's time, which then
-    decides: so a machine whose clock is wrong does not end a wait early. In between, time is counted by a clock
-    that nobody sets. A store whose clock does not move cannot prolong a wait by more than its whole length.
+    This machine's clock decides until the store answers. Each answer brings the store's time, which decides from
+    then on, so that a wrong clock of this machine does not end a wait early. Between answers, time is measured
+    by a monotonic clock. A store whose clock does not advance prolongs a wait by at most its whole length and 5
+    minutes.
 
-    :param until: the deadline by the store's clock
-    :param since: when the wait began, by this machine's clock; None if that is not known
-    :param deadline: the deadline by this machine's clock; None if it is that of the store
-    :param clock: seconds that only grow
+    :param until: deadline by the store's clock
+    :param since: start of the wait by this machine's clock; None if unknown
+    :param deadline: deadline by this machine's clock; None to use ``until``
+    :param clock: monotonic clock, in seconds
     :param now: this machine's clock
     """
 
@@ -41,25 +42,25 @@ class Deadline:
         whole = left if since is None else max(0.0, (local - since).total_seconds())
         self._ends = self._start + min(left, whole)
         self._latest = self._start + whole + limits.CLOCK_MARGIN_SECONDS
-        # Of the wait, what lies before this object was made: after a restart, or on another machine.
+        # The part of the wait before this object was made: before a restart, or on another machine.
         self._before = 0.0 if since is None else min(whole, max(0.0, (now() - since).total_seconds()))
 
     def answered(self, store_now: datetime) -> None:
-        """Take the store's time from an answer that has just come."""
+        """Adjust the deadline to the store's time in an answer that has just arrived."""
         left = (self._until - store_now).total_seconds()
         self._ends = min(self._latest, self._clock() + left)
 
     @property
     def left(self) -> float:
-        """Seconds until the deadline; 0 once it has passed."""
+        """Seconds until the deadline; 0 after it."""
         return max(0.0, self._ends - self._clock())
 
     @property
     def passed(self) -> bool:
-        """Whether the wait is over."""
+        """Whether the deadline has passed."""
         return self._clock() >= self._ends
 
     @property
     def waited(self) -> timedelta:
-        """How long the wait has lasted."""
+        """Duration of the wait so far."""
         return timedelta(seconds=self._before + self._clock() - self._start)

@@ -1,4 +1,4 @@
-"""Memory: what a step with very many small objects does about Python's garbage collector."""
+"""Switches Python's cyclic garbage collector off for steps that hold many small objects."""
 
 import gc
 from collections.abc import Callable
@@ -10,14 +10,14 @@ T = TypeVar("T")
 
 
 def without_collector(step: Callable[P, T]) -> Callable[P, T]:
-    """Do a step without collections of reference cycles.
+    """Run a function without cyclic garbage collection.
 
-    The rows of a listing have none, but each of them is looked at in every collection: with a million rows that
-    was a third of the planner's CPU.
+    Rows of a listing have no reference cycles, but each collection visits all of them: with a million rows this
+    took a third of the planner's CPU time.
     """
 
     @wraps(step)
-    def quiet(*args: P.args, **kwargs: P.kwargs) -> T:
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
         enabled = gc.isenabled()
         gc.disable()
         try:
@@ -26,4 +26,4 @@ def without_collector(step: Callable[P, T]) -> Callable[P, T]:
             if enabled:
                 gc.enable()
 
-    return quiet
+    return run

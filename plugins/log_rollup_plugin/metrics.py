@@ -7,7 +7,8 @@ from airflow.sdk.configuration import conf
 from airflow.sdk.observability.stats import Stats
 
 from include.log_rollup.hour.changes import Changes
-from include.log_rollup.hour.records import HourTotals, Measured
+from include.log_rollup.hour.manifest import HourTotals
+from include.log_rollup.hour.records import Measured
 
 
 def hour_completed(totals: HourTotals) -> None:

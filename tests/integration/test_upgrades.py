@@ -33,9 +33,9 @@ LATER = {
     "hour/records.py": [
         ("CLAIM_FORMAT = 2", "CLAIM_FORMAT = 3"),
         ("RECEIPT_FORMAT = 1", "RECEIPT_FORMAT = 2"),
-        ("MANIFEST_FORMAT = 1", "MANIFEST_FORMAT = 2"),
         ("MARKER_FORMAT = 1", "MARKER_FORMAT = 2"),
     ],
+    "hour/manifest.py": [("MANIFEST_FORMAT = 1", "MANIFEST_FORMAT = 2")],
 }
 
 

@@ -10,8 +10,8 @@ from typing import Any, Self
 
 from awscrt.checksums import crc64nvme
 
+from include.log_rollup.hour.manifest import HourTotals
 from include.log_rollup.hour.plan import content_id_of, make_plan, select
-from include.log_rollup.hour.records import HourTotals
 from include.log_rollup.monitor import Peaks
 from include.log_rollup.steps.complete_hour import complete_hour
 from include.log_rollup.steps.pack_shard import pack_shard

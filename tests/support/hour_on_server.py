@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 from dev.servers import S3Client
 from include.log_rollup import limits
 from include.log_rollup.errors import PermanentError, RollupError
+from include.log_rollup.hour.manifest import HourTotals
 from include.log_rollup.hour.plan import ShardRef
-from include.log_rollup.hour.records import HourTotals, Measured
+from include.log_rollup.hour.records import Measured
 from include.log_rollup.steps.complete_hour import complete_hour
 from include.log_rollup.steps.pack_shard import pack_shard
 from include.log_rollup.steps.plan_hour import Planned, plan_hour

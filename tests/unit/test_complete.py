@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from include.log_rollup.errors import ProofError, SupersededError, TransientError
-from include.log_rollup.hour.records import HourTotals
+from include.log_rollup.hour.manifest import HourTotals
 from include.log_rollup.steps.complete_hour import complete_hour
 from include.log_rollup.steps.pack_shard import pack_shard
 from include.log_rollup.steps.plan_hour import plan_hour

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from include.log_rollup.hour import records
+from include.log_rollup.hour import manifest
 from include.log_rollup.queries.hour_detail import read_hour
 from include.log_rollup.queries.status import HourStatus
 from include.log_rollup.steps.pack_shard import pack_shard
@@ -30,7 +30,7 @@ def store() -> FakeStore:
 def test_complete_hour_has_the_parts_of_its_manifest(
     store: FakeStore, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(records, "HEADER_BYTES", chunk)
+    monkeypatch.setattr(manifest, "HEADER_BYTES", chunk)
     run_hour(store, STREAM)
     detail = read_hour(store, STREAM, HOUR)
     assert detail.status.state is HourStatus.COMPLETE
@@ -44,7 +44,7 @@ def test_complete_hour_has_the_parts_of_its_manifest(
 
 def test_only_the_header_of_a_manifest_is_read(store: FakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
     run_hour(store, STREAM)
-    monkeypatch.setattr(records, "HEADER_BYTES", len(store.body(MANIFEST)) - 1)
+    monkeypatch.setattr(manifest, "HEADER_BYTES", len(store.body(MANIFEST)) - 1)
     store.log.clear()
     read_hour(store, STREAM, HOUR)
     assert [step.kind for step in store.log if step.key == MANIFEST] == ["HEAD", "RANGE"]

@@ -660,7 +660,7 @@ def test_log_has_kept_parts_and_the_result(store: FakeStore, caplog: pytest.LogC
     store.vanish(part_key(store, 2))
     with caplog.at_level(logging.INFO):
         pack_shard(store, STREAM, ref)
-    assert "shard 0: 3 parts, 6 objects, 180 B; 2 parts are there already" in caplog.text
+    assert "shard 0: 3 parts, 6 objects, 180 B; 2 parts exist already" in caplog.text
     assert "done: parts 1/1 | 60 B written" in caplog.text
     assert "peak sockets 0/8" in caplog.text
 

@@ -23,7 +23,7 @@ from include.log_rollup.errors import (
     UnsupportedInputError,
     VanishedInputError,
 )
-from include.log_rollup.hour import records
+from include.log_rollup.hour import gzip_json
 from include.log_rollup.hour.layout import has_tag
 from include.log_rollup.hour.plan import content_id_of
 from include.log_rollup.queries.late import look_back
@@ -408,7 +408,7 @@ def damaged_manifests(body: bytes) -> dict[str, bytes | None]:
         "with another row": gzip.compress(b"".join([header, *rows, rows[0]])),
         "of another format": gzip.compress(b"".join([header.replace(b'"format":1', b'"format":3'), *rows])),
         "a list": gzip.compress(b"[]\n"),
-        "a bomb": gzip.compress(b" " * (records.LONGEST_LINE_BYTES + 2**20)),
+        "a bomb": gzip.compress(b" " * (gzip_json.LONGEST_LINE_BYTES + 2**20)),
     }
 
 

@@ -15,16 +15,25 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from include.log_rollup.errors import UnreadableRecordError
+from include.log_rollup.hour import gzip_json
+from include.log_rollup.hour import manifest as manifest_module
 from include.log_rollup.hour import records as records_module
 from include.log_rollup.hour.layout import split_name
+from include.log_rollup.hour.manifest import (
+    HourTotals,
+    Manifest,
+    ManifestWriter,
+    Verified,
+    open_manifest,
+    read_manifest,
+    read_manifest_header,
+)
 from include.log_rollup.hour.plan import LeftOut, PlannedPart, ShardRef
 from include.log_rollup.hour.records import (
     PROVEN_BY_READING,
     PROVEN_BY_STORE,
     Claim,
-    HourTotals,
-    Manifest,
-    ManifestWriter,
+    CompletionMarker,
     Measured,
     PackedObject,
     PackedPart,
@@ -32,8 +41,7 @@ from include.log_rollup.hour.records import (
     Receipt,
     Records,
     ShardPlan,
-    Verified,
-    marker_body,
+    StoredMarker,
     packed_row_json,
     parse_claim,
 )
@@ -164,8 +172,8 @@ def test_manifest_round_trips(of_hour: HourTotals, found: list[tuple[PlannedPart
         "2026-11-23T09:30:00+00:00",
     )
     write_manifest(store, manifest)
-    assert Records(store).read_manifest(AT) == manifest
-    reader = Records(store).open_manifest(AT)
+    assert read_manifest(store, AT) == manifest
+    reader = open_manifest(store, AT)
     assert reader is not None
     assert (reader.totals, reader.validated_at, reader.claim_id) == (of_hour, manifest.validated_at, "0a")
     assert [(entry["name"], entry.get("split_of", "")) for entry in reader.table] == [
@@ -174,7 +182,7 @@ def test_manifest_round_trips(of_hour: HourTotals, found: list[tuple[PlannedPart
     # Twice, as validation and planning do.
     for _ in range(2):
         assert list(reader.parts()) == found
-    header = Records(store).read_manifest_header(AT)
+    header = read_manifest_header(store, AT)
     assert header is not None
     assert header["parts_table"] == reader.table
 
@@ -187,9 +195,9 @@ def test_large_manifest_is_read_in_pieces(
     manifest = Manifest(of_hour, tuple(one for one, _ in found), tuple(other for _, other in found), "now")
     write_manifest(store, manifest)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(records_module, "MANIFEST_AT_ONCE_BYTES", at_once)
-        patch.setattr(records_module, "_UNZIP_PIECE_BYTES", unzip)
-        assert Records(store).read_manifest(AT) == manifest
+        patch.setattr(manifest_module, "MANIFEST_AT_ONCE_BYTES", at_once)
+        patch.setattr(gzip_json, "_PIECE_BYTES", unzip)
+        assert read_manifest(store, AT) == manifest
     ranges = [each for each in store.log if each.kind == "RANGE"]
     assert bool(ranges) == (len(store.body(AT.key)) > at_once)
     assert all(int(each.detail.partition("+")[2]) <= at_once for each in ranges)
@@ -245,14 +253,14 @@ def test_same_record_gives_the_same_bytes(store: FakeStore) -> None:
 
 # -- what is not there, of another version, or damaged -------------------------------------------------
 
-READERS: dict[str, Callable[[Records, Location], object]] = {
-    "shard": lambda records, at: records.read_shard(at, RAW),
-    "plan": Records.read_plan,
-    "claim": Records.read_claim,
-    "receipt": Records.read_receipt,
-    "removal": Records.read_removal,
-    "manifest": Records.read_manifest,
-    "marker": Records.read_marker,
+READERS: dict[str, Callable[[FakeStore, Location], object]] = {
+    "shard": lambda store, at: Records(store).read_shard(at, RAW),
+    "plan": lambda store, at: Records(store).read_plan(at),
+    "claim": lambda store, at: Records(store).read_claim(at),
+    "receipt": lambda store, at: Records(store).read_receipt(at),
+    "removal": lambda store, at: Records(store).read_removal(at),
+    "manifest": read_manifest,
+    "marker": lambda store, at: Records(store).read_marker(at),
 }
 PART = PlannedPart("part-00000.log", "", 3, False, "f", (ObjectInfo(RAW + "a.log", 3, "e"),))
 PACKED = PackedPart("part-00000.log", "f", 3, "e", 5, (PackedObject(5, "crc64nvme", False),), PROVEN_BY_STORE)
@@ -267,12 +275,12 @@ WRITERS: dict[str, Callable[[FakeStore], object]] = {
     "receipt": lambda store: Records(store).write_receipt(AT, Receipt("f00", 0, (PACKED,))),
     "removal": lambda store: Records(store).write_removal(PLAIN_AT, ["part-00000.log"]),
     "manifest": lambda store: write_manifest(store, Manifest(TOTALS, (PART,), (PACKED,), "")),
-    "marker": lambda store: store.write(PLAIN_AT, marker_body({"format": 1, "plan_id": "f00"}), ""),
+    "marker": lambda store: store.write(PLAIN_AT, CompletionMarker(plan_id="f00").to_bytes(), ""),
 }
 ZIPPED = ["shard", "receipt", "manifest"]
 KINDS = sorted(READERS)
 # What a record that cannot be read counts as; a manifest raises instead.
-NOTHING: dict[str, object] = {"shard": None, "plan": None, "receipt": None, "removal": (), "marker": {}}
+NOTHING: dict[str, object] = {"shard": None, "plan": None, "receipt": None, "removal": ()}
 
 
 def written(kind: str) -> tuple[FakeStore, Location]:
@@ -285,7 +293,7 @@ def assert_nothing(kind: str, store: FakeStore, at: Location) -> None:
     """The record cannot be read, and is taken for what it is."""
     if kind == "manifest":
         with pytest.raises(UnreadableRecordError) as caught:
-            Records(store).read_manifest(at)
+            read_manifest(store, at)
         assert str(at) in str(caught.value)
         assert "clear the run from plan_hour on" in str(caught.value)
         return
@@ -294,12 +302,19 @@ def assert_nothing(kind: str, store: FakeStore, at: Location) -> None:
         assert claim is not None
         assert (claim.plan_id, claim.run_id, claim.claim_id) == ("", "", "")
         return
-    assert READERS[kind](Records(store), at) == NOTHING[kind]
+    if kind == "marker":
+        marker = Records(store).read_marker(at)
+        assert marker is not None
+        assert marker.content is None
+        assert not marker.is_of("f00")
+        assert Records(store).read_marker_json(at) == {}
+        return
+    assert READERS[kind](store, at) == NOTHING[kind]
 
 
 @pytest.mark.parametrize("kind", sorted({*KINDS} - {"removal"}))
 def test_missing_record_reads_as_none(store: FakeStore, kind: str) -> None:
-    assert READERS[kind](Records(store), AT) is None
+    assert READERS[kind](store, AT) is None
 
 
 def test_missing_removal_names_nothing(store: FakeStore) -> None:
@@ -320,9 +335,9 @@ def test_manifest_of_a_later_version_says_to_update() -> None:
     store, at = written("manifest")
     newer = gzip.decompress(store.body(at.key)).replace(b'"format":1', b'"format":7')
     store.produce(at.key, gzip.compress(newer))
-    for read in (Records.read_manifest, Records.open_manifest, Records.read_manifest_header):
+    for read in (read_manifest, open_manifest, read_manifest_header):
         with pytest.raises(UnreadableRecordError, match=r"has format 7, .* Update Log Rollup"):
-            read(Records(store), at)
+            read(store, at)
 
 
 @pytest.mark.parametrize(
@@ -330,8 +345,22 @@ def test_manifest_of_a_later_version_says_to_update() -> None:
 )
 def test_invalid_marker_exists_without_content(store: FakeStore, body: bytes) -> None:
     store.produce(PLAIN_AT.key, body)
-    assert Records(store).read_marker_with_etag(PLAIN_AT) == ({}, store.stored(PLAIN_AT.key).etag)
-    assert not Records(store).is_marked(PLAIN_AT, "f00")
+    assert Records(store).read_marker(PLAIN_AT) == StoredMarker(None, store.stored(PLAIN_AT.key).etag)
+    assert_nothing("marker", store, PLAIN_AT)
+
+
+def test_marker_reads_back_as_written(store: FakeStore) -> None:
+    marker = CompletionMarker(plan_id="f00", objects=3, peak={"sockets": 2})
+    etag = store.write(PLAIN_AT, marker.to_bytes(), "")
+    assert Records(store).read_marker(PLAIN_AT) == StoredMarker(marker, etag)
+    assert Records(store).read_marker_json(PLAIN_AT) == marker.to_json()
+
+
+def test_marker_with_missing_and_unknown_keys_is_read(store: FakeStore) -> None:
+    etag = store.write(PLAIN_AT, b'{"format": 1, "plan_id": "f00", "foreign": ["a"], "older": 1}', "")
+    found = Records(store).read_marker(PLAIN_AT)
+    assert found == StoredMarker(CompletionMarker(plan_id="f00", foreign=["a"]), etag)  # type: ignore[arg-type]
+    assert found.is_of("f00")
 
 
 @pytest.mark.parametrize("kind", ["claim", "marker"])
@@ -345,13 +374,13 @@ def test_claim_or_marker_that_is_too_large_is_not_read(store: FakeStore, kind: s
 @example(place=12, mask=0xFF)
 def test_damaged_record_never_reads_as_another(kind: str, place: int, mask: int) -> None:
     store, at = written(kind)
-    right = READERS[kind](Records(store), at)
+    right = READERS[kind](store, at)
     body = bytearray(store.body(at.key))
     body[place % len(body)] ^= mask
     store.produce(at.key, bytes(body))
     found: object = None
     with suppress(UnreadableRecordError):
-        found = READERS[kind](Records(store), at)
+        found = READERS[kind](store, at)
     # Some bytes of gzip's header mean nothing.
     if found != right:
         assert_nothing(kind, store, at)
@@ -377,7 +406,7 @@ def test_manifest_needs_exactly_the_lines_of_its_table(lines: int, extra: bool) 
     rows = rows[:lines] + ([rows[0]] if extra else [])
     store.produce(AT.key, gzip.compress(b"".join([header, *rows])))
     if len(rows) == 6:
-        assert Records(store).read_manifest(AT) is not None
+        assert read_manifest(store, AT) is not None
     else:
         assert_nothing("manifest", store, AT)
 
@@ -404,7 +433,7 @@ def test_damaged_manifest_table_is_found_at_once(entry: object) -> None:
     fields = json.loads(header) | {"parts_table": [entry]}
     store.produce(at.key, gzip.compress(b"\n".join([json.dumps(fields).encode(), *rows])))
     with pytest.raises(UnreadableRecordError):
-        Records(store).open_manifest(at)
+        open_manifest(store, at)
 
 
 # -- bounds --------------------------------------------------------------------------------------------
@@ -428,17 +457,18 @@ def test_gzip_bomb_is_not_unpacked_beyond_the_limit(kind: str, monkeypatch: pyte
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("read", [Records.open_manifest, Records.read_manifest_header])
+@pytest.mark.parametrize("read", [open_manifest, read_manifest_header])
 def test_header_that_is_a_gzip_bomb_is_refused(
-    read: Callable[[Records, Location], object], monkeypatch: pytest.MonkeyPatch
+    read: Callable[[FakeStore, Location], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(records_module, "LONGEST_LINE_BYTES", 2**20)
+    monkeypatch.setattr(gzip_json, "LONGEST_LINE_BYTES", 2**20)
+    monkeypatch.setattr(manifest_module, "LONGEST_LINE_BYTES", 2**20)
     store = FakeStore()
     store.produce(AT.key, bomb(64 * 2**20))
     tracemalloc.start()
     try:
         with pytest.raises(UnreadableRecordError, match="longer than"):
-            read(Records(store), AT)
+            read(store, AT)
         assert tracemalloc.get_traced_memory()[1] < 16 * 2**20
     finally:
         tracemalloc.stop()
@@ -458,9 +488,9 @@ def test_members_cut_anywhere_unpack_to_what_they_hold(text: bytes, cuts: list[i
     body = b"".join(gzip.compress(text[start:end]) for start, end in pairwise(edges))
     pieces = [body[start : start + piece] for start in range(0, len(body), piece)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(records_module, "_UNZIP_PIECE_BYTES", 7)
-        assert b"".join(records_module._unzipped(pieces)) == text
-        lines = list(records_module._unzipped_lines(pieces))
+        patch.setattr(gzip_json, "_PIECE_BYTES", 7)
+        assert b"".join(gzip_json.unzip_pieces(pieces)) == text
+        lines = list(gzip_json.unzip_lines(pieces))
     assert lines == (text.removesuffix(b"\n").split(b"\n") if text else [])
 
 

@@ -23,8 +23,9 @@ from include.log_rollup.errors import (
     UnsupportedOperationError,
     VanishedInputError,
 )
+from include.log_rollup.hour.manifest import ManifestReader
 from include.log_rollup.hour.plan import PlannedPart, content_id_of
-from include.log_rollup.hour.records import Claim, ManifestReader
+from include.log_rollup.hour.records import Claim, CompletionMarker
 from include.log_rollup.hour.state import HourState
 from include.log_rollup.steps.complete_hour import complete_hour, marker_of
 from include.log_rollup.steps.pack_shard import pack_shard
@@ -81,7 +82,7 @@ def current(store: FakeStore) -> Claim:
     return claim
 
 
-def prove(store: FakeStore) -> tuple[Claim, dict[str, Any]]:
+def prove(store: FakeStore) -> tuple[Claim, CompletionMarker]:
     """All steps but the last: the claim, and the marker to be published."""
     for ref in plan(store).shards:
         pack_shard(store, STREAM, ref)
@@ -90,7 +91,7 @@ def prove(store: FakeStore) -> tuple[Claim, dict[str, Any]]:
 
 
 def manifest_of(store: FakeStore) -> ManifestReader:
-    manifest = state_of(store.fork()).records.open_manifest(Location("logs", MANIFEST))
+    manifest = state_of(store.fork()).manifest()
     assert manifest is not None
     return manifest
 
@@ -221,19 +222,19 @@ def test_unrecorded_parts_are_not_stray_parts(store: FakeStore) -> None:
 def test_claims_of_other_plans_are_not_current(store: FakeStore) -> None:
     state = state_of(store)
     with pytest.raises(SupersededError, match="no plan is being built there now"):
-        state.check_current(OTHER_PLAN)
+        state.assert_current(OTHER_PLAN)
     plan_id = plan(store).plan_id
-    claim = state.check_current(plan_id)
-    assert state.check_current(plan_id, claim.claim_id) == claim
+    claim = state.assert_current(plan_id)
+    assert state.assert_current(plan_id, claim.claim_id) == claim
     assert state.is_complete_under(plan_id) is False
     with pytest.raises(SupersededError, match="another run has taken over"):
-        state.check_current(plan_id, "another claim")
-    for check in (state.check_current, state.is_complete_under):
+        state.assert_current(plan_id, "another claim")
+    for check in (state.assert_current, state.is_complete_under):
         with pytest.raises(SupersededError, match=f"plan {plan_id} of run 'run' is being built there now"):
             check(OTHER_PLAN)
     store.produce(CLAIM, b"damaged")
     with pytest.raises(SupersededError, match="the claim there is damaged"):
-        state.check_current(plan_id)
+        state.assert_current(plan_id)
 
 
 def test_marker_counts_for_its_plan_without_a_claim(store: FakeStore) -> None:
@@ -319,9 +320,9 @@ def discard(_: object) -> None:
 
 # -- publishing ----------------------------------------------------------------------------------------
 
-PUBLISH: Mapping[str, Callable[[FakeStore, Claim, Mapping[str, Any]], None]] = {
-    MANIFEST: lambda store, claim, _: state_of(store).publish_manifest(claim, store.body(MANIFEST)),
-    MARKER: lambda store, claim, marker: state_of(store).publish_marker(claim, marker),
+PUBLISH: Mapping[str, Callable[[FakeStore, Claim, CompletionMarker], None]] = {
+    MANIFEST: lambda store, claim, _: state_of(store).write_manifest(claim, store.body(MANIFEST)),
+    MARKER: lambda store, claim, marker: state_of(store).complete(claim, marker),
 }
 of_both = pytest.mark.parametrize("target", [MANIFEST, MARKER])
 
@@ -339,7 +340,7 @@ def test_publishing_stages_the_object_first(store: FakeStore, target: str) -> No
     found = store.stored(target)
     assert found.content_type == ("application/json" if target == MARKER else "application/gzip")
     assert found is not manifest
-    assert found.body == manifest.body if target == MANIFEST else json.loads(found.body) == marker
+    assert found.body == manifest.body if target == MANIFEST else json.loads(found.body) == marker.to_json()
 
 
 @of_both
@@ -376,7 +377,7 @@ def test_marker_is_removed_by_a_run_that_takes_over(store: FakeStore) -> None:
     claim, marker = prove(store)
     outcomes = set()
     for after, error in interruptions(
-        store, lambda store: state_of(store).publish_marker(claim, marker), take_over
+        store, lambda store: state_of(store).complete(claim, marker), take_over
     ):
         assert isinstance(error, SupersededError | None)
         assert not after.has(MARKER)
@@ -394,7 +395,7 @@ def test_marker_published_during_a_takeover_is_removed(store: FakeStore) -> None
 
     def publish(store: FakeStore) -> None:
         with suppress(SupersededError):
-            state_of(store).publish_marker(claim, marker)
+            state_of(store).complete(claim, marker)
             published.append(claim)
 
     for after, error in interruptions(store, lambda store: plan(store, "another run"), publish):
@@ -450,7 +451,7 @@ def test_marker_of_the_other_run_stays_without_copies(store: FakeStore) -> None:
 
     store.watcher = watch
     with pytest.raises(SupersededError):
-        state_of(store).publish_marker(claim, marker)
+        state_of(store).complete(claim, marker)
     assert written
     assert_complete(store, STREAM)
 
@@ -471,7 +472,7 @@ def test_failed_cleanup_does_not_hide_another_error(store: FakeStore) -> None:
     store.on("PUBLISH", MARKER, AccessError("may not"))
     store.on("DELETE", "staged-", TransientError("the connection broke"))
     with pytest.raises(AccessError):
-        state_of(store).publish_marker(claim, marker)
+        state_of(store).complete(claim, marker)
     assert not store.has(MARKER)
 
 
@@ -479,7 +480,7 @@ def test_publish_with_a_lost_answer_is_repeated(store: FakeStore) -> None:
     claim, marker = prove(store)
     store.on("PUBLISH", MARKER, Effect.LOST_ANSWER)
     with pytest.raises(TransientError):
-        state_of(store).publish_marker(claim, marker)
+        state_of(store).complete(claim, marker)
     complete_hour(store, STREAM, HOUR)
     assert_complete(store, STREAM)
 
@@ -720,7 +721,7 @@ def test_hour_with_rejected_parts_is_not_completed(store: FakeStore) -> None:
     assert writes.index(("WRITE", CLAIM)) < writes.index(("DELETE", AGGREGATED + name))
     assert current(store).claim_id != claim.claim_id
     with pytest.raises(SupersededError):
-        state_of(store).publish_marker(claim, marker)
+        state_of(store).complete(claim, marker)
     assert not store.has(MARKER)
     run_hour(store, STREAM)
     assert_complete(store, STREAM)
@@ -917,7 +918,7 @@ def test_cleanup_removes_the_files_of_plans(store: FakeStore) -> None:
     claim, marker = prove(store)
     store.produce(WORK + f"{OTHER_PLAN}/plan.json", b"{}")
     state = state_of(store)
-    state.publish_marker(claim, marker)
+    state.complete(claim, marker)
     state.clean_up(claim.plan_id)
     assert store.listing(WORK) == []
     assert_complete(store, STREAM)
@@ -929,14 +930,14 @@ def test_cleanup_keeps_foreign_objects_and_removals(store: FakeStore) -> None:
     for name in [*foreign, "removals/0f.json"]:
         store.produce(WORK + name, b"whose?")
     state = state_of(store)
-    state.publish_marker(claim, marker)
+    state.complete(claim, marker)
     state.clean_up(claim.plan_id)
     assert store.listing(WORK) == sorted(WORK + name for name in [*foreign, "removals/0f.json"])
 
 
 def test_cleanup_keeps_the_files_of_another_run(store: FakeStore) -> None:
     claim, marker = prove(store)
-    state_of(store).publish_marker(claim, marker)
+    state_of(store).complete(claim, marker)
     late = take_over(store)
     theirs = store.snapshot(WORK)
     state_of(store).clean_up(claim.plan_id)
@@ -951,7 +952,7 @@ def test_cleanup_keeps_the_files_of_another_run(store: FakeStore) -> None:
 
 def test_cleanup_keeps_everything_under_a_damaged_claim(store: FakeStore) -> None:
     claim, marker = prove(store)
-    state_of(store).publish_marker(claim, marker)
+    state_of(store).complete(claim, marker)
     store.produce(CLAIM, b"damaged")
     store.produce(WORK + f"{OTHER_PLAN}/plan.json", b"{}")
     state_of(store).clean_up(claim.plan_id)
@@ -960,7 +961,7 @@ def test_cleanup_keeps_everything_under_a_damaged_claim(store: FakeStore) -> Non
 
 def test_run_that_begins_during_a_cleanup_continues(store: FakeStore) -> None:
     claim, marker = prove(store)
-    state_of(store).publish_marker(claim, marker)
+    state_of(store).complete(claim, marker)
     for after, error in interruptions(
         store, lambda store: state_of(store).clean_up(claim.plan_id), take_over
     ):
@@ -980,7 +981,7 @@ def test_run_that_begins_during_a_cleanup_continues(store: FakeStore) -> None:
 def test_cleanup_never_leaves_a_claim_without_its_files(store: FakeStore) -> None:
     """A run has written its plan when the clean-up lists, and claims the hour before it deletes."""
     claim, marker = prove(store)
-    state_of(store).publish_marker(claim, marker)
+    state_of(store).complete(claim, marker)
     store.produce(RAW + "late.log", b"late")
 
     def clean_up(other: FakeStore) -> None:
@@ -1056,4 +1057,4 @@ def test_failed_aborts_of_uploads_are_only_logged(
     store.on(kind, "", error)
     with caplog.at_level(logging.INFO):
         state_of(store).abort_uploads({STRAY})
-    assert "could not look for multipart uploads" in caplog.text
+    assert "could not abort multipart uploads" in caplog.text

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from include.log_rollup.hour.plan import PlannedPart
 from include.log_rollup.storage.protocol import ObjectInfo
 
-SHOWN = 5
+# Number of keys or parts that one message names.
+MAX_SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """The keys that came late, changed or vanished since, each in order; false if there are none."""
+    """The keys that came late, changed or vanished, each in order. False if there are none."""
 
     late: Sequence[str]
     changed: Sequence[str]
@@ -23,13 +24,13 @@ class Changes:
 
     def __str__(self) -> str:
         kinds = (("came late", self.late), ("changed", self.changed), ("vanished", self.vanished))
-        return "; ".join(f"{len(keys):,} {what} ({named(keys)})" for what, keys in kinds if keys)
+        return "; ".join(f"{len(keys):,} {what} ({first_keys(keys)})" for what, keys in kinds if keys)
 
 
 class Comparison:
-    """Compares the input of an hour as it is listed now with what was planned or packed, part by part.
+    """Compares the listed input of an hour with what was planned or packed, part by part.
 
-    :param chosen: the input in key order, without what is left out
+    :param chosen: the input in key order, without the objects that are left out
     """
 
     def __init__(self, chosen: Sequence[ObjectInfo]) -> None:
@@ -40,7 +41,7 @@ class Comparison:
         self._vanished: list[str] = []
 
     def add(self, planned: Iterable[ObjectInfo]) -> None:
-        """Take some of the planned objects, in any order."""
+        """Compare some of the planned objects, in any order."""
         for item in planned:
             place = bisect_left(self._keys, item.key)
             if place == len(self._keys) or self._keys[place] != item.key:
@@ -51,16 +52,16 @@ class Comparison:
                 self._changed.append(item.key)
 
     def changes(self) -> Changes:
-        """What differs, once all planned objects were added."""
+        """The differences, after all planned objects were added."""
         late = [key for key, found in zip(self._keys, self._found, strict=True) if not found]
         return Changes(late, sorted(self._changed), sorted(self._vanished))
 
 
 def compare(planned: Iterable[PlannedPart], chosen: Sequence[ObjectInfo]) -> Changes:
-    """Compare the input of an hour as it is listed now with the parts that were planned for it.
+    """Compare the listed input of an hour with the parts that were planned for it.
 
-    :param planned: all parts of the plan, or of the manifest
-    :param chosen: the input in key order, without what is left out
+    :param planned: all parts of the plan or of the manifest
+    :param chosen: the input in key order, without the objects that are left out
     """
     comparison = Comparison(chosen)
     for part in planned:
@@ -68,6 +69,16 @@ def compare(planned: Iterable[PlannedPart], chosen: Sequence[ObjectInfo]) -> Cha
     return comparison.changes()
 
 
-def named(keys: Sequence[str]) -> str:
-    """The first few of some keys, for a message."""
-    return ", ".join(keys[:SHOWN]) + (", …" if len(keys) > SHOWN else "")
+def missing_keys(objects: Iterable[ObjectInfo], keys: Sequence[str]) -> list[str]:
+    """The keys of those objects that are not among some sorted keys."""
+    missing = []
+    for item in objects:
+        place = bisect_left(keys, item.key)
+        if place == len(keys) or keys[place] != item.key:
+            missing.append(item.key)
+    return missing
+
+
+def first_keys(keys: Sequence[str]) -> str:
+    """The first five keys, for a message."""
+    return ", ".join(keys[:MAX_SHOWN]) + (", …" if len(keys) > MAX_SHOWN else "")

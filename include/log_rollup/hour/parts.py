@@ -1,4 +1,4 @@
-"""What is asked of a part, whoever asks: that it stands as it was written, and what bytes it holds."""
+"""Checks of parts and reading of parts, shared by validate_hour, the commands and the planner."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,7 +14,10 @@ READ_BACK_BYTES = 8 * MIB
 
 
 def is_intact(table: Iterable[Mapping[str, Any]], parts: Mapping[str, ObjectInfo]) -> bool:
-    """Whether all parts of a manifest's table are there, as they were when they were proven."""
+    """Whether all parts of a manifest's table exist with the size and ETag that were proven.
+
+    :param parts: the listed parts, by name
+    """
     for entry in table:
         item = parts.get(entry["name"])
         if item is None or (item.size, item.etag) != (entry["size"], entry["etag"]):
@@ -23,35 +26,39 @@ def is_intact(table: Iterable[Mapping[str, Any]], parts: Mapping[str, ObjectInfo
 
 
 def is_as_written(part: PackedPart, parts: Mapping[str, ObjectInfo]) -> bool:
-    """Whether a part lies in the bucket as it was written."""
+    """Whether a part exists with the size and ETag that were written.
+
+    :param parts: the listed parts, by name
+    """
     item = parts.get(part.name)
     return item is not None and (item.size, item.etag) == (part.size, part.etag)
 
 
-def mismatch(planned: PlannedPart, packed: PackedPart | None, stands: ObjectInfo | None) -> str | None:
-    """Why a part is not what it should be, by the listing and the records alone; None if it is.
+def part_problem(planned: PlannedPart, packed: PackedPart | None, listed: ObjectInfo | None) -> str | None:
+    """Compare a part with its plan, by listing and records alone.
 
     :param packed: the part as it was written
-    :param stands: the part as it is listed
+    :param listed: the part as it is listed
+    :returns: what is wrong; None if nothing is
     """
     if packed is None or packed.fingerprint != planned.fingerprint:
         return "it was not packed under this plan"
-    if stands is None:
+    if listed is None:
         return "it is not in the bucket"
-    if stands.size != packed.size:
-        return f"it has {stands.size} bytes, {packed.size} were written"
-    if stands.etag != packed.etag:
-        return f"its ETag is {stands.etag}, {packed.etag} was written"
+    if listed.size != packed.size:
+        return f"it has {listed.size} bytes, {packed.size} were written"
+    if listed.etag != packed.etag:
+        return f"its ETag is {listed.etag}, {packed.etag} was written"
     if len(packed.objects) != len(planned.objects):
         return f"it holds {len(packed.objects)} objects, {len(planned.objects)} were planned"
     if planned.size + packed.separators != packed.size:
         return f"it has {packed.size} bytes, its raw objects {planned.size}, separators {packed.separators}"
-    if not planned.copied and crc.concatenate(_lengths(planned, packed)) != packed.crc64nvme:
+    if not planned.copied and crc.concatenate(_crcs_and_sizes(planned, packed)) != packed.crc64nvme:
         return "its CRC is not the combination of its raw objects' CRCs"
     return None
 
 
-def _lengths(planned: PlannedPart, packed: PackedPart) -> Iterator[tuple[int, int]]:
+def _crcs_and_sizes(planned: PlannedPart, packed: PackedPart) -> Iterator[tuple[int, int]]:
     newline = crc.crc64(b"\n")
     for item, done in zip(planned.objects, packed.objects, strict=True):
         yield done.crc64nvme or 0, item.size
@@ -60,7 +67,7 @@ def _lengths(planned: PlannedPart, packed: PackedPart) -> Iterator[tuple[int, in
 
 
 def spans(planned: PlannedPart, packed: PackedPart) -> list[tuple[int, int]]:
-    """Where each raw object begins and ends in the part as it was written, in bytes."""
+    """Where each raw object begins and ends in the written part, in bytes."""
     found = []
     offset = 0
     for item, done in zip(planned.objects, packed.objects, strict=True):
@@ -70,11 +77,12 @@ def spans(planned: PlannedPart, packed: PackedPart) -> list[tuple[int, int]]:
 
 
 def read_runs(store: ObjectStore, source: Location, etag: str, size: int, offset: int = 0) -> Iterator[bytes]:
-    """The bytes of an object, or of a stretch of it, a few MiB at a time, while it has this ETag.
+    """Read an object or a range of it in runs of up to 8 MiB, as long as it has this ETag.
 
-    :param size: how many bytes to read
-    :param offset: where to begin
-    :raises InputChangedError: if it has another ETag by now
+    :param size: number of bytes to read
+    :param offset: of the first byte
+    :raises NotFoundError: if it is gone
+    :raises InputChangedError: if its ETag has changed
     """
     for start in range(0, size, READ_BACK_BYTES):
         yield store.read_range(source, etag, offset + start, min(READ_BACK_BYTES, size - start))
@@ -84,8 +92,8 @@ def read_runs(store: ObjectStore, source: Location, etag: str, size: int, offset
 class Piece:
     """Bytes of a part that belong to one raw object.
 
-    :param index: which of the part's raw objects
-    :param offset: where the bytes begin within it
+    :param index: of the raw object in its part
+    :param offset: of the first byte within the raw object
     """
 
     index: int
@@ -96,8 +104,9 @@ class Piece:
 def read_pieces(
     store: ObjectStore, source: Location, planned: PlannedPart, packed: PackedPart
 ) -> Iterator[tuple[bytes, list[Piece]]]:
-    """The bytes of a part, a few MiB at a time, each time with what of it belongs to which raw object.
+    """Read a part in runs of up to 8 MiB, each with its pieces of raw objects.
 
+    :raises NotFoundError: if the part is gone
     :raises InputChangedError: if the part was overwritten since it was packed
     """
     where = spans(planned, packed)

@@ -1,4 +1,4 @@
-"""The plan of an hour: which raw object lies in which part, and which shard packs it."""
+"""The plan of an hour: which part holds which raw objects, and which shard packs it."""
 
 import hashlib
 import secrets
@@ -11,19 +11,19 @@ from include.log_rollup.hour.layout import part_name, part_name_of_format_1, spl
 from include.log_rollup.storage.protocol import ObjectInfo
 from include.log_rollup.units import format_size
 
-# Raised whenever plan files are written in another form: a plan of another version is never packed, its hour is
-# planned again.
+# Increase it when the form of plan files changes. A plan of another format is never packed; its hour is planned
+# again.
 PLAN_FORMAT = 2
-# Raised whenever the same raw objects and options give other bytes.
+# Increase it when the same raw objects and options give other bytes.
 FINGERPRINT_FORMAT = 1
 
 PLAIN = ""
-# Formats whose files, laid end to end, are again a file of the format that holds the contents end to end.
+# Formats in which concatenated files are a valid file with the concatenated contents.
 ENCODINGS = (".gz", ".zst", ".bz2", ".xz", ".lz4")
-# Containers, of which a reader would see the first or the last only.
+# Containers: of concatenated files, a reader would see only the first or the last.
 NOT_JOINABLE = (".zip", ".7z", ".parquet", ".orc", ".avro")
-# Endings of files that are not text: they never share a part with text and get no newline. Laid end to end, some
-# of them can only be taken apart again by the offsets in the manifest.
+# Endings of files that are not text. They never share a part with text and get no newline. Concatenated, some of
+# them can only be separated by the offsets in the manifest.
 OPAQUE = frozenset(
     (
         *(".snappy", ".sz", ".zz", ".zlib", ".deflate", ".br", ".z", ".lzo", ".lzma", ".lz", ".lzf", ".bz"),
@@ -32,40 +32,42 @@ OPAQUE = frozenset(
         *(".pcap", ".pcapng", ".evtx", ".gpg", ".pgp", ".age", ".enc", ".bin", ".db", ".sqlite"),
     )
 )
-# A copy costs a task a request and the wait for it: an hour of copies is spread over shards by their number.
+# A copy costs a task one request and the wait for it, so copies are spread over shards by their number.
 COPIES_PER_SHARD = 64
-# A shard's files are read whole by its task and by validation, so tiny objects are spread by their number.
+# The files of a shard are read into memory, so tiny objects are spread over shards by their number.
 OBJECTS_PER_SHARD = 25_000
 
 
 @dataclass(frozen=True, slots=True)
 class WriteOptions:
-    """How parts are written, as far as it decides what is written.
+    """The settings that are part of a part's fingerprint.
 
-    :param ensure_newline: end each plain object with a newline, adding one where it is missing
-    :param storage_class: of the parts; None for the bucket's own
+    :param ensure_newline: whether a newline is added to each plain object that does not end with one
+    :param storage_class: of the parts; None for the bucket's default
     """
 
     ensure_newline: bool = False
     storage_class: str | None = None
 
     def room_for_newline(self, encoding: str) -> int:
-        """How many bytes may be added behind each object of this encoding."""
+        """Number of bytes that may be added after each object of this encoding."""
         return 1 if self.ensure_newline and encoding == PLAIN else 0
 
     def describe(self, encoding: str, copied: bool) -> str:
-        """The part of a fingerprint that is the same for all objects."""
+        """The text of a fingerprint before the raw objects."""
         room = self.room_for_newline(encoding)
         return f"{FINGERPRINT_FORMAT} {encoding} {copied} {room} {self.storage_class}\n"
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedPart:
-    """A part: whole raw objects end to end. ``copied`` says that S3 copies its one, oversize object.
+    """A part: whole raw objects, concatenated.
 
-    ``fingerprint`` is a digest of all that decides the part's bytes: its raw objects (key, size, ETag, in order)
-    and the write options. The name holds the first 8 of its digits, so two parts of different content never have
-    one name. ``split_of`` names the planned part of which this one was split off, if it was.
+    :param size: of its raw objects, in bytes
+    :param copied: whether S3 copies its only object, which is larger than a part
+    :param fingerprint: digest of everything that determines its bytes: raw objects (key, size, ETag, in order) and
+        write options. The name has its first 8 digits, so parts of different content have different names.
+    :param split_of: name of the planned part that this one was split off; empty if it was not
     """
 
     name: str
@@ -79,7 +81,12 @@ class PlannedPart:
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """How many listed objects are no input, by reason."""
+    """Number of listed objects that are not input.
+
+    :param hidden: a step of the name begins with ``_`` or ``.``
+    :param placeholders: empty objects for folders
+    :param markers: the ready object
+    """
 
     hidden: int = 0
     placeholders: int = 0
@@ -90,8 +97,8 @@ class LeftOut:
 class Plan:
     """All parts of an hour.
 
-    :param content_id: the same if and only if the same parts would be written
-    :param digests: of the raw objects of each encoding, in key order; see :class:`ObjectDigests`
+    :param content_id: equal for two plans if and only if they would write the same parts
+    :param digests: see :class:`ObjectDigests`
     """
 
     content_id: str
@@ -101,18 +108,18 @@ class Plan:
 
     @property
     def objects(self) -> int:
-        """How many raw objects the plan packs."""
+        """Number of raw objects."""
         return sum(len(part.objects) for part in self.parts)
 
     @property
     def bytes_in(self) -> int:
-        """How many bytes the raw objects have."""
+        """Size of the raw objects, in bytes."""
         return sum(item.size for part in self.parts for item in part.objects)
 
 
 @dataclass(frozen=True, slots=True)
 class ShardRef:
-    """What a mapped task is handed: never keys, only where to read them and what to expect."""
+    """The argument of a mapped task: no keys, only where to read them, and totals. The size is in bytes."""
 
     stream: str
     hour: str
@@ -125,24 +132,24 @@ class ShardRef:
 
     @property
     def title(self) -> str:
-        """The shard by name, for the grid."""
+        """The name of the shard in Airflow's grid."""
         last = self.first_part + self.parts - 1
         span = f"part {last}" if self.parts == 1 else f"parts {self.first_part}-{last}"
         return f"{span}: {self.objects:,} objects, {format_size(self.bytes)}"
 
 
 class ObjectDigests:
-    """Digests of raw objects, one for each encoding, from rows in key order.
+    """Digests of raw objects, one for each encoding.
 
-    The planner makes them from its listing, the validator from its own: where they are equal, the raw hour is what
-    was planned, without holding both in memory.
+    Planning and validation each digest their own listing. If the digests are equal, the raw hour is what was
+    planned; so the two listings need not be in memory at the same time.
     """
 
     def __init__(self) -> None:
         self._hashes: dict[str, hashlib.blake2b] = {}
 
     def add(self, rows: Iterable[ObjectInfo]) -> None:
-        """Take rows of any encodings, in key order."""
+        """Add rows of any encodings, in key order."""
         texts: dict[str, list[str]] = {}
         for row in rows:
             texts.setdefault(encoding_of(row.key), []).append(_row_text(row))
@@ -150,27 +157,27 @@ class ObjectDigests:
             self.add_text(encoding, "".join(rows_text))
 
     def add_text(self, encoding: str, text: str) -> None:
-        """Take rows of one encoding as :func:`_row_text` writes them."""
+        """Add rows of one encoding, as :func:`_row_text` writes them."""
         if encoding not in self._hashes:
             self._hashes[encoding] = hashlib.blake2b(digest_size=16)
         self._hashes[encoding].update(text.encode())
 
     def result(self) -> dict[str, str]:
-        """The digest of each encoding that occurred, in hexadecimal."""
+        """The digest of each encoding, in hexadecimal."""
         return {encoding: found.hexdigest() for encoding, found in sorted(self._hashes.items())}
 
 
 def _row_text(row: ObjectInfo) -> str:
-    # Length first, so that no two lists of keys can give the same text.
+    # The length of the key comes first, so that different keys never give the same text.
     return f"{len(row.key)} {row.key} {row.size} {row.etag}\n"
 
 
 def encoding_of(key: str) -> str:
-    """The encoding of an object by its name: ``.gz``, ``.zst``, … or the empty string for plain.
+    """The encoding of an object by its name: ``.gz``, ``.zst``, … or empty for plain text.
 
-    Objects of an ending that is known not to be text (:data:`OPAQUE`) have that ending as their encoding.
+    The encoding of a known binary format (:data:`OPAQUE`) is its ending.
 
-    :raises UnsupportedInputError: for containers, which cannot be joined end to end
+    :raises UnsupportedInputError: for containers, which cannot be concatenated
     """
     ending = key[key.rfind(".") :].lower()
     if ending in ENCODINGS or ending in OPAQUE:
@@ -184,10 +191,10 @@ def encoding_of(key: str) -> str:
 
 
 class InputFilter:
-    """Separates the objects of an hour from what is not input, and counts the latter.
+    """Selects the input among the listed objects of an hour, and counts the others.
 
     :param prefix: raw prefix of the hour
-    :param ready_object: name of the stream's ready object below it, if it has one
+    :param ready_object: name below it; None if the stream has none
     """
 
     def __init__(self, prefix: str, ready_object: str | None) -> None:
@@ -196,11 +203,7 @@ class InputFilter:
         self._hidden = self._placeholders = self._ready_objects = 0
 
     def keep(self, rows: Iterable[ObjectInfo]) -> list[ObjectInfo]:
-        """The input among some listed objects.
-
-        Left out are hidden ones (a step of the path begins with ``_`` or ``.``), empty folder placeholders, and
-        the ready object.
-        """
+        """The input among some listed objects; see :class:`LeftOut` for the others."""
         kept: list[ObjectInfo] = []
         for item in rows:
             name = item.key[self._start :]
@@ -216,24 +219,26 @@ class InputFilter:
 
     @property
     def left_out(self) -> LeftOut:
-        """How many objects were left out so far, by reason."""
+        """Number of objects that were left out so far."""
         return LeftOut(self._hidden, self._placeholders, self._ready_objects)
 
 
 def select(
     listed: Sequence[ObjectInfo], prefix: str, ready_object: str | None
 ) -> tuple[Sequence[ObjectInfo], LeftOut]:
-    """The input of an hour, and how many objects were left out; see :class:`InputFilter`.
+    """The input of an hour, and the number of objects that were left out.
 
-    :param listed: in key order, as :mod:`include.log_rollup.storage.listing` returns them
+    :param listed: in key order
+    :param prefix: raw prefix of the hour
+    :param ready_object: name below it; None if the stream has none
     """
-    wanted = InputFilter(prefix, ready_object)
-    chosen = wanted.keep(listed)
-    return listed if len(chosen) == len(listed) else chosen, wanted.left_out
+    input_filter = InputFilter(prefix, ready_object)
+    chosen = input_filter.keep(listed)
+    return listed if len(chosen) == len(listed) else chosen, input_filter.left_out
 
 
 def is_hidden(name: str) -> bool:
-    """Whether Spark, Hive, Athena and Trino would pass an object of this relative name over."""
+    """Whether Spark, Hive, Athena and Trino ignore an object with this relative name."""
     return name.startswith(("_", ".")) or "/_" in name or "/." in name
 
 
@@ -246,24 +251,24 @@ def make_plan(
     kept_names: Mapping[tuple[int, str], str] | None = None,
     taken: Container[str] = (),
 ) -> Plan:
-    """Fill parts in key order, the objects of each encoding into parts of their own.
+    """Fill parts in key order, separately for each encoding.
 
     :param chosen: the input in key order
-    :param part_size: of a part, in bytes; a larger object becomes a part by itself
-    :param kept_names: names of parts that are there already, by index and fingerprint
-    :param taken: names that no part may get: they belong to somebody else, or are about to be deleted
-    :raises ListingError: if a key is there twice
-    :raises UnsupportedInputError: if an object cannot be joined end to end
+    :param part_size: maximum size of a part, in bytes; a larger object becomes a part of its own
+    :param kept_names: names of existing parts, by index and fingerprint
+    :param taken: names that no part may get: of foreign objects, and of parts under removal
+    :raises ListingError: if a key is listed twice
+    :raises UnsupportedInputError: if an object cannot be concatenated
     """
-    _refuse_twice(chosen)
+    _refuse_duplicates(chosen)
     encodings = {encoding_of(item.key) for item in chosen}
     digests = ObjectDigests()
     parts: list[PlannedPart] = []
-    usual = True
+    default_names = True
     digest = hashlib.blake2b(f"{FINGERPRINT_FORMAT}\n".encode(), digest_size=10)
     for encoding in sorted(encodings):
         room = options.room_for_newline(encoding)
-        # A list of a million objects is not copied where that can be avoided.
+        # Don't copy a list of a million objects if there is only one encoding.
         one_encoding = len(encodings) == 1
         items = chosen if one_encoding else [item for item in chosen if encoding_of(item.key) == encoding]
         for members, copied in _fill(items, part_size, room):
@@ -274,30 +279,30 @@ def make_plan(
             name = (kept_names or {}).get((index, fingerprint))
             if name is None or name in taken:
                 name = _free_name(index, encoding, fingerprint, taken)
-            usual = usual and name == part_name(index, encoding, fingerprint[:8])
-            # The name of format 1, so that the same content has the same plan in both.
+            default_names = default_names and name == part_name(index, encoding, fingerprint[:8])
+            # With the name of format 1, so that the same content has the same id in both formats.
             digest.update(f"{part_name_of_format_1(index, encoding)} {fingerprint}\n".encode())
             size = sum(item.size for item in members)
             parts.append(PlannedPart(name, encoding, size, copied, fingerprint, tuple(members)))
-    if not usual:
+    if not default_names:
         digest.update("".join(f"{part.name}\n" for part in parts).encode())
     return Plan(digest.hexdigest(), tuple(parts), left_out, digests.result())
 
 
 def new_plan_id(content_id: str) -> str:
-    """An id for the files of a plan, which no other try to plan the hour uses: ``<content_id>-5b0e66aa``.
+    """A unique id for a plan: its content id and 8 random digits, such as ``<content_id>-5b0e66aa``.
 
-    So what an earlier run deletes or writes late never hits the files of this one.
+    So a late write or delete of an earlier run never hits the files of this plan.
     """
     return f"{content_id}-{secrets.token_hex(4)}"
 
 
 def content_id_of(plan_id: str) -> str:
-    """The part of a plan's id that says which parts it has."""
+    """The content id of a plan, by its id; see :class:`Plan`."""
     return plan_id.partition("-")[0]
 
 
-def _refuse_twice(chosen: Sequence[ObjectInfo]) -> None:
+def _refuse_duplicates(chosen: Sequence[ObjectInfo]) -> None:
     for before, item in pairwise(chosen):
         if before.key >= item.key:
             raise ListingError(
@@ -324,14 +329,14 @@ def _free_name(index: int, encoding: str, fingerprint: str, taken: Container[str
 def split_part(
     part: PlannedPart, options: WriteOptions, groups: Iterable[Sequence[ObjectInfo]]
 ) -> list[PlannedPart]:
-    """The parts that hold the objects of one part between them, each group in a part of its own.
+    """Split a part into several, one for each group of its objects.
 
     :param part: as planned
-    :param groups: all of its objects, each in one group
+    :param groups: all its objects, each in one group
     """
     parts = []
     for members in groups:
-        # With the name of the planned part, so that no other part is ever split into parts of the same names.
+        # Includes the name of the planned part: parts of different planned parts never get the same name.
         text = "".join((f"{part.name}\n", *map(_row_text, members)))
         fingerprint = _fingerprint(options, part.encoding, False, text)
         name = split_name(part.name, fingerprint[:8])
@@ -341,13 +346,14 @@ def split_part(
 
 
 def _fill(
-    items: Sequence[ObjectInfo], part_size: int, slack: int
+    items: Sequence[ObjectInfo], part_size: int, newline_room: int
 ) -> Iterator[tuple[Sequence[ObjectInfo], bool]]:
+    """The objects of each part, and whether S3 copies it."""
     members: list[ObjectInfo] = []
     used = 0
     for item in items:
-        # An empty object gets no newline, so it needs no room for one.
-        room = item.size + slack if item.size else 0
+        # An empty object gets no newline.
+        room = item.size + newline_room if item.size else 0
         if used + room > part_size and members:
             yield members, False
             members, used = [], 0
@@ -361,15 +367,15 @@ def _fill(
 
 
 def make_shards(plan: Plan, shard_size: int, max_shards: int) -> list[Sequence[PlannedPart]]:
-    """Cut the parts into runs of about equal bytes; of about equal numbers of objects, where those are tiny.
+    """Divide the parts into shards of about equal size, or of about equal numbers of objects if those are tiny.
 
-    :param shard_size: bytes that one task is to pack, about
-    :param max_shards: the most runs there may be
-    :returns: runs of parts in order, none empty
+    :param shard_size: target size of a shard, in bytes
+    :param max_shards: maximum number of shards
+    :returns: the parts of each shard, in order; no shard is empty
     """
     if not plan.parts:
         return []
-    # No bytes of a copied part pass through the task, so its size does not count.
+    # The bytes of a copied part don't pass through the task, so its size does not count.
     copy_weight = max(1, shard_size // COPIES_PER_SHARD)
     weights = [copy_weight if part.copied else max(part.size, 1) for part in plan.parts]
     by_bytes = -(-sum(weights) // shard_size)
@@ -381,7 +387,7 @@ def make_shards(plan: Plan, shard_size: int, max_shards: int) -> list[Sequence[P
     edges = [0]
     done = 0
     for index, weight in enumerate(weights):
-        # A part goes where its middle lies on the line of all bytes.
+        # A part belongs to the shard in whose share of all bytes its middle lies.
         if (done + weight / 2) * wanted >= len(edges) * total and index > edges[-1]:
             edges.append(index)
         done += weight
@@ -392,7 +398,10 @@ def make_shards(plan: Plan, shard_size: int, max_shards: int) -> list[Sequence[P
 def shard_refs(
     stream: str, hour: str, plan_id: str, shards: Sequence[Sequence[PlannedPart]]
 ) -> list[ShardRef]:
-    """One small reference for each shard."""
+    """One reference for each shard.
+
+    :param stream: name of the stream
+    """
     refs = []
     first_part = 0
     for number, parts in enumerate(shards):

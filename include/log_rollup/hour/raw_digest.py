@@ -1,4 +1,4 @@
-"""The raw hour listed a second time, in another way than planning lists it, in bounded memory."""
+"""Lists the raw hour in another way than planning does, and digests it in bounded memory."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,9 +11,10 @@ from include.log_rollup.storage.protocol import ObjectStore
 
 @dataclass(frozen=True, slots=True)
 class RawDigest:
-    """What a raw hour amounts to.
+    """The digests of a raw hour.
 
-    :param digests: of the raw objects of each encoding; see :class:`include.log_rollup.hour.plan.ObjectDigests`
+    :param objects: number of raw objects
+    :param digests: for each encoding; see :class:`include.log_rollup.hour.plan.ObjectDigests`
     """
 
     objects: int
@@ -24,11 +25,11 @@ class RawDigest:
 def digest_raw(store: ObjectStore, paths: HourPaths, ready_object: str | None, expected: int) -> RawDigest:
     """List the raw hour by continuation token and digest its input.
 
-    Planning lists by ranges of keys, in pages of 1,000. Here the pages are smaller where there are few objects, so
-    that there are at least two: what a server gets wrong in one way of listing shows up in the other.
+    Planning lists by ranges of keys, in pages of 1,000. Here the pages are smaller if there are few objects, so
+    that there are at least two: a server that is wrong in one way of listing is found out by the other.
 
-    :param ready_object: name of the producer's ready object below the hour, if the stream has one
-    :param expected: how many objects there probably are
+    :param ready_object: name below the raw hour; None if the stream has none
+    :param expected: probable number of objects
     :raises ListingError: if the store's listing contradicts itself
     :raises UnsupportedInputError: if an object cannot be joined end to end
     :raises RollupError: as the store raises
@@ -52,7 +53,7 @@ def digest_raw(store: ObjectStore, paths: HourPaths, ready_object: str | None, e
 def _digest_unordered(
     store: ObjectStore, paths: HourPaths, ready_object: str | None, page_size: int
 ) -> RawDigest:
-    """For servers that list in another order: the rows are sorted, in memory."""
+    """For servers that don't list in key order: all rows are sorted in memory."""
     chosen = InputFilter(paths.raw.key, ready_object)
     digests = ObjectDigests()
     kept = chosen.keep(list_by_token(store, paths.raw, page_size))

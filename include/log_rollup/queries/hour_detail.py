@@ -9,6 +9,7 @@ from pydantic import TypeAdapter
 from include.log_rollup import crc
 from include.log_rollup.errors import ProofError
 from include.log_rollup.hour.layout import HourPaths
+from include.log_rollup.hour.manifest import read_manifest_header
 from include.log_rollup.hour.records import PackedPart, Records
 from include.log_rollup.parallel import in_parallel
 from include.log_rollup.queries.status import Count, HourStatus, HourSummary, Text, read_hours, readable
@@ -81,7 +82,7 @@ def read_hour(store: ObjectStore, stream: Stream, hour: datetime) -> HourDetail:
 
 def _complete(store: ObjectStore, paths: HourPaths, status: HourSummary) -> HourDetail:
     with readable(paths.manifest):
-        header = Records(store).read_manifest_header(paths.manifest)
+        header = read_manifest_header(store, paths.manifest)
         if header is None:
             return HourDetail(
                 status, (), unclear=f"there is no {paths.manifest}, or another version wrote it"

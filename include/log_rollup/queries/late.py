@@ -7,7 +7,8 @@ from datetime import datetime, timedelta
 
 from include.log_rollup.errors import ProofError, UnsupportedInputError
 from include.log_rollup.hour.changes import Changes, compare
-from include.log_rollup.hour.layout import floor_hour, format_hour
+from include.log_rollup.hour.layout import floor_hour, format_hour, hours_between
+from include.log_rollup.hour.manifest import open_manifest
 from include.log_rollup.hour.plan import content_id_of, make_plan, select
 from include.log_rollup.hour.records import Records
 from include.log_rollup.storage.listing import list_all
@@ -49,7 +50,7 @@ class Looked:
 def recent_hours(now: datetime, days: int) -> list[datetime]:
     """The hours of the last days that have ended, the oldest first."""
     present = floor_hour(now)
-    return [present - timedelta(hours=back) for back in range(24 * days, 0, -1)]
+    return hours_between(present - timedelta(days=days), present)
 
 
 def look_back(store: ObjectStore, stream: Stream, hours: Iterable[datetime]) -> Looked:
@@ -84,19 +85,18 @@ def look_back(store: ObjectStore, stream: Stream, hours: Iterable[datetime]) -> 
 def _changes(store: ObjectStore, stream: Stream, hour: datetime) -> Changes | None:
     """What has changed since the hour was completed, None if it is not complete."""
     paths = stream.at(hour)
-    records = Records(store)
-    marker = records.read_marker(paths.marker)
+    marker = Records(store).read_marker(paths.marker)
     if marker is None:
         return None
     chosen, left_out = select(list_all(store, paths.raw), paths.raw.key, stream.ready_object)
     try:
         plan = make_plan(chosen, left_out, stream.part_size, stream.write_options)
-        if plan.content_id == content_id_of(str(marker.get("plan_id"))):
+        if marker.content and plan.content_id == content_id_of(marker.content.plan_id):
             return Changes((), (), ())
     except UnsupportedInputError:
         # An object that cannot be packed has come: its rerun says what to do about it.
         pass
-    manifest = records.open_manifest(paths.manifest)
+    manifest = open_manifest(store, paths.manifest)
     if manifest is None:
         raise ProofError(f"there is no {paths.manifest}, which says what was packed; clear the hour's run")
     return compare((planned for planned, _ in manifest.parts()), chosen)

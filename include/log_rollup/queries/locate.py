@@ -10,6 +10,7 @@ from awscrt import checksums
 from include.log_rollup import crc
 from include.log_rollup.errors import ConfigurationError, InputChangedError, NotFoundError, ProofError
 from include.log_rollup.hour.layout import format_hour
+from include.log_rollup.hour.manifest import open_manifest
 from include.log_rollup.hour.parts import read_runs, spans
 from include.log_rollup.hour.records import Records
 from include.log_rollup.storage.protocol import Location, ObjectStore
@@ -74,14 +75,14 @@ def locate(store: ObjectStore, stream: Stream, key: str) -> Located:
     :raises RollupError: as the store raises
     """
     paths = stream.at(hour_of_key(stream, key))
-    records = Records(store)
-    manifest = records.open_manifest(paths.manifest)
+    manifest = open_manifest(store, paths.manifest)
     if manifest is None:
         raise NotFoundError(
             f"hour {format_hour(paths.hour)}: there is no {paths.manifest}; the objects of an hour are in its "
             f"parts when it is complete"
         )
-    complete = (records.read_marker(paths.marker) or {}).get("plan_id") == manifest.totals.plan_id
+    marker = Records(store).read_marker(paths.marker)
+    complete = marker is not None and marker.is_of(manifest.totals.plan_id)
     for planned, packed in manifest.parts():
         for index, item in enumerate(planned.objects):
             if item.key == key:

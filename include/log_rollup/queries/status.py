@@ -136,7 +136,7 @@ def read_hours(store: ObjectStore, stream: Stream, hours: Sequence[datetime]) ->
         paths = stream.at(hour)
         try:
             with readable(paths.marker):
-                marker = records.read_marker(paths.marker)
+                marker = records.read_marker_json(paths.marker)
                 content = None if marker is None else _content(marker)
         except ProofError as error:
             return HourSummary(hour, HourStatus.DAMAGED, None, str(error))

@@ -6,17 +6,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 from awscrt import checksums
 
-from include.log_rollup.errors import InputChangedError, NotFoundError, ProofError, SupersededError
-from include.log_rollup.hour.changes import Changes, compare, named
+from include.log_rollup.errors import InputChangedError, NotFoundError, ProofError
+from include.log_rollup.hour.changes import Changes, compare, first_keys
 from include.log_rollup.hour.layout import HourPaths, format_hour
-from include.log_rollup.hour.parts import Piece, mismatch, read_pieces
+from include.log_rollup.hour.manifest import Manifest
+from include.log_rollup.hour.parts import Piece, part_problem, read_pieces
 from include.log_rollup.hour.plan import PlannedPart, select
-from include.log_rollup.hour.records import PROVEN_BY_READING, PROVEN_BY_STORE, Manifest, PackedPart, Records
-from include.log_rollup.hour.state import HourState
+from include.log_rollup.hour.reader import HourReader
+from include.log_rollup.hour.records import PROVEN_BY_READING, PROVEN_BY_STORE, CompletionMarker, PackedPart
 from include.log_rollup.storage.listing import list_all
 from include.log_rollup.storage.protocol import Location, ObjectInfo, ObjectStore
 from include.log_rollup.streams import Stream
@@ -100,16 +100,16 @@ def verify_hour(
     :raises SupersededError: if a run has begun to replace it meanwhile
     :raises RollupError: as the store raises
     """
-    state = HourState(store, stream, hour)
-    paths, records = state.paths, state.records
-    marker, manifest = _load(records, paths)
+    reader = HourReader(store, stream, hour)
+    paths = reader.paths
+    marker, manifest = _load(reader)
     chosen, _ = select(list_all(store, paths.raw), paths.raw.key, stream.ready_object)
     changes = compare(manifest.planned, chosen)
     present = {item.key for item in chosen} - {*changes.late, *changes.changed}
-    found = state.inventory()
+    found = reader.inventory()
     standing = found.parts
     others = standing.keys() - {part.name for part in manifest.packed}
-    strays = state.strays(found, {part.name for part in manifest.packed}, manifest.totals.plan_id, None)
+    strays = reader.strays(found, {part.name for part in manifest.packed}, manifest.totals.plan_id, None)
     verifier = _Verifier(
         store,
         paths,
@@ -126,11 +126,13 @@ def verify_hour(
         *_arrivals(changes),
         *(outcome for outcome in outcomes if isinstance(outcome, Problem)),
     ]
-    if problems and (records.read_marker(paths.marker) or {}).get("plan_id") != manifest.totals.plan_id:
-        raise SupersededError(
-            f"hour {format_hour(hour)}: a run has begun to replace it while it was verified; verify it again when "
-            f"that run is done"
-        )
+    if problems:
+        current = reader.marker()
+        if current is None or not current.is_of(manifest.totals.plan_id):
+            raise reader.superseded(
+                f"a run has begun to replace hour {format_hour(hour)} while it was verified",
+                "verify it again when that run is done",
+            )
     proven = [outcome for outcome in outcomes if isinstance(outcome, _Proven)]
     totals = manifest.totals
     return Verification(
@@ -149,28 +151,29 @@ def verify_hour(
     )
 
 
-def _load(records: Records, paths: HourPaths) -> tuple[Mapping[str, Any], Manifest]:
+def _load(reader: HourReader) -> tuple[CompletionMarker, Manifest]:
+    paths = reader.paths
     hour = format_hour(paths.hour)
-    marker = records.read_marker(paths.marker)
+    marker = reader.marker()
     if marker is None:
-        claimed = records.read_claim(paths.claim)
+        claimed = reader.claim()
         now = "no run has planned it" if claimed is None else f"it is being built as plan {claimed.plan_id}"
         raise NotFoundError(f"hour {hour} is not complete, so there is nothing to verify: {now}")
-    manifest = records.read_manifest(paths.manifest)
-    if not marker or manifest is None:
+    manifest = reader.manifest()
+    if marker.content is None or manifest is None:
         raise ProofError(
             f"hour {hour}: there is no {paths.marker} with a {paths.manifest} of this version. Clear the hour's "
             f"run from plan_hour on: its message says what to do"
         )
-    if marker.get("plan_id") != manifest.totals.plan_id:
+    if not marker.is_of(manifest.totals.plan_id):
         raise ProofError(
-            f"hour {hour}: {paths.marker} is of plan {marker.get('plan_id')}, the manifest beside it of plan "
+            f"hour {hour}: {paths.marker} is of plan {marker.content.plan_id}, the manifest beside it of plan "
             f"{manifest.totals.plan_id}. If no run is at work on the hour, clear its run from plan_hour on."
         )
-    return marker, manifest
+    return marker.content, manifest.whole()
 
 
-def _differences(marker: Mapping[str, Any], manifest: Manifest) -> list[Problem]:
+def _differences(marker: CompletionMarker, manifest: Manifest) -> list[Problem]:
     """Where marker, manifest's header and manifest's lines do not say the same."""
     totals = manifest.totals
     counted = {
@@ -182,7 +185,7 @@ def _differences(marker: Mapping[str, Any], manifest: Manifest) -> list[Problem]
     return [
         Problem(None, f"{name}: _SUCCESS says {stated}, the manifest's header {header}, its lines {number}")
         for name, number in counted.items()
-        if not (stated := marker.get(name)) == (header := getattr(totals, name)) == number
+        if not (stated := getattr(marker, name)) == (header := getattr(totals, name)) == number
     ]
 
 
@@ -261,7 +264,7 @@ class _Verifier:
                 raise
 
     def _prove(self, planned: PlannedPart, packed: PackedPart) -> _Proven | Problem:
-        problem = mismatch(planned, packed, self._standing.get(planned.name))
+        problem = part_problem(planned, packed, self._standing.get(planned.name))
         if problem:
             self._progress.add(packed.size)
             return Problem(planned.name, problem)
@@ -317,13 +320,15 @@ class _Verifier:
         if whole != packed.crc64nvme:
             reasons.append(f"its bytes have CRC64NVME {whole:x}, {_stated(packed)}")
         if wrong:
-            reasons.append(f"the bytes of {len(wrong)} objects are not as the manifest says ({named(wrong)})")
+            reasons.append(
+                f"the bytes of {len(wrong)} objects are not as the manifest says ({first_keys(wrong)})"
+            )
         if reasons:
             return Problem(planned.name, "; ".join(reasons), wrong)
         if unlike:
             reason = (
                 f"the bytes of {len(unlike)} raw objects are not those that were packed, though their ETags are "
-                f"({named(unlike)}); {planned.name} holds what was packed"
+                f"({first_keys(unlike)}); {planned.name} holds what was packed"
             )
             return Problem(None, reason, unlike)
         return _Proven(PROVEN_BY_READING, sum(compared))

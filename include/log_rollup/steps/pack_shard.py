@@ -1,8 +1,8 @@
-"""The step pack_shard: what of a shard is missing is packed, and a receipt is kept of it."""
+"""The step pack_shard: packs the missing parts of one shard and keeps a receipt of them."""
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -15,13 +15,13 @@ from include.log_rollup.hour.state import HourState
 from include.log_rollup.monitor import Monitor, check_open_file_limit, cpu_seconds
 from include.log_rollup.steps.packer import OwnershipCheck, PackSettings, ShardPacker
 from include.log_rollup.steps.part_buffers import WrittenPart
-from include.log_rollup.storage.protocol import Location, ObjectStore
+from include.log_rollup.storage.protocol import Location, ObjectStore, Transfer
 from include.log_rollup.streams import Stream
 from include.log_rollup.units import format_size
 
 log = logging.getLogger(__name__)
 
-# How often a receipt is written while packing: a process that is killed loses no more than this.
+# Minimum time between two receipts while packing: a process that is killed loses about this much work.
 JOURNAL_SECONDS = 2.0
 
 
@@ -31,164 +31,202 @@ def pack_shard(
     ref: ShardRef,
     tried: Callable[[Measured], None] = lambda _: None,
 ) -> Measured:
-    """Pack what is missing of a shard.
+    """Pack the missing parts of a shard.
 
-    Parts that are there as the receipt says are left alone. The receipt is written every few parts and after a
-    failure, so that a retry goes on where this try ended. If another run takes over the hour, the parts that this
-    try wrote and that run does not need are removed.
+    Parts that exist as the receipt says are left alone. The receipt is written every few parts and after a
+    failure, so that a retry continues where this try ended. If another run takes over the hour, this try removes
+    the parts that it wrote and that the other run does not need.
 
-    :param tried: called with what this try measured, if it failed too
+    :param tried: called with what this try measured, also if it failed
     :returns: the same
     :raises SupersededError: if the hour is being built under another plan
     :raises ResourceLimitError: if the open-file limit is too low for the stream's connections
     :raises RollupError: as :meth:`ShardPacker.run` and the store raise
     """
     check_open_file_limit(stream.max_connections)
-    started, cpu_before = time.monotonic(), cpu_seconds()
-    state = HourState(store, stream, parse_hour(ref.hour))
-    paths, records = state.paths, state.records
-    nothing = Measured(max_connections=stream.max_connections)
-    if state.is_complete_under(ref.plan_id):
-        return _already_complete(ref, nothing)
-    shard = records.read_shard(paths.shard(ref.plan_id, ref.shard), paths.raw.key)
-    if shard is None:
-        if records.is_marked(paths.marker, ref.plan_id):
-            # Another run is about to tidy up.
-            return _already_complete(ref, nothing)
-        raise SupersededError(
-            f"shard {ref.shard} of plan {ref.plan_id} is not under {paths.work} any more, is damaged, or another "
-            f"version wrote it; clear the run from plan_hour on"
+    try:
+        return _ShardTask(store, stream, ref).run(tried)
+    except _CompletedError:
+        log.info("the hour is complete under plan %s; nothing to do", ref.plan_id)
+        return Measured(max_connections=stream.max_connections)
+
+
+class _CompletedError(Exception):
+    """Another run has completed the hour under this plan."""
+
+
+class _ShardTask:
+    """One try to pack a shard."""
+
+    def __init__(self, store: ObjectStore, stream: Stream, ref: ShardRef) -> None:
+        self._started, self._cpu_before = time.monotonic(), cpu_seconds()
+        self._store = store
+        self._stream = stream
+        self._ref = ref
+        self._state = HourState(store, stream, parse_hour(ref.hour))
+
+    def run(self, tried: Callable[[Measured], None]) -> Measured:
+        """See :func:`pack_shard`.
+
+        :raises _CompletedError: if another run has completed the hour under this plan
+        """
+        if not self._is_current():
+            raise _CompletedError
+        shard = self._read_shard()
+        records, target = self._state.records, self._state.paths.receipt(self._ref.plan_id, self._ref.shard)
+        receipt = records.read_receipt(target) or Receipt(self._ref.plan_id, self._ref.shard)
+        existing = self._existing_parts(receipt)
+        todo = [part for part in shard.parts if not existing.has(part)]
+        log.info(
+            "shard %d: %d parts, %d objects, %s; %d parts exist already",
+            self._ref.shard, self._ref.parts, self._ref.objects, format_size(self._ref.bytes),
+            len(shard.parts) - len(todo),
+        )  # fmt: skip
+        if todo and not self._state.prepare_packing(self._ref.plan_id):
+            raise _CompletedError
+        journal = Journal(records, target, receipt, existing.written(shard))
+        return self._pack(shard, todo, journal, tried)
+
+    def _is_current(self) -> bool:
+        """Whether the hour is being built under this plan; False if it is complete under it.
+
+        :raises SupersededError: if it is neither
+        """
+        return not self._state.is_complete_under(self._ref.plan_id)
+
+    def _read_shard(self) -> ShardPlan:
+        try:
+            return self._state.shard(self._ref.plan_id, self._ref.shard)
+        except SupersededError:
+            marker = self._state.marker()
+            if marker is not None and marker.is_of(self._ref.plan_id):
+                # Another run has completed the hour and is cleaning up; its claim is removed last.
+                raise _CompletedError from None
+            raise
+
+    def _existing_parts(self, receipt: Receipt) -> "_ExistingParts":
+        # Without parts in the receipt all parts are packed, so the listing is not needed.
+        listed = self._state.inventory().parts if receipt.parts else {}
+        return _ExistingParts(
+            receipt, {part.name: part for part in receipt.parts if is_as_written(part, listed)}
         )
-    target = paths.receipt(ref.plan_id, ref.shard)
-    before = records.read_receipt(target) or Receipt(ref.plan_id, ref.shard)
-    # Without a receipt nothing is left alone, and what is there does not matter.
-    there = state.inventory().parts if before.parts else {}
-    done = _Done(before, {part.name: part for part in before.parts if is_as_written(part, there)})
-    todo = [part for part in shard.parts if not done.has(part)]
-    log.info(
-        "shard %d: %d parts, %d objects, %s; %d parts are there already",
-        ref.shard, ref.parts, ref.objects, format_size(ref.bytes), len(shard.parts) - len(todo),
-    )  # fmt: skip
-    if todo and _is_marked_or_unmark(state, ref.plan_id):
-        return _already_complete(ref, nothing)
 
-    ownership = OwnershipCheck(
-        paths.claim,
-        is_current=lambda claim: parse_claim(claim).plan_id == ref.plan_id,
-        recheck=lambda: not state.is_complete_under(ref.plan_id),
-    )
-    journal = Journal(records, target, before, done.of(shard))
-    transfer = store.open_transfer(stream.raw.bucket, stream.aggregated.bucket)
-    packer = ShardPacker(
-        store,
-        transfer,
-        paths.aggregated,
-        stream.raw.bucket,
-        settings_of(stream),
-        ownership,
-        journal.add,
-    )
-    monitor = Monitor(log, store.port, stream.max_connections, packer.progress)
+    def _pack(
+        self,
+        shard: ShardPlan,
+        todo: Sequence[PlannedPart],
+        journal: "Journal",
+        tried: Callable[[Measured], None],
+    ) -> Measured:
+        """Pack some parts of a shard, with a receipt of them whatever happens."""
+        transfer = self._store.open_transfer(self._stream.raw.bucket, self._stream.aggregated.bucket)
+        packer = self._packer(transfer, journal)
+        monitor = Monitor(log, self._store.port, self._stream.max_connections, packer.progress)
+        left_alone = len(shard.parts) - len(todo)
+        try:
+            with monitor:
+                try:
+                    all_written = packer.run(todo)
+                finally:
+                    transfer.close()
+            # Another run may have taken over before the last write.
+            owned = not todo or (all_written and self._is_current())
+        except SupersededError:
+            journal.drop()
+            self._remove_overtaken(shard, packer.attempted)
+            raise
+        except BaseException:
+            result = self._measured(packer, monitor, left_alone)
+            journal.save(result)
+            tried(result)
+            raise
+        if not owned:
+            journal.drop()
+            raise _CompletedError
+        result = self._measured(packer, monitor, left_alone)
+        tried(result)
+        journal.close(shard, result)
+        log.info(
+            "done: %s | peak sockets %d/%d", packer.progress(), result.sockets, self._stream.max_connections
+        )
+        return result
 
-    def measured() -> Measured:
-        requests = dict(store.requests)
+    def _packer(self, transfer: Transfer, journal: "Journal") -> ShardPacker:
+        plan_id = self._ref.plan_id
+        return ShardPacker(
+            self._store,
+            transfer,
+            self._state.paths.aggregated,
+            self._stream.raw.bucket,
+            settings_of(self._stream),
+            OwnershipCheck(
+                self._state.paths.claim,
+                is_current=lambda body: parse_claim(body).plan_id == plan_id,
+                recheck=self._is_current,
+            ),
+            journal.add,
+        )
+
+    def _measured(self, packer: ShardPacker, monitor: Monitor, left_alone: int) -> Measured:
+        requests = dict(self._store.requests)
         for name, count in packer.requests.items():
             requests[name] = requests.get(name, 0) + count
         return Measured(
-            max_connections=stream.max_connections,
+            max_connections=self._stream.max_connections,
             sockets=monitor.peaks.sockets,
             open_files=monitor.peaks.open_files,
             rss_bytes=monitor.peaks.rss_bytes,
-            seconds=round(time.monotonic() - started, 3),
-            cpu_seconds=round(cpu_seconds() - cpu_before, 3),
+            seconds=round(time.monotonic() - self._started, 3),
+            cpu_seconds=round(cpu_seconds() - self._cpu_before, 3),
             requests=requests,
             retries=packer.retries,
             throttles=packer.throttles,
             parts_written=packer.parts_written,
-            parts_left_alone=len(shard.parts) - len(todo),
+            parts_left_alone=left_alone,
         )
 
-    try:
-        with monitor:
-            try:
-                all_written = packer.run(todo)
-            finally:
-                transfer.close()
-        # Another run may have taken over before the last write.
-        owned = not todo or (all_written and ownership.recheck())
-    except SupersededError:
-        journal.drop()
-        _remove_overtaken(state, shard, packer.attempted)
-        raise
-    except BaseException:
-        result = measured()
-        journal.save(result)
-        tried(result)
-        raise
-    if not owned:
-        journal.drop()
-        return _already_complete(ref, nothing)
-    result = measured()
-    tried(result)
-    journal.close(shard, result)
-    log.info("done: %s | peak sockets %d/%d", packer.progress(), result.sockets, stream.max_connections)
-    return result
+    def _remove_overtaken(self, shard: ShardPlan, attempted: Mapping[str, str]) -> None:
+        """Remove the stray parts of this try. If that fails, the next validation of the hour removes them.
 
-
-def _already_complete(ref: ShardRef, nothing: Measured) -> Measured:
-    log.info("the hour is complete under plan %s; nothing is to be done", ref.plan_id)
-    return nothing
-
-
-def _is_marked_or_unmark(state: HourState, plan_id: str) -> bool:
-    """Whether the completion marker of this plan is there; one of another plan is removed before parts change."""
-    marker, etag = state.records.read_marker_with_etag(state.paths.marker)
-    if marker is None:
-        return False
-    if marker.get("plan_id") == plan_id:
-        # plan_hour has removed every marker that was there: this one another run has written since.
-        return True
-    # The marker was read before the claim, so it is older than this plan's claim.
-    state.check_current(plan_id)
-    state.remove_marker(etag)
-    return False
-
-
-def _remove_overtaken(state: HourState, shard: ShardPlan, attempted: Mapping[str, str]) -> None:
-    """Remove what this try wrote and nobody needs; if that fails, the next validation of the hour does it."""
-    try:
-        planned = {part.name: part for part in shard.parts}
-        state.remove_overtaken(
-            shard.plan_id, {name: planned[made_for] for name, made_for in attempted.items()}
-        )
-    except RollupError as error:
-        log.warning("could not remove parts of the plan that was overtaken: %s", error)
+        :param attempted: names of the parts that may have been written, each with that of the planned part
+        """
+        try:
+            planned = {part.name: part for part in shard.parts}
+            self._state.remove_overtaken(
+                shard.plan_id, {name: planned[made_for] for name, made_for in attempted.items()}
+            )
+        except RollupError as error:
+            log.warning("could not remove the stray parts of the overtaken plan: %s", error)
 
 
 @dataclass(frozen=True, slots=True)
-class _Done:
-    """Which parts of a shard are there, by an earlier try's receipt."""
+class _ExistingParts:
+    """The parts of a shard that an earlier try wrote and that are still there.
 
-    before: Receipt
+    :param receipt: of the earlier tries
+    :param parts: those of its parts that exist unchanged, by name
+    """
+
+    receipt: Receipt
     parts: Mapping[str, PackedPart]
 
     def has(self, planned: PlannedPart) -> bool:
-        """Whether a planned part is there, as one part or as those it was split into."""
+        """Whether a planned part exists, as one part or as the parts it was split into."""
         return all(
-            (done := self.parts.get(part.name)) is not None and done.fingerprint == part.fingerprint
-            for part in self.before.splits.get(planned.name, (planned,))
+            (packed := self.parts.get(part.name)) is not None and packed.fingerprint == part.fingerprint
+            for part in self._parts_for(planned)
         )
 
-    def of(self, shard: ShardPlan) -> dict[str, list[WrittenPart]]:
-        """What was written for each planned part that is there."""
+    def written(self, shard: ShardPlan) -> dict[str, list[WrittenPart]]:
+        """What was written for each planned part that exists, by the planned part's name."""
         return {
-            planned.name: [
-                WrittenPart(part, self.parts[part.name])
-                for part in self.before.splits.get(planned.name, (planned,))
-            ]
+            planned.name: [WrittenPart(part, self.parts[part.name]) for part in self._parts_for(planned)]
             for planned in shard.parts
             if self.has(planned)
         }
+
+    def _parts_for(self, planned: PlannedPart) -> Sequence[PlannedPart]:
+        return self.receipt.splits.get(planned.name, (planned,))
 
 
 def settings_of(stream: Stream) -> PackSettings:
@@ -204,9 +242,10 @@ def settings_of(stream: Stream) -> PackSettings:
 
 
 class Journal:
-    """Keeps a shard's receipt in step with the parts that are written, without holding the packing up.
+    """Writes the receipt of a shard while its parts are packed, from a thread, so that packing does not wait.
 
-    :param done: what was written before for planned parts that are there, by the planned part's name
+    :param before: receipt of the earlier tries
+    :param done: what earlier tries wrote for planned parts that still exist, by the planned part's name
     """
 
     def __init__(
@@ -221,7 +260,7 @@ class Journal:
         self._due = 0.0
 
     def add(self, planned: PlannedPart, written: list[WrittenPart]) -> None:
-        """Note what was written for a planned part; it is recorded now, or with those that come soon."""
+        """Add what was written for a planned part; writes the receipt unless the last one is too recent."""
         self._done[planned.name] = written
         now = time.monotonic()
         if now < self._due:
@@ -231,30 +270,30 @@ class Journal:
                 return
             self._pending.result()
         self._due = now + JOURNAL_SECONDS
-        self._pending = self._executor.submit(self._write, self._snapshot(self._before.measured))
+        self._pending = self._executor.submit(self._write, self._receipt(self._before.measured))
 
     def drop(self) -> None:
         """Write nothing more: another run owns this hour."""
         self._executor.shutdown()
 
     def save(self, measured: Measured) -> None:
-        """After a failure of the packing, record all parts that are there, for the next try.
+        """After a failure, write a receipt of all parts that exist, for the next try.
 
-        That this fails too is only logged: the failure of the packing is the one to report.
+        An error of its own is only logged: the first failure is the one to report.
         """
         self._executor.shutdown()
         try:
-            self._write(self._snapshot(self._before.measured + measured))
+            self._write(self._receipt(self._before.measured + measured))
         except RollupError as error:
-            log.warning("could not record what was packed, so it will be packed again: %s", error)
+            log.warning("could not write the receipt, so the parts will be packed again: %s", error)
 
     def close(self, shard: ShardPlan, measured: Measured) -> None:
-        """Write the finished receipt, its parts in the order of the plan."""
+        """Write the final receipt, with the parts in the order of the plan."""
         self._executor.shutdown()
         self._done = {part.name: self._done[part.name] for part in shard.parts}
-        self._write(self._snapshot(self._before.measured + measured))
+        self._write(self._receipt(self._before.measured + measured))
 
-    def _snapshot(self, measured: Measured) -> Receipt:
+    def _receipt(self, measured: Measured) -> Receipt:
         splits = {
             name: tuple(part.planned for part in written)
             for name, written in self._done.items()

@@ -1,0 +1,315 @@
+"""The manifest of an hour: totals, a table of its parts, and one line for each raw object."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import Any
+
+from include.log_rollup.errors import (
+    InputChangedError,
+    NotFoundError,
+    TooLargeError,
+    TransientError,
+    UnreadableRecordError,
+)
+from include.log_rollup.hour.gzip_json import (
+    DAMAGED_ERRORS,
+    LONGEST_LINE_BYTES,
+    compressor,
+    decompressor,
+    to_json,
+    unzip_lines,
+    zip_text,
+)
+from include.log_rollup.hour.plan import LeftOut, PlannedPart
+from include.log_rollup.hour.records import Measured, PackedObject, PackedPart, crc_text, parse_crc
+from include.log_rollup.storage.protocol import Location, ObjectInfo, ObjectStore
+from include.log_rollup.units import KIB, MIB
+
+MANIFEST_FORMAT = 1
+# One request reads the header of up to 500 parts; a longer header takes more requests.
+HEADER_BYTES = 128 * KIB
+# The manifest of 30,000 objects has 2 MB. A larger one is read in pieces of this size, again for each use.
+MANIFEST_AT_ONCE_BYTES = 8 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """Number of parts by proof, and of raw objects by how their bytes were compared."""
+
+    parts: Mapping[str, int]
+    objects: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class HourTotals:
+    """Totals of a validated hour; sizes in bytes.
+
+    :param foreign: number of foreign objects below the aggregated hour
+    :param damaged: number of raw objects that could not be decompressed; only tried with ``check_encoding``
+    """
+
+    stream: str
+    hour: str
+    plan_id: str
+    objects: int
+    bytes_in: int
+    separator_bytes: int
+    bytes_out: int
+    parts: int
+    left_out: LeftOut
+    verified: Verified
+    measured: Measured
+    foreign: int = 0
+    damaged: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A whole manifest in memory: the parts as planned and as packed, in the same order."""
+
+    totals: HourTotals
+    planned: tuple[PlannedPart, ...]
+    packed: tuple[PackedPart, ...]
+    validated_at: str
+
+
+class ManifestWriter:
+    """Builds a manifest part by part; only the compressed lines stay in memory."""
+
+    def __init__(self) -> None:
+        self._packer = compressor()
+        self._lines: list[bytes] = []
+        self._table: list[dict[str, Any]] = []
+
+    def add(self, planned: PlannedPart, packed: PackedPart) -> None:
+        """Add a proven part with its raw objects."""
+        self._table.append(_table_row(planned, packed))
+        text = "".join(f"{to_json(line)}\n" for line in object_lines(planned, packed))
+        self._lines.append(self._packer.compress(text.encode()))
+
+    def finish(self, totals: HourTotals, validated_at: str, raw_prefix: str, claim_id: str) -> bytes:
+        """The bytes of the manifest: one gzip member with the header line, one with the lines of the raw objects.
+
+        :param claim_id: of the claim under which the hour was proven
+        """
+        values = _header(totals, validated_at, raw_prefix, self._table) | {"claim_id": claim_id}
+        header = f"{to_json(values)}\n"
+        return b"".join((zip_text(header), *self._lines, self._packer.flush()))
+
+
+class ManifestReader:
+    """A manifest whose header is read at once, and whose parts are read on demand.
+
+    :param source: the manifest's location, for messages
+    :param read: reads its bytes from the beginning, in pieces
+    :raises UnreadableRecordError: if it is damaged or of another format; also while parts are read
+    """
+
+    def __init__(self, source: Location, read: Callable[[], Iterable[bytes]]) -> None:
+        self.source = source
+        self._read = read
+        with _readable(source):
+            header = _parse_header(source, next(unzip_lines(read()), b""))
+            header.pop("raw_prefix")
+            self.claim_id: str = header.pop("claim_id", "")
+            self.validated_at: str = header.pop("validated_at")
+            self.table: list[dict[str, Any]] = header.pop("parts_table")
+            header["left_out"] = LeftOut(**header["left_out"])
+            header["verified"] = Verified(**header["verified"])
+            header["measured"] = Measured(**header["measured"])
+            self.totals = HourTotals(**header)
+            for entry in self.table:
+                # Find a damaged table now, before anything is done.
+                _ = entry["name"], entry["fingerprint"], entry["size"], entry["etag"], entry["objects"]
+
+    @property
+    def names(self) -> set[str]:
+        """The names of its parts."""
+        return {entry["name"] for entry in self.table}
+
+    def parts(self) -> Iterator[tuple[PlannedPart, PackedPart]]:
+        """Each part as planned and as proven, with its raw objects; reads the manifest to its end."""
+        with _readable(self.source):
+            lines = unzip_lines(self._read())
+            next(lines)
+            rows = (json.loads(line) for line in lines)
+            for entry in self.table:
+                yield _proven_part(entry, rows)
+            for row in rows:
+                raise ValueError(f"it has more lines than objects, the first of them for {row.get('key')!r}")
+
+    def whole(self) -> Manifest:
+        """The whole manifest in memory."""
+        found = list(self.parts())
+        return Manifest(
+            self.totals,
+            tuple(planned for planned, _ in found),
+            tuple(packed for _, packed in found),
+            self.validated_at,
+        )
+
+
+def open_manifest(store: ObjectStore, source: Location) -> ManifestReader | None:
+    """Open a manifest and read its header; None if there is no manifest.
+
+    :raises UnreadableRecordError: if it is damaged or of another format
+    """
+    try:
+        found = store.read(source, MANIFEST_AT_ONCE_BYTES)
+    except TooLargeError:
+        return _open_large_manifest(store, source)
+    return None if found is None else ManifestReader(source, lambda: (found.body,))
+
+
+def _open_large_manifest(store: ObjectStore, source: Location) -> ManifestReader | None:
+    head = store.head(source)
+    if head is None:
+        return None
+
+    def read() -> Iterator[bytes]:
+        for offset in range(0, head.size, MANIFEST_AT_ONCE_BYTES):
+            length = min(MANIFEST_AT_ONCE_BYTES, head.size - offset)
+            try:
+                yield store.read_range(source, head.etag, offset, length)
+            except (NotFoundError, InputChangedError) as error:
+                raise TransientError(f"{source} was replaced while it was read: {error}") from error
+
+    return ManifestReader(source, read)
+
+
+def read_manifest(store: ObjectStore, source: Location) -> Manifest | None:
+    """Read a whole manifest into memory; None if there is none.
+
+    :raises UnreadableRecordError: if it is damaged or of another format
+    """
+    reader = open_manifest(store, source)
+    return None if reader is None else reader.whole()
+
+
+def read_manifest_header(store: ObjectStore, source: Location) -> dict[str, Any] | None:
+    """Read only the header, with totals and table of parts; None if there is no manifest.
+
+    :raises UnreadableRecordError: if it is damaged or of another format
+    :raises InputChangedError: if the manifest is replaced meanwhile
+    """
+    head = store.head(source)
+    if head is None:
+        return None
+    text, unpacker = b"", decompressor()
+    with _readable(source):
+        for offset in range(0, head.size, HEADER_BYTES):
+            length = min(HEADER_BYTES, head.size - offset)
+            packed = store.read_range(source, head.etag, offset, length)
+            while packed:
+                text += unpacker.decompress(packed, LONGEST_LINE_BYTES)
+                packed = unpacker.unconsumed_tail
+                line, newline, _ = text.partition(b"\n")
+                if newline:
+                    return _parse_header(source, line)
+                if len(text) > LONGEST_LINE_BYTES:
+                    raise ValueError(f"its header is longer than {LONGEST_LINE_BYTES:,} bytes")
+        raise EOFError("its first line does not end")
+
+
+def manifest_lines(manifest: Manifest, raw_prefix: str) -> Iterator[dict[str, Any]]:
+    """The lines of a manifest: the header, then one for each raw object in the order of the parts."""
+    pairs = list(zip(manifest.planned, manifest.packed, strict=True))
+    table = [_table_row(planned, packed) for planned, packed in pairs]
+    yield _header(manifest.totals, manifest.validated_at, raw_prefix, table)
+    for planned, packed in pairs:
+        yield from object_lines(planned, packed)
+
+
+def object_lines(planned: PlannedPart, packed: PackedPart) -> Iterator[dict[str, Any]]:
+    """The lines of the raw objects of one part."""
+    offset = 0
+    for item, done in zip(planned.objects, packed.objects, strict=True):
+        line = {
+            "key": item.key, "part": planned.name, "offset": offset, "length": item.size,
+            "etag": item.etag, "crc64nvme": crc_text(done.crc64nvme), "checked": done.checked,
+        }  # fmt: skip
+        if done.damaged:
+            line["damaged"] = True
+        yield line
+        offset += item.size + done.separator
+
+
+def _header(
+    totals: HourTotals, validated_at: str, raw_prefix: str, table: list[dict[str, Any]]
+) -> dict[str, Any]:
+    return {
+        "format": MANIFEST_FORMAT,
+        **asdict(totals),
+        "raw_prefix": raw_prefix,
+        "validated_at": validated_at,
+        "parts_table": table,
+    }
+
+
+def _table_row(planned: PlannedPart, packed: PackedPart) -> dict[str, Any]:
+    row = {
+        "name": planned.name, "encoding": planned.encoding, "size": packed.size,
+        "etag": packed.etag, "crc64nvme": crc_text(packed.crc64nvme), "objects": len(packed.objects),
+        "copied": planned.copied, "fingerprint": planned.fingerprint, "proof": packed.proof,
+    }  # fmt: skip
+    return {**row, "split_of": planned.split_of} if planned.split_of else row
+
+
+@contextmanager
+def _readable(source: Location) -> Iterator[None]:
+    """Turn every error of reading a damaged manifest into one that names the manifest and the remedy."""
+    try:
+        yield
+    except (TooLargeError, *DAMAGED_ERRORS) as error:
+        raise UnreadableRecordError(
+            f"{source}: the manifest cannot be read ({error}). It says what the parts hold, so nothing is changed "
+            f"without it. Restore it from a backup or from an older version of the object. If there is none and "
+            f"all raw objects still exist, move it and the part-* objects beside it away, then clear the run from "
+            f"plan_hour on."
+        ) from error
+
+
+def _parse_header(source: Location, line: bytes) -> dict[str, Any]:
+    header: dict[str, Any] = json.loads(line)
+    written_as = header.pop("format")
+    if written_as != MANIFEST_FORMAT:
+        raise UnreadableRecordError(
+            f"{source}: the manifest has format {written_as}, this version of Log Rollup reads format "
+            f"{MANIFEST_FORMAT}, so nothing is changed. Update Log Rollup to the version that wrote it, then "
+            f"clear the run from plan_hour on."
+        )
+    return header
+
+
+def _proven_part(
+    entry: dict[str, Any], remaining: Iterator[dict[str, Any]]
+) -> tuple[PlannedPart, PackedPart]:
+    rows = list(islice(remaining, entry["objects"]))
+    if len(rows) != entry["objects"]:
+        raise EOFError(f"the lines of {entry['name']} are missing")
+    ends = [row["offset"] for row in rows[1:]] + [entry["size"]]
+    objects, done = [], []
+    for row, end in zip(rows, ends, strict=True):
+        objects.append(ObjectInfo(row["key"], row["length"], row["etag"]))
+        done.append(
+            PackedObject(
+                parse_crc(row["crc64nvme"]),
+                row["checked"],
+                # The part is proven, so its objects are not compared with their ETags again.
+                False,
+                end - row["offset"] - row["length"],
+                bool(row.get("damaged")),
+            )
+        )
+    planned = PlannedPart(
+        entry["name"], entry["encoding"], sum(item.size for item in objects), entry["copied"],
+        entry["fingerprint"], tuple(objects), entry.get("split_of", ""),
+    )  # fmt: skip
+    packed = PackedPart(
+        entry["name"], entry["fingerprint"], entry["size"], entry["etag"], parse_crc(entry["crc64nvme"]),
+        tuple(done), entry["proof"],
+    )  # fmt: skip
+    return planned, packed

@@ -1,0 +1,227 @@
+"""Proves parts: compares what the bucket holds with the receipts, and with the raw objects where needed."""
+
+import hashlib
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from awscrt import checksums
+
+from include.log_rollup import crc
+from include.log_rollup.errors import InputChangedError, NotFoundError
+from include.log_rollup.hour.layout import HourPaths
+from include.log_rollup.hour.parts import part_problem, read_pieces, read_runs
+from include.log_rollup.hour.plan import PlannedPart
+from include.log_rollup.hour.records import (
+    PROVEN_BY_READING,
+    PROVEN_BY_STORE,
+    READ_BY_ETAG,
+    READ_BY_LENGTH,
+    PackedObject,
+    PackedPart,
+)
+from include.log_rollup.storage.protocol import Location, ObjectInfo, ObjectStore
+from include.log_rollup.units import format_size
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class UnprovenPart:
+    """A part whose proof failed.
+
+    :param planned: name of the planned part it was made for
+    :param written: whether a receipt or the manifest says that it was written
+    """
+
+    name: str
+    reason: str
+    planned: str
+    written: bool
+
+
+class PartProver:
+    """Proves one part at a time; can be used from several threads.
+
+    The store's CRCs count only if the store refuses a wrong one, which is tried out first.
+
+    :param parts: the listed parts, by name
+    :param total: number of parts to prove, for :meth:`progress`
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        raw_bucket: str,
+        paths: HourPaths,
+        parts: Mapping[str, ObjectInfo],
+        total: int,
+    ) -> None:
+        self._store = store
+        self._raw_bucket = raw_bucket
+        self._paths = paths
+        self._parts = parts
+        self._total = total
+        self._finished = self._read_bytes = 0
+        self._counting = threading.Lock()
+        self._trying_etags = threading.Lock()
+        self._etags_are_md5: bool | None = None
+        self._started = time.monotonic()
+        self._crc_is_checked = store.refuses_wrong_crc(paths.work.child("crc-probe"))
+
+    def progress(self) -> str:
+        """The progress in one line; can be called from any thread."""
+        seconds = max(time.monotonic() - self._started, 0.001)
+        return (
+            f"parts {self._finished}/{self._total} compared | {format_size(self._read_bytes)} read back | "
+            f"{self._read_bytes / seconds / 1e6:.0f} MB/s"
+        )
+
+    def prove(self, planned: PlannedPart, packed: PackedPart | None) -> PackedPart | UnprovenPart:
+        """Prove one part.
+
+        The part must have the size, ETag and CRC of its receipt. If the store states no CRC that counts, or if a
+        raw object was compared by its length only, the part is read back.
+
+        :param packed: the part as its receipt describes it; None if it has none
+        :returns: the part with its proof, or the reason why it has none
+        :raises InputChangedError: if a raw object that is needed for the proof has changed or vanished
+        """
+        outcome = self._prove(planned, packed)
+        with self._counting:
+            self._finished += 1
+        if isinstance(outcome, PackedPart):
+            return outcome
+        return UnprovenPart(planned.name, outcome, planned.split_of or planned.name, packed is not None)
+
+    def _prove(self, planned: PlannedPart, packed: PackedPart | None) -> PackedPart | str:
+        problem = part_problem(planned, packed, self._parts.get(planned.name))
+        if problem or packed is None:
+            return problem or "it was not packed"
+        head = self._store.head(self._paths.part(planned.name))
+        if head is None or head.etag != packed.etag:
+            return "it was overwritten while it was validated"
+        stored = head.crc64nvme if self._crc_is_checked else None
+        if planned.copied:
+            return self._prove_copy(planned, packed, stored)
+        if stored not in (None, packed.crc64nvme):
+            return f"the store has CRC64NVME {stored:x}, {packed.crc64nvme:x} was sent"
+        needs_reading = any(item.checked == READ_BY_LENGTH and item.etag_is_md5 for item in packed.objects)
+        if stored is not None and not needs_reading:
+            return replace(packed, proof=PROVEN_BY_STORE)
+        if packed.proof == PROVEN_BY_READING:
+            # It was proven with this ETag and has not been written since.
+            return packed
+        return self._read_back(planned, packed)
+
+    def _prove_copy(self, planned: PlannedPart, packed: PackedPart, stored: int | None) -> PackedPart | str:
+        (item,), (done,) = planned.objects, packed.objects
+        source = Location(self._raw_bucket, item.key)
+        before = self._store.head(source)
+        if before is None or before.etag != item.etag:
+            # Not a failure of the part: it may hold the last copy, so it must not be removed.
+            raise _input_changed(source)
+        if stored is not None and stored == before.crc64nvme:
+            proven = PackedObject(stored, crc.CRC64NVME, False)
+            return replace(packed, proof=PROVEN_BY_STORE, crc64nvme=stored, objects=(proven,))
+        if packed.proof == PROVEN_BY_READING:
+            return packed
+        if before.etag_is_md5:
+            done = replace(done, etag_is_md5=True)
+            return self._read_back(planned, replace(packed, objects=(done,)))
+        return self._compare_with_source(planned, packed, source)
+
+    def _compare_with_source(
+        self, planned: PlannedPart, packed: PackedPart, source: Location
+    ) -> PackedPart | str:
+        """Read both a copied part and its raw object, and compare their CRCs."""
+        (item,) = planned.objects
+        value = self._crc_of(self._paths.part(planned.name), packed.etag, packed.size)
+        if value != self._raw_crc(source, item):
+            return f"its bytes are not those of {source}"
+        proven = PackedObject(value, PROVEN_BY_READING, False)
+        return replace(packed, proof=PROVEN_BY_READING, crc64nvme=value, objects=(proven,))
+
+    def _read_back(self, planned: PlannedPart, packed: PackedPart) -> PackedPart | str:
+        """Read a part, compare its CRC, and compare raw objects with their ETags where those are MD5s."""
+        value = 0
+        md5s = [hashlib.md5(usedforsecurity=False) for _ in planned.objects]
+        source = self._paths.part(planned.name)
+        for run, pieces in read_pieces(self._store, source, planned, packed):
+            self._count_read(run)
+            value = checksums.crc64nvme(run, value)
+            for piece in pieces:
+                if packed.objects[piece.index].etag_is_md5:
+                    md5s[piece.index].update(piece.body)
+        if packed.crc64nvme not in (None, value):
+            return f"read back it has CRC64NVME {value:x}, {packed.crc64nvme:x} was sent"
+        if planned.copied:
+            packed = replace(packed, objects=(replace(packed.objects[0], crc64nvme=value),))
+        objects = []
+        for index, (done, md5) in enumerate(zip(packed.objects, md5s, strict=True)):
+            item, checked = planned.objects[index], done.checked
+            if done.etag_is_md5 and md5.hexdigest() != item.etag:
+                if not self._is_not_md5(planned, packed, index):
+                    return f"its bytes of {item.key} have MD5 {md5.hexdigest()}, not {item.etag}"
+            elif done.etag_is_md5 and checked == READ_BY_LENGTH:
+                checked = READ_BY_ETAG
+            objects.append(replace(done, checked=checked))
+        return replace(packed, proof=PROVEN_BY_READING, crc64nvme=value, objects=tuple(objects))
+
+    def _is_not_md5(self, planned: PlannedPart, packed: PackedPart, index: int) -> bool:
+        """Whether a raw object's bytes are right although its ETag looks like an MD5 and differs from theirs.
+
+        Some servers answer 32 random digits. This is tried out once, on a part whose bytes are known. If that
+        shows nothing, or if S3 copied the object, the raw object is read again and compared by its CRC.
+        """
+        if not planned.copied and self._server_has_no_md5(packed):
+            return True
+        item = planned.objects[index]
+        return self._raw_crc(Location(self._raw_bucket, item.key), item) == packed.objects[index].crc64nvme
+
+    def _server_has_no_md5(self, packed: PackedPart) -> bool:
+        with self._trying_etags:
+            if self._etags_are_md5 is None:
+                self._etags_are_md5 = self._try_md5(packed)
+                if self._etags_are_md5 is False:
+                    log.warning("ETags are not MD5s on this server, so they prove nothing about raw objects")
+            return self._etags_are_md5 is False
+
+    def _try_md5(self, packed: PackedPart) -> bool | None:
+        """Whether the ETag of a part is the MD5 of its bytes; None if it need not be, or the bytes are wrong."""
+        target = self._paths.part(packed.name)
+        head = self._store.head(target)
+        if head is None or not head.etag_is_md5:
+            return None
+        md5, value = hashlib.md5(usedforsecurity=False), 0
+        for run in read_runs(self._store, target, packed.etag, packed.size):
+            self._count_read(run)
+            md5.update(run)
+            value = checksums.crc64nvme(run, value)
+        return md5.hexdigest() == packed.etag if value == packed.crc64nvme else None
+
+    def _raw_crc(self, source: Location, item: ObjectInfo) -> int:
+        try:
+            return self._crc_of(source, item.etag, item.size)
+        except (NotFoundError, InputChangedError):
+            raise _input_changed(source) from None
+
+    def _crc_of(self, source: Location, etag: str, size: int) -> int:
+        value = 0
+        for run in read_runs(self._store, source, etag, size):
+            self._count_read(run)
+            value = checksums.crc64nvme(run, value)
+        return value
+
+    def _count_read(self, run: bytes) -> None:
+        with self._counting:
+            self._read_bytes += len(run)
+
+
+def _input_changed(source: Location) -> InputChangedError:
+    return InputChangedError(
+        f"{source} changed or vanished while the hour was validated. Nothing is lost: clear the run from "
+        f"plan_hour on."
+    )

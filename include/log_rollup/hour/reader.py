@@ -1,0 +1,219 @@
+"""Reads the state of one hour from the bucket, and never writes: :class:`HourReader`."""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from include.log_rollup.errors import InputChangedError, SupersededError
+from include.log_rollup.hour.changes import first_keys
+from include.log_rollup.hour.layout import format_hour, planned_name
+from include.log_rollup.hour.manifest import ManifestReader, open_manifest
+from include.log_rollup.hour.plan import PlannedPart
+from include.log_rollup.hour.records import Claim, PlanSummary, Records, ShardPlan, StoredMarker
+from include.log_rollup.storage.listing import list_by_token
+from include.log_rollup.storage.protocol import ObjectInfo, ObjectStore
+from include.log_rollup.streams import Stream
+
+CLEAR_FROM_PLAN = "clear the run from plan_hour on"
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """All objects below the aggregated hour.
+
+    :param parts: objects named like a part, by name; also foreign ones
+    :param work: names below ``_rollup/`` of the files that this project writes there
+    :param foreign: all other objects except manifest and completion marker
+    :param manifest_etag: None if there is no manifest
+    """
+
+    parts: Mapping[str, ObjectInfo]
+    work: frozenset[str]
+    foreign: Sequence[ObjectInfo]
+    manifest_etag: str | None
+    has_marker: bool
+
+
+class HourReader:
+    """Claim, completion marker, manifest, plans and parts of one hour. Each method reads the bucket again.
+
+    :param hour: in UTC
+    """
+
+    def __init__(self, store: ObjectStore, stream: Stream, hour: datetime) -> None:
+        self.paths = stream.at(hour)
+        self.records = Records(store)
+        self._store = store
+
+    def inventory(self) -> Inventory:
+        """List the aggregated hour.
+
+        :raises RollupError: as the store raises
+        """
+        parts: dict[str, ObjectInfo] = {}
+        work: set[str] = set()
+        foreign: list[ObjectInfo] = []
+        ours: dict[str, str | None] = {self.paths.manifest.key: None, self.paths.marker.key: None}
+        for item in list_by_token(self._store, self.paths.aggregated):
+            if item.key in ours:
+                ours[item.key] = item.etag
+            elif name := self.paths.part_name_of(item.key):
+                parts[name] = item
+            elif name := self.paths.work_name_of(item.key):
+                work.add(name)
+            elif item.size or not item.key.endswith("/"):
+                foreign.append(item)
+        return Inventory(
+            parts,
+            frozenset(work),
+            foreign,
+            manifest_etag=ours[self.paths.manifest.key],
+            has_marker=ours[self.paths.marker.key] is not None,
+        )
+
+    def claim(self) -> Claim | None:
+        """The claim of the hour; None if no plan is being built."""
+        return self.records.read_claim(self.paths.claim)
+
+    def marker(self) -> StoredMarker | None:
+        """The completion marker; None if there is none."""
+        return self.records.read_marker(self.paths.marker)
+
+    def manifest(self) -> ManifestReader | None:
+        """The manifest; None if there is none.
+
+        :raises UnreadableRecordError: if it is damaged or of another format
+        """
+        return open_manifest(self._store, self.paths.manifest)
+
+    def plan(self, plan_id: str) -> PlanSummary:
+        """The summary of a plan.
+
+        :raises SupersededError: if it cannot be read
+        """
+        summary = self.records.read_plan(self.paths.plan(plan_id)) if plan_id else None
+        if summary is None:
+            raise self.superseded(f"plan {plan_id or 'unknown'} is not whole under {self.paths.work}")
+        return summary
+
+    def shard(self, plan_id: str, shard: int) -> ShardPlan:
+        """The parts of one shard.
+
+        :raises SupersededError: if they cannot be read
+        """
+        found = self.records.read_shard(self.paths.shard(plan_id, shard), self.paths.raw.key)
+        if found is None:
+            raise self.superseded(
+                f"shard {shard} of plan {plan_id} is gone from {self.paths.work}, is damaged, or another version "
+                f"wrote it"
+            )
+        return found
+
+    def superseded(self, problem: str, remedy: str = CLEAR_FROM_PLAN) -> SupersededError:
+        """The error for a run that no longer owns the hour.
+
+        :param problem: what was found
+        :param remedy: what to do, in the imperative
+        """
+        return SupersededError(f"{self.paths.aggregated}: {problem}; {remedy}")
+
+    def recorded_parts(
+        self, work: Iterable[str], manifest: ManifestReader | None, parts: Iterable[str] = ()
+    ) -> dict[str, str]:
+        """Names of all parts that a record names, each with the name of the planned part it was made for.
+
+        A name in a plan of format 1 proves nothing: such names don't depend on the content, so the object may be
+        foreign. Only receipts count there.
+
+        :param work: names below ``_rollup/`` of the records to read
+        :param parts: names of existing parts; those that were split off recorded parts are included
+        """
+        found: dict[str, str] = {}
+        if manifest is not None:
+            found |= {entry["name"]: entry.get("split_of") or entry["name"] for entry in manifest.table}
+        for name in sorted(work):
+            source, file = self.paths.work.child(name), name.rpartition("/")[2]
+            if file == "plan.json":
+                summary = self.records.read_plan(source)
+                found |= {part: planned_name(part) for part in summary.replaces} if summary else {}
+            elif file.startswith("shard-"):
+                shard = self.records.read_shard(source, "")
+                found |= {part.name: part.name for part in shard.parts} if shard else {}
+            elif file.startswith("receipt-"):
+                receipt = self.records.read_receipt(source)
+                if receipt:
+                    found |= {planned_name(part.name): planned_name(part.name) for part in receipt.parts}
+                    found |= {part.name: planned_name(part.name) for part in receipt.parts}
+        for name in parts:
+            planned = planned_name(name)
+            if name not in found and planned in found:
+                found[name] = planned
+        return found
+
+    def strays(
+        self, found: Inventory, needed: Collection[str], plan_id: str, manifest: ManifestReader | None
+    ) -> dict[str, str]:
+        """The stray parts of a plan, each with the name of the planned part it was made for.
+
+        :param needed: names of the plan's parts
+        :param manifest: the hour's present manifest
+        """
+        others = found.parts.keys() - needed
+        if not others:
+            return {}
+        # The plan's own shards name no other part. But two tasks may have split a part differently.
+        own = f"{plan_id}/shard-"
+        files = (name for name in found.work if not name.startswith(own))
+        recorded = self.recorded_parts(files, manifest, others)
+        planned = {planned_name(name) for name in needed}
+        recorded |= {name: planned_name(name) for name in others if planned_name(name) in planned}
+        return {name: recorded[name] for name in others if name in recorded}
+
+    def removable(
+        self, found: Inventory, strays: Mapping[str, str], plan_id: str, parts: Iterable[PlannedPart]
+    ) -> dict[str, str]:
+        """Those stray parts that may be deleted, because the proven plan holds all their raw objects.
+
+        Planning has compared the parts that it found with the raw hour. A stray part that was written later stays
+        if no shard file says what it holds.
+
+        :param strays: from :meth:`strays`
+        :param plan_id: of the proven plan
+        :param parts: of the proven plan
+        :raises InputChangedError: if a stray part holds raw objects that have vanished and that planning never saw
+        """
+        plan = self.records.read_plan(self.paths.plan(plan_id)) if strays else None
+        replaced = frozenset(plan.replaces if plan else ())
+        late = {planned for name, planned in strays.items() if name not in replaced}
+        if not late:
+            return dict(strays)
+        missing: set[str] = set()
+        described: set[str] = set()
+        for name in found.work:
+            if "/shard-" in name:
+                shard = self.records.read_shard(self.paths.work.child(name), self.paths.raw.key)
+                for part in shard.parts if shard else ():
+                    if part.name in late:
+                        described.add(part.name)
+                        missing.update(item.key for item in part.objects)
+        for part in parts:
+            missing.difference_update(item.key for item in part.objects)
+        if missing:
+            raise InputChangedError(
+                f"hour {format_hour(self.paths.hour)}: another run has written a part under "
+                f"{self.paths.aggregated} since the hour was planned, and raw objects in it are gone by now "
+                f"({first_keys(sorted(missing))}). Nothing is lost: clear the run from plan_hour on, which says "
+                f"what can be done."
+            )
+        return {name: planned for name, planned in strays.items() if name in replaced or planned in described}
+
+    def names_under_removal(self, work: Iterable[str]) -> set[str]:
+        """Names of the parts and plan files in removal records: a run deletes them, or died doing so.
+
+        :param work: names below ``_rollup/``
+        """
+        found: set[str] = set()
+        for name in work:
+            if name.startswith("removals/"):
+                found.update(self.records.read_removal(self.paths.work.child(name)))
+        return found

@@ -1,0 +1,290 @@
+"""What planning finds in the aggregated hour: which parts exist, and what raw objects they hold by the records."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+from include.log_rollup.errors import UnreadableRecordError, VanishedInputError
+from include.log_rollup.hour.changes import first_keys, missing_keys
+from include.log_rollup.hour.layout import HourPaths, format_hour, has_tag, part_index, planned_name
+from include.log_rollup.hour.manifest import ManifestReader
+from include.log_rollup.hour.parts import is_as_written, is_intact
+from include.log_rollup.hour.plan import PLAN_FORMAT, Plan, content_id_of
+from include.log_rollup.hour.reader import HourReader, Inventory
+from include.log_rollup.hour.records import Measured, PackedPart, StoredMarker, packed_row_json
+from include.log_rollup.storage.protocol import ObjectInfo
+
+log = logging.getLogger(__name__)
+
+
+class HourChangedError(Exception):
+    """Another run has changed the hour while it was read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """The aggregated hour and its records.
+
+    :param recorded: names of the parts that are ours, each with the name of the planned part it was made for
+    """
+
+    reader: HourReader
+    found: Inventory
+    manifest: ManifestReader | None
+    marker: StoredMarker | None
+    recorded: Mapping[str, str]
+
+    @property
+    def foreign_parts(self) -> set[str]:
+        """Names of foreign objects that are named like parts."""
+        return self.found.parts.keys() - self.recorded.keys()
+
+    def names_not_to_use(self) -> set[str]:
+        """Names that no new part may get: those of foreign objects, and those under removal."""
+        return self.foreign_parts | self.reader.names_under_removal(self.found.work)
+
+    def kept_names(self) -> dict[tuple[int, str], str]:
+        """Names of the manifest's parts that exist, by index and fingerprint."""
+        kept: dict[tuple[int, str], str] = {}
+        for entry in self.manifest.table if self.manifest else ():
+            name = str(entry["name"])
+            index = part_index(name)
+            if index is not None and name in self.found.parts and not entry.get("split_of"):
+                kept[index, entry["fingerprint"]] = name
+        return kept
+
+    def complete_plan(self, plan: Plan) -> str:
+        """The id of the plan under which the hour is complete, if this plan would write the same parts.
+
+        :returns: empty if the hour is not complete, would be packed differently, or has stray parts
+        """
+        manifest, marker = self.manifest, self.marker
+        if manifest is None or marker is None or not marker.is_of(manifest.totals.plan_id):
+            return ""
+        same = plan.content_id == content_id_of(manifest.totals.plan_id) or (
+            [part.fingerprint for part in plan.parts] == [entry["fingerprint"] for entry in manifest.table]
+        )
+        ours = {name for name in self.found.parts if name in self.recorded}
+        unchanged = same and is_intact(manifest.table, self.found.parts) and ours == manifest.names
+        return manifest.totals.plan_id if unchanged else ""
+
+    def log_foreign(self) -> None:
+        """Log which objects are foreign."""
+        prefix = self.reader.paths.aggregated
+        names = (item.key.removeprefix(prefix.key) for item in self.found.foreign)
+        keys = sorted([*self.foreign_parts, *names])
+        if keys:
+            log.warning(
+                "%d objects under %s are not of this project, and are left alone: %s",
+                len(keys), prefix, first_keys(keys),
+            )  # fmt: skip
+
+    def refuse(self, message: str) -> NoReturn:
+        """Refuse to plan because of what the records say.
+
+        :raises UnreadableRecordError: with this message
+        :raises HourChangedError: if the hour has changed since it was listed: another run may have completed it
+            and removed the records of its plan
+        """
+        if self.reader.inventory() != self.found:
+            raise HourChangedError
+        raise UnreadableRecordError(message)
+
+
+def survey_hour(reader: HourReader) -> Survey:
+    """List the aggregated hour and read its records.
+
+    :raises UnreadableRecordError: if the manifest cannot be read, or is missing beside parts of ours or beside a
+        marker of another program
+    :raises HourChangedError: if another run changes the hour meanwhile
+    """
+    found = reader.inventory()
+    manifest = reader.manifest() if found.manifest_etag is not None else None
+    marker = reader.marker()
+    recorded = reader.recorded_parts(found.work, manifest, found.parts) if found.parts else {}
+    survey = Survey(reader, found, manifest, marker, recorded)
+    if manifest is None:
+        _refuse_without_manifest(survey)
+    return survey
+
+
+def _refuse_without_manifest(survey: Survey) -> None:
+    """Refuse to plan beside parts of ours that no record describes, and beside a marker of another program.
+
+    The name of a part of format 1 alone does not prove that the part is ours; with a completion marker it does.
+    """
+    paths, marker = survey.reader.paths, survey.marker
+    hour = format_hour(paths.hour)
+    unknown = sorted(survey.foreign_parts)
+    ours = unknown if marker is not None else [name for name in unknown if has_tag(name)]
+    if ours:
+        beside = "" if marker is None else f" beside {paths.marker}"
+        survey.refuse(
+            f"hour {hour}: there are {len(ours):,} parts under {paths.aggregated}{beside} ({first_keys(ours)}), "
+            f"but there is no {paths.manifest}, which says what they hold. Nothing was changed, since they may "
+            f"hold bytes that no raw object holds any more. Restore the manifest from a backup or from an older "
+            f"version of the object; or, if all raw objects still exist or another program wrote these parts, "
+            f"move them and _SUCCESS away. Then clear the run from plan_hour on."
+        )
+    if marker is not None and marker.content is None:
+        survey.refuse(
+            f"hour {hour}: {paths.marker} is there, but this version of Log Rollup did not write it, and there is "
+            f"no {paths.manifest}. Nothing was changed. If another program completed this hour, keep it so and "
+            f"mark the run as success; otherwise move _SUCCESS away and clear the run from plan_hour on."
+        )
+
+
+# -- what the existing parts hold ----------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Holdings:
+    """The raw objects that the existing parts hold, by the records.
+
+    :param wanted: fingerprints of the new plan's parts, by name
+    :param keys: sorted keys of the raw hour, including those that are left out: they still exist
+    :param packed: rows of receipts of the existing parts that the new plan wants, by name
+    :param proven: names of the parts that exist as the manifest says
+    :param described: names of the planned parts whose raw objects a shard file names
+    :param unclear: names of our parts whose raw objects no record names; they must stay
+    :param gone: keys of raw objects that have vanished
+    :param objects: number of raw objects in the records
+    """
+
+    wanted: Mapping[str, str]
+    keys: Sequence[str]
+    packed: dict[str, str] = field(default_factory=dict)
+    proven: set[str] = field(default_factory=set)
+    described: set[str] = field(default_factory=set)
+    unclear: set[str] = field(default_factory=set)
+    gone: list[str] = field(default_factory=list)
+    objects: int = 0
+
+    def add_packed(self, part: PackedPart) -> None:
+        """Take over an existing part, if the plan wants it and an earlier record has not given it."""
+        if self.wanted.get(part.name) == part.fingerprint and part.name not in self.packed:
+            self.packed[part.name] = packed_row_json(part)
+
+    def add_objects(self, objects: Sequence[ObjectInfo]) -> None:
+        """Add the raw objects of a part."""
+        self.objects += len(objects)
+        self.gone += missing_keys(objects, self.keys)
+
+
+def read_holdings(survey: Survey, listed: Sequence[ObjectInfo], plan: Plan | None) -> Holdings:
+    """Read which raw objects the existing parts hold.
+
+    :param listed: the raw hour, including what is left out
+    :param plan: the new plan; None if there is nothing to plan
+    :raises UnreadableRecordError: if the records don't say it
+    :raises HourChangedError: if another run changes the hour meanwhile
+    """
+    wanted = {} if plan is None else {part.name: part.fingerprint for part in plan.parts}
+    holdings = Holdings(wanted, [row.key for row in listed])
+    _add_manifest(holdings, survey)
+    damaged = _add_shards(holdings, survey)
+    holdings.unclear = _unclear_parts(holdings, survey)
+    # Beside a manifest, the files of overtaken plans were removed when the hour was complete.
+    if holdings.unclear and (survey.manifest is None or damaged):
+        paths = survey.reader.paths
+        survey.refuse(
+            f"hour {format_hour(paths.hour)}: the plan that says what {len(holdings.unclear):,} parts under "
+            f"{paths.aggregated} hold ({first_keys(sorted(holdings.unclear))}) is damaged or gone. Nothing was "
+            f"changed, since they may hold bytes that no raw object holds any more. If all raw objects still "
+            f"exist, move these parts away, then clear the run from plan_hour on."
+        )
+    return holdings
+
+
+def _add_manifest(holdings: Holdings, survey: Survey) -> None:
+    """Add what the manifest says, also without a marker, which an interrupted rerun has removed."""
+    for planned, packed in survey.manifest.parts() if survey.manifest else ():
+        holdings.add_objects(planned.objects)
+        # Under a name of format 1 there may be something else, which a later rerun wrote.
+        if is_as_written(packed, survey.found.parts):
+            holdings.proven.add(packed.name)
+            holdings.add_packed(packed)
+
+
+def _add_shards(holdings: Holdings, survey: Survey) -> bool:
+    """Add what the shard files of plans say that were never completed.
+
+    :returns: whether one of them cannot be read
+    """
+    reader = survey.reader
+    unproven = survey.found.parts.keys() - holdings.proven
+    # A planned part exists under its own name, or was split.
+    existing = {planned_name(name) for name in unproven} | unproven
+    damaged = False
+    for name in sorted(survey.found.work):
+        if "/shard-" not in name:
+            continue
+        shard = reader.records.read_shard(
+            reader.paths.work.child(name), reader.paths.raw.key, formats=(1, PLAN_FORMAT)
+        )
+        damaged = damaged or shard is None
+        for planned in shard.parts if shard else ():
+            holdings.described.add(planned.name)
+            if planned.name in existing:
+                holdings.add_objects(planned.objects)
+    return damaged
+
+
+def _unclear_parts(holdings: Holdings, survey: Survey) -> set[str]:
+    """Names of our parts, except those that the new plan wants, whose raw objects no record names."""
+    others = (
+        name
+        for name in survey.found.parts
+        if name in survey.recorded and name not in holdings.proven and name not in holdings.wanted
+    )
+    unclear = {name for name in others if survey.recorded[name] not in holdings.described}
+    if unclear and survey.manifest is not None:
+        # The proven plan holds the raw objects of the parts that it was made to replace.
+        source = survey.reader.paths.plan(survey.manifest.totals.plan_id)
+        proven = survey.reader.records.read_plan(source)
+        unclear.difference_update(proven.replaces if proven else ())
+    return unclear
+
+
+def refuse_vanished(paths: HourPaths, holdings: Holdings, is_complete: bool) -> None:
+    """Refuse to plan if raw objects have vanished that the parts hold: the parts may be the last copy.
+
+    :raises VanishedInputError: if there are any
+    """
+    if not holdings.gone:
+        return
+    hour = format_hour(paths.hour)
+    gone = sorted(set(holdings.gone))
+    stays = ": the hour stays complete" if is_complete else ""
+    conf = f'{{"hour": "{hour}", "drop_vanished": true}}'
+    raise VanishedInputError(
+        f"hour {hour}: {len(gone):,} of {holdings.objects:,} raw objects ({first_keys(gone)}) from which the "
+        f"parts under {paths.aggregated} were made are gone from {paths.raw}. To plan the hour again would delete "
+        f"what the parts hold of them, so nothing was changed. If they expired, mark the run as success{stays}. "
+        f"If they should be dropped, trigger the Dag for this hour with 'drop_vanished' in the form, or "
+        f"--conf '{conf}'."
+    )
+
+
+def add_receipts(holdings: Holdings, survey: Survey, content_id: str) -> dict[int, Measured]:
+    """Add the existing parts that receipts name.
+
+    :param content_id: of the new plan
+    :returns: what earlier tries of the same plan have measured, by shard
+    """
+    measured: dict[int, Measured] = {}
+    for name in sorted(survey.found.work):
+        if "/receipt-" not in name:
+            continue
+        receipt = survey.reader.records.read_receipt(survey.reader.paths.work.child(name))
+        if receipt is None:
+            continue
+        if content_id_of(receipt.plan_id) == content_id:
+            # The receipt of a try includes the earlier tries, so that with the most time is the latest.
+            before = measured.get(receipt.shard, Measured())
+            measured[receipt.shard] = max(before, receipt.measured, key=lambda tried: tried.seconds)
+        for part in receipt.parts:
+            if is_as_written(part, survey.found.parts):
+                holdings.add_packed(part)
+    return measured
