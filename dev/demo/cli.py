@@ -72,7 +72,7 @@ def run(paths: StackPaths, options: argparse.Namespace) -> int:
     record = read_record(paths)
     if record is not None and not record.dead():
         raise RefusedError(f"a stack is running at {record.addresses.ui_url}: stop it with `make down` first")
-    _clean_slate(paths, record)
+    _reset_state(paths, record)
     server = SERVERS[options.s3]
     dataset = make_dataset(paths, options.hours, options.objects, datetime.now(UTC), progress.log, options.s3)
     fixed, for_hour, for_object = _TIMEOUT_SECONDS
@@ -122,9 +122,9 @@ def up(paths: StackPaths, options: argparse.Namespace) -> int:
         progress.log(f"no longer running: {dead}; restarting the stack")
         stop_recorded(paths, record)
     dataset = read_dataset(paths)
-    # The runs in Airflow's database are useless without their objects.
+    # Without the objects of earlier runs, Airflow's database is useless: make new hours.
     if dataset is None or dataset.s3 != options.s3 or SERVERS[options.s3].in_memory:
-        _clean_slate(paths, None)
+        _reset_state(paths, None)
         make_dataset(paths, DEFAULT_HOURS, DEFAULT_OBJECTS, datetime.now(UTC), progress.log, options.s3)
     ui_port = _UI_PORT if port_is_free(_UI_PORT) else None
     stack = LocalStack(paths.state, s3=options.s3, dags=options.dags, ui_port=ui_port, log=progress.log)
@@ -230,7 +230,7 @@ def _exclusive(paths: StackPaths) -> Iterator[None]:
         yield
 
 
-def _clean_slate(paths: StackPaths, record: StackRecord | None) -> None:
+def _reset_state(paths: StackPaths, record: StackRecord | None) -> None:
     """Stop what a killed demo left running, and remove the files of earlier demos."""
     if record is not None:
         stop_recorded(paths, record)

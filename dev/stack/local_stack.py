@@ -34,7 +34,7 @@ from dev.stack.stack_record import API_SERVER, S3, StackRecord, stop_in_order, w
 
 _MIGRATE = "db-migrate"
 # Without log servers: they listen on all interfaces, and only other machines need them.
-_WORKERS: Mapping[str, Sequence[str]] = {
+_DAEMONS: Mapping[str, Sequence[str]] = {
     "scheduler": ("scheduler", "--skip-serve-logs"),
     "dag-processor": ("dag-processor",),
     "triggerer": ("triggerer", "--skip-serve-logs"),
@@ -135,10 +135,10 @@ class LocalStack:
             # The scheduler starts tasks at once, and they give up if the API server does not answer in time, as on
             # a slow machine: so the server starts first.
             self._spawn(API_SERVER, self._airflow_command((API_SERVER,)), self.env)
-            self._wait_until(self._server_faults, deadline)
-            for name, arguments in self._workers().items():
+            self._wait_until_ready(self._api_server_pending, deadline)
+            for name, arguments in self._daemons().items():
                 self._spawn(name, self._airflow_command(arguments), self.env)
-            self._wait_until(self.api.unhealthy, deadline)
+            self._wait_until_ready(self.api.unhealthy, deadline)
         except BaseException:
             self.stop()
             raise
@@ -186,8 +186,8 @@ class LocalStack:
         if name == S3:
             self._start_s3(deadline)
         else:
-            self._spawn(name, self._airflow_command(_WORKERS[name]), self.env)
-        self._wait_until(self.api.unhealthy, deadline)
+            self._spawn(name, self._airflow_command(_DAEMONS[name]), self.env)
+        self._wait_until_ready(self.api.unhealthy, deadline)
 
     def _start_s3(self, deadline: float) -> None:
         """Start the S3 server; if it keeps objects in memory, upload the files of the bucket's directory."""
@@ -195,7 +195,7 @@ class LocalStack:
         server = SERVERS[self.s3]
         if not server.in_memory:
             return
-        self._wait_until(self._s3_faults, deadline)
+        self._wait_until_ready(self._s3_pending, deadline)
         count = upload_bucket(make_client(self.s3_endpoint, self.secrets), self.paths)
         self.log(f"uploaded {count:,} raw objects to {server.title}")
 
@@ -206,9 +206,9 @@ class LocalStack:
         """Return the command that has to succeed before Airflow starts."""
         return self._airflow_command(("db", "migrate"))
 
-    def _workers(self) -> Mapping[str, Sequence[str]]:
-        """Return the arguments of all Airflow processes but the API server, by name."""
-        return _WORKERS
+    def _daemons(self) -> Mapping[str, Sequence[str]]:
+        """Return the arguments of the scheduler, Dag processor and triggerer, by process name."""
+        return _DAEMONS
 
     def _s3_command(self) -> list[str]:
         try:
@@ -247,19 +247,20 @@ class LocalStack:
             raise StackError(f"{name} ended with status {status}; {_log_end(record)}")
         self._records.remove(record)
 
-    def _server_faults(self) -> list[str]:
+    def _api_server_pending(self) -> list[str]:
         self.api.wake_execution_api()
         return []
 
-    def _s3_faults(self) -> list[str]:
+    def _s3_pending(self) -> list[str]:
         with closing(socket.socket()) as probe:
             return [S3] if probe.connect_ex(("127.0.0.1", self.addresses.s3_port)) else []
 
-    def _wait_until(self, faults: Callable[[], list[str]], deadline: float) -> None:
+    def _wait_until_ready(self, pending: Callable[[], list[str]], deadline: float) -> None:
+        """Poll until `pending` returns no component that is not ready yet."""
         while True:
             self.check()
             try:
-                waiting_for = faults()
+                waiting_for = pending()
             except ApiUnavailableError:
                 waiting_for = [API_SERVER]
             if not waiting_for:

@@ -18,7 +18,7 @@ REDIS = "redis"
 # Stopped in this order, after all other processes.
 _SERVERS = ((API_SERVER,), (S3, POSTGRES, REDIS))
 # Idle processes end within two seconds. Tasks ignore SIGTERM, and waiting for them would take too long.
-_WORKER_GRACE_SECONDS = 5.0
+_AIRFLOW_GRACE_SECONDS = 5.0
 _SERVER_GRACE_SECONDS = 6.0
 
 
@@ -64,7 +64,7 @@ def stop_recorded(paths: StackPaths, record: StackRecord) -> int:
 def stop_in_order(records: Sequence[ProcessRecord]) -> int:
     """Stop the processes, servers last so that no log is full of refused connections; return their number."""
     servers = {name for group in _SERVERS for name in group}
-    count = processes.stop([r for r in records if r.name not in servers], _WORKER_GRACE_SECONDS)
+    count = processes.stop([r for r in records if r.name not in servers], _AIRFLOW_GRACE_SECONDS)
     for group in _SERVERS:
         count += processes.stop([r for r in records if r.name in group], _SERVER_GRACE_SECONDS)
     return count

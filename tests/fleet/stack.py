@@ -200,7 +200,7 @@ class FleetStack(LocalStack):
     def _init_command(self) -> list[str]:
         return self._python_command(self.service["airflow-init"].command)
 
-    def _workers(self) -> Mapping[str, Sequence[str]]:
+    def _daemons(self) -> Mapping[str, Sequence[str]]:
         names = ("airflow-scheduler", "airflow-dag-processor", TRIGGERER)
         return {name: self.service[name].command for name in names}
 
