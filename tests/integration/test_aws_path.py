@@ -1,7 +1,7 @@
-"""The path that AWS takes, on MiniStack: the store vouches for checksums and honours conditions.
+"""The requests to a store that compares CRCs and honours conditions, as AWS and MiniStack do.
 
-Whole hours run on MiniStack in test_hours.py too. Here the requests are looked at: where S3 has checked the CRC
-of a part, validation reads no part back, and each write or delete that depends on an ETag says so.
+If the store has compared the CRC of a part, validation does not read the part back. Each copy or delete that
+depends on an ETag states it as a condition.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ BIG = f"{RAW}big.log"
 
 @pytest.fixture
 def proxy(ministack_server: MinistackServer, fault_proxy: ProxyFactory) -> FaultProxy:
-    """What the pipeline's requests to MiniStack go through."""
+    """The proxy before MiniStack that records the pipeline's requests."""
     return fault_proxy(ministack_server)
 
 
@@ -41,20 +41,25 @@ def pipeline(
 
 
 def put_as_on_aws(pipeline: Pipeline, objects: Mapping[str, bytes], algorithm: str = "CRC64NVME") -> None:
-    """Write raw objects with a stored CRC: S3 computes one for each object that comes without."""
+    """Write raw objects with a stored CRC. S3 itself computes one for each upload without a CRC."""
     for key, body in objects.items():
         pipeline.client.put_object(Bucket=pipeline.bucket, Key=key, Body=body, ChecksumAlgorithm=algorithm)
 
 
 def raw_hour(pipeline: Pipeline, objects: int = 9) -> dict[str, bytes]:
-    """Raw objects of an hour, with a stored CRC, which become two parts."""
-    made = {f"{RAW}{number:02d}.log": b"%02d line of a log\n" % number * 40_000 for number in range(objects)}
-    put_as_on_aws(pipeline, made)
-    return made
+    """Write the raw objects of an hour with stored CRCs; they become two parts."""
+    written = {
+        f"{RAW}{number:02d}.log": b"%02d line of a log\n" % number * 40_000 for number in range(objects)
+    }
+    put_as_on_aws(pipeline, written)
+    return written
 
 
 def part_keys(proxy: FaultProxy, operation: str, status: int | None = None) -> list[str]:
-    """The parts that requests of an operation named, in the order of the requests."""
+    """The parts in requests of an operation, in the order of the requests.
+
+    :param status: only requests with this status
+    """
     return [
         exchange.request.key
         for exchange in proxy.exchanges
@@ -113,7 +118,7 @@ def test_late_object_reads_no_finished_part(pipeline: Pipeline, proxy: FaultProx
     assert facts.marker["verified"]["parts"] == {STORED: facts.parts}
 
 
-def test_part_damaged_on_its_way_is_refused_and_resent(pipeline: Pipeline, proxy: FaultProxy) -> None:
+def test_part_damaged_in_transit_is_refused_and_resent(pipeline: Pipeline, proxy: FaultProxy) -> None:
     made = raw_hour(pipeline)
     proxy.add(Rule(on("PutObject", key="/part-"), CorruptRequest(), count=1))
     pipeline.run()
@@ -140,7 +145,9 @@ def test_part_with_another_stored_crc_is_not_proven(pipeline: Pipeline, proxy: F
 
 
 @pytest.mark.parametrize("complete", [False, True], ids=["packed", "complete"])
-def test_overwritten_part_is_found_unread(pipeline: Pipeline, proxy: FaultProxy, complete: bool) -> None:
+def test_overwritten_part_is_found_without_reading_it(
+    pipeline: Pipeline, proxy: FaultProxy, complete: bool
+) -> None:
     made = raw_hour(pipeline)
     pipeline.pack_all(pipeline.plan())
     if complete:
@@ -159,13 +166,13 @@ def test_overwritten_part_is_found_unread(pipeline: Pipeline, proxy: FaultProxy,
     pipeline.verify(made)
 
 
-def test_copied_part_is_proven_unread(pipeline: Pipeline, proxy: FaultProxy) -> None:
+def test_copied_part_is_proven_without_reading_it(pipeline: Pipeline, proxy: FaultProxy) -> None:
     made = raw_hour(pipeline, objects=3) | {BIG: b"b" * (6 * MIB), f"{RAW}big.log.gz": b"z" * (7 * MIB)}
     put_as_on_aws(pipeline, {key: made[key] for key in made if "big" in key})
     pipeline.run()
     facts = pipeline.verify(made)
     assert len(part_keys(proxy, "CopyObject", status=200)) == 2
-    read = {one.request.key for one in proxy.exchanges if one.request.operation == "GetObject"}
+    read = {exchange.request.key for exchange in proxy.exchanges if exchange.request.operation == "GetObject"}
     assert BIG not in read
     assert part_keys(proxy, "GetObject") == []
     assert facts.marker["verified"]["parts"] == {STORED: facts.parts}
@@ -191,7 +198,7 @@ def test_copy_in_ranges_is_read_back(
     pipeline.run()
     facts = pipeline.verify(made)
     assert len(part_keys(proxy, "UploadPartCopy", status=200)) == 3
-    # The CRC of a multipart upload is one of CRCs, and proves nothing of the whole.
+    # The CRC of a multipart upload is the CRC of its parts' CRCs: it proves nothing about the whole.
     assert facts.marker["verified"]["parts"] == {STORED: facts.parts - 1, "read-back": 1}
     assert pipeline.open_uploads() == []
 
@@ -215,7 +222,7 @@ def test_changed_object_is_refused_by_its_etag(
     pipeline.verify(made)
 
 
-def test_copy_source_that_changes_meanwhile_is_refused(pipeline: Pipeline, proxy: FaultProxy) -> None:
+def test_copy_source_changed_before_the_copy_is_refused(pipeline: Pipeline, proxy: FaultProxy) -> None:
     made = raw_hour(pipeline, objects=2) | {BIG: b"b" * (6 * MIB)}
     put_as_on_aws(pipeline, {BIG: made[BIG]})
     planned = pipeline.plan()
@@ -231,7 +238,7 @@ def test_copy_source_that_changes_meanwhile_is_refused(pipeline: Pipeline, proxy
     pipeline.verify(made)
 
 
-def test_claim_is_removed_on_condition(pipeline: Pipeline, proxy: FaultProxy) -> None:
+def test_claim_is_deleted_on_condition(pipeline: Pipeline, proxy: FaultProxy) -> None:
     raw_hour(pipeline, objects=2)
     pipeline.run()
     (removal,) = (
@@ -243,19 +250,19 @@ def test_claim_is_removed_on_condition(pipeline: Pipeline, proxy: FaultProxy) ->
 
 
 def hook_on(server: S3Server, bucket: str, pipeline_on: PipelineFactory) -> PooledS3Hook:
-    """The store that the steps use."""
+    """The object store that the steps use."""
     return PooledS3Hook.for_stream(pipeline_on(server, bucket).stream, 4, 4)
 
 
-@pytest.mark.parametrize(("name", "checked"), [("ministack", True), ("moto", False), ("rclone", False)])
+@pytest.mark.parametrize(("name", "trusted"), [("ministack", True), ("moto", False), ("rclone", False)])
 def test_only_a_store_that_refuses_a_wrong_crc_is_trusted(
     request: pytest.FixtureRequest, make_bucket: BucketFactory, pipeline_on: PipelineFactory,
-    name: str, checked: bool,
+    name: str, trusted: bool,
 ) -> None:  # fmt: skip
     server: S3Server = request.getfixturevalue(f"{name}_server")
     bucket = make_bucket(server)
     scratch = Location(bucket, "work/crc-probe")
-    assert hook_on(server, bucket, pipeline_on).refuses_wrong_crc(scratch) is checked
+    assert hook_on(server, bucket, pipeline_on).refuses_wrong_crc(scratch) is trusted
     assert server.client().list_objects_v2(Bucket=bucket).get("Contents", []) == []
 
 
@@ -278,7 +285,7 @@ def test_changed_record_survives_a_conditional_delete(
 
 
 @pytest.mark.parametrize("name", ["ministack", "moto", "rclone"])
-def test_record_is_published_while_its_source_stands(
+def test_record_is_published_only_while_its_source_exists(
     request: pytest.FixtureRequest, make_bucket: BucketFactory, pipeline_on: PipelineFactory, name: str
 ) -> None:
     server: S3Server = request.getfixturevalue(f"{name}_server")

@@ -1,4 +1,4 @@
-"""The cap on connections, seen from outside the process that is held to it."""
+"""The cap on connections, counted outside the process that opens them."""
 
 import json
 import os
@@ -28,7 +28,7 @@ from tests.support.raw_hours import RAW, make_hour, put_objects
 
 
 @pytest.mark.parametrize("cap", [4, 10])
-def test_packing_slow_answers_never_opens_more_sockets_than_the_cap(
+def test_packing_from_a_slow_server_stays_within_the_cap(
     rclone_server: RcloneServer,
     make_bucket: BucketFactory,
     pipeline_on: PipelineFactory,
@@ -48,7 +48,7 @@ def test_packing_slow_answers_never_opens_more_sockets_than_the_cap(
     )
     assert code == 0, printed
     assert watch.peak_sockets <= cap
-    # It uses what it is given: all but the one that is kept for receipts were busy at once.
+    # All connections were busy at the same time, except the one for receipts.
     assert proxy.peak_in_flight >= cap - 1
     measured = json.loads(printed[0])
     assert cap - 1 <= measured["sockets"] <= cap
@@ -57,7 +57,7 @@ def test_packing_slow_answers_never_opens_more_sockets_than_the_cap(
     assert pipeline.verify(made).marker["peak"]["sockets"] == measured["sockets"]
 
 
-def test_more_threads_than_connections_wait_instead_of_opening_more(
+def test_more_threads_than_connections_wait(
     moto_server: MotoServer,
     make_bucket: BucketFactory,
     fault_proxy: ProxyFactory,
@@ -74,13 +74,13 @@ def test_more_threads_than_connections_wait_instead_of_opening_more(
     assert proxy.peak_connections <= 3
 
 
-def test_boto3_keeps_to_its_share_on_each_of_two_hosts(
+def test_boto3_stays_within_its_share_on_each_of_two_hosts(
     rclone_server: RcloneServer,
     make_bucket: BucketFactory,
     fault_proxy: ProxyFactory,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Virtual-hosted buckets are a host each, and idle connections to one are of no use to the other."""
+    """Each virtual-hosted bucket is a host, and an idle connection to one host cannot serve the other."""
     proxy = fault_proxy(rclone_server)
     monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", rclone_server.airflow_connection_json(proxy.endpoint_url))
     stream = stream_on("one", raw="s3://one/raw/", aggregated="s3://two/aggregated/")
@@ -92,7 +92,7 @@ def test_boto3_keeps_to_its_share_on_each_of_two_hosts(
         )
 
 
-def test_a_pack_task_assumes_its_role_once(
+def test_pack_task_assumes_its_role_once(
     moto_server: MotoServer,
     make_bucket: BucketFactory,
     fault_proxy: ProxyFactory,
@@ -134,10 +134,13 @@ def test_packing_over_tls_checks_the_certificate(
         pipeline.plan()
 
 
-def test_wrong_credentials_fail_at_once_and_say_which(
+def test_wrong_access_key_fails_at_once_and_is_named(
     s3_server: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wrong = json.loads(s3_server.airflow_connection_json()) | {"login": "nobodyknows", "password": "nothing"}
+    wrong = json.loads(s3_server.airflow_connection_json()) | {
+        "login": "unknown-key",
+        "password": "unknown-secret",
+    }
     monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(wrong))
     pipeline = Pipeline(stream_on(bucket), s3_server.client(), bucket)
     put_objects(pipeline.client, bucket, {f"{RAW}a.log": b"a"})
@@ -152,7 +155,7 @@ def test_wrong_credentials_fail_at_once_and_say_which(
             pipeline.plan()
 
 
-def test_a_permission_that_is_missing_is_named(
+def test_missing_permission_is_named(
     moto_server: MotoServer, make_bucket: BucketFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bucket = make_bucket(moto_server)
@@ -166,10 +169,10 @@ def test_a_permission_that_is_missing_is_named(
     pipeline.assert_not_complete()
 
 
-def test_two_hosts_are_held_to_one_cap_together(
+def test_two_hosts_share_one_cap(
     rclone_server: RcloneServer, make_bucket: BucketFactory, fault_proxy: ProxyFactory
 ) -> None:
-    """Two virtual-hosted buckets are a host each; here each is a proxy."""
+    """Each virtual-hosted bucket is a host; here each host is a proxy."""
     bucket, other = make_bucket(rclone_server), make_bucket(rclone_server)
     put_objects(rclone_server.client(), bucket, {f"raw/{n:03d}": b"x" * 300_000 for n in range(40)})
     proxies = {bucket: fault_proxy(rclone_server), other: fault_proxy(rclone_server)}
@@ -187,7 +190,7 @@ def test_two_hosts_are_held_to_one_cap_together(
     buffers = {row["Key"]: memoryview(bytearray(row["Size"])) for row in listing}
     results: list[Downloaded | Uploaded | Exception] = []
 
-    def on_came(key: str, result: Downloaded | Exception) -> None:
+    def on_downloaded(key: str, result: Downloaded | Exception) -> None:
         results.append(result)
         body = buffers[key]
         transfer.put(Location(other, f"out/{key}"), body, crc64(body), {}, results.append)
@@ -197,7 +200,7 @@ def test_two_hosts_are_held_to_one_cap_together(
             for row in listing:
                 key = row["Key"]
                 transfer.get(
-                    Location(bucket, key), row["ETag"].strip('"'), buffers[key], partial(on_came, key)
+                    Location(bucket, key), row["ETag"].strip('"'), buffers[key], partial(on_downloaded, key)
                 )
             until = time.monotonic() + 60
             while len(results) < 2 * len(listing) and time.monotonic() < until:

@@ -1,4 +1,4 @@
-"""The hook as an object store: on real servers, and on servers with one quirk."""
+"""The hook as an ObjectStore: on real servers, and on a recorder that answers like servers with quirks."""
 
 import json
 import time
@@ -34,14 +34,14 @@ HookFactory = Callable[..., PooledS3Hook]
 
 @pytest.fixture
 def hook(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> PooledS3Hook:
-    """A hook on each server in turn."""
+    """A hook on each of the servers."""
     monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", s3_server.airflow_connection_json())
     return PooledS3Hook(aws_conn_id="aws_default", max_connections=3)
 
 
 @pytest.fixture
 def hook_on(monkeypatch: pytest.MonkeyPatch) -> HookFactory:
-    """Makes a hook on a recorder, with botocore's own tries: ``hook_on(recorder, attempts=…)``."""
+    """Makes a hook on a recorder: ``hook_on(recorder, attempts=1)``, with so many attempts by botocore."""
 
     def make(server: Recorder, attempts: int = 1) -> PooledS3Hook:
         config = {"s3": {"addressing_style": "path"}, "retries": {"total_max_attempts": attempts}}
@@ -55,13 +55,13 @@ def hook_on(monkeypatch: pytest.MonkeyPatch) -> HookFactory:
 
 
 def keys_of(client: S3Client, bucket: str) -> list[str]:
-    """All keys of a bucket, by a client of the test's own."""
+    """All keys of a bucket, listed without the hook."""
     pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket)
     return [row["Key"] for page in pages for row in page.get("Contents", ())]
 
 
 def wait_for(transfer: SocketTransfer, results: list[Uploaded | Exception], count: int) -> None:
-    """Wait until so many requests have ended."""
+    """Wait until ``count`` requests have ended."""
     until = time.monotonic() + 30
     while len(results) < count and time.monotonic() < until:
         transfer.wait(1.0)
@@ -86,7 +86,7 @@ def test_page_of_a_listing_is_one_request(hook: PooledS3Hook, s3_server: S3Serve
     assert hook.requests["ListObjectsV2"] == 3
 
 
-def test_small_objects_are_written_and_read_with_their_etag(hook: PooledS3Hook, bucket: str) -> None:
+def test_small_object_is_written_and_read_with_its_etag(hook: PooledS3Hook, bucket: str) -> None:
     target = Location(bucket, "a/record.json")
     assert hook.read(target) is None
     etag = hook.write(target, b"{}", "application/json")
@@ -98,7 +98,7 @@ def test_small_objects_are_written_and_read_with_their_etag(hook: PooledS3Hook, 
     assert hook.read(target, limit=2) == StoredObject(b"{}", etag)
     with pytest.raises(TooLargeError, match="larger than 1 bytes"):
         hook.read(target, limit=1)
-    # The connection of what was not read is there for the next request.
+    # The connection of the unread object was given back.
     assert hook.read(target) is not None
 
 
@@ -115,7 +115,7 @@ def test_published_object_has_content_and_type_of_its_source(
     assert stored["ContentType"] == "application/json"
 
 
-def test_publishing_what_was_deleted_fails(hook: PooledS3Hook, bucket: str) -> None:
+def test_publishing_a_deleted_object_fails(hook: PooledS3Hook, bucket: str) -> None:
     staged, target = Location(bucket, "a/staged"), Location(bucket, "a/_SUCCESS")
     hook.write(staged, b"{}", "application/json")
     hook.delete(bucket, [staged.key])
@@ -137,7 +137,7 @@ def test_single_key_is_deleted_by_delete_object(hook: PooledS3Hook, bucket: str)
     assert dict(hook.requests) == {"DeleteObject": 1}
 
 
-def test_conditional_delete_leaves_what_has_changed(hook: PooledS3Hook, bucket: str) -> None:
+def test_conditional_delete_keeps_a_changed_object(hook: PooledS3Hook, bucket: str) -> None:
     target = Location(bucket, "a/claim.json")
     first = hook.write(target, b"1", "text/plain")
     second = hook.write(target, b"22", "text/plain")
@@ -149,7 +149,7 @@ def test_conditional_delete_leaves_what_has_changed(hook: PooledS3Hook, bucket: 
     assert hook.delete_if(target, second) is True
 
 
-def test_multipart_upload_is_begun_copied_into_and_finished(
+def test_multipart_upload_from_copied_ranges_is_completed(
     hook: PooledS3Hook, s3_server: S3Server, bucket: str
 ) -> None:
     body = bytes(range(256)) * (6 * MIB // 256)
@@ -177,7 +177,7 @@ def test_multipart_upload_is_begun_copied_into_and_finished(
     assert hook.list_uploads(Location(bucket, "out/")) == []
 
 
-def test_object_is_copied_if_it_has_not_changed(hook: PooledS3Hook, s3_server: S3Server, bucket: str) -> None:
+def test_unchanged_object_is_copied(hook: PooledS3Hook, s3_server: S3Server, bucket: str) -> None:
     source, target = Location(bucket, "raw/ü a+b.log"), Location(bucket, "out/part-00000.log")
     put_objects(s3_server.client(), bucket, {source.key: b"hello"})
     head = hook.head(source)
@@ -195,16 +195,16 @@ def test_object_is_copied_if_it_has_not_changed(hook: PooledS3Hook, s3_server: S
     assert results[0].etag == copied.etag
 
 
-# -- quirks ------------------------------------------------------------------------------------------------
+# -- servers with quirks -----------------------------------------------------------------------------------
 
 
 def fields(request: Recorded) -> dict[str, list[str]]:
-    """The query of a request."""
+    """The fields of a request's query."""
     return parse_qs(request.path.partition("?")[2], keep_blank_values=True)
 
 
-def test_page_is_returned_as_the_server_states_it(hook_on: HookFactory) -> None:
-    """Checking is the caller's: here a page says that more follows, and has no token."""
+def test_contradictory_page_is_returned_unchanged(hook_on: HookFactory) -> None:
+    """Callers compare what a page states: this one is truncated and has no token."""
     page = (
         b"<ListBucketResult><IsTruncated>true</IsTruncated><Contents><Key>b</Key><Size>1</Size>"
         b"<LastModified>2026-11-26T00:00:00.000Z</LastModified><ETag>&quot;e&quot;</ETag></Contents>"
@@ -219,8 +219,8 @@ def test_page_is_returned_as_the_server_states_it(hook_on: HookFactory) -> None:
 
 
 @pytest.mark.parametrize("length", [True, False])
-def test_object_that_is_too_large_is_not_read(hook_on: HookFactory, length: bool) -> None:
-    """Also where the answer has no length and goes on and on."""
+def test_object_above_the_limit_is_not_read(hook_on: HookFactory, length: bool) -> None:
+    """Neither if the response has a length, nor if it is chunked."""
     body = bytes(3 * MIB)
     chunks = b"100000\r\n%s\r\n" % bytes(MIB)
 
@@ -250,19 +250,19 @@ def test_range_of_another_length_is_an_error(hook_on: HookFactory, status: int) 
 
 
 @pytest.mark.parametrize("kind", ["refused", "empty", "ranged", "whole"])
-def test_head_without_a_length_is_completed_by_a_get(hook_on: HookFactory, kind: str) -> None:
-    """supabase storage leaves the length out for an empty object."""
-    answers = {
+def test_head_without_a_length_gets_it_from_a_get(hook_on: HookFactory, kind: str) -> None:
+    """Supabase Storage omits the length of an empty object."""
+    responses = {
         "refused": (refuse(416, "InvalidRange"), 0),
         "empty": (respond(200), 0),
         "ranged": (respond(206, b"h", "Content-Range: bytes 0-0/123"), 123),
         "whole": (respond(200, b"hello"), 5),
     }
-    body, size = answers[kind]
+    response, size = responses[kind]
 
     def answer(request: Recorded) -> bytes:
         head = b'HTTP/1.1 200 OK\r\nETag: "%s"\r\nConnection: close\r\n\r\n' % ETAG.encode()
-        return head if request.method == "HEAD" else body
+        return head if request.method == "HEAD" else response
 
     with Recorder(answer) as server, hook_on(server) as hook:
         for _ in range(2):
@@ -284,7 +284,7 @@ def test_damaged_checksum_of_a_head_counts_as_none(hook_on: HookFactory, value: 
 
 
 @pytest.mark.parametrize(
-    ("answer", "error"),
+    ("response", "error"),
     [
         (refuse(501, "NotImplemented"), UnsupportedOperationError),
         (refuse(405, "MethodNotAllowed"), UnsupportedOperationError),
@@ -296,9 +296,11 @@ def test_damaged_checksum_of_a_head_counts_as_none(hook_on: HookFactory, value: 
         (refuse(403, "AccessDenied"), AccessError),
     ],
 )
-def test_failed_publication_says_why(hook_on: HookFactory, answer: bytes, error: type[RollupError]) -> None:
+def test_failed_publication_has_the_class_of_its_cause(
+    hook_on: HookFactory, response: bytes, error: type[RollupError]
+) -> None:
     with (
-        Recorder(lambda _: answer) as server,
+        Recorder(lambda _: response) as server,
         hook_on(server) as hook,
         pytest.raises(RollupError) as failed,
     ):
@@ -306,11 +308,11 @@ def test_failed_publication_says_why(hook_on: HookFactory, answer: bytes, error:
     assert type(failed.value) is error
 
 
-# -- the check of CRCs -------------------------------------------------------------------------------------
+# -- whether the server compares CRCs ----------------------------------------------------------------------
 
 
 def checks(code: str, right_too: bool = False) -> Callable[[Recorded], bytes]:
-    """A server that answers so to a wrong CRC64-NVME, or also to the right one."""
+    """A server that refuses a wrong CRC64-NVME with this code; with ``right_too`` it refuses every CRC."""
 
     def answer(request: Recorded) -> bytes:
         if request.method == "PUT":
@@ -364,7 +366,7 @@ def deletes(failing: dict[str, list[str]], refused: bytes | None = None) -> Call
     """A server with DeleteObjects.
 
     :param failing: error codes by key, one for each try
-    :param refused: the answer to DeleteObjects, of a server that does not know it
+    :param refused: the response to DeleteObjects of a server that does not support it
     """
 
     def answer(request: Recorded) -> bytes:
@@ -386,15 +388,19 @@ def deletes(failing: dict[str, list[str]], refused: bytes | None = None) -> Call
 
 
 def named(server: Recorder, method: str) -> list[str]:
-    """Keys that were named in the path of requests with this method."""
-    return [unquote(one.path).removeprefix("/logs/") for one in server.requests if one.method == method]
+    """Keys in the paths of requests with this method."""
+    return [
+        unquote(request.path).removeprefix("/logs/")
+        for request in server.requests
+        if request.method == method
+    ]
 
 
 @pytest.mark.parametrize("code", ["InternalError", "SlowDown", "ServiceUnavailable", "RequestTimeout"])
-def test_keys_that_fail_for_the_moment_are_tried_again(hook_on: HookFactory, code: str) -> None:
+def test_keys_with_a_transient_error_are_tried_again(hook_on: HookFactory, code: str) -> None:
     with Recorder(deletes({"b": [code] * 3, "c": [code]})) as server, hook_on(server) as hook:
         hook.delete("logs", ["a", "b", "c"])
-    bodies = [one.body.decode() for one in server.requests]
+    bodies = [request.body.decode() for request in server.requests]
     assert [[key for key in "abc" if f"<Key>{key}</Key>" in body] for body in bodies] == [
         ["a", "b", "c"], ["b", "c"], ["b"], ["b"]
     ]  # fmt: skip
@@ -409,7 +415,7 @@ def test_keys_that_fail_for_the_moment_are_tried_again(hook_on: HookFactory, cod
         ("InvalidArgument", RollupError, 1),
     ],
 )
-def test_keys_that_go_on_failing_are_an_error_with_its_reason(
+def test_keys_that_still_fail_raise_their_error(
     hook_on: HookFactory, code: str, error: type[RollupError], tries: int
 ) -> None:
     with (
@@ -430,21 +436,21 @@ def test_keys_that_go_on_failing_are_an_error_with_its_reason(
         refuse(405, "MethodNotAllowed"),
         refuse(404, "NotFound"),
         refuse(403, "AccessDenied"),
-        # Of a server that takes the request for something else and deletes nothing.
+        # The server takes the request for another one and deletes nothing.
         respond(200, b"<Something/>"),
     ],
 )
-def test_keys_are_deleted_one_by_one_without_delete_objects(hook_on: HookFactory, refused: bytes) -> None:
+def test_without_delete_objects_keys_are_deleted_singly(hook_on: HookFactory, refused: bytes) -> None:
     with Recorder(deletes({}, refused)) as server, hook_on(server) as hook:
         hook.delete("logs", ["a", "b", "c"])
         assert named(server, "DELETE") == ["a", "b", "c"]
         hook.delete("logs", ["d", "e"])
         assert named(server, "DELETE") == ["a", "b", "c", "d", "e"]
-    posts = len([one for one in server.requests if one.method == "POST"])
+    posts = len([request for request in server.requests if request.method == "POST"])
     assert posts == (2 if refused.startswith(b"HTTP/1.1 200") else 1)
 
 
-def test_refused_deletes_are_reported_where_both_ways_fail(hook_on: HookFactory) -> None:
+def test_refused_deletes_are_reported_if_both_ways_fail(hook_on: HookFactory) -> None:
     def answer(request: Recorded) -> bytes:
         return refuse(403, "AccessDenied")
 
@@ -452,11 +458,11 @@ def test_refused_deletes_are_reported_where_both_ways_fail(hook_on: HookFactory)
         for _ in range(2):
             with pytest.raises(AccessError, match=r"DELETE s3://logs/a: .*AccessDenied"):
                 hook.delete("logs", ["a", "b"])
-    # Not remembered: both ways are tried each time.
-    assert [one.method for one in server.requests] == ["POST", "DELETE"] * 2
+    # Both ways are tried each time.
+    assert [request.method for request in server.requests] == ["POST", "DELETE"] * 2
 
 
-def test_missing_bucket_is_not_taken_for_a_missing_operation(hook_on: HookFactory) -> None:
+def test_missing_bucket_does_not_mean_a_missing_operation(hook_on: HookFactory) -> None:
     with (
         Recorder(lambda _: refuse(404, "NoSuchBucket")) as server,
         hook_on(server) as hook,
@@ -467,18 +473,18 @@ def test_missing_bucket_is_not_taken_for_a_missing_operation(hook_on: HookFactor
 
 
 @pytest.mark.parametrize(
-    ("answer", "gone"),
+    ("response", "deleted"),
     [
         (b"HTTP/1.1 204 No Content\r\n\r\n", True),
         (refuse(412, "PreconditionFailed"), False),
         (refuse(404, "NoSuchKey"), True),
     ],
 )
-def test_conditional_delete_tells_whether_the_etag_was_another(
-    hook_on: HookFactory, answer: bytes, gone: bool
+def test_conditional_delete_returns_false_for_another_etag(
+    hook_on: HookFactory, response: bytes, deleted: bool
 ) -> None:
-    with Recorder(lambda _: answer) as server, hook_on(server) as hook:
-        assert hook.delete_if(Location("logs", "claim"), "abc") is gone
+    with Recorder(lambda _: response) as server, hook_on(server) as hook:
+        assert hook.delete_if(Location("logs", "claim"), "abc") is deleted
     (request,) = server.requests
     assert request["if-match"] == '"abc"'
 
@@ -486,24 +492,24 @@ def test_conditional_delete_tells_whether_the_etag_was_another(
 @pytest.mark.parametrize(
     "refused", [refuse(501, "NotImplemented"), refuse(400, "InvalidArgument"), refuse(400, "InvalidRequest")]
 )
-def test_refused_condition_is_left_out_from_then_on(hook_on: HookFactory, refused: bytes) -> None:
+def test_refused_condition_is_not_sent_again(hook_on: HookFactory, refused: bytes) -> None:
     def answer(request: Recorded) -> bytes:
         return refused if request["if-match"] else like_s3(request)
 
     with Recorder(answer) as server, hook_on(server) as hook:
-        # It is looked at instead, which leaves a gap.
+        # The hook reads the ETag instead, which leaves a race.
         assert hook.delete_if(Location("logs", "claim"), "another") is False
         assert named(server, "DELETE") == ["claim"]
         assert hook.delete_if(Location("logs", "claim"), ETAG) is True
         assert named(server, "DELETE") == ["claim"] * 3
         assert hook.delete_if(Location("logs", "claim"), ETAG) is True
-    assert [one["if-match"] is None for one in server.requests if one.method == "DELETE"] == [
+    assert [request["if-match"] is None for request in server.requests if request.method == "DELETE"] == [
         False, False, True, True
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("code", "error"), [("ExpiredToken", TransientError), ("SlowDown", ThrottledError)])
-def test_failure_of_a_conditional_delete_is_no_refusal_of_it(
+def test_failed_conditional_delete_keeps_the_condition(
     hook_on: HookFactory, code: str, error: type[RollupError]
 ) -> None:
     with (
@@ -515,7 +521,7 @@ def test_failure_of_a_conditional_delete_is_no_refusal_of_it(
     assert len(server.requests) == 1
 
 
-def test_upload_that_is_gone_counts_as_given_up(hook_on: HookFactory) -> None:
+def test_missing_upload_counts_as_aborted(hook_on: HookFactory) -> None:
     target = Location("logs", "k")
     with Recorder(lambda _: refuse(404, "NoSuchUpload")) as server, hook_on(server) as hook:
         hook.abort_upload(target, "id")
@@ -527,7 +533,7 @@ def test_upload_that_is_gone_counts_as_given_up(hook_on: HookFactory) -> None:
         hook.abort_upload(target, "id")
 
 
-def test_error_within_the_answer_to_a_completion_is_one(hook_on: HookFactory) -> None:
+def test_error_in_a_200_response_to_a_completion_is_raised(hook_on: HookFactory) -> None:
     with (
         Recorder(lambda _: refuse(200, "InternalError")) as server,
         hook_on(server) as hook,

@@ -1,6 +1,6 @@
-"""The data plane against servers that answer as few do: in chunks, in pieces, too early, too late, or not at all.
+"""The data plane and responses that are rare: in chunks, in pieces, too early, too late, broken or missing.
 
-The servers of the other tests are real ones; these answers can't be had of them.
+Other tests use real servers. Those never send these responses, so this module has servers of its own.
 """
 
 import socket
@@ -53,51 +53,52 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Says:
-    """What a server says to one request.
+class Reply:
+    """The reply of a server to one request.
 
-    :param closes: the connection afterwards
-    :param pieces: sent a byte at a time, as far as that goes
-    :param pause: after each of these, in seconds
-    :param reads_body: of an upload, before it answers
+    :param raw: the response with its head
+    :param closes: whether the server closes the connection afterwards
+    :param pieces: how many bytes at the beginning are sent one by one
+    :param pause: seconds after each of these bytes
+    :param reads_body: whether the server reads the body of an upload before it replies
     """
 
-    answer: bytes
+    raw: bytes
     closes: bool = False
     pieces: int = 0
     pause: float = 0.0005
     reads_body: bool = True
 
 
-def read_head(one: socket.socket) -> tuple[bytes, bytes]:
-    """The head of a request, and what has come behind it; nothing where the connection ended before."""
-    came = b""
-    while b"\r\n\r\n" not in came:
-        chunk = one.recv(65536)
+def read_head(connection: socket.socket) -> tuple[bytes, bytes]:
+    """The head of a request and the beginning of its body; both empty if the connection ended before."""
+    received = b""
+    while b"\r\n\r\n" not in received:
+        chunk = connection.recv(65536)
         if not chunk:
             return b"", b""
-        came += chunk
-    head, _, body = came.partition(b"\r\n\r\n")
+        received += chunk
+    head, _, body = received.partition(b"\r\n\r\n")
     return head, body
 
 
 def in_chunks(body: bytes) -> bytes:
-    """A body in two chunks, and the end."""
+    """A body in chunked encoding: two chunks and the last one."""
     half = len(body) // 2
     return b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (body[:half], body[half:], b""))
 
 
 class Server(ABC):
-    """Listens on a free port, and has a thread for each connection.
+    """Listens on a free port, with a thread for each connection.
 
-    :param tls: speak TLS with these files
+    :param tls: files for TLS; None for plain HTTP
     """
 
     def __init__(self, tls: TlsFiles | None = None, address: str = "127.0.0.1") -> None:
         self.tls = tls
         self.connections = 0
         self._address = address
-        self._open: list[socket.socket] = []
+        self._connected: list[socket.socket] = []
 
     def __enter__(self) -> Self:
         self._listener = socket.create_server((self._address, 0))
@@ -108,9 +109,9 @@ class Server(ABC):
     def __exit__(self, *_: object) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        for one in tuple(self._open):
+        for connection in tuple(self._connected):
             with suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
+                connection.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
             thread.join(PATIENCE_SECONDS)
 
@@ -133,67 +134,70 @@ class Server(ABC):
                 return
             self.connections += 1
             with suppress(OSError):
-                one = context.wrap_socket(accepted, server_side=True) if context else accepted
-                self._open.append(one)
-                self._threads.append(threading.Thread(target=self._run, args=[one]))
+                connection = context.wrap_socket(accepted, server_side=True) if context else accepted
+                self._connected.append(connection)
+                self._threads.append(threading.Thread(target=self._run, args=[connection]))
                 self._threads[-1].start()
 
-    def _run(self, one: socket.socket) -> None:
-        with one, suppress(OSError):
-            self.serve(one)
+    def _run(self, connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            self.serve(connection)
 
     @abstractmethod
-    def serve(self, one: socket.socket) -> None:
-        """Serve a connection to its end."""
+    def serve(self, connection: socket.socket) -> None:
+        """Serve a connection until it ends."""
 
 
-class Scripted(Server):
-    """Says to its n-th request the n-th of its answers, and the last one to all that follow."""
+class ScriptedServer(Server):
+    """Sends the n-th of its replies to the n-th request, and the last one to all later requests."""
 
-    def __init__(self, answers: tuple[Says, ...], *where: Any) -> None:
-        super().__init__(*where)
+    def __init__(self, replies: tuple[Reply, ...], *options: Any) -> None:
+        super().__init__(*options)
         self.heads: list[bytes] = []
-        self.whole_bodies = self.answered = 0
-        self._answers = answers
+        self.whole_bodies = self.replied = 0
+        self._replies = replies
 
-    def serve(self, one: socket.socket) -> None:
-        """Answer one request after the other."""
-        while self._exchange(one):
+    def serve(self, connection: socket.socket) -> None:
+        """Reply to one request after the other."""
+        while self._exchange(connection):
             pass
 
-    def _exchange(self, one: socket.socket) -> bool:
-        head, body = read_head(one)
+    def _exchange(self, connection: socket.socket) -> bool:
+        """Serve a request; whether the connection is kept."""
+        head, body = read_head(connection)
         if not head:
             return False
-        says = self._answers[min(len(self.heads), len(self._answers) - 1)]
+        reply = self._replies[min(len(self.heads), len(self._replies) - 1)]
         self.heads.append(head)
         length = next(
             (int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")), 0
         )
-        got = len(body)
-        while says.reads_body and got < length:
-            came = one.recv(65536)
-            if not came:
+        received = len(body)
+        while reply.reads_body and received < length:
+            chunk = connection.recv(65536)
+            if not chunk:
                 return False
-            got += len(came)
-        self.whole_bodies += got == length
-        for place in range(min(says.pieces, len(says.answer))):
-            one.sendall(says.answer[place : place + 1])
-            time.sleep(says.pause)
-        one.sendall(says.answer[says.pieces :])
-        self.answered += 1
-        return not says.closes
+            received += len(chunk)
+        self.whole_bodies += received == length
+        for position in range(min(reply.pieces, len(reply.raw))):
+            connection.sendall(reply.raw[position : position + 1])
+            time.sleep(reply.pause)
+        connection.sendall(reply.raw[reply.pieces :])
+        self.replied += 1
+        return not reply.closes
 
 
 def settings(ca: Path | None = None, seconds: float = 5.0) -> TransferSettings:
-    """Settings with a CA file or without."""
+    """Settings of a transfer, with a CA file or without; ``seconds`` are those of both timeouts."""
     wait = timedelta(seconds=seconds)
     return TransferSettings(str(ca) if ca else False, str(ca or ""), wait, wait, {})
 
 
 @contextmanager
-def transfer_to(server: Scripted, connections: int = 1, seconds: float = 5.0) -> Iterator[SocketTransfer]:
-    """A transfer whose bucket ``b`` is on a server."""
+def transfer_to(
+    server: ScriptedServer, connections: int = 1, seconds: float = 5.0
+) -> Iterator[SocketTransfer]:
+    """A transfer with the bucket ``b`` on a server."""
     endpoint = BucketEndpoint(server.origin, "/b/", "us-east-1")
     ca = server.tls.ca if server.tls else None
     credentials = Credentials("key", "secret")
@@ -217,7 +221,7 @@ def store(transfer: SocketTransfer, body: bytes) -> Uploaded | Exception:
 def outcome(
     transfer: SocketTransfer, ask: Callable[[Callable[[T | Exception], None]], object]
 ) -> T | Exception:
-    """What a request comes to."""
+    """The result of a request, or its error."""
     results: list[T | Exception] = []
     ask(results.append)
     until = time.monotonic() + PATIENCE_SECONDS
@@ -229,40 +233,40 @@ def outcome(
 
 @pytest.fixture(params=[False, True], ids=["http", "tls"])
 def tls(request: pytest.FixtureRequest, tls_files: TlsFiles) -> TlsFiles | None:
-    """Both ways to speak to a server."""
+    """Plain HTTP and TLS."""
     return tls_files if request.param else None
 
 
 GOOD = {
-    "of a stated length": Says(PLAIN + BODY),
-    "in pieces": Says(PLAIN + BODY, pieces=len(PLAIN) + 5),
-    "in chunks": Says(CHUNKED + in_chunks(BODY)),
-    "in chunks, in pieces": Says(CHUNKED + in_chunks(BODY), pieces=len(CHUNKED) + 5),
-    "after an interim answer": Says(b"HTTP/1.1 100 Continue\r\n\r\n" + PLAIN + BODY),
-    "with a header twice": Says(PLAIN.replace(b"\r\nETag", b"\r\nVary: a\r\nVary: b\r\nETag") + BODY),
-    "with a folded header": Says(PLAIN.replace(b"\r\nETag", b"\r\nX-Long: a\r\n b\r\nETag") + BODY),
-    "and the connection closed": Says(
+    "with a length": Reply(PLAIN + BODY),
+    "in pieces": Reply(PLAIN + BODY, pieces=len(PLAIN) + 5),
+    "in chunks": Reply(CHUNKED + in_chunks(BODY)),
+    "in chunks, in pieces": Reply(CHUNKED + in_chunks(BODY), pieces=len(CHUNKED) + 5),
+    "after an interim response": Reply(b"HTTP/1.1 100 Continue\r\n\r\n" + PLAIN + BODY),
+    "with a header twice": Reply(PLAIN.replace(b"\r\nETag", b"\r\nVary: a\r\nVary: b\r\nETag") + BODY),
+    "with a folded header": Reply(PLAIN.replace(b"\r\nETag", b"\r\nX-Long: a\r\n b\r\nETag") + BODY),
+    "and the connection closed": Reply(
         PLAIN.replace(b"\r\nETag", b"\r\nConnection: close\r\nETag") + BODY, closes=True
     ),
-    "of HTTP/1.0, up to the end": Says(ENDLESS.replace(b"1.1", b"1.0") + BODY, closes=True),
-    "up to the end": Says(ENDLESS + BODY, closes=True),
+    "HTTP/1.0, until close": Reply(ENDLESS.replace(b"1.1", b"1.0") + BODY, closes=True),
+    "until close": Reply(ENDLESS + BODY, closes=True),
 }
 
 
 @pytest.mark.parametrize("kind", GOOD)
-def test_body_arrives_whole_and_the_connection_is_kept(tls: TlsFiles | None, kind: str) -> None:
-    says = GOOD[kind]
-    with Scripted((says,), tls) as server, transfer_to(server) as transfer:
+def test_body_is_complete_and_the_connection_is_kept(tls: TlsFiles | None, kind: str) -> None:
+    reply = GOOD[kind]
+    with ScriptedServer((reply,), tls) as server, transfer_to(server) as transfer:
         for _ in range(3):
             into = bytearray(len(BODY) + 10)
             assert fetch(transfer, memoryview(into)[: len(BODY)]) == Downloaded(len(BODY), ETAG, None, True)
             assert bytes(into) == BODY + bytes(10)
-        assert server.connections == (3 if says.closes else 1)
+        assert server.connections == (3 if reply.closes else 1)
 
 
-@pytest.mark.parametrize("says", [GOOD["of a stated length"], GOOD["in chunks"], GOOD["up to the end"]])
-def test_body_longer_than_its_buffer_stays_inside_it(tls: TlsFiles | None, says: Says) -> None:
-    with Scripted((says,), tls) as server, transfer_to(server) as transfer:
+@pytest.mark.parametrize("reply", [GOOD["with a length"], GOOD["in chunks"], GOOD["until close"]])
+def test_body_longer_than_its_buffer_stays_inside_it(tls: TlsFiles | None, reply: Reply) -> None:
+    with ScriptedServer((reply,), tls) as server, transfer_to(server) as transfer:
         for _ in range(2):
             into = bytearray(len(BODY) + 10)
             result = fetch(transfer, memoryview(into)[:1000])
@@ -272,19 +276,19 @@ def test_body_longer_than_its_buffer_stays_inside_it(tls: TlsFiles | None, says:
 
 
 BROKEN = {
-    "a body that ends early": Says(PLAIN + BODY[:-1], closes=True),
-    "chunks that end early": Says(CHUNKED + in_chunks(BODY)[:-9], closes=True),
-    "a head that ends early": Says(PLAIN[:-3], closes=True),
-    "no answer": Says(b"", closes=True),
-    "no HTTP": Says(b"SSH-2.0-OpenSSH\r\n\r\n", closes=True),
-    "two lengths": Says(PLAIN.replace(b"\r\nETag", b"\r\nContent-Length: 1\r\nETag") + BODY),
-    "a head without an end": Says(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 200_000, closes=True),
+    "a body that ends early": Reply(PLAIN + BODY[:-1], closes=True),
+    "chunks that end early": Reply(CHUNKED + in_chunks(BODY)[:-9], closes=True),
+    "a head that ends early": Reply(PLAIN[:-3], closes=True),
+    "no response": Reply(b"", closes=True),
+    "no HTTP": Reply(b"SSH-2.0-OpenSSH\r\n\r\n", closes=True),
+    "two lengths": Reply(PLAIN.replace(b"\r\nETag", b"\r\nContent-Length: 1\r\nETag") + BODY),
+    "a head without an end": Reply(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 200_000, closes=True),
 }
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_broken_answer_is_transient_and_the_next_is_well(tls: TlsFiles | None, kind: str) -> None:
-    with Scripted((BROKEN[kind], Says(PLAIN + BODY)), tls) as server, transfer_to(server) as transfer:
+def test_broken_response_is_transient_and_the_next_succeeds(tls: TlsFiles | None, kind: str) -> None:
+    with ScriptedServer((BROKEN[kind], Reply(PLAIN + BODY)), tls) as server, transfer_to(server) as transfer:
         into = bytearray(len(BODY))
         failed = fetch(transfer, into)
         assert type(failed) is TransientError
@@ -294,14 +298,14 @@ def test_broken_answer_is_transient_and_the_next_is_well(tls: TlsFiles | None, k
 
 
 def refusal(status: int, code: str, *headers: str) -> bytes:
-    """S3's way to say no."""
-    xml = f"<Error><Code>{code}</Code><Message>told</Message></Error>".encode()
+    """An error response as S3 sends it."""
+    xml = f"<Error><Code>{code}</Code><Message>why</Message></Error>".encode()
     lines = (f"HTTP/1.1 {status} No", "Transfer-Encoding: chunked", *headers, "", "")
     return "\r\n".join(lines).encode() + in_chunks(xml)
 
 
 @pytest.mark.parametrize(
-    ("answer", "error"),
+    ("response", "error"),
     [
         (refusal(404, "NoSuchKey"), NotFoundError),
         (refusal(403, "AccessDenied"), AccessError),
@@ -310,17 +314,20 @@ def refusal(status: int, code: str, *headers: str) -> bytes:
         (b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 3\r\n\r\nbad", TransientError),
     ],
 )  # fmt: skip
-def test_a_refusal_is_told_and_its_connection_used_again(
-    tls: TlsFiles | None, answer: bytes, error: type[RollupError]
+def test_error_response_keeps_its_connection(
+    tls: TlsFiles | None, response: bytes, error: type[RollupError]
 ) -> None:
-    with Scripted((Says(answer), Says(PLAIN + BODY)), tls) as server, transfer_to(server) as transfer:
+    with (
+        ScriptedServer((Reply(response), Reply(PLAIN + BODY)), tls) as server,
+        transfer_to(server) as transfer,
+    ):
         into = bytearray(len(BODY))
         failed = fetch(transfer, into)
         assert isinstance(failed, error)
         assert into == bytes(len(BODY))
         if isinstance(failed, ThrottledError):
             assert failed.retry_after == 3.0
-            assert "SlowDown (told)" in str(failed)
+            assert "SlowDown (why)" in str(failed)
         assert isinstance(fetch(transfer, into), Downloaded)
         assert server.connections == 1
 
@@ -334,7 +341,7 @@ def test_body_that_changed_in_memory_is_not_sent_whole(tls: TlsFiles | None, siz
         body[-1] ^= 1
         transfer.put(Location("b", "k"), memoryview(body), stated, {}, done)
 
-    with Scripted((Says(STORED),), tls) as server, transfer_to(server) as transfer:
+    with ScriptedServer((Reply(STORED),), tls) as server, transfer_to(server) as transfer:
         assert store(transfer, bytes(size)) == Uploaded(ETAG, None)
         failed = outcome(transfer, put)
         assert isinstance(failed, ChangedBufferError)
@@ -346,26 +353,26 @@ def test_body_that_changed_in_memory_is_not_sent_whole(tls: TlsFiles | None, siz
 def test_upload_refused_early_fails_with_the_refusal(
     tls: TlsFiles | None,
 ) -> None:
-    early = Says(refusal(403, "AccessDenied"), reads_body=False)
+    early = Reply(refusal(403, "AccessDenied"), reads_body=False)
     body = bytes(32 * 1024**2)
-    with Scripted((early, Says(STORED)), tls) as server, transfer_to(server) as transfer:
+    with ScriptedServer((early, Reply(STORED)), tls) as server, transfer_to(server) as transfer:
         assert isinstance(store(transfer, body), AccessError)
         assert store(transfer, body) == Uploaded(ETAG, None)
-        # What is left of the first body must not pass for a request.
+        # The server must not read the rest of the first body as a request.
         assert server.connections == 2
 
 
-def test_upload_answered_well_too_early_is_a_failure(tls: TlsFiles | None) -> None:
-    early = Says(STORED, reads_body=False)
-    with Scripted((early,), tls) as server, transfer_to(server) as transfer:
+def test_success_before_the_whole_upload_is_an_error(tls: TlsFiles | None) -> None:
+    early = Reply(STORED, reads_body=False)
+    with ScriptedServer((early,), tls) as server, transfer_to(server) as transfer:
         failed = store(transfer, bytes(32 * 1024**2))
         assert isinstance(failed, TransientError)
         assert "before the whole body was sent" in str(failed)
 
 
-def test_a_connection_that_was_closed_while_idle_is_made_anew(tls: TlsFiles | None) -> None:
-    says = Says(PLAIN + BODY, closes=True)
-    with Scripted((says,), tls) as server, transfer_to(server) as transfer:
+def test_connection_closed_while_idle_is_replaced(tls: TlsFiles | None) -> None:
+    reply = Reply(PLAIN + BODY, closes=True)
+    with ScriptedServer((reply,), tls) as server, transfer_to(server) as transfer:
         into = bytearray(len(BODY))
         for _ in range(20):
             assert isinstance(fetch(transfer, into), Downloaded)
@@ -375,31 +382,34 @@ def test_a_connection_that_was_closed_while_idle_is_made_anew(tls: TlsFiles | No
 def test_request_on_a_just_closed_connection_is_resent_once(
     tls: TlsFiles | None,
 ) -> None:
-    crossed = Says(b"", closes=True)
-    with Scripted((Says(PLAIN + BODY), crossed, Says(PLAIN + BODY), crossed), tls) as server:
+    closed = Reply(b"", closes=True)
+    with ScriptedServer((Reply(PLAIN + BODY), closed, Reply(PLAIN + BODY), closed), tls) as server:
         with transfer_to(server) as transfer:
             into = bytearray(len(BODY))
             assert isinstance(fetch(transfer, into), Downloaded)
-            # Closed without an answer, and sent again.
+            # Closed without a response: sent again.
             assert isinstance(fetch(transfer, into), Downloaded)
             assert server.connections == 2
-            # Closed without an answer twice.
+            # Closed without a response twice.
             assert isinstance(fetch(transfer, into), TransientError)
         assert server.connections == 3
         assert len(server.heads) == 5
 
 
 def test_stalled_answer_ends_after_the_response_timeout(tls: TlsFiles | None) -> None:
-    stops = Says(PLAIN + BODY[:100])
-    with Scripted((stops, Says(PLAIN + BODY)), tls) as server, transfer_to(server, seconds=1.0) as transfer:
+    stops = Reply(PLAIN + BODY[:100])
+    with (
+        ScriptedServer((stops, Reply(PLAIN + BODY)), tls) as server,
+        transfer_to(server, seconds=1.0) as transfer,
+    ):
         failed = fetch(transfer, bytearray(len(BODY)))
         assert isinstance(failed, TransientError)
         assert "no byte arrived for 1 s" in str(failed)
         assert isinstance(fetch(transfer, bytearray(len(BODY))), Downloaded)
 
 
-def test_a_request_can_be_given_up_at_any_time(tls: TlsFiles | None) -> None:
-    with Scripted((Says(PLAIN + BODY[:-1]),), tls) as server, transfer_to(server, 2) as transfer:
+def test_request_can_be_cancelled_at_any_time(tls: TlsFiles | None) -> None:
+    with ScriptedServer((Reply(PLAIN + BODY[:-1]),), tls) as server, transfer_to(server, 2) as transfer:
         buffers = [bytearray(len(BODY)) for _ in range(5)]
         results: dict[int, list[object]] = {number: [] for number in range(5)}
         requests = [
@@ -408,13 +418,13 @@ def test_a_request_can_be_given_up_at_any_time(tls: TlsFiles | None) -> None:
             )
             for number in range(5)
         ]
-        # One that waits, and one whose connection is being made.
+        # A request that waits, and one whose connection is being made.
         requests[4].cancel()
         requests[0].cancel()
         until = time.monotonic() + PATIENCE_SECONDS
         while len(server.heads) < 2 and time.monotonic() < until:
             transfer.wait(0.1)
-        # Those that are under way; the last one then begins.
+        # Requests that were sent; the last one is then sent.
         requests[1].cancel()
         requests[2].cancel()
         while len(server.heads) < 3 and time.monotonic() < until:
@@ -422,7 +432,7 @@ def test_a_request_can_be_given_up_at_any_time(tls: TlsFiles | None) -> None:
         assert len(server.heads) == 3
         requests[3].cancel()
         requests[3].cancel()
-        assert [[type(one) for one in told] for told in results.values()] == [[TransientError]] * 5
+        assert [[type(result) for result in ended] for ended in results.values()] == [[TransientError]] * 5
         kept = [bytes(buffer) for buffer in buffers]
         transfer.wait(0.1)
         assert [bytes(buffer) for buffer in buffers] == kept
@@ -440,8 +450,8 @@ def test_host_that_cannot_be_reached_is_transient() -> None:
             assert type(failed) is TransientError
 
 
-def refused_certificate(server: Scripted, chosen: TransferSettings) -> Exception:
-    """What comes of a server whose certificate is not accepted."""
+def refused_certificate(server: ScriptedServer, chosen: TransferSettings) -> Exception:
+    """The error for a server whose certificate is not accepted."""
     endpoint = BucketEndpoint(server.origin, "/b/", "us-east-1")
     with closing(SocketTransfer({"b": endpoint}, 1, Credentials("key", "secret"), chosen)) as transfer:
         failed = fetch(transfer, bytearray(10))
@@ -452,13 +462,13 @@ def refused_certificate(server: Scripted, chosen: TransferSettings) -> Exception
 
 def test_certificates_are_checked_against_the_ca_and_the_name(tls_files: TlsFiles, tmp_path: Path) -> None:
     wait = timedelta(seconds=5)
-    with Scripted((Says(PLAIN + BODY),), tls_files) as server:
+    with ScriptedServer((Reply(PLAIN + BODY),), tls_files) as server:
         unknown = refused_certificate(
             server, TransferSettings(True, str(get_cert_path(True)), wait, wait, {})
         )
         assert "name the CA file" in str(unknown)
-    # Its certificate is for 127.0.0.1.
-    with Scripted((Says(PLAIN + BODY),), tls_files, "127.0.0.2") as server:
+    # The certificate is for 127.0.0.1.
+    with ScriptedServer((Reply(PLAIN + BODY),), tls_files, "127.0.0.2") as server:
         assert "127.0.0.2" in str(refused_certificate(server, settings(tls_files.ca)))
     broken = tmp_path / "ca.pem"
     endpoint = BucketEndpoint("https://s3.invalid", "/b/", "us-east-1")
@@ -476,17 +486,17 @@ def test_proxy_of_unknown_kind_is_refused_without_password() -> None:
     assert "secret" not in str(refused.value)
 
 
-def test_head_in_records_of_one_byte_is_read(tls_files: TlsFiles) -> None:
-    """More of them than Python's stack is deep, all there before the first is read."""
+def test_head_in_tls_records_of_one_byte_is_read(tls_files: TlsFiles) -> None:
+    """All records are there before the first is read, and more of them than Python allows recursive calls."""
     head = PLAIN.replace(b"\r\nETag", b"\r\nX-Long: " + b"x" * 3000 + b"\r\nETag")
-    says = Says(head + BODY, pieces=len(head) + 5, pause=0.0)
-    with Scripted((Says(PLAIN + BODY), says), tls_files) as server, transfer_to(server) as transfer:
+    reply = Reply(head + BODY, pieces=len(head) + 5, pause=0.0)
+    with ScriptedServer((Reply(PLAIN + BODY), reply), tls_files) as server, transfer_to(server) as transfer:
         into = bytearray(len(BODY))
         assert isinstance(fetch(transfer, into), Downloaded)
         results: list[Downloaded | Exception] = []
         transfer.get(Location("b", "k"), ETAG, memoryview(into), results.append)
         until = time.monotonic() + PATIENCE_SECONDS
-        while server.answered < 2 and time.monotonic() < until:
+        while server.replied < 2 and time.monotonic() < until:
             time.sleep(0.01)
         while not results and time.monotonic() < until:
             transfer.wait(0.5)
@@ -495,9 +505,9 @@ def test_head_in_records_of_one_byte_is_read(tls_files: TlsFiles) -> None:
 
 
 @pytest.mark.parametrize("value", [b"a\nX-Evil: 1", b"a\rX-Evil: 1", b"a\r\n X-Evil: 1"])
-def test_line_break_in_a_header_of_an_answer_gets_nowhere(value: bytes) -> None:
-    answer = PLAIN.replace(ETAG.encode(), value)
-    with Scripted((Says(answer + BODY),)) as server, transfer_to(server) as transfer:
+def test_line_break_in_a_response_header_is_not_kept(value: bytes) -> None:
+    head = PLAIN.replace(ETAG.encode(), value)
+    with ScriptedServer((Reply(head + BODY),)) as server, transfer_to(server) as transfer:
         result = fetch(transfer, bytearray(len(BODY)))
     if isinstance(result, Downloaded):
         assert result.etag.isprintable()
@@ -510,9 +520,9 @@ def test_line_break_in_a_header_of_an_answer_gets_nowhere(value: bytes) -> None:
 def test_damaged_checksum_header_counts_as_none(algorithm: str, value: str) -> None:
     stated = f"\r\nx-amz-checksum-{algorithm}: {value}\r\nETag".encode("latin-1")
     got, stored = (
-        Says(answer.replace(b"\r\nETag", stated) + body) for answer, body in ((PLAIN, BODY), (STORED, b""))
+        Reply(head.replace(b"\r\nETag", stated) + body) for head, body in ((PLAIN, BODY), (STORED, b""))
     )
-    with Scripted((got, stored)) as server, transfer_to(server) as transfer:
+    with ScriptedServer((got, stored)) as server, transfer_to(server) as transfer:
         assert fetch(transfer, bytearray(len(BODY))) == Downloaded(len(BODY), ETAG, None, True)
         assert store(transfer, BODY) == Uploaded(ETAG, None)
 
@@ -529,9 +539,9 @@ SOURCE, TARGET = Location("b", "raw/ü a+b"), Location("b", "k")
 
 
 def xml(body: bytes, status: int = 200, space: bytes = b"") -> bytes:
-    """An answer in chunks, with white space before its XML as S3 sends it while it copies."""
+    """A chunked response, with white space before its XML as S3 sends it while it copies."""
     head = b"HTTP/1.1 %d Status\r\nTransfer-Encoding: chunked\r\n\r\n" % status
-    spaces = b"".join(b"1\r\n%c\r\n" % one for one in space)
+    spaces = b"".join(b"1\r\n%c\r\n" % byte for byte in space)
     return head + spaces + in_chunks(body)
 
 
@@ -547,8 +557,11 @@ def copy_range(transfer: SocketTransfer) -> Uploaded | Exception:
     )
 
 
-def test_copy_names_its_source_and_takes_the_result_from_the_xml(tls: TlsFiles | None) -> None:
-    with Scripted((Says(xml(COPIED, space=b"\n \n \n")),), tls) as server, transfer_to(server) as transfer:
+def test_copy_names_its_source_and_reads_the_xml_result(tls: TlsFiles | None) -> None:
+    with (
+        ScriptedServer((Reply(xml(COPIED, space=b"\n \n \n")),), tls) as server,
+        transfer_to(server) as transfer,
+    ):
         assert copy(transfer, {"x-amz-storage-class": "GLACIER_IR"}) == Uploaded(ETAG, CRC)
         assert copy_range(transfer) == Uploaded(ETAG, CRC)
         assert server.connections == 1
@@ -569,7 +582,7 @@ def test_copy_names_its_source_and_takes_the_result_from_the_xml(tls: TlsFiles |
     [
         (200, "SlowDown", ThrottledError),
         (200, "InternalError", TransientError),
-        (200, "Unheard", TransientError),
+        (200, "UnknownCode", TransientError),
         (200, "AccessDenied", AccessError),
         (404, "NoSuchKey", NotFoundError),
         (412, "PreconditionFailed", InputChangedError),
@@ -577,13 +590,11 @@ def test_copy_names_its_source_and_takes_the_result_from_the_xml(tls: TlsFiles |
         (405, "MethodNotAllowed", UnsupportedOperationError),
     ],
 )
-def test_error_of_a_copy_counts_whichever_its_status(
-    status: int, code: str, error: type[RollupError]
-) -> None:
+def test_error_of_a_copy_counts_with_any_status(status: int, code: str, error: type[RollupError]) -> None:
     body = f'<?xml version="1.0"?>\n<Error><Code>{code}</Code><Message>made</Message></Error>'.encode()
-    answer = Says(xml(body, status, b" \n" if status == 200 else b""))
+    reply = Reply(xml(body, status, b" \n" if status == 200 else b""))
     for ask in (copy, copy_range):
-        with Scripted((answer,)) as server, transfer_to(server) as transfer:
+        with ScriptedServer((reply,)) as server, transfer_to(server) as transfer:
             failed = ask(transfer)
             assert type(failed) is error
             assert f"COPY {SOURCE}: " in str(failed)
@@ -594,23 +605,26 @@ def test_error_of_a_copy_counts_whichever_its_status(
     ("body", "error"), [(b"", UnsupportedOperationError), (b"<CopyObjectResult/>", TransientError)]
 )
 def test_copy_without_a_result_is_an_error(body: bytes, error: type[RollupError]) -> None:
-    """A server that knows no copies takes the request for an upload of nothing."""
-    with Scripted((Says(xml(body)),)) as server, transfer_to(server) as transfer:
+    """A server without CopyObject stores an empty object."""
+    with ScriptedServer((Reply(xml(body)),)) as server, transfer_to(server) as transfer:
         assert type(copy(transfer)) is error
 
 
-def test_copy_that_takes_long_is_not_given_up_for_silence() -> None:
-    slow = Says(xml(COPIED, space=b" " * 40), pieces=10**6, pause=0.01)
-    with Scripted((slow,)) as server, transfer_to(server, seconds=0.1) as transfer:
+def test_copy_that_takes_long_is_not_cancelled() -> None:
+    slow = Reply(xml(COPIED, space=b" " * 40), pieces=10**6, pause=0.01)
+    with ScriptedServer((slow,)) as server, transfer_to(server, seconds=0.1) as transfer:
         assert copy(transfer) == Uploaded(ETAG, CRC)
 
 
-def test_copy_can_be_given_up() -> None:
-    with Scripted((Says(xml(COPIED)[:-30]), Says(xml(COPIED)))) as server, transfer_to(server) as transfer:
+def test_copy_can_be_cancelled() -> None:
+    with (
+        ScriptedServer((Reply(xml(COPIED)[:-30]), Reply(xml(COPIED)))) as server,
+        transfer_to(server) as transfer,
+    ):
         results: list[Uploaded | Exception] = []
         request = transfer.copy(SOURCE, ETAG, TARGET, {}, results.append)
         until = time.monotonic() + PATIENCE_SECONDS
-        while not server.answered and time.monotonic() < until:
+        while not server.replied and time.monotonic() < until:
             transfer.wait(0.05)
         assert results == []
         request.cancel()
@@ -620,7 +634,7 @@ def test_copy_can_be_given_up() -> None:
 
 
 def test_connection_of_a_cancelled_request_serves_the_next() -> None:
-    with Scripted((Says(PLAIN + BODY),)) as server, transfer_to(server) as transfer:
+    with ScriptedServer((Reply(PLAIN + BODY),)) as server, transfer_to(server) as transfer:
         results: list[object] = []
         into = bytearray(len(BODY))
         transfer.get(Location("b", "k"), ETAG, memoryview(into), results.append).cancel()
@@ -629,56 +643,56 @@ def test_connection_of_a_cancelled_request_serves_the_next() -> None:
         assert server.connections == len(server.heads) == 1
 
 
-class Relay(Server):
-    """An HTTP proxy that lets those in who know its password, and notes what it was asked."""
+class ForwardProxy(Server):
+    """An HTTP proxy that requires a user and a password, and records the request lines."""
 
     login = "Basic bWU6c2VjOnJldA=="
 
     def __init__(self, port: int) -> None:
         super().__init__()
         self._port = port
-        self.asked: list[str] = []
+        self.request_lines: list[str] = []
 
     @property
     def url(self) -> str:
-        """As a client names it."""
+        """With user and password."""
         return f"http://me:sec%3Aret@{self.host}"
 
-    def serve(self, one: socket.socket) -> None:
-        """Let a client through."""
-        head, body = read_head(one)
+    def serve(self, connection: socket.socket) -> None:
+        """Connect a client with the server."""
+        head, body = read_head(connection)
         if not head:
             return
         with socket.create_connection(("127.0.0.1", self._port)) as server:
             first, *fields = head.decode("latin-1").split("\r\n")
-            self.asked.append(first)
+            self.request_lines.append(first)
             allowed = [
                 line for line in fields if line.lower() == f"proxy-authorization: {self.login}".lower()
             ]
             if not allowed:
-                one.sendall(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+                connection.sendall(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
                 return
             if first.startswith("CONNECT "):
-                one.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+                connection.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
             else:
                 server.sendall(head + b"\r\n\r\n" + body)
-            back = threading.Thread(target=pump, args=[server, one])
+            back = threading.Thread(target=pump, args=[server, connection])
             back.start()
-            pump(one, server)
+            pump(connection, server)
             back.join()
 
 
 def pump(source: socket.socket, target: socket.socket) -> None:
-    """Hand on what comes, to its end."""
+    """Forward everything until the source ends."""
     with suppress(OSError):
         while chunk := source.recv(65536):
             target.sendall(chunk)
-    for one in (source, target):
+    for connection in (source, target):
         with suppress(OSError):
-            one.shutdown(socket.SHUT_RDWR)
+            connection.shutdown(socket.SHUT_RDWR)
 
 
-def test_an_hour_passes_through_a_proxy(
+def test_hour_is_rolled_up_through_a_proxy(
     rclone_server: RcloneServer,
     make_bucket: BucketFactory,
     fault_proxy: ProxyFactory,
@@ -690,15 +704,15 @@ def test_an_hour_passes_through_a_proxy(
     options = {"verify": tls.ca} if tls else {}
     pipeline = Pipeline(stream_on(bucket), rclone_server.client(), bucket)
     made = make_hour(pipeline.client, bucket, RAW, objects=12)
-    with Relay(front.port) as relay:
-        # Nobody is there: whoever does not ask the proxy finds nothing.
+    with ForwardProxy(front.port) as proxy:
+        # No server listens on port 9: only requests through the proxy succeed.
         origin = front.endpoint_url.replace(f":{front.port}", ":9")
         connection = rclone_server.airflow_connection_json(
-            origin, config_kwargs={"proxies": {"http": relay.url, "https": relay.url}}, **options
+            origin, config_kwargs={"proxies": {"http": proxy.url, "https": proxy.url}}, **options
         )
         monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", connection)
         pipeline.run()
         pipeline.verify(made)
-    begins = "CONNECT 127.0.0.1:9 " if tls else ("GET http://127.0.0.1:9/", "PUT http://127.0.0.1:9/")
-    assert len([asked for asked in relay.asked if asked.startswith(begins)]) > 5
-    assert relay.asked == [asked for asked in relay.asked if ":9" in asked]
+    beginning = "CONNECT 127.0.0.1:9 " if tls else ("GET http://127.0.0.1:9/", "PUT http://127.0.0.1:9/")
+    assert len([line for line in proxy.request_lines if line.startswith(beginning)]) > 5
+    assert proxy.request_lines == [line for line in proxy.request_lines if ":9" in line]

@@ -168,7 +168,7 @@ def test_host_is_sent_and_signed_as_boto3_does(
     assert {one["host"] for one in server.requests} == {f"localhost{'' if port == default else port}"}
 
 
-def test_bodies_are_not_unpacked_on_the_way(hook_for: Callable[..., PooledS3Hook]) -> None:
+def test_both_planes_ask_for_unchanged_bodies(hook_for: Callable[..., PooledS3Hook]) -> None:
     """Some servers unpack what has a Content-Encoding unless they are asked not to; GCS and R2 do."""
 
     def answer(request: Recorded) -> bytes:
@@ -187,7 +187,7 @@ def test_bodies_are_not_unpacked_on_the_way(hook_for: Callable[..., PooledS3Hook
 
 
 @pytest.mark.parametrize("kind", ["301", "307", "400"])
-def test_bucket_in_another_region_is_found_as_boto3_finds_it(
+def test_bucket_in_another_region_is_found_as_boto3_does(
     hook_for: Callable[..., PooledS3Hook], kind: str
 ) -> None:
     refusals = {
@@ -237,7 +237,7 @@ def test_redirect_in_circles_is_an_error(hook_for: Callable[..., PooledS3Hook]) 
 
 
 @pytest.mark.parametrize("dead", [1, 3])
-def test_dead_addresses_of_a_host_are_passed_over(
+def test_dead_addresses_of_a_host_are_skipped(
     hook_for: Callable[..., PooledS3Hook], monkeypatch: pytest.MonkeyPatch, dead: int
 ) -> None:
     with Recorder() as server, socket.create_server(("127.0.0.1", 0)) as refusing:
@@ -249,7 +249,7 @@ def test_dead_addresses_of_a_host_are_passed_over(
     assert_alike(server.requests)
 
 
-def test_silent_addresses_leave_time_for_those_behind(
+def test_silent_addresses_leave_time_for_the_next(
     hook_for: Callable[..., PooledS3Hook], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A connection to a full backlog gets no answer; with 5 s for each, the packer would give up before."""
@@ -453,7 +453,7 @@ def test_requester_pays_is_read_as_airflow_writes_it(
     assert {one["x-amz-request-payer"] for one in server.requests} == {sent}
 
 
-def test_requester_pays_that_is_neither_is_refused(hook_for: Callable[..., PooledS3Hook]) -> None:
+def test_requester_pays_other_than_true_or_false_is_refused(hook_for: Callable[..., PooledS3Hook]) -> None:
     hook = hook_for("http://localhost:1", requester_pays="perhaps")
     with pytest.raises(ConfigurationError, match="requester_pays='perhaps'; set it to true or false"):
         hook.head(Location(BUCKET, KEY))
@@ -556,7 +556,7 @@ def knows_no_checksums(status: int, code: str, message: str) -> Callable[[Record
 
 
 @pytest.mark.parametrize("kind", REFUSALS)
-def test_refused_checksum_headers_are_left_out_from_then_on(
+def test_refused_checksum_headers_are_not_sent_again(
     hook_for: Callable[..., PooledS3Hook], kind: str
 ) -> None:
     source, target = Location(BUCKET, KEY), Location(BUCKET, "copy")
@@ -608,7 +608,7 @@ def test_checksum_setting_of_botocore_is_followed(
     assert [one["x-amz-checksum-crc64nvme"] for one in server.requests] == [None] * 2
 
 
-def test_refusal_without_checksums_is_reported_as_it_is(hook_for: Callable[..., PooledS3Hook]) -> None:
+def test_refusal_for_another_reason_is_reported(hook_for: Callable[..., PooledS3Hook]) -> None:
     """A refusal that has another reason does not change how the next upload is sent."""
     answers = [refuse(400, "InvalidArgument", "no such storage class")] * 2
 
@@ -679,7 +679,7 @@ def test_credentials_that_cannot_be_renewed_end_the_request(
         assert server.peak_connections == 1
 
 
-def test_tls_connection_closed_in_the_handshake_may_pass(
+def test_tls_connection_closed_in_the_handshake_is_transient(
     hook_for: Callable[..., PooledS3Hook], tls_files: TlsFiles
 ) -> None:
     """As of a load balancer that restarts."""

@@ -19,7 +19,7 @@ from include.log_rollup.steps.plan_hour import plan_hour
 from include.log_rollup.storage import listing
 from include.log_rollup.storage.listing import between, list_all, list_by_token, pages_by_token
 from include.log_rollup.storage.protocol import ListPage, Location, ObjectInfo
-from log_rollup_plugin.s3.list_parser import page_of
+from log_rollup_plugin.s3.list_parser import parse_page
 from tests.support.fake_store import FakeStore, OddLister
 from tests.support.hour_in_memory import assert_right, make_stream, run_hour
 from tests.support.raw_hours import HOUR
@@ -376,7 +376,7 @@ def test_unusual_page_is_parsed_by_botocore() -> None:
     moment = datetime(2026, 11, 23, 8, tzinfo=UTC)
     row = {"Key": "a", "Size": 3, "ETag": '"e"', "LastModified": moment}
     answer = {"ResponseMetadata": {"HTTPHeaders": {}}, "Contents": [row], "IsTruncated": True}
-    page = page_of(answer)
+    page = parse_page(answer)
     assert page.objects == [ObjectInfo("a", 3, "e")]
     assert page.newest == moment.timestamp()
     assert page.truncated

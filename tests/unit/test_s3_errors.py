@@ -1,4 +1,4 @@
-"""Each error code of S3 and each exception of botocore has its class and remedy, wherever it comes from."""
+"""Each error code of S3 and each exception of botocore maps to one class and remedy, on both planes."""
 
 import socket
 import ssl
@@ -50,7 +50,7 @@ from log_rollup_plugin.s3.error_mapping import (
 OBJECT = Location("logs", "raw/app/20261123/08/a.log")
 OPERATIONS = ("GET", "PUT", "HEAD", "COPY", "DELETE", "LIST")
 
-# What each code has to come to. Sources: see log_rollup_plugin.s3.error_mapping.CODES.
+# The class of each code. Sources: see log_rollup_plugin.s3.error_mapping.CODES.
 EXPECTED: Mapping[type[RollupError], str] = {
     ThrottledError: "SlowDown SlowDownRead SlowDownWrite ServiceUnavailable Throttling ThrottlingException "
     "RequestLimitExceeded BandwidthLimitExceeded TooManyRequests Busy KMS.ThrottlingException",
@@ -87,31 +87,31 @@ def response(
 
 
 @pytest.mark.parametrize(("code", "kind"), BY_CODE)
-def test_a_code_counts_whatever_status_and_operation_are(code: str, kind: type[RollupError]) -> None:
-    made = {
+def test_code_counts_for_any_status_and_operation(code: str, kind: type[RollupError]) -> None:
+    kinds = {
         type(from_response(operation, OBJECT, status, code, "why", {}))
         for operation in OPERATIONS
         for status in ((200, 301, 400, 403, 404, 409, 500, 503) if code in error_mapping.CODES else (400,))
     }
-    made.add(type(from_code("DELETE", OBJECT, code, "why")))
-    assert made == {kind}
+    kinds.add(type(from_code("DELETE", OBJECT, code, "why")))
+    assert kinds == {kind}
 
 
-def test_each_code_of_the_table_names_itself_and_its_remedy() -> None:
-    for code, fault in error_mapping.CODES.items():
-        error = from_response("PUT", OBJECT, 400, code, "the server's words", {})
-        assert type(error) is fault.error
+def test_each_code_is_named_with_its_remedy() -> None:
+    for code, rule in error_mapping.CODES.items():
+        error = from_response("PUT", OBJECT, 400, code, "message", {})
+        assert type(error) is rule.error
         text = str(error)
-        assert text.startswith(f"PUT {OBJECT}: S3 answered 400 {code} (the server's words)")
+        assert text.startswith(f"PUT {OBJECT}: S3 answered 400 {code} (message)")
         assert "{" not in text
         if isinstance(error, PermanentError) and not isinstance(error, NotFoundError | InputChangedError):
-            assert fault.remedy, f"{code} fails at once without a remedy"
+            assert rule.remedy, f"{code} fails at once without a remedy"
 
 
-def test_an_unknown_code_of_4xx_fails_at_once_and_is_quoted() -> None:
-    error = response(400, "SomethingNew", "never seen")
+def test_unknown_code_with_4xx_fails_at_once_and_is_quoted() -> None:
+    error = response(400, "SomethingNew", "unknown")
     assert type(error) is PermanentError
-    assert "S3 answered 400 SomethingNew (never seen)" in str(error)
+    assert "S3 answered 400 SomethingNew (unknown)" in str(error)
 
 
 @pytest.mark.parametrize(
@@ -126,15 +126,13 @@ def test_an_unknown_code_of_4xx_fails_at_once_and_is_quoted() -> None:
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("code", ["", None])
-def test_the_status_counts_where_there_is_no_code(
-    status: int, kind: type[RollupError], code: str | None
-) -> None:
+def test_status_counts_without_a_code(status: int, kind: type[RollupError], code: str | None) -> None:
     error = response(status, str(status) if code is None else code, operation="HEAD")
     assert type(error) is kind
     assert str(error).startswith(f"HEAD {OBJECT}: S3 answered {status}")
 
 
-def test_minio_names_the_code_of_a_head_in_a_header() -> None:
+def test_code_of_a_head_is_read_from_minios_header() -> None:
     assert type(response(404, "404", x_minio_error_code="NoSuchBucket")) is MissingBucketError
 
 
@@ -154,11 +152,11 @@ def test_minio_names_the_code_of_a_head_in_a_header() -> None:
         (response(403, "AccessDenied"), "the README lists the permissions"),
     ],
 )
-def test_the_message_says_what_to_do(error: RollupError, words: str) -> None:
+def test_message_says_what_to_do(error: RollupError, words: str) -> None:
     assert words in str(error)
 
 
-def test_a_servers_message_is_kept_short() -> None:
+def test_long_message_of_a_server_is_cut() -> None:
     assert len(str(response(400, "X", "long " * 10_000))) < 1000
 
 
@@ -186,7 +184,7 @@ RETRIED = {
     "ConnectionClosedError", "ReadTimeoutError", "ResponseStreamingError", "HTTPClientError",
     "ConnectionError", "EndpointConnectionError", "SSLError", "ConnectTimeoutError", "ProxyConnectionError",
     "IncompleteReadError", "ChecksumError", "FlexibleChecksumError",
-    # A metadata service, or another source of credentials, that did not answer for a moment.
+    # A metadata service or another source of credentials may fail for a moment.
     "CredentialRetrievalError", "MetadataRetrievalError", "TokenRetrievalError", "NoCredentialsError",
 }  # fmt: skip
 SIGN_IN = {
@@ -195,7 +193,7 @@ SIGN_IN = {
     "LoginAuthorizationCodeError", "RefreshWithMFAUnsupportedError",
 }  # fmt: skip
 OTHER = {"CapacityNotAvailableError": ThrottledError, "PaginationError": ListingError}
-# Mistakes in the connection, its extra, the environment or the streams file.
+# Mistakes in the Airflow connection, the environment or the streams file.
 MISTAKES = {
     "BotoCoreError", "DataNotFoundError", "UnknownServiceError", "UnknownRegionError", "ApiVersionNotFoundError",
     "InvalidIMDSEndpointError", "InvalidIMDSEndpointModeError", "UnknownTokenProviderError",
@@ -233,7 +231,7 @@ BOTOCORE = sorted(
 
 
 def example(kind: type[BaseException]) -> BaseException:
-    """An exception of this class, with something for each of its fields."""
+    """An exception of this class, with a value for each of its fields."""
     if issubclass(kind, boto.WaiterError):
         return kind("name", "reason", {})
     fields = {name for _, name, _, _ in string.Formatter().parse(getattr(kind, "fmt", "")) if name}
@@ -256,7 +254,9 @@ def test_each_exception_of_botocore_has_its_class(kind: type[BaseException]) -> 
     elif name in SIGN_IN:
         expected = CredentialsError
     else:
-        assert name in OTHER or name in MISTAKES, f"decide whether {name} may pass"
+        assert name in OTHER or name in MISTAKES, (
+            f"decide what {name} means, and add it to one of the sets above"
+        )
     error = raised(example(kind))
     assert type(error) is expected
     assert str(error).startswith(f"GET {OBJECT}: ")
@@ -264,18 +264,18 @@ def test_each_exception_of_botocore_has_its_class(kind: type[BaseException]) -> 
 
 def client_error(code: str, status: int, operation: str = "GetObject", **response: Any) -> boto.ClientError:
     meta = {"HTTPStatusCode": status, "HTTPHeaders": {"Retry-After": "7"}}
-    answer: Any = {"Error": {"Code": code, "Message": "why"}, "ResponseMetadata": meta, **response}
-    return boto.ClientError(answer, operation)
+    parsed: Any = {"Error": {"Code": code, "Message": "why"}, "ResponseMetadata": meta, **response}
+    return boto.ClientError(parsed, operation)
 
 
-def test_an_answer_that_botocore_read_goes_through_the_table() -> None:
+def test_client_error_of_botocore_goes_through_the_table() -> None:
     error = raised(client_error("SlowDown", 503))
     assert isinstance(error, ThrottledError)
     assert error.retry_after == 7.0
     assert "S3 answered 503 SlowDown (why)" in str(error)
 
 
-def test_an_error_element_with_a_namespace_has_its_code() -> None:
+def test_error_element_with_a_namespace_keeps_its_code() -> None:
     empty = {"Code": "", "Message": ""}
     error = raised(client_error("", 403, Error=empty, Code="InvalidObjectState", Message="archived"))
     assert type(error) is UnsupportedInputError
@@ -290,7 +290,7 @@ def test_an_error_element_with_a_namespace_has_its_code() -> None:
         ("InvalidClientTokenId", CredentialsError),
     ],
 )  # fmt: skip
-def test_an_error_of_sts_is_not_taken_for_one_of_s3(code: str, kind: type[RollupError]) -> None:
+def test_error_of_sts_is_not_reported_as_one_of_s3(code: str, kind: type[RollupError]) -> None:
     error = raised(client_error(code, 403, "AssumeRole"))
     assert type(error) is kind
     assert "AssumeRole for GET" in str(error)
@@ -308,14 +308,14 @@ def test_an_error_of_sts_is_not_taken_for_one_of_s3(code: str, kind: type[Rollup
         ConnectionResetError("reset"),
     ],
 )
-def test_what_botocore_lets_through_is_tried_again(error: Exception) -> None:
-    made = raised(error)
-    assert type(made) is TransientError
-    assert len(str(made)) < 1000
+def test_unwrapped_exceptions_of_botocore_are_tried_again(error: Exception) -> None:
+    result = raised(error)
+    assert type(result) is TransientError
+    assert len(str(result)) < 1000
 
 
-def test_errors_of_the_pipeline_and_of_others_pass_unchanged() -> None:
-    for error in (AccessError("x"), RuntimeError("another thing"), KeyboardInterrupt()):
+def test_other_exceptions_pass_unchanged() -> None:
+    for error in (AccessError("x"), RuntimeError("unrelated"), KeyboardInterrupt()):
         with pytest.raises(type(error)) as caught, translated("GET", OBJECT):
             raise error
         assert caught.value is error
@@ -325,7 +325,7 @@ def test_errors_of_the_pipeline_and_of_others_pass_unchanged() -> None:
 
 
 def wrapped(error: OSError) -> Mapping[str, Exception]:
-    """How an error of a socket comes: bare to the data plane, wrapped by urllib3 and botocore to others."""
+    """An error of a socket, bare as in the data plane, and wrapped by urllib3 and botocore."""
     inner = urllib3.SSLError(error)
     tunnel = urllib3.ProxyError("Unable to connect to proxy", error)
     return {
@@ -342,7 +342,7 @@ def ssl_error(reason: str, kind: type[ssl.SSLError] = ssl.SSLError, library: str
     return error
 
 
-@pytest.mark.parametrize("way", ["bare", "SSLError", "proxy", "other"])
+@pytest.mark.parametrize("wrapping", ["bare", "SSLError", "proxy", "other"])
 @pytest.mark.parametrize(
     ("cause", "kind", "words"),
     [
@@ -372,29 +372,29 @@ def ssl_error(reason: str, kind: type[ssl.SSLError] = ssl.SSLError, library: str
         (TimeoutError("timed out"), TransientError, ""),
     ],
 )
-def test_both_planes_judge_an_error_of_the_network_alike(
-    way: str, cause: OSError, kind: type[RollupError], words: str
+def test_network_error_has_one_class_on_both_planes(
+    wrapping: str, cause: OSError, kind: type[RollupError], words: str
 ) -> None:
-    error = wrapped(cause)[way]
-    for made in (raised(error), from_network("GET", OBJECT, error)):
-        assert type(made) is kind
-        assert words in str(made)
-        assert is_unreachable(made) is (kind is TransientError)
+    error = wrapped(cause)[wrapping]
+    for result in (raised(error), from_network("GET", OBJECT, error)):
+        assert type(result) is kind
+        assert words in str(result)
+        assert is_unreachable(result) is (kind is TransientError)
 
 
-def test_the_data_plane_keeps_the_class_of_pipeline_errors() -> None:
+def test_data_plane_keeps_the_class_of_pipeline_errors() -> None:
     for error in (
         ChangedBufferError("changed"),
         ConfigurationError("wrong proxy"),
         ThrottledError("slow", 3.0),
     ):
-        made = from_network("PUT", OBJECT, error)
-        assert type(made) is type(error)
-        assert str(made) == f"PUT {OBJECT}: {error}"
-        assert getattr(made, "retry_after", None) == getattr(error, "retry_after", None)
+        result = from_network("PUT", OBJECT, error)
+        assert type(result) is type(error)
+        assert str(result) == f"PUT {OBJECT}: {error}"
+        assert getattr(result, "retry_after", None) == getattr(error, "retry_after", None)
 
 
-def test_what_the_server_answered_does_not_count_as_unreachable() -> None:
+def test_error_response_does_not_count_as_unreachable() -> None:
     assert not is_unreachable(raised(client_error("InternalError", 500)))
     assert not is_unreachable(raised(boto.NoCredentialsError()))
     assert not is_unreachable(response(500, "InternalError"))
@@ -404,22 +404,22 @@ def test_what_the_server_answered_does_not_count_as_unreachable() -> None:
 
 
 def client(endpoint_url: str, verify: Path | None = None) -> Any:
-    made = boto3.client(
+    s3 = boto3.client(
         "s3", endpoint_url=endpoint_url, region_name="us-east-1", aws_access_key_id="a",
         aws_secret_access_key="s", verify=str(verify) if verify else None,
         config=Config(retries={"total_max_attempts": 1}, s3={"addressing_style": "path"}),
     )  # fmt: skip
-    limit_redirects(made)
-    return made
+    limit_redirects(s3)
+    return s3
 
 
 @pytest.fixture
 def serve() -> Iterator[Callable[[Callable[[BaseHTTPRequestHandler], None]], ThreadingHTTPServer]]:
-    """Starts a server that answers all requests in one way."""
+    """Starts a server that handles all requests with one function."""
     running = []
 
-    def start(answer: Callable[[BaseHTTPRequestHandler], None]) -> ThreadingHTTPServer:
-        methods = {f"do_{method}": answer for method in ("GET", "HEAD", "PUT", "POST", "DELETE")}
+    def start(handle: Callable[[BaseHTTPRequestHandler], None]) -> ThreadingHTTPServer:
+        methods = {f"do_{method}": handle for method in ("GET", "HEAD", "PUT", "POST", "DELETE")}
         handler = type("Handler", (BaseHTTPRequestHandler,), {**methods, "log_message": lambda *_: None})
         server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
@@ -438,11 +438,11 @@ def serve() -> Iterator[Callable[[Callable[[BaseHTTPRequestHandler], None]], Thr
     ("status", "kind"),
     [(301, MissingBucketError), (302, ConfigurationError), (307, TransientError), (308, MissingBucketError)],
 )
-def test_redirects_in_circles_end_after_one(serve: Any, status: int, kind: type[RollupError]) -> None:
-    asked: list[str] = []
+def test_redirects_in_circles_end_after_the_first(serve: Any, status: int, kind: type[RollupError]) -> None:
+    methods_sent: list[str] = []
 
     def redirect(request: BaseHTTPRequestHandler) -> None:
-        asked.append(request.command)
+        methods_sent.append(request.command)
         request.send_response(status)
         request.send_header("Location", f"http://{request.headers['Host']}{request.path}")
         request.send_header("Content-Length", "0")
@@ -451,10 +451,10 @@ def test_redirects_in_circles_end_after_one(serve: Any, status: int, kind: type[
     s3 = client(f"http://127.0.0.1:{serve(redirect).server_port}")
     with pytest.raises(kind, match=r"it redirects to http://127\.0\.0\.1"), translated("LIST", OBJECT):
         s3.list_objects_v2(Bucket="logs")
-    assert len(asked) <= 2
+    assert len(methods_sent) <= 2
 
 
-def test_redirects_without_end_are_a_configuration_error() -> None:
+def test_endless_redirects_are_a_configuration_error() -> None:
     assert type(raised(RecursionError("maximum recursion depth exceeded"))) is ConfigurationError
 
 
@@ -463,7 +463,7 @@ def tls_files(tmp_path_factory: pytest.TempPathFactory) -> TlsFiles:
     return make_tls_files(tmp_path_factory.mktemp("tls"))
 
 
-def test_a_connection_closed_in_the_handshake_is_tried_again(tls_files: TlsFiles) -> None:
+def test_connection_closed_in_the_handshake_is_tried_again(tls_files: TlsFiles) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def close_at_once() -> None:

@@ -1,1 +1,1 @@
-"""S3 for the pipeline: boto3 for control requests, and a capped HTTP client for bodies."""
+"""S3 for the pipeline: boto3 for listings and small objects, and a capped HTTP client for bodies."""

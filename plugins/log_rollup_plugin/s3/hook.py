@@ -154,7 +154,7 @@ class PooledS3Hook(S3Hook):
             self._checksums.on_write = self._checksums.on_copy = False
         cap_connections(client)
         client.meta.events.register("before-send.s3", self._count_request)
-        list_parser.read_rows_with(client)
+        list_parser.register_fast_parser(client)
         limit_redirects(client)
         client.meta.events.register("before-sign.s3", self._add_request_headers)
         return client
@@ -197,7 +197,7 @@ class PooledS3Hook(S3Hook):
     def _deleter(self) -> Deleter:
         return Deleter(self.client, self.head)
 
-    # -- listing and small objects ---------------------------------------------------------------------------
+    # -- listing and small objects ---------------------------------------------------------------------
 
     def list_page(
         self, prefix: Location, start_after: str = "", token: str | None = None, limit: int = 1000
@@ -210,7 +210,7 @@ class PooledS3Hook(S3Hook):
             arguments["StartAfter"] = start_after
         with translated("LIST", prefix):
             response = self.client.list_objects_v2(**arguments)
-        return list_parser.page_of(response)
+        return list_parser.parse_page(response)
 
     def head(self, target: Location) -> ObjectHead | None:
         """Size, ETag and CRC of an object; None if there is none."""

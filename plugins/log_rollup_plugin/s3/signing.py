@@ -1,4 +1,4 @@
-"""Signature Version 4 for the data plane. Bodies are not signed: their CRC or MD5 is."""
+"""Signature Version 4 for the data plane. Bodies are not signed, but their CRC or MD5 is, as a header."""
 
 import time
 from datetime import UTC, datetime
@@ -8,7 +8,9 @@ from botocore.credentials import Credentials, ReadOnlyCredentials
 
 
 class Signer:
-    """Signs requests with the present time; uses the CRT, which also signs keys with steps such as ``..``.
+    """Signs requests with the present time.
+
+    Uses the CRT: it is fast, and it does not normalise keys such as ``a/../b``.
 
     :param credentials: botocore's, which renew themselves before they expire
     """
@@ -28,14 +30,14 @@ class Signer:
         headers: list[tuple[str, str]],
         has_body: bool = False,
     ) -> list[tuple[str, str]]:
-        """All headers of a request, with its signature.
+        """All headers of a request: Host, the given ones, and those of the signature.
 
         :param target: path and query, percent-encoded
-        :param has_body: the body is not signed; without one, the signature covers that it is empty
-        :raises botocore.exceptions.BotoCoreError: if there are no credentials any more
+        :param has_body: if False, the signature covers that the body is empty
+        :raises botocore.exceptions.BotoCoreError: if the credentials cannot be renewed
         """
         frozen = self._credentials.get_frozen_credentials()
-        # A configuration keeps the time at which it was made. A signature has a resolution of one second.
+        # A signing configuration contains the time, and signatures have a resolution of one second.
         second = int(time.time())
         if frozen != self._frozen or second != self._second:
             self._frozen, self._second = frozen, second
