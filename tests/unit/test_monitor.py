@@ -1,4 +1,4 @@
-"""Open files, sockets and memory are watched while the work runs, and checked before it begins."""
+"""The open-file limit is checked before the work; open files, sockets and memory are measured during it."""
 
 import logging
 import os
@@ -20,8 +20,8 @@ log = logging.getLogger("tests.unit.monitor")
 OPENED = 40
 
 
-class Lines(logging.Handler):
-    """Keeps the lines, and says when there are so many."""
+class LineCollector(logging.Handler):
+    """Collects log lines, and sets an event when there are enough."""
 
     def __init__(self, awaited: int) -> None:
         super().__init__()
@@ -36,11 +36,11 @@ class Lines(logging.Handler):
 
 
 @pytest.fixture
-def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lines]:
-    """The lines of a monitor that writes often."""
+def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[LineCollector]:
+    """Collect the lines of a monitor that writes often."""
     monkeypatch.setattr(monitor, "SAMPLE_SECONDS", 0.005)
     monkeypatch.setattr(monitor, "LOG_SECONDS", 0.01)
-    handler = Lines(2)
+    handler = LineCollector(2)
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     yield handler
@@ -58,7 +58,7 @@ def port_of(server: socket.socket) -> int:
 
 
 def limit_to(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
-    """A limit for a process with OPENED files: what tests before left for the collector is closed at any time."""
+    """Set the open-file limit of a process with OPENED files; the real count varies with garbage collection."""
     monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
     monkeypatch.setattr(monitor, "open_files", lambda: OPENED)
 
@@ -108,7 +108,7 @@ def test_unlimited_open_files_are_accepted(monkeypatch: pytest.MonkeyPatch) -> N
 # -- during the work -----------------------------------------------------------------------------------
 
 
-def test_log_lines_have_progress_counts_and_limits(lines: Lines, listener: socket.socket) -> None:
+def test_log_lines_have_progress_counts_and_limits(lines: LineCollector, listener: socket.socket) -> None:
     with (
         closing(socket.create_connection(listener.getsockname())),
         Monitor(log, port_of(listener), 25, lambda: "parts 3/9"),
@@ -119,8 +119,8 @@ def test_log_lines_have_progress_counts_and_limits(lines: Lines, listener: socke
     assert all(re.fullmatch(pattern, line) for line in lines.lines)
 
 
-def test_only_sockets_to_the_port_count_for_the_peak(lines: Lines, listener: socket.socket) -> None:
-    with ExitStack() as stack, Monitor(log, port_of(listener), 25, str) as watching:
+def test_only_sockets_to_the_port_count_for_the_peak(lines: LineCollector, listener: socket.socket) -> None:
+    with ExitStack() as stack, Monitor(log, port_of(listener), 25, str) as running_monitor:
         other = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         stack.enter_context(socket.create_connection(other.getsockname()))
         with ExitStack() as connections:
@@ -129,12 +129,12 @@ def test_only_sockets_to_the_port_count_for_the_peak(lines: Lines, listener: soc
             lines.lines.clear()
             lines.enough.clear()
             assert lines.enough.wait(30)
-    assert watching.peaks.sockets == 5
+    assert running_monitor.peaks.sockets == 5
 
 
-def test_peak_of_open_files_is_kept(lines: Lines) -> None:
+def test_peak_of_open_files_is_kept(lines: LineCollector) -> None:
     before = open_files()
-    with Monitor(log, 1, 25, str) as watching:
+    with Monitor(log, 1, 25, str) as running_monitor:
         opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(50)]
         try:
             lines.lines.clear()
@@ -143,28 +143,28 @@ def test_peak_of_open_files_is_kept(lines: Lines) -> None:
         finally:
             for descriptor in opened:
                 os.close(descriptor)
-    # Others in this process may have closed a file of theirs meanwhile.
-    assert before + 40 <= watching.peaks.open_files < before + 100
+    # Other code in this process may have closed files in the meantime.
+    assert before + 40 <= running_monitor.peaks.open_files < before + 100
     assert open_files() < before + 50
-    assert watching.peaks.rss_bytes > 1024**2
+    assert running_monitor.peaks.rss_bytes > 1024**2
 
 
 def test_work_shorter_than_a_sample_is_measured(listener: socket.socket) -> None:
     with (
         closing(socket.create_connection(listener.getsockname())),
-        Monitor(log, port_of(listener), 25, str) as watching,
+        Monitor(log, port_of(listener), 25, str) as running_monitor,
     ):
         pass
-    assert watching.peaks.sockets == 1
-    assert watching.peaks.open_files > 0
+    assert running_monitor.peaks.sockets == 1
+    assert running_monitor.peaks.open_files > 0
 
 
-def test_monitor_stops_when_the_work_fails(lines: Lines) -> None:
-    def break_off() -> None:
+def test_monitor_stops_when_the_work_fails(lines: LineCollector) -> None:
+    def fail_work() -> None:
         with Monitor(log, 1, 25, str):
             assert lines.enough.wait(30)
             raise RuntimeError("broke off")
 
     with pytest.raises(RuntimeError, match="broke off"):
-        break_off()
+        fail_work()
     assert "log-rollup-monitor" not in [thread.name for thread in threading.enumerate()]

@@ -1,4 +1,4 @@
-"""The packer moves every byte to its place, believes nothing unchecked, and retries what may pass."""
+"""The packer puts every byte in its place, compares what it reads, and retries transient faults."""
 
 import logging
 import threading
@@ -39,7 +39,7 @@ THREE: Mapping[str, bytes] = {"a.log": b"a" * 20, "b.log": b"b" * 20, "c.log": b
 
 
 class Packing:
-    """One packer over a fake store, with what it reported and the transfer that it used."""
+    """One packer over a fake store, with its transfer and the parts that it reported."""
 
     def __init__(
         self,
@@ -50,11 +50,11 @@ class Packing:
         separators: bool = False,
         settings: PackSettings | None = None,
         connections: int = 4,
-        allowed: Callable[[], bool] = lambda: True,
-        holds: Callable[[bytes], bool] = lambda _: False,
-        **how: object,
+        recheck: Callable[[], bool] = lambda: True,
+        is_current: Callable[[bytes], bool] = lambda _: False,
+        **store_options: object,
     ) -> None:
-        produce(store, hour, **how)
+        produce(store, hour, **store_options)
         self.store = store
         listed = [ObjectInfo(key, len(store.body(key)), store.stored(key).etag) for key in store.listing(RAW)]
         chosen, left_out = select(listed, RAW, None)
@@ -68,7 +68,7 @@ class Packing:
             Location("logs", AGGREGATED),
             "logs",
             settings or PackSettings(options),
-            OwnershipCheck(CLAIM, holds, allowed),
+            OwnershipCheck(CLAIM, is_current, recheck),
             self._note,
         )
 
@@ -78,14 +78,14 @@ class Packing:
         self.written += [one.packed for one in written]
 
     def run(self, parts: tuple[PlannedPart, ...] | None = None) -> bool:
-        """Pack; nothing may be under way behind it, whatever comes of it."""
+        """Pack; afterwards no request may be pending, even after a failure."""
         try:
             return self.packer.run(self.planned if parts is None else parts)
         finally:
             self.transfer.close()
 
     def refusal(self) -> RollupError:
-        """What it fails with; the parts that it reported are there all the same."""
+        """Return the error of a failing run; the parts that it reported must exist."""
         with pytest.raises(RollupError) as caught:
             self.run()
         for part in self.written:
@@ -93,13 +93,13 @@ class Packing:
         return caught.value
 
 
-def standing(store: FakeStore) -> dict[str, bytes]:
-    """The parts in the bucket, by their names without the digits that say what they hold."""
+def numbered_parts(store: FakeStore) -> dict[str, bytes]:
+    """Return the parts in the bucket, by their names without the digest."""
     return dict(zip(numbered(parts(store)), parts(store).values(), strict=True))
 
 
 def fetched(store: FakeStore) -> list[str]:
-    """Keys of the raw objects that were read."""
+    """Return the keys of the raw objects that were read."""
     return [each.key for each in store.log if each.kind == "GET" and each.key.startswith(RAW)]
 
 
@@ -123,7 +123,7 @@ def test_parts_hold_the_raw_objects_end_to_end(
     packing.run()
     stream = make_stream(part_size=part_size, ensure_newline=separators)
     assert joined_parts(store) == expected_of(store, stream)
-    assert all(len(body) <= part_size or body in hour.values() for body in standing(store).values())
+    assert all(len(body) <= part_size or body in hour.values() for body in numbered_parts(store).values())
     by_name = {part.name: part for part in packing.written}
     assert list(by_name) == list(dict.fromkeys(by_name))
     assert by_name.keys() == {part.name for part in packing.planned}
@@ -174,7 +174,7 @@ def test_transient_faults_do_not_change_the_parts(
     assert joined_parts(store) == expected_of(
         store, make_stream(part_size=PART_SIZE, ensure_newline=separators)
     )
-    # A PUT cannot be cut off here, nor a GET be answered with the CRC of a PUT.
+    # A PUT is never truncated here, and a GET never returns the CRC of a PUT.
     harmless = {("PUT", Effect.TRUNCATED), ("GET", Effect.WRONG_CRC)}
     hits = sum(
         rule.hits
@@ -189,7 +189,7 @@ def test_newline_is_added_only_to_plain_objects_without_one() -> None:
     hour = {"a": b"one", "b": b"two\n", "c": b"", "d": b"\n", "e": b"x\r", "f.gz": b"zipped", "g": b"y" * 30}
     packing = Packing(store, hour, separators=True)
     packing.run()
-    assert standing(store) == {
+    assert numbered_parts(store) == {
         "part-00000.log": b"one\ntwo\n\nx\r\n",
         "part-00001.log": b"y" * 30,
         "part-00002.log.gz": b"zipped",
@@ -204,7 +204,7 @@ def test_empty_objects_are_packed_without_requests() -> None:
     store = FakeStore()
     packing = Packing(store, {"a": b"", "b": b"bytes", "c": b"", "d.gz": b""})
     packing.run()
-    assert standing(store) == {"part-00000.log": b"bytes", "part-00001.log.gz": b""}
+    assert numbered_parts(store) == {"part-00000.log": b"bytes", "part-00001.log.gz": b""}
     assert fetched(store) == [RAW + "b"]
     assert [len(part.objects) for part in sorted(packing.written, key=lambda part: part.name)] == [3, 1]
 
@@ -213,12 +213,12 @@ def test_object_larger_than_a_part_is_copied_by_the_store() -> None:
     store = FakeStore()
     packing = Packing(store, {"a": b"a" * 31, "b": b"b" * 10}, settings=PackSettings(headers={"x": "y"}))
     packing.run()
-    assert standing(store) == {"part-00000.log": b"a" * 31, "part-00001.log": b"b" * 10}
+    assert numbered_parts(store) == {"part-00000.log": b"a" * 31, "part-00001.log": b"b" * 10}
     assert fetched(store) == [RAW + "b"]
     copied = [operation.name for operation in store.log if operation.kind == "COPY"]
     assert numbered(copied) == ["part-00000.log"]
     assert {store.stored(AGGREGATED + name).headers["x"] for name in parts(store)} == {"y"}
-    # With a reading of the claim before each of the two parts.
+    # The claim is read before each of the two parts.
     assert packing.packer.requests == {"GET": 3, "PUT": 1, "COPY": 1}
 
 
@@ -226,7 +226,7 @@ def test_only_requested_parts_are_written() -> None:
     store = FakeStore()
     packing = Packing(store, THREE)
     packing.run(packing.planned[1:2])
-    assert list(standing(store)) == ["part-00001.log"]
+    assert list(numbered_parts(store)) == ["part-00001.log"]
     assert fetched(store) == [RAW + "b.log"]
 
 
@@ -258,8 +258,8 @@ def test_body_without_crc_is_compared_by_length(md5_etag: bool) -> None:
 # -- requests ------------------------------------------------------------------------------------------
 
 
-class Held:
-    """Holds the first GETs back until there are so many of them, then lets the last one go first."""
+class ReverseGate:
+    """Blocks the first GETs until there are enough, then releases them in reverse order."""
 
     def __init__(self, until: int) -> None:
         self.most = 0
@@ -270,15 +270,15 @@ class Held:
 
     def __call__(self) -> None:
         with self._condition:
-            mine = self._come
+            position = self._come
             self._come += 1
             self._waiting += 1
             self.most = max(self.most, self._waiting)
             self._condition.notify_all()
             assert self._condition.wait_for(lambda: self._come >= self._until, 30)
-            if mine < self._until:
-                assert self._condition.wait_for(lambda: len(self.order) == self._until - 1 - mine, 30)
-                self.order.append(mine)
+            if position < self._until:
+                assert self._condition.wait_for(lambda: len(self.order) == self._until - 1 - position, 30)
+                self.order.append(position)
             self._waiting -= 1
             self._condition.notify_all()
 
@@ -286,12 +286,12 @@ class Held:
 @pytest.mark.parametrize("separators", [False, True])
 def test_objects_received_in_reverse_order_are_placed_correctly(separators: bool) -> None:
     store = FakeStore(threads=12)
-    held = Held(until=9)
-    store.on("GET", "", held, times=100)
+    gate = ReverseGate(until=9)
+    store.on("GET", "", gate, times=100)
     hour = {f"{number:02d}.log": bytes([65 + number]) * (number % 7 + 1) for number in range(20)}
     packing = Packing(store, hour, connections=8, separators=separators)
     packing.run()
-    assert held.order == [8, 7, 6, 5, 4, 3, 2, 1, 0]
+    assert gate.order == [8, 7, 6, 5, 4, 3, 2, 1, 0]
     assert joined_parts(store) == expected_of(
         store, make_stream(part_size=PART_SIZE, ensure_newline=separators)
     )
@@ -300,13 +300,13 @@ def test_objects_received_in_reverse_order_are_placed_correctly(separators: bool
 def test_requests_in_flight_stay_within_the_connections() -> None:
     store = FakeStore(threads=32)
     hour = {f"{number:03d}.log": b"x" for number in range(200)}
-    held = Held(until=7)
-    store.on("GET", "", held, times=1000)
+    gate = ReverseGate(until=7)
+    store.on("GET", "", gate, times=1000)
     packing = Packing(store, hour, connections=4)
     packing.run()
-    # A few more than there are connections wait in the transfer, so that none is ever idle.
-    assert held.most <= packing.transfer.most_in_flight <= 4 + 4 // 2 + 1
-    assert held.most == 7
+    # A few more requests than connections wait in the transfer, so that no connection is idle.
+    assert gate.most <= packing.transfer.most_in_flight <= 4 + 4 // 2 + 1
+    assert gate.most == 7
 
 
 def test_next_parts_are_fetched_while_one_is_written() -> None:
@@ -422,7 +422,7 @@ def test_changed_object_is_named_with_the_fix(threads: int, size: int, what: str
     assert isinstance(error, InputChangedError)
     assert f"s3://logs/{RAW}b.log" in str(error)
     assert "Nothing is lost: clear the run from plan_hour on" in str(error)
-    assert "part-00001.log" not in standing(store)
+    assert "part-00001.log" not in numbered_parts(store)
 
 
 @pytest.mark.parametrize("size", [10, 30])
@@ -431,7 +431,7 @@ def test_object_of_unplanned_size_is_not_packed(size: int) -> None:
     packing = Packing(store, THREE)
     store.produce(RAW + "b.log", b"B" * size)
     assert isinstance(packing.refusal(), InputChangedError)
-    assert "part-00001.log" not in standing(store)
+    assert "part-00001.log" not in numbered_parts(store)
 
 
 def test_object_changed_during_a_copy_is_named() -> None:
@@ -441,11 +441,11 @@ def test_object_changed_during_a_copy_is_named() -> None:
     error = packing.refusal()
     assert isinstance(error, InputChangedError)
     assert f"{RAW}b.log" in str(error)
-    assert standing(store) == {}
+    assert numbered_parts(store) == {}
 
 
 def _discard(_: object) -> None:
-    """A rule's function returns nothing."""
+    """Drop a result: the function of a rule returns nothing."""
 
 
 def test_unexpected_etag_is_accepted_only_if_repeated() -> None:
@@ -466,49 +466,49 @@ def test_truncated_body_without_crc_is_found_by_length() -> None:
     error = Packing(store, THREE).refusal()
     assert isinstance(error, TransientError)
     assert "19 of 20 bytes came" in str(error)
-    assert "part-00001.log" not in standing(store)
+    assert "part-00001.log" not in numbered_parts(store)
 
 
 @pytest.mark.parametrize("size", [20, 40])
 @pytest.mark.parametrize("parts", [0, 1, 2])
 def test_each_part_needs_an_ownership_check(size: int, parts: int) -> None:
     store = FakeStore()
-    looks: list[int] = []
+    part_counts: list[int] = []
 
-    def allowed() -> bool:
-        looks.append(len(standing(store)))
-        if len(looks) > parts:
-            raise SupersededError("another run has planned the hour anew")
+    def recheck() -> bool:
+        part_counts.append(len(numbered_parts(store)))
+        if len(part_counts) > parts:
+            raise SupersededError("another run has planned the hour")
         return True
 
-    packing = Packing(store, {name: body[:1] * size for name, body in THREE.items()}, allowed=allowed)
+    packing = Packing(store, {name: body[:1] * size for name, body in THREE.items()}, recheck=recheck)
     assert isinstance(packing.refusal(), SupersededError)
-    assert all(stood <= look for look, stood in enumerate(looks))
-    assert len(standing(store)) <= parts
+    assert all(count <= number for number, count in enumerate(part_counts))
+    assert len(numbered_parts(store)) <= parts
 
 
 def test_passing_quick_check_replaces_the_full_check() -> None:
     store = FakeStore()
     store.write(CLAIM, b"ours", "text/plain")
-    asked: list[tuple[bytes, int]] = []
+    calls: list[tuple[bytes, int]] = []
 
-    def holds(said: bytes) -> bool:
-        asked.append((said, len(standing(store))))
+    def is_current(claim: bytes) -> bool:
+        calls.append((claim, len(numbered_parts(store))))
         return True
 
-    def otherwise() -> bool:
-        raise AssertionError("the guard did hold")
+    def recheck() -> bool:
+        raise AssertionError("the claim was current")
 
-    Packing(store, THREE, holds=holds, allowed=otherwise).run()
-    assert [said for said, _ in asked] == [b"ours"] * 3
-    assert all(stood <= number for number, (_, stood) in enumerate(asked))
+    Packing(store, THREE, is_current=is_current, recheck=recheck).run()
+    assert [claim for claim, _ in calls] == [b"ours"] * 3
+    assert all(count <= number for number, (_, count) in enumerate(calls))
     assert joined_parts(store)[""] == b"".join(THREE.values())
 
 
 @pytest.mark.parametrize(
     ("body", "effect"),
     [
-        (b"theirs", None),
+        (b"another", None),
         (b"", None),
         (b"ours" * 5000, None),
         (None, None),
@@ -528,17 +528,17 @@ def test_failing_quick_check_leads_to_the_full_check(
         store.write(CLAIM, body, "text/plain")
     if effect is not None:
         store.on("GET", CLAIM.key, effect, times=9)
-    looks: list[int] = []
+    part_counts: list[int] = []
 
-    def allowed() -> bool:
-        looks.append(len(standing(store)))
+    def recheck() -> bool:
+        part_counts.append(len(numbered_parts(store)))
         return True
 
     packing = Packing(
-        store, THREE, settings=at_once, holds=lambda said: said.startswith(b"ours"), allowed=allowed
+        store, THREE, settings=at_once, is_current=lambda claim: claim.startswith(b"ours"), recheck=recheck
     )
     packing.run()
-    assert len(looks) == 3
+    assert len(part_counts) == 3
     assert packing.packer.retries == 0
     assert joined_parts(store)[""] == b"".join(THREE.values())
 
@@ -547,7 +547,7 @@ def test_failing_quick_check_leads_to_the_full_check(
 @pytest.mark.parametrize("threads", [0, 3])
 def test_packing_stops_if_the_hour_is_complete(size: int, threads: int) -> None:
     store = FakeStore(threads=threads)
-    packing = Packing(store, {name: body[:1] * size for name, body in THREE.items()}, allowed=lambda: False)
+    packing = Packing(store, {name: body[:1] * size for name, body in THREE.items()}, recheck=lambda: False)
     assert not packing.run()
     assert parts(store) == {}
     assert packing.transfer.in_flight == 0
@@ -564,11 +564,11 @@ WRITES = ("PUT", "COPY")
 def test_claim_is_read_before_each_try_of_a_write(
     kind: str, size: int, fault: Effect | Exception, threads: int
 ) -> None:
-    """One look covered 8 tries over minutes, in which another run completed the hour."""
+    """With one check for 8 tries over minutes, another run could complete the hour in between."""
     store = FakeStore(threads=threads)
     store.write(CLAIM, b"ours", "text/plain")
     rule = store.on(kind, "part-00001", fault, times=limits.REQUEST_TRIES - 1)
-    Packing(store, {name: body[:1] * size for name, body in THREE.items()}, holds=lambda _: True).run()
+    Packing(store, {name: body[:1] * size for name, body in THREE.items()}, is_current=lambda _: True).run()
     assert rule.hits == limits.REQUEST_TRIES - 1
     reads = tries = 0
     last = ""
@@ -588,16 +588,16 @@ def test_claim_that_changes_between_two_tries_stops_the_write(kind: str, size: i
     store = FakeStore()
     store.write(CLAIM, b"ours", "text/plain")
 
-    def overtaken() -> None:
-        store.write(CLAIM, b"theirs", "text/plain")
+    def take_over() -> None:
+        store.write(CLAIM, b"another", "text/plain")
         raise TransientError("the connection broke")
 
     def check() -> bool:
         raise SupersededError("another run has taken over")
 
-    store.on(kind, "part-00000", overtaken)
+    store.on(kind, "part-00000", take_over)
     packing = Packing(
-        store, {"a.log": b"a" * size}, holds=lambda claim: claim == b"ours", allowed=check, connections=1
+        store, {"a.log": b"a" * size}, is_current=lambda claim: claim == b"ours", recheck=check, connections=1
     )
     assert isinstance(packing.refusal(), SupersededError)
     assert parts(store) == {}
@@ -610,7 +610,7 @@ def test_claim_that_changes_between_two_tries_stops_the_write(kind: str, size: i
 
 @pytest.fixture
 def small_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if 5 GiB were 50 bytes, and a range 20."""
+    """Lower the limit of one copy to 50 bytes, and a range to 20."""
     monkeypatch.setattr("include.log_rollup.steps.packer.LARGEST_COPY_BYTES", 50)
     monkeypatch.setattr("include.log_rollup.steps.packer.COPY_RANGE_BYTES", 20)
 
@@ -624,7 +624,7 @@ def test_large_object_is_copied_in_ranges(size: int, ranges: int, threads: int) 
     packing = Packing(store, {"a": body, "b": b"b"}, settings=PackSettings(headers={"x": "y"}))
     store.on("RANGECOPY", "part-0", TransientError("broke"), times=2)
     packing.run()
-    assert standing(store) == {"part-00000.log": body, "part-00001.log": b"b"}
+    assert numbered_parts(store) == {"part-00000.log": body, "part-00001.log": b"b"}
     copied = [operation.detail for operation in store.log if operation.kind == "RANGECOPY"]
     assert len(copied) == (ranges + 2 if ranges else 0)
     assert {*copied} == {f"{start}-{min(start + 20, size) - 1}" for start in range(0, size, 20) if ranges}
@@ -645,14 +645,14 @@ def test_large_copy_is_finished_only_under_the_claim() -> None:
             raise SupersededError("another run has taken over")
         return True
 
-    packing = Packing(store, {"a": b"a" * 60}, allowed=check)
+    packing = Packing(store, {"a": b"a" * 60}, recheck=check)
     assert isinstance(packing.refusal(), SupersededError)
     kinds = [operation.kind for operation in store.log]
     assert kinds.index("BEGIN") < kinds.index("RANGECOPY")
     assert checks[0] <= kinds.index("BEGIN")
     assert "FINISH" not in kinds
     assert parts(store) == {}
-    # Whoever completes the hour gives it up.
+    # The run that completes the hour aborts the upload.
     assert [key for key, _ in store.uploads.values()] == [AGGREGATED + packing.planned[0].name]
     assert set(packing.packer.attempted) == {packing.planned[0].name}
 
@@ -671,13 +671,13 @@ def test_large_object_changed_during_a_copy_is_named(what: str) -> None:
     store = FakeStore()
     packing = Packing(store, {"a": b"a" * 60})
 
-    def happen() -> None:
+    def change_object() -> None:
         if what == "changed":
             store.produce(RAW + "a", b"A" * 60)
         else:
             store.vanish(RAW + "a")
 
-    store.on("RANGECOPY", "part-0", happen)
+    store.on("RANGECOPY", "part-0", change_object)
     error = packing.refusal()
     assert isinstance(error, InputChangedError)
     assert f"s3://logs/{RAW}a changed after it was planned" in str(error)
@@ -703,7 +703,7 @@ def test_stalled_copy_is_cancelled_and_retried(monkeypatch: pytest.MonkeyPatch) 
     packing = Packing(store, {"a": b"a" * 40}, settings=at_once)
     packing.run()
     assert packing.packer.retries == 2
-    assert standing(store) == {"part-00000.log": b"a" * 40}
+    assert numbered_parts(store) == {"part-00000.log": b"a" * 40}
 
 
 def test_persistently_wrong_bytes_are_not_packed() -> None:
@@ -712,7 +712,7 @@ def test_persistently_wrong_bytes_are_not_packed() -> None:
     error = Packing(store, THREE).refusal()
     assert isinstance(error, TransientError)
     assert "crc64nvme" in str(error)
-    assert "part-00001.log" not in standing(store)
+    assert "part-00001.log" not in numbered_parts(store)
 
 
 def test_parts_written_before_a_failure_are_reported() -> None:
@@ -720,9 +720,9 @@ def test_parts_written_before_a_failure_are_reported() -> None:
     store.on("GET", "c.log", AccessError("denied"), times=9)
     packing = Packing(store, THREE, connections=1)
     packing.refusal()
-    # One that was under way when the other failed may stand without having been reported.
+    # A write that was pending when another failed may leave a part that is not reported.
     assert {part.name for part in packing.written} <= set(parts(store))
-    assert "part-00002.log" not in standing(store)
+    assert "part-00002.log" not in numbered_parts(store)
 
 
 def test_no_request_is_pending_after_a_failure() -> None:
@@ -732,7 +732,7 @@ def test_no_request_is_pending_after_a_failure() -> None:
     packing = Packing(store, THREE)
     packing.refusal()
     assert packing.transfer.in_flight == 0
-    assert standing(store).keys() <= {"part-00001.log"}
+    assert numbered_parts(store).keys() <= {"part-00001.log"}
 
 
 def test_failing_report_ends_the_packing() -> None:

@@ -1,4 +1,4 @@
-"""pack_shard does only what is missing, keeps its receipt in step, and stops where another plan has taken over."""
+"""pack_shard writes only missing parts, keeps its receipt up to date, and stops when another plan takes over."""
 
 import bz2
 import gzip
@@ -78,13 +78,13 @@ def receipt_of(store: FakeStore, ref: ShardRef) -> dict[str, object]:
     return receipt
 
 
-def noted(store: FakeStore, ref: ShardRef) -> list[str]:
+def receipt_parts(store: FakeStore, ref: ShardRef) -> list[str]:
     rows = receipt_of(store, ref)["parts"]
     assert isinstance(rows, list)
     return [row[0] for row in rows]
 
 
-def put(store: FakeStore) -> list[str]:
+def written_parts(store: FakeStore) -> list[str]:
     return [operation.name for operation in store.log if operation.kind == "PUT"]
 
 
@@ -94,7 +94,7 @@ def put(store: FakeStore) -> list[str]:
 def test_receipt_lists_the_parts_of_a_shard_in_order(store: FakeStore) -> None:
     ref = planned_shard(store)
     measured = pack_shard(store, STREAM, ref)
-    assert list(parts(store)) == noted(store, ref)
+    assert list(parts(store)) == receipt_parts(store, ref)
     assert numbered(parts(store)) == ["part-00000.log", "part-00001.log", "part-00002.log"]
     assert b"".join(parts(store).values()) == b"".join(RAW_HOUR.values())
     assert (measured.parts_written, measured.parts_left_alone) == (3, 0)
@@ -107,7 +107,7 @@ def test_packed_shard_is_not_transferred_again(store: FakeStore) -> None:
     measured = pack_shard(store, STREAM, ref)
     assert not {"GET", "PUT", "COPY"} & {operation.kind for operation in store.log}
     assert (measured.parts_written, measured.parts_left_alone) == (0, 3)
-    assert len(noted(store, ref)) == 3
+    assert len(receipt_parts(store, ref)) == 3
 
 
 def test_retry_keeps_finished_parts(store: FakeStore) -> None:
@@ -115,13 +115,13 @@ def test_retry_keeps_finished_parts(store: FakeStore) -> None:
     store.on("PUT", "part-00001", AccessError("denied"))
     with pytest.raises(AccessError):
         pack_shard(store, STREAM, ref)
-    stood = [name for name in noted(store, ref) if name in parts(store)]
+    stood = [name for name in receipt_parts(store, ref) if name in parts(store)]
     assert "part-00000.log" in numbered(stood)
     store.log.clear()
     measured = pack_shard(store, STREAM, ref)
-    assert sorted(put(store)) == sorted(set(parts(store)) - set(stood))
+    assert sorted(written_parts(store)) == sorted(set(parts(store)) - set(stood))
     assert measured.parts_left_alone == len(stood)
-    assert noted(store, ref) == list(parts(store))
+    assert receipt_parts(store, ref) == list(parts(store))
 
 
 @pytest.mark.parametrize("damage", ["corrupted", "deleted"])
@@ -134,7 +134,7 @@ def test_part_that_differs_from_its_receipt_is_packed_again(store: FakeStore, da
         store.vanish(part_key(store, 1))
     store.log.clear()
     pack_shard(store, STREAM, ref)
-    assert put(store) == [part_name(store, 1)]
+    assert written_parts(store) == [part_name(store, 1)]
     assert b"".join(parts(store).values()) == b"".join(RAW_HOUR.values())
 
 
@@ -144,7 +144,7 @@ def test_part_without_a_receipt_is_packed_again(store: FakeStore) -> None:
     store.vanish(f"{WORK}{ref.plan_id}/receipt-00000.json.gz")
     store.log.clear()
     pack_shard(store, STREAM, ref)
-    assert len(put(store)) == 3
+    assert len(written_parts(store)) == 3
 
 
 def test_marker_is_removed_before_any_part_changes(store: FakeStore) -> None:
@@ -205,14 +205,14 @@ def test_failed_receipt_write_is_made_up_for_later(store: FakeStore) -> None:
         except TransientError:
             continue
         break
-    assert noted(store, ref) == list(parts(store))
+    assert receipt_parts(store, ref) == list(parts(store))
 
 
 def test_measurements_of_all_tries_are_added_up_in_the_receipt(store: FakeStore) -> None:
     ref = planned_shard(store)
     store.on("GET", "b.log", TransientError("once"))
     first = pack_shard(store, STREAM, ref)
-    # With a look at the claim for each part.
+    # With one read of the claim for each part.
     assert (first.retries, first.requests["GET"], first.requests["PUT"]) == (1, 7 + 3, 3)
     store.vanish(part_key(store, 2))
     pack_shard(store, STREAM, ref)
@@ -242,12 +242,12 @@ def test_measurements_are_reported_even_after_a_failure(store: FakeStore) -> Non
     ref = planned_shard(store)
     store.on("GET", "b.log", TransientError("once"))
     store.on("PUT", "part-00002", AccessError("denied"))
-    told: list[Measured] = []
+    reported: list[Measured] = []
     with pytest.raises(AccessError):
-        pack_shard(store, STREAM, ref, told.append)
-    assert [measured.retries for measured in told] == [1]
-    measured = pack_shard(store, STREAM, ref, told.append)
-    assert told[1:] == [measured]
+        pack_shard(store, STREAM, ref, reported.append)
+    assert [measured.retries for measured in reported] == [1]
+    measured = pack_shard(store, STREAM, ref, reported.append)
+    assert reported[1:] == [measured]
 
 
 # -- another plan --------------------------------------------------------------------------------------
@@ -295,18 +295,18 @@ def test_shard_of_a_missing_plan_is_not_packed(store: FakeStore) -> None:
 def test_overtaken_shard_stops_at_its_next_check(store: FakeStore) -> None:
     produce(store, {f"x{number}.log": b"x" * 60 for number in range(12)})
     ref = planned_shard(store)
-    meanwhile: list[int] = []
+    log_lengths: list[int] = []
 
     def overtake() -> None:
         store.produce(RAW + "aa.log", b"later")
         run_hour(store, STREAM, "another run")
-        meanwhile.append(len(store.log))
+        log_lengths.append(len(store.log))
 
     store.on("PUT", "part-00001", overtake)
     with pytest.raises(SupersededError, match=ref.plan_id):
         pack_shard(store, STREAM, ref)
-    # Of 15 parts: what it had looked up already, which is no more than it has buffers for.
-    assert sum(operation.kind == "PUT" for operation in store.log[meanwhile[0] :]) <= 8
+    # Of 15 parts, only those are written whose claim was read before: at most one per buffer.
+    assert sum(operation.kind == "PUT" for operation in store.log[log_lengths[0] :]) <= 8
     run_hour(store, STREAM)
     assert_complete(store, STREAM)
 
@@ -315,25 +315,25 @@ def test_overtaken_shard_stops_at_its_next_check(store: FakeStore) -> None:
 def test_write_is_not_retried_after_another_run_completed(store: FakeStore, kind: str, contains: str) -> None:
     produce(store, {"x.log": b"x" * 100})
     ref = planned_shard(store)
-    meanwhile: list[int] = []
+    log_lengths: list[int] = []
 
     def overtake() -> None:
         store.produce(RAW + "aa.log", b"later")
         run_hour(store, STREAM, "another run")
-        meanwhile.append(len(store.log))
+        log_lengths.append(len(store.log))
         raise TransientError("the connection broke")
 
     store.on(kind, contains, overtake)
     with pytest.raises(SupersededError, match=ref.plan_id):
         pack_shard(store, STREAM, ref)
-    tried = [each for each in store.log[meanwhile[0] :] if each.kind == kind and contains in each.name]
+    tried = [each for each in store.log[log_lengths[0] :] if each.kind == kind and contains in each.name]
     assert tried == []
     assert_right(store, STREAM)
 
 
 @pytest.mark.parametrize(("kind", "contains"), [("PUT", "part-00002"), ("COPY", "part-00003")])
 def test_claim_is_read_once_more_after_the_last_write(store: FakeStore, kind: str, contains: str) -> None:
-    """A write that was under way when another run took over leaves a part that nobody needs: it is removed."""
+    """A write that was pending when another run took over leaves an unneeded part, which must be removed."""
     produce(store, {"x.log": b"x" * 100})
     stream = make_stream(shard_size=1024, max_connections=5)
     store.max_connections = 5
@@ -343,7 +343,7 @@ def test_claim_is_read_once_more_after_the_last_write(store: FakeStore, kind: st
         produce(store, {"aa.log": b"later", "x.log": b"X" * 100})
         run_hour(store, STREAM, "another run")
 
-    # As the last of its writes.
+    # During its last write.
     store.on(kind, contains, overtake)
     with pytest.raises(SupersededError, match=ref.plan_id):
         pack_shard(store, stream, ref)
@@ -358,7 +358,7 @@ def test_packed_shard_reads_the_claim_last(store: FakeStore) -> None:
     last = max(number for number, each in enumerate(store.log) if each.kind == "PUT")
     assert "READ claim.json" in kinds[last:]
     store.log.clear()
-    # Without a write there is nothing to be undone.
+    # Without a write there is nothing to undo.
     pack_shard(store, STREAM, ref)
     assert [each.name for each in store.log].count("claim.json") == 1
 
@@ -371,7 +371,7 @@ def _lz4(body: bytes) -> bytes:
 
 
 def _unlz4(body: bytes) -> bytes:
-    # Frame by frame: decompress() reads the first alone.
+    # decompress() reads only the first frame.
     with lz4.frame.LZ4FrameFile(io.BytesIO(body)) as file:
         return bytes(file.read())
 
@@ -396,59 +396,59 @@ CONTENTS = {letter: hashlib.sha256(letter.encode()).digest() * 3 for letter in "
 CHECKING = make_stream(part_size=4096, shard_size=8192, check_encoding=True, ensure_newline=True)
 
 
-def cut_off(body: bytes) -> bytes:
+def truncate(body: bytes) -> bytes:
     return body[:-5]
 
 
-def flipped(body: bytes) -> bytes:
+def flip_bit(body: bytes) -> bytes:
     middle = len(body) // 2
     return body[:middle] + bytes([body[middle] ^ 0x40]) + body[middle + 1 :]
 
 
-def not_packed(_: bytes) -> bytes:
+def replace_by_text(_: bytes) -> bytes:
     return b"a line of text\n"
 
 
-def packed_objects(ending: str, spoil: Callable[[bytes], bytes], spoiled: str) -> dict[str, bytes]:
+def packed_objects(ending: str, damage: Callable[[bytes], bytes], letters: str) -> dict[str, bytes]:
     pack, _ = PACKERS[ending]
     hour = {f"{letter}{ending}": pack(body) for letter, body in CONTENTS.items()}
-    return {name: spoil(body) if name[0] in spoiled else body for name, body in hour.items()}
+    return {name: damage(body) if name[0] in letters else body for name, body in hour.items()}
 
 
-@pytest.mark.parametrize("spoiled", ["a", "c", "e", "bd", "abcde"])
-@pytest.mark.parametrize("spoil", [cut_off, flipped, not_packed])
+@pytest.mark.parametrize("letters", ["a", "c", "e", "bd", "abcde"])
+@pytest.mark.parametrize("damage", [truncate, flip_bit, replace_by_text])
 @pytest.mark.parametrize("ending", PACKERS)
 @pytest.mark.parametrize("threads", [0, 3])
 def test_damaged_object_gets_a_part_of_its_own(
     ending: str,
-    spoil: Callable[[bytes], bytes],
-    spoiled: str,
+    damage: Callable[[bytes], bytes],
+    letters: str,
     threads: int,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     store = FakeStore(threads=threads)
-    hour = packed_objects(ending, spoil, spoiled)
+    hour = packed_objects(ending, damage, letters)
     produce(store, {**hour, "plain.log": b"x", "other.snappy": b"no text"})
     totals = run_hour(store, CHECKING)
-    assert totals.damaged == marker_of(store)["damaged"] == len(spoiled)
+    assert totals.damaged == marker_of(store)["damaged"] == len(letters)
     assert totals.objects == len(hour) + 2
     assert_right(store, CHECKING)
     found = parts(store)
     _, rows = manifest_of(store)
     damaged = {row["key"].removeprefix(RAW): row["part"] for row in rows if row.get("damaged")}
-    assert damaged.keys() == {f"{letter}{ending}" for letter in spoiled}
+    assert damaged.keys() == {f"{letter}{ending}" for letter in letters}
     for name, part in damaged.items():
         assert f"s3://logs/{RAW}{name} cannot be decompressed" in caplog.text
         assert found[part] == hour[name]
-    # The rest of the part can be read to its end.
+    # The rest of the part can be unpacked completely.
     intact = {row["part"] for row in rows if row["key"].endswith(ending) and not row.get("damaged")}
-    joined = b"".join(CONTENTS[letter] for letter in CONTENTS if letter not in spoiled)
+    joined = b"".join(CONTENTS[letter] for letter in CONTENTS if letter not in letters)
     assert [PACKERS[ending][1](found[part]) for part in intact] == ([joined] if joined else [])
 
 
 def test_hour_with_damaged_objects_stays_as_it_is() -> None:
     store = FakeStore()
-    produce(store, packed_objects(".gz", cut_off, "bd"))
+    produce(store, packed_objects(".gz", truncate, "bd"))
     totals = run_hour(store, CHECKING)
     before = store.snapshot()
     store.log.clear()
@@ -462,7 +462,7 @@ def test_hour_with_damaged_objects_stays_as_it_is() -> None:
 
 def test_late_object_next_to_damaged_ones_is_packed() -> None:
     store = FakeStore()
-    hour = packed_objects(".gz", cut_off, "b")
+    hour = packed_objects(".gz", truncate, "b")
     produce(store, hour)
     run_hour(store, CHECKING)
     produce(store, {"f.gz": gzip.compress(b"late"), "late.log": b"late"})
@@ -473,16 +473,16 @@ def test_late_object_next_to_damaged_ones_is_packed() -> None:
 
 def test_repaired_object_shares_a_part_again() -> None:
     store = FakeStore()
-    produce(store, packed_objects(".gz", cut_off, "b"))
+    produce(store, packed_objects(".gz", truncate, "b"))
     run_hour(store, CHECKING)
-    produce(store, packed_objects(".gz", cut_off, ""))
+    produce(store, packed_objects(".gz", truncate, ""))
     assert run_hour(store, CHECKING).damaged == 0
     assert_complete(store, CHECKING)
 
 
 def test_expired_hour_keeps_its_damaged_objects() -> None:
     store = FakeStore()
-    hour = packed_objects(".gz", cut_off, "b")
+    hour = packed_objects(".gz", truncate, "b")
     produce(store, hour)
     run_hour(store, CHECKING)
     for name in hour:
@@ -493,7 +493,7 @@ def test_expired_hour_keeps_its_damaged_objects() -> None:
 
 def test_split_parts_of_an_unfinished_run_hold_their_objects() -> None:
     store = FakeStore()
-    hour = packed_objects(".gz", cut_off, "b")
+    hour = packed_objects(".gz", truncate, "b")
     produce(store, hour)
     for ref in plan_hour(store, CHECKING, HOUR, "run").shards:
         pack_shard(store, CHECKING, ref)
@@ -512,7 +512,7 @@ def test_hour_is_correct_when_check_encoding_changes(turned: str) -> None:
     first, second = (off, CHECKING) if turned == "on" else (CHECKING, off)
     for damage in (None, "receipt", "crash"):
         store = FakeStore()
-        produce(store, packed_objects(".gz", cut_off, "b"))
+        produce(store, packed_objects(".gz", truncate, "b"))
         (ref,) = plan_hour(store, first, HOUR, "run").shards
         pack_shard(store, first, ref)
         if damage == "receipt":
@@ -529,7 +529,7 @@ def test_hour_is_correct_when_check_encoding_changes(turned: str) -> None:
 def test_split_parts_are_recognised_after_any_crash() -> None:
     for writes in count():
         store = FakeStore()
-        produce(store, packed_objects(".gz", cut_off, "b"))
+        produce(store, packed_objects(".gz", truncate, "b"))
         store.crash_after_writes(writes)
         try:
             run_hour(store, CHECKING)
@@ -546,7 +546,7 @@ def test_split_parts_are_recognised_after_any_crash() -> None:
 
 def test_nothing_is_unpacked_without_check_encoding() -> None:
     store = FakeStore()
-    produce(store, packed_objects(".gz", cut_off, "b"))
+    produce(store, packed_objects(".gz", truncate, "b"))
     assert run_hour(store, make_stream(part_size=4096, shard_size=8192)).damaged == 0
     assert len(parts(store)) == 1
 
@@ -621,7 +621,7 @@ def test_object_changed_while_read_fails_the_shard(store: FakeStore) -> None:
 
 
 def _discard(_: object) -> None:
-    """A rule's function returns nothing."""
+    """Drop a result: the function of a rule returns nothing."""
 
 
 def test_part_with_a_lost_answer_is_written_again(store: FakeStore) -> None:
@@ -629,7 +629,7 @@ def test_part_with_a_lost_answer_is_written_again(store: FakeStore) -> None:
     store.on("PUT", "part-00001", Effect.LOST_ANSWER)
     pack_shard(store, STREAM, ref)
     names = ["part-00000.log", "part-00001.log", "part-00001.log", "part-00002.log"]
-    assert sorted(numbered(put(store))) == names
+    assert sorted(numbered(written_parts(store))) == names
     assert b"".join(parts(store).values()) == b"".join(RAW_HOUR.values())
 
 

@@ -1,4 +1,4 @@
-"""Calls side by side: results in order, no more at once than asked for, and nothing left behind an error."""
+"""Parallel calls: results in order, no more at once than allowed, and no threads left after an error."""
 
 import threading
 

@@ -1,4 +1,4 @@
-"""From plan to marker: whatever the hour holds and whatever goes wrong, the parts are its objects end to end."""
+"""From plan to marker: for any hour and any fault, the parts hold its objects end to end."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -93,13 +93,17 @@ streams = st.builds(
 
 @settings(max_examples=100)
 @given(
-    hour=raw_hours, stream=streams, how=stores, page_size=st.integers(1, 5), threads=st.sampled_from([0, 2])
+    hour=raw_hours,
+    stream=streams,
+    options=stores,
+    page_size=st.integers(1, 5),
+    threads=st.sampled_from([0, 2]),
 )
 def test_any_hour_is_packed_completely_in_order(
-    hour: dict[str, bytes], stream: Stream, how: dict[str, Any], page_size: int, threads: int
+    hour: dict[str, bytes], stream: Stream, options: dict[str, Any], page_size: int, threads: int
 ) -> None:
-    store = FakeStore(**how, page_size=page_size, threads=threads)
-    produce(store, hour, md5_etag=how.get("etag_is_md5", True))
+    store = FakeStore(**options, page_size=page_size, threads=threads)
+    produce(store, hour, md5_etag=options.get("etag_is_md5", True))
     guard = MarkerGuard(store, stream)
     totals = run_hour(store, stream)
     assert_complete(store, stream)
@@ -110,7 +114,7 @@ def test_any_hour_is_packed_completely_in_order(
 
 
 def until_done(step: Callable[[], Outcome]) -> Outcome:
-    """Try as Airflow would: again after what may pass."""
+    """Run a step as Airflow does: retry it after transient errors."""
     for _ in range(50):
         with suppress(TransientError):
             return step()
@@ -145,18 +149,18 @@ passing = st.tuples(
 @given(
     hour=raw_hours,
     stream=streams,
-    how=stores,
+    options=stores,
     faults=st.lists(passing, max_size=5),
     threads=st.sampled_from([0, 2]),
 )
 def test_transient_faults_at_any_request_cost_only_retries(
     hour: dict[str, bytes],
     stream: Stream,
-    how: dict[str, Any],
+    options: dict[str, Any],
     faults: list[tuple[str, str, Effect | Exception, int]],
     threads: int,
 ) -> None:
-    store = FakeStore(**how, threads=threads)
+    store = FakeStore(**options, threads=threads)
     produce(store, hour)
     guard = MarkerGuard(store, stream)
     for kind, contains, effect, times in faults:
@@ -181,7 +185,7 @@ def test_fault_at_each_request_in_turn_costs_only_retries(effect: Effect | Excep
     for number in count():
         store = small_hour()
         guard = MarkerGuard(store, make_stream())
-        store.on("ANY", "", _nothing, times=number)
+        store.on("ANY", "", _do_nothing, times=number)
         rule = store.on("ANY", "", effect)
         run_with_retries(store, make_stream())
         assert_complete(store, make_stream())
@@ -197,7 +201,7 @@ def test_refusal_at_each_request_fails_without_damage(error: RollupError) -> Non
     for number in count():
         store = small_hour()
         guard = MarkerGuard(store, make_stream())
-        store.on("ANY", "", _nothing, times=number)
+        store.on("ANY", "", _do_nothing, times=number)
         rule = store.on("ANY", "", error)
         try:
             run_hour(store, make_stream())
@@ -208,14 +212,14 @@ def test_refusal_at_each_request_fails_without_damage(error: RollupError) -> Non
         assert guard.violations == []
         if not rule.hits:
             break
-    # All but notes in receipts, which a later one makes good, the removal of two staged objects, the search for
-    # unfinished uploads, and the short look at the claim before each of the parts, which a whole one does.
+    # Not fatal are: a receipt that a later one replaces, the removal of two staged objects, the search for
+    # unfinished uploads, and the quick check of the claim before each part, which the full check replaces.
     assert failed >= number - 6 - len(parts(store))
     assert number > 30
 
 
-def _nothing() -> None:
-    """A request that goes as it should."""
+def _do_nothing() -> None:
+    """Let a request succeed."""
 
 
 @pytest.mark.parametrize("keeps_crc", [True, False])

@@ -1,4 +1,4 @@
-"""A plan packs each raw object once, whole and in order, and is the same for the same listing."""
+"""A plan has each raw object once and in order, and is the same for the same listing."""
 
 import hashlib
 import random
@@ -51,13 +51,13 @@ def plan_of(
     storage_class: str | None = None,
     **names: Any,
 ) -> Plan:
-    # In key order, as listings are.
+    # Listings are in key order.
     chosen, left_out = select(sorted(listed), RAW, None)
     return make_plan(chosen, left_out, part_size, WriteOptions(separators, storage_class), **names)
 
 
 class UnorderedStore(FakeStore):
-    """Lists keys in the order in which it was given them."""
+    """Lists keys in the order in which they were written."""
 
     def list_page(
         self, prefix: Location, start_after: str = "", token: str | None = None, limit: int = 1000
@@ -76,7 +76,7 @@ def by_encoding(plan: Plan) -> dict[str, list[PlannedPart]]:
     return groups
 
 
-# -- what is packed, and in what order -----------------------------------------------------------------
+# -- objects in parts ----------------------------------------------------------------------------------
 
 
 @given(listings(), part_sizes, st.booleans())
@@ -132,7 +132,7 @@ def test_parts_are_numbered_and_end_with_their_encoding(listed: list[ObjectInfo]
 
 
 def test_key_order_is_by_utf8_bytes_not_utf16() -> None:
-    # U+FF5E comes before U+1F600 in UTF-8, behind its surrogates in UTF-16.
+    # U+FF5E sorts before U+1F600 in UTF-8, and after its surrogates in UTF-16.
     store = FakeStore()
     for name in ("\U0001f600", "\uff5e", "z", "a/b", "a b", "A"):
         store.produce(RAW + name, b"0123456789")
@@ -305,7 +305,7 @@ def test_listing_without_input_gives_a_plan_without_parts() -> None:
 
 @given(listings(), part_sizes, st.booleans())
 def test_equal_names_mean_equal_bytes(listed: list[ObjectInfo], part_size: int, separators: bool) -> None:
-    """The digits of a name are those of the fingerprint, which covers objects and write options."""
+    """A name contains digits of the fingerprint, which covers objects and write options."""
     plans = [
         plan_of(rows, size, newline, storage_class)
         for rows in (listed, listed[1:], [item._replace(etag="f" * 32) for item in listed])
@@ -322,7 +322,7 @@ def test_equal_names_mean_equal_bytes(listed: list[ObjectInfo], part_size: int, 
 
 @given(listings(), part_sizes)
 def test_same_content_has_the_id_of_format_1(listed: list[ObjectInfo], part_size: int) -> None:
-    """So that hours completed by the version before count as unchanged."""
+    """So that hours completed by the older version count as unchanged."""
     plan = plan_of(listed, part_size)
     digest = hashlib.blake2b(b"1\n", digest_size=10)
     for number, part in enumerate(plan.parts):
@@ -347,7 +347,7 @@ def test_part_gets_no_taken_name(listed: list[ObjectInfo], part_size: int, numbe
         assert replace(two, name=one.name) == one
         assert (two.name == one.name) == (one.name not in taken)
         assert two.name[:10] == one.name[:10]
-    # And none of those that it would get instead.
+    # The next choices are taken, too.
     both = plan_of(listed, part_size, taken={part.name for part in (*plan.parts, *other.parts)})
     assert not {part.name for part in both.parts} & {part.name for part in (*plan.parts, *other.parts)}
 
@@ -499,13 +499,13 @@ def test_no_shard_is_heavier_than_its_share_and_one_part(
 
 
 def _weight(part: PlannedPart, shard_size: int) -> int:
-    """No bytes of a copy pass through the task, but each is a request and a wait."""
+    """Return the weight of a part: a copy moves no bytes through the task, but costs a request."""
     return max(1, shard_size // COPIES_PER_SHARD) if part.copied else max(part.size, 1)
 
 
 @given(st.integers(1, 2000), st.integers(1, 12))
 def test_copies_are_spread_over_shards_by_their_number(copies: int, max_shards: int) -> None:
-    """Whatever their sizes: 10,000 copies in one task would be made one after the other."""
+    """10,000 copies in one task would take long, whatever their sizes."""
     rows = [info(f"{number:05d}", 10**6 * (1 + number % 1000)) for number in range(copies)]
     plan = plan_of(rows, part_size=10)
     assert all(part.copied for part in plan.parts)

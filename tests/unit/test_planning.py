@@ -1,4 +1,4 @@
-"""plan_hour writes a whole plan before it claims the hour, and takes the marker away before any part changes."""
+"""plan_hour writes the plan before it claims the hour, and removes the marker before any part changes."""
 
 import gzip
 import json
@@ -73,7 +73,7 @@ def written_names(store: FakeStore) -> list[str]:
     return [f"{operation.kind} {operation.key.removeprefix(AGGREGATED)}" for operation in store.writes()]
 
 
-def put(store: FakeStore) -> list[str]:
+def written_parts(store: FakeStore) -> list[str]:
     return numbered(operation.name for operation in store.log if operation.kind == "PUT")
 
 
@@ -91,12 +91,12 @@ def test_plan_returns_shard_references_without_keys(store: FakeStore) -> None:
 
 def test_plan_is_written_before_the_claim(store: FakeStore) -> None:
     planned = plan_hour(store, make_stream(), HOUR, "run")
-    of_plan = f"_rollup/{planned.plan_id}"
+    plan_prefix = f"_rollup/{planned.plan_id}"
     writes = [name for name in written_names(store) if name.startswith("WRITE")]
     assert writes == [
-        f"WRITE {of_plan}/shard-00000.json.gz",
-        f"WRITE {of_plan}/shard-00001.json.gz",
-        f"WRITE {of_plan}/plan.json",
+        f"WRITE {plan_prefix}/shard-00000.json.gz",
+        f"WRITE {plan_prefix}/shard-00001.json.gz",
+        f"WRITE {plan_prefix}/plan.json",
         "WRITE _rollup/claim.json",
     ]
 
@@ -200,7 +200,7 @@ def test_existing_parts_of_a_plan_are_not_packed_again(store: FakeStore) -> None
     planned = plan_hour(store, make_stream(), HOUR, "again")
     store.log.clear()
     finish_hour(store, make_stream(), planned)
-    assert put(store) == ["part-00002.log"]
+    assert written_parts(store) == ["part-00002.log"]
     assert_complete(store, make_stream())
 
 
@@ -210,21 +210,21 @@ def test_existing_parts_of_an_unfinished_plan_are_kept(store: FakeStore) -> None
     store.produce(RAW + "ea.log", b"late" * 5)
     store.log.clear()
     run_hour(store, make_stream())
-    assert put(store) == ["part-00001.log", "part-00002.log"]
+    assert written_parts(store) == ["part-00001.log", "part-00002.log"]
     assert_complete(store, make_stream())
 
 
 def test_files_of_an_older_plan_stay_until_the_hour_is_complete(store: FakeStore) -> None:
-    """They say what its parts hold, and which parts are ours."""
-    old = plan_hour(store, make_stream(), HOUR, "run")
-    store.produce(f"{WORK}{old.plan_id}/staged-0f-_manifest.jsonl.gz", b"staged")
+    """They record what its parts hold, and which parts are ours."""
+    format_1_store = plan_hour(store, make_stream(), HOUR, "run")
+    store.produce(f"{WORK}{format_1_store.plan_id}/staged-0f-_manifest.jsonl.gz", b"staged")
     store.produce(RAW + "f.log", b"late")
     before = store.snapshot(WORK)
     store.log.clear()
     new = plan_hour(store, make_stream(), HOUR, "again")
     names = written_names(store)
-    deleted = [name for name in names if name.startswith(f"DELETE _rollup/{old.plan_id}/")]
-    assert deleted == [f"DELETE _rollup/{old.plan_id}/staged-0f-_manifest.jsonl.gz"]
+    deleted = [name for name in names if name.startswith(f"DELETE _rollup/{format_1_store.plan_id}/")]
+    assert deleted == [f"DELETE _rollup/{format_1_store.plan_id}/staged-0f-_manifest.jsonl.gz"]
     assert names.index("WRITE _rollup/claim.json") < names.index(deleted[0])
     kept = {key for key in before if "/staged-" not in key and key != CLAIM}
     assert {key: store.body(key) for key in kept} == {key: before[key].body for key in kept}
@@ -240,7 +240,7 @@ def test_complete_hour_with_changed_parts_is_planned_again(store: FakeStore, dam
     elif damage == "deleted":
         store.vanish(part_key(store, 1))
     else:
-        # Of a run that was overtaken: its plan is still there.
+        # A stray part of an overtaken run, whose plan still exists.
         late = FakeStore()
         produce(late, {**RAW_HOUR, "e.log": b"E" * 30})
         for ref in plan_hour(late, make_stream(), HOUR, "overtaken").shards:
@@ -257,82 +257,82 @@ def test_complete_hour_with_changed_parts_is_planned_again(store: FakeStore, dam
     assert_complete(store, make_stream())
 
 
-# -- hours of the version before, whose parts are named by their number -------------------------------
+# -- hours of format 1, whose parts are named by their index only --------------------------------------
 
 IN_FORMAT_1 = [["a.log", "b.log"], ["c.log", "d.log"], ["e.log"]]
 
 
 @pytest.fixture
-def old(store: FakeStore) -> FakeStore:
-    """A store with an hour that the version before completed."""
+def format_1_store(store: FakeStore) -> FakeStore:
+    """Return a store with an hour that the older version completed."""
     complete_in_format_1(store, IN_FORMAT_1)
     return store
 
 
-def test_hour_of_format_1_is_not_touched(old: FakeStore) -> None:
-    before = old.snapshot()
-    plan_id = marker_of(old)["plan_id"]
-    old.log.clear()
-    assert plan_hour(old, make_stream(), HOUR, "again") == Planned(plan_id, [], unchanged=True)
-    assert validate_hour(old, make_stream(), HOUR).plan_id == plan_id
-    assert complete_hour(old, make_stream(), HOUR).plan_id == plan_id
-    found = verify_hour(old, make_stream(), HOUR, deep=True)
+def test_hour_of_format_1_is_not_touched(format_1_store: FakeStore) -> None:
+    before = format_1_store.snapshot()
+    plan_id = marker_of(format_1_store)["plan_id"]
+    format_1_store.log.clear()
+    assert plan_hour(format_1_store, make_stream(), HOUR, "again") == Planned(plan_id, [], unchanged=True)
+    assert validate_hour(format_1_store, make_stream(), HOUR).plan_id == plan_id
+    assert complete_hour(format_1_store, make_stream(), HOUR).plan_id == plan_id
+    found = verify_hour(format_1_store, make_stream(), HOUR, deep=True)
     assert (found.problems, found.parts, found.foreign) == ([], 3, 0)
-    assert look_back(old, make_stream(), [HOUR]).changed == []
-    assert old.writes() == []
-    assert old.snapshot() == before
+    assert look_back(format_1_store, make_stream(), [HOUR]).changed == []
+    assert format_1_store.writes() == []
+    assert format_1_store.snapshot() == before
 
 
-def test_late_object_keeps_parts_of_format_1(old: FakeStore) -> None:
-    old.produce(RAW + "f.log", b"late")
-    old.log.clear()
-    run_hour(old, make_stream())
-    assert put(old) == ["part-00002.log"]
-    names = list(parts(old))
+def test_late_object_keeps_parts_of_format_1(format_1_store: FakeStore) -> None:
+    format_1_store.produce(RAW + "f.log", b"late")
+    format_1_store.log.clear()
+    run_hour(format_1_store, make_stream())
+    assert written_parts(format_1_store) == ["part-00002.log"]
+    names = list(parts(format_1_store))
     assert names[:2] == ["part-00000.log", "part-00001.log"]
     assert has_tag(names[2])
-    assert_complete(old, make_stream())
-    before = old.snapshot()
-    assert plan_hour(old, make_stream(), HOUR, "again").unchanged
-    assert look_back(old, make_stream(), [HOUR]).changed == []
-    assert old.snapshot() == before
+    assert_complete(format_1_store, make_stream())
+    before = format_1_store.snapshot()
+    assert plan_hour(format_1_store, make_stream(), HOUR, "again").unchanged
+    assert look_back(format_1_store, make_stream(), [HOUR]).changed == []
+    assert format_1_store.snapshot() == before
 
 
-def test_changed_first_part_replaces_parts_of_format_1(old: FakeStore) -> None:
-    old.produce(RAW + "aa.log", b"late" * 9)
-    run_hour(old, make_stream())
-    assert all(has_tag(name) for name in parts(old))
-    assert_complete(old, make_stream())
+def test_changed_first_part_replaces_parts_of_format_1(format_1_store: FakeStore) -> None:
+    format_1_store.produce(RAW + "aa.log", b"late" * 9)
+    run_hour(format_1_store, make_stream())
+    assert all(has_tag(name) for name in parts(format_1_store))
+    assert_complete(format_1_store, make_stream())
 
 
-def test_damaged_part_of_format_1_is_packed_again(old: FakeStore) -> None:
-    old.corrupt(AGGREGATED + "part-00001.log")
+def test_damaged_part_of_format_1_is_packed_again(format_1_store: FakeStore) -> None:
+    format_1_store.corrupt(AGGREGATED + "part-00001.log")
     with pytest.raises(ProofError, match=r"part-00001\.log: its ETag is"):
-        validate_hour(old, make_stream(), HOUR)
-    old.log.clear()
-    run_hour(old, make_stream())
-    assert put(old) == ["part-00001.log"]
-    assert_complete(old, make_stream())
+        validate_hour(format_1_store, make_stream(), HOUR)
+    format_1_store.log.clear()
+    run_hour(format_1_store, make_stream())
+    assert written_parts(format_1_store) == ["part-00001.log"]
+    assert_complete(format_1_store, make_stream())
 
 
-def test_expired_objects_of_format_1_are_kept_and_found(old: FakeStore) -> None:
+def test_expired_objects_of_format_1_are_kept_and_found(format_1_store: FakeStore) -> None:
     for name in RAW_HOUR:
-        old.vanish(RAW + name)
-    old.produce(RAW + "z.log", b"late")
-    before = old.snapshot()
+        format_1_store.vanish(RAW + name)
+    format_1_store.produce(RAW + "z.log", b"late")
+    before = format_1_store.snapshot()
     with pytest.raises(VanishedInputError, match="5 of 5 raw objects"):
-        plan_hour(old, make_stream(), HOUR, "again")
-    assert old.snapshot() == before
-    found = locate(old, make_stream(), RAW + "d.log")
-    assert b"".join(read_located(old, found)) == RAW_HOUR["d.log"]
+        plan_hour(format_1_store, make_stream(), HOUR, "again")
+    assert format_1_store.snapshot() == before
+    found = locate(format_1_store, make_stream(), RAW + "d.log")
+    assert b"".join(read_located(format_1_store, found)) == RAW_HOUR["d.log"]
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped"])
-def test_damaged_manifest_of_format_1_is_refused(old: FakeStore, damage: str) -> None:
-    body = old.body(MANIFEST)
-    old.produce(MANIFEST, body[:-9] if damage == "cut" else body[:60] + b"\xff" + body[61:])
-    old.produce(RAW + "z.log", b"late")
-    refused(old)
+def test_damaged_manifest_of_format_1_is_refused(format_1_store: FakeStore, damage: str) -> None:
+    body = format_1_store.body(MANIFEST)
+    format_1_store.produce(MANIFEST, body[:-9] if damage == "cut" else body[:60] + b"\xff" + body[61:])
+    format_1_store.produce(RAW + "z.log", b"late")
+    refusal_message(format_1_store)
 
 
 @pytest.mark.parametrize("expired", [False, True])
@@ -378,8 +378,8 @@ def test_unfinished_run_of_format_1_is_taken_over(store: FakeStore, *, expired: 
 # -- records that cannot be read -----------------------------------------------------------------------
 
 
-def refused(store: FakeStore, *, drop_vanished: bool = False) -> str:
-    """Planning refuses because of a record, and changes nothing."""
+def refusal_message(store: FakeStore, *, drop_vanished: bool = False) -> str:
+    """Check that planning refuses because of a record and changes nothing; returns the message."""
     before = store.snapshot()
     store.log.clear()
     with pytest.raises(UnreadableRecordError) as caught:
@@ -428,13 +428,13 @@ def test_hour_with_an_unreadable_manifest_is_not_planned(
     if not marked:
         store.vanish(MARKER)
     if marked and not expired and damage in ("cut in the rows", "cut by a byte", *ROWS_DAMAGED):
-        # As far as its first line it is right, and says that nothing is to be done: validation reads it whole.
+        # Its first line is correct and says that nothing changed; validation reads all of it.
         assert plan_hour(store, make_stream(), HOUR, "again").unchanged
         with pytest.raises(UnreadableRecordError):
             validate_hour(store, make_stream(), HOUR)
         return
     for drop_vanished in (False, True):
-        message = refused(store, drop_vanished=drop_vanished)
+        message = refusal_message(store, drop_vanished=drop_vanished)
         assert "_manifest.jsonl.gz" in message
         assert "clear the run from plan_hour on" in message
 
@@ -455,7 +455,7 @@ def test_manifest_with_a_flipped_bit_is_refused_or_correct(store: FakeStore) -> 
         except UnreadableRecordError:
             assert other.snapshot(AGGREGATED) == store.snapshot(AGGREGATED)
         else:
-            # Some bytes of the headers of its two gzip members mean nothing.
+            # Some bytes in the headers of its two gzip members have no meaning.
             assert place < 10 or second <= place < second + 10
             assert_complete(other, make_stream())
 
@@ -464,7 +464,7 @@ def test_hour_is_planned_after_restoring_the_manifest(store: FakeStore) -> None:
     run_hour(store, make_stream())
     body = store.body(MANIFEST)
     store.produce(MANIFEST, body[:50])
-    refused(store)
+    refusal_message(store)
     store.produce(MANIFEST, body)
     assert plan_hour(store, make_stream(), HOUR, "again").unchanged
 
@@ -472,7 +472,7 @@ def test_hour_is_planned_after_restoring_the_manifest(store: FakeStore) -> None:
 def test_hour_is_packed_after_moving_parts_and_records_away(store: FakeStore) -> None:
     run_hour(store, make_stream())
     store.produce(MANIFEST, store.body(MANIFEST)[:50])
-    refused(store)
+    refusal_message(store)
     for key in (MANIFEST, MARKER, *(AGGREGATED + name for name in parts(store))):
         store.vanish(key)
     run_hour(store, make_stream())
@@ -484,17 +484,17 @@ def test_hour_is_packed_after_moving_parts_and_records_away(store: FakeStore) ->
 def test_foreign_marker_without_a_manifest_is_refused(
     store: FakeStore, body: bytes, with_parts: bool
 ) -> None:
-    """An empty ``_SUCCESS`` of a predecessor, beside its part-00000.log, half of whose raw objects expired."""
+    """Another program wrote an empty ``_SUCCESS`` and part-00000.log, and half of its raw objects expired."""
     if with_parts:
         store.produce(AGGREGATED + "part-00000.log", b"a" * 30 + b"of an expired object")
     store.produce(MARKER, body)
-    assert "move" in refused(store)
+    assert "move" in refusal_message(store)
 
 
 def test_our_marker_without_a_manifest_is_refused(store: FakeStore) -> None:
     run_hour(store, make_stream())
     store.vanish(MANIFEST)
-    message = refused(store)
+    message = refusal_message(store)
     assert f"there are 3 parts under s3://logs/{AGGREGATED} beside s3://logs/{MARKER}" in message
     assert "Restore the manifest from a backup" in message
 
@@ -503,7 +503,7 @@ def test_our_parts_without_any_record_are_refused(store: FakeStore) -> None:
     run_hour(store, make_stream())
     for key in (MANIFEST, MARKER, *(RAW + name for name in RAW_HOUR)):
         store.vanish(key)
-    assert "there are 3 parts under" in refused(store)
+    assert "there are 3 parts under" in refusal_message(store)
 
 
 @pytest.mark.parametrize(
@@ -513,7 +513,7 @@ def test_our_parts_without_any_record_are_refused(store: FakeStore) -> None:
 def test_parts_whose_plan_is_lost_are_not_replaced(
     store: FakeStore, lost: str, expired: str, damage: bytes | None
 ) -> None:
-    """A receipt names the parts, but only the plan says what raw objects they hold."""
+    """A receipt names the parts, but only the plan records which raw objects they hold."""
     planned = plan_hour(store, make_stream(), HOUR, "run")
     for ref in planned.shards:
         pack_shard(store, make_stream(), ref)
@@ -522,11 +522,11 @@ def test_parts_whose_plan_is_lost_are_not_replaced(
     if damage is not None:
         store.produce(key, damage)
     store.vanish(RAW + expired)
-    refused(store)
+    refusal_message(store)
 
 
 def test_hour_completed_during_planning_is_not_refused(store: FakeStore) -> None:
-    """Its records move from the plan to the manifest between two readings."""
+    """Its records move from the plan to the manifest between two reads."""
     for ref in plan_hour(store, make_stream(), HOUR, "older").shards:
         pack_shard(store, make_stream(), ref)
     validated = store.fork()
@@ -667,7 +667,7 @@ def test_object_hidden_by_new_settings_has_not_vanished(store: FakeStore) -> Non
 def test_content_of_unfinished_parts_is_not_dropped(
     store: FakeStore, names: list[str], allow_empty: bool
 ) -> None:
-    """The parts may be all that is left of the objects, though nobody has proven them yet."""
+    """The parts may be the last copies of the objects, even before validation."""
     stream = make_stream(allow_empty=allow_empty)
     for ref in plan_hour(store, stream, HOUR, "run").shards:
         pack_shard(store, stream, ref)
@@ -739,10 +739,10 @@ FOREIGN = (
 def test_foreign_objects_are_left_alone_and_counted(
     store: FakeStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    others = {AGGREGATED + name: b"theirs " + name.encode() for name in FOREIGN}
+    others = {AGGREGATED + name: b"foreign " + name.encode() for name in FOREIGN}
     for key, body in others.items():
         store.produce(key, body)
-    # A folder's placeholder is nothing.
+    # A placeholder of a folder does not count.
     store.produce(AGGREGATED, b"")
     for stream in (make_stream(), make_stream(), make_stream(part_size=100)):
         caplog.clear()
@@ -763,12 +763,12 @@ def test_part_avoids_the_name_of_a_foreign_object(store: FakeStore) -> None:
     other = store.fork()
     run_hour(other, make_stream())
     name = part_name(other, 1)
-    # Without a manifest it would be a part whose record is lost.
+    # Without a manifest, the foreign object would count as a part whose record is lost.
     run_hour(store, make_stream(part_size=30))
     assert name not in parts(store)
-    store.produce(AGGREGATED + name, b"theirs")
+    store.produce(AGGREGATED + name, b"foreign")
     totals = run_hour(store, make_stream())
-    assert store.body(AGGREGATED + name) == b"theirs"
+    assert store.body(AGGREGATED + name) == b"foreign"
     assert totals.foreign == 1
     assert totals.plan_id != plan.plan_id
     assert_right(store, make_stream())
@@ -790,8 +790,8 @@ def test_store_error_is_raised_and_a_retry_continues(store: FakeStore, error: Ex
     assert_complete(store, make_stream())
 
 
-def previewed(store: FakeStore) -> Preview:
-    """Preview the hour, and see that nothing changes and that planning then comes to the very same."""
+def checked_preview(store: FakeStore) -> Preview:
+    """Preview the hour, and check that nothing changes and that planning gives the same result."""
     before = store.snapshot()
     found = preview_hour(store, make_stream(), HOUR)
     assert store.snapshot() == before
@@ -810,14 +810,14 @@ def previewed(store: FakeStore) -> Preview:
 
 def test_preview_counts_what_would_be_packed(store: FakeStore) -> None:
     produce(store, {"_hidden.log": b"h", "large.log": b"l" * 100})
-    found = previewed(store)
+    found = checked_preview(store)
     assert (found.objects, found.parts, found.parts_copied, found.parts_standing) == (6, 4, 1, 0)
     assert found.left_out.hidden == 1
 
 
 def test_preview_of_a_complete_hour_has_nothing_to_do(store: FakeStore) -> None:
     run_hour(store, make_stream())
-    found = previewed(store)
+    found = checked_preview(store)
     assert (found.unchanged, found.shards, found.parts, found.parts_standing) == (True, 0, 3, 3)
 
 
@@ -826,10 +826,10 @@ def test_preview_counts_existing_parts(
 ) -> None:
     shards = plan_hour(store, make_stream(), HOUR, "run").shards
     pack_shard(store, make_stream(), shards[0])
-    assert previewed(store).parts_standing == shards[0].parts
+    assert checked_preview(store).parts_standing == shards[0].parts
     run_hour(store, make_stream())
     produce(store, {"late.log": b"late"})
-    found = previewed(store)
+    found = checked_preview(store)
     assert (found.unchanged, found.parts, found.parts_standing) == (False, 3, 2)
 
 

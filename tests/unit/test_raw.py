@@ -1,4 +1,4 @@
-"""The raw hour is digested by token, in another way than planning lists it, and in bounded memory."""
+"""Validation lists the raw hour by token, unlike planning, and computes its digest in bounded memory."""
 
 from collections.abc import Callable
 
@@ -68,7 +68,7 @@ def test_page_size_differs_from_planning(objects: int, pages: int) -> None:
 
 
 def test_only_one_page_is_kept_of_ordered_rows() -> None:
-    """The rows of a page are digested and dropped."""
+    """The rows of a page are added to the digest and dropped."""
     store = FakeStore()
     produce(store, {f"{number:05d}": b"x" for number in range(3000)})
     sizes: list[int] = []
