@@ -1,4 +1,4 @@
-"""Open files, sockets and memory of this process: checked before the work, watched and logged during it."""
+"""Open files, sockets and memory of this process: compared with limits before packing, logged during it."""
 
 import logging
 import os
@@ -17,9 +17,9 @@ import psutil
 from include.log_rollup.errors import ResourceLimitError
 from include.log_rollup.units import format_size
 
-# What a task may open beside its connections: event loop, DNS, log and heartbeat channels, modules that
-# are imported late. Airflow's own 17 to 29 files are open already when the check counts them.
-FILES_BESIDE_CONNECTIONS = 24
+# Files that a task may open in addition to its connections: event loop, DNS, log and heartbeat channels, modules
+# that are imported late. Airflow's own 17 to 29 files are open already when the limit is compared.
+OTHER_FILES = 24
 
 SAMPLE_SECONDS = 0.25
 LOG_SECONDS = 5.0
@@ -33,40 +33,40 @@ def open_files() -> int:
 def sockets_to(port: int) -> int:
     """How many TCP connections to a port this process has.
 
-    Asked of each socket itself: the system's table, which psutil reads, has all connections of the machine,
-    those that were closed a minute ago too.
+    The system's table of connections, which psutil reads, covers the whole machine and includes connections that
+    were closed a minute ago, so this asks each socket of the process instead.
     """
     return sum(1 for file in Path("/dev/fd").iterdir() if _peer_port(int(file.name)) == port)
 
 
 def _peer_port(file: int) -> int | None:
-    # Another thread may close the descriptor meanwhile; then it is not counted, or as what it has become.
+    # Another thread may close the descriptor meanwhile, and open another file with its number.
     with suppress(OSError):
-        one = socket.socket(fileno=file)
+        connection = socket.socket(fileno=file)
         try:
-            if one.family in (socket.AF_INET, socket.AF_INET6):
-                port: int = one.getpeername()[1]
+            if connection.family in (socket.AF_INET, socket.AF_INET6):
+                port: int = connection.getpeername()[1]
                 return port
         finally:
-            # Without this it would be closed.
-            one.detach()
+            # Without this, the garbage collector would close the descriptor.
+            connection.detach()
     return None
 
 
 def check_open_file_limit(max_connections: int) -> None:
-    """Refuse to start where the connections could exhaust the open-file limit half way.
+    """Check that the open-file limit allows this many connections, before a task opens the first.
 
-    :raises ResourceLimitError: with the numbers and the remedy
+    :raises ResourceLimitError: if it does not; the message has the numbers and the fix
     """
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    opened = open_files()
-    needed = opened + max_connections + FILES_BESIDE_CONNECTIONS
+    already_open = open_files()
+    needed = already_open + max_connections + OTHER_FILES
     if limit != resource.RLIM_INFINITY and needed > limit:
-        most = limit - opened - FILES_BESIDE_CONNECTIONS
+        most = limit - already_open - OTHER_FILES
         lower = f"max_connections of the stream to {most} or less" if most >= 4 else "nothing: it is too low"
         raise ResourceLimitError(
-            f"the open-file limit of this process is {limit}, but the task may need {needed}: {opened} are "
-            f"open, max_connections is {max_connections}, and {FILES_BESIDE_CONNECTIONS} are for the rest. "
+            f"the open-file limit of this process is {limit}, but the task may need {needed}: {already_open} are "
+            f"open, max_connections is {max_connections}, and {OTHER_FILES} are for the rest. "
             f"Raise the worker's limit (ulimits.nofile in docker-compose, LimitNOFILE in systemd, ulimit -n "
             f"in a shell) to at least {needed}, or lower {lower}."
         )
@@ -74,7 +74,10 @@ def check_open_file_limit(max_connections: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Peaks:
-    """The highest counts seen."""
+    """The highest values sampled.
+
+    :param sockets: TCP connections to S3
+    """
 
     sockets: int = 0
     open_files: int = 0
@@ -82,11 +85,12 @@ class Peaks:
 
 
 class Monitor:
-    """Samples this process from a thread and writes a line to the log every few seconds.
+    """Samples this process on a thread, and logs a line every :data:`LOG_SECONDS`; a context manager.
 
-    :param port: only TCP connections to this port count as sockets to S3
-    :param max_connections: the cap, named in the line
-    :param progress: what to say of the work itself
+    :param log: receives the lines
+    :param port: TCP connections to this port count as sockets to S3
+    :param max_connections: the cap, shown next to the number of sockets
+    :param progress: returns the beginning of each line
     """
 
     def __init__(
@@ -114,12 +118,12 @@ class Monitor:
         self._sample()
 
     def _run(self) -> None:
-        samples_a_line = round(LOG_SECONDS / SAMPLE_SECONDS)
+        samples_per_line = round(LOG_SECONDS / SAMPLE_SECONDS)
         count = 0
         while not self._stop.wait(SAMPLE_SECONDS):
             now = self._sample()
             count += 1
-            if count % samples_a_line == 0:
+            if count % samples_per_line == 0:
                 self._log.info("%s | %s", self._progress(), self._line(now))
 
     def _sample(self) -> Peaks:
@@ -140,6 +144,6 @@ class Monitor:
 
 
 def cpu_seconds() -> float:
-    """User and system time of this process so far."""
+    """The CPU time of this process so far, user and system, in seconds."""
     times = os.times()
     return times.user + times.system

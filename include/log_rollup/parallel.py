@@ -1,4 +1,4 @@
-"""A few calls at once, within the connections that a step has."""
+"""Runs a function for many items on a few threads."""
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,14 +9,15 @@ R = TypeVar("R")
 
 
 def in_parallel(workers: int, name: str, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """Call a function for each item, at most ``workers`` at a time.
+    """Call a function for each item, at most ``workers`` calls at a time.
 
-    With one worker the calls are made here, without a thread. All items are taken at once, so this is for
-    items that fit into memory.
+    With one worker the calls run on the calling thread. All items are read at once, so they have to fit into
+    memory.
 
-    :param name: of the threads
-    :returns: the results in the order of the items, each as soon as it and those before it are there
-    :raises Exception: the first error in that order; calls that have not begun are dropped then
+    :param workers: number of threads, usually the connections that the step may use
+    :param name: prefix of the threads' names
+    :returns: the results in the order of the items, each as soon as it and those before it are ready
+    :raises Exception: the first error in that order; calls that have not started are dropped
     """
     if workers == 1:
         yield from map(function, items)

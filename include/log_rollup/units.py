@@ -1,4 +1,4 @@
-"""Sizes and durations as people write them: 32MiB, 10m."""
+"""Reads and writes sizes and durations in the form that settings and logs use: 32MiB, 10m."""
 
 import re
 from datetime import timedelta
@@ -19,7 +19,7 @@ _DURATION = re.compile(r"([0-9]+)\s*([smhd])")
 def parse_duration(value: Any) -> timedelta:
     """Read a duration such as ``90s``, ``10m``, ``6h``, ``2d`` or ``1h30m``.
 
-    :raises ValueError: if it is anything else, a bare number included (of which unit?)
+    :raises ValueError: for anything else, also for a number without a unit
     """
     if isinstance(value, timedelta):
         return value
@@ -35,7 +35,7 @@ def parse_duration(value: Any) -> timedelta:
 
 
 def format_duration(duration: timedelta) -> str:
-    """Write a duration of whole seconds as :func:`parse_duration` reads it, as in ``1h30m``."""
+    """Write a duration, rounded down to seconds, in the form that :func:`parse_duration` reads."""
     rest, words = int(duration.total_seconds()), ""
     for unit, seconds in reversed(_SECONDS.items()):
         count, rest = divmod(rest, seconds)
@@ -44,9 +44,10 @@ def format_duration(duration: timedelta) -> str:
 
 
 def parse_size(value: Any) -> int:
-    """Read a size in bytes such as ``32MiB``, ``500MB`` or ``33554432``.
+    """Read a size such as ``32MiB``, ``500MB`` or ``33554432`` (bytes).
 
-    :raises ValueError: if it is anything else
+    :returns: the size in bytes
+    :raises ValueError: for anything else
     """
     try:
         return int(_BYTES.validate_python(value))
@@ -55,7 +56,7 @@ def parse_size(value: Any) -> int:
 
 
 def format_size(size_bytes: float) -> str:
-    """Write a number of bytes with a binary unit, as in ``31.9 MiB``."""
+    """Write a number of bytes with a binary unit, such as ``31.9 MiB``."""
     for unit, name in ((TIB, "TiB"), (GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
         if size_bytes >= unit:
             return f"{size_bytes / unit:.1f} {name}"

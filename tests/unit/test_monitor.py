@@ -13,7 +13,7 @@ import pytest
 
 from include.log_rollup import monitor
 from include.log_rollup.errors import ResourceLimitError
-from include.log_rollup.monitor import FILES_BESIDE_CONNECTIONS, Monitor, check_open_file_limit, open_files
+from include.log_rollup.monitor import OTHER_FILES, Monitor, check_open_file_limit, open_files
 
 log = logging.getLogger("tests.unit.monitor")
 
@@ -67,14 +67,14 @@ def limit_to(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
 
 
 def test_sufficient_limit_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
-    limit_to(monkeypatch, OPENED + 25 + FILES_BESIDE_CONNECTIONS)
+    limit_to(monkeypatch, OPENED + 25 + OTHER_FILES)
     check_open_file_limit(25)
 
 
 def test_limit_one_too_low_is_refused_with_numbers_and_fix(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    needed = OPENED + 25 + FILES_BESIDE_CONNECTIONS
+    needed = OPENED + 25 + OTHER_FILES
     limit_to(monkeypatch, needed - 1)
     with pytest.raises(ResourceLimitError) as caught:
         check_open_file_limit(25)
@@ -93,7 +93,7 @@ def test_limit_one_too_low_is_refused_with_numbers_and_fix(
 def test_limit_below_one_connection_has_only_one_fix(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    limit_to(monkeypatch, OPENED + FILES_BESIDE_CONNECTIONS + 3)
+    limit_to(monkeypatch, OPENED + OTHER_FILES + 3)
     with pytest.raises(ResourceLimitError) as caught:
         check_open_file_limit(25)
     assert "it is too low" in str(caught.value)

@@ -1,1 +1,1 @@
-"""Object storage as the pipeline sees it: the protocol of a store, and checked listings."""
+"""The interface to object storage, and listings that are validated page by page."""

@@ -1,11 +1,11 @@
-"""The small protocol through which the pipeline talks to object storage."""
+"""The interface between the pipeline and object storage. The plugin implements it with boto3 and h11."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple, Protocol
 
-# Records beside the parts are small; what is larger is none of ours.
+# Records are much smaller; a larger object is not a record of this project.
 READ_LIMIT_BYTES = 256 * 1024 * 1024
 
 
@@ -25,7 +25,11 @@ class Location:
 
 
 class ObjectInfo(NamedTuple):
-    """One row of a listing: the ETag is without quotes, the size in bytes. An hour may have a million of them."""
+    """One row of a listing. A tuple, because an hour may have a million of them.
+
+    :param size: in bytes
+    :param etag: without quotes
+    """
 
     key: str
     size: int
@@ -34,12 +38,12 @@ class ObjectInfo(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ListPage:
-    """One page of a listing, exactly as the store answered it; ``listing.py`` checks it.
+    """One page of a listing, exactly as the store answered it; ``listing.py`` validates it.
 
-    :param newest: when its newest object was written, in epoch seconds; 0 if it has none
-    :param server_time: the store's own time when it answered
-    :param truncated: whether the store says that more pages follow
-    :param token: continuation token of the next page; None where the store gave none
+    :param newest: time of its newest object in epoch seconds; 0 if it has none
+    :param server_time: the store's time of the answer
+    :param truncated: whether the store states that more pages follow
+    :param token: continuation token of the next page; None if the store returned none
     """
 
     objects: Sequence[ObjectInfo]
@@ -51,7 +55,7 @@ class ListPage:
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
-    """A small object that was read: its bytes, and its ETag without quotes."""
+    """The bytes of a small object, and its ETag without quotes."""
 
     body: bytes
     etag: str
@@ -59,11 +63,13 @@ class StoredObject:
 
 @dataclass(frozen=True, slots=True)
 class ObjectHead:
-    """What a HEAD tells of an object.
+    """The answer to a HEAD.
 
-    ``crc64nvme`` is the CRC of the whole object where the store keeps one. ``etag_is_md5`` is false where
-    the ETag cannot be the MD5 of the content: after a multipart upload, or under KMS or customer keys
-    (https://docs.aws.amazon.com/AmazonS3/latest/API/API_Object.html).
+    :param size: in bytes
+    :param etag: without quotes
+    :param crc64nvme: CRC of the whole object; None if the store keeps none
+    :param etag_is_md5: False if the ETag cannot be the MD5 of the content: after a multipart upload, or with KMS
+        or customer keys (https://docs.aws.amazon.com/AmazonS3/latest/API/API_Object.html)
     """
 
     size: int
@@ -74,7 +80,10 @@ class ObjectHead:
 
 @dataclass(frozen=True, slots=True)
 class Checksum:
-    """A CRC of a whole object as the store states it, e.g. ``crc32c`` and its value."""
+    """A CRC of a whole object as the store states it.
+
+    :param algorithm: ``crc64nvme``, ``crc32c`` or ``crc32``
+    """
 
     algorithm: str
     value: int
@@ -82,7 +91,12 @@ class Checksum:
 
 @dataclass(frozen=True, slots=True)
 class Downloaded:
-    """What came with an object's body: ``checksum`` is None where the store keeps none for it."""
+    """The answer to a GET whose body is in the caller's buffer.
+
+    :param size: of the body in bytes; more than the buffer has if the body did not fit
+    :param checksum: None if the store keeps none
+    :param etag_is_md5: as in :class:`ObjectHead`
+    """
 
     size: int
     etag: str
@@ -92,24 +106,27 @@ class Downloaded:
 
 @dataclass(frozen=True, slots=True)
 class Uploaded:
-    """What the store answered to an upload."""
+    """The answer to a PUT or a copy.
+
+    :param crc64nvme: CRC of the object; None if the store states none
+    """
 
     etag: str
     crc64nvme: int | None
 
 
 class Cancellable(Protocol):
-    """A request under way."""
+    """A request that has not ended."""
 
     def cancel(self) -> None:
-        """Give it up: its callback comes with an error before this returns, and its memory is left alone."""
+        """Abort the request. Its callback gets an error before this returns; its buffer is not used any more."""
 
 
 class Transfer(Protocol):
     """Moves bodies between the store and memory, over at most ``connections`` connections.
 
-    It is used from one thread. A callback gets the result or the error, from within :meth:`wait`; it must
-    not raise. Errors are of :mod:`include.log_rollup.errors`.
+    All methods but :meth:`wake` have to be called from one thread. A request's callback ``done`` gets the result
+    or an error of :mod:`include.log_rollup.errors`; it is called from within :meth:`wait` and must not raise.
     """
 
     connections: int
@@ -121,7 +138,11 @@ class Transfer(Protocol):
         into: memoryview,
         done: Callable[["Downloaded | Exception"], None],
     ) -> Cancellable:
-        """Fetch a whole object of at most ``len(into)`` bytes, if it still has this ETag; None is for any."""
+        """Download a whole object.
+
+        :param etag: that the object has to have (If-Match); None for any
+        :param into: receives the body, of at most this length
+        """
 
     def put(
         self,
@@ -131,10 +152,10 @@ class Transfer(Protocol):
         headers: Mapping[str, str],
         done: Callable[["Uploaded | Exception"], None],
     ) -> Cancellable:
-        """Write an object in one request, with its CRC for the store to check.
+        """Write an object in one request, with its CRC, which the store compares.
 
-        What is sent is held against it as well: where it differs, the request is not completed, and a
-        :class:`include.log_rollup.errors.ChangedBufferError` comes.
+        :param crc64nvme: of the body. It is compared with the bytes that are sent too: if they differ, the request
+            is not completed and fails with :class:`include.log_rollup.errors.ChangedBufferError`
         """
 
     def copy(
@@ -145,9 +166,10 @@ class Transfer(Protocol):
         headers: Mapping[str, str],
         done: Callable[["Uploaded | Exception"], None],
     ) -> Cancellable:
-        """Let the store copy an object of at most 5 GiB, if the source still has this ETag (CopyObject).
+        """Let the store copy an object of at most 5 GiB (CopyObject). An error in an answer of status 200 counts.
 
-        An error that comes within an answer of status 200 is an error. ``Uploaded.etag`` is the copy's.
+        :param etag: that the source has to have
+        :param done: gets the ETag of the copy
         """
 
     def copy_range(
@@ -161,26 +183,32 @@ class Transfer(Protocol):
         number: int,
         done: Callable[["Uploaded | Exception"], None],
     ) -> Cancellable:
-        """Let the store copy the bytes ``first`` to ``last``, inclusive, into one part of a multipart upload.
+        """Let the store copy a range of bytes to one part of a multipart upload (UploadPartCopy).
 
-        :param number: of the part, from 1; ``Uploaded.etag`` is the part's (UploadPartCopy)
+        :param first: offset of the range's first byte
+        :param last: offset of its last byte
+        :param number: of the part, from 1
+        :param done: gets the ETag of that part
         """
 
     def wait(self, seconds: float) -> None:
-        """Move bodies until a request has ended, :meth:`wake` was called, or the time is over."""
+        """Move bodies until a request ends, :meth:`wake` is called, or the time is over."""
 
     def wake(self) -> None:
-        """Have :meth:`wait` return; this alone may be called from any thread."""
+        """Let :meth:`wait` return; may be called from any thread."""
 
     def close(self) -> None:
-        """Close every connection. Nothing may be under way."""
+        """Close all connections. All requests must have ended."""
 
 
 class ObjectStore(Protocol):
-    """Listing, small objects, copies and deletes; every call may raise the errors of this package.
+    """Listing, small objects, copies and deletes. Every method may raise the errors of this package.
 
-    All calls together, and a transfer that is open, never use more than ``max_connections`` connections; a
-    call that finds them all in use waits. ``requests`` counts what was sent, by S3's name of the operation.
+    All methods and an open transfer together use at most ``max_connections`` connections; a call waits while all
+    of them are in use. May be used from several threads.
+
+    :param control_connections: connections for the methods alone, without the transfer's
+    :param requests: how many requests were sent, by S3's name of the operation
     """
 
     max_connections: int
@@ -189,35 +217,35 @@ class ObjectStore(Protocol):
 
     @property
     def port(self) -> int:
-        """The TCP port of the endpoint, by which its sockets are known."""
+        """The TCP port of the endpoint; the monitor counts the sockets connected to it."""
 
     def open_transfer(self, read_bucket: str, write_bucket: str) -> Transfer:
-        """A transfer with the connections that the other calls leave."""
+        """A transfer with the connections that the other methods leave."""
 
     def list_page(
         self, prefix: Location, start_after: str = "", token: str | None = None, limit: int = 1000
     ) -> ListPage:
-        """One page of the objects under a prefix, unchecked: one request (ListObjectsV2).
+        """One page of the objects below a prefix, not validated (one request, ListObjectsV2).
 
-        :param start_after: only keys behind this one; ignored where a token is given
-        :param token: of the page before
-        :param limit: the most objects of the page (``max-keys``), 1 to 1,000
+        :param start_after: list only keys behind this one; ignored with a token
+        :param token: continuation token that the previous page returned
+        :param limit: the most objects on the page (``max-keys``), 1 to 1,000
         """
 
     def head(self, target: Location) -> ObjectHead | None:
-        """Size, ETag and CRC of an object, None if there is none."""
+        """Size, ETag and CRC of an object; None if it does not exist."""
 
     def read(self, source: Location, limit: int = READ_LIMIT_BYTES) -> StoredObject | None:
-        """The whole of a small object with its ETag, None if there is none.
+        """A small object with its ETag; None if it does not exist.
 
-        :raises TooLargeError: if it has more than ``limit`` bytes; they are not read
+        :raises TooLargeError: if it has more than ``limit`` bytes; the body is not read then
         """
 
     def read_range(self, source: Location, etag: str, offset: int, length: int) -> bytes:
-        """A run of an object's bytes, if it still has this ETag.
+        """A range of an object's bytes.
 
-        :raises NotFoundError: if there is none
-        :raises InputChangedError: if its ETag is another one
+        :raises NotFoundError: if the object does not exist
+        :raises InputChangedError: if the object has another ETag
         """
 
     def write(self, target: Location, body: bytes, content_type: str) -> str:
@@ -226,43 +254,46 @@ class ObjectStore(Protocol):
     def publish(self, source: Location, target: Location) -> None:
         """Copy a small object within the bucket in one request (CopyObject).
 
-        It fails if ``source`` was deleted before: another run uses that to stop it.
+        It fails if the source does not exist: another run deletes the source to prevent the copy.
 
-        :raises NotFoundError: if the source is gone
-        :raises UnsupportedOperationError: if the store knows no CopyObject
+        :raises NotFoundError: if the source does not exist
+        :raises UnsupportedOperationError: if the store does not support CopyObject
         """
 
     def refuses_wrong_crc(self, scratch: Location) -> bool:
-        """Whether the store checks the CRC64-NVME that comes with an object.
+        """Whether the store refuses an object whose CRC64-NVME header is wrong.
 
-        Some servers keep the header they are sent and give it back unread, which proves nothing. Only the
-        error code BadDigest and its documented equals count as a refusal.
+        Some servers store the header without comparing it, so the CRC that they return proves nothing. Only the
+        error code BadDigest and its documented equivalents count as a refusal.
 
-        :param scratch: where an object of one byte may be written and removed
+        :param scratch: where an object of one byte may be written and deleted
         """
 
     def delete(self, bucket: str, keys: Sequence[str]) -> None:
-        """Delete objects; those that are not there count as deleted."""
+        """Delete objects; those that do not exist count as deleted."""
 
     def delete_if(self, target: Location, etag: str) -> bool:
-        """Delete an object if it has this ETag, where the store enforces the condition (If-Match).
+        """Delete an object if it has this ETag (If-Match).
 
-        A store that does not know the condition deletes the object whatever its ETag.
+        A store that does not support the condition deletes the object with any ETag.
 
-        :returns: False if the store refused because the ETag is another one; True otherwise
+        :returns: False if the store refused because the object has another ETag
         """
 
     def list_uploads(self, prefix: Location) -> Sequence[tuple[str, str]]:
-        """Key and upload id of the multipart uploads under way, as the store lists them for a prefix.
+        """Key and upload id of the unfinished multipart uploads below a prefix, not validated.
 
-        Unchecked: some servers ignore the prefix.
+        Some servers ignore the prefix.
         """
 
     def begin_upload(self, target: Location, headers: Mapping[str, str]) -> str:
-        """Begin a multipart upload; returns its upload id."""
+        """Start a multipart upload; returns its upload id."""
 
     def finish_upload(self, target: Location, upload_id: str, etags: Sequence[str]) -> None:
-        """Complete a multipart upload from its parts' ETags, in order."""
+        """Complete a multipart upload.
+
+        :param etags: of its parts, in order
+        """
 
     def abort_upload(self, target: Location, upload_id: str) -> None:
-        """Give up a multipart upload; one that is not there counts as given up."""
+        """Abort a multipart upload; one that does not exist counts as aborted."""

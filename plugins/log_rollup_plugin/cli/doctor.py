@@ -25,7 +25,7 @@ from include.log_rollup.errors import (
     RollupError,
     UnsupportedOperationError,
 )
-from include.log_rollup.monitor import FILES_BESIDE_CONNECTIONS, check_open_file_limit, open_files
+from include.log_rollup.monitor import OTHER_FILES, check_open_file_limit, open_files
 from include.log_rollup.storage.protocol import Downloaded, ListPage, Location, ObjectInfo, Transfer, Uploaded
 from include.log_rollup.streams import (
     INCLUDE,
@@ -177,7 +177,7 @@ def _open_files(most: int) -> Check:
         check_open_file_limit(most)
     except ResourceLimitError as error:
         return Check("open files", None, Outcome.FAIL, str(error))
-    needed = open_files() + most + FILES_BESIDE_CONNECTIONS
+    needed = open_files() + most + OTHER_FILES
     return Check(
         "open files", None, Outcome.OK, f"the limit here is enough for the {needed} that a task may need"
     )
