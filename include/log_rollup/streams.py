@@ -1,4 +1,4 @@
-"""The streams file: what is rolled up, from where to where, and within which limits."""
+"""The streams file: its keys, their ranges and defaults, and how it is read."""
 
 import difflib
 import json
@@ -33,21 +33,21 @@ from include.log_rollup.units import GIB, MIB, Duration, Size, format_size
 
 INCLUDE = Path(__file__).resolve().parent.parent
 POOL = "s3_connections"
-# When log_rollup_late looks, unless the streams file says otherwise: daily, at a quiet hour.
+# Default schedule of log_rollup_late: once a day, at a time of little traffic.
 LATE_SCHEDULE = "0 5 * * *"
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
-# As far as that can be told from afar; Airflow itself names what is wrong with a field.
+# A rough check only; Airflow reports which field is wrong.
 _CRON = re.compile(r"@[a-z]+|\S+(\s+\S+){4}")
 _CLASS = re.compile(r"([A-Za-z_]\w*\.)+[A-Za-z_]\w*")
 _NOTIFIER = "{class: airflow.providers.smtp.notifications.smtp.SmtpNotifier, to: oncall@example.com}"
 _S3_URL = re.compile(r"s3://([^/]+)/(.*)")
 _ARN = re.compile(r"s3://arn:|arn:")
-# The C parser reads a file of 1,000 streams in a third of the time.
+# The C parser needs a third of the time for a file of 1,000 streams.
 _YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
-# https://docs.aws.amazon.com/AmazonS3/latest/API/API_PutObject.html, without the archives, whose objects
-# cannot be read back at once, and without the classes of directory buckets and of Outposts.
+# https://docs.aws.amazon.com/AmazonS3/latest/API/API_PutObject.html, without the archive
+# classes, whose objects cannot be read at once, and the classes of directory buckets and Outposts.
 StorageClass = Literal[
     "STANDARD", "STANDARD_IA", "ONEZONE_IA", "INTELLIGENT_TIERING", "GLACIER_IR", "REDUCED_REDUNDANCY"
 ]
@@ -56,8 +56,8 @@ _OTHER_CLASSES = {
     "use a general purpose bucket with ONEZONE_IA or INTELLIGENT_TIERING",
     "OUTPOSTS": "is the class of buckets on Outposts, which are not supported; leave storage_class out",
 }
-# Requests to these are signed for another service than s3, or with a session that expires after five minutes.
-# The suffixes are those by which botocore's endpoint rules know such a bucket.
+# Requests to these buckets are signed for a service other than s3, or with a session that expires after five
+# minutes. botocore's endpoint rules recognise them by these suffixes.
 # https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html
 _OTHER_BUCKETS = {
     "--x-s3": "is a directory bucket (S3 Express One Zone)",
@@ -67,9 +67,9 @@ _OTHER_BUCKETS = {
 
 
 def parse_prefix(value: Any) -> Location:
-    """Read ``s3://bucket/prefix/``; the closing slash is added where it is missing.
+    """Parse ``s3://bucket/prefix/``; a missing slash at the end is added.
 
-    :raises ValueError: if it is anything else, or a kind of bucket that is not supported
+    :raises ValueError: if it is not an S3 prefix, or the kind of bucket is not supported
     """
     if isinstance(value, Location):
         return value
@@ -92,7 +92,7 @@ def parse_prefix(value: Any) -> Location:
 
 @dataclass(frozen=True)
 class SizeRange:
-    """Bounds of a size in bytes; a call checks one."""
+    """Bounds of a size in bytes; call it to check a size."""
 
     low: int
     high: int
@@ -108,10 +108,10 @@ class SizeRange:
 
 @dataclass(frozen=True)
 class DurationRange:
-    """Bounds of a duration; a call checks one."""
+    """Bounds of a duration; call it to check a duration."""
 
     low: timedelta
-    # Ten years; added to any hour it is still a time.
+    # Ten years: added to any hour, it still gives a valid time.
     high: timedelta = timedelta(days=3650)
 
     def __call__(self, duration: timedelta) -> timedelta:
@@ -132,7 +132,7 @@ def _at_least(low: timedelta) -> AfterValidator:
 
 def _not_reserved(name: str) -> str:
     if name == "late":
-        raise ValueError("'late' is the name of the Dag that looks for late objects; choose another one")
+        raise ValueError("'late' is the name of the Dag that checks for late objects; choose another one")
     return name
 
 
@@ -152,7 +152,7 @@ def _supported_class(value: Any) -> Any:
 
 
 def _fits_a_uri(aggregated: Location) -> None:
-    """Airflow drops what follows ``#`` in the URI of an asset, and sorts what follows ``?``."""
+    """Refuse ``#`` and ``?``: Airflow drops what follows ``#`` in an asset's URI, and sorts what follows ``?``."""
     for character in "?#":
         if character in aggregated.key:
             raise ValueError(
@@ -163,7 +163,7 @@ def _fits_a_uri(aggregated: Location) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Notifier:
-    """Somebody to tell: the class of an Airflow notifier, and its arguments as the streams file has them."""
+    """An entry of ``notify``: the class of an Airflow notifier, and its arguments."""
 
     path: str
     arguments: Mapping[str, Any]
@@ -187,17 +187,17 @@ def _parse_notifier(entry: Any, number: int) -> Notifier:
         )
     arguments = {str(name): value for name, value in entry.items() if name != "class"}
     try:
-        # Airflow keeps them in its database, with the deadline.
+        # Airflow stores them as JSON, with the deadline.
         json.dumps(arguments)
     except TypeError as error:
-        raise ValueError(f"entry {number}: {error}; put dates and the like in quotes") from None
+        raise ValueError(f"entry {number}: {error}; put dates and times in quotes") from None
     return Notifier(path, arguments)
 
 
 class Stream(BaseModel):
     """One log source and its settings; sizes are in bytes, durations are timedeltas.
 
-    The docstrings below the fields are what ``docs/REFERENCE.md`` says of them.
+    ``docs/REFERENCE.md`` shows the docstrings below the fields.
     """
 
     model_config = ConfigDict(
@@ -205,66 +205,66 @@ class Stream(BaseModel):
     )
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,100}$"), AfterValidator(_not_reserved)]
-    """Names the stream and its Dag, `log_rollup_<name>`. Letters, digits, `_`, `.`, `-`; not `late`."""
+    """Name of the stream and of its Dag, `log_rollup_<name>`. Letters, digits, `_`, `.`, `-`; not `late`."""
     raw: Location
-    """Where the producers write: below it each UTC hour has a folder `YYYYmmdd/HH/`, of any depth."""
+    """Prefix of the raw objects. Below it each UTC hour has a folder `YYYYmmdd/HH/`, which may have subfolders."""
     aggregated: Location
-    """Where the parts go, into the same folders. No prefix may lie within another one, of any stream."""
+    """Prefix of the parts, in folders of the same names. No prefix of any stream may be inside another one."""
     start: Annotated[datetime, AfterValidator(_whole_hour)]
-    """The first hour that the schedule rolls up, with its offset from UTC; a backfill may go further back."""
+    """First hour of the schedule, with its offset from UTC. A backfill may start earlier."""
     aws_conn_id: str = "aws_default"
-    """The Airflow connection to S3, for both prefixes."""
-    # An S3 multipart upload's parts have 5 MiB at least, and readers want no smaller files than that; above
-    # 1 GiB a part would be more memory than a task should hold.
+    """Airflow connection to S3, for both prefixes."""
+    # At least 5 MiB, the minimum of a part of an S3 multipart upload. At most 1 GiB, because a task holds parts in
+    # memory.
     part_size: Annotated[Size, _between(5 * MIB, GIB)] = 32 * MIB
-    """The most bytes of a part. A larger raw object is a part by itself, copied by S3."""
+    """Maximum size of a part. A raw object that is larger becomes a part by itself, copied by S3."""
     shard_size: Annotated[Size, _between(5 * MIB, 1024 * GIB)] = GIB
-    """About how many bytes one mapped task packs; not below `part_size`."""
+    """Approximate number of bytes that one mapped task packs; not below `part_size`."""
     # 1024 is Airflow's core.max_map_length.
     max_shards: Annotated[int, Field(ge=1, le=1024)] = 64
-    """The most mapped tasks of an hour; where it is reached, each packs more than `shard_size`."""
-    # Two for the control plane and two for the data plane, where raw and aggregated lie on two hosts.
+    """Maximum number of mapped tasks of an hour. At this number, each packs more than `shard_size`."""
+    # At least 4: two for boto3 and two for bodies, if raw and aggregated are on two hosts.
     max_connections: Annotated[int, Field(ge=4, le=1000)] = limits.DEFAULT_MAX_CONNECTIONS
-    """The most connections to S3 of one packing task, and the slots of the pool that it takes; not above
-    the pool."""
+    """Maximum number of connections to S3 of one packing task, and the slots of the pool that it takes. Not more
+    than the pool has."""
     max_active_runs: Annotated[int, Field(ge=1, le=1000)] = 4
-    """How many hours may be rolled up at once."""
-    # 42 days have 1,008 hours, which core.max_map_length still allows to be rerun.
+    """Maximum number of hours that are rolled up at the same time."""
+    # 42 days have 1,008 hours; core.max_map_length allows 1,024 reruns.
     late_days: Annotated[int, Field(ge=0, le=42)] = 3
-    """How many days back `log_rollup_late` looks for late objects; 0 for not at all."""
+    """Number of days back that `log_rollup_late` checks for late objects; 0 for no check."""
     quiet_period: Annotated[Duration, _at_least(timedelta(seconds=1))] = timedelta(minutes=10)
     """An hour is settled once it has ended and its newest object is this old, by the clock of S3."""
     poll_interval: Annotated[Duration, _at_least(timedelta(seconds=1))] = timedelta(minutes=1)
-    """How often an hour that is not settled is looked at, give or take a fifth."""
+    """Interval at which an hour that is not settled is listed again, give or take a fifth."""
     timeout: Annotated[Duration, _at_least(timedelta(seconds=1))] = timedelta(hours=6)
-    """How long an hour may be unsettled before `wait_for_raw_hour` fails; of an empty one, from its end
-    on."""
+    """Time after which `wait_for_raw_hour` fails if the hour is not settled. For an empty hour it counts from the
+    end of the hour."""
     task_timeout: Annotated[Duration, _at_least(timedelta(minutes=1))] = timedelta(hours=1)
-    """The longest that planning, packing one shard, or validating may take."""
+    """Time limit of planning, of packing one shard, and of validating."""
     connect_timeout: Annotated[Duration, _at_least(timedelta(seconds=1))] = limits.DEFAULT_CONNECT_TIMEOUT
-    """For connecting to S3, and as long again for the TLS handshake."""
+    """Time limit of connecting to S3; the TLS handshake gets as long again."""
     response_timeout: Annotated[Duration, _at_least(timedelta(seconds=1))] = limits.DEFAULT_RESPONSE_TIMEOUT
-    """For the first byte of an object, and between any two of them."""
+    """Time limit of waiting for the first byte of an object, and between any two bytes."""
     ready_object: Annotated[str, Field(min_length=1)] | None = None
     """Name, below the hour's folder, of the object that the producer writes last. If given, only its presence
     settles the hour. The old name of this key, `marker`, is still accepted."""
     allow_empty: bool = False
-    """Whether an hour without objects is completed, with no parts, instead of failing."""
+    """Whether an hour without objects is completed, without parts, instead of failing."""
     ensure_newline: bool = False
-    """Whether each plain object ends with a newline in its part, one being added where it is missing."""
+    """Whether a newline is added in the part after each plain object that does not end with one."""
     check_encoding: bool = False
-    """Whether each compressed object (`.gz`, `.zst`, `.bz2`, `.xz`, `.lz4`) is decompressed in memory as it is
-    packed. One that is damaged or cut off is reported with its key and gets a part of its own, so that the rest
-    stays readable. It costs CPU time and changes no object's bytes."""
+    """Whether each compressed object (`.gz`, `.zst`, `.bz2`, `.xz`, `.lz4`) is decompressed in memory while it is
+    packed. An object that is damaged or cut off is reported with its key and gets its own part, so that the others
+    stay readable. It costs CPU time and does not change any object's bytes."""
     storage_class: Annotated[StorageClass | None, BeforeValidator(_supported_class)] = None
-    """Of the parts; without it, the bucket's own."""
+    """Storage class of the parts; the default is the bucket's."""
     owner: str = "log-rollup"
-    """Of the Dag's tasks, in Airflow's UI."""
+    """Owner of the Dag's tasks in Airflow's UI."""
     notify: Annotated[tuple[Notifier, ...], BeforeValidator(_parse_notifiers)] = ()
-    """Whom to tell of failed runs and passed deadlines: a list of Airflow notifiers, each with its `class` and
+    """Notifications of failed runs and missed deadlines: a list of Airflow notifiers, each with its `class` and
     its arguments."""
     deadline: Annotated[Duration, _at_least(timedelta(seconds=1))] | None = None
-    """A run that is not done this long after it was queued is told to them; without it, none is."""
+    """A run that has not ended this long after it was queued is reported through `notify`; by default none is."""
 
     @model_validator(mode="before")
     @classmethod
@@ -289,31 +289,31 @@ class Stream(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _somebody_is_told(self) -> "Stream":
+    def _deadline_is_reported(self) -> "Stream":
         if self.deadline is not None and not self.notify:
             raise ValueError("deadline: no notifier would report it; give 'notify' too")
         return self
 
     @property
     def write_options(self) -> WriteOptions:
-        """How its parts are written."""
+        """How the parts are written."""
         return WriteOptions(self.ensure_newline, self.storage_class)
 
     def at(self, hour: datetime) -> HourPaths:
-        """Where an hour of this stream lies."""
+        """The prefixes and keys of an hour."""
         return HourPaths(self.raw, self.aggregated, hour)
 
 
 def streams_path() -> Path:
-    """The streams file: LOG_ROLLUP_STREAMS, or ``include/streams.yaml``."""
+    """Path of the streams file: LOG_ROLLUP_STREAMS, or ``include/streams.yaml``."""
     return Path(os.environ.get("LOG_ROLLUP_STREAMS") or INCLUDE / "streams.yaml")
 
 
 def load_streams(path: Path | None = None) -> list[Stream]:
     """Read and check the streams file.
 
-    :param path: the file; :func:`streams_path` where it is left out
-    :raises ConfigurationError: naming the file, the stream, the key and the fix
+    :param path: the file; the default is :func:`streams_path`
+    :raises ConfigurationError: with the file, the stream, the key and the fix
     """
     path = path or streams_path()
     try:
@@ -323,10 +323,10 @@ def load_streams(path: Path | None = None) -> list[Stream]:
 
 
 def load_late_schedule(path: Path | None = None) -> str:
-    """When complete hours are looked at for late objects: a cron expression, in UTC.
+    """The schedule of log_rollup_late: a cron expression in UTC.
 
-    :param path: the streams file; :func:`streams_path` where it is left out
-    :raises ConfigurationError: naming the file, the key and the fix
+    :param path: the streams file; the default is :func:`streams_path`
+    :raises ConfigurationError: with the file, the key and the fix
     """
     path = path or streams_path()
     try:
@@ -350,8 +350,8 @@ def _read(path: Path) -> bytes:
         ) from None
 
 
-# The api-server reads the file at each request, and a process that parses both Dag files reads it three times.
-# The key is what the file holds, so a changed file is never taken for an older one.
+# Cached, because the api-server reads the file at each request, and a process that parses both Dag files reads it
+# three times. The cache key is the content, so a change of the file takes effect at once.
 @lru_cache(maxsize=2)
 def _parse_yaml(content: bytes) -> Any:
     try:
@@ -361,7 +361,7 @@ def _parse_yaml(content: bytes) -> Any:
         finally:
             loader.dispose()
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        # Its lines in one, so that it is one message wherever it is shown.
+        # In one line, so that it is shown as one message.
         raise ConfigurationError(f"is not YAML: {' '.join(str(error).split())}") from None
 
 
@@ -374,15 +374,15 @@ def _streams_of(content: bytes) -> Sequence[Stream]:
 
 
 def pool_slots(path: Path = INCLUDE / "pools.json") -> int:
-    """The slots that the pool is created with: the cap on S3 connections of the whole fleet."""
+    """Number of slots with which the pool is created: the cap on all connections of tasks to S3."""
     return int(json.loads(path.read_text(encoding="utf-8"))[POOL]["slots"])
 
 
 def check_pool(streams: Iterable[Stream], slots: int) -> None:
-    """Refuse streams whose tasks could never get their slots and would wait for ever.
+    """Refuse streams whose tasks need more slots than the pool has, because they would wait for ever.
 
-    :param slots: of the pool, as in ``include/pools.json``
-    :raises ConfigurationError: naming the stream and both numbers
+    :param slots: slots of the pool, as in ``include/pools.json``
+    :raises ConfigurationError: with the stream and both numbers
     """
     for stream in streams:
         if stream.max_connections > slots:
@@ -452,10 +452,10 @@ def _explain(problem: Any) -> str:
 
 
 def derived_names(stream: Stream) -> Mapping[str, Sequence[str]]:
-    """Under which names Airflow and the bucket know what belongs to a stream, by kind.
+    """The names that Airflow uses for a stream, by kind.
 
-    Each of them has to belong to one stream alone: two Dags of one id hide each other, and two assets of one
-    name make the task fail that emits them.
+    They have to be unique: of two Dags with the same id only one is loaded, and a task that emits events of two
+    assets with the same name fails.
     """
     dag = f"log_rollup_{stream.name}"
     return {
@@ -469,7 +469,7 @@ def _refuse_equal_names(streams: Sequence[Stream]) -> None:
     counts = Counter(stream.name for stream in streams)
     for name, count in counts.items():
         if count > 1:
-            raise ConfigurationError(f"stream {name!r}: there are {count} of this name; rename one")
+            raise ConfigurationError(f"stream {name!r}: there are {count} streams of this name; rename one")
     owners: dict[tuple[str, str], Stream] = {}
     for stream in streams:
         for kind, names in derived_names(stream).items():
@@ -477,13 +477,13 @@ def _refuse_equal_names(streams: Sequence[Stream]) -> None:
                 other = owners.setdefault((kind, name), stream)
                 if other is not stream:
                     raise ConfigurationError(
-                        f"stream {stream.name!r}: name: its {kind} {name!r} has the name of one of stream "
+                        f"stream {stream.name!r}: name: its {kind} {name!r} has the same name as one of stream "
                         f"{other.name!r}; rename one of the two streams"
                     )
 
 
 def _refuse_overlaps(streams: Sequence[Stream]) -> None:
-    """Refuse prefixes that lie within each other: sorted, a prefix comes right before one that it contains."""
+    """Refuse prefixes inside each other. When sorted, a prefix comes directly before those that it contains."""
     prefixes = [
         (place.bucket, place.key, number, key)
         for number, stream in enumerate(streams)

@@ -166,7 +166,7 @@ def test_tasks_have_links_and_the_run_has_a_note(
     # The note.
     with before("INSERT INTO dag_run_note", fail_insert), caplog.at_level(logging.ERROR):
         succeed(dag, conf={"the scheduler": "has done something"})
-    assert "could not leave a note on the run" in caplog.text
+    assert "could not write the note of run" in caplog.text
     with open_run(dag) as run:
         assert (run.note, run.conf) == (None, {"the scheduler": "has done something"})
     with before("INSERT INTO dag_run_note", write_elsewhere):

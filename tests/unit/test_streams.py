@@ -312,7 +312,7 @@ def test_similar_prefixes_do_not_overlap(streams_file: Path) -> None:
 
 def test_streams_with_equal_names_are_refused(streams_file: Path) -> None:
     other = {**APP, "raw": "s3://logs/raw/2/", "aggregated": "s3://logs/aggregated/2/"}
-    assert refusal(streams_file, APP, other) == "stream 'app': there are 2 of this name; rename one"
+    assert refusal(streams_file, APP, other) == "stream 'app': there are 2 streams of this name; rename one"
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -321,7 +321,7 @@ def test_streams_whose_assets_share_a_name_are_refused(streams_file: Path, first
     pair = (APP, hours) if first else (hours, APP)
     message = refusal(streams_file, *pair)
     assert message.startswith(f"stream {pair[1]['name']!r}: name: ")
-    assert "its asset 'log_rollup_app_hours' has the name of one of stream" in message
+    assert "its asset 'log_rollup_app_hours' has the same name as one of stream" in message
     assert repr(pair[0]["name"]) in message
     assert load(streams_file, APP, {**WEB, "name": "apphours"}, {**WEB_2, "name": "app.hours"})
 
