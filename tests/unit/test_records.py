@@ -1,4 +1,4 @@
-"""What is written beside the parts reads back as it was; what is damaged says so, and reads as nothing else."""
+"""Records round-trip, and a damaged record is never read as a different one."""
 
 import gzip
 import json
@@ -55,7 +55,7 @@ PLAIN_AT = Location("logs", "records/one.json")
 
 counts = st.integers(0, 2**40)
 crcs = st.integers(0, 2**64 - 1)
-# As seconds are rounded where they are measured.
+# Measured seconds are rounded to thousandths.
 seconds = st.integers(0, 10**9).map(lambda thousandths: thousandths / 1000)
 counters = st.dictionaries(st.sampled_from(["GET", "PUT", "ListObjectsV2"]), counts, max_size=3)
 measured = st.builds(
@@ -64,8 +64,8 @@ measured = st.builds(
 
 
 @st.composite
-def pairs(draw: st.DrawFn) -> tuple[PlannedPart, PackedPart]:
-    """A planned part and what became of it, proven."""
+def part_pairs(draw: st.DrawFn) -> tuple[PlannedPart, PackedPart]:
+    """Draw a planned part and the packed part."""
     offset = 0
     planned, packed = [], []
     for name in draw(st.lists(names, min_size=1, max_size=4, unique=True)):
@@ -108,7 +108,7 @@ def store() -> FakeStore:
 
 
 def write_manifest(store: FakeStore, manifest: Manifest) -> None:
-    """Write it as validation does."""
+    """Write a manifest as validation does."""
     writer = ManifestWriter()
     for planned, packed in zip(manifest.planned, manifest.packed, strict=True):
         writer.add(planned, packed)
@@ -118,7 +118,7 @@ def write_manifest(store: FakeStore, manifest: Manifest) -> None:
 # -- round trips ---------------------------------------------------------------------------------------
 
 
-@given(st.lists(pairs(), max_size=3))
+@given(st.lists(part_pairs(), max_size=3))
 def test_shard_parts_round_trip(
     found: list[tuple[PlannedPart, PackedPart]],
 ) -> None:
@@ -135,7 +135,7 @@ def test_plan_summary_round_trips(summary: PlanSummary) -> None:
     assert records.read_plan(PLAIN_AT) == summary
 
 
-@given(st.lists(pairs(), max_size=3), measured, st.booleans())
+@given(st.lists(part_pairs(), max_size=3), measured, st.booleans())
 def test_receipt_round_trips(
     found: list[tuple[PlannedPart, PackedPart]], work: Measured, unproven: bool
 ) -> None:
@@ -153,8 +153,8 @@ def test_receipt_round_trips(
     splits: dict[str, tuple[PlannedPart, ...]] = {}
     for planned, _ in found:
         if planned.split_of:
-            mine = replace(planned, copied=False)
-            splits[planned.split_of] = (*splits.get(planned.split_of, ()), mine)
+            object_part = replace(planned, copied=False)
+            splits[planned.split_of] = (*splits.get(planned.split_of, ()), object_part)
     receipt = Receipt("f00", 3, parts, work, splits)
     records.write_receipt(AT, receipt)
     assert records.read_receipt(AT) == receipt
@@ -162,11 +162,13 @@ def test_receipt_round_trips(
     assert records.read_receipt(AT) == replace(receipt, splits={})
 
 
-@given(totals, st.lists(pairs(), max_size=3))
-def test_manifest_round_trips(of_hour: HourTotals, found: list[tuple[PlannedPart, PackedPart]]) -> None:
+@given(totals, st.lists(part_pairs(), max_size=3))
+def test_manifest_round_trips(
+    totals_of_hour: HourTotals, found: list[tuple[PlannedPart, PackedPart]]
+) -> None:
     store = FakeStore()
     manifest = Manifest(
-        of_hour,
+        totals_of_hour,
         tuple(one for one, _ in found),
         tuple(other for _, other in found),
         "2026-11-23T09:30:00+00:00",
@@ -175,11 +177,15 @@ def test_manifest_round_trips(of_hour: HourTotals, found: list[tuple[PlannedPart
     assert read_manifest(store, AT) == manifest
     reader = open_manifest(store, AT)
     assert reader is not None
-    assert (reader.totals, reader.validated_at, reader.claim_id) == (of_hour, manifest.validated_at, "0a")
+    assert (reader.totals, reader.validated_at, reader.claim_id) == (
+        totals_of_hour,
+        manifest.validated_at,
+        "0a",
+    )
     assert [(entry["name"], entry.get("split_of", "")) for entry in reader.table] == [
         (one.name, one.split_of) for one, _ in found
     ]
-    # Twice, as validation and planning do.
+    # Validation and planning read it twice.
     for _ in range(2):
         assert list(reader.parts()) == found
     header = read_manifest_header(store, AT)
@@ -187,12 +193,14 @@ def test_manifest_round_trips(of_hour: HourTotals, found: list[tuple[PlannedPart
     assert header["parts_table"] == reader.table
 
 
-@given(totals, st.lists(pairs(), max_size=3), st.integers(1, 200), st.integers(1, 200))
+@given(totals, st.lists(part_pairs(), max_size=3), st.integers(1, 200), st.integers(1, 200))
 def test_large_manifest_is_read_in_pieces(
-    of_hour: HourTotals, found: list[tuple[PlannedPart, PackedPart]], at_once: int, unzip: int
+    totals_of_hour: HourTotals, found: list[tuple[PlannedPart, PackedPart]], at_once: int, unzip: int
 ) -> None:
     store = FakeStore()
-    manifest = Manifest(of_hour, tuple(one for one, _ in found), tuple(other for _, other in found), "now")
+    manifest = Manifest(
+        totals_of_hour, tuple(one for one, _ in found), tuple(other for _, other in found), "now"
+    )
     write_manifest(store, manifest)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(manifest_module, "MANIFEST_AT_ONCE_BYTES", at_once)
@@ -203,18 +211,20 @@ def test_large_manifest_is_read_in_pieces(
     assert all(int(each.detail.partition("+")[2]) <= at_once for each in ranges)
 
 
-@given(totals, st.lists(pairs(), max_size=3))
+@given(totals, st.lists(part_pairs(), max_size=3))
 def test_manifest_has_a_header_and_a_line_per_raw_object(
-    of_hour: HourTotals, found: list[tuple[PlannedPart, PackedPart]]
+    totals_of_hour: HourTotals, found: list[tuple[PlannedPart, PackedPart]]
 ) -> None:
     store = FakeStore()
-    manifest = Manifest(of_hour, tuple(one for one, _ in found), tuple(other for _, other in found), "now")
+    manifest = Manifest(
+        totals_of_hour, tuple(one for one, _ in found), tuple(other for _, other in found), "now"
+    )
     write_manifest(store, manifest)
     lines = gzip.decompress(store.body(AT.key)).split(b"\n")
     assert lines.pop() == b""
     header, *rows = map(json.loads, lines)
     assert header["raw_prefix"] == RAW
-    assert (header["objects"], header["plan_id"]) == (of_hour.objects, of_hour.plan_id)
+    assert (header["objects"], header["plan_id"]) == (totals_of_hour.objects, totals_of_hour.plan_id)
     wanted = []
     for planned, packed in found:
         offset = 0
@@ -247,11 +257,11 @@ def test_same_record_gives_the_same_bytes(store: FakeStore) -> None:
     before = store.body(AT.key)
     records.write_receipt(AT, Receipt("f00", 3))
     assert store.body(AT.key) == before
-    # The time in the header of a gzip file.
+    # The time in the gzip header.
     assert struct.unpack_from("<I", before, 4) == (0,)
 
 
-# -- what is not there, of another version, or damaged -------------------------------------------------
+# -- records that are missing, of another version, or damaged ------------------------------------------
 
 READERS: dict[str, Callable[[FakeStore, Location], object]] = {
     "shard": lambda store, at: Records(store).read_shard(at, RAW),
@@ -277,20 +287,20 @@ WRITERS: dict[str, Callable[[FakeStore], object]] = {
     "manifest": lambda store: write_manifest(store, Manifest(TOTALS, (PART,), (PACKED,), "")),
     "marker": lambda store: store.write(PLAIN_AT, CompletionMarker(plan_id="f00").to_bytes(), ""),
 }
-ZIPPED = ["shard", "receipt", "manifest"]
+GZIPPED = ["shard", "receipt", "manifest"]
 KINDS = sorted(READERS)
-# What a record that cannot be read counts as; a manifest raises instead.
-NOTHING: dict[str, object] = {"shard": None, "plan": None, "receipt": None, "removal": ()}
+# The value of an unreadable record; an unreadable manifest raises instead.
+UNREADABLE_VALUE: dict[str, object] = {"shard": None, "plan": None, "receipt": None, "removal": ()}
 
 
-def written(kind: str) -> tuple[FakeStore, Location]:
+def write_record(kind: str) -> tuple[FakeStore, Location]:
     store = FakeStore()
     WRITERS[kind](store)
-    return store, AT if kind in ZIPPED else PLAIN_AT
+    return store, AT if kind in GZIPPED else PLAIN_AT
 
 
-def assert_nothing(kind: str, store: FakeStore, at: Location) -> None:
-    """The record cannot be read, and is taken for what it is."""
+def assert_unreadable(kind: str, store: FakeStore, at: Location) -> None:
+    """Check that a record counts as unreadable."""
     if kind == "manifest":
         with pytest.raises(UnreadableRecordError) as caught:
             read_manifest(store, at)
@@ -309,7 +319,7 @@ def assert_nothing(kind: str, store: FakeStore, at: Location) -> None:
         assert not marker.is_of("f00")
         assert Records(store).read_marker_json(at) == {}
         return
-    assert READERS[kind](store, at) == NOTHING[kind]
+    assert READERS[kind](store, at) == UNREADABLE_VALUE[kind]
 
 
 @pytest.mark.parametrize("kind", sorted({*KINDS} - {"removal"}))
@@ -323,16 +333,16 @@ def test_missing_removal_names_nothing(store: FakeStore) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_record_of_another_version_is_not_read(kind: str) -> None:
-    store, at = written(kind)
-    body = gzip.decompress(store.body(at.key)) if kind in ZIPPED else store.body(at.key)
+    store, at = write_record(kind)
+    body = gzip.decompress(store.body(at.key)) if kind in GZIPPED else store.body(at.key)
     newer, changes = re.subn(rb'"format": ?[0-9]+', b'"format":999', body)
     assert changes == 1
-    store.produce(at.key, gzip.compress(newer) if kind in ZIPPED else newer)
-    assert_nothing(kind, store, at)
+    store.produce(at.key, gzip.compress(newer) if kind in GZIPPED else newer)
+    assert_unreadable(kind, store, at)
 
 
 def test_manifest_of_a_later_version_says_to_update() -> None:
-    store, at = written("manifest")
+    store, at = write_record("manifest")
     newer = gzip.decompress(store.body(at.key)).replace(b'"format":1', b'"format":7')
     store.produce(at.key, gzip.compress(newer))
     for read in (read_manifest, open_manifest, read_manifest_header):
@@ -346,7 +356,7 @@ def test_manifest_of_a_later_version_says_to_update() -> None:
 def test_invalid_marker_exists_without_content(store: FakeStore, body: bytes) -> None:
     store.produce(PLAIN_AT.key, body)
     assert Records(store).read_marker(PLAIN_AT) == StoredMarker(None, store.stored(PLAIN_AT.key).etag)
-    assert_nothing("marker", store, PLAIN_AT)
+    assert_unreadable("marker", store, PLAIN_AT)
 
 
 def test_marker_reads_back_as_written(store: FakeStore) -> None:
@@ -366,14 +376,14 @@ def test_marker_with_missing_and_unknown_keys_is_read(store: FakeStore) -> None:
 @pytest.mark.parametrize("kind", ["claim", "marker"])
 def test_claim_or_marker_that_is_too_large_is_not_read(store: FakeStore, kind: str) -> None:
     store.produce(PLAIN_AT.key, b" " * (records_module.SMALL_RECORD_BYTES + 1))
-    assert_nothing(kind, store, PLAIN_AT)
+    assert_unreadable(kind, store, PLAIN_AT)
 
 
-@pytest.mark.parametrize("kind", ZIPPED)
+@pytest.mark.parametrize("kind", GZIPPED)
 @given(place=st.integers(0, 10**6), mask=st.integers(1, 255))
 @example(place=12, mask=0xFF)
 def test_damaged_record_never_reads_as_another(kind: str, place: int, mask: int) -> None:
-    store, at = written(kind)
+    store, at = write_record(kind)
     right = READERS[kind](store, at)
     body = bytearray(store.body(at.key))
     body[place % len(body)] ^= mask
@@ -381,18 +391,18 @@ def test_damaged_record_never_reads_as_another(kind: str, place: int, mask: int)
     found: object = None
     with suppress(UnreadableRecordError):
         found = READERS[kind](store, at)
-    # Some bytes of gzip's header mean nothing.
+    # Some bytes of the gzip header have no meaning.
     if found != right:
-        assert_nothing(kind, store, at)
+        assert_unreadable(kind, store, at)
 
 
-@pytest.mark.parametrize("kind", ZIPPED)
+@pytest.mark.parametrize("kind", GZIPPED)
 @given(length=st.integers(0, 10**6))
 def test_truncated_record_is_not_read(kind: str, length: int) -> None:
-    store, at = written(kind)
+    store, at = write_record(kind)
     body = store.body(at.key)
     store.produce(at.key, body[: length % len(body)])
-    assert_nothing(kind, store, at)
+    assert_unreadable(kind, store, at)
 
 
 @given(lines=st.integers(0, 6), extra=st.booleans())
@@ -408,7 +418,7 @@ def test_manifest_needs_exactly_the_lines_of_its_table(lines: int, extra: bool) 
     if len(rows) == 6:
         assert read_manifest(store, AT) is not None
     else:
-        assert_nothing("manifest", store, AT)
+        assert_unreadable("manifest", store, AT)
 
 
 @pytest.mark.parametrize("kind", sorted({*KINDS} - {"marker"}))
@@ -421,14 +431,14 @@ def test_manifest_needs_exactly_the_lines_of_its_table(lines: int, extra: bool) 
 def test_json_of_another_shape_is_not_read(kind: str, value: object) -> None:
     body = json.dumps(value).encode()
     store = FakeStore()
-    at = AT if kind in ZIPPED else PLAIN_AT
-    store.produce(at.key, gzip.compress(body + b"\n") if kind in ZIPPED else body)
-    assert_nothing(kind, store, at)
+    at = AT if kind in GZIPPED else PLAIN_AT
+    store.produce(at.key, gzip.compress(body + b"\n") if kind in GZIPPED else body)
+    assert_unreadable(kind, store, at)
 
 
 @pytest.mark.parametrize("entry", [{}, {"name": "part-00000.log"}, 7, None, "x"], ids=str)
 def test_damaged_manifest_table_is_found_at_once(entry: object) -> None:
-    store, at = written("manifest")
+    store, at = write_record("manifest")
     header, *rows = gzip.decompress(store.body(at.key)).splitlines()
     fields = json.loads(header) | {"parts_table": [entry]}
     store.produce(at.key, gzip.compress(b"\n".join([json.dumps(fields).encode(), *rows])))
@@ -440,7 +450,7 @@ def test_damaged_manifest_table_is_found_at_once(entry: object) -> None:
 
 
 def bomb(size: int) -> bytes:
-    """Gzip that unpacks to this many bytes, a thousandth as large."""
+    """Return gzip data that unpacks to this many bytes, about a thousand times its size."""
     return gzip.compress(b"0" * size)
 
 
@@ -451,7 +461,7 @@ def test_gzip_bomb_is_not_unpacked_beyond_the_limit(kind: str, monkeypatch: pyte
     store.produce(AT.key, bomb(64 * 2**20))
     tracemalloc.start()
     try:
-        assert_nothing(kind, store, AT)
+        assert_unreadable(kind, store, AT)
         assert tracemalloc.get_traced_memory()[1] < 16 * 2**20
     finally:
         tracemalloc.stop()
@@ -476,10 +486,10 @@ def test_header_that_is_a_gzip_bomb_is_refused(
 
 def test_default_limit_holds_for_the_unpacked_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(records_module, "UNPACKED_BYTES", 99)
-    store, at = written("shard")
+    store, at = write_record("shard")
     body = gzip.decompress(store.body(at.key))
     assert len(body) > 99
-    assert_nothing("shard", store, at)
+    assert_unreadable("shard", store, at)
 
 
 @given(st.binary(max_size=300), st.lists(st.integers(0, 300), max_size=6), st.integers(1, 40))
@@ -494,7 +504,7 @@ def test_members_cut_anywhere_unpack_to_what_they_hold(text: bytes, cuts: list[i
     assert lines == (text.removesuffix(b"\n").split(b"\n") if text else [])
 
 
-# -- what tasks measured -------------------------------------------------------------------------------
+# -- measurements --------------------------------------------------------------------------------------
 
 
 @given(st.lists(measured, max_size=4))

@@ -1,6 +1,6 @@
-"""Whatever a run dies of and wherever, and whatever else happens to the hour, the next run ends it right.
+"""After a crash at any point, and any change to the hour, the next run completes the hour correctly.
 
-While the marker is there, the parts are right: that is looked at after every single write.
+After every write, a guard checks that the parts are correct whenever the marker exists.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -51,13 +51,13 @@ RAW_HOUR: Mapping[str, bytes] = {
 STREAM = make_stream()
 
 
-# In some of the states objects have vanished: what is run here may drop what they held.
+# In some states objects have vanished, so these runs may drop them.
 run_hour = partial(hour_in_memory.run_hour, drop_vanished=True)
 plan_hour = partial(planner.plan_hour, drop_vanished=True)
 
 
-def fresh(store: FakeStore) -> None:
-    """The raw hour alone."""
+def raw_hour_only(store: FakeStore) -> None:
+    """Only the raw hour exists."""
 
 
 def complete_and_unchanged(store: FakeStore) -> None:
@@ -80,7 +80,7 @@ def changed_object(store: FakeStore) -> None:
     produce(store, {"c.log": b"C" * 30, "g.log": b"G" * 90})
 
 
-def fewer_parts_that_all_stand(store: FakeStore) -> None:
+def fewer_parts(store: FakeStore) -> None:
     run_hour(store, STREAM)
     store.vanish(RAW + "h.gz")
 
@@ -103,7 +103,7 @@ def unfinished_other_plan(store: FakeStore) -> None:
 
 
 def stale_parts(store: FakeStore) -> None:
-    """A run was overtaken by changes to the raw hour, and its parts are of no use any more."""
+    """The raw hour changed during a run, so that its parts are no longer needed."""
     run_hour(store, STREAM)
     produce(store, {"aa.log": b"late" * 10, "z.gz": b"late"})
     for ref in plan_hour(store, STREAM, HOUR, "an earlier run").shards:
@@ -115,11 +115,11 @@ def stale_parts(store: FakeStore) -> None:
 STATES = {
     state.__name__.replace("_", " "): state
     for state in (
-        fresh,
+        raw_hour_only,
         complete_and_unchanged,
         late_objects,
         fewer_objects,
-        fewer_parts_that_all_stand,
+        fewer_parts,
         changed_object,
         corrupted_part,
         deleted_part,
@@ -130,8 +130,8 @@ STATES = {
 
 
 @cache
-def origin(state: Callable[[FakeStore], None], checks_crc: bool) -> tuple[FakeStore, MarkerGuard]:
-    """A store with the hour in a state, from which the tests' own are forked."""
+def prepared_store(state: Callable[[FakeStore], None], checks_crc: bool) -> tuple[FakeStore, MarkerGuard]:
+    """Return a store with the hour in a state; the tests use forks of it."""
     store = FakeStore(keeps_crc=checks_crc, checks_crc=checks_crc, control_connections=1)
     produce(store, RAW_HOUR)
     guard = MarkerGuard(store, STREAM)
@@ -139,14 +139,14 @@ def origin(state: Callable[[FakeStore], None], checks_crc: bool) -> tuple[FakeSt
     return store, guard
 
 
-def store_in(
+def store_in_state(
     state: Callable[[FakeStore], None], checks_crc: bool = True, *, strays: bool = False
 ) -> tuple[FakeStore, MarkerGuard]:
-    """A store with the hour in a state, and a guard that knows every raw hour that was packed to get there.
+    """Return a store with the hour in a state, and a guard that knows every raw hour packed on the way.
 
-    :param strays: whether parts of a run that was overtaken may lie beside the hour
+    :param strays: whether stray parts of an overtaken run may exist
     """
-    first, known = origin(state, checks_crc)
+    first, known = prepared_store(state, checks_crc)
     store = first.fork()
     guard = known.over(store)
     guard.strays = strays
@@ -157,19 +157,20 @@ def store_in(
 
 @pytest.mark.parametrize("state", STATES)
 def test_run_completes_from_every_state(state: str) -> None:
-    store, guard = store_in(STATES[state])
+    store, guard = store_in_state(STATES[state])
     run_hour(store, STREAM)
     assert_complete(store, STREAM)
     assert guard.violations == []
 
 
 @pytest.mark.parametrize(
-    ("state", "checks_crc"), [*((state, True) for state in STATES), ("fresh", False), ("late objects", False)]
+    ("state", "checks_crc"),
+    [*((state, True) for state in STATES), ("raw hour only", False), ("late objects", False)],
 )
 def test_next_run_completes_after_a_crash_at_any_write(state: str, checks_crc: bool) -> None:
     crashes = 0
     for writes in count():
-        store, guard = store_in(STATES[state], checks_crc)
+        store, guard = store_in_state(STATES[state], checks_crc)
         store.crash_after_writes(writes)
         try:
             run_hour(store, STREAM)
@@ -185,24 +186,24 @@ def test_next_run_completes_after_a_crash_at_any_write(state: str, checks_crc: b
     assert crashes > 12 or state == "complete and unchanged"
 
 
-@pytest.mark.parametrize("state", ["fresh", "late objects"])
+@pytest.mark.parametrize("state", ["raw hour only", "late objects"])
 def test_each_step_can_be_retried_after_a_crash(state: str) -> None:
-    """As Airflow does with a task that was killed: the same step, not the whole run."""
+    """Airflow retries only the step that was killed."""
     for writes in count():
-        store, guard = store_in(STATES[state])
+        store, guard = store_in_state(STATES[state])
         store.crash_after_writes(writes)
-        planned = _retried(store, partial(plan_hour, store, STREAM, HOUR, "run"))
+        planned = _with_retry(store, partial(plan_hour, store, STREAM, HOUR, "run"))
         for ref in planned.shards:
-            _retried(store, partial(pack_shard, store, STREAM, ref))
-        _retried(store, partial(validate_hour, store, STREAM, HOUR))
-        _retried(store, partial(complete_hour, store, STREAM, HOUR))
+            _with_retry(store, partial(pack_shard, store, STREAM, ref))
+        _with_retry(store, partial(validate_hour, store, STREAM, HOUR))
+        _with_retry(store, partial(complete_hour, store, STREAM, HOUR))
         assert_complete(store, STREAM, died=True)
         assert guard.violations == []
         if store.pending_crash:
             break
 
 
-def _retried(store: FakeStore, step: Callable[[], Outcome]) -> Outcome:
+def _with_retry(store: FakeStore, step: Callable[[], Outcome]) -> Outcome:
     with suppress(CrashError):
         return step()
     store.revive()
@@ -212,10 +213,10 @@ def _retried(store: FakeStore, step: Callable[[], Outcome]) -> Outcome:
 @pytest.mark.parametrize("state", STATES)
 def test_lost_answer_at_any_write_does_no_harm(state: str) -> None:
     for number in count():
-        store, guard = store_in(STATES[state])
+        store, guard = store_in_state(STATES[state])
         rules = []
         for kind in ("WRITE", "PUT", "COPY", "PUBLISH", "DELETE"):
-            store.on(kind, "", _nothing, times=number)
+            store.on(kind, "", _do_nothing, times=number)
             rules.append(store.on(kind, "", Effect.LOST_ANSWER))
         for _ in range(6):
             try:
@@ -229,19 +230,19 @@ def test_lost_answer_at_any_write_does_no_harm(state: str) -> None:
             break
 
 
-def _nothing() -> None:
-    """A write that goes as it should."""
+def _do_nothing() -> None:
+    """Let a write succeed."""
 
 
-# -- what a rerun does and leaves ----------------------------------------------------------------------
+# -- reruns --------------------------------------------------------------------------------------------
 
 
-def put(store: FakeStore) -> list[str]:
+def written_parts(store: FakeStore) -> list[str]:
     return numbered(operation.name for operation in store.log if operation.kind in ("PUT", "COPY"))
 
 
 def test_complete_unchanged_hour_is_not_written() -> None:
-    store, _ = store_in(complete_and_unchanged)
+    store, _ = store_in_state(complete_and_unchanged)
     before = store.snapshot()
     run_hour(store, STREAM)
     assert store.writes() == []
@@ -250,24 +251,24 @@ def test_complete_unchanged_hour_is_not_written() -> None:
 
 
 def test_late_object_rewrites_only_the_parts_it_changes() -> None:
-    store, _ = store_in(complete_and_unchanged)
+    store, _ = store_in_state(complete_and_unchanged)
     store.produce(RAW + "ee.log", b"late")
     run_hour(store, STREAM)
-    assert put(store) == ["part-00002.log"]
+    assert written_parts(store) == ["part-00002.log"]
     assert_complete(store, STREAM)
 
 
 @pytest.mark.parametrize("state", ["corrupted part", "deleted part"])
 def test_only_the_damaged_part_is_packed_again(state: str) -> None:
-    store, guard = store_in(STATES[state])
+    store, guard = store_in_state(STATES[state])
     run_hour(store, STREAM)
-    assert put(store) == ["part-00001.log"]
+    assert written_parts(store) == ["part-00001.log"]
     assert_complete(store, STREAM)
     assert guard.violations == []
 
 
 def test_part_repaired_before_a_crash_is_not_packed_again() -> None:
-    # The manifest still tells of the part as it was before, with another ETag.
+    # The manifest still has the ETag of the part before the repair.
     store = FakeStore(etag_is_md5=False)
     produce(store, RAW_HOUR)
     run_hour(store, STREAM)
@@ -276,12 +277,12 @@ def test_part_repaired_before_a_crash_is_not_packed_again() -> None:
         pack_shard(store, STREAM, ref)
     store.log.clear()
     run_hour(store, STREAM)
-    assert put(store) == []
+    assert written_parts(store) == []
     assert_complete(store, STREAM)
 
 
 def test_unneeded_parts_are_removed_before_the_marker() -> None:
-    store, guard = store_in(fewer_objects)
+    store, guard = store_in_state(fewer_objects)
     before = set(parts(store))
     run_hour(store, STREAM)
     names = [f"{operation.kind} {operation.name}" for operation in store.writes()]
@@ -295,7 +296,7 @@ def test_unneeded_parts_are_removed_before_the_marker() -> None:
 
 
 def test_added_and_removed_object_restores_the_same_parts() -> None:
-    store, guard = store_in(complete_and_unchanged)
+    store, guard = store_in_state(complete_and_unchanged)
     before = parts(store)
     store.produce(RAW + "aa.log", b"late" * 10)
     guard.learn()
@@ -316,33 +317,33 @@ def test_added_and_removed_object_restores_the_same_parts() -> None:
 def test_changed_settings_repack_a_cleared_hour(
     change: dict[str, int | bool],
 ) -> None:
-    store, _ = store_in(complete_and_unchanged)
+    store, _ = store_in_state(complete_and_unchanged)
     other = make_stream(**change)
     run_hour(store, other)
     assert_complete(store, other)
-    assert bool(put(store)) == ("part_size" in change or "ensure_newline" in change)
+    assert bool(written_parts(store)) == ("part_size" in change or "ensure_newline" in change)
 
 
-# Mixtures of runs, crashes and faults, and races at any moment: see tests/unit/test_simulation.py.
+# The simulation mixes runs, crashes, faults and races: see tests/unit/test_simulation.py.
 
 # -- two runs of one hour ------------------------------------------------------------------------------
 
 
-def moments(
+def interrupted_runs(
     make: Callable[[], tuple[FakeStore, MarkerGuard]],
     step: Callable[[FakeStore], object],
     meanwhile: Callable[[FakeStore, MarkerGuard], object],
 ) -> Iterator[tuple[FakeStore, MarkerGuard, Operation]]:
-    """Do a step once for each of its requests, with something else happening as a whole before that request."""
+    """Run a step once for each of its requests, with ``meanwhile`` called before that request."""
     for number in count():
         store, guard = make()
 
-        def happen(store: FakeStore = store, guard: MarkerGuard = guard) -> None:
+        def run_meanwhile(store: FakeStore = store, guard: MarkerGuard = guard) -> None:
             with suppress(RollupError):
                 meanwhile(store, guard)
 
-        store.on("ANY", "", _nothing, times=number)
-        rule = store.on("ANY", "", happen)
+        store.on("ANY", "", _do_nothing, times=number)
+        rule = store.on("ANY", "", run_meanwhile)
         with suppress(RollupError):
             step(store)
         if not rule.hits:
@@ -351,8 +352,8 @@ def moments(
         yield store, guard, store.log[number]
 
 
-def assert_mended(store: FakeStore, guard: MarkerGuard) -> None:
-    """Whatever two runs have done to each other, a cleared one ends right."""
+def assert_clear_completes(store: FakeStore, guard: MarkerGuard) -> None:
+    """Check that a cleared run completes the hour."""
     run_hour(store, STREAM, "cleared")
     assert_complete(store, STREAM)
     assert guard.violations == []
@@ -364,29 +365,29 @@ def change_and_run(store: FakeStore, guard: MarkerGuard) -> None:
     run_hour(store, STREAM, "another run")
 
 
-def just_run(store: FakeStore, guard: MarkerGuard) -> None:
+def run_again(store: FakeStore, guard: MarkerGuard) -> None:
     run_hour(store, STREAM, "another run")
 
 
-def packed(store: FakeStore) -> None:
+def pack_hour(store: FakeStore) -> None:
     for ref in plan_hour(store, STREAM, HOUR, "run").shards:
         pack_shard(store, STREAM, ref)
 
 
-def proven(store: FakeStore) -> None:
-    packed(store)
+def prove_hour(store: FakeStore) -> None:
+    pack_hour(store)
     validate_hour(store, STREAM, HOUR)
 
 
-@pytest.mark.parametrize("meanwhile", [change_and_run, just_run])
+@pytest.mark.parametrize("meanwhile", [change_and_run, run_again])
 def test_validation_keeps_what_another_run_completed(
     meanwhile: Callable[[FakeStore, MarkerGuard], object],
 ) -> None:
-    for store, guard, moment in moments(
-        lambda: store_in(packed), lambda store: validate_hour(store, STREAM, HOUR), meanwhile
+    for store, guard, moment in interrupted_runs(
+        lambda: store_in_state(pack_hour), lambda store: validate_hour(store, STREAM, HOUR), meanwhile
     ):
         assert guard.violations == [], f"another run completed the hour before {moment}"
-        assert_mended(store, guard)
+        assert_clear_completes(store, guard)
 
 
 def test_overtaken_shard_never_overwrites_a_part() -> None:
@@ -394,34 +395,36 @@ def test_overtaken_shard_never_overwrites_a_part() -> None:
         for ref in plan_hour(store, STREAM, HOUR, "run").shards:
             pack_shard(store, STREAM, ref)
 
-    for store, guard, moment in moments(lambda: store_in(fresh, strays=True), pack_all, change_and_run):
+    for store, guard, moment in interrupted_runs(
+        lambda: store_in_state(raw_hour_only, strays=True), pack_all, change_and_run
+    ):
         assert guard.violations == [], f"another run completed the hour before {moment}"
         if store.has(MARKER):
-            # What it wrote and nobody needs it has removed itself, but for a late note in a receipt.
+            # The overtaken run has removed its unneeded parts.
             assert_right(store, STREAM)
             assert parts(store).keys() == {entry["name"] for entry in manifest_of(store)[0]["parts_table"]}
-        assert_mended(store, guard)
+        assert_clear_completes(store, guard)
 
 
-@pytest.mark.parametrize("meanwhile", [change_and_run, just_run])
+@pytest.mark.parametrize("meanwhile", [change_and_run, run_again])
 def test_overtaken_run_writes_no_marker(
     meanwhile: Callable[[FakeStore, MarkerGuard], object],
 ) -> None:
-    for store, guard, moment in moments(
-        lambda: store_in(proven), lambda store: complete_hour(store, STREAM, HOUR), meanwhile
+    for store, guard, moment in interrupted_runs(
+        lambda: store_in_state(prove_hour), lambda store: complete_hour(store, STREAM, HOUR), meanwhile
     ):
         assert guard.violations == [], f"another run completed the hour before {moment}"
-        assert_mended(store, guard)
+        assert_clear_completes(store, guard)
 
 
 def test_unchanged_hour_claimed_by_a_dead_run_is_completed() -> None:
-    """The run that claimed it died, and validation goes by its claim."""
-    store, guard = store_in(complete_and_unchanged)
+    """The run that claimed the hour died, and validation would use its claim."""
+    store, guard = store_in_state(complete_and_unchanged)
     guard.strays = True
     before = parts(store)
     store.produce(RAW + "aa.log", b"late" * 10)
     guard.learn()
-    store.on("READ", MARKER, _nothing)
+    store.on("READ", MARKER, _do_nothing)
     store.on("READ", MARKER, CrashError("died"))
     with pytest.raises(CrashError):
         plan_hour(store, STREAM, HOUR, "a run that dies")
@@ -429,14 +432,14 @@ def test_unchanged_hour_claimed_by_a_dead_run_is_completed() -> None:
     store.vanish(RAW + "aa.log")
     store.log.clear()
     run_hour(store, STREAM, "the next run")
-    assert put(store) == []
+    assert written_parts(store) == []
     assert_complete(store, STREAM)
     assert parts(store) == before
     assert guard.violations == []
 
 
 def test_older_run_stops_and_newer_run_completes() -> None:
-    store, guard = store_in(fresh)
+    store, guard = store_in_state(raw_hour_only)
     older = plan_hour(store, STREAM, HOUR, "older")
     pack_shard(store, STREAM, older.shards[0])
     store.produce(RAW + "bb.log", b"later")
@@ -453,17 +456,17 @@ def test_older_run_stops_and_newer_run_completes() -> None:
 
 
 def test_run_reuses_the_parts_of_an_equal_plan() -> None:
-    store, guard = store_in(fresh)
+    store, guard = store_in_state(raw_hour_only)
     one = plan_hour(store, STREAM, HOUR, "one")
     pack_shard(store, STREAM, one.shards[0])
-    packed = len(put(store))
+    packed = len(written_parts(store))
     other = plan_hour(store, STREAM, HOUR, "other")
     for ref in other.shards:
         pack_shard(store, STREAM, ref)
     for ref in one.shards:
         with pytest.raises(SupersededError, match=other.plan_id):
             pack_shard(store, STREAM, ref)
-    assert len(put(store)) == len(parts(store)) > packed
+    assert len(written_parts(store)) == len(parts(store)) > packed
     validate_hour(store, STREAM, HOUR)
     complete_hour(store, STREAM, HOUR)
     for ref in one.shards:
@@ -474,7 +477,7 @@ def test_run_reuses_the_parts_of_an_equal_plan() -> None:
 
 
 def test_next_run_removes_files_of_an_unfinished_run() -> None:
-    store, _ = store_in(unfinished_other_plan)
+    store, _ = store_in_state(unfinished_other_plan)
     assert store.listing(WORK)
     assert_not_complete(store)
     run_hour(store, STREAM)
@@ -482,8 +485,8 @@ def test_next_run_removes_files_of_an_unfinished_run() -> None:
 
 
 def test_unchanged_run_does_not_disturb_a_new_run() -> None:
-    """It removed the claim and the plan of the other, and both failed."""
-    store, guard = store_in(complete_and_unchanged)
+    """It once removed the claim and the plan of the other run, and both failed."""
+    store, guard = store_in_state(complete_and_unchanged)
     begun: list[Planned] = []
 
     def another() -> None:
@@ -491,7 +494,7 @@ def test_unchanged_run_does_not_disturb_a_new_run() -> None:
         guard.learn()
         begun.append(plan_hour(store, STREAM, HOUR, "another run"))
 
-    # Just before the unchanged run looks what there is to be tidied up.
+    # Just before the unchanged run lists what to clean up.
     store.on("LIST", WORK, another)
     assert plan_hour(store, STREAM, HOUR, "unchanged").unchanged
     finish_hour(store, STREAM, begun[0])
@@ -501,7 +504,7 @@ def test_unchanged_run_does_not_disturb_a_new_run() -> None:
 
 @pytest.mark.parametrize("target", [MARKER, MANIFEST])
 def test_publishing_after_another_run_completed_fails(target: str) -> None:
-    store, guard = store_in(fresh)
+    store, guard = store_in_state(raw_hour_only)
     for ref in plan_hour(store, STREAM, HOUR, "older").shards:
         pack_shard(store, STREAM, ref)
 
@@ -518,15 +521,15 @@ def test_publishing_after_another_run_completed_fails(target: str) -> None:
 
 
 def test_unfinished_upload_of_a_copy_is_aborted() -> None:
-    store, _ = store_in(fresh)
+    store, _ = store_in_state(raw_hour_only)
     for ref in plan_hour(store, STREAM, HOUR, "run").shards:
         pack_shard(store, STREAM, ref)
     (copied,) = [name for name, body in parts(store).items() if len(body) > STREAM.part_size]
     store.uploads["left"] = (AGGREGATED + copied, {})
-    # Another writer's, as of servers that ignore the prefix.
-    theirs = {"near": AGGREGATED + "part-00099.log", "far": "elsewhere/" + copied}
-    store.uploads |= {name: (key, {}) for name, key in theirs.items()}
+    # Foreign uploads; some servers list them although their prefix differs.
+    foreign = {"near": AGGREGATED + "part-00099.log", "far": "elsewhere/" + copied}
+    store.uploads |= {name: (key, {}) for name, key in foreign.items()}
     store.lists_all_uploads = True
     run_hour(store, STREAM)
-    assert set(store.uploads) == theirs.keys()
+    assert set(store.uploads) == foreign.keys()
     assert_complete(store, STREAM)

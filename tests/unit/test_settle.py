@@ -1,4 +1,4 @@
-"""An hour is settled by the store's own clock and listing, and by nothing else."""
+"""Whether an hour is settled depends only on the store's clock and listing."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -27,7 +27,7 @@ AFTER = HOUR + timedelta(hours=1)
 
 
 def store_at(now: datetime, *written: datetime, **options: Any) -> FakeStore:
-    """A store with an object for each of these times."""
+    """Return a store with an object written at each of these times."""
     store = FakeStore(**options)
     store.now = now
     for number, instant in enumerate(written):
@@ -101,7 +101,7 @@ def test_only_the_hour_itself_is_listed() -> None:
 
 
 class OddStore(FakeStore):
-    """A store whose listing is wrong in one way."""
+    """A store whose listing has one fault."""
 
     quirk = ""
 
@@ -120,7 +120,7 @@ class OddStore(FakeStore):
 
 
 def odd_store(quirk: str) -> OddStore:
-    """An hour of five old objects, settled in a listing that is right."""
+    """Return an hour of five old objects, which a correct listing shows as settled."""
     store = OddStore(page_size=2)
     store.quirk, store.now = quirk, AFTER + timedelta(hours=1)
     for number in range(5):

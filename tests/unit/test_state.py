@@ -1,4 +1,4 @@
-"""The state of an hour keeps runs apart: no marker, manifest or part of one run harms another run's hour."""
+"""HourState keeps runs apart: no marker, manifest or part of one run harms another run's hour."""
 
 import gzip
 import json
@@ -61,7 +61,7 @@ STRAY = "part-00009-0a1b2c3d.log"
 
 @pytest.fixture
 def store() -> FakeStore:
-    """A store with a raw hour that nobody has planned; each step uses one connection, so that order is certain."""
+    """Return a store with an unplanned raw hour; with one connection, the order of requests is fixed."""
     store = FakeStore(control_connections=1)
     produce(store, RAW_HOUR)
     return store
@@ -76,14 +76,14 @@ def plan(store: FakeStore, run_id: str = "run") -> Planned:
 
 
 def current(store: FakeStore) -> Claim:
-    """The claim that is there, read beside the log and the rules of the store."""
+    """Return the current claim, read without the log and the rules of the store."""
     claim = state_of(store.fork()).claim()
     assert claim is not None
     return claim
 
 
-def prove(store: FakeStore) -> tuple[Claim, CompletionMarker]:
-    """All steps but the last: the claim, and the marker to be published."""
+def run_until_marker(store: FakeStore) -> tuple[Claim, CompletionMarker]:
+    """Run all steps but the last; returns the claim, and the marker to publish."""
     for ref in plan(store).shards:
         pack_shard(store, STREAM, ref)
     validate_hour(store, STREAM, HOUR)
@@ -97,13 +97,13 @@ def manifest_of(store: FakeStore) -> ManifestReader:
 
 
 def take_over(store: FakeStore) -> Planned:
-    """Another run plans the hour, which has changed since."""
+    """Change the hour, and plan it as another run."""
     store.produce(RAW + "late.log", b"late")
     return plan(store, "another run")
 
 
-def names_of(store: FakeStore, plan_id: str) -> set[str]:
-    """The names of a plan's parts, by its shards."""
+def part_names_of(store: FakeStore, plan_id: str) -> set[str]:
+    """Return the names of a plan's parts, read from its shards."""
     state = state_of(store.fork())
     found = set()
     for name in state.inventory().work:
@@ -114,9 +114,9 @@ def names_of(store: FakeStore, plan_id: str) -> set[str]:
     return found
 
 
-def remove(store: FakeStore, names: Iterable[str], basis: Claim | None, **how: Any) -> None:
-    """Delete parts that nobody needs."""
-    state_of(store).remove_parts({name: name for name in names}, basis, **how)
+def remove(store: FakeStore, names: Iterable[str], basis: Claim | None, **options: Any) -> None:
+    """Delete parts."""
+    state_of(store).remove_parts({name: name for name in names}, basis, **options)
 
 
 def staged(store: FakeStore) -> list[str]:
@@ -124,7 +124,7 @@ def staged(store: FakeStore) -> list[str]:
 
 
 class InterruptedStore(FakeStore):
-    """A copy of a store in which something happens just before one of the requests."""
+    """A copy of a store that calls an action before one of the requests."""
 
     def __init__(self, base: FakeStore, number: int, action: Callable[[FakeStore], object]) -> None:
         super().__init__(control_connections=1)
@@ -145,9 +145,9 @@ class InterruptedStore(FakeStore):
 def interruptions(
     base: FakeStore, work: Callable[[FakeStore], object], action: Callable[[FakeStore], object]
 ) -> Iterator[tuple[FakeStore, RollupError | None]]:
-    """Some work with something that happens before each of its requests in turn, and at last behind all of them.
+    """Do some work repeatedly, with an action before each of its requests in turn, and at last after all of them.
 
-    :returns: the store afterwards, and how the work failed, if it did
+    :returns: for each repetition the store afterwards, and the error of the work, None if it succeeded
     """
     for number in count():
         store = InterruptedStore(base, number, action)
@@ -164,15 +164,15 @@ def interruptions(
         yield store, error
 
 
-# -- what there is -------------------------------------------------------------------------------------
+# -- inventory -----------------------------------------------------------------------------------------
 
 
 def test_inventory_separates_ours_from_foreign_objects(store: FakeStore) -> None:
     plan_id = plan(store).plan_id
     for name in ("notes.txt", f"{plan_id}/notes.txt", "removals/notes.json"):
-        store.produce(WORK + name, b"whose?")
+        store.produce(WORK + name, b"foreign")
     for name in (STRAY, "part-1.log", "other/part-00000.log", "_SUCCESS.old", "folder/"):
-        store.produce(AGGREGATED + name, b"" if name.endswith("/") else b"whose?")
+        store.produce(AGGREGATED + name, b"" if name.endswith("/") else b"foreign")
     found = state_of(store).inventory()
     assert set(found.parts) == {STRAY}
     assert "claim.json" in found.work
@@ -198,7 +198,7 @@ def test_inventory_has_manifest_and_marker(store: FakeStore) -> None:
 
 def test_part_that_a_record_names_is_ours(store: FakeStore) -> None:
     plan_id = plan(store).plan_id
-    pack = names_of(store, plan_id)
+    pack = part_names_of(store, plan_id)
     state = state_of(store)
     assert set(state.recorded_parts(state.inventory().work, None)) == pack
     assert state.recorded_parts((), None) == {}
@@ -212,8 +212,8 @@ def test_unrecorded_parts_are_not_stray_parts(store: FakeStore) -> None:
         pack_shard(store, STREAM, ref)
     old = set(parts(store))
     after = take_over(store)
-    store.produce(AGGREGATED + STRAY, b"whose?")
-    needed = names_of(store, after.plan_id)
+    store.produce(AGGREGATED + STRAY, b"foreign")
+    needed = part_names_of(store, after.plan_id)
     state = state_of(store)
     assert set(state.strays(state.inventory(), needed, after.plan_id, None)) == old - needed
     assert old - needed
@@ -248,13 +248,13 @@ def test_marker_counts_for_its_plan_without_a_claim(store: FakeStore) -> None:
         state.is_complete_under(plan_id)
 
 
-# -- beginning -----------------------------------------------------------------------------------------
+# -- begin ---------------------------------------------------------------------------------------------
 
 
-def begin(store: FakeStore, plan_id: str = OTHER_PLAN, **how: Any) -> Claim | None:
+def begin(store: FakeStore, plan_id: str = OTHER_PLAN, **options: Any) -> Claim | None:
     there = store.stored(MANIFEST).etag if store.has(MANIFEST) else None
     seen = {"seen_marker": None, "seen_manifest": there}
-    arguments: dict[str, Any] = {"parts": [STRAY], "files": (), **seen, **how}
+    arguments: dict[str, Any] = {"parts": [STRAY], "files": (), **seen, **options}
     return state_of(store).begin(plan_id, "another run", **arguments)
 
 
@@ -265,7 +265,7 @@ def test_claim_comes_before_everything_else(store: FakeStore) -> None:
     store.log.clear()
     claim = begin(store, seen_marker=store.stored(MARKER).etag)
     assert claim == current(store)
-    assert [(each.kind, each.key) for each in store.writes()] == [
+    assert [(operation.kind, operation.key) for operation in store.writes()] == [
         ("WRITE", CLAIM), ("DELETE", stale), ("DELETE", MARKER),
     ]  # fmt: skip
     assert store.log[0] == Operation("WRITE", "logs", CLAIM)
@@ -315,7 +315,7 @@ def test_begin_fails_if_its_claim_is_deleted(store: FakeStore) -> None:
 
 
 def discard(_: object) -> None:
-    """A rule's function returns nothing."""
+    """Drop a result: the function of a rule returns nothing."""
 
 
 # -- publishing ----------------------------------------------------------------------------------------
@@ -324,12 +324,12 @@ PUBLISH: Mapping[str, Callable[[FakeStore, Claim, CompletionMarker], None]] = {
     MANIFEST: lambda store, claim, _: state_of(store).write_manifest(claim, store.body(MANIFEST)),
     MARKER: lambda store, claim, marker: state_of(store).complete(claim, marker),
 }
-of_both = pytest.mark.parametrize("target", [MANIFEST, MARKER])
+for_both_targets = pytest.mark.parametrize("target", [MANIFEST, MARKER])
 
 
-@of_both
+@for_both_targets
 def test_publishing_stages_the_object_first(store: FakeStore, target: str) -> None:
-    claim, marker = prove(store)
+    claim, marker = run_until_marker(store)
     manifest = store.stored(MANIFEST)
     store.log.clear()
     PUBLISH[target](store, claim, marker)
@@ -343,10 +343,10 @@ def test_publishing_stages_the_object_first(store: FakeStore, target: str) -> No
     assert found.body == manifest.body if target == MANIFEST else json.loads(found.body) == marker.to_json()
 
 
-@of_both
+@for_both_targets
 @pytest.mark.parametrize("point", ["WRITE staged-", "READ claim.json", "PUBLISH"])
 def test_overtaken_run_publishes_nothing(store: FakeStore, target: str, point: str) -> None:
-    claim, marker = prove(store)
+    claim, marker = run_until_marker(store)
     before = store.stored(MANIFEST)
     kind, _, name = point.partition(" ")
     rule = store.on(kind, name, lambda: discard(take_over(store)))
@@ -358,10 +358,10 @@ def test_overtaken_run_publishes_nothing(store: FakeStore, target: str, point: s
     assert staged(store) == []
 
 
-@of_both
+@for_both_targets
 @pytest.mark.parametrize("point", ["WRITE staged-", "READ claim.json", "PUBLISH"])
 def test_new_claim_of_an_equal_plan_overtakes_too(store: FakeStore, target: str, point: str) -> None:
-    claim, marker = prove(store)
+    claim, marker = run_until_marker(store)
     before = store.stored(MANIFEST)
     kind, _, name = point.partition(" ")
     store.on(kind, name, lambda: discard(plan(store, "another run")))
@@ -374,7 +374,7 @@ def test_new_claim_of_an_equal_plan_overtakes_too(store: FakeStore, target: str,
 
 
 def test_marker_is_removed_by_a_run_that_takes_over(store: FakeStore) -> None:
-    claim, marker = prove(store)
+    claim, marker = run_until_marker(store)
     outcomes = set()
     for after, error in interruptions(
         store, lambda store: state_of(store).complete(claim, marker), take_over
@@ -389,7 +389,7 @@ def test_marker_is_removed_by_a_run_that_takes_over(store: FakeStore) -> None:
 
 
 def test_marker_published_during_a_takeover_is_removed(store: FakeStore) -> None:
-    claim, marker = prove(store)
+    claim, marker = run_until_marker(store)
     store.produce(RAW + "late.log", b"late")
     published = []
 
@@ -406,25 +406,25 @@ def test_marker_published_during_a_takeover_is_removed(store: FakeStore) -> None
     assert published
 
 
-@of_both
+@for_both_targets
 def test_store_without_copies_gets_a_direct_write(store: FakeStore, target: str) -> None:
-    claim, marker = prove(store)
+    claim, marker = run_until_marker(store)
     store.on("PUBLISH", "", UnsupportedOperationError("CopyObject: 501 NotImplemented"))
     store.log.clear()
     PUBLISH[target](store, claim, marker)
-    kinds = [(each.kind, each.key) for each in store.log]
-    # The claim is read once more behind the write.
+    kinds = [(operation.kind, operation.key) for operation in store.log]
+    # The claim is read again after the write.
     assert kinds.index(("WRITE", target)) < max(
-        number for number, each in enumerate(kinds) if each == ("READ", CLAIM)
+        number for number, operation in enumerate(kinds) if operation == ("READ", CLAIM)
     )
     assert store.stored(target).content_type in ("application/json", "application/gzip")
     assert staged(store) == []
 
 
-@of_both
+@for_both_targets
 @pytest.mark.parametrize("point", ["READ claim.json", "WRITE target"])
 def test_overtaken_run_fails_without_copies(store: FakeStore, target: str, point: str) -> None:
-    claim, marker = prove(store)
+    claim, marker = run_until_marker(store)
     store.on("PUBLISH", "", UnsupportedOperationError("CopyObject: 501 NotImplemented"))
     kind, _, name = point.partition(" ")
     store.on(kind, target if name == "target" else name, lambda: discard(take_over(store)))
@@ -435,30 +435,30 @@ def test_overtaken_run_fails_without_copies(store: FakeStore, target: str, point
 
 
 def test_marker_of_the_other_run_stays_without_copies(store: FakeStore) -> None:
-    claim, marker = prove(store)
+    claim, marker = run_until_marker(store)
     store.on("PUBLISH", MARKER, UnsupportedOperationError("CopyObject: 501 NotImplemented"))
 
-    def other() -> None:
+    def complete_other_run() -> None:
         finish_hour(store, STREAM, take_over(store))
 
-    # The other run completes the hour between this run's write and its reading of the claim.
+    # The other run completes the hour between this run's write and its read of the claim.
     written: list[str] = []
 
-    def watch(operation: Operation) -> None:
+    def on_operation(operation: Operation) -> None:
         if operation.key == MARKER and operation.kind == "WRITE" and not written:
             written.append(operation.key)
-            store.on("READ", CLAIM, other)
+            store.on("READ", CLAIM, complete_other_run)
 
-    store.watcher = watch
+    store.watcher = on_operation
     with pytest.raises(SupersededError):
         state_of(store).complete(claim, marker)
     assert written
     assert_complete(store, STREAM)
 
 
-@of_both
+@for_both_targets
 def test_publishing_succeeds_even_if_cleanup_fails(store: FakeStore, target: str) -> None:
-    claim, marker = prove(store)
+    claim, marker = run_until_marker(store)
     store.on("DELETE", "staged-", TransientError("the connection broke"))
     PUBLISH[target](store, claim, marker)
     assert store.has(target)
@@ -468,7 +468,7 @@ def test_publishing_succeeds_even_if_cleanup_fails(store: FakeStore, target: str
 
 
 def test_failed_cleanup_does_not_hide_another_error(store: FakeStore) -> None:
-    claim, marker = prove(store)
+    claim, marker = run_until_marker(store)
     store.on("PUBLISH", MARKER, AccessError("may not"))
     store.on("DELETE", "staged-", TransientError("the connection broke"))
     with pytest.raises(AccessError):
@@ -477,7 +477,7 @@ def test_failed_cleanup_does_not_hide_another_error(store: FakeStore) -> None:
 
 
 def test_publish_with_a_lost_answer_is_repeated(store: FakeStore) -> None:
-    claim, marker = prove(store)
+    claim, marker = run_until_marker(store)
     store.on("PUBLISH", MARKER, Effect.LOST_ANSWER)
     with pytest.raises(TransientError):
         state_of(store).complete(claim, marker)
@@ -488,7 +488,7 @@ def test_publish_with_a_lost_answer_is_repeated(store: FakeStore) -> None:
 # -- removing the marker -------------------------------------------------------------------------------
 
 
-class Refusing(FakeStore):
+class RefusingStore(FakeStore):
     """Refuses every conditional delete, as some servers do."""
 
     def delete_if(self, target: Location, etag: str) -> bool:
@@ -496,7 +496,7 @@ class Refusing(FakeStore):
         return False
 
 
-@pytest.mark.parametrize("kind", [FakeStore, Refusing])
+@pytest.mark.parametrize("kind", [FakeStore, RefusingStore])
 def test_only_the_marker_with_the_given_etag_is_removed(kind: type[FakeStore]) -> None:
     store = kind()
     etag = store.produce(MARKER, b"{}")
@@ -508,7 +508,7 @@ def test_only_the_marker_with_the_given_etag_is_removed(kind: type[FakeStore]) -
 
 
 def test_later_marker_stays_if_the_condition_is_refused() -> None:
-    store = Refusing()
+    store = RefusingStore()
     etag = store.produce(MARKER, b"{}")
     store.on("DELETE", MARKER, lambda: discard(store.produce(MARKER, b"[]")))
     state_of(store).remove_marker(etag)
@@ -518,27 +518,27 @@ def test_later_marker_stays_if_the_condition_is_refused() -> None:
 # -- removing parts ------------------------------------------------------------------------------------
 
 
-def packed(store: FakeStore) -> Claim:
-    """An hour that is packed and not yet proven: its claim."""
+def pack_shards(store: FakeStore) -> Claim:
+    """Plan and pack the hour; returns its claim."""
     for ref in plan(store).shards:
         pack_shard(store, STREAM, ref)
     return current(store)
 
 
 def test_parts_are_deleted_after_a_record_and_a_claim_check(store: FakeStore) -> None:
-    claim = packed(store)
+    claim = pack_shards(store)
     name = part_name(store, 1)
     named: list[object] = []
 
-    def look() -> None:
+    def record_names() -> None:
         named.extend(json.loads(store.body(record))["names"] for record in records(store))
 
-    store.on("DELETE", AGGREGATED + name, look)
+    store.on("DELETE", AGGREGATED + name, record_names)
     store.log.clear()
     remove(store, [name], claim)
     assert named == [[name]]
-    (record,) = {each.key for each in store.log if each.key.startswith(REMOVALS)}
-    assert [(each.kind, each.key) for each in store.log] == [
+    (record,) = {operation.key for operation in store.log if operation.key.startswith(REMOVALS)}
+    assert [(operation.kind, operation.key) for operation in store.log] == [
         ("WRITE", record), ("READ", CLAIM), ("DELETE", AGGREGATED + name), ("DELETE", record),
     ]  # fmt: skip
     assert name not in parts(store)
@@ -551,7 +551,7 @@ def records(store: FakeStore) -> list[str]:
 @pytest.mark.parametrize("change", ["another plan", "same plan", "gone", "damaged"])
 @pytest.mark.parametrize("point", ["WRITE removals/", "READ claim.json"])
 def test_nothing_is_deleted_under_another_claim(store: FakeStore, change: str, point: str) -> None:
-    claim = packed(store)
+    claim = pack_shards(store)
     before = parts(store)
     changes: Mapping[str, Callable[[], object]] = {
         "another plan": lambda: take_over(store),
@@ -598,7 +598,7 @@ def test_parts_stay_if_another_run_completed_the_hour(store: FakeStore) -> None:
     ],
 )
 def test_only_keys_named_like_parts_are_deleted(store: FakeStore, name: str) -> None:
-    claim = packed(store)
+    claim = pack_shards(store)
     before = store.snapshot()
     with pytest.raises(ValueError, match="is not the key of a part"):
         remove(store, [part_name(store, 0), name], claim)
@@ -606,15 +606,15 @@ def test_only_keys_named_like_parts_are_deleted(store: FakeStore, name: str) -> 
 
 
 def test_part_under_removal_gets_another_name(store: FakeStore) -> None:
-    """A run dies between its record and the deletion, or only seems to: its DELETE may come at any time."""
-    claim = packed(store)
+    """A run seems to die between its removal record and the DELETE, which may then come at any time."""
+    claim = pack_shards(store)
     name = part_name(store, 1)
     store.on("DELETE", AGGREGATED + name, lambda: store.crash_after_writes(0))
     with pytest.raises(CrashError):
         remove(store, [name], claim)
     store.revive()
     late = plan(store, "another run")
-    assert name not in names_of(store, late.plan_id)
+    assert name not in part_names_of(store, late.plan_id)
     finish_hour(store, STREAM, late)
     if store.has(AGGREGATED + name):
         store.vanish(AGGREGATED + name)
@@ -622,20 +622,20 @@ def test_part_under_removal_gets_another_name(store: FakeStore) -> None:
 
 
 def test_removal_record_written_during_planning_is_seen(store: FakeStore) -> None:
-    claim = packed(store)
+    claim = pack_shards(store)
     name = part_name(store, 1)
     record = Location("logs", REMOVALS + "0f.json")
     state = state_of(store)
     store.on("WRITE", CLAIM, lambda: state.records.write_removal(record, [name]))
     late = plan(store, "another run")
     assert current(store).claim_id != claim.claim_id
-    assert name not in names_of(store, late.plan_id)
+    assert name not in part_names_of(store, late.plan_id)
     finish_hour(store, STREAM, late)
     assert_complete(store, STREAM, died=True)
 
 
 def test_damaged_removal_record_names_nothing(store: FakeStore) -> None:
-    packed(store)
+    pack_shards(store)
     store.produce(REMOVALS + "0f.json", b"damaged")
     state = state_of(store)
     assert state.names_under_removal(state.inventory().work) == set()
@@ -644,25 +644,25 @@ def test_damaged_removal_record_names_nothing(store: FakeStore) -> None:
 
 
 class DeletionGuard:
-    """Notes every deletion of a part that the plan of the current claim needs, while it is there."""
+    """Records every deletion of a part that the plan of the current claim needs."""
 
     def __init__(self, store: FakeStore) -> None:
         self.hit: list[str] = []
         self._store = store
         self._parts = set(parts(store))
-        store.watcher = self.look
+        store.watcher = self.on_operation
 
-    def look(self, operation: Operation) -> None:
+    def on_operation(self, operation: Operation) -> None:
         name = operation.key.removeprefix(AGGREGATED)
         if operation.kind == "DELETE" and name in self._parts and self._store.has(CLAIM):
             claim = current(self._store)
-            if claim.run_id == "another run" and name in names_of(self._store, claim.plan_id):
+            if claim.run_id == "another run" and name in part_names_of(self._store, claim.plan_id):
                 self.hit.append(f"{name} of {claim.plan_id}")
         self._parts = set(parts(self._store))
 
 
 def test_deletion_never_hits_a_part_of_a_new_plan(store: FakeStore) -> None:
-    claim = packed(store)
+    claim = pack_shards(store)
     name = part_name(store, 1)
     outcomes = set()
 
@@ -686,7 +686,7 @@ def test_deletion_never_hits_a_part_of_a_new_plan(store: FakeStore) -> None:
 
 
 def test_plan_made_during_a_deletion_keeps_its_parts(store: FakeStore) -> None:
-    claim = packed(store)
+    claim = pack_shards(store)
     name = part_name(store, 1)
     outcomes = set()
 
@@ -707,17 +707,17 @@ def test_plan_made_during_a_deletion_keeps_its_parts(store: FakeStore) -> None:
 # -- rejecting parts -----------------------------------------------------------------------------------
 
 
-def reject(store: FakeStore, plan_id: str, names: Iterable[str], basis: Claim | None, **how: Any) -> None:
-    state_of(store).reject_parts(plan_id, {name: name for name in names}, basis, **how)
+def reject(store: FakeStore, plan_id: str, names: Iterable[str], basis: Claim | None, **options: Any) -> None:
+    state_of(store).reject_parts(plan_id, {name: name for name in names}, basis, **options)
 
 
 def test_hour_with_rejected_parts_is_not_completed(store: FakeStore) -> None:
-    claim, marker = prove(store)
+    claim, marker = run_until_marker(store)
     name = part_name(store, 1)
     store.log.clear()
     reject(store, claim.plan_id, [name], claim)
     assert name not in parts(store)
-    writes = [(each.kind, each.key) for each in store.writes()]
+    writes = [(operation.kind, operation.key) for operation in store.writes()]
     assert writes.index(("WRITE", CLAIM)) < writes.index(("DELETE", AGGREGATED + name))
     assert current(store).claim_id != claim.claim_id
     with pytest.raises(SupersededError):
@@ -732,7 +732,7 @@ def test_rejecting_removes_the_marker_before_the_parts(store: FakeStore) -> None
     name = part_name(store, 1)
     store.log.clear()
     reject(store, plan_id, [name], None, completed=manifest_of(store))
-    writes = [(each.kind, each.key) for each in store.writes()]
+    writes = [(operation.kind, operation.key) for operation in store.writes()]
     assert writes.index(("DELETE", MARKER)) < writes.index(("DELETE", AGGREGATED + name))
     assert not store.has(MARKER)
     assert store.listing(WORK) == []
@@ -741,7 +741,7 @@ def test_rejecting_removes_the_marker_before_the_parts(store: FakeStore) -> None
 
 
 def test_parts_of_another_run_are_not_rejected(store: FakeStore) -> None:
-    claim, _ = prove(store)
+    claim, _ = run_until_marker(store)
     before = manifest_of(store)
     finish_hour(store, STREAM, take_over(store))
     found = store.snapshot(AGGREGATED)
@@ -751,11 +751,11 @@ def test_parts_of_another_run_are_not_rejected(store: FakeStore) -> None:
     assert store.snapshot(AGGREGATED) == found
 
 
-# -- parts of a run that was overtaken -----------------------------------------------------------------
+# -- parts of an overtaken run -------------------------------------------------------------------------
 
 
 def overtaken_parts(store: FakeStore, plan_id: str) -> dict[str, PlannedPart]:
-    """What the packers of a plan have written, as they know it."""
+    """Return the planned parts of a plan, as its packers know them."""
     state = state_of(store.fork())
     found: dict[str, PlannedPart] = {}
     for name in state.inventory().work:
@@ -767,12 +767,12 @@ def overtaken_parts(store: FakeStore, plan_id: str) -> dict[str, PlannedPart]:
 
 
 def test_overtaken_run_removes_its_unneeded_parts(store: FakeStore) -> None:
-    claim = packed(store)
+    claim = pack_shards(store)
     written = overtaken_parts(store, claim.plan_id)
     late = take_over(store)
     finish_hour(store, STREAM, late)
     kept = parts(store)
-    # Two of its writes come after the other run has completed the hour; one part is the same in both plans.
+    # One of its writes comes after the other run completed the hour; some parts are in both plans.
     stray = next(name for name in written if name not in kept)
     store.produce(AGGREGATED + stray, b"late")
     assert any(name in kept for name in written)
@@ -782,14 +782,14 @@ def test_overtaken_run_removes_its_unneeded_parts(store: FakeStore) -> None:
 
 
 def test_parts_needed_by_the_next_plan_stay(store: FakeStore) -> None:
-    claim = packed(store)
+    claim = pack_shards(store)
     before = parts(store)
     written = overtaken_parts(store, claim.plan_id)
     late = take_over(store)
-    assert set(before) & names_of(store, late.plan_id)
+    assert set(before) & part_names_of(store, late.plan_id)
     store.log.clear()
     state_of(store).remove_overtaken(claim.plan_id, written)
-    # Nothing is proven yet, so even those that nobody seems to need stay until it is.
+    # Nothing is proven yet, so even unneeded parts stay until then.
     assert parts(store) == before
     assert store.writes() == []
     finish_hour(store, STREAM, late)
@@ -797,10 +797,10 @@ def test_parts_needed_by_the_next_plan_stay(store: FakeStore) -> None:
 
 
 def test_parts_with_content_missing_in_the_hour_stay(store: FakeStore) -> None:
-    claim = packed(store)
+    claim = pack_shards(store)
     written = overtaken_parts(store, claim.plan_id)
     before = parts(store)
-    # The raw objects of one part have vanished since.
+    # The raw objects of one part vanish.
     gone = max(written)
     for item in written[gone].objects:
         store.vanish(item.key)
@@ -822,7 +822,7 @@ def test_split_parts_of_the_hour_stay(store: FakeStore) -> None:
         name = planned.split_of or planned.name
         written[planned.name] = replace(planned, name=name, split_of="")
     assert len(written) == len({planned.name for planned in written.values()}) + 1
-    # Another try has split off other objects of a part that the hour holds as it was planned.
+    # Another try has split a part differently from how the hour holds it.
     planned = written[part_name(store, 0)]
     other = planned.name.replace(".log", "-0a1b2c3d.log")
     store.produce(AGGREGATED + other, b"a" * 30)
@@ -863,7 +863,7 @@ def test_stray_parts_are_reviewed_if_the_hour_changes(
     store.produce(AGGREGATED + STRAY, b"a" * 30)
     store.on("WRITE", "removals/", lambda: discard(finish_hour(store, STREAM, take_over(store))))
     state_of(store).remove_overtaken(OTHER_PLAN, stray)
-    # After the last try it stays, as the next run may find out.
+    # After the last try it stays; the next run may remove it.
     assert store.has(AGGREGATED + STRAY) is (tries == 1)
     assert_right(store, STREAM)
     assert records(store) == []
@@ -873,7 +873,7 @@ def test_stray_parts_are_reviewed_if_the_hour_changes(
 
 
 def test_late_part_with_the_last_copy_stops_validation(store: FakeStore) -> None:
-    """A packer has read an object that vanished before the hour was planned again; its PUT comes after that."""
+    """A packer read an object that then vanished; its PUT comes after the hour was planned again."""
     store.produce(RAW + "g.log", b"g" * 60)
     before = plan(store)
     (late,) = (
@@ -901,7 +901,7 @@ def test_late_part_with_known_content_is_removed(store: FakeStore) -> None:
     old = overtaken_parts(store, before.plan_id)
     store.produce(RAW + "0.log", b"early")
     after = plan(store, "another run")
-    stray = next(name for name in old if name not in names_of(store, after.plan_id))
+    stray = next(name for name in old if name not in part_names_of(store, after.plan_id))
     for ref in after.shards:
         pack_shard(store, STREAM, ref)
     store.produce(AGGREGATED + stray, b"of the first run")
@@ -915,7 +915,7 @@ def test_late_part_with_known_content_is_removed(store: FakeStore) -> None:
 
 
 def test_cleanup_removes_the_files_of_plans(store: FakeStore) -> None:
-    claim, marker = prove(store)
+    claim, marker = run_until_marker(store)
     store.produce(WORK + f"{OTHER_PLAN}/plan.json", b"{}")
     state = state_of(store)
     state.complete(claim, marker)
@@ -925,10 +925,10 @@ def test_cleanup_removes_the_files_of_plans(store: FakeStore) -> None:
 
 
 def test_cleanup_keeps_foreign_objects_and_removals(store: FakeStore) -> None:
-    claim, marker = prove(store)
+    claim, marker = run_until_marker(store)
     foreign = ["notes.txt", f"{claim.plan_id}/notes.txt", f"{OTHER_PLAN}/sub/plan.json", "removals/notes.txt"]
     for name in [*foreign, "removals/0f.json"]:
-        store.produce(WORK + name, b"whose?")
+        store.produce(WORK + name, b"foreign")
     state = state_of(store)
     state.complete(claim, marker)
     state.clean_up(claim.plan_id)
@@ -936,22 +936,22 @@ def test_cleanup_keeps_foreign_objects_and_removals(store: FakeStore) -> None:
 
 
 def test_cleanup_keeps_the_files_of_another_run(store: FakeStore) -> None:
-    claim, marker = prove(store)
+    claim, marker = run_until_marker(store)
     state_of(store).complete(claim, marker)
     late = take_over(store)
-    theirs = store.snapshot(WORK)
+    other_files = store.snapshot(WORK)
     state_of(store).clean_up(claim.plan_id)
     left = store.snapshot(WORK)
     assert left == {
-        key: found for key, found in theirs.items() if not key.startswith(f"{WORK}{claim.plan_id}/")
+        key: found for key, found in other_files.items() if not key.startswith(f"{WORK}{claim.plan_id}/")
     }
-    assert left[CLAIM] == theirs[CLAIM]
+    assert left[CLAIM] == other_files[CLAIM]
     finish_hour(store, STREAM, late)
     assert_complete(store, STREAM)
 
 
 def test_cleanup_keeps_everything_under_a_damaged_claim(store: FakeStore) -> None:
-    claim, marker = prove(store)
+    claim, marker = run_until_marker(store)
     state_of(store).complete(claim, marker)
     store.produce(CLAIM, b"damaged")
     store.produce(WORK + f"{OTHER_PLAN}/plan.json", b"{}")
@@ -960,7 +960,7 @@ def test_cleanup_keeps_everything_under_a_damaged_claim(store: FakeStore) -> Non
 
 
 def test_run_that_begins_during_a_cleanup_continues(store: FakeStore) -> None:
-    claim, marker = prove(store)
+    claim, marker = run_until_marker(store)
     state_of(store).complete(claim, marker)
     for after, error in interruptions(
         store, lambda store: state_of(store).clean_up(claim.plan_id), take_over
@@ -968,7 +968,7 @@ def test_run_that_begins_during_a_cleanup_continues(store: FakeStore) -> None:
         assert error is None
         assert current(after).run_id == "another run"
         assert not after.has(MARKER)
-        # Its files are all there: none of its steps plans the hour again.
+        # All of its files exist, so none of its steps needs a new plan.
         summary = state_of(after.fork()).records.read_plan(STREAM.at(HOUR).plan(current(after).plan_id))
         assert summary is not None
         for ref in summary.shards:
@@ -979,8 +979,8 @@ def test_run_that_begins_during_a_cleanup_continues(store: FakeStore) -> None:
 
 
 def test_cleanup_never_leaves_a_claim_without_its_files(store: FakeStore) -> None:
-    """A run has written its plan when the clean-up lists, and claims the hour before it deletes."""
-    claim, marker = prove(store)
+    """A run has written its plan when the cleanup lists, and claims the hour before the cleanup deletes."""
+    claim, marker = run_until_marker(store)
     state_of(store).complete(claim, marker)
     store.produce(RAW + "late.log", b"late")
 
@@ -989,21 +989,21 @@ def test_cleanup_never_leaves_a_claim_without_its_files(store: FakeStore) -> Non
 
     for after, error in interruptions(store, lambda other: plan(other, "another run"), clean_up):
         assert error is None
-        assert has_whole_plan(after)
+        assert has_complete_plan(after)
 
 
 @pytest.mark.parametrize("point", ["LIST", "READ", "HEAD", None])
 def test_plan_whose_files_are_deleted_is_made_again(store: FakeStore, point: str | None) -> None:
-    """A clean-up has listed them and read the claim before this run claims the hour, and deletes afterwards."""
-    doomed: list[str] = []
+    """A cleanup has listed them and read the claim before this run claims the hour, and deletes them later."""
+    deleted_keys: list[str] = []
 
     def announce() -> None:
-        doomed.extend(store.listing(WORK))
-        names = [key.removeprefix(WORK) for key in doomed]
+        deleted_keys.extend(store.listing(WORK))
+        names = [key.removeprefix(WORK) for key in deleted_keys]
         store.produce(f"{REMOVALS}0a.json", json.dumps({"format": 1, "names": names}).encode())
 
     def delete() -> None:
-        for key in filter(store.has, doomed):
+        for key in filter(store.has, deleted_keys):
             store.vanish(key)
 
     def claimed() -> None:
@@ -1014,11 +1014,11 @@ def test_plan_whose_files_are_deleted_is_made_again(store: FakeStore, point: str
     store.on("WRITE", "claim.json", claimed)
     plan(store, "another run")
     delete()
-    assert has_whole_plan(store)
+    assert has_complete_plan(store)
 
 
-def has_whole_plan(store: FakeStore) -> bool:
-    """Whether all files of the plan that the claim names are there."""
+def has_complete_plan(store: FakeStore) -> bool:
+    """Whether all files of the claim's plan exist."""
     state = state_of(store.fork())
     summary = state.records.read_plan(state.paths.plan(current(store).plan_id))
     return summary is not None and all(
@@ -1026,7 +1026,7 @@ def has_whole_plan(store: FakeStore) -> bool:
     )
 
 
-# -- uploads that a crash has left ---------------------------------------------------------------------
+# -- unfinished uploads --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("lists_all", [False, True])

@@ -1,4 +1,4 @@
-"""What the bucket alone says of hours."""
+"""The status of hours, read from the bucket alone."""
 
 import gzip
 import json
@@ -28,15 +28,15 @@ def store() -> FakeStore:
 
 
 @pytest.fixture
-def complete(store: FakeStore) -> FakeStore:
+def complete_store(store: FakeStore) -> FakeStore:
     run_hour(store, STREAM)
     return store
 
 
 def status_of(store: FakeStore) -> HourSummary:
-    """The hour's status; a complete one beside it stays what it is."""
-    found, beside = read_hours(store, STREAM, [HOUR, NEXT])
-    assert beside.state is HourStatus.INCOMPLETE
+    """Return the status of the hour, and check that of the next hour."""
+    found, next_hour = read_hours(store, STREAM, [HOUR, NEXT])
+    assert next_hour.state is HourStatus.INCOMPLETE
     return found
 
 
@@ -80,19 +80,19 @@ MARKER_KEYS = (
 )  # fmt: skip
 
 
-def test_every_key_of_a_marker_is_validated(complete: FakeStore) -> None:
-    assert set(MARKER_KEYS) == marker_of(complete).keys() - {"format"}
+def test_every_key_of_a_marker_is_validated(complete_store: FakeStore) -> None:
+    assert set(MARKER_KEYS) == marker_of(complete_store).keys() - {"format"}
 
 
 @pytest.mark.parametrize("name", MARKER_KEYS)
-def test_marker_without_a_key_or_with_a_wrong_one_is_damaged(complete: FakeStore, name: str) -> None:
-    marker = marker_of(complete)
-    # Markers of before have not all of them.
+def test_marker_without_a_key_or_with_a_wrong_one_is_damaged(complete_store: FakeStore, name: str) -> None:
+    marker = marker_of(complete_store)
+    # Markers of earlier versions lack some of these keys.
     if name not in ("foreign", "damaged"):
-        assert_damaged(complete, {key: value for key, value in marker.items() if key != name}, name)
+        assert_damaged(complete_store, {key: value for key, value in marker.items() if key != name}, name)
     for value in WRONG[type(marker[name])]:
         if name not in ("foreign", "damaged") or value not in (None, [], {}):
-            assert_damaged(complete, {**marker, name: value}, name)
+            assert_damaged(complete_store, {**marker, name: value}, name)
 
 
 @pytest.mark.parametrize(
@@ -105,21 +105,21 @@ def test_marker_without_a_key_or_with_a_wrong_one_is_damaged(complete: FakeStore
     ],
 )
 def test_nested_keys_of_a_marker_are_validated(
-    complete: FakeStore, outer: str, inner: str, value: Any
+    complete_store: FakeStore, outer: str, inner: str, value: Any
 ) -> None:
-    marker = marker_of(complete)
-    assert_damaged(complete, {**marker, outer: {**marker[outer], inner: value}}, f"{outer}.{inner}")
+    marker = marker_of(complete_store)
+    assert_damaged(complete_store, {**marker, outer: {**marker[outer], inner: value}}, f"{outer}.{inner}")
     rest = {key: value for key, value in marker[outer].items() if key != inner}
-    assert_damaged(complete, {**marker, outer: rest}, f"{outer}.{inner}")
+    assert_damaged(complete_store, {**marker, outer: rest}, f"{outer}.{inner}")
 
 
 @pytest.mark.parametrize("time", ["yesterday", "20261123T09", "2026-13-23T09:00:00Z", "2026-11-23T09:00:00"])
-def test_marker_with_an_invalid_time_is_damaged(complete: FakeStore, time: str) -> None:
-    assert_damaged(complete, {**marker_of(complete), "completed_at": time}, "completed_at")
+def test_marker_with_an_invalid_time_is_damaged(complete_store: FakeStore, time: str) -> None:
+    assert_damaged(complete_store, {**marker_of(complete_store), "completed_at": time}, "completed_at")
 
 
 def assert_damaged(store: FakeStore, marker: Mapping[str, Any], named: str) -> None:
-    """The hour of such a marker is damaged, and the message names the key."""
+    """Check that an hour with this marker is damaged, and that the message names the key."""
     store.produce(MARKER, json.dumps(marker).encode())
     status = status_of(store)
     assert status.state is HourStatus.DAMAGED, marker
@@ -127,18 +127,18 @@ def assert_damaged(store: FakeStore, marker: Mapping[str, Any], named: str) -> N
     assert status.problem.encode()
 
 
-def test_foreign_and_damaged_counts_are_read_if_present(complete: FakeStore) -> None:
-    marker = marker_of(complete)
-    complete.produce(MARKER, json.dumps({**marker, "foreign": 3, "damaged": ["a.gz", "b.gz"]}).encode())
-    found = status_of(complete).marker
+def test_foreign_and_damaged_counts_are_read_if_present(complete_store: FakeStore) -> None:
+    marker = marker_of(complete_store)
+    complete_store.produce(MARKER, json.dumps({**marker, "foreign": 3, "damaged": ["a.gz", "b.gz"]}).encode())
+    found = status_of(complete_store).marker
     assert found is not None
     assert (found["foreign"], found["damaged"]) == (3, 2)
 
 
 @pytest.mark.parametrize("error", [TooLargeError("has 1 GiB"), UnreadableRecordError("is cut off")])
-def test_unreadable_record_is_not_an_error(complete: FakeStore, error: Exception) -> None:
-    complete.on("READ", MARKER, error)
-    status = status_of(complete)
+def test_unreadable_record_is_not_an_error(complete_store: FakeStore, error: Exception) -> None:
+    complete_store.on("READ", MARKER, error)
+    status = status_of(complete_store)
     assert status.state is HourStatus.DAMAGED
     assert status.problem.startswith(f"s3://logs/{MARKER}: ")
 

@@ -1,4 +1,4 @@
-"""A good streams file gives streams; every bad one gives an error that names the stream, the key and the fix."""
+"""A valid streams file gives streams; any other gives an error that names the stream, the key and the fix."""
 
 import json
 import os
@@ -58,7 +58,7 @@ def refusal(path: Path, *streams: Any, **document: Any) -> str:
     return message.removeprefix(f"{path}: ")
 
 
-# -- good files ----------------------------------------------------------------------------------------
+# -- valid files ---------------------------------------------------------------------------------------
 
 
 def test_stream_needs_four_keys_and_has_documented_defaults(streams_file: Path) -> None:
@@ -177,7 +177,7 @@ def test_notify_is_a_list_of_classes_with_arguments(streams_file: Path) -> None:
     assert (web.notify, web.deadline) == ((), None)
 
 
-# -- bad files -----------------------------------------------------------------------------------------
+# -- invalid files -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -378,7 +378,7 @@ def test_loading_scales_linearly_with_the_streams(streams_file: Path) -> None:
         return made
 
     calls(10)
-    # Eight times as many: 64 times the calls where each is compared with each.
+    # Eight times the streams would take 64 times the calls if each were compared with each.
     assert calls(2000) < 12 * calls(250)
 
 
@@ -446,12 +446,12 @@ def test_any_value_gives_a_stream_or_an_error_with_its_key(
     tmp_path_factory: pytest.TempPathFactory, key: str, value: object
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "any-streams.yaml"
-    told = ""
+    message = ""
     try:
         load(path, {**APP, key: value})
     except ConfigurationError as error:
-        told = str(error)
-    assert not told or key in told
+        message = str(error)
+    assert not message or key in message
 
 
 # -- the pool ------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Sizes and durations are read as people write them, and anything else is refused with the right form."""
+"""Sizes and durations are read in the usual forms; other text is refused with the expected form."""
 
 from datetime import timedelta
 

@@ -1,4 +1,4 @@
-"""validate_hour takes nothing on trust: whatever is not as it should be, raw or parts, keeps the hour open."""
+"""validate_hour proves raw objects and parts, and leaves the hour incomplete if anything differs."""
 
 import gzip
 import hashlib
@@ -62,7 +62,7 @@ COPIED = 3
 
 
 def packed_hour(stream: Stream = STREAM, **options: Any) -> FakeStore:
-    """A store with a planned and packed hour."""
+    """Return a store with a planned and packed hour."""
     store = FakeStore(**options)
     produce(store, RAW_HOUR)
     for ref in plan_hour(store, stream, HOUR, "run").shards:
@@ -78,13 +78,13 @@ def refusal(store: FakeStore, kind: type[RollupError], stream: Stream = STREAM) 
     return without_tags(str(caught.value))
 
 
-def assert_mended(store: FakeStore, stream: Stream = STREAM, *, drop_vanished: bool = False) -> None:
-    """Clearing the run from plan_hour on ends well."""
+def assert_clear_completes(store: FakeStore, stream: Stream = STREAM, *, drop_vanished: bool = False) -> None:
+    """Check that clearing the run from plan_hour on completes the hour."""
     run_hour(store, stream, drop_vanished=drop_vanished)
     assert_complete(store, stream)
 
 
-# -- what is proven ------------------------------------------------------------------------------------
+# -- proofs --------------------------------------------------------------------------------------------
 
 
 def test_packed_hour_gets_a_manifest() -> None:
@@ -105,13 +105,13 @@ def test_packed_hour_gets_a_manifest() -> None:
 @pytest.mark.parametrize(
     ("options", "raw_md5", "by_parts", "by_objects"),
     [
-        # A store that keeps and checks CRCs vouches for all.
+        # A store that keeps and checks CRCs proves everything.
         ({}, True, {"stored-crc64nvme": 5}, {"crc64nvme": 8, "length": 1}),
-        # One that keeps them unread vouches for nothing.
+        # A store that keeps CRCs without checking them proves nothing.
         ({"checks_crc": False}, True, {"read-back": 5}, {"crc64nvme": 7, "etag-md5": 1, "length": 1}),
-        # One that keeps none: parts are read back and held against the raw objects' MD5s.
+        # Without CRCs, parts are read back and compared with the MD5s of the raw objects.
         ({"keeps_crc": False, "checks_crc": False}, True, {"read-back": 5}, {"etag-md5": 8, "length": 1}),
-        # Nor are the ETags MD5s: only what is copied can be held against its source.
+        # Without MD5s, too, only a copied part can be compared with its source.
         (
             {"keeps_crc": False, "checks_crc": False, "etag_is_md5": False},
             False,
@@ -192,12 +192,12 @@ def test_parts_are_proven_in_parallel_on_all_connections() -> None:
     inside = threading.Semaphore(3)
     too_many: list[bool] = []
 
-    def enter() -> None:
+    def wait_in_get() -> None:
         too_many.append(not inside.acquire(blocking=False))
         together.wait(30)
         inside.release()
 
-    store.on("HEAD", "part-", enter, times=6)
+    store.on("HEAD", "part-", wait_in_get, times=6)
     validate_hour(store, stream, HOUR)
     assert too_many == [False] * 6
 
@@ -210,16 +210,16 @@ def test_progress_is_logged_while_parts_are_proven(
     store = packed_hour(keeps_crc=False, checks_crc=False, control_connections=1)
     line = threading.Event()
 
-    class Lines(logging.Handler):
+    class ProgressWatcher(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            # Three parts of 60 bytes are done when the fourth is begun.
+            # Three parts of 60 bytes are done when the fourth begins.
             if record.getMessage().startswith("parts 3/5 looked at | 180 B read back | "):
                 line.set()
 
     def await_line() -> None:
         line.wait(30)
 
-    handler = Lines()
+    handler = ProgressWatcher()
     logger = logging.getLogger("include.log_rollup.steps.validate_hour")
     logger.addHandler(handler)
     caplog.set_level(logging.INFO, logger.name)
@@ -263,7 +263,7 @@ def test_changed_bytes_are_found_with_random_etags(number: int) -> None:
         pack_shard(store, STREAM, ref)
     store.corrupt(part_key(store, number), keep_etag=True)
     refusal(store, ProofError)
-    assert_mended(store)
+    assert_clear_completes(store)
 
 
 def test_wrong_copy_is_found_with_random_etags() -> None:
@@ -272,18 +272,18 @@ def test_wrong_copy_is_found_with_random_etags() -> None:
     store.on("COPY", "part-00003", Effect.WRONG_BYTES)
     with pytest.raises(ProofError, match=r"part-00003-[0-9a-f]{8}\.log: its bytes"):
         run_hour(store, STREAM)
-    assert_mended(store)
+    assert_clear_completes(store)
 
 
 @pytest.mark.parametrize("size", [30, 100])
 def test_parts_without_md5_etags_excuse_nothing(size: int) -> None:
-    """Under KMS the ETags of parts are no MD5s, those of raw objects in another bucket are."""
+    """With KMS, ETags of parts are not MD5s, those of raw objects in another bucket are."""
     store = FakeStore(keeps_crc=False, checks_crc=False, etag_is_md5=False)
     produce(store, {"a.log": b"a" * size, "b.log": b"b" * 30}, md5_etag=True)
     store.on("COPY" if size > 64 else "GET", "part-0" if size > 64 else "a.log", Effect.WRONG_BYTES)
     with pytest.raises(ProofError, match=r"its bytes of .*a\.log have MD5"):
         run_hour(store, STREAM)
-    assert_mended(store)
+    assert_clear_completes(store)
 
 
 def test_raw_object_is_read_again_only_if_that_proves_it() -> None:
@@ -297,7 +297,7 @@ def test_raw_object_is_read_again_only_if_that_proves_it() -> None:
     assert read == ["g.log"]
 
 
-# -- the raw hour is not what was planned --------------------------------------------------------------
+# -- raw hours that differ from the plan ---------------------------------------------------------------
 
 
 RawChange = Callable[[FakeStore], object]
@@ -322,8 +322,8 @@ def test_changed_raw_hour_is_named_by_keys_and_left_alone(
     change: str,
 ) -> None:
     store = packed_hour()
-    happens, found = RAW_CHANGES[change]
-    happens(store)
+    change_store, found = RAW_CHANGES[change]
+    change_store(store)
     message = refusal(store, InputChangedError)
     assert found in message
     assert "Nothing is lost: clear the run from plan_hour on" in message
@@ -339,7 +339,7 @@ def test_clearing_packs_the_current_raw_hour(change: str) -> None:
     if "vanished" in change:
         with pytest.raises(VanishedInputError, match="1 of 9 raw objects"):
             plan_hour(store, STREAM, HOUR, "cleared")
-    assert_mended(store, drop_vanished="vanished" in change)
+    assert_clear_completes(store, drop_vanished="vanished" in change)
 
 
 def test_late_objects_are_counted_and_the_first_named() -> None:
@@ -360,7 +360,7 @@ def test_late_hidden_objects_and_placeholders_change_nothing() -> None:
     assert (totals.left_out.hidden, totals.left_out.placeholders) == (2, 1)
 
 
-# -- the parts are not what was written ----------------------------------------------------------------
+# -- parts that differ from what was written -----------------------------------------------------------
 
 
 PartDamage = Callable[[FakeStore], object]
@@ -385,15 +385,15 @@ DAMAGES: dict[str, tuple[PartDamage, str]] = {
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_changed_part_is_removed_and_packed_again(damage: str) -> None:
     store = packed_hour()
-    happens, found = DAMAGES[damage]
-    happens(store)
+    change_store, found = DAMAGES[damage]
+    change_store(store)
     message = refusal(store, ProofError)
     assert found in message
     assert "1 of 5 parts are not proven" in message
     assert "The raw objects are untouched: clear the run from plan_hour on" in message
     assert len(parts(store)) == 4
     assert not store.has(MANIFEST)
-    assert_mended(store)
+    assert_clear_completes(store)
 
 
 @pytest.mark.parametrize(("number", "name"), [(FIRST, "part-00000.log"), (COPIED, "part-00003.log")])
@@ -404,7 +404,7 @@ def test_silently_changed_bytes_are_found_by_reading_back(number: int, name: str
     message = refusal(store, ProofError)
     assert f"{name}: " in message
     assert name not in numbered(parts(store))
-    assert_mended(store)
+    assert_clear_completes(store)
 
 
 @pytest.mark.parametrize("raw_md5", [True, False])
@@ -415,7 +415,7 @@ def test_wrong_copy_is_found_without_md5_etags(raw_md5: bool) -> None:
     with pytest.raises(ProofError, match=r"part-00003-[0-9a-f]{8}\.log: its bytes"):
         run_hour(store, STREAM)
     assert_not_complete(store)
-    assert_mended(store)
+    assert_clear_completes(store)
 
 
 def test_part_stored_with_wrong_bytes_is_found() -> None:
@@ -425,7 +425,7 @@ def test_part_stored_with_wrong_bytes_is_found() -> None:
     with pytest.raises(ProofError, match=r"part-00001-[0-9a-f]{8}\.log: read back it has CRC64NVME"):
         run_hour(store, STREAM)
     assert_not_complete(store)
-    assert_mended(store)
+    assert_clear_completes(store)
 
 
 @pytest.mark.parametrize("effect", [Effect.WRONG_BYTES, Effect.WRONG_ETAG])
@@ -439,7 +439,7 @@ def test_wrong_raw_bytes_without_crc_are_found_by_md5(effect: Effect) -> None:
         with pytest.raises(ProofError, match=r"its bytes of .*b\.log have MD5"):
             run_hour(store, STREAM)
         assert_not_complete(store)
-        assert_mended(store)
+        assert_clear_completes(store)
     assert_complete(store, STREAM)
 
 
@@ -450,20 +450,20 @@ def test_crc_that_the_store_only_echoes_is_not_accepted() -> None:
     with pytest.raises(ProofError, match=r"part-00001-[0-9a-f]{8}\.log: "):
         run_hour(store, STREAM)
     assert_not_complete(store)
-    assert_mended(store)
+    assert_clear_completes(store)
 
 
 def test_stored_crc_that_differs_from_the_sent_is_refused() -> None:
     store = packed_hour()
     first = part_key(store, FIRST)
     body, etag = store.body(first), store.stored(first).etag
-    # The same ETag and length over other bytes, as only a store that breaks its word would have it.
+    # The same ETag and length with other bytes: the store is at fault.
     store.produce(first, b"?" + body[1:])
     other = store.stored(first)
     object.__setattr__(other, "etag", etag)
     message = refusal(store, ProofError)
     assert "part-00000.log: the store has CRC64NVME" in message
-    assert_mended(store)
+    assert_clear_completes(store)
 
 
 def test_part_overwritten_during_validation_is_refused() -> None:
@@ -471,7 +471,7 @@ def test_part_overwritten_during_validation_is_refused() -> None:
     store.on("HEAD", "part-00000", lambda: store.corrupt(part_key(store, FIRST)))
     message = refusal(store, ProofError)
     assert "part-00000.log: it was overwritten while it was validated" in message
-    assert_mended(store)
+    assert_clear_completes(store)
 
 
 def test_oversize_object_changed_during_validation_is_refused() -> None:
@@ -480,13 +480,13 @@ def test_oversize_object_changed_during_validation_is_refused() -> None:
     before = parts(store)
     message = refusal(store, InputChangedError)
     assert f"s3://logs/{RAW}g.log changed or vanished while the hour was validated" in message
-    # Nothing is wrong with the part, which may hold the last copy.
+    # The part itself is correct, and may hold the last copy.
     assert parts(store) == before
-    assert_mended(store)
+    assert_clear_completes(store)
 
 
 def _discard(_: object) -> None:
-    """A rule's function returns nothing."""
+    """Drop a result: the function of a rule returns nothing."""
 
 
 def test_unpacked_shard_leaves_the_hour_incomplete() -> None:
@@ -496,7 +496,7 @@ def test_unpacked_shard_leaves_the_hour_incomplete() -> None:
     pack_shard(store, STREAM, first)
     message = refusal(store, ProofError)
     assert "it was not packed under this plan" in message
-    assert_mended(store)
+    assert_clear_completes(store)
 
 
 def test_more_failures_than_can_be_shown_are_counted() -> None:
@@ -509,8 +509,8 @@ def test_more_failures_than_can_be_shown_are_counted() -> None:
     assert message.count("part-0") == 5
 
 
-def _tampered(store: FakeStore, change: Callable[[list[list[object]]], None]) -> None:
-    """Change the rows of a receipt behind the pipeline's back."""
+def _change_receipt(store: FakeStore, change: Callable[[list[list[object]]], None]) -> None:
+    """Change the rows of a receipt in the bucket."""
     (key, *_) = [key for key in store.listing(WORK) if "/receipt-00000" in key]
     receipt = json.loads(gzip.decompress(store.body(key)))
     change(receipt["parts"])
@@ -555,13 +555,13 @@ def test_receipt_that_does_not_add_up_proves_nothing(
     change: Callable[[list[list[object]]], None], found: str
 ) -> None:
     store = packed_hour()
-    _tampered(store, change)
+    _change_receipt(store, change)
     assert f"part-00000.log: {found}" in refusal(store, ProofError)
-    assert_mended(store)
+    assert_clear_completes(store)
 
 
 def test_stray_parts_are_removed_after_the_manifest() -> None:
-    """Parts that a record of ours names, of a run that was overtaken; the marker is gone since planning."""
+    """A record names the parts of the overtaken run; planning has removed the marker."""
     store = FakeStore()
     produce(store, {**RAW_HOUR, "bb.log": b"late" * 9})
     for ref in plan_hour(store, STREAM, HOUR, "overtaken").shards:
@@ -587,7 +587,7 @@ FOREIGN = ("part-00099.log", "part-00000.log.gz", "part-00001.log.snappy", "part
 
 def test_foreign_objects_are_counted_and_stay() -> None:
     store = packed_hour()
-    others = {AGGREGATED + name: b"perhaps somebody's" for name in FOREIGN}
+    others = {AGGREGATED + name: b"foreign" for name in FOREIGN}
     for key, body in others.items():
         store.produce(key, body)
     assert validate_hour(store, STREAM, HOUR).foreign == len(FOREIGN)
@@ -611,10 +611,10 @@ def test_stray_parts_stay_if_a_part_is_not_proven() -> None:
     store.corrupt(AGGREGATED + min(now))
     refusal(store, ProofError)
     assert parts(store).keys() == (before.keys() | now) - {min(now)}
-    assert_mended(store, drop_vanished=True)
+    assert_clear_completes(store, drop_vanished=True)
 
 
-# -- plans that are not there --------------------------------------------------------------------------
+# -- missing plans -------------------------------------------------------------------------------------
 
 
 def test_hour_that_was_never_planned_cannot_be_validated() -> None:
@@ -631,7 +631,7 @@ def test_incomplete_plan_cannot_be_validated(name: str) -> None:
     (key,) = [key for key in store.listing(WORK) if key.endswith(name)]
     store.vanish(key)
     assert "clear the run from plan_hour on" in refusal(store, SupersededError)
-    assert_mended(store)
+    assert_clear_completes(store)
 
 
 def test_marker_of_another_plan_counts_as_unplanned() -> None:
@@ -643,7 +643,7 @@ def test_marker_of_another_plan_counts_as_unplanned() -> None:
         validate_hour(store, STREAM, HOUR)
 
 
-# -- hours that are complete ---------------------------------------------------------------------------
+# -- complete hours ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("checks_crc", [True, False])
@@ -655,12 +655,12 @@ def test_complete_hour_is_proven_again_without_changes(checks_crc: bool) -> None
     store.log.clear()
     assert validate_hour(store, STREAM, HOUR).bytes_out == before.bytes_out
     assert store.snapshot() == kept
-    # Proven when they had these very ETags.
+    # They were proven with these ETags.
     assert "RANGE" not in {operation.kind for operation in store.log}
 
 
 def assert_marker_went_first(store: FakeStore) -> None:
-    """Behind the claim, and before any part."""
+    """Check that the marker was removed after the claim and before any part."""
     claim, marker, *others = [each for each in store.writes() if "/staged-" not in each.key]
     assert (claim.kind, claim.key) == ("WRITE", CLAIM)
     assert (marker.kind, marker.key) == ("DELETE", MARKER)
@@ -676,7 +676,7 @@ def test_damaged_part_removes_the_marker_first(damage: str) -> None:
     message = refusal(store, ProofError)
     assert "The hour is not complete any more, its marker is removed." in message
     assert_marker_went_first(store)
-    assert_mended(store)
+    assert_clear_completes(store)
 
 
 def test_complete_hour_with_a_late_object_keeps_its_marker() -> None:
@@ -686,7 +686,7 @@ def test_complete_hour_with_a_late_object_keeps_its_marker() -> None:
     with pytest.raises(InputChangedError, match=r"z\.log"):
         validate_hour(store, STREAM, HOUR)
     assert store.has(MARKER)
-    assert_mended(store)
+    assert_clear_completes(store)
 
 
 def test_damaged_part_removes_the_marker_without_cleanup() -> None:
@@ -704,7 +704,7 @@ def test_damaged_part_removes_the_marker_without_cleanup() -> None:
         validate_hour(store, STREAM, HOUR)
     assert_not_complete(store)
     assert_marker_went_first(store)
-    assert_mended(store)
+    assert_clear_completes(store)
 
 
 @pytest.mark.parametrize("error", [AccessError("denied"), TransientError("internal error")], ids=str)
@@ -718,10 +718,10 @@ def test_damaged_part_stays_if_the_marker_stays(error: RollupError) -> None:
         validate_hour(store, STREAM, HOUR)
     assert store.has(MARKER)
     assert parts(store) == before
-    assert_mended(store)
+    assert_clear_completes(store)
 
 
 def test_etag_of_an_empty_object_is_the_md5_of_no_bytes() -> None:
-    # What makes the zero-byte objects above comparable with a listing.
+    # With it, the empty objects above can be compared with a listing.
     store = FakeStore()
     assert store.produce(RAW + "x", b"") == hashlib.md5(b"").hexdigest()

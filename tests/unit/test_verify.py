@@ -1,4 +1,4 @@
-"""A complete hour is proven once more: what is wrong is found and named, and nothing is changed."""
+"""verify proves a complete hour again: it finds and names what is wrong, and changes nothing."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -50,7 +50,7 @@ def complete_hour(stream: Stream = STREAM, **options: Any) -> FakeStore:
 
 
 def verify(store: FakeStore, deep: bool = False, stream: Stream = STREAM) -> Verification:
-    """Verify the hour, and see that nothing changed, not for a moment."""
+    """Verify the hour, and check that nothing was written."""
     store.log.clear()
     before = store.snapshot()
     found = verify_hour(store, stream, HOUR, deep=deep)
@@ -59,8 +59,8 @@ def verify(store: FakeStore, deep: bool = False, stream: Stream = STREAM) -> Ver
     return found
 
 
-def damage_unnoticed(store: FakeStore, key: str) -> None:
-    """As a disk would damage an object whose ETag and CRC the store goes on to state as they were."""
+def damage_silently(store: FakeStore, key: str) -> None:
+    """Damage an object as a disk would: the store still returns the old ETag and CRC."""
     store.corrupt(key, keep_etag=True)
 
 
@@ -102,8 +102,8 @@ def test_deep_reads_every_byte_of_parts_and_raw(monkeypatch: pytest.MonkeyPatch,
     for operation in store.log:
         if operation.kind == "RANGE":
             read[operation.key] = read.get(operation.key, 0) + int(operation.detail.partition("+")[2])
-    whole = {key: len(found.body) for key, found in store.snapshot().items() if found.body}
-    assert read == {key: size for key, size in whole.items() if key.startswith((RAW, AGGREGATED + "part-"))}
+    sizes = {key: len(found.body) for key, found in store.snapshot().items() if found.body}
+    assert read == {key: size for key, size in sizes.items() if key.startswith((RAW, AGGREGATED + "part-"))}
 
 
 @pytest.mark.parametrize("number", [PART, COPIED])
@@ -120,7 +120,7 @@ def test_rewritten_part_is_named(number: int, deep: bool) -> None:
 def test_silent_damage_is_found_only_by_deep(expired: bool) -> None:
     store = complete_hour()
     for number in (PART, COPIED):
-        damage_unnoticed(store, part_key(store, number))
+        damage_silently(store, part_key(store, number))
     if expired:
         for name in RAW_HOUR:
             store.vanish(RAW + name)
@@ -134,7 +134,7 @@ def test_silent_damage_is_found_only_by_deep(expired: bool) -> None:
 
 def test_remedy_of_a_damaged_part_works() -> None:
     store = complete_hour()
-    damage_unnoticed(store, part_key(store, PART))
+    damage_silently(store, part_key(store, PART))
     found = verify(store, deep=True)
     assert found.remedy is not None
     assert found.remedy.startswith(
@@ -150,14 +150,14 @@ def test_remedy_of_a_damaged_part_works() -> None:
 
 def test_damaged_part_of_expired_objects_has_another_remedy() -> None:
     store = complete_hour()
-    damage_unnoticed(store, part_key(store, PART))
+    damage_silently(store, part_key(store, PART))
     store.vanish(RAW + "f.log")
     assert "a rerun is refused" in (verify(store, deep=True).remedy or "")
 
 
 def test_silently_changed_raw_object_is_named() -> None:
     store = complete_hour()
-    damage_unnoticed(store, RAW + "c.log")
+    damage_silently(store, RAW + "c.log")
     found = verify(store, deep=True)
     (problem,) = found.problems
     assert (problem.part, list(problem.keys), found.remedy) == (None, [f"{RAW}c.log"], None)
@@ -176,11 +176,11 @@ def test_stored_crc_that_was_never_sent_is_a_problem(monkeypatch: pytest.MonkeyP
     store = complete_hour()
     ask = store.head
 
-    def stated(target: Location) -> ObjectHead | None:
+    def head_with_other_crc(target: Location) -> ObjectHead | None:
         head = ask(target)
         return replace(head, crc64nvme=1) if head and target.key == part_key(store, PART) else head
 
-    monkeypatch.setattr(store, "head", stated)
+    monkeypatch.setattr(store, "head", head_with_other_crc)
     (problem,) = verify(store).problems
     assert problem.part == part_name(store, PART)
     assert "the store has CRC64NVME 1, " in problem.reason
@@ -199,7 +199,7 @@ def test_missing_part_is_a_problem() -> None:
 def test_foreign_objects_are_counted_without_a_problem(deep: bool) -> None:
     store = complete_hour()
     for name in ("part-00009.log", "part-00000.log", "part-00001-0123abcd.log", "_rollup/notes.txt", "x"):
-        store.produce(AGGREGATED + name, b"whose?")
+        store.produce(AGGREGATED + name, b"foreign")
     found = verify(store, deep)
     assert (found.foreign, found.problems, found.remedy) == (5, [], None)
 
@@ -290,12 +290,12 @@ def test_manifest_of_another_plan_proves_nothing() -> None:
 def test_hour_replaced_during_verify_is_reported_as_such() -> None:
     store = complete_hour()
 
-    def rerun() -> None:
+    def rerun_hour() -> None:
         produce(store, {"late.log": b"late"})
         plan_hour(store, STREAM, HOUR, "rerun")
         store.corrupt(part_key(store, PART))
 
-    store.on("LIST", RAW, rerun)
+    store.on("LIST", RAW, rerun_hour)
     with pytest.raises(SupersededError, match="verify it again"):
         verify_hour(store, STREAM, HOUR)
 
