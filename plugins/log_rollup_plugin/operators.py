@@ -191,7 +191,7 @@ class FindLateHoursOperator(BaseOperator):
             {
                 "trigger_run_id": f"late__{format_hour(found.hour)}",
                 "conf": {"hour": format_hour(found.hour)},
-                "note": "Rerun of a complete hour: {late:,} raw objects arrived late, {changed:,} changed.".format(
+                "note": "Rerun of a complete hour: {late:,} raw objects came late, {changed:,} changed.".format(
                     **_counts(found.changes)
                 ),
             }

@@ -121,7 +121,7 @@ def test_damaged_hour_shows_problem_and_fix(open_page: OpenPage) -> None:
     )
     expect(page.locator(".chip").first).to_have_text("Damaged")
     expect(page.locator(".why")).to_have_text(PROBLEM)
-    expect(page.get_by_text("Clear the run: plan_hour")).to_be_visible()
+    expect(page.get_by_text("Clear the run. plan_hour")).to_be_visible()
     assert page.get_by_text(PROBLEM).count() == 1
 
 

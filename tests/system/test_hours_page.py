@@ -189,7 +189,7 @@ def test_a_run_is_cleared_after_being_asked_and_the_unchanged_hour_stays_complet
     ask.click()
     dialog = frame.get_by_role("dialog")
     expect(dialog).to_contain_text(re.compile(r"\d+ task instances will be cleared"))
-    dialog.get_by_role("button", name="Leave it").click()
+    dialog.get_by_role("button", name="Cancel").click()
     expect(dialog).to_have_count(0)
     assert clear_number() == 1
     ask.click()

@@ -1,10 +1,10 @@
-// What lies outside of this page: its own API, Airflow's, and Airflow's pages around it.
+// Requests to this page's API and to Airflow's, and links to Airflow's pages.
 
 const HERE = new URL("./", location.href);
 const AIRFLOW = new URL("../../", HERE);
 
-/** Why an answer did not come, for people; `status` is 0 where the server was not reached. `retryMs` is when to ask
- * again, where the server says so. */
+/** Why a request failed, for people. `status` is 0 if the server was not reached; `retryMs` is when to ask again, if the
+ * server says so. */
 export class AnswerError extends Error {
   constructor(status, message, retryMs = null) {
     super(message);
@@ -13,11 +13,11 @@ export class AnswerError extends Error {
   }
 }
 
-/** An answer of this page's own API. */
+/** Ask this page's API. */
 export const ask = (path, parameters = {}) =>
   request(new URL(`api/streams${path}?${new URLSearchParams(parameters)}`, HERE));
 
-/** Clear all tasks of a run, or only count them, with the rights of whoever is logged in. */
+/** Clear all tasks of a run, or only count them, with the permissions of the user. */
 export async function clearRun(dagId, runId, dryRun) {
   const url = new URL(`api/v2/dags/${encodeURIComponent(dagId)}/clearTaskInstances`, AIRFLOW);
   const body = { dag_run_id: runId, dry_run: dryRun, only_failed: false, reset_dag_runs: true };
@@ -33,7 +33,7 @@ async function request(url, options = {}) {
   try {
     response = await fetch(url, { credentials: "same-origin", ...options });
   } catch {
-    throw new AnswerError(0, "Airflow's api-server does not answer; is it running?");
+    throw new AnswerError(0, "Airflow's api-server does not answer. Is it running?");
   }
   if (response.ok) return response.json();
   const seconds = Number.parseInt(response.headers.get("Retry-After") ?? "", 10);
@@ -41,7 +41,7 @@ async function request(url, options = {}) {
 }
 
 async function reason(response) {
-  if (response.status === 401) return "Nobody is logged in any more. Reload Airflow and log in.";
+  if (response.status === 401) return "You are no longer logged in. Reload Airflow and log in.";
   let detail;
   try {
     ({ detail } = await response.json());
@@ -61,8 +61,8 @@ export const taskPage = (dagId, runId, task) => {
 export const dagPage = (dagId) => new URL(`dags/${encodeURIComponent(dagId)}`, AIRFLOW).href;
 
 /**
- * Follow a link out of the frame. Airflow's sandbox lets the frame navigate neither the window around it nor open
- * one; a link of Airflow's own document may do both.
+ * Follow a link out of the frame. Airflow's sandbox does not let the frame navigate the outer window or open a new one, but
+ * a link in Airflow's own document may do both.
  */
 export function leave(event) {
   if (window.parent === window) return;

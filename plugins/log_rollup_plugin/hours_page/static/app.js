@@ -1,4 +1,4 @@
-// Which of the two views the address asks for; each address is a page of its own, which Airflow takes over into its own.
+// Shows the view that the address asks for: the calendar or one hour. Airflow copies the frame's address into its own.
 
 import { AnswerError, ask } from "./airflow.js";
 import { showCalendar } from "./calendar.js";
@@ -7,19 +7,19 @@ import { showHour } from "./hour.js";
 
 const page = document.getElementById("page");
 const asked = new URLSearchParams(location.search);
-const SOON_MS = 1000;
-const WHILE_RUNNING_MS = 5000;
-const NOW_AND_THEN_MS = 30_000;
+const PENDING_MS = 1000;
+const RUNNING_MS = 5000;
+const IDLE_MS = 30_000;
 
 let timer = 0;
 let showing = 0;
 
-/** Show the view anew; `refresh` reads the bucket anew as well. */
+/** Show the view again; `refresh` also reads the bucket again. */
 async function show(refresh = false) {
   clearTimeout(timer);
-  const mine = ++showing;
+  const current = ++showing;
   page.setAttribute("aria-busy", "true");
-  let next = NOW_AND_THEN_MS;
+  let next = IDLE_MS;
   try {
     const { streams } = await ask("");
     const stream = streams.find((one) => one.name === (asked.get("stream") ?? streams[0]?.name));
@@ -30,17 +30,17 @@ async function show(refresh = false) {
     } else {
       const view = asked.get("hour") ? hourOf(stream) : monthOf(stream, refresh);
       const { draw, soon, running } = await view;
-      if (mine !== showing) return;
+      if (current !== showing) return;
       draw(page, streams, () => show(true));
-      next = soon ? SOON_MS : running ? WHILE_RUNNING_MS : NOW_AND_THEN_MS;
+      next = soon ? PENDING_MS : running ? RUNNING_MS : IDLE_MS;
     }
   } catch (error) {
-    if (mine !== showing) return;
+    if (current !== showing) return;
     if (!(error instanceof AnswerError)) throw error;
     failed(error);
     next = error.retryMs ?? next;
   } finally {
-    if (mine === showing) {
+    if (current === showing) {
       page.setAttribute("aria-busy", "false");
       timer = setTimeout(() => (document.hidden ? null : show()), next);
     }
@@ -66,7 +66,7 @@ async function hourOf(stream) {
   return { draw: (...where) => showHour(answer, ...where), soon: false, running };
 }
 
-/** Say what went wrong, above what was shown before. */
+/** Show an error above the present view. */
 function failed(error) {
   page.querySelector(".notice.fresh")?.remove();
   const box = notice(error.message, page.children.length === 0);

@@ -1,16 +1,16 @@
-// A month of hours: days as rows, hours as columns, and how much was rolled up over the month.
+// A month of hours: a calendar with days as rows and hours as columns, and charts.
 
 import { dayOnly, el, glyph, clock, monthTitle, number, seconds, size, span } from "./dom.js";
 import { charts } from "./charts.js";
 import { STATES, address, age, chip, replace, streamChoice, warnings } from "./header.js";
 
-const MOST_NAMED = 6;
-const NEEDS_SOMEBODY = ["failed", "damaged", "missing", "late"];
-// States that the legend names only where there is an hour of them.
-const IF_ANY = ["unknown", "damaged"];
+const MAX_LISTED = 6;
+const NEEDS_ATTENTION = ["failed", "damaged", "missing", "late"];
+// States that the legend shows only if there are such hours.
+const RARE_STATES = ["unknown", "damaged"];
 const WEEKDAYS = ["Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat"];
 
-/** Show what the API says of a month. */
+/** Show a month. */
 export function showCalendar(month, page, streams, refresh) {
   const { stream, hours } = month;
   document.title = `Hours of ${stream.name}, ${monthTitle(month.month)}`;
@@ -38,8 +38,8 @@ export function showCalendar(month, page, streams, refresh) {
     el(
       "p",
       { class: "foot" },
-      `All times are UTC. An hour is late when it is not complete ${seconds(stream.late_after)} after its end; `,
-      "one that a backfill or somebody's hand asked for, as long after that.",
+      `All times are UTC. An hour is late if it is not complete ${seconds(stream.late_after)} after its end. `,
+      "For runs by hand or by a backfill, the time counts from when the run was queued.",
     ),
   );
 }
@@ -55,23 +55,23 @@ function monthChoice(stream, month, present) {
   return el(
     "nav",
     { class: "months", "aria-label": "Month" },
-    step(-1, "The month before", "back"),
+    step(-1, "Previous month", "back"),
     el("h2", {}, monthTitle(month)),
-    step(1, "The month after", "forward"),
+    step(1, "Next month", "forward"),
     month === present ? null : el("a", { class: "button", href: address({ stream }) }, "This month"),
   );
 }
 
-/** Whether raw objects came late, changed or vanished that no later completion has taken up. */
+/** Whether raw objects came late, changed or vanished since the hour was last completed. */
 const isBehind = ({ late, marker }) => Boolean(late && marker && Date.parse(marker.completed_at) < Date.parse(late.at));
 
 function legend(hours) {
   const counts = grouped(hours);
   const behind = hours.filter(isBehind).length;
-  const shown = Object.keys(STATES).filter((state) => !IF_ANY.includes(state) || counts.has(state));
+  const shown = Object.keys(STATES).filter((state) => !RARE_STATES.includes(state) || counts.has(state));
   return el(
     "ul",
-    { class: "legend", "aria-label": "What the colours and signs mean, and how many hours there are of each" },
+    { class: "legend", "aria-label": "Legend, with the number of hours in each state" },
     shown.map((state) =>
       el(
         "li",
@@ -82,7 +82,7 @@ function legend(hours) {
       ),
     ),
     behind
-      ? el("li", { title: "log_rollup_late found raw objects that differ from what was packed" }, el("span", { class: "sample", "data-state": "complete", "data-late": "" }), "Late objects ", el("b", {}, number(behind)))
+      ? el("li", { title: "log_rollup_late found raw objects that differ from the packed ones" }, el("span", { class: "sample", "data-state": "complete", "data-late": "" }), "Late objects ", el("b", {}, number(behind)))
       : null,
   );
 }
@@ -149,7 +149,7 @@ function cell(stream, one, present) {
 
 const spoken = (one) => `${dayOnly(one.hour)} ${span(one.hour)}: ${STATES[one.state]?.[0] ?? "nothing"}`;
 
-/** What is to be said of an hour beside its state. */
+/** What is known of an hour besides its state. */
 function facts(one) {
   const said = one.why ? [one.why] : [];
   const { marker, late } = one;
@@ -161,13 +161,13 @@ function facts(one) {
   return said;
 }
 
-/** As in "came late (3) and vanished (1)". */
+/** Like "came late (3) and vanished (1)". */
 function differences({ late, changed, vanished }) {
   const kinds = [["came late", late], ["changed", changed], ["vanished", vanished]];
   return kinds.filter(([, count]) => count).map(([what, count]) => `${what} (${number(count)})`).join(" and ");
 }
 
-/** Arrow keys, Home and End as in any grid. */
+/** Move the focus with the arrow keys, Home and End. */
 function walk(event) {
   const cells = [...event.currentTarget.querySelectorAll("a.hour")];
   const at = cells.indexOf(event.target);
@@ -188,7 +188,7 @@ function walk(event) {
   cells[to].focus();
 }
 
-/** Show what is known of an hour beside it. */
+/** Show a tooltip with what is known of an hour. */
 function point(link, month, tip) {
   if (!link) return;
   const one = month.hours.find(({ hour }) => hour === link.dataset.key);
@@ -205,19 +205,19 @@ function point(link, month, tip) {
   tip.style.top = `${below ? box.bottom + 6 : box.top - tip.offsetHeight - 6}px`;
 }
 
-/** The hours that somebody has to look after, the last ones first. */
+/** The hours that need attention, newest first. */
 function attention(stream, hours) {
-  const found = hours.filter((one) => NEEDS_SOMEBODY.includes(one.state) || isBehind(one)).reverse();
+  const found = hours.filter((one) => NEEDS_ATTENTION.includes(one.state) || isBehind(one)).reverse();
   if (!found.length) return null;
-  const rest = found.length - MOST_NAMED;
+  const rest = found.length - MAX_LISTED;
   return el(
     "section",
     { class: "card attention" },
-    el("h3", {}, "Needs a look"),
+    el("h3", {}, "Needs attention"),
     el(
       "ul",
       {},
-      found.slice(0, MOST_NAMED).map((one) =>
+      found.slice(0, MAX_LISTED).map((one) =>
         el(
           "li",
           {},

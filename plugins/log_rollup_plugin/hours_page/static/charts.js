@@ -1,19 +1,19 @@
-// Small charts of the complete hours of a month, one bar an hour, drawn as SVG.
+// Small SVG charts of the complete hours of a month, with one bar per hour.
 
 import { brief, clock, dayOnly, el, number, seconds, size, span, svg } from "./dom.js";
 
 const HOUR_MS = 3_600_000;
 const HEIGHT = 100;
-const LEAST_SLOTS = 24;
+const MIN_SLOTS = 24;
 const MEGA = 1e6;
 
-/** What is drawn of a marker: its title, the value, how it is said, how the axis is marked, and a limit if it has one. */
+/** The charts: title, value, format of values, format of the axis, and perhaps a limit. */
 const MEASURES = [
   ["Objects", (marker) => marker.objects, number, brief],
   ["Bytes", (marker) => marker.bytes_in, size, size],
   ["Parts", (marker) => marker.parts, number, brief],
   ["Packing time of all tasks", (marker) => marker.pack_seconds, seconds, seconds],
-  ["Throughput a task", throughput, (value) => `${brief(value)} MB/s`, (value) => `${brief(value)} MB/s`],
+  ["Throughput per task", throughput, (value) => `${brief(value)} MB/s`, (value) => `${brief(value)} MB/s`],
   ["Peak sockets and their cap", (marker) => marker.sockets, number, brief, (marker) => marker.max_connections],
 ];
 
@@ -21,12 +21,12 @@ function throughput(marker) {
   return marker.pack_seconds ? marker.bytes_in / MEGA / marker.pack_seconds : 0;
 }
 
-/** The charts; `address` tells the page of an hour. */
+/** The charts; `address` returns the URL of an hour. */
 export function charts(hours, address) {
   const drawn = hours.filter(({ marker }) => marker?.objects);
   if (!drawn.length) return null;
   const first = Date.parse(drawn[0].hour);
-  const slots = Math.max(LEAST_SLOTS, (Date.parse(drawn.at(-1).hour) - first) / HOUR_MS + 1);
+  const slots = Math.max(MIN_SLOTS, (Date.parse(drawn.at(-1).hour) - first) / HOUR_MS + 1);
   return el(
     "section",
     { class: "charts", "aria-label": "The complete hours over time" },

@@ -1,13 +1,13 @@
-// Making elements, and writing numbers and times as people read them.
+// Creates elements, and formats numbers and times.
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** An element: attributes that are null, undefined or false are left out, functions are listeners. */
+/** Create an HTML element. Attributes that are null, undefined or false are left out; functions become listeners. */
 export function el(name, attributes = {}, ...children) {
   return fill(document.createElement(name), attributes, children);
 }
 
-/** An element of SVG. */
+/** Create an SVG element. */
 export function svg(name, attributes = {}, ...children) {
   return fill(document.createElementNS(SVG, name), attributes, children);
 }
@@ -22,7 +22,7 @@ function fill(element, attributes, children) {
   return element;
 }
 
-/** One of the drawings in index.html, for eyes only. */
+/** One of the drawings in index.html; hidden from screen readers. */
 export function glyph(name) {
   return svg("svg", { class: "glyph", "aria-hidden": "true" }, svg("use", { href: `#glyph-${name}` }));
 }
@@ -43,7 +43,7 @@ export function size(bytes) {
   return `${step === 0 || value >= 100 ? Math.round(value) : value.toFixed(1)} ${UNITS[step]}`;
 }
 
-/** Few digits, as an axis has them. */
+/** A short number for an axis. */
 export function brief(value) {
   if (value >= 1e6) return `${trim(value / 1e6)}M`;
   if (value >= 1e4) return `${trim(value / 1e3)}k`;
@@ -66,7 +66,7 @@ const both = (many, unit, few, smaller) => (few ? `${many} ${unit} ${few} ${smal
 
 const two = (value) => String(value).padStart(2, "0");
 
-/** As in 2026-11-23T08:00:00Z, the name of an hour. */
+/** The name of an hour, like 2026-11-23T08:00:00Z. */
 export const hourName = (date) => date.toISOString().replace(/\.\d+Z$/, "Z");
 export const addHours = (name, hours) => hourName(new Date(Date.parse(name) + hours * HOUR_MS));
 export const day = (value) => longDay.format(new Date(value)).replace(",", "");

@@ -1,27 +1,27 @@
-// The head of both views: which stream, how old what is shown is, and what could not be had.
+// The head of both views: the stream, the age of the data, and warnings.
 
 import { dagPage, leave } from "./airflow.js";
 import { el, glyph, seconds } from "./dom.js";
 
-/** The states in the order of the legend, and what they mean. */
+/** The states in the order of the legend: name and meaning. */
 export const STATES = {
-  complete: ["Complete", "_SUCCESS lies beside its parts: all of it is there and proven"],
-  running: ["Running", "its run is at work"],
-  waiting: ["Waiting", "until its raw objects are settled, or its run is queued"],
-  late: ["Late", "it should be complete by now; its run is not done"],
+  complete: ["Complete", "_SUCCESS exists beside its parts: the hour is complete and proven"],
+  running: ["Running", "its run is running"],
+  waiting: ["Waiting", "its raw objects are not settled yet, or its run is queued"],
+  late: ["Late", "it should be complete by now, but its run has not ended"],
   failed: ["Failed", "its run failed"],
-  damaged: ["Damaged", "there is a _SUCCESS that cannot be read, so it does not count as complete"],
-  missing: ["Missing", "it is over, and has neither a completion marker nor a run at work"],
-  unknown: ["Not read", "the bucket has not been read, or could not be"],
-  open: ["Open", "it is not over yet"],
+  damaged: ["Damaged", "its _SUCCESS cannot be read, so it does not count as complete"],
+  missing: ["Missing", "it has ended, and has neither a completion marker nor an unfinished run"],
+  unknown: ["Not read", "the bucket has not been read yet, or could not be read"],
+  open: ["Open", "it has not ended"],
 };
 
-/** The state of an hour as a word with its sign. */
+/** The state of an hour: sign and name. */
 export function chip(state) {
   return el("span", { class: "chip", "data-state": state }, glyph(state), STATES[state]?.[0] ?? "None");
 }
 
-/** An address of this page. */
+/** A URL of this page. */
 export const address = (parameters) => `./?${new URLSearchParams(parameters)}`;
 
 /** A link to one of Airflow's pages, or to another site in a new tab. */
@@ -30,7 +30,7 @@ export function away(href, text, classes = "", outside = false) {
   return el("a", { href, class: classes, click: leave, ...target }, text, glyph("away"));
 }
 
-/** Chooses among the streams, keeping the month. */
+/** A menu of the streams; it keeps the month. */
 export function streamChoice(streams, present, month) {
   const change = (event) => location.assign(address({ stream: event.target.value, month }));
   const options = streams.map(({ name }) => el("option", { value: name, selected: name === present }, name));
@@ -42,7 +42,7 @@ export function streamChoice(streams, present, month) {
   );
 }
 
-/** How old what the bucket said is, and the button that reads it again. */
+/** The age of the data from the bucket, and a button to read it again. */
 export function age(bucket, now, refresh) {
   const since = (instant) => Math.round((Date.parse(now) - Date.parse(instant)) / 1000);
   const ago = (instant) => (since(instant) < 2 ? "just now" : `${seconds(since(instant))} ago`);
@@ -51,7 +51,7 @@ export function age(bucket, now, refresh) {
   else if (bucket.newest) {
     text = `Bucket read ${ago(bucket.newest)}`;
     if (Date.parse(bucket.newest) - Date.parse(bucket.oldest) > 60_000) {
-      text += `, the settled past up to ${ago(bucket.oldest)}`;
+      text += `, older hours up to ${ago(bucket.oldest)}`;
     }
   }
   return el(
@@ -67,18 +67,18 @@ export function age(bucket, now, refresh) {
   );
 }
 
-/** What stands above the rest: a bucket that cannot be read, a Dag that makes no runs. */
+/** Warnings at the top: a bucket that cannot be read, or a Dag without new runs. */
 export function warnings(stream, error) {
   const bucket = el(
     "div",
     { class: "notice bad", role: "alert" },
     glyph("failed"),
-    el("p", {}, el("strong", {}, "The bucket could not be read. "), `Runs are shown as Airflow knows them. ${error}`),
+    el("p", {}, el("strong", {}, "The bucket could not be read. "), `Runs are shown from Airflow's database. ${error}`),
   );
   const pause =
     stream.paused === null
-      ? "Airflow does not know this stream's Dag yet: no runs are made."
-      : "This stream's Dag is paused: no runs are made.";
+      ? "Airflow does not know this stream's Dag yet, so it creates no runs."
+      : "This stream's Dag is paused, so Airflow creates no runs.";
   const paused = el(
     "div",
     { class: "notice", role: "status" },
@@ -89,7 +89,7 @@ export function warnings(stream, error) {
   return [error ? bucket : null, stream.paused === false ? null : paused].filter(Boolean);
 }
 
-/** Put a view in place of the one before it, keeping what the keyboard was at. */
+/** Replace the view, keeping the keyboard focus. */
 export function replace(page, ...children) {
   if (document.querySelector("dialog[open]")) return;
   const key = document.activeElement?.dataset?.key;

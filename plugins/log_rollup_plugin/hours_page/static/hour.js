@@ -1,21 +1,21 @@
-// One hour: what it amounts to, how it was proven, its parts, its runs, and what can be done about it.
+// One hour: its totals, how it was proven, its parts and runs, and what to do.
 
 import { clearRun, leave, runPage, taskPage } from "./airflow.js";
 import { addHours, clock, day, dayOnly, el, glyph, instant, number, seconds, size, span } from "./dom.js";
 import { address, away, chip, replace, warnings } from "./header.js";
 
 const PROOFS = {
-  "stored-crc64nvme": "the store states the part's CRC, and refuses a wrong one",
-  "read-back": "read back, and its CRC computed",
+  "stored-crc64nvme": "S3 keeps the part's CRC, and refuses a wrong one",
+  "read-back": "the part was read back and its CRC computed",
   crc64nvme: "the bytes match the CRC that S3 keeps of the raw object",
   crc32c: "the bytes match the CRC that S3 keeps of the raw object",
   crc32: "the bytes match the CRC that S3 keeps of the raw object",
-  "etag-md5": "its bytes within the part match its ETag",
-  length: "the length alone, besides TCP and TLS",
+  "etag-md5": "the bytes in the part match the ETag of the raw object",
+  length: "only the length was compared",
 };
 const STEPS = ["wait_for_raw_hour", "plan_hour", "pack_shard", "validate_hour", "complete_hour"];
 
-/** Show what the API says of an hour. */
+/** Show one hour. */
 export function showHour(answer, page, _streams, refresh) {
   const { stream, hour } = answer;
   document.title = `${stream.name}, ${dayOnly(hour)} ${span(hour)}`;
@@ -39,13 +39,13 @@ function head(answer, refresh) {
     { class: "hour-head" },
     el(
       "nav",
-      { class: "crumbs", "aria-label": "Where this is" },
+      { class: "crumbs", "aria-label": "Breadcrumbs" },
       el("a", { href: address({ stream: stream.name, month: hour.slice(0, 7) }), "data-key": "calendar" }, glyph("back"), `Hours of ${stream.name}`),
     ),
     el(
       "div",
       { class: "bar" },
-      el("div", { class: "months" }, step(-1, "The hour before", "back"), step(1, "The hour after", "forward")),
+      el("div", { class: "months" }, step(-1, "Previous hour", "back"), step(1, "Next hour", "forward")),
       el("h1", {}, `${day(hour)}, ${span(hour)}`),
       chip(answer.state),
       el("span", { class: "why" }, answer.why),
@@ -76,14 +76,14 @@ function facts(answer) {
     );
   }
   if (!("objects" in marker)) {
-    return card("What it amounts to", el("p", { class: "quiet" }, "Its completion marker is of another version of Log Rollup."));
+    return card("Totals", el("p", { class: "quiet" }, "Another version of Log Rollup wrote its completion marker."));
   }
   const { pack, pack_cpu: cpu } = marker.seconds;
   const after = (Date.parse(marker.completed_at) - Date.parse(addHours(hour, 1))) / 1000;
   const left = marker.left_out;
   const leftOut = Object.entries(left).filter(([, count]) => count);
   return card(
-    "What it amounts to",
+    "Totals",
     list([
       ["Raw objects", number(marker.objects)],
       ["Bytes in", exact(marker.bytes_in)],
@@ -93,37 +93,37 @@ function facts(answer) {
       ["Left out", leftOut.length ? leftOut.map(([kind, count]) => `${number(count)} ${kind}`).join(", ") : "nothing"],
       ["Complete", `${instant(marker.completed_at)}${after > 0 ? `, ${seconds(after)} after its end` : ""}`],
       ["Packing", `${seconds(pack)} in all tasks, ${seconds(cpu)} of CPU`],
-      ["Throughput of a task", pack ? `${(marker.bytes_in / 1e6 / pack).toFixed(1)} MB/s` : "–"],
-      ["Peak sockets", `${number(marker.peak.sockets)} of ${number(marker.max_connections)} in a task`],
+      ["Throughput per task", pack ? `${(marker.bytes_in / 1e6 / pack).toFixed(1)} MB/s` : "–"],
+      ["Peak sockets", `${number(marker.peak.sockets)} of ${number(marker.max_connections)} in one task`],
       ["Peak open files, memory", `${number(marker.peak.open_files)}, ${size(marker.peak.rss_bytes)}`],
       ["Requests", requests(marker)],
     ]),
   );
 }
 
-/** What was found beside the hour's own objects; nothing where a marker has none of it. */
+/** Foreign and damaged objects, if there are any. */
 function noted({ foreign, damaged }) {
   const rows = [];
-  if (foreign) rows.push(["Foreign objects", `${number(foreign)} beside the parts that no record names; they were left alone`]);
-  if (damaged) rows.push(["Damaged objects", `${number(damaged)} compressed ones that cannot be unpacked, each in a part of its own`]);
+  if (foreign) rows.push(["Foreign objects", `${number(foreign)} beside the parts; they were not changed`]);
+  if (damaged) rows.push(["Damaged objects", `${number(damaged)} compressed objects that cannot be decompressed, each in its own part`]);
   return rows;
 }
 
-/** What an operator does about an hour that is not complete. */
+/** What an operator can do about an hour that is not complete. */
 function whatToDo({ stream, hour, state, why, runs: made, tasks }) {
   const failed = tasks.find((task) => task.state === "failed");
   const command = `airflow dags trigger ${stream.dag_id} --conf '{"hour": "${hour}"}'`;
   const advice = {
-    damaged: "Clear the run: plan_hour reads the hour again and packs what is missing, or its log says what to do first. Don't delete anything by hand, because raw objects may have expired since.",
-    failed: "The log of the task that failed says what went wrong and what to do about it. Then clear the run.",
-    late: "Nothing is wrong with it as far as Airflow knows; the log of the task that it is at says what it waits for.",
-    waiting: "Nothing. It goes on by itself once no object has come for the stream's quiet period.",
-    running: "Nothing. What was packed shows here as soon as it is planned.",
-    unknown: "Mend what keeps the bucket from being read, then refresh.",
-    open: "Nothing. Its run is made when it is over.",
+    damaged: "Clear the run. plan_hour reads the hour again and packs what is missing, or its log says what to do first. Don't delete anything by hand, because raw objects may have expired.",
+    failed: "The log of the failed task says what went wrong and how to fix it. Then clear the run.",
+    late: "No task has failed. The log of the active task says what it waits for.",
+    waiting: "Nothing. It continues once no object has arrived for the stream's quiet period.",
+    running: "Nothing. Packed parts appear here once the hour has been planned.",
+    unknown: "Fix the access to the bucket, then refresh.",
+    open: "Nothing. Its run is created after its end.",
   }[state];
   const byHand = [
-    el("p", {}, "To have it rolled up, trigger the Dag for this hour, in Airflow or with"),
+    el("p", {}, "To roll it up, trigger the Dag for this hour, in Airflow or with"),
     el(
       "div",
       { class: "place" },
@@ -133,7 +133,7 @@ function whatToDo({ stream, hour, state, why, runs: made, tasks }) {
   ];
   return card(
     "What to do",
-    // The head has the whole of it, and it says itself that the hour is not complete.
+    // The head shows the reason for a damaged hour, which is long.
     why && state !== "damaged" ? el("p", { class: "quiet" }, `${state === "unknown" ? "Whether it is complete is not known" : "It is not complete"}: ${why}.`) : null,
     el("div", { class: "advice" }, advice ? el("p", {}, advice) : byHand),
     failed ? away(taskPage(stream.dag_id, made[0].run_id, failed), `Open ${failed.task_id}`, "button") : null,
@@ -176,7 +176,7 @@ async function copy(button, text) {
   try {
     await navigator.clipboard.writeText(text);
   } catch {
-    // Without TLS, or within a frame, there is no clipboard to write to: the old way still works.
+    // There may be no clipboard API without TLS or in a frame; execCommand still works there.
     const area = el("textarea", { class: "sprites" }, text);
     document.body.append(area);
     area.select();
@@ -190,9 +190,9 @@ async function copy(button, text) {
 function late({ late: found, marker }) {
   if (!found) return null;
   const since = marker?.completed_at && Date.parse(marker.completed_at) > Date.parse(found.at);
-  let then = "Left alone, because raw objects have vanished: its parts may be all that is left of them.";
-  if (since) then = "It has been completed anew since.";
-  else if (found.rerun) then = "It is being rerun.";
+  let then = "The hour is not rerun, because raw objects have vanished: its parts may be the last copy.";
+  if (since) then = "The hour has been completed again since.";
+  else if (found.rerun) then = "The hour is being rerun.";
   return card(
     "Late objects",
     list([
@@ -259,7 +259,7 @@ function parts({ parts: there, stream, unclear, planned, state }) {
       el("td", {}, el("code", {}, part.name)),
       el("td", { class: "number" }, number(part.objects)),
       el("td", { class: "number", title: `${number(part.size)} bytes` }, size(part.size)),
-      el("td", {}, part.copied ? el("span", { class: "quiet" }, "copied by S3, larger than a part") : fillBar(full)),
+      el("td", {}, part.copied ? el("span", { class: "quiet" }, "copied by S3, because larger than a part") : fillBar(full)),
       el("td", {}, part.crc64nvme ? el("code", {}, part.crc64nvme) : el("span", { class: "quiet" }, "none")),
       el("td", {}, part.proof ? el("span", { class: "proven", title: PROOFS[part.proof] }, glyph("complete"), part.proof) : el("span", { class: "quiet" }, "packed, not proven yet")),
     );
@@ -280,7 +280,7 @@ function fillBar(full) {
 
 function table(heads, rows, numbers) {
   const head = heads.map((text, at) => el("th", { scope: "col", class: numbers.includes(at) ? "number" : null }, text));
-  // A wide table is scrolled by itself, with the keyboard too.
+  // A wide table scrolls separately; tabindex makes it scroll with the keyboard too.
   return el(
     "div",
     { class: "scroll", tabindex: 0, role: "region", "aria-label": heads[0] },
@@ -294,16 +294,16 @@ function list(rows) {
   return el("dl", {}, rows.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
 }
 
-/** Ask before a run is cleared, with the number of tasks that Airflow says that would be. */
+/** Ask for confirmation before a run is cleared, with the number of task instances. */
 async function askToClear(stream, hour, run, done) {
   const said = el("p", { role: "status" }, "Counting the tasks …");
   const yes = el("button", { type: "button", class: "primary", disabled: true }, "Clear the run");
-  const no = el("button", { type: "button", click: () => box.close() }, "Leave it");
+  const no = el("button", { type: "button", click: () => box.close() }, "Cancel");
   const box = el(
     "dialog",
     { "aria-labelledby": "clear-title", close: () => box.remove() },
     el("h3", { id: "clear-title" }, `Clear the run of ${dayOnly(hour)}, ${span(hour)}?`),
-    el("p", {}, "All its tasks run again. A complete hour that has not changed is left as it is; otherwise only the parts that differ are packed again."),
+    el("p", {}, "All its tasks run again. A complete hour that has not changed stays as it is; otherwise only the parts that differ are packed again."),
     el("p", {}, el("code", {}, run.run_id)),
     said,
     el("div", { class: "actions" }, no, yes),

@@ -1,4 +1,4 @@
-// Light or dark as Airflow's own pages are: they keep the choice under "theme", and the browser's where there is none.
+// Uses Airflow's light or dark theme, stored under "theme", or else the browser's.
 // Not a module, so that it runs before the first paint.
 (() => {
   const system = matchMedia("(prefers-color-scheme: dark)");
@@ -7,7 +7,7 @@
     try {
       chosen = localStorage.getItem("theme");
     } catch {
-      // Storage may be forbidden; the system's choice is left.
+      // Storage may be blocked; the browser's theme remains.
     }
     const dark = chosen === "dark" || (chosen !== "light" && system.matches);
     document.documentElement.dataset.theme = dark ? "dark" : "light";
