@@ -35,7 +35,7 @@ def status(options: argparse.Namespace, answer: Answer) -> bool:
     midnight = datetime.combine(day, time(), UTC)
     hours = [hour for hour in (midnight + timedelta(hours=number) for number in range(24)) if hour <= now]
     with open_store(stream) as store:
-        found = [_hour(stream, status, now) for status in read_hours(store, stream, hours)]
+        found = [_hour(stream, summary, now) for summary in read_hours(store, stream, hours)]
     damaged = [hour for hour in found if hour["state"] == HourStatus.DAMAGED]
     if options.json:
         answer.json({"stream": stream.name, "day": f"{day}", "hours": found})
@@ -52,11 +52,11 @@ def status(options: argparse.Namespace, answer: Answer) -> bool:
     return not damaged
 
 
-def _hour(stream: Stream, status: HourSummary, now: datetime) -> dict[str, Any]:
-    marker = status.marker or {}
+def _hour(stream: Stream, summary: HourSummary, now: datetime) -> dict[str, Any]:
+    marker = summary.marker or {}
     return {
-        "hour": format_hour(status.hour),
-        "state": _state(stream, status, now),
+        "hour": format_hour(summary.hour),
+        "state": _state(stream, summary, now),
         "plan_id": marker.get("plan_id"),
         "objects": marker.get("objects"),
         "bytes_in": marker.get("bytes_in"),
@@ -69,18 +69,18 @@ def _hour(stream: Stream, status: HourSummary, now: datetime) -> dict[str, Any]:
         "completed_at": marker.get("completed_at"),
         "foreign": marker.get("foreign"),
         "damaged": marker.get("damaged"),
-        "problem": status.problem or None,
+        "problem": summary.problem or None,
     }
 
 
-def _state(stream: Stream, status: HourSummary, now: datetime) -> str:
+def _state(stream: Stream, summary: HourSummary, now: datetime) -> str:
     """The state of an hour; incomplete ones are split by whether a run could have completed them by now."""
-    if status.state is HourStatus.INCOMPLETE:
-        if status.hour < stream.start:
+    if summary.state is HourStatus.INCOMPLETE:
+        if summary.hour < stream.start:
             return _BEFORE_START
-        if stream.at(status.hour).end > now:
+        if stream.at(summary.hour).end > now:
             return _NOT_OVER
-    return status.state.value
+    return summary.state.value
 
 
 def _cells(hour: Mapping[str, Any]) -> list[str]:

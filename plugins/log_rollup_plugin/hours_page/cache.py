@@ -147,10 +147,10 @@ class MarkerCache:
                 job.waiting.append(future)
         return future
 
-    def put(self, stream: Stream, status: HourSummary) -> None:
+    def put(self, stream: Stream, summary: HourSummary) -> None:
         """Cache an hour that the caller has just read."""
         with self._changed:
-            self._store(_place(stream), [status])
+            self._store(_place(stream), [summary])
 
     def get(self, stream: Stream, hour: datetime) -> CachedHour | None:
         """The cached hour, or None; nothing is read."""
@@ -240,9 +240,9 @@ class MarkerCache:
 
     def _store(self, place: str, read: Sequence[HourSummary]) -> None:
         at = self._clock()
-        for status in read:
-            self._read[place, status.hour] = CachedHour(status, at)
-            self._read.move_to_end((place, status.hour))
+        for summary in read:
+            self._read[place, summary.hour] = CachedHour(summary, at)
+            self._read.move_to_end((place, summary.hour))
         while len(self._read) > MAX_HOURS:
             self._read.popitem(last=False)
 
