@@ -1,4 +1,4 @@
-"""What every test stands on: servers and the guard against left-over processes, and an Airflow of its own."""
+"""Settings of all tests: a clean environment, an Airflow home of the session, and how tests are distributed."""
 
 import os
 import tempfile
@@ -11,8 +11,7 @@ from xdist.scheduler import LoadScopeScheduling
 ROOT = Path(__file__).resolve().parent.parent
 pytest_plugins = ["tests.support.fixtures"]
 
-# Before Airflow is imported for the first time: it reads these once. A developer's own Airflow and AWS
-# settings must not reach the tests.
+# Airflow reads these when it is imported. A developer's own Airflow and AWS settings must not reach the tests.
 for name in [name for name in os.environ if name.startswith(("AIRFLOW", "AWS_", "LOG_ROLLUP_"))]:
     del os.environ[name]
 _home = tempfile.TemporaryDirectory(prefix="log-rollup-airflow-")
@@ -34,30 +33,35 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
-    """Name binary values by their size: packed ones hold the time, and each worker must collect the same names."""
+    """Name binary values by their size: compressed ones hold the time, and ids must be equal in all workers."""
     if isinstance(val, bytes) and not val.isascii():
         return f"{argname}-of-{len(val)}-bytes"
     return None
 
 
-# -- side by side, with pytest-xdist -------------------------------------------------------------------
+# -- which tests are slow, and how tests are distributed over the workers of pytest-xdist ----------------
 
-ON_THE_STACK = "tests/system/"
+STACK_TESTS = "tests/system/"
+# Each starts processes.
+SLOW_FIXTURES = {"rclone_server", "moto_server", "ministack_server", "s3_server"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the tests that share a local stack: together they take the longest."""
-    items.sort(key=lambda item: item.nodeid.startswith(ON_THE_STACK), reverse=True)
+    """Mark tests that use an S3 server as slow, and start with those of the local stack, which take longest."""
+    for item in items:
+        if not SLOW_FIXTURES.isdisjoint(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: item.nodeid.startswith(STACK_TESTS), reverse=True)
 
 
-class _FilesAndTheStack(LoadScopeScheduling):
-    """Gives each worker a file at a time, and all tests of the local stack to one and the same."""
+class _FilesAndStack(LoadScopeScheduling):
+    """Gives each worker one file at a time, and all tests of the local stack to the same worker."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return ON_THE_STACK if nodeid.startswith(ON_THE_STACK) else nodeid.partition("::")[0]
+        return STACK_TESTS if nodeid.startswith(STACK_TESTS) else nodeid.partition("::")[0]
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
-    """Use this scheduler whatever was asked for."""
-    return _FilesAndTheStack(config, log)
+    """Use this scheduler whatever ``--dist`` says."""
+    return _FilesAndStack(config, log)

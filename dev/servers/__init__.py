@@ -1,7 +1,7 @@
 """S3 servers as processes, for tests and benchmarks, and how each of them differs from S3.
 
-Observed with rclone 1.75.2, moto 5.2.5 and MiniStack 1.4.21; ``tests/unit/test_support_servers.py`` tests most
-rows. Where none of them behaves like S3, tests add that behaviour with rules of :mod:`tests.support.faults`.
+Observed with rclone 1.75.2, moto 5.2.5 and MiniStack 1.4.21. Where none of them behaves like S3, tests add that
+behaviour with rules of :mod:`tests.support.faults`.
 
 ====================================  ================================  ====================================
 request                               rclone                            moto

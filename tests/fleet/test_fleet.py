@@ -103,7 +103,7 @@ def _report(story: Story) -> None:
         )
 
 
-def test_every_hour_ends_complete_and_right(story: Story) -> None:
+def test_every_hour_ends_complete_and_correct(story: Story) -> None:
     assert list(story.states.values()) == ["success"] * (CATCHUP_HOURS + BACKFILL_HOURS)
     client = plain_client(story.stack.s3_endpoint, *story.stack.keys)
     for name, hours in story.made.items():
@@ -116,12 +116,12 @@ def test_every_hour_ends_complete_and_right(story: Story) -> None:
             assert (facts.objects, facts.bytes_in) == (OBJECTS, made.bytes)
 
 
-def test_the_sockets_of_all_processes_never_exceed_the_pool(story: Story) -> None:
+def test_sockets_of_all_processes_never_exceed_the_pool(story: Story) -> None:
     assert MAX_CONNECTIONS < max(sockets for _, sockets in story.sockets) <= POOL_SLOTS + of_triggerer(story)
     assert max(process.sockets for sample in story.samples for process in sample.processes) <= MAX_CONNECTIONS
 
 
-def test_a_halved_pool_is_obeyed_as_soon_as_running_tasks_have_ended(story: Story) -> None:
+def test_halved_pool_limits_the_tasks_that_start_later(story: Story) -> None:
     later = [sockets for seconds, sockets in story.sockets if seconds >= story.followed_at]
     assert 0 < max(later) <= HALVED_SLOTS + of_triggerer(story)
 
@@ -136,13 +136,13 @@ def of_triggerer(story: Story) -> int:
     return peak
 
 
-def test_the_worker_was_killed_at_work_and_another_one_took_over(story: Story) -> None:
+def test_killed_worker_was_replaced(story: Story) -> None:
     assert story.sockets_of_killed > 2
     assert {shard.state for shard in story.shards} == {"success"}
     assert any(shard.try_number > 1 for shard in story.shards)
 
 
-def test_a_new_version_of_the_code_took_over_in_the_middle_of_the_backfill(story: Story) -> None:
+def test_new_code_version_took_over_during_the_backfill(story: Story) -> None:
     bucket = story.stack.paths.bucket
     markers = [bucket / hour_prefix("aggregated/app/", one.hour) / "_SUCCESS" for one in story.made["app"]]
     by_new = [marker.read_text().startswith('{\n   "') for marker in markers]
@@ -150,10 +150,10 @@ def test_a_new_version_of_the_code_took_over_in_the_middle_of_the_backfill(story
     assert {worker.name for worker in story.stack.workers()} == {"airflow-worker-3"}
 
 
-def test_the_healthchecks_of_the_compose_file_say_that_it_is_healthy(story: Story) -> None:
+def test_health_checks_of_the_compose_file_pass(story: Story) -> None:
     for name in ("airflow-scheduler", "airflow-dag-processor", "airflow-triggerer", "airflow-worker"):
         story.stack.run_healthcheck(name)
 
 
-def test_the_plot_is_there(story: Story) -> None:
+def test_plot_is_written(story: Story) -> None:
     assert Path(BUILD / "fleet-sockets.svg").read_text().startswith("<svg")

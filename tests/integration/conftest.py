@@ -1,15 +1,24 @@
 """Pipelines on real servers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from airflow.providers.amazon.aws.hooks.base_aws import AwsGenericHook
 
 from dev.servers import S3Server
 from log_rollup_plugin.listener import create_missing_pools
 from tests.support.hour_on_server import Pipeline, stream_on
 
 PipelineFactory = Callable[..., Pipeline]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_caller_lookup() -> Iterator[None]:
+    """Spare each client the search of the stack for the name that the provider puts into the user agent."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AwsGenericHook, "_get_caller", lambda *_: "test")
+        yield
 
 
 @pytest.fixture

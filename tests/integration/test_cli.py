@@ -115,7 +115,7 @@ def contents(pipeline: Pipeline) -> dict[str, bytes]:
     }
 
 
-def test_status_shows_the_hours_of_a_day_and_what_their_markers_say(ask: Ask, complete: Pipeline) -> None:
+def test_status_shows_the_hours_of_a_day(ask: Ask, complete: Pipeline) -> None:
     told = ask("status", "app", "2026-11-23")
     assert told.code == 0
     lines = told.text.splitlines()
@@ -135,9 +135,7 @@ def test_status_shows_the_hours_of_a_day_and_what_their_markers_say(ask: Ask, co
     assert hour["max_connections"] == 8
 
 
-def test_status_tells_building_hours_and_those_that_no_run_could_have_completed(
-    ask: Ask, rclone: Pipeline
-) -> None:
+def test_status_tells_building_hours_from_impossible_ones(ask: Ask, rclone: Pipeline) -> None:
     rclone.plan()
     assert ask("status", "app", "2026-11-23", "--json").json["hours"][8]["state"] == "building"
     before = ask("status", "app", "2026-10-31", "--json").json["hours"]
@@ -148,7 +146,7 @@ def test_status_tells_building_hours_and_those_that_no_run_could_have_completed(
     assert (future.code, future.json["hours"]) == (0, [])
 
 
-def test_verify_finds_a_right_hour_right_and_changes_nothing(ask: Ask, complete: Pipeline) -> None:
+def test_verify_accepts_a_correct_hour_and_changes_nothing(ask: Ask, complete: Pipeline) -> None:
     before = contents(complete)
     told = ask("verify", "app", HOUR_ARGUMENT)
     assert (told.code, told.text.splitlines()[-1]) == (0, "OK")
@@ -162,9 +160,7 @@ def test_verify_finds_a_right_hour_right_and_changes_nothing(ask: Ask, complete:
     assert contents(complete) == before
 
 
-def test_verify_works_from_the_manifest_where_raw_has_expired_and_says_so(
-    ask: Ask, complete: Pipeline
-) -> None:
+def test_verify_uses_the_manifest_where_raw_has_expired(ask: Ask, complete: Pipeline) -> None:
     for key in raw_objects():
         complete.client.delete_object(Bucket=complete.bucket, Key=key)
     told = ask("verify", "app", HOUR_ARGUMENT, "--deep")
@@ -176,7 +172,7 @@ def test_verify_works_from_the_manifest_where_raw_has_expired_and_says_so(
     assert (document["ok"], document["raw"]["expired"]) == (True, len(raw_objects()))
 
 
-def test_a_corrupted_part_fails_verify_and_cat_and_stays_as_it_is(
+def test_damaged_part_fails_verify_and_cat_and_is_unchanged(
     ask: Ask, complete: Pipeline, rclone_server: RcloneServer
 ) -> None:
     part = complete.part(1)
@@ -200,7 +196,7 @@ def test_a_corrupted_part_fails_verify_and_cat_and_stays_as_it_is(
     assert part in before
 
 
-def test_verify_says_of_an_hour_that_is_not_complete_what_it_is(ask: Ask, rclone: Pipeline) -> None:
+def test_verify_reports_the_state_of_an_incomplete_hour(ask: Ask, rclone: Pipeline) -> None:
     told = ask("verify", "app", HOUR_ARGUMENT)
     assert (told.code, told.out) == (1, b"")
     assert "is not complete, so there is nothing to verify: no run has planned it" in told.err
@@ -209,9 +205,7 @@ def test_verify_says_of_an_hour_that_is_not_complete_what_it_is(ask: Ask, rclone
     assert document["error"]["message"] in told.err
 
 
-def test_objects_with_odd_keys_are_found_and_read_after_raw_has_expired(
-    ask: Ask, complete: Pipeline, tmp_path: Path
-) -> None:
+def test_odd_keys_are_found_and_read_after_raw_expired(ask: Ask, complete: Pipeline, tmp_path: Path) -> None:
     names = (
         "space in name.log",
         "escaped%2Fslash.log",
@@ -232,7 +226,7 @@ def test_objects_with_odd_keys_are_found_and_read_after_raw_has_expired(
     assert ask("cat", "app", f"{RAW}space in name.log").out == raw_objects()[f"{RAW}space in name.log"]
 
 
-def test_locate_says_it_in_one_line_and_a_missing_key_is_told(ask: Ask, complete: Pipeline) -> None:
+def test_locate_prints_one_line_and_reports_a_missing_key(ask: Ask, complete: Pipeline) -> None:
     found = ask("locate", "app", LARGE)
     assert found.code == 0
     assert found.text.startswith(f"s3://{complete.bucket}/{AGGREGATED}part-")
@@ -243,7 +237,7 @@ def test_locate_says_it_in_one_line_and_a_missing_key_is_told(ask: Ask, complete
         assert ask("locate", "app", wrong).code == 2
 
 
-def test_cat_writes_a_file_only_when_its_bytes_are_right(
+def test_cat_writes_a_file_only_if_its_bytes_are_correct(
     ask: Ask, complete: Pipeline, tmp_path: Path
 ) -> None:
     target = tmp_path / "out" / "large.log"
@@ -270,7 +264,7 @@ def test_cat_writes_a_file_only_when_its_bytes_are_right(
         assert (read.result(), pipe.is_fifo()) == (raw_objects()[f"{RAW}case.log"], True)
 
 
-def test_plan_shows_what_planning_would_do_and_does_it_not(ask: Ask, rclone: Pipeline) -> None:
+def test_plan_command_shows_the_plan_and_changes_nothing(ask: Ask, rclone: Pipeline) -> None:
     assert ask("plan", "app", HOUR_ARGUMENT).code == 2
     before = rclone.listed("")
     document = ask("plan", "app", HOUR_ARGUMENT, "--dry-run", "--json").json
@@ -297,7 +291,7 @@ def test_plan_shows_what_planning_would_do_and_does_it_not(ask: Ask, rclone: Pip
         ([], "COMMAND"),
     ],
 )
-def test_a_wrong_command_line_ends_with_2_and_says_what_is_wrong(
+def test_wrong_command_line_exits_with_2_and_says_why(
     ask: Ask, rclone: Pipeline, arguments: list[str], reason: str
 ) -> None:
     told = ask(*arguments)
@@ -305,7 +299,7 @@ def test_a_wrong_command_line_ends_with_2_and_says_what_is_wrong(
     assert reason in told.err
 
 
-def test_s3_that_refuses_or_is_not_there_ends_with_3_and_no_traceback(
+def test_unreachable_s3_exits_with_3_without_traceback(
     ask: Ask, rclone: Pipeline, rclone_server: RcloneServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connection = json.loads(rclone_server.airflow_connection_json())
@@ -335,9 +329,7 @@ def test_interrupting_ends_with_130(ask: Ask, rclone: Pipeline, monkeypatch: pyt
     assert "interrupted" in told.err
 
 
-def test_doctor_asks_for_all_that_the_tasks_need_and_leaves_nothing_behind(
-    ask: Ask, rclone: Pipeline
-) -> None:
+def test_doctor_tries_all_the_tasks_need_and_leaves_nothing(ask: Ask, rclone: Pipeline) -> None:
     before = rclone.listed("")
     told = ask("doctor", "--json")
     document = told.json
@@ -355,7 +347,7 @@ def test_doctor_asks_for_all_that_the_tasks_need_and_leaves_nothing_behind(
     assert ask("doctor", "other").code == 1
 
 
-def test_doctor_names_the_permission_that_is_missing_and_the_bucket_that_is(
+def test_doctor_names_a_missing_permission_and_bucket(
     ask: Ask, moto_server: MotoServer, make_bucket: BucketFactory, pipeline_on: PipelineFactory,
     fault_proxy: ProxyFactory, use_streams: Callable[[Mapping[str, Any]], None],
 ) -> None:  # fmt: skip
@@ -458,9 +450,7 @@ def run_script(
     )  # fmt: skip
 
 
-def test_the_script_works_from_any_folder_and_answers_on_stdout_alone(
-    complete: Pipeline, tmp_path: Path
-) -> None:
+def test_script_works_from_any_folder(complete: Pipeline, tmp_path: Path) -> None:
     link = tmp_path / "rollup"
     link.symlink_to(ROOT / "log-rollup")
     process = run_script(["verify", "app", HOUR_ARGUMENT, "--json"], tmp_path, link)
@@ -469,7 +459,7 @@ def test_the_script_works_from_any_folder_and_answers_on_stdout_alone(
     assert json.loads(out)["ok"] is True
 
 
-def test_a_reader_that_goes_away_is_no_error_to_complain_of(complete: Pipeline, tmp_path: Path) -> None:
+def test_closed_output_pipe_prints_no_error(complete: Pipeline, tmp_path: Path) -> None:
     process = run_script(["cat", "app", LARGE], tmp_path)
     assert process.stdout is not None
     assert process.stderr is not None
@@ -479,7 +469,7 @@ def test_a_reader_that_goes_away_is_no_error_to_complain_of(complete: Pipeline, 
     process.stderr.close()
 
 
-def test_the_script_says_that_its_python_has_no_airflow(tmp_path: Path) -> None:
+def test_script_reports_a_python_without_airflow(tmp_path: Path) -> None:
     script = Path(shutil.copy(ROOT / "log-rollup", tmp_path))
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\nexit 1\n")

@@ -132,7 +132,7 @@ def kill_and_finish(
 
 
 @pytest.mark.parametrize("number", range(3))
-def test_a_process_killed_at_a_random_moment_leaves_whole_parts_and_a_rerun_finishes_the_hour(
+def test_kill_at_a_random_moment_is_finished_by_a_rerun(
     request: pytest.FixtureRequest,
     make_bucket: BucketFactory,
     pipeline_on: PipelineFactory,
@@ -145,7 +145,7 @@ def test_a_process_killed_at_a_random_moment_leaves_whole_parts_and_a_rerun_fini
 
 @pytest.mark.soak
 @pytest.mark.parametrize("number", range(20))
-def test_a_process_killed_at_twenty_random_moments(
+def test_kills_at_twenty_random_moments_are_finished_by_reruns(
     request: pytest.FixtureRequest,
     make_bucket: BucketFactory,
     pipeline_on: PipelineFactory,
@@ -156,7 +156,7 @@ def test_a_process_killed_at_twenty_random_moments(
     kill_and_finish(server, make_bucket, pipeline_on, fault_proxy(server), SEED + 1000 + number)
 
 
-def test_a_copy_in_parts_that_a_kill_left_open_is_given_up_when_the_hour_is_complete(
+def test_multipart_copy_left_by_a_kill_is_aborted_at_completion(
     moto_server: MotoServer,
     make_bucket: BucketFactory,
     pipeline_on: PipelineFactory,
@@ -199,7 +199,7 @@ def test_a_copy_in_parts_that_a_kill_left_open_is_given_up_when_the_hour_is_comp
     pipeline.verify(made)
 
 
-def test_packing_rides_out_an_s3_server_that_is_killed_and_restarted(
+def test_packing_survives_a_killed_and_restarted_s3_server(
     pipeline_on: PipelineFactory, fault_proxy: ProxyFactory
 ) -> None:
     with RcloneServer() as server:
@@ -232,7 +232,7 @@ def server_clock(ahead: timedelta) -> Rule:
 @pytest.mark.parametrize(
     "ahead", [timedelta(minutes=12), pytest.param(timedelta(minutes=-12), marks=pytest.mark.soak)], ids=str
 )
-def test_an_hour_is_rolled_up_by_a_worker_whose_clock_is_minutes_off(
+def test_worker_with_a_clock_minutes_off_packs_an_hour(
     s3_server: S3Server,
     bucket: str,
     pipeline_on: PipelineFactory,
@@ -252,7 +252,7 @@ def test_an_hour_is_rolled_up_by_a_worker_whose_clock_is_minutes_off(
     [(timedelta(minutes=12), RawHourStatus.SETTLED), (timedelta(minutes=8), RawHourStatus.BEING_WRITTEN)],
     ids=str,
 )
-def test_whether_an_hour_is_settled_is_judged_by_the_servers_clock(
+def test_settled_hour_is_determined_by_the_servers_clock(
     s3_server: S3Server,
     bucket: str,
     pipeline_on: PipelineFactory,
@@ -273,7 +273,7 @@ def test_whether_an_hour_is_settled_is_judged_by_the_servers_clock(
 
 
 @pytest.mark.parametrize("ahead", [timedelta(minutes=20), timedelta(minutes=-20)], ids=str)
-def test_a_clock_that_s3_does_not_accept_is_told_at_once(
+def test_clock_that_s3_rejects_is_reported_at_once(
     rclone_server: RcloneServer,
     make_bucket: BucketFactory,
     pipeline_on: PipelineFactory,
@@ -317,7 +317,7 @@ def test_a_clock_that_s3_does_not_accept_is_told_at_once(
 
 @pytest.mark.soak
 @pytest.mark.parametrize("offset", ["+10m", "-10m"])
-def test_a_process_whose_own_clock_is_minutes_off_rolls_an_hour_up(
+def test_process_with_a_clock_minutes_off_packs_an_hour(
     s3_server: S3Server, bucket: str, pipeline_on: PipelineFactory, offset: str
 ) -> None:
     library = program_or_skip("libfaketimeMT.so.1", "libfaketime", "usr/lib/*/faketime")

@@ -75,7 +75,7 @@ PASSING: dict[str, tuple[str, Fault]] = {
 
 
 @pytest.mark.parametrize("kind", PASSING)
-def test_faults_that_pass_are_ridden_out(proxy: FaultProxy, planned: Pipeline, kind: str) -> None:
+def test_passing_faults_are_retried(proxy: FaultProxy, planned: Pipeline, kind: str) -> None:
     operation, fault = PASSING[kind]
     plan = planned.plan()
     # Few parts, so every one of their uploads; many objects, so some of their downloads.
@@ -90,7 +90,7 @@ def test_faults_that_pass_are_ridden_out(proxy: FaultProxy, planned: Pipeline, k
     planned.verify()
 
 
-def test_an_s3_that_always_throttles_fails_in_bounded_time_and_is_mended_by_a_retry(
+def test_constant_throttling_fails_in_time_and_a_retry_completes(
     proxy: FaultProxy, planned: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("include.log_rollup.limits.REQUEST_TRIES", 3)
@@ -105,7 +105,7 @@ def test_an_s3_that_always_throttles_fails_in_bounded_time_and_is_mended_by_a_re
     planned.verify()
 
 
-def test_a_denied_read_fails_at_once(proxy: FaultProxy, planned: Pipeline) -> None:
+def test_denied_read_fails_at_once(proxy: FaultProxy, planned: Pipeline) -> None:
     plan = planned.plan()
     rule = Rule(on("GetObject", key="raw/"), access_denied())
     proxy.add(rule)
@@ -114,7 +114,7 @@ def test_a_denied_read_fails_at_once(proxy: FaultProxy, planned: Pipeline) -> No
     planned.assert_not_complete()
 
 
-def test_an_etag_that_stays_wrong_is_a_changed_object(proxy: FaultProxy, planned: Pipeline) -> None:
+def test_etag_that_stays_wrong_is_a_changed_object(proxy: FaultProxy, planned: Pipeline) -> None:
     plan = planned.plan()
     proxy.add(Rule(on("GetObject", key="raw/"), wrong_etag()))
     with pytest.raises(InputChangedError, match="its ETag is"):
@@ -122,7 +122,7 @@ def test_an_etag_that_stays_wrong_is_a_changed_object(proxy: FaultProxy, planned
     planned.assert_not_complete()
 
 
-def test_a_body_that_stalls_is_given_up_and_fetched_again(
+def test_stalled_body_is_cancelled_and_fetched_again(
     rclone_server: RcloneServer, make_bucket: BucketFactory, pipeline_on: PipelineFactory, proxy: FaultProxy
 ) -> None:
     pipeline = pipeline_on(
@@ -141,7 +141,7 @@ def test_a_body_that_stalls_is_given_up_and_fetched_again(
     pipeline.verify(made)
 
 
-def test_wrong_bytes_of_the_right_length_are_caught_by_the_raw_objects_own_crc(
+def test_wrong_bytes_of_the_right_length_are_found_by_crc(
     moto_server: MotoServer,
     make_bucket: BucketFactory,
     pipeline_on: PipelineFactory,
@@ -165,9 +165,7 @@ def test_wrong_bytes_of_the_right_length_are_caught_by_the_raw_objects_own_crc(
     assert pipeline.verify().marker["verified"]["objects"] == {"crc32c": 6}
 
 
-def test_wrong_bytes_from_a_store_without_crcs_are_caught_when_the_part_is_read_back(
-    proxy: FaultProxy, planned: Pipeline
-) -> None:
+def test_wrong_bytes_without_crcs_are_found_by_reading_back(proxy: FaultProxy, planned: Pipeline) -> None:
     plan = planned.plan()
     proxy.add(Rule(on("GetObject", key="raw/"), CorruptResponse(), count=1))
     planned.pack_all(plan)
@@ -179,9 +177,7 @@ def test_wrong_bytes_from_a_store_without_crcs_are_caught_when_the_part_is_read_
     planned.verify()
 
 
-def test_an_upload_whose_bytes_change_on_the_way_is_refused_and_sent_again(
-    proxy: FaultProxy, planned: Pipeline
-) -> None:
+def test_upload_damaged_in_transit_is_refused_and_resent(proxy: FaultProxy, planned: Pipeline) -> None:
     plan = planned.plan()
     rule = Rule(on("PutObject", key="/part-", attempt=1), CorruptRequest())
     proxy.add(rule, Rule(on("PutObject", key="/part-"), VerifyUpload()))
@@ -193,7 +189,7 @@ def test_an_upload_whose_bytes_change_on_the_way_is_refused_and_sent_again(
     planned.verify()
 
 
-def test_a_server_that_is_down_is_worth_a_retry(proxy: FaultProxy, planned: Pipeline) -> None:
+def test_server_that_is_down_is_retryable(proxy: FaultProxy, planned: Pipeline) -> None:
     plan = planned.plan()
     proxy.refuse_connections()
     with pytest.raises(TransientError):
@@ -251,7 +247,7 @@ def roll_up_in_spite_of_everything(
     assert pipeline.open_uploads() == []
 
 
-def test_an_hour_of_which_5_percent_of_all_requests_fail_in_every_way_is_complete_and_right(
+def test_hour_completes_although_5_percent_of_requests_fail(
     rclone_server: RcloneServer, make_bucket: BucketFactory, pipeline_on: PipelineFactory, proxy: FaultProxy
 ) -> None:
     roll_up_in_spite_of_everything(rclone_server, make_bucket(rclone_server), pipeline_on, proxy, seed=1)
@@ -357,7 +353,7 @@ IN_THE_SUITE = (
 
 
 @pytest.mark.parametrize("kind", IN_THE_SUITE)
-def test_a_fault_of_every_request_ends_in_an_error_and_a_clear_mends_it(
+def test_fault_of_every_request_fails_and_a_clear_completes(
     rclone_server: RcloneServer,
     make_bucket: BucketFactory,
     pipeline_on: PipelineFactory,
@@ -370,7 +366,7 @@ def test_a_fault_of_every_request_ends_in_an_error_and_a_clear_mends_it(
     end_and_mend(pipeline, proxy, ALWAYS[kind])
 
 
-def test_writes_that_are_never_answered_end_in_an_error_and_a_clear_mends_it(
+def test_unanswered_writes_fail_and_a_clear_completes(
     rclone_server: RcloneServer,
     make_bucket: BucketFactory,
     pipeline_on: PipelineFactory,
@@ -389,7 +385,7 @@ def test_writes_that_are_never_answered_end_in_an_error_and_a_clear_mends_it(
 
 
 @pytest.mark.soak
-def test_every_fault_of_every_request_ends_in_bounded_time_with_all_the_tries_of_real_life(
+def test_every_fault_of_every_request_fails_in_bounded_time(
     rclone_server: RcloneServer,
     make_bucket: BucketFactory,
     fault_proxy: ProxyFactory,
@@ -426,7 +422,7 @@ def test_every_fault_of_every_request_ends_in_bounded_time_with_all_the_tries_of
     ],
     ids=["resets", "errors", "throttling"],
 )
-def test_a_fault_of_every_request_of_the_control_plane_ends_in_an_error_of_each_step(
+def test_fault_of_every_control_request_fails_each_step(
     proxy: FaultProxy, planned: Pipeline, monkeypatch: pytest.MonkeyPatch, fault: Fault
 ) -> None:
     # How often boto3 tries is the hook's number; the waits between the tries are not what is looked at.
@@ -442,7 +438,7 @@ def test_a_fault_of_every_request_of_the_control_plane_ends_in_an_error_of_each_
     planned.verify()
 
 
-def test_a_store_that_throttles_what_is_above_its_capacity_is_used_at_its_pace(
+def test_store_with_little_capacity_is_used_at_its_pace(
     rclone_server: RcloneServer, make_bucket: BucketFactory, pipeline_on: PipelineFactory, proxy: FaultProxy
 ) -> None:
     pipeline = pipeline_on(
@@ -466,9 +462,7 @@ def test_a_store_that_throttles_what_is_above_its_capacity_is_used_at_its_pace(
     pipeline.verify(made)
 
 
-def test_a_burst_of_throttling_is_waited_out_as_long_as_the_store_asks(
-    proxy: FaultProxy, planned: Pipeline
-) -> None:
+def test_burst_of_throttling_waits_for_retry_after(proxy: FaultProxy, planned: Pipeline) -> None:
     plan = planned.plan()
     burst = Rule(on("GetObject", key="raw/", attempt=1), slow_down(retry_after_seconds=1), count=12)
     proxy.add(burst)
@@ -487,7 +481,7 @@ def test_a_burst_of_throttling_is_waited_out_as_long_as_the_store_asks(
     planned.verify()
 
 
-def test_a_403_half_way_fails_at_once_and_what_was_packed_before_is_kept(
+def test_403_midway_fails_at_once_and_keeps_finished_parts(
     rclone_server: RcloneServer, make_bucket: BucketFactory, pipeline_on: PipelineFactory, proxy: FaultProxy
 ) -> None:
     pipeline = pipeline_on(rclone_server, make_bucket(rclone_server), proxy.endpoint_url, shard_size="64MiB")
@@ -521,9 +515,7 @@ def test_a_403_half_way_fails_at_once_and_what_was_packed_before_is_kept(
     assert {key: pipeline.parts()[key] for key in before} == before
 
 
-def test_a_head_that_is_refused_without_a_reason_is_worth_a_retry(
-    proxy: FaultProxy, planned: Pipeline
-) -> None:
+def test_head_refused_without_a_reason_is_retryable(proxy: FaultProxy, planned: Pipeline) -> None:
     """The answer to a HEAD has no body, so that expired credentials look like any other bad request."""
     planned.pack_all(planned.plan())
     refused = Rule(on("HeadObject"), expired_token())
@@ -536,7 +528,7 @@ def test_a_head_that_is_refused_without_a_reason_is_worth_a_retry(
     planned.verify()
 
 
-def test_credentials_that_expire_under_way_are_renewed(
+def test_credentials_that_expire_while_packing_are_renewed(
     moto_server: MotoServer,
     make_bucket: BucketFactory,
     fault_proxy: ProxyFactory,

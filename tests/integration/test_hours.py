@@ -37,7 +37,7 @@ def s3_server(request: pytest.FixtureRequest) -> S3Server:
     return server
 
 
-def test_plain_and_compressed_objects_of_several_hosts_become_parts_of_their_own(pipeline: Pipeline) -> None:
+def test_plain_and_compressed_objects_get_separate_parts(pipeline: Pipeline) -> None:
     made = make_hour(pipeline.client, pipeline.bucket, RAW, objects=20, encodings=("", "", "", ".gz"))
     pipeline.run()
     facts = pipeline.verify(made)
@@ -64,7 +64,7 @@ def test_keys_that_no_file_system_could_hold_arrive(
     assert pipeline.verify(made).hidden == 2
 
 
-def test_more_objects_than_one_page_of_a_listing_holds(
+def test_hour_of_more_than_one_listing_page_completes(
     ministack_server: MinistackServer, make_bucket: BucketFactory, pipeline_on: PipelineFactory
 ) -> None:
     pipeline = pipeline_on(ministack_server, make_bucket(ministack_server))
@@ -74,7 +74,7 @@ def test_more_objects_than_one_page_of_a_listing_holds(
     assert pipeline.verify(made).objects == 1100
 
 
-def test_zero_byte_objects_hidden_ones_and_placeholders(pipeline: Pipeline) -> None:
+def test_empty_hidden_and_placeholder_objects_are_handled(pipeline: Pipeline) -> None:
     made = {
         f"{RAW}a.log": b"",
         f"{RAW}b.log": b"something\n",
@@ -89,7 +89,7 @@ def test_zero_byte_objects_hidden_ones_and_placeholders(pipeline: Pipeline) -> N
     assert facts.marker["left_out"]["hidden"] == 2
 
 
-def test_an_hour_of_nothing_but_empty_objects(pipeline: Pipeline) -> None:
+def test_hour_of_empty_objects_completes(pipeline: Pipeline) -> None:
     made = {f"{RAW}{number}.log": b"" for number in range(3)}
     put_objects(pipeline.client, pipeline.bucket, made)
     pipeline.run()
@@ -97,7 +97,7 @@ def test_an_hour_of_nothing_but_empty_objects(pipeline: Pipeline) -> None:
     assert (facts.objects, facts.parts, facts.bytes_out) == (3, 1, 0)
 
 
-def test_an_object_larger_than_a_part_is_copied_by_the_store_as_a_part_by_itself(
+def test_object_larger_than_a_part_is_copied_by_the_store(
     s3_server: S3Server, bucket: str, pipeline_on: PipelineFactory, fault_proxy: ProxyFactory
 ) -> None:
     proxy = fault_proxy(s3_server)
@@ -119,7 +119,7 @@ def test_an_object_larger_than_a_part_is_copied_by_the_store_as_a_part_by_itself
     pipeline.verify(made)
 
 
-def test_newlines_are_added_where_they_are_missing_and_only_there(
+def test_newlines_are_added_only_where_missing(
     s3_server: S3Server, bucket: str, pipeline_on: PipelineFactory
 ) -> None:
     pipeline = pipeline_on(s3_server, bucket, ensure_newline=True)
@@ -138,7 +138,7 @@ def test_newlines_are_added_where_they_are_missing_and_only_there(
     assert body == b"without\nwith\nwithout again\n"
 
 
-def test_a_second_run_of_a_finished_hour_writes_no_part_and_leaves_the_marker(
+def test_second_run_writes_no_part_and_keeps_the_marker(
     s3_server: S3Server, bucket: str, pipeline_on: PipelineFactory, fault_proxy: ProxyFactory
 ) -> None:
     proxy = fault_proxy(s3_server)
@@ -159,7 +159,7 @@ def test_a_second_run_of_a_finished_hour_writes_no_part_and_leaves_the_marker(
     pipeline.verify(made)
 
 
-def test_a_late_object_makes_only_the_parts_anew_that_it_touches(
+def test_late_object_rewrites_only_the_parts_it_changes(
     s3_server: S3Server, bucket: str, pipeline_on: PipelineFactory, fault_proxy: ProxyFactory
 ) -> None:
     proxy = fault_proxy(s3_server)
@@ -179,7 +179,7 @@ def test_a_late_object_makes_only_the_parts_anew_that_it_touches(
     assert written == {pipeline.part(facts.parts - 1)}
 
 
-def test_parts_of_a_longer_plan_are_gone_before_the_marker_is_back(
+def test_parts_of_a_longer_plan_are_removed_before_completion(
     s3_server: S3Server, bucket: str, pipeline_on: PipelineFactory
 ) -> None:
     pipeline = pipeline_on(s3_server, bucket)
@@ -210,7 +210,7 @@ def test_what_the_store_cannot_prove_is_read_back(
     assert set(verified["parts"]) == {"read-back"}
 
 
-def test_an_object_that_changes_between_plan_and_pack_is_an_error_and_a_new_plan_mends_it(
+def test_object_changed_before_packing_needs_a_new_plan(
     pipeline: Pipeline,
 ) -> None:
     made = make_hour(pipeline.client, pipeline.bucket, RAW, objects=12)
@@ -225,7 +225,7 @@ def test_an_object_that_changes_between_plan_and_pack_is_an_error_and_a_new_plan
     pipeline.verify(made)
 
 
-def test_an_object_that_vanishes_between_plan_and_pack_is_an_error_and_a_new_plan_mends_it(
+def test_object_deleted_before_packing_needs_a_new_plan(
     pipeline: Pipeline,
 ) -> None:
     made = make_hour(pipeline.client, pipeline.bucket, RAW, objects=12)
@@ -240,7 +240,7 @@ def test_an_object_that_vanishes_between_plan_and_pack_is_an_error_and_a_new_pla
     pipeline.verify(made)
 
 
-def test_an_object_that_comes_between_pack_and_validate_is_named(pipeline: Pipeline) -> None:
+def test_object_added_before_validation_is_named(pipeline: Pipeline) -> None:
     made = make_hour(pipeline.client, pipeline.bucket, RAW, objects=12)
     for ref in pipeline.plan().shards:
         pipeline.pack(ref)
@@ -253,7 +253,7 @@ def test_an_object_that_comes_between_pack_and_validate_is_named(pipeline: Pipel
     pipeline.verify({**made, **late})
 
 
-def test_a_part_that_was_changed_after_completion_loses_the_marker_and_is_packed_again(
+def test_part_changed_after_completion_is_packed_again(
     pipeline: Pipeline,
 ) -> None:
     made = make_hour(pipeline.client, pipeline.bucket, RAW, objects=12)
@@ -266,7 +266,7 @@ def test_a_part_that_was_changed_after_completion_loses_the_marker_and_is_packed
     pipeline.verify(made)
 
 
-def test_an_hour_with_no_objects_is_an_error_or_completed_empty(
+def test_hour_without_objects_fails_or_completes_empty(
     s3_server: S3Server, bucket: str, pipeline_on: PipelineFactory
 ) -> None:
     with pytest.raises(EmptyHourError, match="allow_empty"):
@@ -283,14 +283,12 @@ def test_files_that_cannot_be_joined_are_refused(pipeline: Pipeline) -> None:
         pipeline.plan()
 
 
-def test_a_bucket_that_does_not_exist_is_named(
-    s3_server: S3Server, bucket_name: str, pipeline_on: PipelineFactory
-) -> None:
+def test_missing_bucket_is_named(s3_server: S3Server, bucket_name: str, pipeline_on: PipelineFactory) -> None:
     with pytest.raises(MissingBucketError, match=bucket_name):
         pipeline_on(s3_server, bucket_name).plan()
 
 
-def test_nothing_is_validated_or_packed_without_a_plan(pipeline: Pipeline) -> None:
+def test_packing_and_validation_need_a_plan(pipeline: Pipeline) -> None:
     make_hour(pipeline.client, pipeline.bucket, RAW, objects=3)
     with pytest.raises(SupersededError, match="clear the run from plan_hour"):
         pipeline.validate()

@@ -46,7 +46,7 @@ def roll_up_in_little_memory(server: RcloneServer, pipeline: Pipeline, settings:
 
 
 @pytest.mark.parametrize(("limit", "connections"), [(64, 8), soak(128, 60), soak(1024, 250)])
-def test_an_open_file_limit_that_the_connections_fit_under_is_enough(
+def test_open_file_limit_above_the_connections_is_enough(
     rclone_server: RcloneServer,
     make_bucket: BucketFactory,
     pipeline_on: PipelineFactory,
@@ -67,7 +67,7 @@ def test_an_open_file_limit_that_the_connections_fit_under_is_enough(
 
 
 @pytest.mark.parametrize(("limit", "connections"), [soak(64, 60), (128, 250), soak(1024, 1000)])
-def test_an_open_file_limit_that_is_too_low_is_told_before_anything_is_packed(
+def test_too_low_open_file_limit_fails_before_packing(
     rclone_server: RcloneServer,
     make_bucket: BucketFactory,
     pipeline_on: PipelineFactory,
@@ -88,7 +88,7 @@ def test_an_open_file_limit_that_is_too_low_is_told_before_anything_is_packed(
     pipeline.assert_not_complete()
 
 
-def test_an_hour_with_the_default_sizes_is_rolled_up_within_512_mib(
+def test_default_sizes_stay_within_512_mib(
     rclone_server: RcloneServer, make_bucket: BucketFactory, pipeline_on: PipelineFactory
 ) -> None:
     bucket = make_bucket(rclone_server)
@@ -115,7 +115,7 @@ def filled_server(tmp_path: Path) -> Iterator[tuple[RcloneServer, str, RawHour]]
 
 @pytest.mark.soak
 @pytest.mark.timeout(900)
-def test_an_hour_of_30_000_tiny_objects_is_rolled_up_within_512_mib(
+def test_30_000_tiny_objects_are_packed_within_512_mib(
     filled_server: tuple[RcloneServer, str, RawHour], pipeline_on: PipelineFactory
 ) -> None:
     server, bucket, raw = filled_server
@@ -131,7 +131,7 @@ def test_an_hour_of_30_000_tiny_objects_is_rolled_up_within_512_mib(
     [("5MiB", 3), ("32MiB", 3), ("512MiB", 2)],
     ids=["copied, 5 MiB", "copied, 32 MiB", "packed, 512 MiB"],
 )
-def test_an_hour_of_three_objects_of_200_mb(
+def test_hour_of_three_objects_of_200_mb_completes(
     rclone_server: RcloneServer,
     make_bucket: BucketFactory,
     pipeline_on: PipelineFactory,
@@ -148,7 +148,7 @@ def test_an_hour_of_three_objects_of_200_mb(
 
 
 @pytest.mark.soak
-def test_parts_of_512_mib_take_no_more_memory_than_the_hour_has_bytes(
+def test_large_part_size_needs_no_more_memory_than_the_hour(
     rclone_server: RcloneServer, make_bucket: BucketFactory, pipeline_on: PipelineFactory
 ) -> None:
     bucket = make_bucket(rclone_server)

@@ -130,18 +130,18 @@ def requests(
     return [exchange.request for exchange in proxy.exchanges]
 
 
-def test_the_pipeline_calls_nothing_outside_the_policy(requests: list[Request]) -> None:
+def test_pipeline_calls_nothing_outside_the_policy(requests: list[Request]) -> None:
     denied = {(action, resource) for action, resource in needed(requests) if not allowed(action, resource)}
     assert denied == set()
 
 
-def test_the_policy_allows_nothing_that_the_pipeline_does_not_need(requests: list[Request]) -> None:
+def test_policy_allows_only_what_the_pipeline_needs(requests: list[Request]) -> None:
     used = {(sid, action) for action, resource in needed(requests) for sid in allowed(action, resource)}
     granted = {(one["Sid"], action) for one in POLICY["Statement"] for action in _as_list(one["Action"])}
     assert granted - used == set()
 
 
-def test_the_pipeline_works_where_the_policy_is_enforced(
+def test_pipeline_works_with_the_policy_enforced(
     moto_server: MotoServer, make_bucket: BucketFactory, pipeline_on: PipelineFactory,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -161,7 +161,7 @@ def test_the_pipeline_works_where_the_policy_is_enforced(
 
 
 @pytest.mark.parametrize("pays", [True, False], ids=["requester pays", "owner pays"])
-def test_every_request_says_that_the_requester_pays_if_the_connection_does(
+def test_requester_pays_is_sent_with_every_request(
     moto_server: MotoServer, make_bucket: BucketFactory, pipeline_on: PipelineFactory,
     fault_proxy: ProxyFactory, monkeypatch: pytest.MonkeyPatch, pays: bool,
 ) -> None:  # fmt: skip
@@ -177,7 +177,7 @@ def test_every_request_says_that_the_requester_pays_if_the_connection_does(
     }
 
 
-def test_the_example_policy_is_for_the_example_stream() -> None:
+def test_example_policy_matches_the_example_stream() -> None:
     streams = (ROOT / "include" / "streams.yaml").read_text()
     for prefix in ("raw/app/", "aggregated/app/"):
         assert f"s3://{EXAMPLE_BUCKET}/{prefix}" in streams

@@ -17,11 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import botocore.loaders
-import botocore.session
 import pytest
 import yaml
-from airflow.providers.amazon.aws.hooks.base_aws import AwsGenericHook
 from botocore.retries.standard import ExponentialBackoff
 
 from dev.tls import TlsFiles
@@ -120,16 +117,6 @@ ELSEWHERE = {
     "requests-expire",
     "archived-answers400",
 }
-
-
-_shared_loader = functools.cache(botocore.loaders.create_loader)
-
-
-@pytest.fixture(autouse=True)
-def cheap_clients(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client takes a tenth of its time where S3's description is parsed once and no stack is searched."""
-    monkeypatch.setattr(botocore.session, "create_loader", _shared_loader)
-    monkeypatch.setattr(AwsGenericHook, "_get_caller", lambda *_: "test")
 
 
 @pytest.fixture(autouse=True)
@@ -323,7 +310,7 @@ def judged(hour: Hour, quirk: str) -> RollupError | None:
 
 
 @pytest.mark.parametrize("quirk", sorted(QUIRKS.keys() - ELSEWHERE))
-def test_hour_is_right_or_error_names_the_fault(
+def test_hour_is_correct_or_error_names_the_fault(
     plain_process: QuirkServer, hour_on: HourFactory, quirk: str
 ) -> None:
     hour = hour_on(plain_process, quirk)
@@ -341,7 +328,7 @@ def test_hour_is_right_or_error_names_the_fault(
         "start-after-in-tree",
     ],
 )
-def test_hour_of_three_full_pages_is_right(
+def test_hour_of_three_full_pages_is_correct(
     plain_process: QuirkServer, hour_on: HourFactory, quirk: str
 ) -> None:
     judged(hour_on(plain_process, quirk, small_hour(2300), page_size=1000), quirk)
@@ -353,7 +340,7 @@ def test_hour_of_three_full_pages_is_right(
 @pytest.mark.parametrize(
     "quirk", ["no-quirk", "tls-closed-in-handshake", "heads-byte-by-byte", "length-not-stated"]
 )
-def test_hour_over_tls_is_right(tls_process: QuirkServer, hour_on: HourFactory, quirk: str) -> None:
+def test_hour_over_tls_is_correct(tls_process: QuirkServer, hour_on: HourFactory, quirk: str) -> None:
     hour = hour_on(tls_process, quirk, mixed_hour(40))
     assert hour.run() is None
     hour.assert_complete()

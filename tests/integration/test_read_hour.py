@@ -43,9 +43,7 @@ def lines_of(made: dict[str, bytes]) -> Counter[tuple[str, str]]:
     return counts
 
 
-def test_every_line_is_found_with_its_host_in_plain_and_in_gzip_parts(
-    pipeline: Pipeline, url: str, tmp_path: Path
-) -> None:
+def test_every_line_is_found_with_its_host(pipeline: Pipeline, url: str, tmp_path: Path) -> None:
     made = make_hour(pipeline.client, pipeline.bucket, RAW, objects=30, encodings=("", "", ".gz"))
     # Quotes, separators, a broken character, and no newline at the end.
     odd = {
@@ -62,7 +60,7 @@ def test_every_line_is_found_with_its_host_in_plain_and_in_gzip_parts(
     assert counted == dict(lines_of({**made, **odd}))
 
 
-def test_an_hour_that_is_not_complete_is_not_read(pipeline: Pipeline, url: str) -> None:
+def test_incomplete_hour_is_not_read(pipeline: Pipeline, url: str) -> None:
     make_hour(pipeline.client, pipeline.bucket, RAW, objects=3)
     with pytest.raises(NotReadableError, match="not complete"):
         Hour.open(pipeline.client, url)
@@ -72,9 +70,7 @@ def test_an_hour_that_is_not_complete_is_not_read(pipeline: Pipeline, url: str) 
         Hour.open(pipeline.client, url)
 
 
-def test_an_hour_that_is_rolled_up_again_while_it_is_read_is_noticed(
-    pipeline: Pipeline, url: str, tmp_path: Path
-) -> None:
+def test_rerun_during_reading_is_detected(pipeline: Pipeline, url: str, tmp_path: Path) -> None:
     make_hour(pipeline.client, pipeline.bucket, RAW, objects=3)
     pipeline.run()
     hour = Hour.open(pipeline.client, url)
@@ -84,7 +80,7 @@ def test_an_hour_that_is_rolled_up_again_while_it_is_read_is_noticed(
         count_lines(hour, tmp_path)
 
 
-def test_as_a_command_it_prints_the_counts_and_fails_for_an_hour_that_is_not_complete(
+def test_command_prints_counts_and_fails_for_an_incomplete_hour(
     pipeline: Pipeline, url: str, rclone_server: RcloneServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put_objects(pipeline.client, pipeline.bucket, {f"{RAW}web-01/1.log": b"x INFO y\n" * 1500})

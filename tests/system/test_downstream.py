@@ -147,9 +147,7 @@ def roll_up_here(hook: PooledS3Hook, stream: Stream, hour: datetime) -> dict[str
     return event_of(stream, hour, complete_hour(hook, stream, hour))
 
 
-def test_the_hour_dag_runs_once_for_a_completion_and_is_told_the_hour_and_its_totals(
-    running: Running, day: Day
-) -> None:
+def test_hour_dag_runs_once_per_completion_with_its_totals(running: Running, day: Day) -> None:
     (run,) = reports(running, REPORT_HOUR, day.last, 1)
     (event,) = events(running, day.last)
     told = returned(running, REPORT_HOUR, run)
@@ -157,16 +155,14 @@ def test_the_hour_dag_runs_once_for_a_completion_and_is_told_the_hour_and_its_to
     assert (told["hour"], told["objects"], told["parts"]) == (run["partition_key"], 2, 1)
 
 
-def test_the_day_dag_runs_once_and_only_after_all_24_hours(running: Running, day: Day) -> None:
+def test_day_dag_runs_once_after_all_24_hours(running: Running, day: Day) -> None:
     (run,) = reports(running, REPORT_DAY, {day.key}, 1)
     assert consumed(running, REPORT_DAY, run) == [format_hour(hour) for hour in day.hours]
     totals = returned(running, REPORT_DAY, run)
     assert (totals["objects"], totals["parts"]) == (2 * DAY_HOURS, DAY_HOURS)
 
 
-def test_an_unchanged_hour_is_told_again_and_starts_its_day_again_only_with_the_23_others(
-    running: Running, day: Day
-) -> None:
+def test_unchanged_hour_restarts_its_day_only_with_23_others(running: Running, day: Day) -> None:
     (run,) = (run for run in running.stack.api.dag_runs(ROLLUP) if run.run_id == day.last_run)
     running.clear(ROLLUP, run)
     assert running.ended(ROLLUP, day.last_run).state == "success"
@@ -181,9 +177,7 @@ def test_an_unchanged_hour_is_told_again_and_starts_its_day_again_only_with_the_
 
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
-def test_a_day_of_real_runs_starts_the_hour_dag_for_each_hour_and_the_day_dag_once(
-    running: Running, past: datetime
-) -> None:
+def test_day_of_runs_starts_each_hour_dag_and_one_day_dag(running: Running, past: datetime) -> None:
     midnight = past - timedelta(days=2)
     key = f"{midnight:%Y-%m-%d}"
     hours = [midnight + timedelta(hours=number) for number in range(DAY_HOURS)]
@@ -203,7 +197,7 @@ def test_a_day_of_real_runs_starts_the_hour_dag_for_each_hour_and_the_day_dag_on
     reports(running, REPORT_DAY, {key}, 1)
 
 
-def test_the_examples_name_no_stream_but_that_of_the_shipped_streams_file() -> None:
+def test_examples_name_only_the_shipped_stream() -> None:
     assert len(EXAMPLES) == 2
     shipped = {stream.name for stream in load_streams(ROOT / "include" / "streams.yaml")}
     for path in EXAMPLES:

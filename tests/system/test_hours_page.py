@@ -95,7 +95,7 @@ def cell_of(page: Page, hour: MadeHour) -> Locator:
     return page.locator(f'a.hour[data-key="{hour.name}"]')
 
 
-def test_the_calendar_says_of_an_hour_what_its_marker_says(made: MadeHour, open_page: OpenPage) -> None:
+def test_calendar_shows_what_the_marker_says(made: MadeHour, open_page: OpenPage) -> None:
     page = open_page(made.month)
     cell = cell_of(page, made)
     expect(cell).to_have_attribute("data-state", "complete")
@@ -112,9 +112,7 @@ def test_the_calendar_says_of_an_hour_what_its_marker_says(made: MadeHour, open_
     )
 
 
-def test_the_keyboard_alone_leads_through_the_calendar_to_an_hour_and_back(
-    made: MadeHour, open_page: OpenPage
-) -> None:
+def test_keyboard_reaches_an_hour_and_returns(made: MadeHour, open_page: OpenPage) -> None:
     page = open_page(made.month)
     expect(cell_of(page, made)).to_have_attribute("data-state", "complete")
     page.keyboard.press("Tab")
@@ -136,7 +134,7 @@ def test_the_keyboard_alone_leads_through_the_calendar_to_an_hour_and_back(
     expect(cell_of(page, made)).to_be_visible()
 
 
-def test_an_hour_shows_its_parts_proofs_and_shards(
+def test_hour_shows_its_parts_proofs_and_shards(
     running: Running, made: MadeHour, open_page: OpenPage
 ) -> None:
     page = open_page(made.address)
@@ -156,9 +154,7 @@ def test_an_hour_shows_its_parts_proofs_and_shards(
     expect(page.get_by_text("AWS console")).to_have_count(0)
 
 
-def test_airflow_has_it_in_its_navigation_in_its_own_theme_and_it_leads_back_to_the_run(
-    made: MadeHour, open_page: OpenPage
-) -> None:
+def test_page_is_in_the_navigation_with_theme_and_link_to_run(made: MadeHour, open_page: OpenPage) -> None:
     page = open_page("/")
     page.get_by_role("link", name="Hours", exact=True).click()
     outer = page.frame_locator("iframe[title='Hours']")
@@ -176,7 +172,7 @@ def test_airflow_has_it_in_its_navigation_in_its_own_theme_and_it_leads_back_to_
     assert unquote(page.url).endswith(f"/runs/{made.run_id}")
 
 
-def test_a_run_is_cleared_after_being_asked_and_the_unchanged_hour_stays_complete(
+def test_clear_asks_first_and_unchanged_hour_stays_complete(
     running: Running, made: MadeHour, open_page: OpenPage
 ) -> None:
     def clear_number() -> int:
@@ -207,7 +203,7 @@ def test_nothing_is_cut_off_in_a_narrow_window(made: MadeHour, open_page: OpenPa
         assert page.evaluate("document.documentElement.scrollWidth") <= NARROW["width"]
 
 
-def test_what_was_asked_wrong_is_said_on_the_page(running: Running, browser: Browser) -> None:
+def test_page_reports_wrong_arguments(running: Running, browser: Browser) -> None:
     page = browser.new_page(base_url=running.stack.addresses.ui_url)
     for query, told in (
         ("stream=nosuch", "no stream nosuch"),

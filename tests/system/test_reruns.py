@@ -84,9 +84,7 @@ def past(running: Running) -> datetime:
 # -- clear and rerun -----------------------------------------------------------------------------------
 
 
-def test_one_failed_shard_is_cleared_with_what_follows_and_the_others_stay(
-    running: Running, past: datetime
-) -> None:
+def test_clear_of_a_failed_shard_keeps_the_other_shards(running: Running, past: datetime) -> None:
     made = make(running, past, 3, big=True)
     key = sorted(made)[1]
     with running.pool_of(NO_PACKING):
@@ -108,9 +106,7 @@ def test_one_failed_shard_is_cleared_with_what_follows_and_the_others_stay(
     }  # fmt: skip
 
 
-def test_clearing_only_validate_or_only_plan_of_a_finished_hour_runs_only_that_and_changes_nothing(
-    running: Running, past: datetime
-) -> None:
+def test_clear_of_one_task_runs_only_that_task(running: Running, past: datetime) -> None:
     hour = past - timedelta(hours=1)
     made = make(running, hour, 3)
     run = roll_up(running, hour)
@@ -126,9 +122,7 @@ def test_clearing_only_validate_or_only_plan_of_a_finished_hour_runs_only_that_a
 # -- a rerun that plans differently --------------------------------------------------------------------
 
 
-def test_an_hour_that_shrinks_and_grows_again_in_one_run_is_right_each_time_and_never_mixed(
-    running: Running, past: datetime
-) -> None:
+def test_hour_that_shrinks_and_grows_is_never_mixed(running: Running, past: datetime) -> None:
     hour = past - timedelta(hours=2)
     made = make(running, hour, 5, big=True)
     with MarkerWatch(running.client, BUCKET, aggregated(hour)) as watch:
@@ -150,9 +144,7 @@ def test_an_hour_that_shrinks_and_grows_again_in_one_run_is_right_each_time_and_
     watch.assert_never_mixed(plans=3)
 
 
-def test_a_run_is_refused_where_raw_objects_have_expired_and_the_hour_stays(
-    running: Running, past: datetime
-) -> None:
+def test_run_with_expired_raw_objects_fails_and_keeps_the_hour(running: Running, past: datetime) -> None:
     hour = past - timedelta(hours=3)
     made = make(running, hour, 3)
     run = roll_up(running, hour)
@@ -168,9 +160,7 @@ def test_a_run_is_refused_where_raw_objects_have_expired_and_the_hour_stays(
 # -- backfills -----------------------------------------------------------------------------------------
 
 
-def test_backfills_of_each_kind_do_what_is_missing_and_leave_the_rest(
-    running: Running, past: datetime
-) -> None:
+def test_each_kind_of_backfill_runs_only_what_is_missing(running: Running, past: datetime) -> None:
     first, last = past - timedelta(hours=5), past - timedelta(hours=4)
     made = {hour: make(running, hour, 3, big=True) for hour in (first, last)}
     container = f"{raw(last)}not-a-log.parquet"
@@ -213,9 +203,7 @@ def test_backfills_of_each_kind_do_what_is_missing_and_leave_the_rest(
     assert (same["start_date"], same["end_date"]) == (run["start_date"], run["end_date"])
 
 
-def test_the_present_hour_gets_its_connections_before_a_backfill_that_has_waited_longer(
-    running: Running, past: datetime
-) -> None:
+def test_present_hour_gets_connections_before_a_backfill(running: Running, past: datetime) -> None:
     hours = [past - timedelta(hours=back) for back in (8, 7, 6)]
     made = {hour: make(running, hour, 2) for hour in hours}
     present = running.dataset.hours[-1].hour
@@ -256,9 +244,7 @@ def look_for_late_objects(running: Running) -> tuple[DagRun, dict[str, Any]]:
     return run, json.loads(value) if isinstance(value, str) else value
 
 
-def test_complete_hours_with_late_or_changed_objects_are_rerun_and_no_others(
-    running: Running, past: datetime
-) -> None:
+def test_only_hours_with_late_or_changed_objects_are_rerun(running: Running, past: datetime) -> None:
     late, changed, unchanged, expired = (past - timedelta(hours=back) for back in (12, 11, 10, 9))
     made = {hour: make(running, hour, 3) for hour in (late, changed, unchanged, expired)}
     running.backfill(SMALL, late, expired)
@@ -294,7 +280,7 @@ def test_complete_hours_with_late_or_changed_objects_are_rerun_and_no_others(
 # -- two at once ---------------------------------------------------------------------------------------
 
 
-def test_of_a_scheduled_run_and_one_by_hand_that_plans_otherwise_one_wins_and_the_hour_is_never_mixed(
+def test_competing_runs_never_mix_an_hour(
     running: Running,
 ) -> None:
     hour = running.dataset.hours[0].hour
@@ -317,7 +303,7 @@ def test_of_a_scheduled_run_and_one_by_hand_that_plans_otherwise_one_wins_and_th
     watch.assert_never_mixed(plans=1)
 
 
-def test_two_runs_of_an_unchanged_hour_at_the_same_time_agree(running: Running, past: datetime) -> None:
+def test_two_runs_of_an_unchanged_hour_agree(running: Running, past: datetime) -> None:
     hour = past - timedelta(hours=13)
     made = make(running, hour, 3, big=True)
     with MarkerWatch(running.client, BUCKET, aggregated(hour)) as watch:

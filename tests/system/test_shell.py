@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 from tests.system.conftest import POOL_SLOTS, Running
 
 
-def test_within_the_stack_doctor_finds_everything_in_order_and_sees_the_pool(running: Running) -> None:
+def test_doctor_passes_within_the_stack_and_sees_the_pool(running: Running) -> None:
     done = subprocess.run(
         [str(ROOT / "log-rollup"), "doctor", "app", "--json"], env=environment(running.stack.paths),
         capture_output=True, text=True,
@@ -23,6 +23,6 @@ def test_within_the_stack_doctor_finds_everything_in_order_and_sees_the_pool(run
     assert f"has {POOL_SLOTS} slots" in checks["pool"]["found"]
 
 
-def test_where_nothing_runs_there_is_no_environment(tmp_path: Path) -> None:
+def test_environment_needs_a_running_stack(tmp_path: Path) -> None:
     with pytest.raises(NothingRunsError, match="make up"):
         environment(StackPaths(tmp_path))

@@ -64,7 +64,7 @@ def links_of(running: Running, run: DagRun, task: str, map_index: int = -1) -> d
     return links
 
 
-def test_a_failed_run_is_told_once_with_the_task_that_failed(
+def test_failed_run_is_notified_once_with_the_failed_task(
     running: Running, chat: Webhook, present: datetime, waiting: str
 ) -> None:
     past = present - timedelta(days=2)
@@ -76,7 +76,7 @@ def test_a_failed_run_is_told_once_with_the_task_that_failed(
     assert sum(f"hour {iso(past)} of the stream {NAME} has failed" in text for text in chat.texts) == 1
 
 
-def test_a_passed_deadline_is_told_and_the_hour_when_it_is_done_bears_a_note_and_links(
+def test_missed_deadline_is_notified_and_run_gets_note_and_links(
     running: Running, chat: Webhook, present: datetime, waiting: str
 ) -> None:
     text = heard(running, chat, present, "is not complete in time: it was queued 2s ago")

@@ -27,7 +27,7 @@ def most_at_once(runs: list[dict[str, str]]) -> int:
     return max(itertools.accumulate(step for _, step in edges))
 
 
-def test_a_day_is_backfilled_in_every_way_and_each_hour_is_right_each_time(running: Running) -> None:
+def test_day_is_backfilled_in_every_way(running: Running) -> None:
     first = running.dataset.hours[0].hour - timedelta(days=3)
     hours = [first + timedelta(hours=number) for number in range(HOURS)]
     made = {hour: make(running, hour, 3 + number % 18) for number, hour in enumerate(hours)}
@@ -68,7 +68,7 @@ def test_a_day_is_backfilled_in_every_way_and_each_hour_is_right_each_time(runni
         assert (running.stamps(aggregated(hour)) == before[hour]) == (hour not in late)
 
 
-def test_a_stream_that_starts_a_day_ago_is_caught_up_with_and_each_hour_is_right(running: Running) -> None:
+def test_stream_that_starts_a_day_ago_catches_up(running: Running) -> None:
     first = running.dataset.hours[-1].hour - timedelta(hours=HOURS - 1)
     hours = [first + timedelta(hours=number) for number in range(HOURS)]
     made = {hour: make(running, hour, 3 + number % 18, stream="day") for number, hour in enumerate(hours)}

@@ -34,7 +34,7 @@ def runs(running: Running) -> list[DagRun]:
     return [running.finished_run(APP, made.hour) for made in running.dataset.hours]
 
 
-def test_catchup_makes_every_hour_complete_and_right(running: Running, runs: list[DagRun]) -> None:
+def test_catchup_completes_every_hour(running: Running, runs: list[DagRun]) -> None:
     assert [run.state for run in runs] == ["success"] * len(runs)
     for made in running.dataset.hours:
         facts = verify(running, "app", made.hour)
@@ -55,9 +55,7 @@ def test_shards_are_mapped_tasks_with_names_in_the_pool(running: Running, runs: 
     assert all("objects" in name for name in names)
 
 
-def test_each_completion_is_an_event_for_partitioned_dags_and_one_for_the_others(
-    running: Running, runs: list[DagRun]
-) -> None:
+def test_each_completion_emits_a_partitioned_and_a_plain_event(running: Running, runs: list[DagRun]) -> None:
     found = running.stack.api.request("GET", f"/assets/events?source_dag_id={APP}")["asset_events"]
     for made, run in zip(running.dataset.hours, runs, strict=True):
         key = f"{made.hour:%Y-%m-%dT%H:%M:%SZ}"
@@ -79,17 +77,13 @@ def test_each_completion_is_an_event_for_partitioned_dags_and_one_for_the_others
         ]
 
 
-def test_the_pool_was_made_and_the_sockets_of_all_processes_stayed_within_it(
-    running: Running, runs: list[DagRun]
-) -> None:
+def test_sockets_of_all_processes_stay_within_the_pool(running: Running, runs: list[DagRun]) -> None:
     assert running.stack.api.pools()[POOL] == 250
     assert 0 < running.watch.peak_sockets <= 250
     assert running.watch.peak_sockets_of_one <= 25
 
 
-def test_clearing_a_finished_hour_writes_no_part_and_leaves_its_marker(
-    running: Running, runs: list[DagRun]
-) -> None:
+def test_clear_of_a_complete_hour_writes_no_part(running: Running, runs: list[DagRun]) -> None:
     hour = running.dataset.hours[0].hour
     prefix = hour_prefix("aggregated/app/", hour)
 
@@ -107,7 +101,7 @@ def test_clearing_a_finished_hour_writes_no_part_and_leaves_its_marker(
     assert {shard.state for shard in running.instances(APP, again)["pack_shard"]} <= {"skipped", "removed"}
 
 
-def test_an_hour_that_is_still_written_to_waits_in_the_triggerer_until_it_is_quiet(
+def test_hour_waits_in_the_triggerer_until_it_is_quiet(
     running: Running,
 ) -> None:
     hour = running.dataset.hours[-1].hour

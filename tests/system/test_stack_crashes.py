@@ -91,7 +91,7 @@ class CrashHour:
         assert facts.objects == OBJECTS
 
 
-def test_a_triggerer_killed_while_the_sensor_is_deferred_leaves_the_hour_waiting(running: Running) -> None:
+def test_triggerer_killed_during_deferral_keeps_the_hour_waiting(running: Running) -> None:
     hour = CrashHour(running, back=0)
     hour.await_deferral()
     running.stack.kill("triggerer")
@@ -100,7 +100,7 @@ def test_a_triggerer_killed_while_the_sensor_is_deferred_leaves_the_hour_waiting
     hour.must_become_complete()
 
 
-def test_a_scheduler_killed_while_shards_are_packed_finds_the_hour_again(running: Running) -> None:
+def test_scheduler_killed_while_packing_finds_the_hour_again(running: Running) -> None:
     hour = CrashHour(running, back=1)
     hour.await_deferral()
     with hour.held("PutObject", f"{hour.aggregated}part-") as await_held:
@@ -111,7 +111,7 @@ def test_a_scheduler_killed_while_shards_are_packed_finds_the_hour_again(running
     hour.must_become_complete()
 
 
-def test_an_s3_server_killed_while_shards_are_packed_is_waited_for(running: Running) -> None:
+def test_s3_server_killed_while_packing_is_waited_for(running: Running) -> None:
     hour = CrashHour(running, back=2)
     hour.await_deferral()
     with hour.held("GetObject", hour.raw) as await_held:
@@ -123,7 +123,7 @@ def test_an_s3_server_killed_while_shards_are_packed_is_waited_for(running: Runn
 
 
 @pytest.mark.soak
-def test_a_task_killed_while_it_packs_is_retried(running: Running) -> None:
+def test_task_killed_while_packing_is_retried(running: Running) -> None:
     hour = CrashHour(running, back=3)
     hour.await_deferral()
     with hour.held("PutObject", f"{hour.aggregated}part-") as await_held:
@@ -138,7 +138,7 @@ def test_a_task_killed_while_it_packs_is_retried(running: Running) -> None:
 
 
 @pytest.mark.soak
-def test_a_machine_lost_with_its_scheduler_and_tasks_loses_nothing(running: Running) -> None:
+def test_loss_of_scheduler_and_tasks_loses_nothing(running: Running) -> None:
     hour = CrashHour(running, back=4)
     hour.await_deferral()
     with hour.held("PutObject", f"{hour.aggregated}part-") as await_held:

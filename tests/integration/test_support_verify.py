@@ -160,7 +160,7 @@ def _keys(raw: Mapping[str, bytes]) -> list[str]:
     return sorted(key for key in raw if not _encoding(key))
 
 
-def test_a_right_hour_is_accepted_and_counted(store: Store) -> None:
+def test_correct_hour_is_accepted_and_counted(store: Store) -> None:
     facts = store.verify(Layout.of(store.raw))
     assert (facts.objects, facts.parts, facts.hidden, facts.placeholders) == (12, 3, 0, 0)
     assert facts.bytes_in == facts.bytes_out == sum(map(len, store.raw.values()))
@@ -168,7 +168,7 @@ def test_a_right_hour_is_accepted_and_counted(store: Store) -> None:
     assert facts.manifest_header["objects"] == 12
 
 
-def test_a_right_hour_of_every_oddity_is_accepted(s3_server: S3Server, bucket: str) -> None:
+def test_correct_hour_with_every_odd_name_is_accepted(s3_server: S3Server, bucket: str) -> None:
     is_moto = isinstance(s3_server, MotoServer)
     odd = odd_hour(RAW, ODD_NAMES + (ODD_NAMES_BEYOND_FILES if is_moto else ()))
     # Steps of a path that begin with a dot are hidden, these two among them.
@@ -190,9 +190,7 @@ def test_a_right_hour_of_every_oddity_is_accepted(s3_server: S3Server, bucket: s
     assert (facts.objects, facts.hidden, facts.placeholders) == (len(packed), len(hidden), len(placeholders))
 
 
-def test_separators_are_asked_for_where_a_line_is_open(
-    rclone_server: RcloneServer, make_bucket: BucketFactory
-) -> None:
+def test_missing_separators_are_found(rclone_server: RcloneServer, make_bucket: BucketFactory) -> None:
     raw = {RAW + f"{n}.log": (b"open line", b"closed line\n", b"")[n % 3] for n in range(9)}
     raw |= {RAW + "z.gz": gzip.compress(b"x", mtime=0)}
     # Too large for a newline: S3 copied it as it is.
@@ -205,12 +203,12 @@ def test_separators_are_asked_for_where_a_line_is_open(
     store.refuse(Layout.of(raw, newline=True), "should lie")
 
 
-def test_an_hour_without_objects_is_accepted(rclone_server: RcloneServer, make_bucket: BucketFactory) -> None:
+def test_hour_without_objects_is_accepted(rclone_server: RcloneServer, make_bucket: BucketFactory) -> None:
     store = Store(rclone_server.client(), make_bucket(rclone_server), {})
     assert store.verify(Layout({})).objects == 0
 
 
-def test_parts_go_by_their_numbers_beyond_five_digits(
+def test_part_numbers_beyond_five_digits_are_sorted(
     rclone_server: RcloneServer, make_bucket: BucketFactory
 ) -> None:
     store = Store(rclone_server.client(), make_bucket(rclone_server), dict(RawHour(RAW, 12, 1024, 2500)))
@@ -221,7 +219,7 @@ def test_parts_go_by_their_numbers_beyond_five_digits(
     assert store.verify(Layout(dict(zip(names, parts, strict=True)))).parts == 3
 
 
-def test_a_crc_may_be_missing_only_for_an_object_that_s3_copied(own_store: Store) -> None:
+def test_crc_may_be_missing_only_for_a_copied_object(own_store: Store) -> None:
     vast = RAW + "zz-vast.log"
     own_store.raw[vast] = b"v" * 20_000
     put_objects(own_store.client, own_store.bucket, {vast: own_store.raw[vast]})
@@ -233,7 +231,7 @@ def test_a_crc_may_be_missing_only_for_an_object_that_s3_copied(own_store: Store
     own_store.refuse(layout, f"{first} has the crc64nvme None")
 
 
-def test_a_crc_may_be_written_as_s3_writes_it(store: Store) -> None:
+def test_crc_may_be_written_in_base64(store: Store) -> None:
     def in_base64(lines: list[dict[str, Any]]) -> None:
         for line in lines:
             line["crc64nvme"] = base64.b64encode(bytes.fromhex(line["crc64nvme"])).decode()
@@ -244,7 +242,7 @@ def test_a_crc_may_be_written_as_s3_writes_it(store: Store) -> None:
 
 
 @pytest.mark.parametrize("index", [0, 3, -1])
-def test_a_missing_object_is_found(store: Store, index: int) -> None:
+def test_missing_object_is_found(store: Store, index: int) -> None:
     key = _keys(store.raw)[index]
     store.refuse(
         Layout.of({other: body for other, body in store.raw.items() if other != key}),
@@ -253,14 +251,14 @@ def test_a_missing_object_is_found(store: Store, index: int) -> None:
     )
 
 
-def test_an_object_missing_behind_the_back_of_marker_and_manifest_is_found(store: Store) -> None:
+def test_object_missing_despite_the_records_is_found(store: Store) -> None:
     right = Layout.of(store.raw).aggregated()
     broken = Layout.of({key: store.raw[key] for key in store.raw if key != _keys(store.raw)[2]})
     broken.files = {name: right[name] for name in ("_SUCCESS", "_manifest.jsonl.gz")}
     store.refuse(broken, _keys(store.raw)[2], "is missing, doubled or out of order")
 
 
-def test_a_doubled_object_is_found(store: Store) -> None:
+def test_duplicate_object_is_found(store: Store) -> None:
     layout = Layout.of(store.raw)
     members = layout.parts["part-00001.log"]
     members.insert(1, members[0])
@@ -269,21 +267,21 @@ def test_a_doubled_object_is_found(store: Store) -> None:
     store.refuse(layout, f"what begins there is {members[0][0]}")
 
 
-def test_a_doubled_last_object_is_found(store: Store) -> None:
+def test_duplicate_of_the_last_object_is_found(store: Store) -> None:
     layout = Layout.of(store.raw)
     last = max(name for name in layout.parts if name.endswith(".log"))
     layout.parts[last].append(layout.parts[last][-1])
     store.refuse(layout, f"{last}: ", "are of no raw object")
 
 
-def test_a_swapped_order_is_found(store: Store) -> None:
+def test_swapped_objects_are_found(store: Store) -> None:
     layout = Layout.of(store.raw)
     members = layout.parts["part-00000.log"]
     members[0], members[1] = members[1], members[0]
     store.refuse(layout, f"should lie {members[1][0]} but does not", f"what begins there is {members[0][0]}")
 
 
-def test_a_swapped_order_of_objects_of_one_size_is_found(
+def test_swapped_objects_of_equal_size_are_found(
     rclone_server: RcloneServer, make_bucket: BucketFactory
 ) -> None:
     raw = {RAW + f"{n}.log": bytes([65 + n]) * 500 for n in range(6)}
@@ -304,7 +302,7 @@ def test_swapped_parts_are_found(store: Store) -> None:
     store.refuse(layout, "part-00000.log: ", second[0][0])
 
 
-def test_a_cut_object_is_found(store: Store) -> None:
+def test_truncated_object_is_found(store: Store) -> None:
     layout = Layout.of(store.raw)
     key, body = layout.parts["part-00000.log"].pop()
     layout.parts["part-00000.log"].append((key, body[:400]))
@@ -312,14 +310,14 @@ def test_a_cut_object_is_found(store: Store) -> None:
     store.refuse(layout, f"part-00000.log: has {_size(layout, 'part-00000.log')} bytes and ends within {key}")
 
 
-def test_an_object_without_its_last_byte_is_found(store: Store) -> None:
+def test_object_without_its_last_byte_is_found(store: Store) -> None:
     layout = Layout.of(store.raw)
     key, body = layout.parts["part-00000.log"][1]
     layout.parts["part-00000.log"][1] = (key, body[:-1])
     store.refuse(layout, key, f"has the length {len(body) - 1}, it should be {len(body)}")
 
 
-def test_a_changed_byte_is_found(store: Store) -> None:
+def test_changed_byte_is_found(store: Store) -> None:
     right = Layout.of(store.raw).aggregated()
     layout = Layout.of(store.raw)
     key, body = layout.parts["part-00000.log"][1]
@@ -328,7 +326,7 @@ def test_a_changed_byte_is_found(store: Store) -> None:
     store.refuse(layout, f"should lie {key} but does not (what begins there is {key})")
 
 
-def test_a_stale_part_is_found(store: Store) -> None:
+def test_stale_part_is_found(store: Store) -> None:
     right = Layout.of(store.raw).aggregated()
     layout = Layout.of(store.raw)
     layout.files = {"part-00009.log": right["part-00000.log"]}
@@ -341,27 +339,27 @@ def test_a_stale_part_is_found(store: Store) -> None:
     )
 
 
-def test_a_stale_part_without_bytes_is_found(store: Store) -> None:
+def test_stale_empty_part_is_found(store: Store) -> None:
     layout = Layout.of(store.raw)
     layout.files = {"part-00009.log": b""}
     store.refuse(layout, "part-00009.log: is in no line of the manifest")
 
 
-def test_a_part_that_is_too_large_is_found(store: Store) -> None:
+def test_part_that_is_too_large_is_found(store: Store) -> None:
     layout = Layout.of(store.raw)
     layout.parts["part-00000.log"] += layout.parts["part-00001.log"]
     del layout.parts["part-00001.log"]
     store.refuse(layout, "part-00000.log: has", "more than the 8000 of a part")
 
 
-def test_an_object_of_another_encoding_in_a_part_is_found(store: Store) -> None:
+def test_object_of_another_encoding_in_a_part_is_found(store: Store) -> None:
     layout = Layout.of(store.raw)
     zipped = next(name for name in layout.parts if name.endswith(".gz"))
     layout.parts[zipped].insert(0, layout.parts["part-00000.log"].pop())
     store.refuse(layout, zipped)
 
 
-def test_a_part_number_that_two_parts_bear_is_found(store: Store) -> None:
+def test_part_number_used_twice_is_found(store: Store) -> None:
     layout = Layout.of(store.raw)
     layout.parts = {
         "part-00000.log.gz" if name.endswith(".gz") else name: members
@@ -370,7 +368,7 @@ def test_a_part_number_that_two_parts_bear_is_found(store: Store) -> None:
     store.refuse(layout, "part number 0 is borne by 2 parts")
 
 
-def test_a_hidden_object_that_was_packed_is_found(own_store: Store) -> None:
+def test_packed_hidden_object_is_found(own_store: Store) -> None:
     hidden = {RAW + "_tmp/x.log": b"hidden\n" * 200}
     put_objects(own_store.client, own_store.bucket, hidden)
     own_store.raw |= hidden
@@ -380,7 +378,7 @@ def test_a_hidden_object_that_was_packed_is_found(own_store: Store) -> None:
 @pytest.mark.parametrize(
     "name", ["_rollup/1234/plan.json", "notes.txt", "part-1.log", "part-00000.log.tmp-1"]
 )
-def test_whatever_else_lies_there_is_found(store: Store, name: str) -> None:
+def test_any_other_object_is_found(store: Store, name: str) -> None:
     layout = Layout.of(store.raw)
     layout.files = {name: b"x"}
     store.refuse(layout, f"{name}: does not belong into a finished hour")
@@ -398,14 +396,14 @@ def test_whatever_else_lies_there_is_found(store: Store, name: str) -> None:
         ({"key": RAW + "stranger.log"}, f"{RAW}stranger.log is no raw object of this hour"),
     ],
 )
-def test_a_wrong_line_of_the_manifest_is_found(store: Store, edit: dict[str, Any], message: str) -> None:
+def test_wrong_manifest_line_is_found(store: Store, edit: dict[str, Any], message: str) -> None:
     layout = Layout.of(store.raw)
     layout.manifest_edits = [lambda lines: _line(lines, _keys(store.raw)[0]).update(edit)]
     store.refuse(layout, "1 problems" if "key" not in edit else "2 problems", message)
 
 
 @pytest.mark.parametrize("name", ["objects", "bytes_in", "separator_bytes", "bytes_out", "parts"])
-def test_a_wrong_total_is_found(store: Store, name: str) -> None:
+def test_wrong_total_is_found(store: Store, name: str) -> None:
     layout = Layout.of(store.raw)
     layout.marker_edits = {name: 77}
     store.refuse(layout, "1 problems", f"_SUCCESS: {name} is 77, it should be")
@@ -426,7 +424,7 @@ def test_a_wrong_total_is_found(store: Store, name: str) -> None:
         ),
     ],
 )
-def test_a_missing_or_broken_record_is_found(
+def test_missing_or_damaged_record_is_found(
     store: Store, name: str, body: bytes | None, message: str
 ) -> None:
     layout = Layout.of(store.raw)
@@ -434,7 +432,7 @@ def test_a_missing_or_broken_record_is_found(
     store.refuse(layout, message)
 
 
-def test_a_raw_hour_that_is_not_what_was_put_there_is_found(store: Store) -> None:
+def test_raw_hour_that_differs_from_expected_is_found(store: Store) -> None:
     changed, gone = _keys(store.raw)[:2]
     expected = store.raw | {changed: b"something else", RAW + "gone.log": b"x"}
     del expected[gone]
@@ -447,14 +445,14 @@ def test_a_raw_hour_that_is_not_what_was_put_there_is_found(store: Store) -> Non
     )
 
 
-def test_the_streams_marker_object_is_no_input(own_store: Store) -> None:
+def test_ready_object_is_no_input(own_store: Store) -> None:
     marker = {RAW + "DONE": b"done"}
     put_objects(own_store.client, own_store.bucket, marker)
     own_store.verify(Layout.of(own_store.raw), marker_name="DONE")
     own_store.refuse(Layout.of(own_store.raw), "DONE")
 
 
-def test_an_hour_is_not_complete_without_its_marker(store: Store) -> None:
+def test_hour_without_marker_is_not_complete(store: Store) -> None:
     assert_not_complete(store.client, store.bucket, store.aggregated)
     store.verify(Layout.of(store.raw))
     with pytest.raises(AssertionError, match="completion marker"):

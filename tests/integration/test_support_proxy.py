@@ -141,7 +141,7 @@ def test_one_connection_carries_many_requests(
     assert (proxy.accepted_connections, proxy.peak_connections, proxy.peak_in_flight) == (1, 1, 1)
 
 
-def test_an_expected_continue_is_not_waited_for(bench: Bench) -> None:
+def test_proxy_does_not_wait_for_100_continue(bench: Bench) -> None:
     began = time.monotonic()
     bench.through.put_object(Bucket=bench.bucket, Key="new", Body=BODY)
     # A client that hears nothing waits for a whole second.
@@ -149,7 +149,7 @@ def test_an_expected_continue_is_not_waited_for(bench: Bench) -> None:
     assert bench.proxy.exchanges[-1].request.headers["expect"] == "100-continue"
 
 
-def test_a_body_in_chunks_passes(
+def test_chunked_body_passes(
     moto_server: MotoServer, make_bucket: BucketFactory, fault_proxy: ProxyFactory
 ) -> None:
     proxy = fault_proxy(moto_server)
@@ -181,7 +181,7 @@ def test_a_body_in_chunks_passes(
         (expired_token(), 400, "ExpiredToken"),
     ],
 )
-def test_an_answer_is_given_in_the_servers_stead(bench: Bench, fault: Answer, status: int, code: str) -> None:
+def test_proxy_can_answer_instead_of_the_server(bench: Bench, fault: Answer, status: int, code: str) -> None:
     rule = bench.suffer("PutObject", fault)
     bench.suffer("HeadObject", fault)
     with pytest.raises(ClientError) as put:
@@ -198,14 +198,14 @@ def test_an_answer_is_given_in_the_servers_stead(bench: Bench, fault: Answer, st
     assert bench.proxy.exchanges[0].faults == ("Answer",)
 
 
-def test_an_answer_can_be_lost_after_the_server_did_its_work(bench: Bench) -> None:
+def test_response_can_be_lost_after_the_work_is_done(bench: Bench) -> None:
     bench.suffer("PutObject", internal_error(after_effect=True))
     with pytest.raises(ClientError, match="InternalError"):
         bench.through.put_object(Bucket=bench.bucket, Key="new", Body=BODY)
     assert bench.stored("new") == BODY
 
 
-def test_a_copy_can_fail_within_an_answer_of_200(bench: Bench) -> None:
+def test_copy_can_fail_within_a_200_response(bench: Bench) -> None:
     bench.suffer("CopyObject", Answer(200, "InternalError"))
     with pytest.raises(ClientError, match="InternalError"):
         bench.through.copy_object(
@@ -217,9 +217,7 @@ def test_a_copy_can_fail_within_an_answer_of_200(bench: Bench) -> None:
     ("at", "arrives"),
     [("request", False), ("mid_request", False), ("before_response", True)],
 )
-def test_a_reset_before_the_answer_leaves_the_upload_done_or_not(
-    bench: Bench, at: str, arrives: bool
-) -> None:
+def test_reset_before_the_response_leaves_upload_done_or_not(bench: Bench, at: str, arrives: bool) -> None:
     bench.proxy.add(Rule(on("PutObject"), Reset(at)))  # type: ignore[arg-type]
     with pytest.raises(ConnectionError):
         bench.connect("PUT", "new", BODY).getresponse()
@@ -227,7 +225,7 @@ def test_a_reset_before_the_answer_leaves_the_upload_done_or_not(
     assert bench.stored("new") == (BODY if arrives else None)
 
 
-def test_a_reset_within_the_answer_delivers_its_first_half(bench: Bench) -> None:
+def test_reset_within_the_response_delivers_its_first_half(bench: Bench) -> None:
     bench.suffer("GetObject", Reset("mid_response"))
     answer = bench.connect("GET", "key").getresponse()
     assert answer.read(len(BODY) // 2) == BODY[: len(BODY) // 2]
@@ -235,7 +233,7 @@ def test_a_reset_within_the_answer_delivers_its_first_half(bench: Bench) -> None
         answer.read(1)
 
 
-def test_a_reset_after_the_answer_delivers_it_whole(bench: Bench) -> None:
+def test_reset_after_the_response_delivers_all_of_it(bench: Bench) -> None:
     bench.suffer("GetObject", Reset("after_response"))
     connection = bench.connect("GET", "key")
     answer = connection.getresponse()
@@ -247,7 +245,7 @@ def test_a_reset_after_the_answer_delivers_it_whole(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.25, 1.0])
-def test_a_truncated_body_ends_without_a_reset(bench: Bench, fraction: float) -> None:
+def test_truncated_body_ends_without_a_reset(bench: Bench, fraction: float) -> None:
     bench.suffer("GetObject", Truncate(fraction))
     with pytest.raises(http.client.IncompleteRead) as error:
         bench.connect("GET", "key").getresponse().read()
@@ -255,7 +253,7 @@ def test_a_truncated_body_ends_without_a_reset(bench: Bench, fraction: float) ->
     assert (error.value.partial, error.value.expected) == (BODY[:got], len(BODY) - got)
 
 
-def test_a_stalled_body_goes_on_after_the_time(bench: Bench) -> None:
+def test_stalled_body_continues_after_the_time(bench: Bench) -> None:
     bench.suffer("GetObject", Stall(0.8))
     began = time.monotonic()
     answer = bench.connect("GET", "key").getresponse()
@@ -265,7 +263,7 @@ def test_a_stalled_body_goes_on_after_the_time(bench: Bench) -> None:
     assert time.monotonic() - began >= 0.8
 
 
-def test_a_stall_is_not_kept_up_for_a_client_that_is_gone(bench: Bench) -> None:
+def test_stall_ends_when_the_client_disconnects(bench: Bench) -> None:
     bench.suffer("GetObject", Stall(60))
     connection = bench.connect("GET", "key")
     connection.getresponse().read(10)
@@ -274,7 +272,7 @@ def test_a_stall_is_not_kept_up_for_a_client_that_is_gone(bench: Bench) -> None:
     assert bench.proxy.open_connections == 0
 
 
-def test_a_stalled_upload_arrives_in_the_end(bench: Bench) -> None:
+def test_stalled_upload_arrives_in_the_end(bench: Bench) -> None:
     bench.suffer("PutObject", Stall(0.3, at="request"))
     began = time.monotonic()
     bench.through.put_object(Bucket=bench.bucket, Key="new", Body=BODY)
@@ -321,7 +319,7 @@ def test_wrong_bytes_in_an_upload_are_stored(
     assert s3_server.client().get_object(Bucket=bucket, Key="new")["Body"].read() == b"\xff" + BODY[1:]
 
 
-def test_headers_can_be_changed_and_taken_out(bench: Bench) -> None:
+def test_headers_can_be_changed_and_removed(bench: Bench) -> None:
     bench.suffer("HeadObject", wrong_etag())
     bench.suffer("HeadObject", ReplaceHeaders({"last-modified": None, "X-New": "value"}))
     metadata = bench.through.head_object(Bucket=bench.bucket, Key="key")["ResponseMetadata"]
@@ -330,7 +328,7 @@ def test_headers_can_be_changed_and_taken_out(bench: Bench) -> None:
     assert "last-modified" not in metadata["HTTPHeaders"]
 
 
-def test_an_upload_that_its_checksum_denies_is_refused_as_aws_would(bench: Bench) -> None:
+def test_upload_with_a_wrong_checksum_is_refused_as_by_aws(bench: Bench) -> None:
     bench.suffer("PutObject", VerifyUpload())
     right, wrong = (base64.b64encode(crc64nvme(data).to_bytes(8)).decode() for data in (BODY, b"other"))
     bench.through.put_object(Bucket=bench.bucket, Key="right", Body=BODY, ChecksumCRC64NVME=right)
@@ -339,7 +337,7 @@ def test_an_upload_that_its_checksum_denies_is_refused_as_aws_would(bench: Bench
     assert (bench.stored("right"), bench.stored("wrong")) == (BODY, None)
 
 
-def test_an_upload_that_is_broken_on_its_way_is_refused_as_aws_would(bench: Bench) -> None:
+def test_upload_damaged_in_transit_is_refused_as_by_aws(bench: Bench) -> None:
     bench.proxy.add(Rule(on("PutObject"), CorruptRequest(), count=1))
     bench.suffer("PutObject", VerifyUpload())
     with pytest.raises(ClientError, match="XAmzContentSHA256Mismatch"):
@@ -349,7 +347,7 @@ def test_an_upload_that_is_broken_on_its_way_is_refused_as_aws_would(bench: Benc
     assert bench.stored("new") == BODY
 
 
-def test_a_copy_from_a_changed_source_is_refused_as_aws_would(bench: Bench) -> None:
+def test_copy_of_a_changed_source_is_refused_as_by_aws(bench: Bench) -> None:
     def etag_of(bucket: str, key: str) -> str:
         return str(bench.direct.head_object(Bucket=bucket, Key=key)["ETag"])
 
@@ -366,7 +364,7 @@ def test_a_copy_from_a_changed_source_is_refused_as_aws_would(bench: Bench) -> N
     assert bench.stored("2") is None
 
 
-def test_a_function_runs_before_the_server_sees_the_request(bench: Bench) -> None:
+def test_function_runs_before_the_server_sees_the_request(bench: Bench) -> None:
     def delete(request: Request) -> None:
         bench.direct.delete_object(Bucket=request.bucket, Key=request.key)
 
@@ -376,7 +374,7 @@ def test_a_function_runs_before_the_server_sees_the_request(bench: Bench) -> Non
         bench.get()
 
 
-def test_a_function_runs_between_the_servers_answer_and_the_clients(bench: Bench) -> None:
+def test_function_runs_before_the_response_reaches_the_client(bench: Bench) -> None:
     def overwrite(request: Request) -> None:
         bench.direct.put_object(Bucket=request.bucket, Key="key", Body=b"new")
 
@@ -386,13 +384,13 @@ def test_a_function_runs_between_the_servers_answer_and_the_clients(bench: Bench
     assert bench.stored("key") == b"new"
 
 
-def test_a_function_can_answer_instead(bench: Bench) -> None:
+def test_function_can_answer_instead(bench: Bench) -> None:
     bench.suffer("GetObject", Call(lambda request: access_denied() if request.key == "key" else None))
     with pytest.raises(ClientError, match="AccessDenied"):
         bench.get()
 
 
-def test_a_rule_whose_function_raises_fails_the_test(rclone_server: RcloneServer) -> None:
+def test_rule_whose_function_raises_fails_the_test(rclone_server: RcloneServer) -> None:
     def raise_it(request: Request) -> bool:
         raise LookupError(request.operation)
 
@@ -427,7 +425,7 @@ def test_rules_hold_from_the_next_request_on(bench: Bench) -> None:
         bench.get()
 
 
-def test_which_requests_suffer_depends_on_the_seed_and_not_on_their_order(bench: Bench) -> None:
+def test_affected_requests_depend_on_the_seed_not_on_order(bench: Bench) -> None:
     keys = [f"key-{number}" for number in range(60)]
 
     def failing(seed: int, order: list[str]) -> set[str]:
@@ -445,7 +443,7 @@ def test_which_requests_suffer_depends_on_the_seed_and_not_on_their_order(bench:
     assert failing(2, keys) != first
 
 
-def test_connections_are_counted_from_the_first_to_the_last(bench: Bench) -> None:
+def test_connections_are_counted(bench: Bench) -> None:
     sockets = [socket.create_connection(("127.0.0.1", bench.proxy.port)) for _ in range(7)]
     _await(lambda: bench.proxy.open_connections == 7)
     for opened in sockets[:3]:
@@ -459,7 +457,7 @@ def test_connections_are_counted_from_the_first_to_the_last(bench: Bench) -> Non
         opened.close()
 
 
-def test_a_client_that_leaves_a_slow_request_is_no_longer_counted(bench: Bench) -> None:
+def test_client_that_disconnects_is_no_longer_counted(bench: Bench) -> None:
     bench.suffer("GetObject", Delay(30))
     for _ in range(3):
         connection = bench.connect("GET", "key")
@@ -496,7 +494,7 @@ def test_tls_to_the_server_works(tls_files: TlsFiles, fault_proxy: ProxyFactory)
         assert client.get_object(Bucket="bucket", Key="key")["Body"].read() == BODY
 
 
-def test_an_outage_refuses_and_ends(bench: Bench) -> None:
+def test_outage_refuses_connections_and_ends(bench: Bench) -> None:
     assert bench.get() == BODY
     bench.proxy.refuse_connections()
     assert bench.proxy.open_connections == 0
@@ -506,7 +504,7 @@ def test_an_outage_refuses_and_ends(bench: Bench) -> None:
     assert bench.get() == BODY
 
 
-def test_a_server_that_is_gone_looks_like_a_broken_connection(fault_proxy: ProxyFactory) -> None:
+def test_stopped_server_looks_like_a_broken_connection(fault_proxy: ProxyFactory) -> None:
     with RcloneServer() as server:
         proxy = fault_proxy(server)
         server.kill()
@@ -520,7 +518,7 @@ def test_a_server_that_is_gone_looks_like_a_broken_connection(fault_proxy: Proxy
     assert "Connect" in error
 
 
-def test_a_body_without_a_length_can_be_broken_too(fault_proxy: ProxyFactory) -> None:
+def test_body_without_length_can_be_damaged(fault_proxy: ProxyFactory) -> None:
     body = b"5\r\nhello\r\n6\r\n world\r\n0\r\n\r\n"
     with (
         _canned(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + body) as url,
