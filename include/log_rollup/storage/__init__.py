@@ -1,1 +1,1 @@
-"""The interface to object storage, and listings that are validated page by page."""
+"""The interface to object storage, and listings that enforce the contract of S3."""

@@ -1,9 +1,9 @@
-"""Listings of a prefix, checked as they are read: in parallel by ranges of keys, or page by page by token.
+"""Lists a prefix, in parallel by ranges of keys or page by page, and enforces the contract of S3 on each page.
 
-S3 lists keys in the order of their UTF-8 bytes, each once, and names the next page by a token. Some servers do
-not: they list a folder's keys behind those of the next one, list a key twice, ignore start-after or the prefix, or
-forget the token. Each page is checked against that contract. Where the parallel listing meets a violation, the
-prefix is listed again by token alone, where order does not matter but uniqueness and progress do.
+The contract: keys come in the order of their UTF-8 bytes, each once, and a truncated page has a token for the next
+one. Some servers break it: they list a folder's keys behind those of the next folder, list a key twice, ignore
+start-after or the prefix, or omit the token. If a page of the parallel listing violates the contract, the prefix
+is listed again by token alone. That listing accepts any order; it still requires unique keys and progress.
 """
 
 import logging
@@ -22,9 +22,9 @@ from include.log_rollup.storage.protocol import ListPage, Location, ObjectInfo, 
 log = logging.getLogger(__name__)
 
 PAGE_SIZE = 1000
-# S3 may answer with an empty page that is not the last one, behind many delete markers for example.
+# S3 may return empty pages before the last one, for example after many delete markers.
 MAX_EMPTY_PAGES = 250
-# Keys are split between these code points; beyond them they are listed one page after the other.
+# Ranges are split between these code points; keys beyond them are listed one page after the other.
 _LOWEST, _HIGHEST = 0x1F, 0x7F
 _HASH_MASK = (1 << 64) - 1
 _EMPTY_MD5 = "d41d8cd98f00b204e9800998ecf8427e"
@@ -32,13 +32,13 @@ _UNTRUSTED = "The listing of this server cannot be trusted: repair or update the
 
 
 class _ContractError(Exception):
-    """A page that S3 would not answer; the text says what is wrong with it."""
+    """A page violates the contract of S3; the text says how."""
 
 
 def list_all(store: ObjectStore, prefix: Location) -> list[ObjectInfo]:
-    """Everything under a prefix in the order of the keys' UTF-8 bytes, listed in parallel where that is faster.
+    """All objects below a prefix in the order of the keys' UTF-8 bytes, listed in parallel where that is faster.
 
-    If it takes long, the log says how far it is. What a row lacks, a HEAD answers.
+    Logs its progress every few seconds. Sends a HEAD for rows that :func:`fill_rows` has to complete.
 
     :raises ListingError: if the store's listing contradicts itself
     :raises RollupError: as the store raises
@@ -52,53 +52,58 @@ def list_all(store: ObjectStore, prefix: Location) -> list[ObjectInfo]:
 
 
 def list_by_token(store: ObjectStore, prefix: Location, page_size: int = PAGE_SIZE) -> list[ObjectInfo]:
-    """As :func:`list_all`, page by page by continuation token alone; the server's order does not matter.
+    """The same as :func:`list_all`, page by page by continuation token, for servers that list in any order.
 
+    :param page_size: the most objects on a page, 1 to 1,000
     :raises ListingError: if the store's listing contradicts itself
     :raises RollupError: as the store raises
     """
     rows = [row for page in pages_by_token(store, prefix, page_size) for row in page.objects]
-    # Sorting what is in order already takes one comparison for each row.
+    # Sorting rows that are in order already takes one comparison for each row.
     rows.sort(key=lambda row: row.key)
     return fill_rows(store, prefix.bucket, rows)
 
 
 def fill_rows(store: ObjectStore, bucket: str, rows: list[ObjectInfo]) -> list[ObjectInfo]:
-    """Rows with the ETags that the listing left out; objects that are gone meanwhile are dropped.
+    """Complete rows that lack an ETag, or may have a wrong size; objects that no longer exist are dropped.
 
-    Some servers list objects with a size of 0 that are not empty (noobaa-core 7705). An object that is listed as
-    empty is never read, so HEAD is asked unless the ETag is the MD5 of nothing.
+    Some servers list objects with size 0 that are not empty (noobaa-core 7705). Objects listed as empty are never
+    read, so their size is compared with a HEAD, unless the ETag is the MD5 of nothing.
 
     :raises RollupError: as the store raises
     """
-    if all(row.etag and (row.size or row.etag == _EMPTY_MD5) for row in rows):
+    if all(_is_complete(row) for row in rows):
         return rows
 
     def filled(row: ObjectInfo) -> ObjectInfo | None:
-        if row.etag and (row.size or row.etag == _EMPTY_MD5):
+        if _is_complete(row):
             return row
         head = store.head(Location(bucket, row.key))
         return None if head is None else ObjectInfo(row.key, head.size, row.etag or head.etag)
 
-    found = in_parallel(store.control_connections, "log-rollup-rows", filled, rows)
-    return [row for row in found if row is not None]
+    completed = in_parallel(store.control_connections, "log-rollup-rows", filled, rows)
+    return [row for row in completed if row is not None]
+
+
+def _is_complete(row: ObjectInfo) -> bool:
+    return bool(row.etag and (row.size or row.etag == _EMPTY_MD5))
 
 
 def pages_by_token(store: ObjectStore, prefix: Location, page_size: int = PAGE_SIZE) -> Iterator[ListPage]:
-    """The pages of a prefix by continuation token, each checked; at least one page.
+    """The pages of a prefix by continuation token; at least one page.
 
-    A key that is listed again with the same size and ETag is left out. As long as keys come in order nothing is
-    kept of them; once they don't, the listing is read again from its beginning, to know which keys it had.
+    A key that is listed again with the same size and ETag is left out. While keys come in order, none is kept in
+    memory. When they don't, the listing starts again, and remembers all keys to recognise repeated ones.
 
-    :param page_size: the most objects of a page, 1 to 1,000
-    :raises ListingError: if the listing contradicts itself: a truncated page without a token, a token that comes
-        again, a key outside the prefix, or one that is listed with two sizes or ETags
-    :raises TransientError: if it changed between the two readings
+    :param page_size: the most objects on a page, 1 to 1,000
+    :raises ListingError: if the listing contradicts itself: a truncated page without a token, a repeated token, a
+        key outside the prefix, or a key with two sizes or ETags
+    :raises TransientError: if the objects changed between the two listings
     :raises RollupError: as the store raises
     """
     pages = rows = digest = 0
     last = ""
-    for page in _followed(store, prefix, page_size):
+    for page in _raw_pages(store, prefix, page_size):
         if not increasing(last, page.objects):
             break
         if page.objects:
@@ -112,17 +117,21 @@ def pages_by_token(store: ObjectStore, prefix: Location, page_size: int = PAGE_S
     log.warning(
         "%s is not listed in the order of the keys; every key is remembered, to see each once", prefix
     )
-    yield from _unordered(store, prefix, page_size, pages, (rows, digest & _HASH_MASK))
+    yield from _unordered_pages(store, prefix, page_size, pages, (rows, digest & _HASH_MASK))
 
 
-def _unordered(
-    store: ObjectStore, prefix: Location, page_size: int, given: int, fingerprint: tuple[int, int]
+def _unordered_pages(
+    store: ObjectStore, prefix: Location, page_size: int, skipped: int, fingerprint: tuple[int, int]
 ) -> Iterator[ListPage]:
-    """The pages behind the first ``given``, whose rows are those of the fingerprint, without repeated keys."""
+    """List from the start and return the pages after the first ones, without repeated keys.
+
+    :param skipped: how many pages were returned already
+    :param fingerprint: number and digest of the rows on those pages
+    """
     seen: dict[str, ObjectInfo] = {}
     stale = 0
-    for number, page in enumerate(_followed(store, prefix, page_size)):
-        if number == given:
+    for number, page in enumerate(_raw_pages(store, prefix, page_size)):
+        if number == skipped:
             digest = sum(map(hash, seen.values())) & _HASH_MASK
             if (len(seen), digest) != fingerprint:
                 raise TransientError(f"LIST {prefix}: the objects changed while they were listed")
@@ -144,27 +153,27 @@ def _unordered(
                 f"LIST {prefix}: the server answered {stale} pages in a row without a new object and says that "
                 f"more follow. {_UNTRUSTED}"
             )
-        if number >= given:
+        if number >= skipped:
             yield replace(page, objects=fresh)
         if stale and not page.truncated:
             return
-    if number < given:
+    if number < skipped:
         raise TransientError(f"LIST {prefix}: the objects changed while they were listed")
 
 
-def _followed(store: ObjectStore, prefix: Location, page_size: int) -> Iterator[ListPage]:
-    """Pages from token to token, checked for what holds in any order of keys."""
+def _raw_pages(store: ObjectStore, prefix: Location, page_size: int) -> Iterator[ListPage]:
+    """Pages by token that keep the contract, except for the order and uniqueness of keys."""
     token: str | None = None
     tokens: set[str] = set()
     empty = 0
     while True:
         page = store.list_page(prefix, token=token, limit=page_size)
         empty = 0 if page.objects else empty + 1
-        problem = _problem(prefix, page, tokens, empty)
-        if problem:
-            raise ListingError(f"LIST {prefix}: {problem}. {_UNTRUSTED}")
+        violation = _violation(prefix, page, tokens, empty)
+        if violation:
+            raise ListingError(f"LIST {prefix}: {violation}. {_UNTRUSTED}")
         yield page
-        # A token counts more than IsTruncated, which some servers leave out, as long as it leads to objects.
+        # Some servers omit IsTruncated; then a token counts, as long as it is new and leads to objects.
         if not page.truncated and (not page.token or page.token in tokens or not page.objects):
             return
         token = page.token
@@ -172,8 +181,12 @@ def _followed(store: ObjectStore, prefix: Location, page_size: int) -> Iterator[
         tokens.add(token)
 
 
-def _problem(prefix: Location, page: ListPage, tokens: set[str], empty: int) -> str | None:
-    """What is wrong with a page, whatever the order of its keys."""
+def _violation(prefix: Location, page: ListPage, tokens: set[str], empty: int) -> str | None:
+    """How a page violates the contract, apart from the order of keys; None if it doesn't.
+
+    :param tokens: of the pages before
+    :param empty: how many pages up to this one are empty, in a row
+    """
     for row in page.objects:
         if not row.key.startswith(prefix.key):
             return f"the server lists {row.key!r}, which is not under the prefix"
@@ -189,10 +202,10 @@ def _problem(prefix: Location, page: ListPage, tokens: set[str], empty: int) -> 
 
 
 def increasing(last: str, rows: Sequence[ObjectInfo]) -> bool:
-    """Whether the keys of these rows come in order, each once, all behind the key ``last``."""
+    """Whether the keys of some rows strictly increase, starting behind the key ``last``."""
     for row in rows:
         if row.key <= last:
-            # The empty key, which is the prefix itself of a whole bucket, cannot be listed.
+            # This also refuses the empty key, with which no object exists.
             return False
         last = row.key
     return True
@@ -200,7 +213,13 @@ def increasing(last: str, rows: Sequence[ObjectInfo]) -> bool:
 
 @dataclass(slots=True, eq=False)
 class _Range:
-    """Keys after ``start`` up to and with ``end``, of which those up to ``position`` are listed."""
+    """A range of keys that one thread lists.
+
+    :param start: exclusive
+    :param end: inclusive; None for no bound. It moves down when the upper half is split off
+    :param position: the last key listed so far
+    :param empty: number of empty pages in a row
+    """
 
     start: str
     end: str | None
@@ -209,16 +228,17 @@ class _Range:
     empty: int = 0
     tokens: set[str] = field(default_factory=set)
 
-    def take(self, prefix: Location, page: ListPage) -> bool:
-        """Check a page and keep its rows that are within the range; returns whether more may come.
+    def add_page(self, prefix: Location, page: ListPage) -> bool:
+        """Keep the rows of a page that are within the range.
 
-        :raises _ContractError: if S3 would not answer it
+        :returns: whether the range has more pages
+        :raises _ContractError: if the page violates the contract of S3
         """
         rows = page.objects
         self.empty = 0 if rows else self.empty + 1
-        problem = _problem(prefix, page, self.tokens, self.empty)
-        if problem:
-            raise _ContractError(problem)
+        violation = _violation(prefix, page, self.tokens, self.empty)
+        if violation:
+            raise _ContractError(violation)
         if page.token and not page.truncated:
             raise _ContractError("the server says that no more objects follow, and gives a token for more")
         if not increasing(self.position or self.start, rows):
@@ -237,10 +257,10 @@ class _Range:
 
 
 class _ParallelListing:
-    """Ranges of keys, each listed by one thread; a thread without one cuts off a part of another's.
+    """Ranges of keys, each listed by one thread; a thread without a range splits off half of another thread's.
 
-    Where the keys lie is not known beforehand, so a range is cut in the middle of the key space that it has left.
-    If nothing lies behind the cut, one request was spent, and the range is known to end before it.
+    The distribution of the keys is unknown, so a range is split in the middle of the key space that is left. If no
+    key lies above the split, one request was wasted, and the range below is known to end there.
     """
 
     def __init__(self, store: ObjectStore, prefix: Location) -> None:
@@ -248,91 +268,112 @@ class _ParallelListing:
         self._prefix = prefix
         self._threads = store.control_connections
         self._changed = threading.Condition()
-        self._under_way: list[_Range] = []
+        self._unfinished: list[_Range] = []
         self._ranges: list[_Range] = []
         self._failed = False
         self._listed = 0
-        self._next_line = time.monotonic() + LOG_SECONDS
+        self._next_log = time.monotonic() + LOG_SECONDS
 
     def run(self) -> list[ObjectInfo]:
+        """All rows below the prefix, in the order of keys."""
         first = _Range("", None)
         page = self._store.list_page(self._prefix)
-        more = self._take(first, page)
-        # Most prefixes are one page: no threads for those.
+        more = self._add_page(first, page)
+        # Most prefixes have one page and need no threads.
         if more and self._threads > 1:
-            self._ranges.append(first)
-            self._under_way.append(first)
-            with ThreadPoolExecutor(self._threads, "log-rollup-listing") as executor:
-                futures = [executor.submit(self._work, None, None) for _ in range(self._threads - 1)]
-                futures.append(executor.submit(self._work, first, page.token))
-            for future in futures:
-                future.result()
-            self._ranges.sort(key=lambda one: one.start)
-            rows = self._ranges[0].rows
-            for one in self._ranges[1:]:
-                rows += one.rows
-                one.rows.clear()
-            return rows
+            return self._run_threads(first, page.token)
         while more:
             page = self._store.list_page(self._prefix, token=page.token)
-            more = self._take(first, page)
+            more = self._add_page(first, page)
         return first.rows
 
-    def _take(self, one: _Range, page: ListPage) -> bool:
-        """Give a page to its range; from one thread at a time."""
-        before = len(one.rows)
-        more = one.take(self._prefix, page)
-        self._listed += len(one.rows) - before
+    def _run_threads(self, first: _Range, token: str | None) -> list[ObjectInfo]:
+        """Continue the first range on all threads."""
+        self._ranges.append(first)
+        self._unfinished.append(first)
+        with ThreadPoolExecutor(self._threads, "log-rollup-listing") as executor:
+            futures = [executor.submit(self._work, None, None) for _ in range(self._threads - 1)]
+            futures.append(executor.submit(self._work, first, token))
+        for future in futures:
+            future.result()
+        self._ranges.sort(key=lambda key_range: key_range.start)
+        rows = self._ranges[0].rows
+        for key_range in self._ranges[1:]:
+            rows += key_range.rows
+            # Each range is freed at once: there may be a million rows.
+            key_range.rows.clear()
+        return rows
+
+    def _add_page(self, key_range: _Range, page: ListPage) -> bool:
+        """Add a page to its range and log the progress; not thread-safe."""
+        before = len(key_range.rows)
+        more = key_range.add_page(self._prefix, page)
+        self._listed += len(key_range.rows) - before
         now = time.monotonic()
-        if now >= self._next_line:
-            self._next_line = now + LOG_SECONDS
+        if now >= self._next_log:
+            self._next_log = now + LOG_SECONDS
             log.info("%s objects listed under %s so far", f"{self._listed:,}", self._prefix)
         return more
 
-    def _work(self, one: _Range | None, token: str | None) -> None:
+    def _work(self, key_range: _Range | None, token: str | None) -> None:
+        """List ranges on one thread until all keys are listed, or a thread fails."""
         try:
-            while one := one or self._cut():
-                self._list(one, token)
-                one = token = None
+            while key_range := key_range or self._split():
+                self._list(key_range, token)
+                key_range = token = None
         except BaseException:
             with self._changed:
                 self._failed = True
                 self._changed.notify_all()
             raise
 
-    def _list(self, one: _Range, token: str | None) -> None:
+    def _list(self, key_range: _Range, token: str | None) -> None:
         more = True
         while more:
-            page = self._store.list_page(self._prefix, one.start, token)
+            page = self._store.list_page(self._prefix, key_range.start, token)
             token = page.token
             with self._changed:
-                more = self._take(one, page) and not self._failed
+                more = self._add_page(key_range, page) and not self._failed
                 if not more:
-                    self._under_way.remove(one)
+                    self._unfinished.remove(key_range)
                 self._changed.notify_all()
 
-    def _cut(self) -> _Range | None:
-        """Take the upper half of what a range has left; None when there is nothing more to list."""
+    def _split(self) -> _Range | None:
+        """Split off the upper half of the rest of a range; waits if none can be split.
+
+        :returns: None if nothing is left to list, or a thread has failed
+        """
         with self._changed:
-            while self._under_way and not self._failed:
-                # One without rows may be empty: it is not worth another request before that is known.
-                for one in sorted(self._under_way, key=lambda one: len(one.rows), reverse=True):
-                    middle = between(one.position, one.end, len(self._prefix.key)) if one.rows else None
-                    if middle is not None:
-                        upper = _Range(middle, one.end)
-                        one.end = middle
+            while self._unfinished and not self._failed:
+                by_rows = sorted(self._unfinished, key=lambda key_range: len(key_range.rows), reverse=True)
+                for key_range in by_rows:
+                    upper = self._upper_half(key_range)
+                    if upper is not None:
                         self._ranges.append(upper)
-                        self._under_way.append(upper)
+                        self._unfinished.append(upper)
                         return upper
                 self._changed.wait()
         return None
 
+    def _upper_half(self, key_range: _Range) -> _Range | None:
+        # A range without rows may be empty, which its first page shows; splitting it earlier may waste a request.
+        if not key_range.rows:
+            return None
+        middle = between(key_range.position, key_range.end, len(self._prefix.key))
+        if middle is None:
+            return None
+        upper = _Range(middle, key_range.end)
+        key_range.end = middle
+        return upper
+
 
 def between(low: str, high: str | None, common: int) -> str | None:
-    """A key in the middle between two, by their first characters that differ; None where there is no room.
+    """A key in the middle between two keys, from their first different characters.
 
-    :param high: None for no bound
+    :param low: exclusive
+    :param high: inclusive; None for no bound
     :param common: how many characters all keys have in common
+    :returns: None if no key between the two can be formed
     """
     place = common
     while high is not None and place < min(len(low), len(high)) and low[place] == high[place]:

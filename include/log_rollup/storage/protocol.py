@@ -38,7 +38,7 @@ class ObjectInfo(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ListPage:
-    """One page of a listing, exactly as the store answered it; ``listing.py`` validates it.
+    """One page of a listing, exactly as the store answered it; ``listing.py`` enforces the contract of S3.
 
     :param newest: time of its newest object in epoch seconds; 0 if it has none
     :param server_time: the store's time of the answer
@@ -225,7 +225,7 @@ class ObjectStore(Protocol):
     def list_page(
         self, prefix: Location, start_after: str = "", token: str | None = None, limit: int = 1000
     ) -> ListPage:
-        """One page of the objects below a prefix, not validated (one request, ListObjectsV2).
+        """One page of the objects below a prefix, exactly as the store answers one ListObjectsV2.
 
         :param start_after: list only keys behind this one; ignored with a token
         :param token: continuation token that the previous page returned
@@ -281,7 +281,7 @@ class ObjectStore(Protocol):
         """
 
     def list_uploads(self, prefix: Location) -> Sequence[tuple[str, str]]:
-        """Key and upload id of the unfinished multipart uploads below a prefix, not validated.
+        """Key and upload id of unfinished multipart uploads, exactly as the store lists them for a prefix.
 
         Some servers ignore the prefix.
         """
