@@ -1,4 +1,4 @@
-"""An object that can be unpacked to its end counts as intact, any other as damaged; memory stays bounded."""
+"""An object that decompresses completely is intact, any other is damaged; memory stays bounded."""
 
 import bz2
 import gzip
@@ -43,7 +43,7 @@ PACK: Mapping[str, Callable[[bytes], bytes]] = {
     ".xz": lzma.compress,
     ".lz4": pack_lz4,
 }
-# Readers that this project has nothing to do with.
+# Readers that are not part of this project.
 UNPACK: Mapping[str, Callable[[bytes], bytes]] = {
     ".gz": gzip.decompress,
     ".zst": unpack_zstd,
@@ -141,12 +141,12 @@ def test_lz4_frames_of_every_form_are_intact(size: int, linked: bool) -> None:
         assert damage(".lz4", body[:-1]) == CUT_OFF
 
 
-# -- behind the last frame -----------------------------------------------------------------------------
+# -- after the last frame ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("zeros", [1, 3, 512, 2 * MIB + 1])
 def test_zeros_after_gzip_are_damage(zeros: int) -> None:
-    # gzip -dc stops there, and would not read the next object of the part.
+    # gzip -dc stops at zeros, and would not read the next object of the part.
     assert damage(".gz", PACK[".gz"](LINES) + bytes(zeros))
 
 
@@ -191,7 +191,7 @@ def test_object_cut_off_anywhere_is_damaged(encoding: str, content: bytes) -> No
 def test_last_frame_cut_off_anywhere_is_damage(encoding: str, first: bytes, second: bytes) -> None:
     begin, end = PACK[encoding](first), PACK[encoding](second)
     intact = [length for length in range(1, len(end)) if damage(encoding, begin + end[:length]) is None]
-    # A frame that is cut off within its first zeros cannot be told from padding; none begins with one.
+    # A frame truncated within its first zeros would look like padding, but no frame begins with a zero.
     assert intact == []
 
 
@@ -210,7 +210,7 @@ def test_flipped_bit_is_damage_or_changes_nothing(
     body = bytearray(PACK[encoding](content))
     body[place % len(body)] ^= 1 << bit
     if damage(encoding, bytes(body)) is None:
-        # In the time of gzip's header, for one.
+        # For example in the time of the gzip header.
         assert UNPACK[encoding](bytes(body)) == content
 
 
@@ -294,7 +294,7 @@ def test_xz_of_a_huge_dictionary_is_not_unpacked() -> None:
 
 
 def zstd_bomb(unpacked: int) -> bytes:
-    """The smallest frame that unpacks to so many bytes: a byte repeated, in blocks of 128 KiB."""
+    """Return the smallest frame that unpacks to this size: one byte repeated, in blocks of 128 KiB."""
     size = 128 * 1024
     blocks = unpacked // size
     header = zstandard.MAGIC_NUMBER.to_bytes(4, "little") + b"\x00\x38"

@@ -131,7 +131,7 @@ def folders_last(keys: list[str]) -> list[str]:
 
 
 def folders_by_step(keys: list[str]) -> list[str]:
-    """Sort step by step of the path: ``b/00`` before ``b.d/00``, though "." is less than "/"."""
+    """Sort step by step of the path: ``b/00`` before ``b.d/00``; "." alone would sort before "/"."""
     return sorted(keys, key=lambda key: key.split("/"))
 
 
