@@ -17,9 +17,10 @@ airflow backfill create --dag-id log_rollup_app --from-date 2026-11-23T00:00:00Z
 ```
 """
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
+import pendulum
 from airflow.sdk import (
     DAG,
     Asset,
@@ -61,8 +62,8 @@ with DAG(
     @task(pool=POOL, pool_slots=limits.CONTROL_CONNECTIONS, retries=6, retry_delay=timedelta(minutes=10))
     def check(**context: Any) -> list[dict[str, Any]]:
         """Return the totals of the day's hours from their completion markers."""
-        day = datetime.strptime(context["dag_run"].partition_key, "%Y-%m-%d").replace(tzinfo=UTC)
-        hours = [day + timedelta(hours=number) for number in range(24)]
+        day = pendulum.from_format(context["dag_run"].partition_key, "YYYY-MM-DD", tz="UTC")
+        hours = [day.add(hours=number) for number in range(24)]
         stream = next(stream for stream in load_streams() if stream.name == STREAM)
         with PooledS3Hook.for_stream(stream, limits.CONTROL_CONNECTIONS, limits.CONTROL_CONNECTIONS) as hook:
             found = read_hours(hook, stream, hours)

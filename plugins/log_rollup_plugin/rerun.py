@@ -1,8 +1,8 @@
-"""The step rerun_<stream> of log_rollup_late: runs a stream's Dag for one hour and waits for it, not for ever."""
+"""The operator of rerun_<stream> in log_rollup_late: runs a stream's Dag for one hour, and waits with a limit."""
 
-from datetime import UTC, datetime
 from typing import Any, NoReturn
 
+import pendulum
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.providers.standard.triggers.external_task import DagStateTrigger
 from airflow.sdk import Context
@@ -75,7 +75,7 @@ class RerunHourOperator(TriggerDagRunOperator):
 
     def _fail_unfinished(self, context: Context) -> NoReturn:
         instance = context["ti"]
-        waited = format_duration(datetime.now(UTC) - instance.start_date)
+        waited = format_duration(pendulum.now("UTC") - instance.start_date)
         try:
             # An enum member, like DagRunState.RUNNING.
             state = str(instance.get_dagrun_state(self.trigger_dag_id, self.trigger_run_id))

@@ -108,7 +108,7 @@ def test_calendar_shows_what_the_marker_says(made: MadeHour, open_page: OpenPage
     charts = page.get_by_role("img")
     expect(charts).to_have_count(6)
     expect(charts.first).to_have_attribute(
-        "aria-label", f"Objects of 1 hours: median {OBJECTS}, most {OBJECTS}"
+        "aria-label", f"Objects of 1 hours: median {OBJECTS}, maximum {OBJECTS}"
     )
 
 

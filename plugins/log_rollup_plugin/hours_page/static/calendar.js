@@ -110,9 +110,9 @@ function grid(month, tip) {
       days.map((hours) => row(month, hours, present)),
     ),
   );
-  table.addEventListener("keydown", walk);
+  table.addEventListener("keydown", moveFocus);
   for (const [on, off] of [["mouseover", "mouseout"], ["focusin", "focusout"]]) {
-    table.addEventListener(on, (event) => point(event.target.closest("a"), month, tip));
+    table.addEventListener(on, (event) => showTip(event.target.closest("a"), month, tip));
     table.addEventListener(off, () => (tip.hidden = true));
   }
   return table;
@@ -141,24 +141,24 @@ function cell(stream, one, present) {
       "data-key": one.hour,
       "data-late": isBehind(one),
       tabindex: present ? 0 : -1,
-      "aria-label": [spoken(one), ...facts(one)].join(", "),
+      "aria-label": [title(one), ...facts(one)].join(", "),
     },
     glyph(one.state),
   );
 }
 
-const spoken = (one) => `${dayOnly(one.hour)} ${span(one.hour)}: ${STATES[one.state]?.[0] ?? "nothing"}`;
+const title = (one) => `${dayOnly(one.hour)} ${span(one.hour)}: ${STATES[one.state]?.[0] ?? "nothing"}`;
 
 /** What is known of an hour besides its state. */
 function facts(one) {
-  const said = one.why ? [one.why] : [];
+  const texts = one.why ? [one.why] : [];
   const { marker, late } = one;
   const behind = isBehind(one);
   if (marker) {
-    said.push(`${number(marker.objects)} objects, ${size(marker.bytes_in)} in ${number(marker.parts)} parts`);
+    texts.push(`${number(marker.objects)} objects, ${size(marker.bytes_in)} in ${number(marker.parts)} parts`);
   }
-  if (behind) said.push(`since then raw objects ${differences(late)}`);
-  return said;
+  if (behind) texts.push(`since then raw objects ${differences(late)}`);
+  return texts;
 }
 
 /** Like "came late (3) and vanished (1)". */
@@ -168,7 +168,7 @@ function differences({ late, changed, vanished }) {
 }
 
 /** Move the focus with the arrow keys, Home and End. */
-function walk(event) {
+function moveFocus(event) {
   const cells = [...event.currentTarget.querySelectorAll("a.hour")];
   const at = cells.indexOf(event.target);
   if (at < 0) return;
@@ -189,7 +189,7 @@ function walk(event) {
 }
 
 /** Show a tooltip with what is known of an hour. */
-function point(link, month, tip) {
+function showTip(link, month, tip) {
   if (!link) return;
   const one = month.hours.find(({ hour }) => hour === link.dataset.key);
   tip.replaceChildren(

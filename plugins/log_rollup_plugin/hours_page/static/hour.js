@@ -30,10 +30,10 @@ export function showHour(answer, page, _streams, refresh) {
 }
 
 function head(answer, refresh) {
-  const { stream, hour, runs: made } = answer;
+  const { stream, hour, runs: hourRuns } = answer;
   const step = (hours, name, sign) =>
     el("a", { class: "button square", href: address({ stream: stream.name, hour: addHours(hour, hours) }), "aria-label": name, title: name, "data-key": name }, glyph(sign));
-  const run = made[0];
+  const run = hourRuns[0];
   return el(
     "header",
     { class: "hour-head" },
@@ -63,16 +63,16 @@ function head(answer, refresh) {
 }
 
 function facts(answer) {
-  const { hour, marker, planned, parts: there } = answer;
+  const { hour, marker, planned, parts: packed } = answer;
   if (!marker) {
     if (!planned || answer.state === "failed") return whatToDo(answer);
     return card(
       "Being built",
       list([
         ["Planned", `${number(planned.objects)} objects, ${size(planned.bytes)}`],
-        ["Parts packed", `${number(there.length)} of ${number(planned.parts)}`],
+        ["Parts packed", `${number(packed.length)} of ${number(planned.parts)}`],
       ]),
-      fillBar(there.length / (planned.parts || 1)),
+      fillBar(packed.length / (planned.parts || 1)),
     );
   }
   if (!("objects" in marker)) {
@@ -110,7 +110,7 @@ function noted({ foreign, damaged }) {
 }
 
 /** What an operator can do about an hour that is not complete. */
-function whatToDo({ stream, hour, state, why, runs: made, tasks }) {
+function whatToDo({ stream, hour, state, why, runs: hourRuns, tasks }) {
   const failed = tasks.find((task) => task.state === "failed");
   const command = `airflow dags trigger ${stream.dag_id} --conf '{"hour": "${hour}"}'`;
   const advice = {
@@ -136,7 +136,7 @@ function whatToDo({ stream, hour, state, why, runs: made, tasks }) {
     // The head shows the reason for a damaged hour, which is long.
     why && state !== "damaged" ? el("p", { class: "quiet" }, `${state === "unknown" ? "Whether it is complete is not known" : "It is not complete"}: ${why}.`) : null,
     el("div", { class: "advice" }, advice ? el("p", {}, advice) : byHand),
-    failed ? away(taskPage(stream.dag_id, made[0].run_id, failed), `Open ${failed.task_id}`, "button") : null,
+    failed ? away(taskPage(stream.dag_id, hourRuns[0].run_id, failed), `Open ${failed.task_id}`, "button") : null,
   );
 }
 
@@ -160,14 +160,14 @@ function proof({ marker }) {
 }
 
 function places({ raw, aggregated }) {
-  const place = (name, { url, console: there }) =>
+  const place = (name, { url, console: consoleUrl }) =>
     el(
       "div",
       { class: "place" },
       el("h4", {}, name),
       el("code", {}, url),
       el("button", { type: "button", class: "small", click: (event) => copy(event.currentTarget, url), "data-key": `copy ${name}` }, glyph("copy"), "Copy"),
-      there ? away(there, "AWS console", "button small", true) : null,
+      consoleUrl ? away(consoleUrl, "AWS console", "button small", true) : null,
     );
   return card("In the bucket", place("Raw objects", raw), place("Parts", aggregated));
 }
@@ -205,14 +205,14 @@ function late({ late: found, marker }) {
   );
 }
 
-function runs({ stream, runs: made }) {
-  if (!made.length) return card("Runs", el("p", { class: "quiet" }, "This Airflow has no run of this hour."));
+function runs({ stream, runs: hourRuns }) {
+  if (!hourRuns.length) return card("Runs", el("p", { class: "quiet" }, "This Airflow has no run of this hour."));
   return card(
     "Runs",
     el(
       "ul",
       { class: "runs" },
-      made.map((run) =>
+      hourRuns.map((run) =>
         el(
           "li",
           {},
@@ -231,7 +231,7 @@ function took({ started_at: start, ended_at: end }) {
   return `${dayOnly(end)}, ${clock(end)}; took ${seconds((Date.parse(end) - Date.parse(start)) / 1000)}`;
 }
 
-function shards({ stream, runs: made, tasks }) {
+function shards({ stream, runs: hourRuns, tasks }) {
   if (!tasks.length) return null;
   const rank = (task) => (STEPS.indexOf(task.task_id) + 1 || STEPS.length + 1) * 10_000 + task.map_index;
   const rows = [...tasks].sort((one, other) => rank(one) - rank(other)).map((task) => {
@@ -239,7 +239,7 @@ function shards({ stream, runs: made, tasks }) {
     return el(
       "tr",
       {},
-      el("td", {}, el("a", { href: taskPage(stream.dag_id, made[0].run_id, task), click: leave }, task.map_index < 0 ? task.task_id : `${task.task_id}[${task.map_index}]`)),
+      el("td", {}, el("a", { href: taskPage(stream.dag_id, hourRuns[0].run_id, task), click: leave }, task.map_index < 0 ? task.task_id : `${task.task_id}[${task.map_index}]`)),
       el("td", {}, el("span", { class: "task-state", "data-task": task.state ?? "none" }, task.state ?? "not yet")),
       el("td", {}, task.title ?? ""),
       el("td", { class: "number" }, length),
@@ -249,9 +249,9 @@ function shards({ stream, runs: made, tasks }) {
   return card("Tasks and shards of the last run", table(["Task", "State", "Shard", "Took", "Tries"], rows, [3, 4]));
 }
 
-function parts({ parts: there, stream, unclear, planned, state }) {
-  if (!there.length) return unclear && state !== "damaged" ? card("Parts", el("p", { class: "quiet" }, unclear)) : null;
-  const rows = there.map((part) => {
+function parts({ parts: packed, stream, unclear, planned, state }) {
+  if (!packed.length) return unclear && state !== "damaged" ? card("Parts", el("p", { class: "quiet" }, unclear)) : null;
+  const rows = packed.map((part) => {
     const full = part.size / stream.part_size;
     return el(
       "tr",
@@ -264,7 +264,7 @@ function parts({ parts: there, stream, unclear, planned, state }) {
       el("td", {}, part.proof ? el("span", { class: "proven", title: PROOFS[part.proof] }, glyph("complete"), part.proof) : el("span", { class: "quiet" }, "packed, not proven yet")),
     );
   });
-  const count = planned && state !== "complete" ? `${number(there.length)} of ${number(planned.parts)}` : number(there.length);
+  const count = planned && state !== "complete" ? `${number(packed.length)} of ${number(planned.parts)}` : number(packed.length);
   return card(
     `Parts (${count})`,
     table(["Part", "Objects", "Size", `Full, of ${size(stream.part_size)}`, "CRC64-NVME", "Proven by"], rows, [1, 2]),
@@ -296,7 +296,7 @@ function list(rows) {
 
 /** Ask for confirmation before a run is cleared, with the number of task instances. */
 async function askToClear(stream, hour, run, done) {
-  const said = el("p", { role: "status" }, "Counting the tasks …");
+  const message = el("p", { role: "status" }, "Counting the tasks …");
   const yes = el("button", { type: "button", class: "primary", disabled: true }, "Clear the run");
   const no = el("button", { type: "button", click: () => box.close() }, "Cancel");
   const box = el(
@@ -305,7 +305,7 @@ async function askToClear(stream, hour, run, done) {
     el("h3", { id: "clear-title" }, `Clear the run of ${dayOnly(hour)}, ${span(hour)}?`),
     el("p", {}, "All its tasks run again. A complete hour that has not changed stays as it is; otherwise only the parts that differ are packed again."),
     el("p", {}, el("code", {}, run.run_id)),
-    said,
+    message,
     el("div", { class: "actions" }, no, yes),
   );
   document.body.append(box);
@@ -313,10 +313,10 @@ async function askToClear(stream, hour, run, done) {
   no.focus();
   try {
     const { total_entries: count } = await clearRun(stream.dag_id, run.run_id, true);
-    said.textContent = `${number(count)} task instances will be cleared.`;
+    message.textContent = `${number(count)} task instances will be cleared.`;
     yes.disabled = false;
   } catch (error) {
-    said.textContent = error.message;
+    message.textContent = error.message;
   }
   yes.addEventListener("click", async () => {
     yes.disabled = true;
@@ -325,7 +325,7 @@ async function askToClear(stream, hour, run, done) {
       box.close();
       done();
     } catch (error) {
-      said.textContent = error.message;
+      message.textContent = error.message;
     }
   });
 }
