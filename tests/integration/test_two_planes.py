@@ -1,4 +1,7 @@
-"""boto3 and the data plane send the same requests: through proxies, with certificates, to servers with quirks."""
+"""boto3 and the data plane send the same requests: through proxies, with certificates, to servers with quirks.
+
+``ask_both`` sends each request over both planes to a recorder, and ``assert_alike`` compares what arrived.
+"""
 
 import json
 import os
@@ -40,7 +43,7 @@ T = TypeVar("T")
 BUCKET, KEY, BODY = "logs", "raw/a b+c/ü.log", b"2026-11-26T00:00:00Z hello\n"
 SECRET = "secret+key/of=the-test"
 PATIENCE_SECONDS = 20.0
-# What both planes send alike; the rest is theirs alone, such as boto3's invocation id.
+# Headers that both planes have to send alike. Others are of one plane only, such as boto3's invocation id.
 COMPARED = (
     "host", "accept-encoding", "if-match", "x-amz-request-payer", "x-amz-checksum-crc64nvme",
     "x-amz-checksum-mode", "proxy-authorization", "x-team",
@@ -49,8 +52,8 @@ COMPARED = (
 
 @pytest.fixture
 def hook_for(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., PooledS3Hook]]:
-    """Makes a hook on an Airflow connection: ``hook_for(endpoint, {config_kwargs}, extra=…)``."""
-    made: list[PooledS3Hook] = []
+    """Makes a hook on an Airflow connection: ``hook_for(endpoint, config_kwargs, **extra)``."""
+    hooks: list[PooledS3Hook] = []
 
     def make(endpoint: str, config: dict[str, Any] | None = None, **extra: Any) -> PooledS3Hook:
         settings = {
@@ -65,24 +68,24 @@ def hook_for(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., PooledS3
             },
         }  # fmt: skip
         monkeypatch.setenv("AIRFLOW_CONN_PLANES", json.dumps(connection))
-        made.append(PooledS3Hook(aws_conn_id="planes", max_connections=4))
-        return made[-1]
+        hooks.append(PooledS3Hook(aws_conn_id="planes", max_connections=4))
+        return hooks[-1]
 
     yield make
-    for hook in made:
+    for hook in hooks:
         hook.close()
 
 
 @pytest.fixture(scope="module")
 def client_files(tmp_path_factory: pytest.TempPathFactory) -> ClientFiles:
-    """A certificate for a client."""
+    """A client certificate and its key."""
     return make_client_files(tmp_path_factory.mktemp("client"), "rollup-worker")
 
 
 def outcome(
     transfer: SocketTransfer, ask: Callable[[Callable[[T | Exception], None]], object]
 ) -> T | Exception:
-    """What a request of the data plane comes to."""
+    """The result of a request of the data plane, or its error."""
     results: list[T | Exception] = []
     ask(results.append)
     until = time.monotonic() + PATIENCE_SECONDS
@@ -93,51 +96,54 @@ def outcome(
 
 
 def get(transfer: SocketTransfer, key: str = KEY) -> Downloaded | Exception:
-    """GET by the data plane."""
+    """GET over the data plane."""
     into = memoryview(bytearray(100))
     return outcome(transfer, lambda done: transfer.get(Location(BUCKET, key), ETAG, into, done))
 
 
 def put(transfer: SocketTransfer, body: bytes = BODY) -> Uploaded | Exception:
-    """PUT by the data plane."""
+    """PUT over the data plane."""
     view = memoryview(body)
     return outcome(transfer, lambda done: transfer.put(Location(BUCKET, KEY), view, crc64(view), {}, done))
 
 
 def ask_both(hook: PooledS3Hook) -> None:
-    """GET and PUT the same object by boto3, then by the data plane."""
-    asked = {"Bucket": BUCKET, "Key": KEY}
-    hook.client.get_object(**asked, IfMatch=f'"{ETAG}"', ChecksumMode="ENABLED")["Body"].read()
-    hook.client.put_object(**asked, Body=BODY, ChecksumCRC64NVME=to_header(crc64(BODY)))
+    """GET and PUT an object over boto3, then over the data plane."""
+    arguments = {"Bucket": BUCKET, "Key": KEY}
+    hook.client.get_object(**arguments, IfMatch=f'"{ETAG}"', ChecksumMode="ENABLED")["Body"].read()
+    hook.client.put_object(**arguments, Body=BODY, ChecksumCRC64NVME=to_header(crc64(BODY)))
     with closing(hook.open_transfer(BUCKET, BUCKET)) as transfer:
         assert isinstance(get(transfer), Downloaded)
         assert isinstance(put(transfer), Uploaded)
 
 
-def essence(request: Recorded) -> dict[str, object]:
-    """What has to be the same of a request, whichever plane sends it."""
-    compared = {name: request[name] for name in COMPARED}
+def compared_fields(request: Recorded) -> dict[str, object]:
+    """What has to be the same in a request of either plane."""
+    headers = {name: request[name] for name in COMPARED}
     if request.method == "CONNECT":
-        # Which Python's own http.client sends from 3.12 on.
-        del compared["host"]
-    essential: dict[str, object] = {
+        # http.client sends it from Python 3.12 on only.
+        del headers["host"]
+    fields: dict[str, object] = {
         "method": request.method, "target": request.target, "body": request.body, "client": request.client,
         "empty body": request.body == b"" and request["x-amz-content-sha256"],
     }  # fmt: skip
-    return essential | compared
+    return fields | headers
 
 
 def assert_alike(requests: list[Recorded], signed: bool = True) -> None:
-    """The first half of the requests, which boto3 sent, and the second half are alike."""
+    """Compare the first half of the requests, which boto3 sent, with the second half."""
     half = len(requests) // 2
     assert half >= 1
-    assert [essence(one) for one in requests[half:]] == [essence(one) for one in requests[:half]]
+    by_boto3, by_transfer = requests[:half], requests[half:]
+    assert [compared_fields(request) for request in by_transfer] == [
+        compared_fields(request) for request in by_boto3
+    ]
     if signed:
-        assert [is_signed(one, SECRET) for one in requests] == [True] * len(requests)
+        assert [is_signed(request, SECRET) for request in requests] == [True] * len(requests)
 
 
-def reach(monkeypatch: pytest.MonkeyPatch, addresses: list[tuple[str, int]]) -> None:
-    """Give the host ``localhost`` these addresses and ports, whichever port is asked for."""
+def resolve_localhost(monkeypatch: pytest.MonkeyPatch, addresses: list[tuple[str, int]]) -> None:
+    """Let the name ``localhost`` resolve to these addresses and ports, for any port."""
     real = socket.getaddrinfo
 
     def resolve(host: Any, port: Any, *arguments: Any, **options: Any) -> list[Any]:
@@ -161,19 +167,19 @@ def test_host_is_sent_and_signed_as_boto3_does(
     port: str,
 ) -> None:
     with Recorder(tls=tls_files.server_context() if scheme == "https" else None) as server:
-        reach(monkeypatch, [("127.0.0.1", server.port)])
+        resolve_localhost(monkeypatch, [("127.0.0.1", server.port)])
         ask_both(hook_for(f"{scheme}://localhost{port}", verify=str(tls_files.ca)))
     assert_alike(server.requests)
     default = {"http": ":80", "https": ":443"}[scheme]
-    assert {one["host"] for one in server.requests} == {f"localhost{'' if port == default else port}"}
+    assert {request["host"] for request in server.requests} == {f"localhost{'' if port == default else port}"}
 
 
 def test_both_planes_ask_for_unchanged_bodies(hook_for: Callable[..., PooledS3Hook]) -> None:
-    """Some servers unpack what has a Content-Encoding unless they are asked not to; GCS and R2 do."""
+    """GCS and R2 decompress objects with a Content-Encoding, unless the request forbids it."""
 
     def answer(request: Recorded) -> bytes:
         if request.method == "GET" and request["accept-encoding"] != "identity":
-            return respond(200, b"much more than was stored", f'ETag: "{ETAG}"')
+            return respond(200, b"the decompressed content", f'ETag: "{ETAG}"')
         return like_s3(request)
 
     with Recorder(answer) as server:
@@ -206,11 +212,11 @@ def test_bucket_in_another_region_is_found_as_boto3_does(
         with closing(hook_for(server.url).open_transfer(BUCKET, BUCKET)) as transfer:
             assert isinstance(get(transfer), Downloaded)
             assert isinstance(put(transfer), Uploaded)
-            assert [one.method for one in server.requests[-2:]] == ["GET", "PUT"]
+            assert [request.method for request in server.requests[-2:]] == ["GET", "PUT"]
             before = len(server.requests)
             assert isinstance(get(transfer), Downloaded)
             assert len(server.requests) == before + 1
-        # What the control plane has found, the data plane knows from the beginning.
+        # The data plane knows what the control plane has found out.
         hook = hook_for(server.url)
         hook.head(Location(BUCKET, KEY))
         before = len(server.requests)
@@ -222,9 +228,9 @@ def test_bucket_in_another_region_is_found_as_boto3_does(
 def test_redirect_in_circles_is_an_error(hook_for: Callable[..., PooledS3Hook]) -> None:
     with (
         Recorder(
-            lambda one: (
+            lambda request: (
                 refuse(301, "PermanentRedirect").partition(b"<")[0]
-                if one.method == "HEAD"
+                if request.method == "HEAD"
                 else refuse(301, "PermanentRedirect")
             )
         ) as server,
@@ -244,7 +250,7 @@ def test_dead_addresses_of_a_host_are_skipped(
         refusing_port = refusing.getsockname()[1]
         refusing.close()
         addresses = [(f"127.0.0.{2 + number}", refusing_port) for number in range(dead)]
-        reach(monkeypatch, [*addresses, ("127.0.0.1", server.port)])
+        resolve_localhost(monkeypatch, [*addresses, ("127.0.0.1", server.port)])
         ask_both(hook_for("http://localhost:9000"))
     assert_alike(server.requests)
 
@@ -252,36 +258,38 @@ def test_dead_addresses_of_a_host_are_skipped(
 def test_silent_addresses_leave_time_for_the_next(
     hook_for: Callable[..., PooledS3Hook], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A connection to a full backlog gets no answer; with 5 s for each, the packer would give up before."""
+    """A full backlog makes an address silent. With 5 s for each address, the packer would give up earlier."""
     silent = [socket.create_server((f"127.0.0.{2 + number}", 0), backlog=0) for number in range(3)]
     filling = []
-    for one in silent:
+    for listener in silent:
         for _ in range(3):
             filling.append(socket.socket())
             filling[-1].setblocking(False)
-            filling[-1].connect_ex(one.getsockname())
+            filling[-1].connect_ex(listener.getsockname())
     try:
         with Recorder() as server:
-            reach(monkeypatch, [*(one.getsockname() for one in silent), ("127.0.0.1", server.port)])
+            resolve_localhost(
+                monkeypatch, [*(listener.getsockname() for listener in silent), ("127.0.0.1", server.port)]
+            )
             hook = hook_for("http://localhost:9000")
             with closing(hook.open_transfer(BUCKET, BUCKET)) as transfer:
                 began = time.monotonic()
                 assert isinstance(get(transfer), Downloaded)
                 first = time.monotonic() - began
-                # A second connection begins with the address that could be reached.
+                # A second connection tries the reachable address first.
                 began = time.monotonic()
-                answers: list[object] = []
+                results: list[object] = []
                 for number in range(2):
                     into = memoryview(bytearray(9))
-                    transfer.get(Location(BUCKET, f"{number}"), None, into, answers.append)
-                while len(answers) < 2:
+                    transfer.get(Location(BUCKET, f"{number}"), None, into, results.append)
+                while len(results) < 2:
                     transfer.wait(1.0)
                 assert time.monotonic() - began < first
                 assert server.peak_connections == 2
             assert first < 12.0
     finally:
-        for one in (*silent, *filling):
-            one.close()
+        for opened in (*silent, *filling):
+            opened.close()
 
 
 # -- certificates and proxies ------------------------------------------------------------------------------
@@ -342,14 +350,16 @@ def test_proxies_are_used_as_boto3_uses_them(
             "proxies": {"http": login, "https": login},
             "proxies_config": {"proxy_ca_bundle": str(tls_files.ca), **options},
         }
-        # The host of the origin is one that only the proxy can find.
+        # Only the proxy can reach the origin.
         ask_both(hook_for(f"{scheme}://localhost:9", config, verify=str(tls_files.ca)))
     assert_alike(proxy.requests, signed="forwarding" in kind or scheme == "http")
     expected = "rollup-worker" if shown else None
-    assert {one.client for one in proxy.requests} == {expected}
-    assert {one["proxy-authorization"] for one in proxy.requests} == {"Basic bWU6c2VjOnJldA=="}
+    assert {request.client for request in proxy.requests} == {expected}
+    assert {request["proxy-authorization"] for request in proxy.requests} == {"Basic bWU6c2VjOnJldA=="}
     if scheme == "https" and "forwarding" not in kind:
-        assert [(one.method, one.target) for one in proxy.requests] == [("CONNECT", "localhost:9")] * 2
+        assert [(request.method, request.target) for request in proxy.requests] == [
+            ("CONNECT", "localhost:9")
+        ] * 2
         assert_alike(server.requests)
         assert server.requests[-1]["proxy-authorization"] is None
     else:
@@ -382,7 +392,7 @@ def test_large_bodies_pass_tls_within_tls(hook_for: Callable[..., PooledS3Hook],
                 )
                 assert isinstance(got, Downloaded)
                 assert into == body
-        assert [one.body for one in server.requests if one.method == "PUT"] == [body] * 2
+        assert [request.body for request in server.requests if request.method == "PUT"] == [body] * 2
         assert len(proxy.requests) == 1
 
 
@@ -432,7 +442,10 @@ def test_more_threads_than_connections_wait_behind_proxies(
             thread.start()
         for thread in threads:
             thread.join()
-        assert len(server.requests) + len([one for one in proxy.requests if one.method == "HEAD"]) == 12
+        assert (
+            len(server.requests) + len([request for request in proxy.requests if request.method == "HEAD"])
+            == 12
+        )
         assert proxy.peak_connections == 1
 
 
@@ -446,11 +459,11 @@ def test_more_threads_than_connections_wait_behind_proxies(
 def test_requester_pays_is_read_as_airflow_writes_it(
     hook_for: Callable[..., PooledS3Hook], stated: object, sent: str | None
 ) -> None:
-    """In a connection's URI every value of the extra is a string."""
+    """If the connection is a URI, every value of its extra is a string."""
     with Recorder() as server:
         ask_both(hook_for(server.url, requester_pays=stated))
     assert_alike(server.requests)
-    assert {one["x-amz-request-payer"] for one in server.requests} == {sent}
+    assert {request["x-amz-request-payer"] for request in server.requests} == {sent}
 
 
 def test_requester_pays_other_than_true_or_false_is_refused(hook_for: Callable[..., PooledS3Hook]) -> None:
@@ -468,7 +481,7 @@ def test_headers_of_boto3_handlers_are_sent_by_both(hook_for: Callable[..., Pool
         hook.client.meta.events.register("before-sign.s3.PutObject", add)
         ask_both(hook)
     assert_alike(server.requests)
-    assert [one["x-team"] for one in server.requests] == [None, "logs"] * 2
+    assert [request["x-team"] for request in server.requests] == [None, "logs"] * 2
 
 
 def test_connection_without_signature_version_4_is_refused(hook_for: Callable[..., PooledS3Hook]) -> None:
@@ -480,7 +493,7 @@ def test_connection_without_signature_version_4_is_refused(hook_for: Callable[..
 @pytest.mark.parametrize("etag", ['abc"\r\nX-Evil: 1\r\nX: "', "abc\nX-Evil: 1", "abc\rX-Evil: 1", "a\0b"])
 def test_line_break_in_an_etag_adds_no_header(hook_for: Callable[..., PooledS3Hook], etag: str) -> None:
     source, target = Location(BUCKET, KEY), Location(BUCKET, "copy")
-    asks: list[Callable[[SocketTransfer], Callable[[Callable[[Any], None]], object]]] = [
+    operations: list[Callable[[SocketTransfer], Callable[[Callable[[Any], None]], object]]] = [
         lambda transfer: lambda done: transfer.get(source, etag, memoryview(bytearray(9)), done),
         lambda transfer: lambda done: transfer.copy(source, etag, target, {}, done),
         lambda transfer: lambda done: transfer.copy_range(source, etag, 0, 9, target, "id", 1, done),
@@ -491,8 +504,8 @@ def test_line_break_in_an_etag_adds_no_header(hook_for: Callable[..., PooledS3Ho
     with Recorder() as server:
         hook = hook_for(server.url)
         with closing(hook.open_transfer(BUCKET, BUCKET)) as transfer:
-            for ask in asks:
-                failed = outcome(transfer, ask(transfer))
+            for operation in operations:
+                failed = outcome(transfer, operation(transfer))
                 assert isinstance(failed, RollupError)
                 assert "cannot be sent as the value of a header" in str(failed)
             assert isinstance(get(transfer), Downloaded)
@@ -507,11 +520,11 @@ def test_line_break_in_an_etag_adds_no_header(hook_for: Callable[..., PooledS3Ho
 
 
 def test_every_write_has_a_checksum(hook_for: Callable[..., PooledS3Hook]) -> None:
-    """Buckets with Object Lock insist on one."""
+    """Buckets with Object Lock require one."""
 
     def answer(request: Recorded) -> bytes:
-        checked = any("checksum-crc" in name or name == "content-md5" for name, _ in request.headers)
-        if request.method == "PUT" and not checked:
+        has_checksum = any("checksum-crc" in name or name == "content-md5" for name, _ in request.headers)
+        if request.method == "PUT" and not has_checksum:
             return refuse(400, "InvalidRequest", "Content-MD5 OR x-amz-checksum- HTTP header is required")
         return like_s3(request)
 
@@ -520,8 +533,10 @@ def test_every_write_has_a_checksum(hook_for: Callable[..., PooledS3Hook]) -> No
         assert hook.write(Location(BUCKET, KEY), BODY, "text/plain") == ETAG
         with closing(hook.open_transfer(BUCKET, BUCKET)) as transfer:
             assert isinstance(put(transfer), Uploaded)
-    assert [one["x-amz-checksum-crc64nvme"] for one in server.requests] == [to_header(crc64(BODY))] * 2
-    assert all(is_signed(one, SECRET) for one in server.requests)
+    assert [request["x-amz-checksum-crc64nvme"] for request in server.requests] == [
+        to_header(crc64(BODY))
+    ] * 2
+    assert all(is_signed(request, SECRET) for request in server.requests)
 
 
 REFUSALS = {
@@ -535,7 +550,7 @@ REFUSALS = {
 }
 
 
-def knows_no_checksums(status: int, code: str, message: str) -> Callable[[Recorded], bytes]:
+def without_checksums(status: int, code: str, message: str) -> Callable[[Recorded], bytes]:
     """A server that refuses all checksum headers."""
 
     def answer(request: Recorded) -> bytes:
@@ -574,22 +589,22 @@ def test_refused_checksum_headers_are_not_sent_again(
         assert (head.size, head.crc64nvme) == (5, None)
         assert hook.write(source, BODY, "text/plain") == ETAG
 
-    with Recorder(knows_no_checksums(*REFUSALS[kind])) as server:
+    with Recorder(without_checksums(*REFUSALS[kind])) as server:
         hook = hook_for(server.url)
         use(hook)
-        # Each of PUT, GET and copy once with, and HEAD and the second PUT know it by then.
+        # PUT, GET and copy are each refused once; HEAD and the second PUT no longer send the headers.
         assert len(server.requests) == 3 + 5
         use(hook)
         assert len(server.requests) == 3 + 5 + 5
         assert hook.refuses_wrong_crc(target) is False
-    assert all(is_signed(one, SECRET) for one in server.requests)
-    with Recorder(knows_no_checksums(*REFUSALS[kind])) as server:
-        # The control plane finds it out by itself as well.
+    assert all(is_signed(request, SECRET) for request in server.requests)
+    with Recorder(without_checksums(*REFUSALS[kind])) as server:
+        # The control plane also finds this out by itself.
         hook = hook_for(server.url)
         assert hook.write(source, BODY, "text/plain") == ETAG
         assert hook.head(source) is not None
-        # After a HEAD that fails with 400, botocore asks for the region of the bucket.
-        assert len([one for one in server.requests if one.path != f"/{BUCKET}"]) == 4
+        # After a HEAD with status 400, botocore sends HeadBucket to find the region.
+        assert len([request for request in server.requests if request.path != f"/{BUCKET}"]) == 4
 
 
 @pytest.mark.parametrize("where", ["connection", "environment"])
@@ -604,23 +619,23 @@ def test_checksum_setting_of_botocore_is_followed(
         hook.write(Location(BUCKET, KEY), BODY, "text/plain")
         with closing(hook.open_transfer(BUCKET, BUCKET)) as transfer:
             assert isinstance(put(transfer), Uploaded)
-    assert [one["content-md5"] for one in server.requests] == [content_md5(BODY)] * 2
-    assert [one["x-amz-checksum-crc64nvme"] for one in server.requests] == [None] * 2
+    assert [request["content-md5"] for request in server.requests] == [content_md5(BODY)] * 2
+    assert [request["x-amz-checksum-crc64nvme"] for request in server.requests] == [None] * 2
 
 
 def test_refusal_for_another_reason_is_reported(hook_for: Callable[..., PooledS3Hook]) -> None:
-    """A refusal that has another reason does not change how the next upload is sent."""
-    answers = [refuse(400, "InvalidArgument", "no such storage class")] * 2
+    """After a refusal for another reason, the next upload carries a CRC again."""
+    refusals = [refuse(400, "InvalidArgument", "no such storage class")] * 2
 
     def answer(request: Recorded) -> bytes:
-        return answers.pop() if answers else like_s3(request)
+        return refusals.pop() if refusals else like_s3(request)
 
     with Recorder(answer) as server, closing(hook_for(server.url).open_transfer(BUCKET, BUCKET)) as transfer:
         failed = put(transfer)
         assert isinstance(failed, RollupError)
         assert "no such storage class" in str(failed)
         assert isinstance(put(transfer), Uploaded)
-    assert [one["content-md5"] is None for one in server.requests] == [True, False, True]
+    assert [request["content-md5"] is None for request in server.requests] == [True, False, True]
 
 
 # -- time --------------------------------------------------------------------------------------------------
@@ -629,7 +644,7 @@ def test_refusal_for_another_reason_is_reported(hook_for: Callable[..., PooledS3
 def test_requests_are_signed_with_the_present_time(
     hook_for: Callable[..., PooledS3Hook], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A pack task may live for hours; S3 refuses what is signed more than 15 minutes ago."""
+    """A pack task may run for hours; S3 refuses signatures that are older than 15 minutes."""
     real = time.time
     with Recorder() as server, closing(hook_for(server.url).open_transfer(BUCKET, BUCKET)) as transfer:
         for hours in (0, 1, 20, -3):
@@ -655,7 +670,8 @@ def test_hook_made_after_a_rotation_uses_the_new_keys(
             with closing(hook.open_transfer(BUCKET, BUCKET)) as transfer:
                 assert isinstance(get(transfer), Downloaded)
     keys = [
-        (one["authorization"] or "").partition("Credential=")[2].partition("/")[0] for one in server.requests
+        (request["authorization"] or "").partition("Credential=")[2].partition("/")[0]
+        for request in server.requests
     ]
     assert keys == ["key", "rotated", "rotated"]
 
@@ -663,18 +679,18 @@ def test_hook_made_after_a_rotation_uses_the_new_keys(
 def test_credentials_that_cannot_be_renewed_end_the_request(
     hook_for: Callable[..., PooledS3Hook], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The failure of one request comes through its callback, and the next one is well."""
+    """Each request fails through its callback, and the next one succeeds as soon as there are credentials."""
     with Recorder() as server, closing(hook_for(server.url).open_transfer(BUCKET, BUCKET)) as transfer:
         with monkeypatch.context() as patch:
 
             def fail(_: Credentials) -> None:
-                raise CredentialRetrievalError(provider="metadata", error_msg="hiccup")
+                raise CredentialRetrievalError(provider="metadata", error_msg="unavailable")
 
             patch.setattr(Credentials, "get_frozen_credentials", fail)
             for _ in range(3):
                 failed = get(transfer)
                 assert isinstance(failed, RollupError)
-                assert "hiccup" in str(failed)
+                assert "unavailable" in str(failed)
         assert isinstance(get(transfer), Downloaded)
         assert server.peak_connections == 1
 
@@ -682,17 +698,17 @@ def test_credentials_that_cannot_be_renewed_end_the_request(
 def test_tls_connection_closed_in_the_handshake_is_transient(
     hook_for: Callable[..., PooledS3Hook], tls_files: TlsFiles
 ) -> None:
-    """As of a load balancer that restarts."""
+    """A load balancer that restarts does this."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def close_all() -> None:
             while True:
                 try:
-                    one, _ = listener.accept()
+                    connection, _ = listener.accept()
                 except OSError:
                     return
-                one.recv(1)
-                one.close()
+                connection.recv(1)
+                connection.close()
 
         thread = threading.Thread(target=close_all)
         thread.start()

@@ -1,9 +1,9 @@
-"""What a :class:`tests.support.proxy.FaultProxy` can be told to do to a request, and to which requests.
+"""Faults that a :class:`tests.support.proxy.FaultProxy` can inject, and rules for which requests.
 
-A request that several rules match suffers all their faults, in this order: reset on arrival; calls and
-answers in the server's stead; what befalls the request's body; calls and answers after the server has done
-its work; delay; changed headers; what befalls the answer's body; reset at the end. What befalls a body does
-nothing where the body is empty.
+If several rules match a request, all their faults are applied, in this order: reset on arrival; calls and
+answers instead of the server's; faults of the request's body; calls and answers after the server has carried out
+the request; delay; changed headers; faults of the response's body; reset at the end. Faults of a body have no
+effect on an empty body.
 """
 
 import base64
@@ -19,16 +19,16 @@ from awscrt.checksums import crc64nvme
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request as it arrived, path style: ``bucket`` and ``key`` are decoded, header names in lower case."""
+    """A request as it arrived, in path style; ``bucket`` and ``key`` are decoded, header names in lower case."""
 
     number: int
-    """Counts all requests, from 1."""
+    """Number among all requests, from 1."""
     nth: int
-    """Counts the requests of this operation, from 1."""
+    """Number among the requests of this operation, from 1."""
     attempt: int
-    """Counts the requests of this very method, path and query, from 1: 2 is the first repetition."""
+    """Number among the requests with the same method, path and query, from 1; 2 is the first repetition."""
     connection: int
-    """The client connection that it came over, counted from 1."""
+    """Number of the client connection, from 1."""
     method: str
     path: str
     query: str
@@ -41,10 +41,10 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer in the server's stead, with S3's XML error body (none to a HEAD).
+    """A response instead of the server's, with S3's XML error body (without a body for HEAD).
 
-    With ``after_effect`` the server gets the request first and carries it out; only its answer is lost.
-    A ``status`` of 200 gives S3's "200 OK with an error in the body", known from CopyObject.
+    :param status: 200 makes it "200 OK with an error in the body", which S3 sends for CopyObject
+    :param after_effect: the server first gets the request and carries it out; its response is replaced
     """
 
     status: int
@@ -56,18 +56,18 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Delay:
-    """The answer's first byte comes this many seconds later."""
+    """Delays the first byte of the response by so many seconds."""
 
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Reset:
-    """The client's connection is reset (RST, not FIN).
+    """Resets the client's connection (RST, not FIN).
 
-    ``request``: as soon as the request's head is there, nothing reaches the server; ``mid_request``: after
-    this fraction of the request's body; ``before_response``: after the server has carried it out;
-    ``mid_response``: after this fraction of the answer's body; ``after_response``: after all of it.
+    :param at: ``request``: when the head of the request has arrived, before the server gets it; ``mid_request``:
+        after this fraction of the request's body; ``before_response``: after the server has carried it out;
+        ``mid_response``: after this fraction of the response's body; ``after_response``: after the whole response
     """
 
     at: Literal["request", "mid_request", "before_response", "mid_response", "after_response"]
@@ -76,16 +76,16 @@ class Reset:
 
 @dataclass(frozen=True, slots=True)
 class Truncate:
-    """The connection is closed (FIN) after this fraction of the answer's body, at least a byte too early."""
+    """Closes the connection (FIN) after this fraction of the response's body, at least one byte too early."""
 
     fraction: float = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Stall:
-    """Nothing moves for so many seconds after this fraction of the body; then it goes on.
+    """Stops a body after this fraction for so many seconds, then continues.
 
-    ``response``: the proxy stops sending; ``request``: the proxy stops reading.
+    :param at: ``response``: the proxy stops sending; ``request``: the proxy stops reading
     """
 
     seconds: float
@@ -95,17 +95,17 @@ class Stall:
 
 @dataclass(frozen=True, slots=True)
 class CorruptResponse:
-    """One byte of the answer's body is changed, at this fraction of it; length and headers stay."""
+    """Changes one byte of the response's body, at this fraction of it; length and headers stay."""
 
     fraction: float = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class CorruptRequest:
-    """One byte of the request's body is changed on its way to the server; length and headers stay.
+    """Changes one byte of the request's body on its way to the server; length and headers stay.
 
-    Neither test server notices, even where the body's SHA-256 is signed; with :class:`VerifyUpload` behind it
-    the upload is refused as S3 would.
+    rclone and moto do not notice, even if the SHA-256 of the body is signed. With :class:`VerifyUpload` in
+    addition, the upload is refused as S3 would refuse it.
     """
 
     fraction: float = 0.5
@@ -113,27 +113,27 @@ class CorruptRequest:
 
 @dataclass(frozen=True, slots=True)
 class ReplaceHeaders:
-    """Headers of the answer are set to these values, or taken out where the value is None."""
+    """Sets headers of the response to these values; None removes the header."""
 
     headers: Mapping[str, str | None]
 
 
 @dataclass(frozen=True, slots=True)
 class VerifyUpload:
-    """What AWS does with an upload and neither test server does: refuse a body that its checksums deny.
+    """Refuses uploads whose checksums do not match the body, as AWS does; rclone and moto do not.
 
-    Holds the request's body, compares x-amz-checksum-crc64nvme, Content-MD5 and x-amz-content-sha256, and
-    answers 400 BadDigest or XAmzContentSHA256Mismatch in the server's stead. Sees the body after
-    :class:`CorruptRequest`. Bodies in aws-chunked encoding pass unchecked.
+    Holds the body back, compares x-amz-checksum-crc64nvme, Content-MD5 and x-amz-content-sha256, and answers 400
+    BadDigest or XAmzContentSHA256Mismatch. :class:`CorruptRequest` is applied before. Bodies in aws-chunked
+    encoding are not compared.
     """
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A function is run, and the request waits for it; an :class:`Answer` that it returns is sent instead.
+    """Runs a function while the request waits; an :class:`Answer` that it returns is sent instead of the server's.
 
-    ``before`` the request goes to the server, or ``after`` the server has answered and before the client
-    hears of it. An exception of the function fails the test when the proxy is closed.
+    :param when: ``before`` the server gets the request, or ``after`` it has answered, but before the client gets
+        the response. An exception of the function fails the test when the proxy is closed.
     """
 
     function: Callable[[Request], Answer | None]
@@ -156,12 +156,12 @@ Fault = (
 
 @dataclass(frozen=True, eq=False)
 class Rule:
-    """Which requests suffer which fault.
+    """Injects a fault into some requests.
 
-    :param match: says of a request whether the rule is about it
-    :param probability: the share of these that suffer it. It depends on the seed and the request (operation,
-        key, query, attempt) alone, not on the order in which requests come, so that a run can be repeated
-    :param count: how many times at most; None for no limit
+    :param match: whether the rule applies to a request
+    :param probability: the share of matching requests that get the fault. Which ones depends only on the seed and
+        the request (operation, key, query, attempt), not on the order of requests, so that a run can be repeated.
+    :param count: how many requests get it at most; None for no limit
     """
 
     match: Callable[[Request], bool]
@@ -178,12 +178,12 @@ def on(
     nth: int | None = None,
     attempt: int | None = None,
 ) -> Callable[[Request], bool]:
-    """A match for rules: all that is given must hold.
+    """The ``match`` of a rule; a request has to meet all conditions that are given.
 
     :param operation: the S3 operation, or several
-    :param key: a regular expression that is to be found in the key (for a listing: in the decoded prefix)
-    :param nth: the request's number among those of its operation
-    :param attempt: which repetition of the same request, 1 for the first
+    :param key: a regular expression to search in the key (for a listing: in the decoded prefix)
+    :param nth: the request's number among those of its operation, from 1
+    :param attempt: number among the repetitions of the same request, 1 for the first request
     """
     operations = {operation} if isinstance(operation, str) else operation
     pattern = re.compile(key) if key is not None else None
@@ -200,37 +200,37 @@ def on(
 
 
 def slow_down(retry_after_seconds: int | None = None) -> Answer:
-    """503 SlowDown, as S3 throttles, with a Retry-After header where a number is given."""
+    """503 SlowDown, as S3 throttles; with a Retry-After header if a number is given."""
     headers = {} if retry_after_seconds is None else {"Retry-After": str(retry_after_seconds)}
     return Answer(503, "SlowDown", "Please reduce your request rate.", headers)
 
 
 def internal_error(after_effect: bool = False) -> Answer:
-    """500 InternalError, which S3 says to retry."""
+    """500 InternalError, which clients should retry."""
     return Answer(
         500, "InternalError", "We encountered an internal error. Please try again.", after_effect=after_effect
     )
 
 
 def access_denied() -> Answer:
-    """403 AccessDenied, as a policy gives it."""
+    """403 AccessDenied, as from a policy."""
     return Answer(403, "AccessDenied", "Access Denied")
 
 
 def expired_token() -> Answer:
-    """400 ExpiredToken, as S3 refuses temporary credentials that are past their time."""
+    """400 ExpiredToken, as S3 refuses expired temporary credentials."""
     return Answer(400, "ExpiredToken", "The provided token has expired.")
 
 
 def wrong_etag() -> ReplaceHeaders:
-    """The answer bears the ETag of another content."""
+    """Replaces the ETag of the response by that of another content."""
     return ReplaceHeaders({"ETag": '"00000000000000000000000000000000"'})
 
 
 def require_copy_source_match(etag_of: Callable[[str, str], str | None]) -> Call:
-    """What AWS does and neither test server does: honour x-amz-copy-source-if-match.
+    """Honours x-amz-copy-source-if-match, as AWS does; rclone and moto do not.
 
-    :param etag_of: gives the ETag of an object by bucket and key, None if there is none
+    :param etag_of: returns the ETag of an object by bucket and key; None if there is no object
     """
 
     def check(request: Request) -> Answer | None:
@@ -251,7 +251,7 @@ def require_copy_source_match(etag_of: Callable[[str, str], str | None]) -> Call
 
 
 def classify(method: str, path: str, query: str, headers: Mapping[str, str]) -> tuple[str, str, str]:
-    """The S3 operation of a path-style request, its bucket, and its key (for a listing: its prefix)."""
+    """The S3 operation of a path-style request, its bucket, and its key (for a listing: the prefix)."""
     raw_bucket, _, raw_key = path.lstrip("/").partition("/")
     bucket, key = unquote(raw_bucket), unquote(raw_key)
     fields = parse_qs(query, keep_blank_values=True)
@@ -295,15 +295,15 @@ def classify(method: str, path: str, query: str, headers: Mapping[str, str]) -> 
 
 
 def share_of(seed: int, request: Request) -> float:
-    """A number of [0, 1) that depends on the seed and the request alone."""
-    # Without the bucket and the upload's id, which differ from run to run.
+    """A pseudo-random number in [0, 1) that depends only on the seed and the request."""
+    # Without bucket and upload id, which differ between runs.
     query = re.sub(r"uploadId=[^&]*", "", request.query)
     text = f"{seed}\0{request.operation}\0{request.key}\0{query}\0{request.attempt}"
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest()) / 2**64
 
 
 def refuse_upload(body: bytes, headers: Mapping[str, str]) -> Answer | None:
-    """The answer with which S3 refuses a body that one of the request's own checksums denies, else None."""
+    """S3's refusal of a body that does not match a checksum of its request; None if all match."""
     if "aws-chunked" in headers.get("content-encoding", ""):
         return None
     signed = headers.get("x-amz-content-sha256", "UNSIGNED-PAYLOAD")

@@ -1,9 +1,9 @@
-"""A reverse proxy before an S3 server, which sees every request and connection and breaks what it is told to.
+"""A reverse proxy before an S3 server, which records every request and connection, and injects faults.
 
-The client is given :attr:`FaultProxy.endpoint_url` and signs for the proxy's own host and port; the proxy
-hands the ``Host`` header and every other byte of the request on as they came, so signatures hold. Each client
-connection has one connection of its own to the server. Faults come from rules (:mod:`tests.support.faults`),
-which may be changed at any time::
+The client uses :attr:`FaultProxy.endpoint_url` and signs for the proxy's host and port. The proxy forwards the
+``Host`` header and every other byte unchanged, so that signatures stay valid. Each client connection has one
+connection of its own to the server. Rules (:mod:`tests.support.faults`) say which faults to inject; they may be
+changed at any time::
 
     with FaultProxy(server.endpoint_url) as proxy:
         proxy.add(Rule(on("GetObject"), slow_down(retry_after_seconds=1), probability=0.1, seed=7))
@@ -11,8 +11,8 @@ which may be changed at any time::
         ...
         assert proxy.peak_connections <= 25
 
-The proxy works in a thread of its own, on asyncio. Rules' functions run on that thread and must be quick;
-only the function of a :class:`Call` may take its time, it gets a thread for itself.
+The proxy runs asyncio on a thread of its own. Functions of rules run on that thread and have to be fast; only the
+function of a :class:`Call` may take long, because it gets its own thread.
 """
 
 import asyncio
@@ -55,7 +55,16 @@ from tests.support.faults import (
     refuse_upload,
     share_of,
 )
-from tests.support.wire import CHUNK_BYTES, Body, Event, Head, StoppedError, once, read_head, suffer
+from tests.support.wire import (
+    CHUNK_BYTES,
+    Body,
+    Event,
+    Head,
+    StoppedError,
+    apply_events,
+    read_head,
+    single_piece,
+)
 
 _BUFFER_BYTES = 1024 * 1024
 _CONTINUE_SECONDS = 1.0
@@ -67,37 +76,37 @@ T = TypeVar("T")
 
 
 class RuleError(RuntimeError):
-    """A rule's own function raised something; the cause says what."""
+    """The function of a rule raised an exception, which is the cause."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """A request and what became of it. Times are seconds since the proxy started."""
+    """A request and its response. Times are in seconds since the proxy was made."""
 
     request: Request
     started_seconds: float
     first_byte_seconds: float | None
-    """When the answer's first byte went to the client; None if none did."""
+    """When the first byte of the response was sent to the client; None if none was."""
     ended_seconds: float | None
-    """None while it is under way."""
+    """None while the request is in progress."""
     status: int | None
-    """The status that the client was sent; None if none was."""
+    """The status that was sent to the client; None if none was."""
     response_headers: Mapping[str, str]
     request_bytes: int
-    """Of the request's body, as received from the client."""
+    """Bytes of the request's body that were received from the client."""
     response_bytes: int
-    """Of the answer's body, as handed to the client's socket."""
+    """Bytes of the response's body that were written to the client's socket."""
     faults: tuple[str, ...]
     error: str | None
-    """What went wrong other than by a rule, such as a client that went away."""
+    """An error that no rule caused, such as a client that closed its connection."""
 
 
 class FaultProxy:
-    """The proxy, see the module's own page.
+    """The proxy; see the description of this module.
 
     :param upstream_url: the server's endpoint, http or https
-    :param tls: speak TLS to the client with these files
-    :param upstream_ca: the authority of an https server
+    :param tls: files for TLS to the client; None for plain HTTP
+    :param upstream_ca: CA file of an https server
     """
 
     def __init__(
@@ -140,14 +149,14 @@ class FaultProxy:
         return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """Listen on a free port of 127.0.0.1 (or on the same one as before)."""
+        """Listen on a free port of 127.0.0.1, or on the same port as before."""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="fault-proxy", daemon=True)
         self._thread.start()
         self._run(self._listen())
 
     def stop(self) -> None:
-        """Reset every connection and end the thread. Records stay readable."""
+        """Reset every connection and end the thread. The records stay readable."""
         if self._loop is None or self._thread is None:
             return
         self._run(self._shut_down())
@@ -157,41 +166,41 @@ class FaultProxy:
         self._loop = self._thread = None
 
     def refuse_connections(self) -> None:
-        """Be as dead as a server that is down: reset what is open, refuse what comes."""
+        """Behave like a server that is down: reset open connections and refuse new ones."""
         self._run(self._shut_down())
 
     def accept_connections(self) -> None:
-        """Come up again after :meth:`refuse_connections`, on the same port."""
+        """Listen again after :meth:`refuse_connections`, on the same port."""
         self._run(self._listen())
 
     def add(self, *rules: Rule) -> None:
-        """Add rules; they hold from the next request on."""
+        """Add rules, which apply from the next request on."""
         self._rules = (*self._rules, *rules)
 
     def remove(self, rule: Rule) -> None:
-        """Take a rule out."""
+        """Remove a rule."""
         self._rules = tuple(kept for kept in self._rules if kept is not rule)
 
     def clear_rules(self) -> None:
-        """Take all rules out: from the next request on nothing is broken."""
+        """Remove all rules; no faults are injected from the next request on."""
         self._rules = ()
 
     def fired(self, rule: Rule) -> int:
-        """How many requests have suffered this rule's fault."""
+        """How many requests this rule was applied to."""
         return self._fired[rule]
 
     @property
     def exchanges(self) -> tuple[Exchange, ...]:
         """All requests since the start or the last :meth:`reset_records`, in the order of their arrival.
 
-        A client that has its answer may look at once: requests, statuses and sizes are then there, only
-        ``ended_seconds`` may lag behind (see :meth:`wait_idle`).
+        When a client has got its response, request, status and sizes are recorded; only ``ended_seconds`` may
+        still be missing (see :meth:`wait_idle`).
         """
         with self._lock:
             return tuple(record.snapshot() for record in self._records)
 
     def count(self, operation: str | None = None, status: int | None = None, key: str | None = None) -> int:
-        """How many requests there were, of this operation, with this status, for this key."""
+        """The number of requests, of this operation, with this status, for this key."""
         return sum(
             1
             for exchange in self.exchanges
@@ -202,42 +211,42 @@ class FaultProxy:
 
     @property
     def operations(self) -> dict[str, int]:
-        """How many requests there were of each operation."""
+        """The number of requests by operation."""
         return dict(Counter(exchange.request.operation for exchange in self.exchanges))
 
     @property
     def open_connections(self) -> int:
-        """How many client connections are open now."""
+        """The number of client connections that are open now."""
         return self._open
 
     @property
     def peak_connections(self) -> int:
-        """The largest number of client connections that were open at one time, handshakes included."""
+        """The largest number of client connections open at the same time, with those in their handshake."""
         return self._peak
 
     @property
     def accepted_connections(self) -> int:
-        """How many client connections there were in all."""
+        """The number of client connections since the start or the last reset."""
         return self._accepted
 
     @property
     def connection_series(self) -> tuple[tuple[float, int], ...]:
-        """Open client connections after each change, with the time in seconds since the proxy started."""
+        """Time (seconds since the proxy was made) and number of open client connections, after each change."""
         with self._lock:
             return tuple(self._series)
 
     @property
     def peak_in_flight(self) -> int:
-        """The largest number of requests that were under way at one time."""
+        """The largest number of requests in progress at the same time."""
         return self._peak_in_flight
 
     @property
     def errors(self) -> tuple[BaseException, ...]:
-        """What rules' own functions raised."""
+        """Exceptions that functions of rules raised."""
         return tuple(self._errors)
 
     def reset_records(self) -> None:
-        """Forget all exchanges, counters and peaks; connections that are open now count on."""
+        """Forget all exchanges, counters and peaks. Connections and requests that are open now stay counted."""
         with self._lock:
             self._records.clear()
             self._operations.clear()
@@ -249,15 +258,17 @@ class FaultProxy:
             self._peak_in_flight = self._in_flight
 
     def wait_idle(self, timeout_seconds: float = 10.0) -> None:
-        """Wait until no request is under way.
+        """Wait until no request is in progress.
 
-        :raises TimeoutError: naming those that still are
+        :raises TimeoutError: if some still are after the timeout; it names the first
         """
         deadline = time.monotonic() + timeout_seconds
         while self._in_flight:
             if time.monotonic() > deadline:
                 waiting = [e.request for e in self.exchanges if e.ended_seconds is None]
-                raise TimeoutError(f"{len(waiting)} requests still under way, the first is {waiting[:1]}")
+                raise TimeoutError(
+                    f"{len(waiting)} requests are still in progress, the first is {waiting[:1]}"
+                )
             time.sleep(0.005)
 
     def __enter__(self) -> Self:
@@ -269,7 +280,7 @@ class FaultProxy:
     ) -> None:
         self.stop()
         if error is None and self._errors:
-            raise AssertionError(f"{len(self._errors)} errors in rules' own functions") from self._errors[0]
+            raise AssertionError(f"{len(self._errors)} exceptions in functions of rules") from self._errors[0]
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         assert self._loop is not None, "the proxy is not started"
@@ -301,7 +312,7 @@ class FaultProxy:
         for task in serving:
             task.cancel()
         await asyncio.gather(*serving, return_exceptions=True)
-        # Transports close their sockets in callbacks of their own; let those run.
+        # Transports close their sockets in callbacks: let those run.
         await asyncio.sleep(0)
         await asyncio.sleep(0)
 
@@ -310,7 +321,7 @@ class FaultProxy:
         while True:
             accepted, _address = await loop.sock_accept(listener)
             accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            # Counted here and not after a TLS handshake: a connection in its handshake is one, too.
+            # Counted before the TLS handshake: a connection in its handshake is also one.
             self._count_connection(+1)
             task = loop.create_task(self._serve(accepted, self._accepted))
             self._serving.add(task)
@@ -329,7 +340,7 @@ class FaultProxy:
             self._series.append((self._now(), self._open))
 
     async def _serve(self, accepted: socket.socket, number: int) -> None:
-        """Serve a client's connection from its handshake to its end."""
+        """Serve a client connection from its handshake to its end."""
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader(limit=_BUFFER_BYTES, loop=loop)
         protocol = _ClientProtocol(reader, functools.partial(self._count_connection, -1))
@@ -350,26 +361,26 @@ class FaultProxy:
                 pass
             ended_well = True
         except (OSError, EOFError):
-            # The other side of the one connection or of the other; the exchange has it on record.
+            # The client or the server closed its connection; the exchange has recorded that.
             pass
         finally:
             upstream.abort()
             if ended_well:
                 client.writer.close()
-                # Unsent bytes for a client that does not read would keep the transport for ever.
+                # Otherwise, unsent bytes to a client that does not read would keep the transport open for ever.
                 loop.call_later(_FLUSH_SECONDS, transport.abort)
             else:
                 _abort_with_reset(transport)
 
     async def _exchange(self, client: "_Client", upstream: "_Upstream", connection: int) -> bool:
-        """Serve one request; whether the client's connection can carry another."""
+        """Serve one request; returns whether the client's connection can carry another."""
         head = await read_head(client.reader)
         if head is None:
             return False
         record = self._record(head, connection)
         try:
             self._apply_rules(record)
-            return await _Handling(client, upstream, head, record, self._call).run()
+            return await _Forwarding(client, upstream, head, record, self._call).run()
         except (OSError, EOFError) as error:
             record.error = f"{type(error).__name__}: {error}"
             raise
@@ -431,7 +442,7 @@ class FaultProxy:
 
 
 def _abort_with_reset(transport: asyncio.WriteTransport) -> None:
-    """Close at once, and with RST instead of FIN: that is what SO_LINGER with a time of 0 is for."""
+    """Close immediately with RST instead of FIN, by SO_LINGER with a time of 0."""
     raw = transport.get_extra_info("socket")
     if raw is not None:
         with suppress(OSError):
@@ -440,7 +451,7 @@ def _abort_with_reset(transport: asyncio.WriteTransport) -> None:
 
 
 class _Record:
-    """An exchange while it happens; written by the proxy's thread alone."""
+    """An exchange in progress; only the proxy's thread writes to it."""
 
     def __init__(self, request: Request, now: Callable[[], float]) -> None:
         self.request = request
@@ -455,8 +466,8 @@ class _Record:
         self.faults: list[Fault] = []
         self.error: str | None = None
 
-    def answered(self, status: int, headers: Mapping[str, str]) -> None:
-        """Called before the client can see a byte: a client that has its answer finds it on record."""
+    def record_response(self, status: int, headers: Mapping[str, str]) -> None:
+        """Record a response, before its first byte is sent, so that the client can rely on the record."""
         self.status = status
         self.response_headers = headers
         self.first_byte = self.now()
@@ -477,7 +488,7 @@ class _Record:
 
 
 class _ClientProtocol(asyncio.StreamReaderProtocol):
-    """Notes the moment at which the client's side of a connection ends, whatever is being done then."""
+    """Notices when the client ends a connection, also while the proxy waits for something else."""
 
     def __init__(self, reader: asyncio.StreamReader, on_gone: Callable[[], None]) -> None:
         super().__init__(reader)
@@ -499,7 +510,7 @@ class _ClientProtocol(asyncio.StreamReaderProtocol):
 
 
 class _Client:
-    """The client's side of a connection."""
+    """The connection to the client."""
 
     def __init__(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, gone: asyncio.Event
@@ -509,14 +520,14 @@ class _Client:
         self._gone = gone
 
     async def sleep(self, seconds: float) -> None:
-        """Wait, but not for a client that is gone."""
+        """Wait, or until the client has closed the connection."""
         if seconds > 0:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._gone.wait(), seconds)
 
     async def reset(self) -> None:
-        """End with RST, as soon as all that was written before has arrived: RST discards what has not."""
-        # Not 0: with TLS, asyncio takes an empty buffer for a full one then, and waits for ever.
+        """Close with RST, after everything that was written has arrived: RST would discard the rest."""
+        # Not 0: with TLS, asyncio would then take an empty buffer for a full one, and wait for ever.
         self.writer.transport.set_write_buffer_limits(high=1)
         with suppress(OSError):
             await self.writer.drain()
@@ -524,7 +535,7 @@ class _Client:
         _abort_with_reset(self.writer.transport)
 
     async def linger(self) -> None:
-        """Read on for a moment: closing on unread bytes would be an RST, and cost the client its answer."""
+        """Read for a moment before closing: with unread bytes, closing sends RST, and the response is lost."""
         with suppress(TimeoutError, OSError):
             async with asyncio.timeout(_LINGER_SECONDS):
                 while await self.reader.read(CHUNK_BYTES):
@@ -534,14 +545,14 @@ class _Client:
         raw = self.writer.get_extra_info("socket")
         deadline = time.monotonic() + _FLUSH_SECONDS
         while time.monotonic() < deadline:
-            # The kernel's count of bytes that the other side has not acknowledged, see tcp(7), SIOCOUTQ.
+            # How many bytes the peer has not acknowledged; see SIOCOUTQ in tcp(7).
             if not struct.unpack("i", fcntl.ioctl(raw.fileno(), termios.TIOCOUTQ, bytes(4)))[0]:
                 return
             await asyncio.sleep(0.001)
 
 
 class _Upstream:
-    """The server's side of a connection: opened when needed, kept while both sides allow."""
+    """The connection to the server: opened on demand, and kept as long as both sides keep it open."""
 
     def __init__(self, host: str, port: int, context: ssl.SSLContext | None) -> None:
         self._host = host
@@ -567,8 +578,8 @@ class _Upstream:
             self._streams = None
 
 
-class _Handling:
-    """One request on its way to the server and its answer on the way back."""
+class _Forwarding:
+    """Forwards one request to the server and the response back, with the faults of the rules."""
 
     def __init__(
         self,
@@ -587,16 +598,16 @@ class _Handling:
         self._call = call
         self._body = Body(client.reader, record.request.headers, until_close=False)
         self._expects = "100-continue" in record.request.headers.get("expect", "").lower()
-        self._body_invited = asyncio.Event()
+        self._body_requested = asyncio.Event()
         if not self._expects:
-            self._body_invited.set()
+            self._body_requested.set()
         self._body_read = not self._body.expected
         self._body_broken = False
         connection = record.request.headers.get("connection", "").lower()
         self._keeps = head.first_line.endswith("HTTP/1.1") and "close" not in connection
 
     async def run(self) -> bool:
-        """Do all that is to be done; whether the client's connection can carry another request."""
+        """Forward it; returns whether the client's connection can carry another request."""
         if self._resets("request"):
             await self._client.reset()
             return False
@@ -641,8 +652,8 @@ class _Handling:
         await self._client.sleep(sum(fault.seconds for fault in self._faults if isinstance(fault, Delay)))
 
     async def _send_answer(self, answer: Answer) -> bool:
-        """Answer in the server's stead."""
-        if self._body_invited.is_set() and not self._body_broken:
+        """Send an answer instead of the server's."""
+        if self._body_requested.is_set() and not self._body_broken:
             await self._discard_body()
         await self._delay()
         keeps = self._keeps and self._body_read
@@ -674,54 +685,59 @@ class _Handling:
             self._body_read = True
 
     async def _forward(self) -> tuple[asyncio.StreamReader, Head] | Answer:
-        """Hand the request to the server; the answer's head and the stream that its body will come from.
+        """Send the request to the server; returns the stream of the response, and its head.
 
-        :raises StoppedError: where a rule resets the client's connection within the body
+        :raises StoppedError: if a rule resets the client's connection within the body
         """
         verifies = any(isinstance(fault, VerifyUpload) for fault in self._faults)
         pieces: AsyncIterator[bytes]
         if self._body.expected and (verifies or (self._body.chunked and self._request_events(1))):
-            self._invite_body()
+            self._request_body()
             held = await self._body.whole()
             self._body_read = True
             self._record.request_bytes = len(held)
-            suffered = suffer(once(held), self._request_events(len(held)), self._client.sleep)
-            held = b"".join([piece async for piece in suffered])
+            faulty = apply_events(single_piece(held), self._request_events(len(held)), self._client.sleep)
+            held = b"".join([piece async for piece in faulty])
             if verifies and (refusal := refuse_upload(held, self._request.headers)):
                 return refusal
-            pieces = once(b"%x\r\n%b\r\n0\r\n\r\n" % (len(held), held) if self._body.chunked else held)
+            pieces = single_piece(
+                b"%x\r\n%b\r\n0\r\n\r\n" % (len(held), held) if self._body.chunked else held
+            )
         else:
             events = self._request_events(self._body.length or 0)
-            pieces = suffer(self._counted(self._body.pieces()), events, self._client.sleep)
+            pieces = apply_events(self._counted(self._body.pieces()), events, self._client.sleep)
         reader, writer = await self._upstream.open()
         writer.write(self._head.raw)
-        answer_head = asyncio.ensure_future(self._answer_head(reader))
-        # Where the request ends in another way, nobody asks any more what became of its answer.
-        answer_head.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+        response_head = asyncio.ensure_future(self._response_head(reader))
+        # If the request ends in another way, the result is not awaited; reading the exception avoids a warning.
+        response_head.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         try:
-            if not self._body_invited.is_set():
-                await self._await_invitation(answer_head)
-            if self._body_invited.is_set() and self._body.expected:
-                await self._send_body(pieces, writer, answer_head)
-            return reader, await answer_head
+            if not self._body_requested.is_set():
+                await self._await_request_for_body(response_head)
+            if self._body_requested.is_set() and self._body.expected:
+                await self._send_body(pieces, writer, response_head)
+            return reader, await response_head
         finally:
-            answer_head.cancel()
+            response_head.cancel()
 
-    async def _await_invitation(self, answer_head: "asyncio.Future[Head]") -> None:
-        """Wait until the server invites the body or refuses it, or until a client would lose patience."""
-        invited = asyncio.ensure_future(self._body_invited.wait())
-        first: set[asyncio.Future[Any]] = {invited, answer_head}
+    async def _await_request_for_body(self, response_head: "asyncio.Future[Head]") -> None:
+        """Wait until the server asks for the body or refuses it, or until a client would send it anyway."""
+        requested = asyncio.ensure_future(self._body_requested.wait())
+        first: set[asyncio.Future[Any]] = {requested, response_head}
         try:
             await asyncio.wait(first, timeout=_CONTINUE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            invited.cancel()
-        if not answer_head.done():
-            self._invite_body()
+            requested.cancel()
+        if not response_head.done():
+            self._request_body()
 
     async def _send_body(
-        self, pieces: AsyncIterator[bytes], writer: asyncio.StreamWriter, answer_head: "asyncio.Future[Head]"
+        self,
+        pieces: AsyncIterator[bytes],
+        writer: asyncio.StreamWriter,
+        response_head: "asyncio.Future[Head]",
     ) -> None:
-        """Send the body until it ends, or until the server answers without waiting for the end."""
+        """Send the body until it ends, or until the server responds before the end."""
 
         async def send() -> None:
             async for piece in pieces:
@@ -729,13 +745,13 @@ class _Handling:
                     writer.write(piece)
                     await writer.drain()
                 except ConnectionError:
-                    # A server that refuses a body may close before all is sent, and have answered even so.
+                    # A server that refuses a body may respond and close before the whole body is sent.
                     return
             self._body_read = True
 
         sending = asyncio.ensure_future(send())
         try:
-            first: set[asyncio.Future[Any]] = {sending, answer_head}
+            first: set[asyncio.Future[Any]] = {sending, response_head}
             await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
             if sending.done():
                 sending.result()
@@ -744,20 +760,20 @@ class _Handling:
         finally:
             sending.cancel()
 
-    async def _answer_head(self, reader: asyncio.StreamReader) -> Head:
-        """The head of the final answer; an interim one that invites the body is passed on."""
+    async def _response_head(self, reader: asyncio.StreamReader) -> Head:
+        """The head of the final response; an interim one that asks for the body is forwarded."""
         while True:
             head = await read_head(reader)
             if head is None:
-                raise EOFError("the server closed the connection instead of answering")
+                raise EOFError("the server closed the connection without a response")
             if head.status >= 200:
                 return head
             if head.status == 100:
-                self._invite_body()
+                self._request_body()
 
-    def _invite_body(self) -> None:
-        if not self._body_invited.is_set():
-            self._body_invited.set()
+    def _request_body(self) -> None:
+        if not self._body_requested.is_set():
+            self._body_requested.set()
             self._client.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     async def _counted(self, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -790,31 +806,31 @@ class _Handling:
         return events
 
     async def _relay(self, head: Head, body: Body) -> bool:
-        """Pass the server's answer on."""
-        # Of one hop alone, and this is another one.
+        """Send the server's response to the client."""
+        # Headers of the connection to the server only.
         headers = {
             name: value for name, value in head.headers if name.lower() not in ("connection", "keep-alive")
         }
         pieces = body.pieces()
         length = body.length or 0
         if body.expected and body.length is None and self._response_events(1):
-            # To break a body at a fraction of it, its length must be known.
+            # A fault at a fraction of the body needs the length of the body.
             held = await body.whole()
             length = len(held)
-            pieces = once(held)
+            pieces = single_piece(held)
             headers = {name: value for name, value in headers.items() if name.lower() != "transfer-encoding"}
             headers["Content-Length"] = str(length)
         await self._delay()
         for fault in self._faults:
             if isinstance(fault, ReplaceHeaders):
                 headers = _replace(headers, fault.headers)
-        # An answer that came before the request was all sent, or one that only a close can end.
+        # Not kept if the request was not sent completely, or if only closing can end the response.
         keeps = self._keeps and self._body_read and not (body.until_close and "Content-Length" not in headers)
         if not keeps:
             headers["Connection"] = "close"
         self._write_head(head.status, head.reason, headers)
         try:
-            async for piece in suffer(pieces, self._response_events(length), self._client.sleep):
+            async for piece in apply_events(pieces, self._response_events(length), self._client.sleep):
                 await self._write(piece)
         except StoppedError as stopped:
             if stopped.act == "reset":
@@ -837,7 +853,7 @@ class _Handling:
             self._upstream.abort()
 
     def _write_head(self, status: int, reason: str, headers: Mapping[str, str]) -> None:
-        self._record.answered(status, {name.lower(): value for name, value in headers.items()})
+        self._record.record_response(status, {name.lower(): value for name, value in headers.items()})
         lines = [
             f"HTTP/1.1 {status} {reason}",
             *(f"{name}: {value}" for name, value in headers.items()),
@@ -853,7 +869,7 @@ class _Handling:
 
 
 def _position(length: int, fraction: float) -> int:
-    """The offset of a fraction of a body, always short of its end."""
+    """The offset of a fraction of a body, at least one byte before its end."""
     return max(0, min(length - 1, int(length * fraction)))
 
 

@@ -1,4 +1,4 @@
-"""HTTP servers and proxies that keep every request as it arrived, for comparing what two clients send."""
+"""HTTP servers and proxies that record every request as it arrives, to compare what two clients send."""
 
 import datetime
 import hashlib
@@ -28,9 +28,9 @@ _PATIENCE_SECONDS = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """A request as it arrived: names of headers in lower case, the body decoded.
+    """A request as it arrived; header names are in lower case.
 
-    :param client: common name of the certificate that the client showed
+    :param client: common name of the client certificate; None without one
     """
 
     method: str
@@ -40,12 +40,12 @@ class Recorded:
     client: str | None
 
     def __getitem__(self, name: str) -> str | None:
-        """The value of a header, None where there is none."""
+        """The value of a header; None without it."""
         return dict(self.headers).get(name)
 
     @property
     def path(self) -> str:
-        """Path and query, also where the target is a whole URL."""
+        """Path and query, also if the target is a whole URL."""
         url = urlsplit(self.target)
         return url.path + (f"?{url.query}" if url.query else "")
 
@@ -54,19 +54,19 @@ Respond = Callable[[Recorded], bytes]
 
 
 def respond(status: int, body: bytes = b"", *headers: str) -> bytes:
-    """An answer with a length."""
+    """A response with a Content-Length."""
     lines = (f"HTTP/1.1 {status} Status", f"Content-Length: {len(body)}", *headers, "", "")
     return "\r\n".join(lines).encode() + body
 
 
 def refuse(status: int, code: str, message: str = "made by the test") -> bytes:
-    """An error as S3 writes it."""
+    """An error response as S3 sends it."""
     xml = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
     return respond(status, xml.encode(), "Content-Type: application/xml")
 
 
 def like_s3(request: Recorded) -> bytes:
-    """Answers GET and HEAD with an object of five bytes, and says well to all else."""
+    """The response of a server that has one object of five bytes and accepts every other request."""
     if request.method == "HEAD":
         return b'HTTP/1.1 200 OK\r\nContent-Length: 5\r\nETag: "%s"\r\n\r\n' % ETAG.encode()
     if request.method == "DELETE":
@@ -75,9 +75,9 @@ def like_s3(request: Recorded) -> bytes:
 
 
 class Recorder:
-    """Listens on a free port of 127.0.0.1 and answers each request by a function.
+    """Listens on a free port of 127.0.0.1, and answers each request with the response of a function.
 
-    :param tls: speak TLS with this context
+    :param tls: the context for TLS; None for plain HTTP
     """
 
     def __init__(self, answer: Respond = like_s3, tls: ssl.SSLContext | None = None) -> None:
@@ -98,15 +98,15 @@ class Recorder:
     def __exit__(self, *_: object) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        for one in tuple(self._open):
+        for connection in tuple(self._open):
             with suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
+                connection.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
             thread.join(_PATIENCE_SECONDS)
 
     @property
     def url(self) -> str:
-        """Scheme, host and port; the host is one that :func:`tests.support.tls.make_tls_files` certifies."""
+        """Scheme, host and port; the certificate of :func:`dev.tls.make_tls_files` is valid for the host."""
         return f"{'https' if self._tls else 'http'}://localhost:{self.port}"
 
     def _start(self, target: Callable[..., None], *arguments: object) -> None:
@@ -122,50 +122,50 @@ class Recorder:
             self._start(self._run, accepted)
 
     def _run(self, accepted: socket.socket) -> None:
-        one = accepted
+        connection = accepted
         with suppress(OSError):
             accepted.settimeout(_PATIENCE_SECONDS)
             if self._tls is not None:
-                one = self._tls.wrap_socket(accepted, server_side=True)
+                connection = self._tls.wrap_socket(accepted, server_side=True)
             with self._lock:
-                self._open.add(one)
+                self._open.add(connection)
                 self.peak_connections = max(self.peak_connections, len(self._open))
-            while request := read_request(one):
+            while request := read_request(connection):
                 self.requests.append(request)
-                if not self.serve(one, request):
+                if not self.serve(connection, request):
                     break
         with self._lock:
-            self._open.discard(one)
-        one.close()
+            self._open.discard(connection)
+        connection.close()
 
-    def serve(self, one: socket.socket, request: Recorded) -> bool:
-        """Answer a request; whether the connection is kept."""
-        one.sendall(self._answer(request))
+    def serve(self, connection: socket.socket, request: Recorded) -> bool:
+        """Answer a request; returns whether the connection is kept."""
+        connection.sendall(self._answer(request))
         return True
 
 
 class RecordingProxy(Recorder):
-    """A proxy that answers requests with a whole URL itself, and opens tunnels to one server for all hosts.
+    """A proxy that answers requests with a whole URL itself, and opens every tunnel to the same server.
 
-    :param upstream_port: of that server, on 127.0.0.1
+    :param upstream_port: the port of that server on 127.0.0.1
     """
 
     def __init__(self, upstream_port: int, tls: ssl.SSLContext | None = None) -> None:
         super().__init__(like_s3, tls)
         self._upstream_port = upstream_port
 
-    def serve(self, one: socket.socket, request: Recorded) -> bool:
-        """Answer a request, or be a tunnel to the end of the connection."""
+    def serve(self, connection: socket.socket, request: Recorded) -> bool:
+        """Answer a request, or forward a tunnel until the connection ends."""
         if request.method != "CONNECT":
-            return super().serve(one, request)
+            return super().serve(connection, request)
         with socket.create_connection(("127.0.0.1", self._upstream_port)) as server:
-            one.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
-            relay(one, server)
+            connection.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+            relay(connection, server)
         return False
 
 
 def relay(client: socket.socket, server: socket.socket) -> None:
-    """Hand on what either side sends until one of them ends; on one thread, for TLS sockets too."""
+    """Forward in both directions until one side ends; on one thread, and for TLS sockets too."""
     sides = {client: server, server: client}
     while True:
         for source in select.select(list(sides), [], [], _PATIENCE_SECONDS)[0]:
@@ -181,32 +181,32 @@ def relay(client: socket.socket, server: socket.socket) -> None:
                 sides[source].sendall(chunk)
 
 
-def read_request(one: socket.socket) -> Recorded | None:
+def read_request(connection: socket.socket) -> Recorded | None:
     """The next request of a connection; None at its end."""
-    came = b""
-    while b"\r\n\r\n" not in came:
-        chunk = one.recv(_CHUNK_BYTES)
+    received = b""
+    while b"\r\n\r\n" not in received:
+        chunk = connection.recv(_CHUNK_BYTES)
         if not chunk:
             return None
-        came += chunk
-    head, _, body = came.partition(b"\r\n\r\n")
+        received += chunk
+    head, _, body = received.partition(b"\r\n\r\n")
     first, *lines = head.decode("latin-1").split("\r\n")
     method, target, _ = first.split(" ")
     pairs = (line.partition(":") for line in lines)
     headers = tuple((name.strip().lower(), value.strip()) for name, _, value in pairs)
     if dict(headers).get("expect") == "100-continue":
-        one.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
     length = int(dict(headers).get("content-length", 0))
     while len(body) < length:
-        chunk = one.recv(_CHUNK_BYTES)
+        chunk = connection.recv(_CHUNK_BYTES)
         if not chunk:
             return None
         body += chunk
-    return Recorded(method, target, headers, body, _client_name(one))
+    return Recorded(method, target, headers, body, _client_name(connection))
 
 
-def _client_name(one: socket.socket) -> str | None:
-    certificate = one.getpeercert(binary_form=True) if isinstance(one, ssl.SSLSocket) else None
+def _client_name(connection: socket.socket) -> str | None:
+    certificate = connection.getpeercert(binary_form=True) if isinstance(connection, ssl.SSLSocket) else None
     if not certificate:
         return None
     subject = x509.load_der_x509_certificate(certificate).subject
@@ -215,7 +215,7 @@ def _client_name(one: socket.socket) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class ClientFiles:
-    """PEM files of a client's certificate, which is its own authority, and of its key; ``both`` has the two."""
+    """PEM files of a self-signed client certificate and of its key; ``both`` contains the two."""
 
     certificate: Path
     key: Path
@@ -223,7 +223,7 @@ class ClientFiles:
 
 
 def make_client_files(directory: Path, name: str) -> ClientFiles:
-    """Write a certificate for a client with this common name, valid for a week."""
+    """Make a client certificate with this common name, valid for a week."""
     now = datetime.datetime.now(datetime.UTC)
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
@@ -252,7 +252,7 @@ def make_client_files(directory: Path, name: str) -> ClientFiles:
 
 
 def server_context(server: TlsFiles, client: ClientFiles | None = None) -> ssl.SSLContext:
-    """The context of a server, which insists on the client's certificate where one is given."""
+    """The TLS context of a server; with ``client``, it requires that client certificate."""
     context = server.server_context()
     if client is not None:
         context.verify_mode = ssl.CERT_REQUIRED
@@ -261,7 +261,7 @@ def server_context(server: TlsFiles, client: ClientFiles | None = None) -> ssl.S
 
 
 def is_signed(request: Recorded, secret: str) -> bool:
-    """Whether the signature (version 4) is that of the request as it arrived.
+    """Whether the signature (version 4) matches the request as it arrived.
 
     https://docs.aws.amazon.com/AmazonS3/latest/API/sig-v4-header-based-auth.html
     """

@@ -1,4 +1,4 @@
-"""HTTP/1.1 as it is on the wire: heads, bodies, and bodies to which something happens on the way."""
+"""HTTP/1.1 on the wire: heads, bodies, and bodies that are changed, stalled or cut off on the way."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Literal, Self
 
 CHUNK_BYTES = 256 * 1024
-"""How much of a body is passed on at a time."""
+"""How much of a body is read at a time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """A request's or an answer's head: its bytes, and what they say."""
+    """The head of a request or a response: its bytes, and what they mean."""
 
     raw: bytes
     first_line: str
@@ -19,12 +19,14 @@ class Head:
 
     @classmethod
     def parse(cls, raw: bytes) -> Self:
-        # Latin-1 maps every byte to itself: a head that is put together again is the same one.
+        """Parse a head with its final empty line."""
+        # Latin-1 maps every byte to one character, so that a head can be encoded again without change.
         first_line, *lines = raw.decode("latin-1").strip("\r\n").split("\r\n")
         pairs = (line.partition(":") for line in lines)
         return cls(raw, first_line, tuple((name.strip(), value.strip()) for name, _, value in pairs))
 
     def lower(self) -> dict[str, str]:
+        """The headers by name in lower case."""
         return {name.lower(): value for name, value in self.headers}
 
     @property
@@ -37,7 +39,7 @@ class Head:
 
 
 async def read_head(reader: asyncio.StreamReader) -> Head | None:
-    """The next head, None if the other side has closed between two messages."""
+    """The next head; None if the peer has closed the connection between two messages."""
     try:
         return Head.parse(await reader.readuntil(b"\r\n\r\n"))
     except asyncio.IncompleteReadError as error:
@@ -47,7 +49,10 @@ async def read_head(reader: asyncio.StreamReader) -> Head | None:
 
 
 class Body:
-    """The body that follows a head, to be read once, by whichever of the two ways."""
+    """The body that follows a head. Read it once, with :meth:`pieces` or :meth:`whole`.
+
+    :param until_close: without a length and chunks, the body ends where the connection does
+    """
 
     def __init__(
         self, reader: asyncio.StreamReader, headers: Mapping[str, str], *, until_close: bool
@@ -61,9 +66,9 @@ class Body:
         self.expected = self.chunked or self.until_close or bool(self.length)
 
     async def pieces(self, *, decoded: bool = False) -> AsyncIterator[bytes]:
-        """The body as it is on the wire, or ``decoded`` without the framing of chunks.
+        """The body as it is on the wire; with ``decoded``, without the framing of chunks.
 
-        :raises EOFError: if it ends too early
+        :raises EOFError: if the body ends too early
         """
         if self.chunked:
             async for piece in self._chunks(decoded):
@@ -98,13 +103,13 @@ class Body:
                 return
 
     async def whole(self) -> bytes:
-        """All of it, decoded."""
+        """The whole body, decoded."""
         return b"".join([piece async for piece in self.pieces(decoded=True)])
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What happens when the first ``position`` bytes of a body have passed."""
+    """What happens after the first ``position`` bytes of a body."""
 
     position: int
     act: Literal["corrupt", "stall", "close", "reset"]
@@ -112,19 +117,19 @@ class Event:
 
 
 class StoppedError(Exception):
-    """A body is cut off here, by a rule."""
+    """A rule cuts a body off here."""
 
     def __init__(self, act: str) -> None:
         super().__init__(act)
         self.act = act
 
 
-async def suffer(
+async def apply_events(
     pieces: AsyncIterator[bytes], events: Sequence[Event], sleep: Callable[[float], Awaitable[None]]
 ) -> AsyncIterator[bytes]:
-    """The body as the events leave it.
+    """A body with the events applied to it.
 
-    :raises StoppedError: where an event cuts it off
+    :raises StoppedError: if an event cuts it off
     """
     pending = sorted(events, key=lambda event: event.position)
     passed = 0
@@ -145,6 +150,7 @@ async def suffer(
         yield piece
 
 
-async def once(piece: bytes) -> AsyncIterator[bytes]:
+async def single_piece(piece: bytes) -> AsyncIterator[bytes]:
+    """A body of one piece; none if it is empty."""
     if piece:
         yield piece
