@@ -42,9 +42,7 @@ class PlanHourOperator(BaseOperator):
         """See :func:`include.log_rollup.steps.plan_hour.plan_hour`."""
         hour = hour_of(context)
         self.hour_page = hour_page(self.stream.name, hour)
-        with PooledS3Hook.for_stream(
-            self.stream, limits.CONTROL_CONNECTIONS, limits.CONTROL_CONNECTIONS
-        ) as hook:
+        with _control_hook(self.stream) as hook:
             planned = plan_hour.plan_hour(
                 hook, self.stream, hour, context["run_id"],
                 drop_vanished=bool(context["params"].get("drop_vanished")),
@@ -97,9 +95,7 @@ class ValidateHourOperator(BaseOperator):
         """See :func:`include.log_rollup.steps.validate_hour.validate_hour`; returns the totals."""
         hour = hour_of(context)
         self.hour_page = hour_page(self.stream.name, hour)
-        with PooledS3Hook.for_stream(
-            self.stream, limits.CONTROL_CONNECTIONS, limits.CONTROL_CONNECTIONS
-        ) as hook:
+        with _control_hook(self.stream) as hook:
             totals = validate_hour.validate_hour(hook, self.stream, hour)
             self.manifest_page = object_page(hook, self.stream.at(hour).manifest)
         return asdict(totals)
@@ -132,9 +128,7 @@ class CompleteHourOperator(BaseOperator):
         hour = hour_of(context)
         paths = self.stream.at(hour)
         self.hour_page = hour_page(self.stream.name, hour)
-        with PooledS3Hook.for_stream(
-            self.stream, limits.CONTROL_CONNECTIONS, limits.CONTROL_CONNECTIONS
-        ) as hook:
+        with _control_hook(self.stream) as hook:
             totals = complete_hour.complete_hour(hook, self.stream, hour, metrics.hour_completed)
             self.manifest_page = object_page(hook, paths.manifest)
             self.marker_page = object_page(hook, paths.marker)
@@ -167,9 +161,7 @@ class FindLateHoursOperator(BaseOperator):
     def execute(self, context: Context) -> list[dict[str, Any]]:
         """See :func:`include.log_rollup.queries.late.look_back`."""
         hours = late.recent_hours(pendulum.now("UTC"), self.stream.late_days)
-        with PooledS3Hook.for_stream(
-            self.stream, limits.CONTROL_CONNECTIONS, limits.CONTROL_CONNECTIONS
-        ) as hook:
+        with _control_hook(self.stream) as hook:
             result = late.look_back(hook, self.stream, hours)
         metrics.late_checked(self.stream.name, [found.changes for found in result.changed])
         reruns = [found for found in result.changed if found.wants_rerun]
@@ -197,6 +189,11 @@ class FindLateHoursOperator(BaseOperator):
             }
             for found in reruns
         ]
+
+
+def _control_hook(stream: Stream) -> PooledS3Hook:
+    """The hook of a task that moves no bodies of raw objects or parts."""
+    return PooledS3Hook.for_stream(stream, limits.CONTROL_CONNECTIONS, limits.CONTROL_CONNECTIONS)
 
 
 def _counts(changes: Changes) -> dict[str, int]:
