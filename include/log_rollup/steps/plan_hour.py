@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 
 from include.log_rollup import limits
 from include.log_rollup.errors import EmptyHourError, TransientError
@@ -150,8 +151,12 @@ class _Planner:
     def __init__(self, store: ObjectStore, stream: Stream, hour: datetime, drop_vanished: bool) -> None:
         self._store = store
         self._stream = stream
-        self._state = HourState(store, stream, hour)
+        self._hour = hour
         self._drop_vanished = drop_vanished
+
+    @cached_property
+    def _state(self) -> HourState:
+        return HourState(self._store, self._stream, self._hour)
 
     def try_to_plan(self, run_id: str) -> Planned | None:
         """Plan the hour and claim it; None if another run has changed it meanwhile."""
