@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from include.log_rollup.hour.state import HourState
 from include.log_rollup.streams import INCLUDE
 
 ROOT = INCLUDE.parent
@@ -32,3 +33,24 @@ def test_a_link_leads_to_a_file_and_to_a_heading_of_it(page: str, target: str) -
     file = (ROOT / page).parent / name if name else ROOT / page
     assert file.exists()
     assert not anchor or anchor in anchors(file)
+
+
+def order_in_the_page() -> list[str]:
+    """The rows of the table "The order of writes" in RELIABILITY.md, each as number, step and write."""
+    page = (ROOT / "docs" / "RELIABILITY.md").read_text(encoding="utf-8")
+    section = page.partition("### The order of writes")[2].partition("\n### ")[0]
+    rows = [line.strip("| ").split("|") for line in section.splitlines() if re.match(r"\| [0-9]+ \|", line)]
+    return [" ".join(" ".join(cells).split()) for cells in rows]
+
+
+def order_in_the_code() -> list[str]:
+    """The same rows in the docstring of HourState, where a row may take several lines."""
+    docstring = (HourState.__doc__ or "").replace("``", "`")
+    lines = [line.strip() for line in re.split(r"^ *==  .*$", docstring, flags=re.MULTILINE)[2].splitlines()]
+    rows = re.split(r"^(?=[0-9]+ )", "\n".join(lines), flags=re.MULTILINE)
+    return [" ".join(row.split()) for row in rows if row.strip()]
+
+
+def test_order_of_writes_is_the_same_in_page_and_code() -> None:
+    assert len(order_in_the_page()) == 13
+    assert order_in_the_code() == order_in_the_page()

@@ -3,7 +3,8 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,27 @@ from include.log_rollup.streams import INCLUDE
 FORBIDDEN = ("airflow", "boto3", "botocore", "log_rollup_plugin", "dags", "tests")
 ROOT = INCLUDE.parent
 DEVELOPMENT = frozenset({"dev", "benchmarks", "simulation", "tests"})
+PRODUCTION = ("dags", "plugins", "include", "deploy")
 # What the files of each folder must not import, also inside functions.
 NOT_IMPORTED_BY = {
-    **dict.fromkeys(("dags", "plugins", "include", "deploy", "examples"), DEVELOPMENT),
+    **dict.fromkeys(PRODUCTION, DEVELOPMENT | {"examples"}),
+    "examples": DEVELOPMENT,
     **dict.fromkeys(("dev", "benchmarks", "simulation"), frozenset({"tests"})),
 }
+PIPELINE = "include.log_rollup."
+# Packages of the pipeline, and what each may import: packages, or modules of other packages. Modules outside of
+# packages, except `streams`, import only each other.
+LAYERS = {
+    "": {""},
+    "storage": {"", "storage"},
+    "streams": {"", "storage.protocol", "hour.layout", "hour.plan"},
+    "hour": {"", "storage", "streams", "hour"},
+    "steps": {"", "storage", "streams", "hour", "steps"},
+    "queries": {"", "storage", "streams", "hour", "queries"},
+}
+# No step imports another one; what only pack_shard uses are modules of their own.
+STEPS = {"wait_for_raw_hour", "plan_hour", "pack_shard", "validate_hour", "complete_hour"}
+PACKING = {"packer", "pack_requests", "part_buffers", "request_loop"}
 # Imports every module of the pipeline in a new interpreter, and prints which packages were imported.
 PROBE = """
 import importlib, pkgutil, sys
@@ -62,3 +79,73 @@ def top_level_imports(file: Path) -> Iterator[str]:
             yield from (alias.name.partition(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             yield node.module.partition(".")[0]
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_packages_of_the_pipeline_import_downwards(layer: str) -> None:
+    graph = imports_within(ROOT / "include" / "log_rollup", PIPELINE)
+    modules = [module for module in graph if layer_of(module) == layer]
+    assert modules
+    wrong = {
+        f"{module} imports {imported}"
+        for module in modules
+        for imported in graph[module]
+        if not {layer_of(imported), imported} & LAYERS[layer]
+    }
+    assert wrong == set()
+
+
+def test_steps_do_not_import_each_other() -> None:
+    graph = imports_within(ROOT / "include" / "log_rollup", PIPELINE)
+    found = {module.removeprefix("steps."): graph[module] for module in graph if layer_of(module) == "steps"}
+    assert found.keys() - {"steps"} == STEPS | PACKING
+    for module, imported in found.items():
+        steps = {name.removeprefix("steps.") for name in imported if layer_of(name) == "steps"}
+        assert steps <= (PACKING if module in {"pack_shard", *PACKING} else set()), module
+
+
+@pytest.mark.parametrize(
+    ("folder", "prefix"),
+    [("include/log_rollup", PIPELINE), ("plugins/log_rollup_plugin", "log_rollup_plugin.")],
+)
+def test_modules_do_not_import_in_circles(folder: str, prefix: str) -> None:
+    try:
+        TopologicalSorter(imports_within(ROOT / folder, prefix)).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def layer_of(module: str) -> str:
+    """Return the package of a module of the pipeline; empty for a module outside of packages."""
+    package, dot, _ = module.partition(".")
+    return package if dot or package in LAYERS else ""
+
+
+def imports_within(folder: Path, prefix: str) -> Mapping[str, set[str]]:
+    """Return for each module of a package the modules of the same package that it imports, also in functions.
+
+    :param prefix: name of the package, with a dot; it is cut off the names
+    """
+    files = {
+        file.relative_to(folder).with_suffix("").as_posix().removesuffix("/__init__").replace("/", "."): file
+        for file in sorted(folder.rglob("*.py"))
+    }
+    graph = {}
+    for module, file in files.items():
+        names = {
+            f"{name}.".removeprefix(prefix).rstrip(".")
+            for name in imported_names(file)
+            if f"{name}.".startswith(prefix)
+        }
+        # A name that is no module is defined in one.
+        graph[module] = {name if name in files else name.rpartition(".")[0] for name in names} - {module, ""}
+    return graph
+
+
+def imported_names(file: Path) -> Iterator[str]:
+    """Yield the full name of everything that a file imports."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
