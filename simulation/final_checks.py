@@ -47,9 +47,9 @@ class FinalChecks:
     def _check_queries(self, *, stray_parts: bool) -> None:
         """Late checks and ``verify`` must find nothing wrong with the complete hour."""
         world = self._world
-        result = self._run_step("late", lambda client: late.look_back(client, world.stream, [HOUR]))
+        result = self._run_step("late", lambda client: late.find_changed_hours(client, world.stream, [HOUR]))
         if (result.complete, len(result.changed), len(result.unclear)) != (1, 0, 0):
-            world.checker.fail(f"look_back finds {result} in a complete hour")
+            world.checker.fail(f"find_changed_hours finds {result} in a complete hour")
         verified = self._run_step(
             "verify",
             lambda client: verify.verify_hour(client, world.stream, HOUR, deep=world.rng.random() < 0.5),

@@ -159,13 +159,13 @@ class FindLateHoursOperator(BaseOperator):
         self.stream = stream
 
     def execute(self, context: Context) -> list[dict[str, Any]]:
-        """See :func:`include.log_rollup.queries.late.look_back`."""
+        """See :func:`include.log_rollup.queries.late.find_changed_hours`."""
         hours = late.recent_hours(pendulum.now("UTC"), self.stream.late_days)
         with _control_hook(self.stream) as hook:
-            result = late.look_back(hook, self.stream, hours)
+            result = late.find_changed_hours(hook, self.stream, hours)
         metrics.late_checked(self.stream.name, [found.changes for found in result.changed])
-        reruns = [found for found in result.changed if found.wants_rerun]
-        expired = [found for found in result.changed if not found.wants_rerun]
+        reruns = [found for found in result.changed if found.can_be_rerun]
+        expired = [found for found in result.changed if not found.can_be_rerun]
         log.info(
             "%d hours, %d of them complete: %d to rerun, %d left alone because raw objects have vanished, "
             "%d that cannot be compared",

@@ -7,7 +7,7 @@ import pytest
 
 from include.log_rollup.errors import AccessError
 from include.log_rollup.hour.changes import Changes
-from include.log_rollup.queries.late import Looked, look_back, recent_hours
+from include.log_rollup.queries.late import LateCheckResult, find_changed_hours, recent_hours
 from include.log_rollup.steps.plan_hour import plan_hour
 from tests.support.fake_store import FakeStore
 from tests.support.hour_in_memory import MANIFEST, MARKER, make_stream, produce, run_hour
@@ -27,11 +27,11 @@ def store() -> FakeStore:
     return store
 
 
-def check(store: FakeStore) -> Looked:
-    return look_back(store, STREAM, [HOUR - timedelta(hours=1), HOUR, HOUR + timedelta(hours=1)])
+def check(store: FakeStore) -> LateCheckResult:
+    return find_changed_hours(store, STREAM, [HOUR - timedelta(hours=1), HOUR, HOUR + timedelta(hours=1)])
 
 
-def changes_of(result: Looked) -> Changes:
+def changes_of(result: LateCheckResult) -> Changes:
     (found,) = result.changed
     assert found.hour == HOUR
     return found.changes
@@ -74,7 +74,7 @@ def test_late_and_changed_objects_cause_a_rerun(store: FakeStore, change: str) -
     change_hour(store)
     result = check(store)
     assert changes_of(result) == expected
-    assert result.changed[0].wants_rerun
+    assert result.changed[0].can_be_rerun
     assert store.writes() == []
 
 
@@ -90,7 +90,7 @@ def test_vanished_objects_are_reported_without_a_rerun(
     result = check(store)
     assert changes_of(result).vanished == [RAW + name for name in names]
     assert bool(changes_of(result).late) == late
-    assert not result.changed[0].wants_rerun
+    assert not result.changed[0].can_be_rerun
 
 
 @pytest.mark.parametrize("name", ["_late", ".late", "host/", "x/_temporary/late.log"])
@@ -106,7 +106,7 @@ def test_object_rewritten_with_the_same_bytes_is_unchanged(store: FakeStore) -> 
 
 @pytest.mark.parametrize("settings", [{"part_size": 128}, {"ensure_newline": True}], ids=str)
 def test_changed_settings_do_not_make_an_hour_late(store: FakeStore, settings: dict[str, int | bool]) -> None:
-    result = look_back(store, make_stream(ready_object="DONE", **settings), [HOUR])
+    result = find_changed_hours(store, make_stream(ready_object="DONE", **settings), [HOUR])
     assert (result.complete, result.changed) == (1, [])
 
 

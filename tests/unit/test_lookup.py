@@ -3,7 +3,7 @@
 import pytest
 
 from include.log_rollup.errors import ConfigurationError, NotFoundError, ProofError, TransientError
-from include.log_rollup.queries.locate import locate, read_located
+from include.log_rollup.queries.locate import locate, read_object
 from include.log_rollup.steps.plan_hour import plan_hour
 from tests.support.fake_store import Effect, FakeStore
 from tests.support.hour_in_memory import MARKER, make_stream, produce, run_hour
@@ -39,21 +39,21 @@ def test_every_object_is_read_from_its_part_after_expiry(store: FakeStore, name:
     found = locate(store, STREAM, RAW + name)
     assert (found.key, found.hour, found.length, found.complete) == (RAW + name, HOUR, len(NAMES[name]), True)
     assert store.body(found.part.key)[found.offset : found.offset + found.length] == NAMES[name]
-    assert b"".join(read_located(store, found)) == NAMES[name]
+    assert b"".join(read_object(store, found)) == NAMES[name]
     assert store.writes() == []
 
 
 def test_object_takes_one_ranged_request_unless_empty(store: FakeStore) -> None:
     for name, requests in (("b.log", ["30+29"]), ("empty.log", [])):
         store.log.clear()
-        list(read_located(store, locate(store, STREAM, RAW + name)))
+        list(read_object(store, locate(store, STREAM, RAW + name)))
         assert [operation.detail for operation in store.log if operation.kind == "RANGE"] == requests
 
 
 def test_large_object_is_read_in_pieces(store: FakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("include.log_rollup.queries.locate.IN_ONE_PIECE_BYTES", 64)
     monkeypatch.setattr("include.log_rollup.hour.parts.READ_BACK_BYTES", 40)
-    pieces = list(read_located(store, locate(store, STREAM, RAW + "large.log")))
+    pieces = list(read_object(store, locate(store, STREAM, RAW + "large.log")))
     assert [len(piece) for piece in pieces] == [40, 40, 21]
     assert b"".join(pieces) == NAMES["large.log"]
 
@@ -61,7 +61,7 @@ def test_large_object_is_read_in_pieces(store: FakeStore, monkeypatch: pytest.Mo
 def test_wrong_bytes_are_not_returned(store: FakeStore) -> None:
     found = locate(store, STREAM, RAW + "b.log")
     store.on("RANGE", found.part.key, Effect.WRONG_BYTES)
-    pieces = read_located(store, found)
+    pieces = read_object(store, found)
     with pytest.raises(ProofError, match=r"b\.log at 30 have the CRC64-NVME"):
         next(pieces)
 
@@ -73,31 +73,31 @@ def test_wrong_bytes_of_a_large_object_fail_at_its_end(
     found = locate(store, STREAM, RAW + "large.log")
     store.on("RANGE", found.part.key, Effect.WRONG_BYTES)
     with pytest.raises(ProofError, match=r"large\.log"):
-        list(read_located(store, found))
+        list(read_object(store, found))
 
 
 def test_replaced_or_missing_part_is_an_error_with_the_fix(store: FakeStore) -> None:
     found = locate(store, STREAM, RAW + "b.log")
     store.corrupt(found.part.key)
     with pytest.raises(ProofError, match=r"PreconditionFailed.*clear the hour's run from plan_hour"):
-        list(read_located(store, found))
+        list(read_object(store, found))
     store.vanish(found.part.key)
     with pytest.raises(ProofError, match=r"NoSuchKey.*clear the hour's run from plan_hour"):
-        list(read_located(store, found))
+        list(read_object(store, found))
 
 
 def test_network_error_is_raised_unchanged(store: FakeStore) -> None:
     found = locate(store, STREAM, RAW + "b.log")
     store.on("RANGE", found.part.key, TransientError("the connection broke"))
     with pytest.raises(TransientError):
-        list(read_located(store, found))
+        list(read_object(store, found))
 
 
 def test_object_of_an_incomplete_hour_is_found(store: FakeStore) -> None:
     store.vanish(MARKER)
     found = locate(store, STREAM, RAW + "a.log")
     assert not found.complete
-    assert b"".join(read_located(store, found)) == NAMES["a.log"]
+    assert b"".join(read_object(store, found)) == NAMES["a.log"]
 
 
 def test_object_missing_in_the_manifest_is_not_found(store: FakeStore) -> None:

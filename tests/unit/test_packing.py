@@ -27,8 +27,8 @@ from include.log_rollup.errors import (
 )
 from include.log_rollup.hour.plan import ShardRef
 from include.log_rollup.hour.records import Measured
-from include.log_rollup.queries.late import look_back
-from include.log_rollup.queries.locate import locate, read_located
+from include.log_rollup.queries.late import find_changed_hours
+from include.log_rollup.queries.locate import locate, read_object
 from include.log_rollup.queries.verify import verify_hour
 from include.log_rollup.steps.pack_shard import pack_shard
 from include.log_rollup.steps.plan_hour import plan_hour
@@ -456,7 +456,7 @@ def test_hour_with_damaged_objects_stays_as_it_is() -> None:
     assert store.writes() == []
     assert validate_hour(store, CHECKING, HOUR).damaged == 2
     assert verify_hour(store, CHECKING, HOUR, deep=True).problems == []
-    assert look_back(store, CHECKING, [HOUR]).changed == []
+    assert find_changed_hours(store, CHECKING, [HOUR]).changed == []
     assert store.snapshot() == before
 
 
@@ -488,7 +488,7 @@ def test_expired_hour_keeps_its_damaged_objects() -> None:
     for name in hour:
         store.vanish(RAW + name)
     for name, body in hour.items():
-        assert b"".join(read_located(store, locate(store, CHECKING, RAW + name))) == body
+        assert b"".join(read_object(store, locate(store, CHECKING, RAW + name))) == body
 
 
 def test_split_parts_of_an_unfinished_run_hold_their_objects() -> None:

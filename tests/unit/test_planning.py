@@ -26,8 +26,8 @@ from include.log_rollup.errors import (
 from include.log_rollup.hour import gzip_json
 from include.log_rollup.hour.layout import has_tag
 from include.log_rollup.hour.plan import content_id_of
-from include.log_rollup.queries.late import look_back
-from include.log_rollup.queries.locate import locate, read_located
+from include.log_rollup.queries.late import find_changed_hours
+from include.log_rollup.queries.locate import locate, read_object
 from include.log_rollup.queries.verify import verify_hour
 from include.log_rollup.steps.complete_hour import complete_hour
 from include.log_rollup.steps.pack_shard import pack_shard
@@ -278,7 +278,7 @@ def test_hour_of_format_1_is_not_touched(format_1_store: FakeStore) -> None:
     assert complete_hour(format_1_store, make_stream(), HOUR).plan_id == plan_id
     found = verify_hour(format_1_store, make_stream(), HOUR, deep=True)
     assert (found.problems, found.parts, found.foreign) == ([], 3, 0)
-    assert look_back(format_1_store, make_stream(), [HOUR]).changed == []
+    assert find_changed_hours(format_1_store, make_stream(), [HOUR]).changed == []
     assert format_1_store.writes() == []
     assert format_1_store.snapshot() == before
 
@@ -294,7 +294,7 @@ def test_late_object_keeps_parts_of_format_1(format_1_store: FakeStore) -> None:
     assert_complete(format_1_store, make_stream())
     before = format_1_store.snapshot()
     assert plan_hour(format_1_store, make_stream(), HOUR, "again").unchanged
-    assert look_back(format_1_store, make_stream(), [HOUR]).changed == []
+    assert find_changed_hours(format_1_store, make_stream(), [HOUR]).changed == []
     assert format_1_store.snapshot() == before
 
 
@@ -324,7 +324,7 @@ def test_expired_objects_of_format_1_are_kept_and_found(format_1_store: FakeStor
         plan_hour(format_1_store, make_stream(), HOUR, "again")
     assert format_1_store.snapshot() == before
     found = locate(format_1_store, make_stream(), RAW + "d.log")
-    assert b"".join(read_located(format_1_store, found)) == RAW_HOUR["d.log"]
+    assert b"".join(read_object(format_1_store, found)) == RAW_HOUR["d.log"]
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped"])

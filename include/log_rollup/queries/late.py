@@ -1,4 +1,4 @@
-"""Complete hours that are not what they were: raw objects that came late, changed or vanished since."""
+"""Finds complete hours whose raw objects came late, changed or vanished after completion."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -20,25 +20,25 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ChangedHour:
-    """A complete hour whose raw objects have changed since."""
+    """A complete hour whose raw objects have changed since completion."""
 
     hour: datetime
     changes: Changes
 
     @property
-    def wants_rerun(self) -> bool:
-        """Whether a rerun would make it right; without what has vanished, it would only lose that."""
+    def can_be_rerun(self) -> bool:
+        """Whether a rerun packs the changes. It would lose objects that have vanished, so it is refused then."""
         return not self.changes.vanished
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
-    """What a look at some hours found.
+class LateCheckResult:
+    """The result of comparing some hours with their raw objects.
 
-    :param hours: how many were looked at
+    :param hours: number of hours
     :param complete: how many of them are complete
-    :param changed: those of the complete ones whose raw objects have changed
-    :param unclear: why others could not be compared, for people
+    :param changed: the complete hours whose raw objects have changed
+    :param unclear: for each complete hour that could not be compared, a message that says why
     """
 
     hours: int
@@ -48,25 +48,24 @@ class Looked:
 
 
 def recent_hours(now: datetime, days: int) -> list[datetime]:
-    """The hours of the last days that have ended, the oldest first."""
+    """The hours of the last days, the oldest first, up to the last one that has ended."""
     present = floor_hour(now)
     return hours_between(present - timedelta(days=days), present)
 
 
-def look_back(store: ObjectStore, stream: Stream, hours: Iterable[datetime]) -> Looked:
-    """Hold the raw objects of complete hours, as they are listed now, against what was packed.
+def find_changed_hours(store: ObjectStore, stream: Stream, hours: Iterable[datetime]) -> LateCheckResult:
+    """Compare the raw objects of complete hours, as they are listed now, with the packed ones.
 
-    The listing gives the plan that it would be packed under today; where the completion marker names the
-    very same, nothing has changed, and nothing else is read. Otherwise the manifest tells what has. Hours
-    that are not complete are left to their own runs.
+    Fast path: if a plan made from the listing equals the plan in the completion marker, nothing has changed.
+    Otherwise the manifest is read and compared key by key. Hours that are not complete are skipped.
 
     :raises RollupError: as the store raises
     """
-    looked = complete = 0
+    count = complete = 0
     changed: list[ChangedHour] = []
     unclear: list[str] = []
     for hour in hours:
-        looked += 1
+        count += 1
         try:
             changes = _changes(store, stream, hour)
         except ProofError as error:
@@ -79,11 +78,14 @@ def look_back(store: ObjectStore, stream: Stream, hours: Iterable[datetime]) -> 
         if changes:
             changed.append(ChangedHour(hour, changes))
             log.info("hour %s: %s", format_hour(hour), changes)
-    return Looked(looked, complete, changed, unclear)
+    return LateCheckResult(count, complete, changed, unclear)
 
 
 def _changes(store: ObjectStore, stream: Stream, hour: datetime) -> Changes | None:
-    """What has changed since the hour was completed, None if it is not complete."""
+    """The changes since the hour was completed; None if it is not complete.
+
+    :raises ProofError: if its records cannot be read
+    """
     paths = stream.at(hour)
     marker = Records(store).read_marker(paths.marker)
     if marker is None:
@@ -94,7 +96,7 @@ def _changes(store: ObjectStore, stream: Stream, hour: datetime) -> Changes | No
         if marker.content and plan.content_id == content_id_of(marker.content.plan_id):
             return Changes((), (), ())
     except UnsupportedInputError:
-        # An object that cannot be packed has come: its rerun says what to do about it.
+        # A new object cannot be packed. The rerun fails with a message that says what to do.
         pass
     manifest = open_manifest(store, paths.manifest)
     if manifest is None:

@@ -1,11 +1,9 @@
-"""Finds a raw object in its part, and reads it from there: the raw one may have expired long ago."""
+"""Finds a raw object in its part and reads it from there, also after the raw object has expired."""
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-
-from awscrt import checksums
 
 from include.log_rollup import crc
 from include.log_rollup.errors import ConfigurationError, InputChangedError, NotFoundError, ProofError
@@ -17,23 +15,24 @@ from include.log_rollup.storage.protocol import Location, ObjectStore
 from include.log_rollup.streams import Stream
 from include.log_rollup.units import MIB
 
-# An object up to this size is read in one request, and handed out when its CRC is known to be right.
+# An object up to this size is read in one request, and returned after its CRC was compared.
 IN_ONE_PIECE_BYTES = 32 * MIB
 
 _HOUR = re.compile(r"([0-9]{8}/[0-9]{2})/.+", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
-class Located:
-    """Where the bytes of a raw object lie.
+class ObjectLocation:
+    """Where the bytes of a raw object are.
 
-    :param part: the part that holds them, ``part_etag`` as it was when it was proven
-    :param offset: where in the part they begin, in bytes
-    :param length: how many bytes it has
+    :param part: the part that holds them
+    :param part_etag: ETag of the part when it was proven
+    :param offset: of the object in the part, in bytes
+    :param length: of the object, in bytes
     :param etag: of the raw object when it was packed
     :param crc64nvme: of its bytes
-    :param checked: how its bytes were checked when it was packed
-    :param complete: whether the completion marker stands; without it the part may be replaced at any time
+    :param checked: kind of proof of its bytes, as in the manifest
+    :param complete: whether the hour is complete; if not, a run may replace the part at any time
     """
 
     stream: str
@@ -50,7 +49,7 @@ class Located:
 
 
 def hour_of_key(stream: Stream, key: str) -> datetime:
-    """The hour to which a raw object belongs, by its key.
+    """The hour of a raw object, from its key.
 
     :raises ConfigurationError: if it is not the key of a raw object of this stream
     """
@@ -67,8 +66,8 @@ def hour_of_key(stream: Stream, key: str) -> datetime:
     )
 
 
-def locate(store: ObjectStore, stream: Stream, key: str) -> Located:
-    """Find a raw object in the parts of its hour, by the hour's manifest.
+def locate(store: ObjectStore, stream: Stream, key: str) -> ObjectLocation:
+    """Find a raw object in the parts of its hour, from the hour's manifest.
 
     :raises ConfigurationError: if it is not the key of a raw object of this stream
     :raises NotFoundError: if the hour has no manifest, or the manifest does not have the object
@@ -87,7 +86,7 @@ def locate(store: ObjectStore, stream: Stream, key: str) -> Located:
         for index, item in enumerate(planned.objects):
             if item.key == key:
                 done = packed.objects[index]
-                return Located(
+                return ObjectLocation(
                     stream=stream.name,
                     key=key,
                     hour=paths.hour,
@@ -102,51 +101,51 @@ def locate(store: ObjectStore, stream: Stream, key: str) -> Located:
                 )
     raise NotFoundError(
         f"{key!r} is not among the {manifest.totals.objects:,} raw objects of {paths.manifest}: it came late, "
-        f"was left out, or never was"
+        f"was left out, or never existed"
     )
 
 
-def read_located(store: ObjectStore, located: Located) -> Iterator[bytes]:
-    """The bytes of a raw object out of its part.
+def read_object(store: ObjectStore, location: ObjectLocation) -> Iterator[bytes]:
+    """Read a raw object from its part.
 
-    Up to :data:`IN_ONE_PIECE_BYTES` they come at once, and only if their CRC is right. A larger one comes a
-    few MiB at a time, and it is behind the last of them that a wrong CRC is told.
+    An object up to :data:`IN_ONE_PIECE_BYTES` is returned in one piece, after its CRC was compared. A larger one
+    is returned in pieces of a few MiB, and its CRC is compared after the last one.
 
-    :raises ProofError: if the bytes are not those of the raw object (what was handed out is worth nothing
-        then), or the part is gone or was written anew
+    :raises ProofError: if the CRC is wrong (pieces that were returned are not valid then), or if the part no
+        longer exists or was overwritten
     :raises RollupError: as the store raises
     """
     try:
-        if located.length <= IN_ONE_PIECE_BYTES:
-            body = _read_once(store, located)
-            _check(located, crc.crc64(body))
+        if location.length <= IN_ONE_PIECE_BYTES:
+            body = _read_once(store, location)
+            _check(location, crc.crc64(body))
             yield body
             return
         value = 0
-        for run in read_runs(store, located.part, located.part_etag, located.length, located.offset):
-            value = checksums.crc64nvme(run, value)
+        for run in read_runs(store, location.part, location.part_etag, location.length, location.offset):
+            value = crc.crc64(run, value)
             yield run
-        _check(located, value)
+        _check(location, value)
     except (NotFoundError, InputChangedError) as error:
         raise ProofError(
-            f"{error}: the part is not there as hour {format_hour(located.hour)} was proven with it; a run may be "
-            f"replacing it. If none is at work, clear the hour's run from plan_hour on."
+            f"{error}: the part changed after hour {format_hour(location.hour)} was completed; a run may be "
+            f"replacing it. If no run is active, clear the hour's run from plan_hour on."
         ) from error
 
 
-def _read_once(store: ObjectStore, located: Located) -> bytes:
-    # A range has at least one byte.
-    if not located.length:
+def _read_once(store: ObjectStore, location: ObjectLocation) -> bytes:
+    # An HTTP range has at least one byte.
+    if not location.length:
         return b""
-    return store.read_range(located.part, located.part_etag, located.offset, located.length)
+    return store.read_range(location.part, location.part_etag, location.offset, location.length)
 
 
-def _check(located: Located, value: int) -> None:
-    if value != located.crc64nvme:
-        stated = "none" if located.crc64nvme is None else crc.to_hex(located.crc64nvme)
+def _check(location: ObjectLocation, value: int) -> None:
+    if value != location.crc64nvme:
+        stated = "none" if location.crc64nvme is None else crc.to_hex(location.crc64nvme)
         raise ProofError(
-            f"{located.part}: the {located.length:,} bytes of {located.key} at {located.offset:,} have the "
-            f"CRC64-NVME {crc.to_hex(value)}, and the manifest says {stated}: they are not what was packed. "
-            f"`log-rollup verify {located.stream} {located.hour:%Y-%m-%dT%H} --deep` tells what else is wrong, "
-            f"and what to do."
+            f"{location.part}: the {location.length:,} bytes of {location.key} at {location.offset:,} have the "
+            f"CRC64-NVME {crc.to_hex(value)}, but the manifest states {stated}: they are not what was packed. "
+            f"Run `log-rollup verify {location.stream} {location.hour:%Y-%m-%dT%H} --deep`, which shows all "
+            f"damage and what to do."
         )

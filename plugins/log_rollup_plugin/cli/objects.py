@@ -10,7 +10,7 @@ from typing import IO, Any
 from include.log_rollup import crc
 from include.log_rollup.errors import ConfigurationError
 from include.log_rollup.hour.layout import format_hour
-from include.log_rollup.queries.locate import Located, read_located
+from include.log_rollup.queries.locate import ObjectLocation, read_object
 from include.log_rollup.queries.locate import locate as find
 from log_rollup_plugin.cli.arguments import find_stream, key_of
 from log_rollup_plugin.cli.output import Answer, ProgressDisplay, tell
@@ -31,7 +31,7 @@ def locate(options: argparse.Namespace, answer: Answer) -> bool:
     return True
 
 
-def _located(found: Located) -> dict[str, Any]:
+def _located(found: ObjectLocation) -> dict[str, Any]:
     return {
         "stream": found.stream,
         "hour": format_hour(found.hour),
@@ -64,7 +64,7 @@ def cat(options: argparse.Namespace, answer: Answer) -> bool:
             ProgressDisplay(f"reading {found.part}", shown) as progress,
         ):
             done = 0
-            for piece in read_located(store, found):
+            for piece in read_object(store, found):
                 out.write(piece)
                 done += len(piece)
                 progress(done, found.length)
