@@ -213,7 +213,7 @@ def test_progress_is_logged_while_parts_are_proven(
     class ProgressWatcher(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             # Three parts of 60 bytes are done when the fourth begins.
-            if record.getMessage().startswith("parts 3/5 looked at | 180 B read back | "):
+            if record.getMessage().startswith("parts 3/5 compared | 180 B read back | "):
                 line.set()
 
     def await_line() -> None:
@@ -674,7 +674,7 @@ def test_damaged_part_removes_the_marker_first(damage: str) -> None:
     DAMAGES[damage][0](store)
     store.log.clear()
     message = refusal(store, ProofError)
-    assert "The hour is not complete any more, its marker is removed." in message
+    assert "The hour is no longer complete, its marker is removed." in message
     assert_marker_went_first(store)
     assert_clear_completes(store)
 

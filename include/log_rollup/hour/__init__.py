@@ -1,1 +1,1 @@
-"""One hour in the bucket: where it lies, its plan, its records, its parts, and its state."""
+"""One hour in the bucket: the names of its objects, its plan, records, parts and state."""

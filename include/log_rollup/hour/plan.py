@@ -40,7 +40,7 @@ OBJECTS_PER_SHARD = 25_000
 
 @dataclass(frozen=True, slots=True)
 class WriteOptions:
-    """The settings that are part of a part's fingerprint.
+    """The settings that determine the bytes of a part, besides its raw objects.
 
     :param ensure_newline: whether a newline is added to each plain object that does not end with one
     :param storage_class: of the parts; None for the bucket's default

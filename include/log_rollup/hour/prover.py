@@ -171,7 +171,7 @@ class PartProver:
         return replace(packed, proof=PROVEN_BY_READING, crc64nvme=value, objects=tuple(objects))
 
     def _is_not_md5(self, planned: PlannedPart, packed: PackedPart, index: int) -> bool:
-        """Whether a raw object's bytes are right although its ETag looks like an MD5 and differs from theirs.
+        """Whether the bytes of a raw object are right, although its ETag has the form of another MD5.
 
         Some servers answer 32 random digits. This is tried out once, on a part whose bytes are known. If that
         shows nothing, or if S3 copied the object, the raw object is read again and compared by its CRC.

@@ -95,8 +95,8 @@ class Survey:
 def survey_hour(reader: HourReader) -> Survey:
     """List the aggregated hour and read its records.
 
-    :raises UnreadableRecordError: if the manifest cannot be read, or is missing beside parts of ours or beside a
-        marker of another program
+    :raises UnreadableRecordError: if the manifest cannot be read, or if it is missing although there are parts
+        of ours or a marker of another program
     :raises HourChangedError: if another run changes the hour meanwhile
     """
     found = reader.inventory()
@@ -110,7 +110,7 @@ def survey_hour(reader: HourReader) -> Survey:
 
 
 def _refuse_without_manifest(survey: Survey) -> None:
-    """Refuse to plan beside parts of ours that no record describes, and beside a marker of another program.
+    """Refuse to plan if there are parts of ours that no record describes, or a marker of another program.
 
     The name of a part of format 1 alone does not prove that the part is ours; with a completion marker it does.
     """
