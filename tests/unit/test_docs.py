@@ -1,4 +1,4 @@
-"""Links within the documentation lead somewhere."""
+"""Links in the documentation lead to existing files and headings."""
 
 import re
 from pathlib import Path
@@ -13,13 +13,13 @@ PAGES = sorted([*ROOT.glob("*.md"), ROOT / "benchmarks" / "README.md", *(ROOT / 
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors that GitHub gives the headings of a page."""
+    """Return the anchors that GitHub makes of the headings of a page."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def links() -> list[tuple[str, str]]:
-    """Each page with each of its links to a file of the project."""
+    """Return each page with each of its links to a file of the project."""
     found = []
     for page in PAGES:
         targets = re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))
@@ -28,7 +28,7 @@ def links() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("page", "target"), links())
-def test_a_link_leads_to_a_file_and_to_a_heading_of_it(page: str, target: str) -> None:
+def test_link_leads_to_a_file_and_heading(page: str, target: str) -> None:
     name, _, anchor = target.partition("#")
     file = (ROOT / page).parent / name if name else ROOT / page
     assert file.exists()

@@ -1,4 +1,4 @@
-"""docs/TROUBLESHOOTING.md quotes messages that the code has, and leaves none of its errors out."""
+"""docs/TROUBLESHOOTING.md quotes messages that exist in the code, and has a row for each error of the code."""
 
 import ast
 import re
@@ -17,16 +17,16 @@ SOURCES = [
     for folder in (ROOT / "include" / "log_rollup", ROOT / "plugins" / "log_rollup_plugin")
     for path in sorted(folder.rglob("*.py"))
 ]
-# In the page and in the templates of this module: what differs from case to case.
+# Stands for a value, in the page and in the templates of this module.
 GAP = "…"
-# The heads of the tables whose first column quotes the code.
+# Headings of the first column of tables that quote the code.
 QUOTING = ("the log says", "the message says")
-# Less than this says nothing: what is left of a message whose words are all values.
-LEAST_WORDS = 2
+# Messages with fewer words consist of values only, and cannot be searched for.
+MIN_WORDS = 2
 
 
 def template_of(node: ast.expr) -> str:
-    """A message as it stands in the code, with a gap for each value; empty if it is not written out there."""
+    """Return a message of the code with a gap for each value; empty if the code does not contain its text."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return node.value
     if isinstance(node, ast.JoinedStr):
@@ -37,7 +37,7 @@ def template_of(node: ast.expr) -> str:
 
 
 def nodes() -> Iterator[tuple[Path, ast.AST]]:
-    """Everything that the pipeline and the plugin say."""
+    """Yield each syntax node of the pipeline and the plugin, with its file."""
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             yield path, node
@@ -45,28 +45,28 @@ def nodes() -> Iterator[tuple[Path, ast.AST]]:
 
 @cache
 def templates() -> list[str]:
-    """All texts in the code."""
+    """Return all texts in the code."""
     found = [template_of(node) for _, node in nodes() if isinstance(node, ast.Constant | ast.JoinedStr)]
-    # Messages of the log have their values as %s, %d, %.0f.
+    # Log messages have %s, %d, %.0f in the place of values.
     return [re.sub(r"%[.0-9]*[sdf]", GAP, text) for text in found if text]
 
 
 @cache
 def errors() -> dict[str, str]:
-    """Where an error is made, and its message."""
+    """Return the message of each error, by the place where it is created."""
     found = {}
     for path, node in nodes():
         if isinstance(node, ast.Call) and node.args:
             name = getattr(node.func, "id", getattr(node.func, "attr", ""))
             message = template_of(node.args[0])
-            if name.endswith("Error") and len(re.findall(r"[a-z]{2,}", message)) >= LEAST_WORDS:
-                found[f"{path.name}:{node.lineno}"] = message
+            if name.endswith("Error") and len(re.findall(r"[a-z]{2,}", message)) >= MIN_WORDS:
+                found[f"{path.relative_to(ROOT)}:{node.lineno}"] = message
     return found
 
 
 @cache
 def symptoms() -> list[str]:
-    """What the page quotes, in its order."""
+    """Return the quotes of the page, in their order."""
     found: list[str] = []
     quoting = False
     for line in PAGE.read_text(encoding="utf-8").splitlines():
@@ -81,20 +81,20 @@ def symptoms() -> list[str]:
 
 
 def is_quoted(symptom: str, message: str) -> bool:
-    """Whether a message holds a symptom, gaps standing for anything."""
+    """Return whether a message contains a symptom; a gap matches anything."""
     pieces = (re.escape(piece.strip()) for piece in symptom.split(GAP))
     return re.search(".*".join(pieces), message, re.DOTALL) is not None
 
 
 @pytest.mark.parametrize("symptom", symptoms())
-def test_each_symptom_is_a_message_of_the_code(symptom: str) -> None:
+def test_symptom_is_a_message_of_the_code(symptom: str) -> None:
     assert any(is_quoted(symptom, text) for text in templates())
 
 
 @pytest.mark.parametrize("place", errors())
-def test_each_error_of_the_code_can_be_found_by_what_it_says(place: str) -> None:
+def test_error_of_the_code_has_a_row(place: str) -> None:
     message = errors()[place]
-    telling = [symptom for symptom in symptoms() if len(re.findall(r"[A-Za-z]{2,}", symptom)) >= LEAST_WORDS]
-    assert any(is_quoted(symptom, message) for symptom in telling), (
-        f"{place} can say {message!r}: give it a row in {PAGE.name}"
+    specific = [symptom for symptom in symptoms() if len(re.findall(r"[A-Za-z]{2,}", symptom)) >= MIN_WORDS]
+    assert any(is_quoted(symptom, message) for symptom in specific), (
+        f"{place} has the message {message!r}: add a row for it to {PAGE.name}"
     )
