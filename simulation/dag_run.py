@@ -28,7 +28,7 @@ class DagRun:
         self.name = name
         self.drop_vanished = drop_vanished
         self.clears = clears
-
+        # "running", "success" or "failed".
         self.result = "running"
         self.error: BaseException | None = None
         self._scenario = scenario
@@ -71,7 +71,7 @@ class DagRun:
         else:
             self._start("plan")
 
-    def lost(self, task: Task) -> None:
+    def presume_dead(self, task: Task) -> None:
         """Handle a task that Airflow presumes dead, rightly or not: retry it."""
         key = self._key(task)
         if self._current.get(key) is task:
@@ -112,18 +112,19 @@ class DagRun:
             connections = world.stream.max_connections if kind == "pack" else control
             return step(Client(world.server, world.scheduler, task, connections, control))
 
-        def ended(task: Task, result: Any) -> None:
+        def on_end(task: Task, result: Any) -> None:
             scenario.task_ended(task, result)
             if generation == self._generation and self._current.get(key) is task:
                 del self._current[key]
                 self._continue(key, kind, result)
 
         name = f"{self.name}.{key}#{scenario.tasks}"
-        task = Task(world.scheduler, name, kind, work, ended, world.clock())
+        task = Task(world.scheduler, name, kind, work, on_end, world.clock())
         self._current[key] = task
         scenario.running.append((self, task))
 
     def _continue(self, key: str, kind: str, result: Any) -> None:
+        """Start what follows a task: its retry, the next tasks, or the end of the run."""
         if isinstance(result, TransientError | TimeoutInTaskError):
             self._retry(key, result)
         elif isinstance(result, BaseException):

@@ -215,7 +215,7 @@ class Scenario:
         if found:
             run, task = found
             self.kill(task)
-            run.lost(task)
+            run.presume_dead(task)
 
     def _time_out_task(self) -> None:
         found = self._random_task()
@@ -228,7 +228,7 @@ class Scenario:
         if found:
             run, task = found
             self.world.note("presumed dead", task.name)
-            run.lost(task)
+            run.presume_dead(task)
 
     def _clear_run(self) -> None:
         if self.runs:

@@ -72,7 +72,7 @@ class PendingRequest:
                 result = error
             if fate is Fate.LOST:
                 result = TransientError(f"{self.kind} {self.key}: the connection broke before the answer")
-        self._transfer.answer(self, result)
+        self._transfer.respond(self, result)
 
     def abandon(self) -> None:
         """Drop the request; a write may still take effect much later."""
@@ -105,7 +105,7 @@ class SimulatedTransfer:
         self.task = task
         self.pending: dict[PendingRequest, None] = {}
         self._server = server
-        self._answers: list[tuple[PendingRequest, Any]] = []
+        self._responses: list[tuple[PendingRequest, Any]] = []
         self._waiting: Fiber | None = None
         self._woken = False
         task.transfers.append(self)
@@ -210,15 +210,15 @@ class SimulatedTransfer:
 
     def wait(self, seconds: float) -> None:
         """See the protocol."""
-        if not self._answers and not self._woken:
+        if not self._responses and not self._woken:
             self._waiting = self.scheduler.current()
             try:
                 self.scheduler.sleep(seconds)
             finally:
                 self._waiting = None
         self._woken = False
-        answers, self._answers = self._answers, []
-        for request, result in answers:
+        responses, self._responses = self._responses, []
+        for request, result in responses:
             request.end(result)
 
     def wake(self) -> None:
@@ -231,9 +231,9 @@ class SimulatedTransfer:
         if self.pending and not self.task.dead:
             raise AssertionError(f"closed with {len(self.pending)} requests pending")
 
-    def answer(self, request: PendingRequest, result: Any) -> None:
+    def respond(self, request: PendingRequest, result: Any) -> None:
         """Queue a response; :meth:`wait` passes it on."""
-        self._answers.append((request, result))
+        self._responses.append((request, result))
         self._resume()
 
     def _resume(self) -> None:
