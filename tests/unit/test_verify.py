@@ -327,7 +327,7 @@ def test_progress_ends_with_all_bytes_in_every_case(deep: bool) -> None:
     store = complete_hour()
     store.vanish(part_key(store, PART))
     seen: list[tuple[int, int]] = []
-    verify_hour(store, STREAM, HOUR, deep=deep, watch=lambda done, total: seen.append((done, total)))
+    verify_hour(store, STREAM, HOUR, deep=deep, on_progress=lambda done, total: seen.append((done, total)))
     assert seen[-1] == (310, 310)
     assert seen == sorted(seen)
 

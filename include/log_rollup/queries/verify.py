@@ -1,4 +1,4 @@
-"""Proves a complete hour once more, and changes nothing: what validate_hour asks, and with ``deep`` every byte."""
+"""Proves a complete hour again, from the store's CRCs or from every byte, and changes nothing."""
 
 import threading
 from collections import Counter
@@ -7,8 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 
-from awscrt import checksums
-
+from include.log_rollup import crc
 from include.log_rollup.errors import InputChangedError, NotFoundError, ProofError
 from include.log_rollup.hour.changes import Changes, compare, first_keys
 from include.log_rollup.hour.layout import HourPaths, format_hour
@@ -21,19 +20,19 @@ from include.log_rollup.storage.listing import list_all
 from include.log_rollup.storage.protocol import Location, ObjectInfo, ObjectStore
 from include.log_rollup.streams import Stream
 
-# How a part was proven, beside the kinds in the manifest: it was read back once, and has the ETag of then.
+# A kind of proof that manifests don't have: the part was read back once, and its ETag is still the same.
 PROVEN_BY_ETAG = "same-etag"
 
-Watch = Callable[[int, int], None]
-"""Called, from several threads in turn, with how many bytes of parts are proven, and of how many."""
+ProgressCallback = Callable[[int, int], None]
+"""Called with the number of bytes of parts that are done, and the total; from several threads, one at a time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something that is not as it should be.
+    """A difference between the hour and its records.
 
-    :param part: the part that is wrong; None where it is the hour as a whole
-    :param keys: the raw objects whose bytes are wrong, as far as they are known
+    :param part: name of the part that is wrong; None if the problem is not in one part
+    :param keys: the raw objects whose bytes are wrong, as far as known
     """
 
     part: str | None
@@ -43,13 +42,13 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What was found of a complete hour; sizes in bytes.
+    """The result of verifying a complete hour; sizes in bytes.
 
-    :param proofs: how many parts were proven, by kind of proof
-    :param raw_present: how many of its raw objects are there as they were packed
-    :param raw_compared: how many of those were read and held against the parts, byte for byte
-    :param changes: how the raw hour differs from what was packed; what has vanished is no problem
-    :param foreign: objects beside the parts that are not this project's; they are no problem
+    :param proofs: number of proven parts, by kind of proof
+    :param raw_present: how many raw objects still exist as they were packed
+    :param raw_compared: how many of them were read and compared with the parts, byte for byte
+    :param changes: how the raw hour differs from the packed objects; vanished objects are not a problem
+    :param foreign: number of foreign objects; they are not a problem
     """
 
     plan_id: str
@@ -67,15 +66,15 @@ class Verification:
 
     @property
     def remedy(self) -> str | None:
-        """What to do about parts that are not right; None if all of them are."""
+        """What to do about wrong parts; None if there are none."""
         if not any(problem.part for problem in self.problems):
             return None
         if self.changes.vanished:
             return (
-                "Raw objects of the hour have expired, so that a rerun is refused. Restore the parts from older "
+                "Raw objects of the hour have expired, so a rerun is refused. Restore the parts from older "
                 "versions or a copy; until then `log-rollup cat` reads every object whose bytes are right."
             )
-        # A part whose bytes changed behind its ETag would be left alone by a rerun.
+        # The parts have to be deleted: a rerun keeps a part with the right ETag, also if its bytes are wrong.
         return (
             "Delete _SUCCESS, then those parts, then clear the hour's run from plan_hour on: they are packed "
             "again from the raw objects, all of which are there."
@@ -83,58 +82,55 @@ class Verification:
 
 
 def verify_hour(
-    store: ObjectStore, stream: Stream, hour: datetime, *, deep: bool = False, watch: Watch | None = None
+    store: ObjectStore,
+    stream: Stream,
+    hour: datetime,
+    *,
+    deep: bool = False,
+    on_progress: ProgressCallback | None = None,
 ) -> Verification:
-    """Prove a complete hour from what is in the bucket, reading only.
+    """Prove a complete hour from the bucket, reading only.
 
-    Raw and aggregated are listed anew and held against the manifest. A part has to have its size and ETag,
-    and the CRC that the store states, where that could be trusted when the hour was validated; a part that
-    was read back then is the same as long as its ETag is. Raw objects that have expired are no fault: the
-    parts are then proven by the manifest alone.
+    Raw and aggregated are listed again and compared with the manifest. The size and ETag of each part have to
+    match, and so has the CRC that the store states, if the store was seen to refuse wrong CRCs when the hour was
+    validated. A part that was read back then counts as proven while its ETag is the same. Expired raw objects are
+    not a problem: the manifest alone proves their parts.
 
-    :param deep: read every part, and hold the CRC of its bytes and of the bytes of each raw object in it
-        against the manifest, and against the raw objects themselves where they still exist
-    :param watch: told how far it is
+    :param deep: read every part, and compare the CRCs of the part and of each raw object in it with the manifest;
+        compare the bytes with the raw objects that still exist
     :raises NotFoundError: if the hour is not complete
     :raises ProofError: if its records are damaged, or do not belong together
-    :raises SupersededError: if a run has begun to replace it meanwhile
+    :raises SupersededError: if a run has started to replace the hour meanwhile
     :raises RollupError: as the store raises
     """
     reader = HourReader(store, stream, hour)
-    paths = reader.paths
     marker, manifest = _load(reader)
-    chosen, _ = select(list_all(store, paths.raw), paths.raw.key, stream.ready_object)
+    totals = manifest.totals
+    chosen, _ = select(list_all(store, reader.paths.raw), reader.paths.raw.key, stream.ready_object)
     changes = compare(manifest.planned, chosen)
     present = {item.key for item in chosen} - {*changes.late, *changes.changed}
-    found = reader.inventory()
-    standing = found.parts
-    others = standing.keys() - {part.name for part in manifest.packed}
-    strays = reader.strays(found, {part.name for part in manifest.packed}, manifest.totals.plan_id, None)
-    verifier = _Verifier(
+    inventory = reader.inventory()
+    packed_names = {part.name for part in manifest.packed}
+    strays = reader.strays(inventory, packed_names, totals.plan_id, None)
+    verifier = _PartVerifier(
         store,
-        paths,
+        reader.paths,
         stream.raw.bucket,
-        standing,
+        inventory.parts,
         present if deep else set(),
         deep,
-        _Progress(manifest, watch),
+        _Progress(manifest, on_progress),
     )
     outcomes = verifier.run(manifest)
     problems = [
-        *_differences(marker, manifest),
-        *_left_behind(strays),
-        *_arrivals(changes),
+        *_count_problems(marker, manifest),
+        *_stray_problems(strays),
+        *_raw_problems(changes),
         *(outcome for outcome in outcomes if isinstance(outcome, Problem)),
     ]
     if problems:
-        current = reader.marker()
-        if current is None or not current.is_of(manifest.totals.plan_id):
-            raise reader.superseded(
-                f"a run has begun to replace hour {format_hour(hour)} while it was verified",
-                "verify it again when that run is done",
-            )
-    proven = [outcome for outcome in outcomes if isinstance(outcome, _Proven)]
-    totals = manifest.totals
+        _assert_not_replaced(reader, totals.plan_id)
+    proofs = [outcome for outcome in outcomes if isinstance(outcome, _Proof)]
     return Verification(
         plan_id=totals.plan_id,
         deep=deep,
@@ -142,22 +138,40 @@ def verify_hour(
         bytes_in=totals.bytes_in,
         bytes_out=totals.bytes_out,
         parts=totals.parts,
-        proofs=dict(sorted(Counter(outcome.proof for outcome in proven).items())),
+        proofs=dict(sorted(Counter(proof.kind for proof in proofs).items())),
         raw_present=len(present),
-        raw_compared=sum(outcome.compared for outcome in proven),
+        raw_compared=sum(proof.compared for proof in proofs),
         changes=changes,
-        foreign=len(others - strays.keys()) + len(found.foreign),
+        foreign=len(inventory.parts.keys() - packed_names - strays.keys()) + len(inventory.foreign),
         problems=problems,
     )
 
 
+def _assert_not_replaced(reader: HourReader, plan_id: str) -> None:
+    """Make sure that the problems are not those of an hour in transition.
+
+    :raises SupersededError: if the hour is no longer complete under this plan
+    """
+    marker = reader.marker()
+    if marker is None or not marker.is_of(plan_id):
+        raise reader.superseded(
+            f"a run has begun to replace hour {format_hour(reader.paths.hour)} while it was verified",
+            "verify it again when that run is done",
+        )
+
+
 def _load(reader: HourReader) -> tuple[CompletionMarker, Manifest]:
+    """The records of a complete hour.
+
+    :raises NotFoundError: if it is not complete
+    :raises ProofError: if a record is damaged, or they are of different plans
+    """
     paths = reader.paths
     hour = format_hour(paths.hour)
     marker = reader.marker()
     if marker is None:
-        claimed = reader.claim()
-        now = "no run has planned it" if claimed is None else f"it is being built as plan {claimed.plan_id}"
+        claim = reader.claim()
+        now = "no run has planned it" if claim is None else f"it is being built as plan {claim.plan_id}"
         raise NotFoundError(f"hour {hour} is not complete, so there is nothing to verify: {now}")
     manifest = reader.manifest()
     if marker.content is None or manifest is None:
@@ -167,14 +181,14 @@ def _load(reader: HourReader) -> tuple[CompletionMarker, Manifest]:
         )
     if not marker.is_of(manifest.totals.plan_id):
         raise ProofError(
-            f"hour {hour}: {paths.marker} is of plan {marker.content.plan_id}, the manifest beside it of plan "
-            f"{manifest.totals.plan_id}. If no run is at work on the hour, clear its run from plan_hour on."
+            f"hour {hour}: {paths.marker} is of plan {marker.content.plan_id}, the manifest next to it of plan "
+            f"{manifest.totals.plan_id}. If no run of the hour is active, clear its run from plan_hour on."
         )
     return marker.content, manifest.whole()
 
 
-def _differences(marker: CompletionMarker, manifest: Manifest) -> list[Problem]:
-    """Where marker, manifest's header and manifest's lines do not say the same."""
+def _count_problems(marker: CompletionMarker, manifest: Manifest) -> list[Problem]:
+    """Totals that differ between the marker, the header of the manifest, and its lines."""
     totals = manifest.totals
     counted = {
         "objects": sum(len(part.objects) for part in manifest.planned),
@@ -189,49 +203,58 @@ def _differences(marker: CompletionMarker, manifest: Manifest) -> list[Problem]:
     ]
 
 
-def _left_behind(strays: Iterable[str]) -> list[Problem]:
+def _stray_problems(strays: Iterable[str]) -> list[Problem]:
     reason = (
         "a run that was overtaken left it behind. Clear the hour's run from plan_hour on, which removes it"
     )
     return [Problem(None, f"{name}: {reason}") for name in sorted(strays)]
 
 
-def _arrivals(changes: Changes) -> list[Problem]:
-    since = Changes(changes.late, changes.changed, ())
+def _raw_problems(changes: Changes) -> list[Problem]:
+    """Raw objects that came late or changed."""
+    new = Changes(changes.late, changes.changed, ())
     remedy = (
         "a rerun is refused, because others have expired"
         if changes.vanished
         else "log_rollup_late reruns the hour within the stream's late_days; or clear its run"
     )
-    return [Problem(None, f"raw objects are not what was packed: {since}; {remedy}")] if since else []
+    if not new:
+        return []
+    return [Problem(None, f"raw objects are not what was packed: {new}; {remedy}")]
 
 
 @dataclass(frozen=True, slots=True)
-class _Proven:
-    proof: str
+class _Proof:
+    """A part is right.
+
+    :param compared: how many of its raw objects were compared, byte for byte
+    """
+
+    kind: str
     compared: int = 0
 
 
 class _Progress:
-    """How many bytes of parts are done; safe to use from several threads."""
+    """Counts the bytes of parts that are done; may be used from several threads."""
 
-    def __init__(self, manifest: Manifest, watch: Watch | None) -> None:
+    def __init__(self, manifest: Manifest, on_progress: ProgressCallback | None) -> None:
         self._total = sum(part.size for part in manifest.packed)
         self._done = 0
-        self._watch = watch
+        self._on_progress = on_progress
         self._lock = threading.Lock()
 
     def add(self, size: int) -> None:
         with self._lock:
             self._done += size
-            if self._watch:
-                self._watch(self._done, self._total)
+            if self._on_progress:
+                self._on_progress(self._done, self._total)
 
 
-class _Verifier:
-    """Proves one part at a time; safe to use from several threads.
+class _PartVerifier:
+    """Proves parts, on as many threads as the store has control connections.
 
-    :param present: the raw objects to hold against the parts
+    :param listed: the parts that exist, by name
+    :param present: keys of the raw objects to compare with the parts
     """
 
     def __init__(
@@ -239,7 +262,7 @@ class _Verifier:
         store: ObjectStore,
         paths: HourPaths,
         raw_bucket: str,
-        standing: Mapping[str, ObjectInfo],
+        listed: Mapping[str, ObjectInfo],
         present: set[str],
         deep: bool,
         progress: _Progress,
@@ -247,42 +270,42 @@ class _Verifier:
         self._store = store
         self._paths = paths
         self._raw_bucket = raw_bucket
-        self._standing = standing
+        self._listed = listed
         self._present = present
         self._deep = deep
         self._progress = progress
         self._stopped = threading.Event()
 
-    def run(self, manifest: Manifest) -> list[_Proven | Problem]:
-        """The outcome of each part, in order."""
+    def run(self, manifest: Manifest) -> list[_Proof | Problem]:
+        """The outcome for each part, in order."""
         with ThreadPoolExecutor(self._store.control_connections, "log-rollup-verify") as threads:
             try:
-                return list(threads.map(self._prove, manifest.planned, manifest.packed))
+                return list(threads.map(self._verify, manifest.planned, manifest.packed))
             except BaseException:
-                # Not to be waited for: one part may be an object of gigabytes.
+                # Don't wait for the other threads to finish their parts, which may have gigabytes.
                 self._stopped.set()
                 raise
 
-    def _prove(self, planned: PlannedPart, packed: PackedPart) -> _Proven | Problem:
-        problem = part_problem(planned, packed, self._standing.get(planned.name))
+    def _verify(self, planned: PlannedPart, packed: PackedPart) -> _Proof | Problem:
+        problem = part_problem(planned, packed, self._listed.get(planned.name))
         if problem:
             self._progress.add(packed.size)
             return Problem(planned.name, problem)
         try:
             if not self._deep:
-                proof = self._without_reading(packed)
-                if proof:
+                outcome = self._verify_by_head(packed)
+                if outcome:
                     self._progress.add(packed.size)
-                    return proof
-            return self._read(planned, packed)
+                    return outcome
+            return self._verify_by_reading(planned, packed)
         except (InputChangedError, NotFoundError):
             return Problem(planned.name, "it was overwritten or removed while it was verified")
 
-    def _without_reading(self, packed: PackedPart) -> _Proven | Problem | None:
-        """By what the store states, if that proves anything."""
+    def _verify_by_head(self, packed: PackedPart) -> _Proof | Problem | None:
+        """Compare the CRC that the store states; None if it states none."""
         if packed.proof == PROVEN_BY_READING:
-            return _Proven(PROVEN_BY_ETAG)
-        # When the hour was validated, the store was seen to refuse a wrong CRC.
+            return _Proof(PROVEN_BY_ETAG)
+        # The store's CRC counts: when the hour was validated, the store refused a wrong one.
         head = self._store.head(self._paths.part(packed.name))
         if head is None or head.etag != packed.etag:
             return Problem(packed.name, "it was overwritten or removed while it was verified")
@@ -290,56 +313,71 @@ class _Verifier:
             return None
         if head.crc64nvme != packed.crc64nvme:
             return Problem(packed.name, f"the store has CRC64NVME {head.crc64nvme:x}, {_stated(packed)}")
-        return _Proven(PROVEN_BY_STORE)
+        return _Proof(PROVEN_BY_STORE)
 
-    def _read(self, planned: PlannedPart, packed: PackedPart) -> _Proven | Problem:
-        whole = 0
-        values = [0] * len(planned.objects)
+    def _verify_by_reading(self, planned: PlannedPart, packed: PackedPart) -> _Proof | Problem:
+        """Read the part, and the raw objects that are still present."""
+        part_crc = 0
+        crcs = [0] * len(planned.objects)
         compared = [item.key in self._present for item in planned.objects]
-        differ: set[int] = set()
+        different: set[int] = set()
         for run, pieces in read_pieces(self._store, self._paths.part(planned.name), planned, packed):
             if self._stopped.is_set():
                 break
-            whole = checksums.crc64nvme(run, whole)
+            part_crc = crc.crc64(run, part_crc)
             for piece in pieces:
                 index = piece.index
-                values[index] = checksums.crc64nvme(piece.body, values[index])
+                crcs[index] = crc.crc64(piece.body, crcs[index])
                 if compared[index] and piece.body:
-                    raw = self._raw(planned.objects[index], piece)
+                    raw = self._read_raw(planned.objects[index], piece)
                     compared[index] = raw is not None
                     if raw not in (None, piece.body):
-                        differ.add(index)
+                        different.add(index)
             self._progress.add(len(run))
-        wrong = [
-            item.key
-            for item, value, done in zip(planned.objects, values, packed.objects, strict=True)
-            if value != done.crc64nvme
-        ]
-        unlike = [planned.objects[index].key for index in sorted(differ)]
-        reasons = []
-        if whole != packed.crc64nvme:
-            reasons.append(f"its bytes have CRC64NVME {whole:x}, {_stated(packed)}")
-        if wrong:
-            reasons.append(
-                f"the bytes of {len(wrong)} objects are not as the manifest says ({first_keys(wrong)})"
-            )
-        if reasons:
-            return Problem(planned.name, "; ".join(reasons), wrong)
-        if unlike:
-            reason = (
-                f"the bytes of {len(unlike)} raw objects are not those that were packed, though their ETags are "
-                f"({first_keys(unlike)}); {planned.name} holds what was packed"
-            )
-            return Problem(None, reason, unlike)
-        return _Proven(PROVEN_BY_READING, sum(compared))
+        problem = _crc_problem(planned, packed, part_crc, crcs)
+        if problem:
+            return problem
+        if different:
+            return _raw_content_problem(planned, different)
+        return _Proof(PROVEN_BY_READING, sum(compared))
 
-    def _raw(self, item: ObjectInfo, piece: Piece) -> bytes | None:
-        """The same bytes of the raw object, None if it expired or changed meanwhile."""
+    def _read_raw(self, item: ObjectInfo, piece: Piece) -> bytes | None:
+        """The bytes of a raw object that belong to a piece; None if the object expired or changed meanwhile."""
         source = Location(self._raw_bucket, item.key)
         try:
             return self._store.read_range(source, item.etag, piece.offset, len(piece.body))
         except (NotFoundError, InputChangedError):
             return None
+
+
+def _crc_problem(
+    planned: PlannedPart, packed: PackedPart, part_crc: int, crcs: Sequence[int]
+) -> Problem | None:
+    """How the CRCs of a part and of the objects in it differ from the manifest; None if they don't."""
+    wrong = [
+        item.key
+        for item, value, stated in zip(planned.objects, crcs, packed.objects, strict=True)
+        if value != stated.crc64nvme
+    ]
+    reasons = []
+    if part_crc != packed.crc64nvme:
+        reasons.append(f"its bytes have CRC64NVME {part_crc:x}, {_stated(packed)}")
+    if wrong:
+        reasons.append(
+            f"the bytes of {len(wrong)} objects are not as the manifest says ({first_keys(wrong)})"
+        )
+    return Problem(planned.name, "; ".join(reasons), wrong) if reasons else None
+
+
+def _raw_content_problem(planned: PlannedPart, different: set[int]) -> Problem:
+    """Raw objects whose bytes differ from a part that is right itself."""
+    keys = [planned.objects[index].key for index in sorted(different)]
+    return Problem(
+        None,
+        f"the bytes of {len(keys)} raw objects are not those that were packed, though their ETags are "
+        f"({first_keys(keys)}); {planned.name} holds what was packed",
+        keys,
+    )
 
 
 def _stated(packed: PackedPart) -> str:

@@ -112,7 +112,7 @@ def verify(options: argparse.Namespace, answer: Answer) -> bool:
     stream = find_stream(options.stream)
     title = f"{'reading' if options.deep else 'verifying'} {format_hour(options.hour)}"
     with open_store(stream) as store, ProgressDisplay(title) as progress:
-        found = verify_hour(store, stream, options.hour, deep=options.deep, watch=progress)
+        found = verify_hour(store, stream, options.hour, deep=options.deep, on_progress=progress)
     if options.json:
         answer.json(_verification(stream, options.hour, found))
     else:
