@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime, timedelta, timezone
 
+import pendulum
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from include.log_rollup.hour.layout import (
     floor_hour,
     format_hour,
     has_tag,
+    hours_between,
     parse_hour,
     part_index,
     part_name,
@@ -64,6 +66,18 @@ def test_formatted_hour_is_read_back(instant: datetime) -> None:
     assert parse_hour(format_hour(hour)) == hour
     assert hour <= instant < hour + timedelta(hours=1)
     assert hour.tzinfo is UTC
+
+
+def test_hours_between_begin_with_the_start_without_the_end() -> None:
+    start = HOUR + timedelta(minutes=59)
+    assert hours_between(start, HOUR + timedelta(hours=2)) == [HOUR, HOUR + timedelta(hours=1)]
+    assert hours_between(HOUR, HOUR + timedelta(hours=1, seconds=1)) == [HOUR, HOUR + timedelta(hours=1)]
+    assert hours_between(HOUR, HOUR) == hours_between(HOUR, HOUR - timedelta(hours=9)) == []
+
+
+def test_hours_between_are_plain_datetimes() -> None:
+    (hour,) = hours_between(pendulum.instance(HOUR), pendulum.instance(HOUR).add(hours=1))
+    assert (type(hour), hour.tzinfo) == (datetime, UTC)
 
 
 def test_hour_has_paths_below_both_prefixes() -> None:

@@ -9,7 +9,7 @@ from include.log_rollup.hour.changes import first_keys
 from include.log_rollup.hour.layout import format_hour, planned_name
 from include.log_rollup.hour.manifest import ManifestReader, open_manifest
 from include.log_rollup.hour.plan import PlannedPart
-from include.log_rollup.hour.records import Claim, PlanSummary, Records, ShardPlan, StoredMarker
+from include.log_rollup.hour.records import Claim, PlanSummary, Records, ShardPlan, StoredMarker, parse_claim
 from include.log_rollup.storage.listing import list_by_token
 from include.log_rollup.storage.protocol import ObjectInfo, ObjectStore
 from include.log_rollup.streams import Stream
@@ -74,6 +74,11 @@ class HourReader:
     def claim(self) -> Claim | None:
         """The claim of the hour; None if no plan is being built."""
         return self.records.read_claim(self.paths.claim)
+
+    @staticmethod
+    def is_claim_of(plan_id: str, body: bytes) -> bool:
+        """Whether the content of ``claim.json``, which the caller has read, names this plan."""
+        return parse_claim(body).plan_id == plan_id
 
     def marker(self) -> StoredMarker | None:
         """The completion marker; None if there is none."""

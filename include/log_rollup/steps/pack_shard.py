@@ -5,12 +5,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from include.log_rollup.errors import RollupError, SupersededError
 from include.log_rollup.hour.layout import parse_hour
 from include.log_rollup.hour.parts import is_as_written
 from include.log_rollup.hour.plan import PlannedPart, ShardRef
-from include.log_rollup.hour.records import Measured, PackedPart, Receipt, Records, ShardPlan, parse_claim
+from include.log_rollup.hour.records import Measured, PackedPart, Receipt, Records, ShardPlan
 from include.log_rollup.hour.state import HourState
 from include.log_rollup.monitor import Monitor, check_open_file_limit, cpu_seconds
 from include.log_rollup.steps.packer import OwnershipCheck, PackSettings, ShardPacker
@@ -152,7 +153,6 @@ class _ShardTask:
         return result
 
     def _packer(self, transfer: Transfer, journal: "Journal") -> ShardPacker:
-        plan_id = self._ref.plan_id
         return ShardPacker(
             self._store,
             transfer,
@@ -161,7 +161,7 @@ class _ShardTask:
             settings_of(self._stream),
             OwnershipCheck(
                 self._state.paths.claim,
-                is_current=lambda body: parse_claim(body).plan_id == plan_id,
+                is_current=partial(self._state.is_claim_of, self._ref.plan_id),
                 recheck=self._is_current,
             ),
             journal.add,
