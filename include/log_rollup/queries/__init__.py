@@ -1,1 +1,1 @@
-"""What can be asked about hours without changing them."""
+"""Queries about hours, which change nothing."""

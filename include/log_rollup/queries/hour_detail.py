@@ -1,4 +1,4 @@
-"""One hour in full, for people: its parts as they were proven, or as far as they are packed."""
+"""The status of one hour with its parts: all parts of a complete hour, or those that are packed so far."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -19,10 +19,13 @@ from include.log_rollup.streams import Stream
 
 @dataclass(frozen=True, slots=True)
 class PartStatus:
-    """A part as its hour's manifest or a receipt describes it; the size is in bytes.
+    """A part as the manifest or a receipt describes it.
 
-    :param crc64nvme: of the whole part, in hexadecimal; None where S3 copied it and stated none
-    :param proof: how it was proven; None as long as it is only packed
+    :param size: in bytes
+    :param objects: number of raw objects
+    :param copied: whether S3 copied it: one raw object, larger than a part
+    :param crc64nvme: of the part, in hexadecimal; None if S3 copied it and states none
+    :param proof: kind of proof; None while the part is only packed
     """
 
     name: Text
@@ -35,14 +38,14 @@ class PartStatus:
 
 @dataclass(frozen=True, slots=True)
 class PlannedTotals:
-    """What the plan of an hour that is being built amounts to; the size is in bytes."""
+    """The totals of a plan; ``bytes_in`` is the size of the raw objects."""
 
     parts: Count
     objects: Count
     bytes_in: Count
 
 
-# What a record says is checked before it is shown.
+# Types of values that are read from records, which may be damaged.
 _PARTS = TypeAdapter(list[PartStatus])
 _PLANNED = TypeAdapter(PlannedTotals)
 
@@ -51,8 +54,8 @@ _PLANNED = TypeAdapter(PlannedTotals)
 class HourDetail:
     """An hour with its parts.
 
-    :param planned: of an hour that is being built, the plan that its run has claimed it for
-    :param unclear: why the parts cannot be shown, for people; empty where they can
+    :param planned: totals of the plan in the claim, while the hour is being built
+    :param unclear: message that says why the parts cannot be shown; empty if they can
     """
 
     status: HourSummary
@@ -62,9 +65,9 @@ class HourDetail:
 
 
 def read_hour(store: ObjectStore, stream: Stream, hour: datetime) -> HourDetail:
-    """The status of an hour and its parts, from its marker and manifest or from its plan and receipts.
+    """The status of an hour and its parts, from its manifest, or from its plan and receipts.
 
-    A record that cannot be read is part of the answer, and no error.
+    A record that cannot be read is not an error, but named in the result.
 
     :raises RollupError: as the store raises
     """
@@ -109,24 +112,24 @@ def _building(store: ObjectStore, paths: HourPaths, status: HourSummary) -> Hour
         )
         shards = [ref.shard for ref in plan.shards]
 
-    def packed(shard: int) -> tuple[Sequence[PartStatus], str]:
+    def read_receipt(shard: int) -> tuple[Sequence[PartStatus], str]:
         receipt_source = paths.receipt(plan_id, shard)
         try:
             with readable(receipt_source):
                 receipt = records.read_receipt(receipt_source)
-                rows = [asdict(_packed(part)) for part in receipt.parts] if receipt else []
+                rows = [asdict(_part_status(part)) for part in receipt.parts] if receipt else []
                 return _PARTS.validate_python(rows), ""
         except ProofError as error:
-            # Its shard is packed again; those of the others count.
+            # The parts of the other shards are shown all the same.
             return (), str(error)
 
-    found = list(in_parallel(store.control_connections, "log-rollup-receipts", packed, shards))
-    parts = [part for rows, _ in found for part in rows]
-    return HourDetail(status, parts, planned, "; ".join(problem for _, problem in found if problem))
+    receipts = list(in_parallel(store.control_connections, "log-rollup-receipts", read_receipt, shards))
+    parts = [part for rows, _ in receipts for part in rows]
+    return HourDetail(status, parts, planned, "; ".join(problem for _, problem in receipts if problem))
 
 
-def _packed(part: PackedPart) -> PartStatus:
-    # S3 copies an object of its own alone, and states the CRC of what it copied or none.
+def _part_status(part: PackedPart) -> PartStatus:
+    # Records have no CRC for an object that S3 copied, which is alone in its part.
     copied = len(part.objects) == 1 and part.objects[0].crc64nvme is None
     stated = None if part.crc64nvme is None else crc.to_hex(part.crc64nvme)
     return PartStatus(part.name, part.size, len(part.objects), copied, stated, part.proof)

@@ -1,4 +1,4 @@
-"""What the bucket alone says of hours: complete, damaged, being built, or neither."""
+"""The status of hours from the bucket alone: complete, damaged, building or incomplete."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,20 +16,23 @@ from include.log_rollup.parallel import in_parallel
 from include.log_rollup.storage.protocol import Location, ObjectStore
 from include.log_rollup.streams import Stream
 
-# What a browser's Date reads, of all that ISO 8601 allows.
+# The subset of ISO 8601 that Date of a browser reads.
 _TIME = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?(Z|[+-][0-9]{2}:[0-9]{2})"
 )
 
-# Of those in one record that are named.
+# How many problems of one record a message names.
 MOST_PROBLEMS = 3
 _REMEDY = "the hour does not count as complete. Clear its run: plan_hour says what to do"
 
 
 class HourStatus(StrEnum):
-    """Complete if and only if a readable marker is there; building if a run has claimed the hour.
+    """The status of an hour.
 
-    Damaged: there is a ``_SUCCESS``, but not one that this version writes or can read.
+    - complete: it has a readable completion marker.
+    - damaged: it has a ``_SUCCESS``, but not one that this version can read.
+    - building: it has no ``_SUCCESS``, and a run has claimed it.
+    - incomplete: neither.
     """
 
     COMPLETE = "complete"
@@ -40,10 +43,10 @@ class HourStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class HourSummary:
-    """An hour as its records describe it.
+    """The status of an hour, with its completion marker.
 
-    :param marker: the content of its ``_SUCCESS``, with all keys of :class:`MarkerContent`; None unless complete
-    :param problem: which record cannot be read and why, for people; empty if all can be
+    :param marker: content of ``_SUCCESS`` with the keys of :class:`MarkerContent`; None unless complete
+    :param problem: message that says which record cannot be read and why; empty if there is none
     """
 
     hour: datetime
@@ -60,12 +63,13 @@ def _time(text: str) -> str:
 
 
 def _encodable(text: str) -> str:
-    # JSON may hold half of a character, which no answer could be encoded with.
+    # JSON may contain half of a surrogate pair, which cannot be encoded as UTF-8 in a response.
     text.encode()
     return text
 
 
-def _count_of(value: Any) -> Any:
+def _length(value: Any) -> Any:
+    """Accept a list or an object in place of a count."""
     return len(value) if isinstance(value, list | dict) else value
 
 
@@ -97,7 +101,7 @@ class _Durations(_Record):
 
 
 class MarkerContent(_Record):
-    """What a completion marker has to hold to be shown; sizes in bytes, durations in seconds."""
+    """The keys that a completion marker needs to be readable; sizes in bytes, durations in seconds."""
 
     stream: Text
     hour: Time
@@ -117,16 +121,17 @@ class MarkerContent(_Record):
     retries: Count
     throttles: Count
     seconds: _Durations
-    foreign: Annotated[Count | None, BeforeValidator(_count_of)] = None
-    """Objects beside the parts that no record of the hour names."""
-    damaged: Annotated[Count | None, BeforeValidator(_count_of)] = None
-    """Compressed raw objects that cannot be decompressed."""
+    foreign: Annotated[Count | None, BeforeValidator(_length)] = None
+    """Number of foreign objects."""
+    damaged: Annotated[Count | None, BeforeValidator(_length)] = None
+    """Number of compressed raw objects that cannot be decompressed."""
 
 
 def read_hours(store: ObjectStore, stream: Stream, hours: Sequence[datetime]) -> list[HourSummary]:
-    """The status of hours, in their order: one GET for each that has a marker, two for each other.
+    """The status of some hours, in their order.
 
-    A record that cannot be read is part of an hour's status, and no error.
+    Takes one GET for an hour with a completion marker and two for any other. A record that cannot be read is not
+    an error, but shown in the status of its hour.
 
     :raises RollupError: as the store raises
     """
@@ -146,7 +151,7 @@ def read_hours(store: ObjectStore, stream: Stream, hours: Sequence[datetime]) ->
             with readable(paths.claim):
                 claim = records.read_claim(paths.claim)
         except ProofError as error:
-            # Some run has claimed it; which one does not matter here.
+            # A run has claimed the hour, even if the claim cannot be read.
             return HourSummary(hour, HourStatus.BUILDING, None, str(error))
         if claim is None:
             return HourSummary(hour, HourStatus.INCOMPLETE, None)
@@ -158,39 +163,42 @@ def read_hours(store: ObjectStore, stream: Stream, hours: Sequence[datetime]) ->
 
 @contextmanager
 def readable(source: Location) -> Iterator[None]:
-    """Turn whatever is wrong with the content of a record into one error that names the record.
+    """Convert any error from reading a record's content into a ProofError that names the record.
 
-    :raises ProofError: if it is damaged, too large, or not of the expected shape
+    :param source: the record
+    :raises ProofError: if the record is damaged, too large, or has an unexpected structure
     """
     try:
         yield
     except (ProofError, UnreadableRecordError, TooLargeError) as error:
         text = str(error)
-        raise ProofError(_text(text if str(source) in text else f"{source}: {text}")) from error
+        raise ProofError(_encodable_message(text if str(source) in text else f"{source}: {text}")) from error
     except ValidationError as error:
-        raise ProofError(_text(f"{source}: is damaged ({_wrong(error)})")) from error
+        raise ProofError(_encodable_message(f"{source}: is damaged ({_first_problems(error)})")) from error
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError, MemoryError) as error:
-        raise ProofError(_text(f"{source}: cannot be read ({type(error).__name__}: {error})")) from error
+        message = f"{source}: cannot be read ({type(error).__name__}: {error})"
+        raise ProofError(_encodable_message(message)) from error
 
 
-def _text(message: str) -> str:
-    """A message that can be encoded: what JSON in a bucket holds may be half of a character."""
+def _encodable_message(message: str) -> str:
+    """Escape halves of surrogate pairs, which JSON from a bucket may contain."""
     return message.encode("utf-8", "backslashreplace").decode()
 
 
-def _wrong(error: ValidationError) -> str:
-    """The first problems, one after the other."""
+def _first_problems(error: ValidationError) -> str:
+    """The first problems of a record, and how many more there are."""
     shown = [
-        f"{'.'.join(map(str, one['loc']))}: {one['msg'].lower()}" for one in error.errors()[:MOST_PROBLEMS]
+        f"{'.'.join(map(str, problem['loc']))}: {problem['msg'].lower()}"
+        for problem in error.errors()[:MOST_PROBLEMS]
     ]
     more = error.error_count() - len(shown)
     return "; ".join(shown) + (f"; and {more} more" if more else "")
 
 
 def _content(marker: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a marker is shown, checked.
+    """The content of a completion marker, with the keys of :class:`MarkerContent`.
 
-    :raises UnreadableRecordError: if it is not a marker of this version
+    :raises UnreadableRecordError: if a key is missing or has an invalid value
     """
     if not marker:
         raise UnreadableRecordError(
@@ -199,4 +207,4 @@ def _content(marker: Mapping[str, Any]) -> dict[str, Any]:
     try:
         return MarkerContent.model_validate(dict(marker)).model_dump(exclude_none=True)
     except ValidationError as error:
-        raise UnreadableRecordError(f"is damaged ({_wrong(error)}); {_REMEDY}") from None
+        raise UnreadableRecordError(f"is damaged ({_first_problems(error)}); {_REMEDY}") from None
