@@ -26,8 +26,9 @@ from tests.integration.outside import Limits, run_outside, start_outside
 from tests.support.debian import program_or_skip
 from tests.support.faults import Answer, Call, ReplaceHeaders, Request, Rule, Stall, internal_error, on
 from tests.support.fixtures import BucketFactory, ProxyFactory
+from tests.support.forwarding import Exchange
 from tests.support.hour_on_server import settings_on
-from tests.support.proxy import Exchange, FaultProxy
+from tests.support.proxy import FaultProxy
 from tests.support.raw_hours import AGGREGATED, MIB, RAW, make_hour, put_objects
 
 # CRASH_SEED=4711 draws the same moments again.

@@ -105,7 +105,7 @@ _STORAGE_CLASS = ErrorRule(
 _NEW_BUCKET = ErrorRule(
     TransientError,
     "the bucket is new and its name is not known everywhere yet; if this continues for hours, set "
-    "'region_name' or 'endpoint_url' of the connection to the region of the bucket",
+    "'region_name' or 'endpoint_url' of the connection to those of the bucket",
 )
 _REDIRECT = ErrorRule(
     ConfigurationError,
