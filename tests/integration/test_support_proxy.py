@@ -403,7 +403,7 @@ def test_rule_whose_function_raises_fails_the_test(rclone_server: RcloneServer) 
                 connection.getresponse()
 
     for rule in (Rule(raise_it, Delay(0)), Rule(on(), Call(raise_it))):  # type: ignore[arg-type]
-        with pytest.raises(AssertionError, match="1 errors in rules"):
+        with pytest.raises(AssertionError, match="1 exceptions in functions of rules"):
             ask(rule)
 
 

@@ -83,7 +83,7 @@ class ResponseHandler(Protocol):
 class Connection:
     """Carries one request at a time over one socket.
 
-    :param endpoint: where it leads; any endpoint with the same ``pool_key`` can use it
+    :param endpoint: what it connects to; requests to any endpoint with the same ``pool_key`` can use it
     :param scratch: receives response heads; connections used by one thread can share it
     """
 
@@ -99,7 +99,7 @@ class Connection:
         self.descriptor = -1
         """File descriptor of the socket; -1 without one."""
         self.reused = False
-        """Whether it was idle before the present request, so that the server may have closed it meanwhile."""
+        """Whether it was idle before the present request: the server may have closed it in that time."""
         self.response_started = False
         """Whether any byte of the response has arrived."""
         self.must_close = False

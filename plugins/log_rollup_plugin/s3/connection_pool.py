@@ -60,7 +60,7 @@ class ConnectionPool:
         if len(self._all) >= self._limit:
             if not self._idle:
                 return None
-            # It leads to another origin, or it was idle for too long.
+            # It is connected to another origin, or was idle for too long.
             self.discard(self._idle[0])
         connection = Connection(endpoint, self._scratch)
         self._all.add(connection)

@@ -352,7 +352,7 @@ def _rule_for(status: int, code: str) -> ErrorRule:
 def _error(
     rule: ErrorRule, what: str, message: str, operation: str, target: Location, headers: Mapping[str, str]
 ) -> RollupError:
-    """The error of a rule; its message has S3's own one, and where the bucket is, if S3 states it."""
+    """The error of a rule. Its message contains S3's message, and the region or address that S3 states."""
     if message := message.strip():
         what += f" ({message[:LONGEST_MESSAGE]})"
     if region := headers.get("x-amz-bucket-region"):

@@ -51,7 +51,7 @@ class ObjectRequest(ABC):
     :param headers: without Host and the signature
     :param done: gets the result or the error
     :param cancel: cancels this request
-    :param checksums: set to False where the server refuses the request's checksum headers
+    :param checksums: its field for this kind of request becomes False if the server refuses the checksum headers
     """
 
     method: str
@@ -177,7 +177,7 @@ class ObjectRequest(ABC):
         )  # fmt: skip
 
     def _error_code(self) -> str:
-        """S3's error code, or the status where the response has none."""
+        """S3's error code, or the status if the response has none."""
         found = _ERROR_CODE.search(self._text())
         return found[1].strip() if found else str(self._status)
 
