@@ -25,7 +25,7 @@ demo: HOURS ?= 3
 demo: OBJECTS ?= 300
 demo: PARALLELISM ?= 8
 demo: S3 ?= rclone
-demo: $(ENVIRONMENT) ## roll up made raw hours in a real Airflow, and print a table of them (HOURS=3 OBJECTS=300 PARALLELISM=8 S3=rclone|ministack|moto)
+demo: $(ENVIRONMENT) ## roll up generated raw hours in a real Airflow, and print a table of them (HOURS=3 OBJECTS=300 PARALLELISM=8 S3=rclone|ministack|moto)
 	@$(BIN)/python -m dev.demo run --hours $(HOURS) --objects $(OBJECTS) --parallelism $(PARALLELISM) --s3 $(S3)
 
 up: S3 ?= rclone
