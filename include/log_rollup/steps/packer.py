@@ -92,12 +92,12 @@ class ShardPacker:
 
     A part goes through these states:
 
-    1. *planned*, until a buffer is free. There are few buffers, so memory is bounded.
+    1. *planned*, until a buffer is free. The few buffers bound the memory.
     2. *downloading*: each raw object is read with If-Match on the planned ETag into the buffer, at its offset in
        the part. Its length, ETag and CRC are compared.
-    3. *checking*, only with ``check_encoding``: compressed objects are decompressed on other threads.
-    4. *claim*: the claim is read, before every try to write.
-    5. *uploading*: one PUT with the part's CRC. Then the buffer is free again.
+    3. *decompressing*, only with ``check_encoding``: other threads decompress the objects to find damage.
+    4. *reading the claim*, before every try to write.
+    5. *uploading* in one PUT with the part's CRC; then the buffer is free again.
 
     The next parts download while earlier ones upload. An object larger than a part needs no buffer: the store
     copies it, in ranges if it has more than 5 GiB.

@@ -1,4 +1,4 @@
-"""Buffers in which raw objects are joined to parts.
+"""Buffers in which raw objects are joined into parts.
 
 Fast path: each raw object is downloaded to its final offset, so a full buffer is a finished part and nothing is
 copied. Bytes move only where newlines are added (the offsets leave room for one behind each object) and where a
@@ -23,7 +23,10 @@ _MOST_BUFFERS = 8
 
 @dataclass(frozen=True, slots=True)
 class WrittenPart:
-    """A part as it was planned, or split off a planned one, and as it was written."""
+    """A part that was written.
+
+    :param planned: as planned, or as split off a planned part
+    """
 
     planned: PlannedPart
     packed: PackedPart
@@ -33,6 +36,8 @@ class WrittenPart:
 class PartBody:
     """The bytes to write as one part: a whole planned part, or one that was split off.
 
+    :param buffer: the planned part
+    :param planned: the part to write
     :param crc64nvme: computed from the raw objects' CRCs, not from the buffer; the transfer compares the two
     """
 
@@ -47,11 +52,13 @@ class PartBody:
 class PartBuffer:
     """A planned part whose raw objects arrive in memory, in any order.
 
+    :param options: of the parts
     :param memory: at least :func:`buffer_size` bytes
     :param starts: offset of each object, with room for newlines between them
     :param objects: what is known of each object; None until it has arrived
     :param missing: how many objects have not arrived, or are still being decompressed to find damage
-    :param unwritten: how many of its bodies are not written; more than one where it was split
+    :param unwritten: how many of its bodies are not written
+    :param written: what was written for it; more than one part if it was split
     """
 
     planned: PlannedPart
@@ -162,9 +169,12 @@ def buffer_count(parts: Sequence[PlannedPart], size: int, connections: int) -> i
 
 
 def allocate(size: int) -> memoryview:
-    """Memory for a part, in pages of 2 MiB where the system has them: it is gone through four times."""
+    """Memory for a part, in pages of 2 MiB where the system supports them, which saves page faults.
+
+    :param size: in bytes
+    """
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    # Not in every system's Python, nor in every kernel.
+    # MADV_HUGEPAGE is missing on some systems, and some kernels refuse it.
     with suppress(AttributeError, OSError):
         memory.madvise(mmap.MADV_HUGEPAGE)
     return memoryview(memory)

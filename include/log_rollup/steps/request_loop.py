@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 R = TypeVar("R")
 T = TypeVar("T")
 
-# How often the loop looks for requests that have exceeded their time limit.
+# How often requests are compared with their time limits.
 TICK_SECONDS = 1.0
 
 
@@ -68,7 +68,7 @@ class Request(ABC, Generic[R]):
 
 
 class RequestLimit:
-    """How many requests may be in flight: halved when S3 asks to slow down, raised again with each success.
+    """How many requests may be in flight: halved when S3 throttles, raised a little with each success.
 
     :param most: the limit as long as S3 doesn't throttle
     """
@@ -85,12 +85,12 @@ class RequestLimit:
 
     @property
     def is_reduced(self) -> bool:
-        """Whether S3 has asked to slow down lately."""
+        """Whether it is below ``most``, because S3 throttled."""
         return self._limit < self._most
 
     def allows(self, in_flight: int, now: float) -> bool:
         """Whether one more request may be sent."""
-        return in_flight < max(1, int(self._limit)) and now >= self._paused_until
+        return in_flight < self.value and now >= self._paused_until
 
     def pause_seconds(self, now: float) -> float:
         """How long nothing may be sent; 0 or less if something may."""
