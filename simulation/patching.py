@@ -135,16 +135,13 @@ def simulated(scheduler: Scheduler, copies_up_to: int | None = None) -> Iterator
             setattr(packer, name, value)
     for module in _modules():
         for name, replacement in _replacements_of(module):
-            changed.append((module, name, getattr(module, name, None)))
+            changed.append((module, name, getattr(module, name)))
             setattr(module, name, replacement)
     try:
         yield
     finally:
         for module, name, original in changed:
-            if original is None:
-                delattr(module, name)
-            else:
-                setattr(module, name, original)
+            setattr(module, name, original)
 
 
 class _Cache:

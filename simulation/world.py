@@ -27,7 +27,6 @@ from simulation.server import DAMAGE, FOREIGN, PRODUCER, Server, Upload
 HOUR = datetime(2026, 11, 23, 8, tzinfo=UTC)
 RAW = "raw/app/20261123/08/"
 AGGREGATED = "aggregated/app/20261123/08/"
-
 # A name that the pipeline could give a part.
 OUR_PART_NAME = "part-00000-0123abcd.log"
 ALGORITHMS = ("crc64nvme", "crc32c", "crc32", None)
@@ -53,7 +52,6 @@ class World:
         # Larger objects are copied in ranges, as S3 requires above 5 GiB. None: the limit of S3.
         self.copies_up_to = self.stream.part_size + 3 if rng.random() < 0.25 else None
         self.scheduler = Scheduler(rng, self.log, rng.choice((10, 60, 400)))
-
         self.server = Server(self.scheduler, BUCKET, self.quirks)
         self.hour = Hour(
             RAW, AGGREGATED, self.stream.part_size, self.stream.ensure_newline,

@@ -583,7 +583,7 @@ def test_other_storage_class_rewrites_every_part(store: FakeStore) -> None:
     assert classes == {"STANDARD_IA"}
 
 
-# -- bad input -----------------------------------------------------------------------------------------
+# -- invalid input -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("raw", [{}, {"_hidden": b"x", "host/": b"", ".x": b"y", "DONE": b"z"}])
