@@ -19,7 +19,7 @@ _PIECE_BYTES = MIB
 _FIRST_PIECE_BYTES = 4 * KIB
 # The most memory for a frame's window, as the zstd command allows without an option.
 _WINDOW_BYTES = 128 * MIB
-# The xz format allows zeros behind a stream, in multiples of this many bytes. Gzip readers stop at zeros and would
+# The xz format allows zeros after a stream, in multiples of this many bytes. Gzip readers stop at zeros and would
 # not read the objects that follow in the part, so for gzip zeros are damage.
 _PADDING = {".xz": 4}
 
@@ -97,7 +97,7 @@ _ERRORS = (OSError, EOFError, ValueError, RuntimeError, zlib.error, lzma.LZMAErr
 def find_damage(encoding: str, body: memoryview) -> str | None:
     """Decompress an object to its end, piece by piece.
 
-    Zeros behind the last stream of xz count as padding. A frame that needs more than 128 MiB of memory or a zstd
+    Zeros after the last stream of xz count as padding. A frame that needs more than 128 MiB of memory or a zstd
     dictionary counts as intact; of such a zstd frame only the length is checked.
 
     :param encoding: as :func:`include.log_rollup.hour.plan.encoding_of` returns it

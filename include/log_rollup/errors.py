@@ -34,7 +34,7 @@ class InputChangedError(PermanentError):
 
 
 class VanishedInputError(PermanentError):
-    """Raw objects are gone, and only the existing parts of the hour may still hold their bytes."""
+    """Raw objects no longer exist, and only the existing parts of the hour may still hold their bytes."""
 
 
 class EmptyHourError(PermanentError):

@@ -465,7 +465,7 @@ def test_truncated_body_without_crc_is_found_by_length() -> None:
     store.on("GET", "b.log", Effect.TRUNCATED, times=99)
     error = Packing(store, THREE).refusal()
     assert isinstance(error, TransientError)
-    assert "19 of 20 bytes came" in str(error)
+    assert "received 19 of 20 bytes" in str(error)
     assert "part-00001.log" not in numbered_parts(store)
 
 

@@ -97,13 +97,13 @@ class GetObject(Request[Downloaded]):
         if result.etag != item.etag:
             return input_changed(self.source, f"its ETag is {result.etag}, {item.etag} was planned")
         if result.size != item.size:
-            return TransientError(f"{self.source}: {result.size} of {item.size} bytes came")
+            return TransientError(f"{self.source}: received {result.size} of {item.size} bytes")
         if result.checksum is not None:
             algorithm, stated = result.checksum.algorithm, result.checksum.value
             actual = crc.by_algorithm(algorithm, self.part.window(self.index))
             if actual != stated:
                 return TransientError(
-                    f"{self.source}: the bytes that came have {algorithm} {actual:x}, S3 states {stated:x}"
+                    f"{self.source}: the received bytes have {algorithm} {actual:x}, S3 states {stated:x}"
                 )
         return None
 
@@ -306,7 +306,7 @@ class CopyRange(Request[Uploaded]):
 
 
 def _source_error(source: Location, error: Exception) -> Exception:
-    """The error of a request that reads a raw object: if the object is gone, or has another ETag, it changed."""
+    """The error of a request that reads a raw object; a missing object, or another ETag, means that it changed."""
     if isinstance(error, NotFoundError | InputChangedError):
         return input_changed(source, str(error))
     return error

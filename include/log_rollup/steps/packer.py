@@ -128,7 +128,7 @@ class ShardPacker:
         self._written = written
         self._target = PartTarget(aggregated, settings.headers)
         self._loop = RequestLoop(transfer, settings.request_seconds)
-        # Calls of the store use one connection beside the transfer's, so one call at a time.
+        # Calls of the store have one connection, apart from the transfer's, so they run one at a time.
         self._store_thread = ThreadPoolExecutor(1, "log-rollup-control")
         self._decompression = (
             ThreadPoolExecutor(DECOMPRESSION_THREADS, "log-rollup-decompression")

@@ -1,7 +1,7 @@
 """Buffers in which raw objects are joined into parts.
 
 Fast path: each raw object is downloaded to its final offset, so a full buffer is a finished part and nothing is
-copied. Bytes move only where newlines are added (the offsets leave room for one behind each object) and where a
+copied. Bytes move only where newlines are added (the offsets leave room for one after each object) and where a
 damaged object gets a part of its own.
 """
 
@@ -125,7 +125,7 @@ class PartBuffer:
         return bodies
 
     def _join(self, planned: PlannedPart, indexes: Sequence[int]) -> PartBody:
-        """Close the gaps between some objects, and add a newline behind each plain one that has none."""
+        """Close the gaps between some objects, and add a newline after each plain one that has none."""
         pieces: list[tuple[int, int]] = []
         objects: list[PackedObject] = []
         memory = self.memory
@@ -150,7 +150,7 @@ class PartBuffer:
 
 
 def buffer_size(part: PlannedPart, options: WriteOptions) -> int:
-    """How many bytes a part needs, with a newline behind each object."""
+    """How many bytes a part needs, with a newline after each object."""
     return max(part.size + options.room_for_newline(part.encoding) * len(part.objects), 1)
 
 

@@ -1,7 +1,7 @@
 """Lists a prefix, in parallel by ranges of keys or page by page, and enforces the contract of S3 on each page.
 
 The contract: keys come in the order of their UTF-8 bytes, each once, and a truncated page has a token for the next
-one. Some servers break it: they list a folder's keys behind those of the next folder, list a key twice, ignore
+one. Some servers break it: they list a folder's keys after those of the next folder, list a key twice, ignore
 start-after or the prefix, or omit the token. If a page of the parallel listing violates the contract, the prefix
 is listed again by token alone. That listing accepts any order; it still requires unique keys and progress.
 """
@@ -202,7 +202,7 @@ def _violation(prefix: Location, page: ListPage, tokens: set[str], empty: int) -
 
 
 def increasing(last: str, rows: Sequence[ObjectInfo]) -> bool:
-    """Whether the keys of some rows strictly increase, starting behind the key ``last``."""
+    """Whether the keys of some rows strictly increase, starting after the key ``last``."""
     for row in rows:
         if row.key <= last:
             # This also refuses the empty key, with which no object exists.

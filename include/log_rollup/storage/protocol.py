@@ -227,7 +227,7 @@ class ObjectStore(Protocol):
     ) -> ListPage:
         """One page of the objects below a prefix, exactly as the store answers one ListObjectsV2.
 
-        :param start_after: list only keys behind this one; ignored with a token
+        :param start_after: list only keys after this one; ignored with a token
         :param token: continuation token that the previous page returned
         :param limit: the most objects on the page (``max-keys``), 1 to 1,000
         """
