@@ -174,10 +174,10 @@ def test_part_rewritten_after_its_listing_is_a_problem() -> None:
 
 def test_stored_crc_that_was_never_sent_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     store = complete_hour()
-    ask = store.head
+    head_of_store = store.head
 
     def head_with_other_crc(target: Location) -> ObjectHead | None:
-        head = ask(target)
+        head = head_of_store(target)
         return replace(head, crc64nvme=1) if head and target.key == part_key(store, PART) else head
 
     monkeypatch.setattr(store, "head", head_with_other_crc)
