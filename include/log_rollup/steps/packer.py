@@ -76,10 +76,13 @@ class PackSettings:
 class OwnershipCheck:
     """Decides before every try to write a part whether the hour is still this run's.
 
-    :param claim: a small object in the aggregated bucket; read over the connections that write the parts
-    :param is_current: whether its content alone allows the write
-    :param recheck: called on another thread if it doesn't; returns whether the part may be written, False if the
-        hour is complete already, and raises if another run owns the hour
+    Fast path: the claim is read over the connections of the transfer, and ``is_current`` allows the write. If it
+    doesn't, or the claim cannot be read, ``recheck`` decides with requests of its own, on another thread.
+
+    :param claim: where the claim is
+    :param is_current: takes the content of the claim; returns whether that allows the write
+    :param recheck: returns whether the part may be written, or False if the hour is complete already; raises
+        SupersededError if another run owns the hour
     """
 
     claim: Location
