@@ -1,4 +1,4 @@
-"""The deadline of a wait, kept by two clocks: the store's and this machine's."""
+"""The deadline of a wait, by two clocks: the store's and this machine's."""
 
 import time
 from collections.abc import Callable

@@ -149,3 +149,29 @@ def imported_names(file: Path) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_only_hour_state_handles_claim_and_marker() -> None:
+    owned = {
+        "read_claim",
+        "write_claim",
+        "read_marker",
+        "read_removal",
+        "write_removal",
+        "publish",
+        "delete_if",
+    }
+    for file in sorted((ROOT / "include" / "log_rollup" / "steps").glob("*.py")):
+        calls = (node for node in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(node, ast.Call))
+        names = {node.func.attr for node in calls if isinstance(node.func, ast.Attribute)}
+        assert names.isdisjoint(owned), file.name
+
+
+def test_superseded_error_is_created_in_one_place() -> None:
+    creators = [
+        file.name
+        for file in sorted((ROOT / "include").rglob("*.py"))
+        for node in ast.walk(ast.parse(file.read_text("utf-8")))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "SupersededError"
+    ]
+    assert creators == ["reader.py"]

@@ -267,7 +267,7 @@ class _Planner:
             taken=survey.names_not_to_use(),
         )
         log.info(
-            "plan %s: %d objects, %s -> %d parts (left out: %d hidden, %d placeholders, %d markers)",
+            "plan %s: %d objects, %s -> %d parts (left out: %d hidden, %d placeholders, %d ready objects)",
             plan.content_id, plan.objects, format_size(plan.bytes_in), len(plan.parts),
             left_out.hidden, left_out.placeholders, left_out.markers,
         )  # fmt: skip
