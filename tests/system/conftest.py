@@ -26,6 +26,7 @@ OBJECTS = 120
 HOURS = 2
 CRASH_HOURS = 5
 POOL = "s3_connections"
+APP = "log_rollup_app"
 POOL_SLOTS = 250
 # The streams of small hours.
 SMALL = "log_rollup_small"
@@ -82,11 +83,14 @@ class Running:
         return self.run_of(dag_id, hour, "success", "failed")
 
     def add_stream(self, name: str, start: datetime, **settings: Any) -> None:
-        """Add a stream to the streams file, as an operator would."""
+        """Add a stream to the streams file, as an operator would, and have the Dag file parsed again soon."""
         path = self.stack.paths.streams
         document = yaml.safe_load(path.read_text())
         document["streams"].append(_stream(name, start, **settings))
         path.write_text(yaml.safe_dump(document))
+        self.wait_for(f"{APP} to be known", lambda: self.stack.api.dag_is_known(APP))
+        token = self.stack.api.request("GET", f"/dags/{APP}")["file_token"]
+        self._create("PUT", f"/parseDagFile/{token}")
 
     def add_dag(self, name: str, source: str) -> None:
         """Add a Dag file to the bundle of other people's Dags."""
@@ -101,9 +105,12 @@ class Running:
         return run_id
 
     def create(self, path: str, body: Mapping[str, Any]) -> None:
-        """Have Airflow make something that has a name of its own."""
+        """Create something in Airflow by its name; nothing happens if it exists already."""
+        self._create("POST", path, body)
+
+    def _create(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> None:
         try:
-            self.write("POST", path, body)
+            self.write(method, path, body)
         except httpx.HTTPStatusError as error:
             if error.response.status_code != httpx.codes.CONFLICT:
                 raise
@@ -289,8 +296,14 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         stack.extra_env = {
             "AIRFLOW_CONN_PROXIED": json.dumps(proxied),
             "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps(bundles),
-            # A new scheduler takes up the tasks of a dead one at this interval; the default is five minutes.
+            # A new scheduler adopts the tasks of a dead one at this interval; the default is five minutes.
             "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "20",
+            # Each task of a run waits for the scheduler's next loop; the default pause is 1 s.
+            "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.2",
+            # Parsing takes a second of CPU for each file. New files and add_stream don't wait for the interval.
+            "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "120",
+            # A new triggerer takes the triggers of a dead one after this time; the default is 30 s.
+            "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "15",
         }
         with stack:
             yield from _run(stack, dataset, proxy)

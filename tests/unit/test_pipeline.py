@@ -145,7 +145,6 @@ passing = st.tuples(
 )
 
 
-@settings(max_examples=100)
 @given(
     hour=raw_hours,
     stream=streams,

@@ -23,7 +23,7 @@ from include.log_rollup.errors import (
     UnsupportedInputError,
     VanishedInputError,
 )
-from include.log_rollup.hour import gzip_json
+from include.log_rollup.hour import gzip_json, manifest
 from include.log_rollup.hour.layout import has_tag
 from include.log_rollup.hour.plan import content_id_of
 from include.log_rollup.queries.late import find_changed_hours
@@ -422,7 +422,8 @@ def damaged_manifests(body: bytes) -> dict[str, bytes | None]:
 def test_hour_with_an_unreadable_manifest_is_not_planned(
     store: FakeStore, monkeypatch: pytest.MonkeyPatch, damage: str, marked: bool, expired: list[str]
 ) -> None:
-    monkeypatch.setattr(gzip_json, "LONGEST_LINE_BYTES", BOMB_LINE_BYTES)
+    for module in (gzip_json, manifest):
+        monkeypatch.setattr(module, "LONGEST_LINE_BYTES", BOMB_LINE_BYTES)
     run_hour(store, make_stream())
     for name in expired:
         store.vanish(RAW + name)
