@@ -49,7 +49,7 @@ def sockets_plot(title: str, sockets: Points, cap: Points, events: Sequence[tupl
             f'<path d="M{x(seconds)} {_TOP}V{HEIGHT - _BOTTOM}" stroke="{_EVENT}" stroke-dasharray="3 3"/>'
         )
         parts.append(f'<text {place} fill="{_EVENT}">{escape(what)}</text>')
-    # Between two samples the number of the earlier one stands.
+    # Between two samples the number of the earlier one holds.
     parts.append(f'<path d="{_steps(sockets, end, x, y)}" fill="none" stroke="{_CURVE}" stroke-width="1.2"/>')
     parts.append(f'<path d="{_steps(cap, end, x, y)}" fill="none" stroke="{_CAP}" stroke-width="2"/>')
     label = f'x="{WIDTH - _RIGHT}" y="{y(cap[-1][1]) - 6}" text-anchor="end" fill="{_CAP}"'

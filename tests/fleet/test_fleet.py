@@ -1,4 +1,4 @@
-"""The cap across Celery workers: what `make fleet-test` runs. One story, judged by several tests."""
+"""The cap across Celery workers: what `make fleet-test` runs. Several tests check one scenario."""
 
 import json
 import signal
@@ -12,8 +12,7 @@ import pytest
 from dev.servers import plain_client
 from dev.stack.paths import BUCKET
 from tests.fleet.plot import sockets_plot
-from tests.fleet.stack import FleetStack
-from tests.fleet.story import (
+from tests.fleet.scenario import (
     BACKFILL_HOURS,
     CATCHUP_HOURS,
     HALVED_SLOTS,
@@ -21,9 +20,10 @@ from tests.fleet.story import (
     OBJECTS,
     PART_SIZE,
     POOL_SLOTS,
-    Story,
+    Scenario,
     utc_now,
 )
+from tests.fleet.stack import FleetStack
 from tests.support.compose import ROOT
 from tests.support.debian import MissingProgramError
 from tests.support.raw_hours import hour_prefix
@@ -31,7 +31,7 @@ from tests.support.verify import verify_hour
 
 pytestmark = [pytest.mark.fleet, pytest.mark.timeout(480)]
 BUILD = ROOT / "build"
-# What differs from the compose file, so that the story fits into minutes on a small machine.
+# What differs from the compose file, so that the scenario fits into minutes on a small machine.
 SETTINGS = {
     "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "True",
     # Three tasks at once for each worker: more than the pool lets pack, less than this machine has memory for.
@@ -45,8 +45,8 @@ SETTINGS = {
 
 
 @pytest.fixture(scope="module")
-def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
-    """The whole story, told once; the fleet stays up for the tests that look at it."""
+def scenario(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scenario]:
+    """The scenario, played once; the fleet keeps running for the tests."""
     began = time.monotonic()
 
     def say(message: str) -> None:
@@ -58,7 +58,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         stack = FleetStack(tmp_path_factory.mktemp("fleet"), extra_env=SETTINGS, log=say)
     except MissingProgramError as error:
         pytest.fail(str(error), pytrace=False)
-    one = Story(stack, say, utc_now())
+    one = Scenario(stack, say, utc_now())
     one.prepare()
     one.make_new_version(tmp_path_factory.mktemp("new-version"))
     with stack:
@@ -69,44 +69,44 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         yield one
 
 
-def _report(story: Story) -> None:
+def _report(scenario: Scenario) -> None:
     """Print what was seen, and leave it in build/ with the plot."""
     BUILD.mkdir(exist_ok=True)
-    curve = [(round(seconds, 2), sockets) for seconds, sockets in story.sockets]
+    curve = [(round(seconds, 2), sockets) for seconds, sockets in scenario.sockets]
     peak = max(sockets for _, sockets in curve)
-    after = max((sockets for seconds, sockets in curve if seconds >= story.followed_at), default=0)
+    after = max((sockets for seconds, sockets in curve if seconds >= scenario.followed_at), default=0)
     plot = sockets_plot(
         f"Sockets to S3 of all processes: peak {peak} of {POOL_SLOTS}, after halving {after} of {HALVED_SLOTS}",
         curve,
-        [(0.0, POOL_SLOTS), (story.followed_at, HALVED_SLOTS)],
+        [(0.0, POOL_SLOTS), (scenario.followed_at, HALVED_SLOTS)],
         [
-            (story.halved_at, "pool halved"),
-            (story.followed_at, "running tasks have ended"),
-            (story.killed_at, "a worker is killed"),
-            (story.upgraded_at, "new version of the code"),
+            (scenario.halved_at, "pool halved"),
+            (scenario.followed_at, "running tasks have ended"),
+            (scenario.killed_at, "a worker is killed"),
+            (scenario.upgraded_at, "new version of the code"),
         ],
     )
     (BUILD / "fleet-sockets.svg").write_text(plot)
     figures = {
         "pool": [POOL_SLOTS, HALVED_SLOTS], "peak": peak, "peak_after_halving": after,
-        "samples": len(curve), "seconds": curve[-1][0], "scaling": [asdict(work) for work in story.work],
+        "samples": len(curve), "seconds": curve[-1][0], "scaling": [asdict(work) for work in scenario.work],
     }  # fmt: skip
     (BUILD / "fleet.json").write_text(json.dumps(figures, indent=1) + "\n")
     print(
         f"\npeak sockets {peak} of {POOL_SLOTS}; after halving {after} of {HALVED_SLOTS}; {len(curve)} samples"
     )
     print("workers  hours  objects     MB  tasks  seconds  CPU s")
-    for work in story.work:
+    for work in scenario.work:
         print(
             f"{work.workers:7}  {work.hours:5}  {work.objects:7}  {work.bytes / 1e6:5.0f}  {work.tasks:5}  "
             f"{work.seconds:7.1f}  {work.cpu_seconds:5.1f}"
         )
 
 
-def test_every_hour_ends_complete_and_correct(story: Story) -> None:
-    assert list(story.states.values()) == ["success"] * (CATCHUP_HOURS + BACKFILL_HOURS)
-    client = plain_client(story.stack.s3_endpoint, *story.stack.keys)
-    for name, hours in story.made.items():
+def test_every_hour_ends_complete_and_correct(scenario: Scenario) -> None:
+    assert list(scenario.states.values()) == ["success"] * (CATCHUP_HOURS + BACKFILL_HOURS)
+    client = plain_client(scenario.stack.s3_endpoint, *scenario.stack.keys)
+    for name, hours in scenario.made.items():
         for made in hours:
             facts = verify_hour(
                 client, BUCKET,
@@ -116,44 +116,50 @@ def test_every_hour_ends_complete_and_correct(story: Story) -> None:
             assert (facts.objects, facts.bytes_in) == (OBJECTS, made.bytes)
 
 
-def test_sockets_of_all_processes_never_exceed_the_pool(story: Story) -> None:
-    assert MAX_CONNECTIONS < max(sockets for _, sockets in story.sockets) <= POOL_SLOTS + of_triggerer(story)
-    assert max(process.sockets for sample in story.samples for process in sample.processes) <= MAX_CONNECTIONS
+def test_sockets_of_all_processes_never_exceed_the_pool(scenario: Scenario) -> None:
+    assert (
+        MAX_CONNECTIONS
+        < max(sockets for _, sockets in scenario.sockets)
+        <= POOL_SLOTS + of_triggerer(scenario)
+    )
+    assert (
+        max(process.sockets for sample in scenario.samples for process in sample.processes) <= MAX_CONNECTIONS
+    )
 
 
-def test_halved_pool_limits_the_tasks_that_start_later(story: Story) -> None:
-    later = [sockets for seconds, sockets in story.sockets if seconds >= story.followed_at]
-    assert 0 < max(later) <= HALVED_SLOTS + of_triggerer(story)
+def test_halved_pool_limits_the_tasks_that_start_later(scenario: Scenario) -> None:
+    later = [sockets for seconds, sockets in scenario.sockets if seconds >= scenario.followed_at]
+    assert 0 < max(later) <= HALVED_SLOTS + of_triggerer(scenario)
 
 
-def of_triggerer(story: Story) -> int:
+def of_triggerer(scenario: Scenario) -> int:
     """The most of the triggerer's, which are outside of the pool: none, unless an hour begins just now."""
     peak = max(
-        sum(process.sockets for process in sample.processes if process.pid in story.triggerer)
-        for sample in story.samples
+        sum(process.sockets for process in sample.processes if process.pid in scenario.triggerer)
+        for sample in scenario.samples
     )
     assert peak <= 2
     return peak
 
 
-def test_killed_worker_was_replaced(story: Story) -> None:
-    assert story.sockets_of_killed > 2
-    assert {shard.state for shard in story.shards} == {"success"}
-    assert any(shard.try_number > 1 for shard in story.shards)
+def test_killed_worker_was_replaced(scenario: Scenario) -> None:
+    assert scenario.sockets_of_killed > 2
+    assert {shard.state for shard in scenario.shards} == {"success"}
+    assert any(shard.try_number > 1 for shard in scenario.shards)
 
 
-def test_new_code_version_took_over_during_the_backfill(story: Story) -> None:
-    bucket = story.stack.paths.bucket
-    markers = [bucket / hour_prefix("aggregated/app/", one.hour) / "_SUCCESS" for one in story.made["app"]]
+def test_new_code_version_took_over_during_the_backfill(scenario: Scenario) -> None:
+    bucket = scenario.stack.paths.bucket
+    markers = [bucket / hour_prefix("aggregated/app/", one.hour) / "_SUCCESS" for one in scenario.made["app"]]
     by_new = [marker.read_text().startswith('{\n   "') for marker in markers]
     assert any(by_new)
-    assert {worker.name for worker in story.stack.workers()} == {"airflow-worker-3"}
+    assert {worker.name for worker in scenario.stack.workers()} == {"airflow-worker-3"}
 
 
-def test_health_checks_of_the_compose_file_pass(story: Story) -> None:
+def test_health_checks_of_the_compose_file_pass(scenario: Scenario) -> None:
     for name in ("airflow-scheduler", "airflow-dag-processor", "airflow-triggerer", "airflow-worker"):
-        story.stack.run_healthcheck(name)
+        scenario.stack.run_healthcheck(name)
 
 
-def test_plot_is_written(story: Story) -> None:
+def test_plot_is_written(scenario: Scenario) -> None:
     assert Path(BUILD / "fleet-sockets.svg").read_text().startswith("<svg")

@@ -116,9 +116,9 @@ def contents(pipeline: Pipeline) -> dict[str, bytes]:
 
 
 def test_status_shows_the_hours_of_a_day(ask: Ask, complete: Pipeline) -> None:
-    told = ask("status", "app", "2026-11-23")
-    assert told.code == 0
-    lines = told.text.splitlines()
+    asked = ask("status", "app", "2026-11-23")
+    assert asked.code == 0
+    lines = asked.text.splitlines()
     assert len(lines) == 2 + 24
     row = next(line for line in lines if line.startswith("2026-11-23 08:00"))
     assert row.split()[2:4] == ["complete", f"{len(raw_objects())}"]
@@ -148,8 +148,8 @@ def test_status_tells_building_hours_from_impossible_ones(ask: Ask, rclone: Pipe
 
 def test_verify_accepts_a_correct_hour_and_changes_nothing(ask: Ask, complete: Pipeline) -> None:
     before = contents(complete)
-    told = ask("verify", "app", HOUR_ARGUMENT)
-    assert (told.code, told.text.splitlines()[-1]) == (0, "OK")
+    asked = ask("verify", "app", HOUR_ARGUMENT)
+    assert (asked.code, asked.text.splitlines()[-1]) == (0, "OK")
     document = ask("verify", "app", "20261123/08", "--deep", "--json").json
     objects = len(raw_objects())
     assert document["ok"] is True
@@ -163,10 +163,10 @@ def test_verify_accepts_a_correct_hour_and_changes_nothing(ask: Ask, complete: P
 def test_verify_uses_the_manifest_where_raw_has_expired(ask: Ask, complete: Pipeline) -> None:
     for key in raw_objects():
         complete.client.delete_object(Bucket=complete.bucket, Key=key)
-    told = ask("verify", "app", HOUR_ARGUMENT, "--deep")
-    assert told.code == 0
+    asked = ask("verify", "app", HOUR_ARGUMENT, "--deep")
+    assert asked.code == 0
     assert (
-        f"{len(raw_objects())} raw objects have expired: their parts are proven by the manifest" in told.text
+        f"{len(raw_objects())} raw objects have expired: their parts are proven by the manifest" in asked.text
     )
     document = ask("verify", "app", HOUR_ARGUMENT, "--json").json
     assert (document["ok"], document["raw"]["expired"]) == (True, len(raw_objects()))
@@ -183,9 +183,9 @@ def test_damaged_part_fails_verify_and_cat_and_is_unchanged(
     body[found["offset"]] ^= 1
     path.write_bytes(body)
     before = contents(complete)
-    told = ask("verify", "app", HOUR_ARGUMENT)
-    assert told.code == 1
-    assert f"FAILED: {found['part']}: " in told.text
+    asked = ask("verify", "app", HOUR_ARGUMENT)
+    assert asked.code == 1
+    assert f"FAILED: {found['part']}: " in asked.text
     document = ask("verify", "app", HOUR_ARGUMENT, "--deep", "--json")
     assert document.code == 1
     assert [problem["part"] for problem in document.json["problems"]] == [found["part"]]
@@ -197,12 +197,12 @@ def test_damaged_part_fails_verify_and_cat_and_is_unchanged(
 
 
 def test_verify_reports_the_state_of_an_incomplete_hour(ask: Ask, rclone: Pipeline) -> None:
-    told = ask("verify", "app", HOUR_ARGUMENT)
-    assert (told.code, told.out) == (1, b"")
-    assert "is not complete, so there is nothing to verify: no run has planned it" in told.err
+    asked = ask("verify", "app", HOUR_ARGUMENT)
+    assert (asked.code, asked.out) == (1, b"")
+    assert "is not complete, so there is nothing to verify: no run has planned it" in asked.err
     document = ask("verify", "app", HOUR_ARGUMENT, "--json").json
     assert document["error"]["kind"] == "NotFoundError"
-    assert document["error"]["message"] in told.err
+    assert document["error"]["message"] in asked.err
 
 
 def test_odd_keys_are_found_and_read_after_raw_expired(ask: Ask, complete: Pipeline, tmp_path: Path) -> None:
@@ -243,10 +243,10 @@ def test_cat_writes_a_file_only_if_its_bytes_are_correct(
     target = tmp_path / "out" / "large.log"
     assert ask("cat", "app", LARGE, "-o", str(target)).code == 2
     target.parent.mkdir()
-    told = ask("cat", "app", LARGE, "-o", str(target), "--json")
-    assert (told.code, told.json["output"]) == (0, str(target))
+    asked = ask("cat", "app", LARGE, "-o", str(target), "--json")
+    assert (asked.code, asked.json["output"]) == (0, str(target))
     assert target.read_bytes() == raw_objects()[LARGE]
-    part = told.json["part"]
+    part = asked.json["part"]
     complete.client.put_object(Bucket=complete.bucket, Key=AGGREGATED + part, Body=b"?" * 10 * MIB)
     assert ask("cat", "app", LARGE, "--output", str(target)).code == 1
     assert [path.name for path in target.parent.iterdir()] == ["large.log"]
@@ -273,8 +273,8 @@ def test_plan_command_shows_the_plan_and_changes_nothing(ask: Ask, rclone: Pipel
     assert (document["unchanged"], document["parts_standing"]) == (False, 0)
     assert document["left_out"] == {"hidden": 0, "placeholders": 0, "markers": 0}
     rclone.run()
-    told = ask("plan", "app", HOUR_ARGUMENT, "--dry-run")
-    assert (told.code, "nothing would be done" in told.text) == (0, True)
+    asked = ask("plan", "app", HOUR_ARGUMENT, "--dry-run")
+    assert (asked.code, "nothing would be done" in asked.text) == (0, True)
     rclone.client.delete_object(Bucket=rclone.bucket, Key=LARGE)
     refused = ask("plan", "app", HOUR_ARGUMENT, "--dry-run", "--json")
     assert (refused.code, refused.json["error"]["kind"]) == (1, "VanishedInputError")
@@ -294,9 +294,9 @@ def test_plan_command_shows_the_plan_and_changes_nothing(ask: Ask, rclone: Pipel
 def test_wrong_command_line_exits_with_2_and_says_why(
     ask: Ask, rclone: Pipeline, arguments: list[str], reason: str
 ) -> None:
-    told = ask(*arguments)
-    assert (told.code, told.out) == (2, b"")
-    assert reason in told.err
+    asked = ask(*arguments)
+    assert (asked.code, asked.out) == (2, b"")
+    assert reason in asked.err
 
 
 def test_unreachable_s3_exits_with_3_without_traceback(
@@ -304,13 +304,13 @@ def test_unreachable_s3_exits_with_3_without_traceback(
 ) -> None:
     connection = json.loads(rclone_server.airflow_connection_json())
     monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(connection | {"password": "wrong"}))
-    told = ask("status", "app", "2026-11-23", "--json")
-    assert (told.code, told.json["error"]["kind"]) == (3, "CredentialsError")
-    assert "Traceback" not in told.err
-    assert "fix the Airflow connection" in told.err
-    told = ask("doctor", "--json")
-    assert told.code == 1
-    (failed,) = (check for check in told.json["checks"] if check["state"] == "fail")
+    asked = ask("status", "app", "2026-11-23", "--json")
+    assert (asked.code, asked.json["error"]["kind"]) == (3, "CredentialsError")
+    assert "Traceback" not in asked.err
+    assert "fix the Airflow connection" in asked.err
+    asked = ask("doctor", "--json")
+    assert asked.code == 1
+    (failed,) = (check for check in asked.json["checks"] if check["state"] == "fail")
     assert (failed["check"], "fix the Airflow connection" in failed["found"]) == ("list raw", True)
 
 
@@ -322,18 +322,18 @@ def test_interrupting_ends_with_130(ask: Ask, rclone: Pipeline, monkeypatch: pyt
     # A shell has it ignored by what it starts behind; that is inherited.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        told = ask("status", "app")
+        asked = ask("status", "app")
     finally:
         signal.signal(signal.SIGINT, before)
-    assert (told.code, told.out) == (130, b"")
-    assert "interrupted" in told.err
+    assert (asked.code, asked.out) == (130, b"")
+    assert "interrupted" in asked.err
 
 
 def test_doctor_tries_all_the_tasks_need_and_leaves_nothing(ask: Ask, rclone: Pipeline) -> None:
     before = rclone.listed("")
-    told = ask("doctor", "--json")
-    document = told.json
-    assert (told.code, document["ok"]) == (0, True)
+    asked = ask("doctor", "--json")
+    document = asked.json
+    assert (asked.code, document["ok"]) == (0, True)
     checks = {check["check"]: check for check in document["checks"]}
     assert {name for name, check in checks.items() if check["state"] == "ok"} >= {
         "versions", "streams file", "open files", "connection aws_default", "list raw", "clock", "read raw",
@@ -357,16 +357,16 @@ def test_doctor_names_a_missing_permission_and_bucket(
     pipeline = pipeline_on(moto_server, bucket, proxy.endpoint_url)
     make_hour(pipeline.client, bucket, RAW, objects=2)
     proxy.add(Rule(on("PutObject"), access_denied(), count=1))
-    told = ask("doctor", "--json")
-    assert (told.code, told.json["ok"]) == (1, False)
-    (failed,) = (check for check in told.json["checks"] if check["state"] == "fail")
+    asked = ask("doctor", "--json")
+    assert (asked.code, asked.json["ok"]) == (1, False)
+    (failed,) = (check for check in asked.json["checks"] if check["state"] == "fail")
     assert (failed["check"], failed["stream"]) == ("write aggregated", "app")
     assert f"allow s3:PutObject on arn:aws:s3:::{bucket}/aggregated/app/*" in failed["remedy"]
     assert ask("doctor").code == 0
     use_streams(settings_on("no-such-bucket"))
-    told = ask("doctor")
-    assert told.code == 1
-    assert "create the bucket 'no-such-bucket'" in told.text
+    asked = ask("doctor")
+    assert asked.code == 1
+    assert "create the bucket 'no-such-bucket'" in asked.text
 
 
 NO_OBJECT_LOCK = Answer(
@@ -397,11 +397,11 @@ def test_doctor_names_what_the_store_refuses(
     make_hour(pipeline.client, bucket, RAW, objects=2)
     before = pipeline.listed("")
     proxy.add(rule)
-    told = ask("doctor", "--json")
-    found = {one["check"]: one for one in told.json["checks"]}[check]
+    asked = ask("doctor", "--json")
+    found = {one["check"]: one for one in asked.json["checks"]}[check]
     assert (found["state"], words in found["found"]) == (state, True), found
     assert "endpoint" not in (found["remedy"] or "")
-    assert told.code == (1 if state == "fail" else 0)
+    assert asked.code == (1 if state == "fail" else 0)
     assert pipeline.listed("") == before
 
 
@@ -423,10 +423,10 @@ def test_doctor_ends_on_a_server_that_redirects_in_circles(
         extra = {"endpoint_url": f"http://127.0.0.1:{server.server_port}", "region_name": "us-east-1"}
         connection = {"conn_type": "aws", "login": "a", "password": "s", "extra": extra}
         monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(connection))
-        told = ask("doctor", "--json")
+        asked = ask("doctor", "--json")
         server.shutdown()
-    assert told.code == 1
-    (failed,) = (one for one in told.json["checks"] if one["state"] == "fail")
+    assert asked.code == 1
+    (failed,) = (one for one in asked.json["checks"] if one["state"] == "fail")
     assert (failed["check"], "it redirects to http://127.0.0.1" in failed["found"]) == ("list raw", True)
 
 
@@ -434,9 +434,9 @@ def test_doctor_says_what_is_wrong_with_the_streams_file(
     ask: Ask, rclone: Pipeline, use_streams: Callable[[Mapping[str, Any]], None]
 ) -> None:
     use_streams(settings_on(rclone.bucket, max_connections=500))
-    told = ask("doctor")
-    assert told.code == 1
-    assert "max_connections: 500 is more than the 250 slots" in told.text
+    asked = ask("doctor")
+    assert asked.code == 1
+    assert "max_connections: 500 is more than the 250 slots" in asked.text
 
 
 def run_script(

@@ -309,7 +309,7 @@ STALLS: dict[str, Always] = {
 
 
 def end_and_mend(pipeline: Pipeline, proxy: FaultProxy, always: Always) -> None:
-    """Have all requests suffer; it ends as it must, without a marker, and a clear mends it."""
+    """All requests fail; the hour has no marker, and a clear completes it."""
     made = make_hour(pipeline.client, pipeline.bucket, RAW, objects=8, min_bytes=2_000, max_bytes=20_000)
     plan = pipeline.plan()
     rule = Rule(on(always.operation, key=r"raw/|/part-"), always.fault)
@@ -406,7 +406,7 @@ def test_every_fault_of_every_request_fails_in_bounded_time(
     def suffer(kind: str, always: Always, pipeline: Pipeline, proxy: FaultProxy) -> None:
         began = time.monotonic()
         end_and_mend(pipeline, proxy, always)
-        print(f"{kind}: {time.monotonic() - began:.0f} s until it was mended")
+        print(f"{kind}: {time.monotonic() - began:.0f} s until it was complete")
 
     with ThreadPoolExecutor(len(suffering)) as threads:
         for ended in [threads.submit(suffer, *one) for one in suffering]:
@@ -492,7 +492,7 @@ def test_403_midway_fails_at_once_and_keeps_finished_parts(
     def deny(_: Request) -> Answer | None:
         return access_denied() if written.is_set() else None
 
-    # From the moment at which the second part stands.
+    # From the time the second part exists.
     proxy.add(
         Rule(on("PutObject", key="/part-00001"), Call(lambda _: written.set(), "after")),
         Rule(on("GetObject", key="raw/"), Call(deny)),

@@ -1,6 +1,6 @@
 """Whole hours on servers with one quirk each: the hour completes and is right, or it ends with a clear error.
 
-What lies in the bucket is judged by the server's memory (:mod:`tests.support.quirks.judge`), because with most
+What is in the bucket is read from the server's memory (:mod:`tests.support.quirks.judge`), because with most
 quirks the server's own answers cannot be trusted.
 """
 

@@ -1,4 +1,4 @@
-"""The second opinion accepts what is right, and finds everything that could be wrong with an hour."""
+"""The independent check accepts correct hours and finds every kind of error."""
 
 import base64
 import gzip
@@ -114,14 +114,14 @@ class Store:
     aggregated: str = "aggregated/app/20261123/08/"
 
     def verify(self, layout: Layout, **options: Any) -> VerifiedHour:
-        """Write the aggregated hour and ask for the second opinion."""
+        """Write the aggregated hour and check it."""
         files = {self.aggregated + name: body for name, body in layout.aggregated().items()}
         put_objects(self.client, self.bucket, files, threads=4)
         options = {"part_size": PART_SIZE, "expected": self.raw, **options}
         return verify_hour(self.client, self.bucket, RAW, self.aggregated, **options)
 
     def refuse(self, layout: Layout, *messages: str, **options: Any) -> None:
-        """The second opinion has to be against it, for these reasons."""
+        """The check must fail with these messages."""
         with pytest.raises(AssertionError) as error:
             self.verify(layout, **options)
         for message in messages:

@@ -1,1 +1,1 @@
-"""What the tests stand on: real S3 servers, a proxy that breaks things, a watch, a second opinion."""
+"""Shared code of the tests: fixtures, raw hours, stores, a fault proxy, process watches, an independent check."""

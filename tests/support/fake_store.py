@@ -1,7 +1,7 @@
-"""Object storage in memory, behind the pipeline's own protocols, whose every request can be made to go wrong.
+"""Object storage in memory that implements the pipeline's protocols; any request can be made to fail.
 
 It behaves as S3 does where that matters: keys are listed in the order of their UTF-8 bytes and in pages, an
-ETag is the MD5 of the content (or is not, where told so), a CRC that comes with an object is checked and kept
+ETag is the MD5 of the content (or is not, if set so), a CRC that comes with an object is checked and kept
 (or is not), If-Match is honoured, and a copy keeps what S3 would keep. Deleting several objects is one request,
 but not one step: a crash may come between any two of them, and one may be refused while the others go.
 """
@@ -56,11 +56,11 @@ class Effect(Enum):
     """What can go wrong with a request, other than an error that is raised instead of doing it."""
 
     LOST_ANSWER = auto()
-    """It is done, but the client is told that the connection broke."""
+    """It is done, but the client gets a broken connection."""
     WRONG_BYTES = auto()
     """One bit of the body is flipped on its way."""
     TRUNCATED = auto()
-    """The last byte of a GET does not come, and nobody says so."""
+    """The last byte of a GET is missing, without an error."""
     WRONG_ETAG = auto()
     """A GET is answered with another object's ETag."""
     WRONG_CRC = auto()
@@ -180,7 +180,7 @@ class FakeStore:
         self._writes_until_crash: int | None = None
         self._lock = threading.RLock()
 
-    # -- what a test does to it ------------------------------------------------------------------------
+    # -- for tests ------------------------------------------------------------------------
 
     def fork(self) -> "FakeStore":
         """Another store of the same kind, with the same objects and nothing else of this one."""
@@ -210,7 +210,7 @@ class FakeStore:
         md5_etag: bool = True,
         modified: float | None = None,
     ) -> str:
-        """Put an object there as a producer would; it is no operation of the log.
+        """Put an object as a producer would; the log doesn't show it.
 
         :param algorithm: of the CRC that the store states for it, if it keeps any
         :returns: its ETag
@@ -230,7 +230,7 @@ class FakeStore:
         return stored.etag
 
     def vanish(self, key: str, bucket: str = "logs") -> None:
-        """Have an object disappear; it is no operation of the log."""
+        """Delete an object; the log doesn't show it."""
         with self._lock:
             del self._buckets[bucket][key]
 
@@ -279,7 +279,7 @@ class FakeStore:
         return self._writes_until_crash is not None and not self.crashed
 
     def revive(self) -> None:
-        """Let another process come."""
+        """Start a new process after the crash."""
         self._writes_until_crash = None
         self.crashed = False
 
@@ -380,7 +380,7 @@ class FakeStore:
             except CrashError:
                 raise
             except Exception as error:
-                # S3 tells of one that it could not delete when it has tried all of them.
+                # S3 reports a key that it could not delete after it has tried all of them.
                 refused.append(error)
         if refused:
             raise refused[0]

@@ -1,4 +1,4 @@
-"""The pytest plugin that hands out servers, buckets and proxies, and sees to it that nothing is left running.
+"""The pytest plugin with servers, buckets and proxies; it fails a session that leaves processes running.
 
 A conftest loads it with ``pytest_plugins = ["tests.support.fixtures"]``.
 """
@@ -49,9 +49,9 @@ class ProxyFactory(Protocol):
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Mark everything that this session will start, and note what was there before.
+    """Mark all processes that this session will start, and note those that exist already.
 
-    A worker of pytest-xdist keeps the mark of the session that started it, which looks for what both have left.
+    A worker of pytest-xdist uses the mark of the session that started it, which looks for what both have left.
     """
     given = getattr(config, "workerinput", {}).get(SESSION_VARIABLE)
     config.stash[_mark] = os.environ[SESSION_VARIABLE] = given or uuid.uuid4().hex
@@ -60,7 +60,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Tell a worker of pytest-xdist the mark."""
+    """Pass the mark to a worker of pytest-xdist."""
     node.workerinput[SESSION_VARIABLE] = node.config.stash[_mark]
 
 
@@ -120,21 +120,21 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session")
 def rclone_server() -> Iterator[RcloneServer]:
-    """A fast S3 server for the whole session; every test takes a bucket of its own."""
+    """A fast S3 server for the session; each test makes its own bucket."""
     with RcloneServer() as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def moto_server() -> Iterator[MotoServer]:
-    """A strict S3 server for the whole session; every test takes a bucket of its own."""
+    """A strict S3 server for the session; each test makes its own bucket."""
     with MotoServer() as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def ministack_server() -> Iterator[MinistackServer]:
-    """An S3 server that checks as AWS does, for the whole session; every test takes a bucket of its own."""
+    """An S3 server with AWS's checks, for the session; each test makes its own bucket."""
     with MinistackServer() as server:
         yield server
 
@@ -154,13 +154,13 @@ def s3_server(request: pytest.FixtureRequest) -> S3Server:
 
 @pytest.fixture
 def bucket_name() -> str:
-    """A bucket name that no other test has; no bucket is made."""
+    """A unique bucket name; no bucket is made."""
     return f"bucket-{uuid.uuid4().hex[:16]}"
 
 
 @pytest.fixture
 def make_bucket() -> Iterator[BucketFactory]:
-    """Makes empty buckets on the servers it is given; after the test they are removed with all in them."""
+    """Makes empty buckets on given servers; they are removed after the test with their objects."""
     with ExitStack() as stack:
 
         def make(server: S3Server) -> str:
@@ -182,7 +182,7 @@ def bucket(s3_server: S3Server, make_bucket: BucketFactory) -> str:
 def fault_proxy() -> Iterator[ProxyFactory]:
     """Makes proxies: ``fault_proxy(server)`` or ``fault_proxy(server, tls=tls_files)``; ended after the test.
 
-    A rule whose own function raised fails the test then.
+    A rule whose function raised fails the test.
     """
     with ExitStack() as stack:
 

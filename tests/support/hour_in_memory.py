@@ -1,4 +1,4 @@
-"""A small hour over the fake store: its steps as the Dag runs them, and a judge who shares no code with them."""
+"""A small hour in the fake store: its steps in the order of the Dag, and checks that share no code with them."""
 
 import gzip
 import hashlib
@@ -102,12 +102,12 @@ def parts(store: FakeStore) -> dict[str, bytes]:
 
 
 def numbered(names: Iterable[str]) -> list[str]:
-    """Names of parts without the digits that say what they hold: ``part-00001.log``."""
+    """Names of parts without the fingerprint: ``part-00001.log``."""
     return [without_tags(name) for name in names]
 
 
 def without_tags(text: str) -> str:
-    """A text in which parts are named without the digits that say what they hold."""
+    """The text with the fingerprints of part names removed."""
     return _TAG.sub(r"\1", text)
 
 
@@ -148,9 +148,9 @@ def manifest_of(store: FakeStore) -> tuple[dict[str, Any], list[dict[str, Any]]]
 
 
 def assert_complete(store: FakeStore, stream: Stream, *, died: bool = False) -> None:
-    """The hour is complete, holds what it should and nothing else, and its records are true.
+    """The hour is complete, holds the expected objects and nothing else, and its records are correct.
 
-    :param died: whether a run may have died while it deleted parts: its record of that stays
+    :param died: whether a run may have died while it deleted parts, which leaves its removal record
     """
     assert_right(store, stream)
     header, _ = manifest_of(store)
@@ -164,7 +164,7 @@ def assert_complete(store: FakeStore, stream: Stream, *, died: bool = False) -> 
 
 
 def assert_right(store: FakeStore, stream: Stream) -> None:
-    """The hour is complete, its manifest names parts that hold what they should, and its records are true."""
+    """The hour is complete, the parts in its manifest hold the expected bytes, and its records are correct."""
     raw = inputs(store, stream)
     header, rows = manifest_of(store)
     found = _by_manifest(store)
@@ -261,7 +261,7 @@ def complete_in_format_1(store: FakeStore, parts_of: Iterable[Iterable[str]]) ->
 
 
 def assert_not_complete(store: FakeStore) -> None:
-    """No reader who honours the marker reads this hour."""
+    """The completion marker is absent."""
     assert not store.has(MARKER)
 
 
@@ -273,7 +273,7 @@ def content_of_plan(store: FakeStore, stream: Stream) -> str:
 
 
 class Unwatched:
-    """Stands in for the monitor, and sees nothing."""
+    """A monitor that records nothing."""
 
     def __init__(self, *_: object) -> None:
         self.peaks = Peaks()
@@ -286,12 +286,12 @@ class Unwatched:
 
 
 class MarkerGuard:
-    """Looks at the store after each write: while the marker is there, the parts are exactly the right ones.
+    """Checks the store after each write: while the marker exists, the parts are exactly the expected ones.
 
     Right is what the raw hour was when the plan that the marker names was made. After a test has damaged a
     part itself, the pipeline must not touch the parts further before it has removed the marker.
 
-    :param strays: whether other parts may lie beside those that the manifest names: while two runs compete, or a
+    :param strays: whether other parts may exist besides those in the manifest: while two runs compete, or a
         run has been overtaken
     """
 
@@ -306,26 +306,26 @@ class MarkerGuard:
         self.learn()
 
     def learn(self) -> None:
-        """Take the raw hour as it is now for one that may be planned."""
+        """Accept plans of the raw hour as it is now."""
         self._right[content_of_plan(self._store, self._stream)] = expected(self._store, self._stream)
 
     def over(self, store: FakeStore) -> "MarkerGuard":
-        """A guard of a fork of the store, which knows what this one knows."""
+        """A guard of a fork of the store that accepts the same plans."""
         other = MarkerGuard(store, self._stream, strays=self.strays)
         other._right = {**self._right, **other._right}
         return other
 
     def damaged(self) -> None:
-        """A test has changed a part behind the pipeline's back."""
+        """Note that the test itself has changed a part."""
         self._damaged = parts(self._store)
 
     def forgive(self) -> None:
-        """Expect nothing of the parts as they are now, but that they are left alone or repaired."""
+        """Accept the parts as they are now; they may only be kept or repaired."""
         self.violations.clear()
         self.damaged()
 
     def look(self, operation: Operation) -> None:
-        """Judge the store after a write."""
+        """Check the store after a write."""
         if not self._store.has(MARKER):
             self._damaged = None
         elif parts(self._store) != self._damaged:
@@ -348,5 +348,5 @@ class MarkerGuard:
             return f"the marker of {plan_id} is there over other parts"
         strays = parts(self._store).keys() - found.keys()
         if strays and not self.strays:
-            return f"the marker is there beside {sorted(strays)}"
+            return f"the marker is there with stray parts {sorted(strays)}"
         return None

@@ -28,7 +28,7 @@ T = TypeVar("T")
 class Pipeline:
     """One stream on one server.
 
-    :param client: a plain client of the server itself, for preparing and for looking
+    :param client: a plain client of the server, to prepare and to inspect
     """
 
     stream: Stream
@@ -66,10 +66,10 @@ class Pipeline:
         return measured
 
     def run_as_airflow(self, clears: int) -> list[RollupError]:
-        """Run all steps; try each again as often as the Dag does, and clear the run where that is of no use.
+        """Run all steps; retry each as often as the Dag does, and clear the run when a step still fails.
 
         :param clears: how often the run may be cleared
-        :returns: the errors on the way
+        :returns: the errors of failed tries
         """
         errors: list[RollupError] = []
 
@@ -96,7 +96,7 @@ class Pipeline:
         raise AssertionError(f"not complete after {clears} clears: {[str(error) for error in errors]}")
 
     def parts(self) -> dict[str, str]:
-        """A digest of each part that stands now, by its key."""
+        """The SHA-256 of each existing part, by its key."""
         return {
             key: sha256(self.client.get_object(Bucket=self.bucket, Key=key)["Body"].read()).hexdigest()
             for key in self.listed(f"{AGGREGATED}part-")
@@ -125,11 +125,11 @@ class Pipeline:
         )  # fmt: skip
 
     def assert_not_complete(self) -> None:
-        """The hour bears no marker."""
+        """The hour has no completion marker."""
         assert_not_complete(self.client, self.bucket, AGGREGATED)
 
     def listed(self, prefix: str = AGGREGATED) -> list[str]:
-        """Every key under a prefix."""
+        """All keys under a prefix."""
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
         return [item["Key"] for page in pages for item in page.get("Contents", ())]
 
@@ -152,5 +152,5 @@ def settings_on(bucket: str, **settings: Any) -> dict[str, Any]:
 
 
 def stream_on(bucket: str, **settings: Any) -> Stream:
-    """A stream ``app`` in a bucket, with small parts unless told otherwise."""
+    """A stream ``app`` in a bucket, with small parts by default."""
     return Stream.model_validate(settings_on(bucket, **settings))

@@ -153,7 +153,7 @@ class PortWatch:
     """Counts from a thread the TCP connections of all processes together to some ports, and nothing else.
 
     One reading of the kernel's table for a sample, however many processes there are: so it keeps its pace
-    beside a machine's whole load. The ports have to be those of a server that nobody else talks to.
+    under a machine's whole load. The ports have to be those of a server that nobody else talks to.
 
     :param ports: remote TCP ports
     :param interval_seconds: from one sample to the next

@@ -1,4 +1,4 @@
-"""Makes raw hours: log objects as producers would have written them, the same for the same seed."""
+"""Raw hours for tests: log objects as producers write them, reproducible by seed."""
 
 import bz2
 import functools

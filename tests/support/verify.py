@@ -1,4 +1,4 @@
-"""A second opinion on a finished hour, which shares no code and no word with the pipeline that built it.
+"""An independent check of a complete hour, which shares no code with the pipeline.
 
 It reads every byte of the raw hour and of the aggregated hour with a plain client, several objects at a time
 and never one as a whole, and compares digests object by object.

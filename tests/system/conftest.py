@@ -31,9 +31,9 @@ POOL_SLOTS = 250
 # The streams of small hours.
 SMALL = "log_rollup_small"
 FRESH = "log_rollup_fresh"
-# Somebody is told of its runs, through the connection ``chat``; its hours wait for a marker.
-TOLD = "log_rollup_told"
-TOLD_MARKER = "_DONE"
+# Its runs are notified through the connection ``chat``; its hours wait for a ready object.
+NOTIFIED = "log_rollup_notified"
+NOTIFIED_MARKER = "_DONE"
 HTTP_NOTIFIER = "airflow.providers.http.notifications.http.HttpNotifier"
 SMALL_CONNECTIONS = 8
 # Settings of a stream whose hours are settled as soon as they are written.
@@ -41,23 +41,23 @@ AT_ONCE = {
     "shard_size": "5MiB", "max_connections": SMALL_CONNECTIONS, "quiet_period": "1s", "poll_interval": "1s",
 }  # fmt: skip
 PATIENCE_SECONDS = 240.0
-# The bundle of Dags that aren't the project's own.
+# The second Dag bundle: Dags outside the project.
 DOWNSTREAM = "downstream"
 
 
 @dataclass(frozen=True)
 class Running:
-    """The stack with its raw hours, and the watch that looks at all of its processes from outside."""
+    """The stack with its raw hours, and the watch over all of its processes."""
 
     stack: LocalStack
     dataset: Dataset
     client: S3Client
     watch: Watch
     proxy: FaultProxy
-    """Between the stack and its S3 server, for the stream ``crashes`` alone."""
+    """Between the stack and its S3 server; only the stream ``crashes`` uses it."""
 
     def wait_for(self, what: str, probe: Callable[[], Any]) -> Any:
-        """Ask until the answer is true; the stack must stay up meanwhile."""
+        """Call probe until its result is true, and return that; all processes must stay alive."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while time.monotonic() < deadline:
             self.stack.check()
@@ -67,7 +67,7 @@ class Running:
         raise AssertionError(f"{what} did not happen within {PATIENCE_SECONDS:.0f} s")
 
     def run_of(self, dag_id: str, hour: datetime, *states: str) -> DagRun:
-        """The run for an hour, once there is one, or one in one of these states."""
+        """Wait for the run of an hour, in one of these states if any is given."""
 
         def probe() -> DagRun | None:
             if not self.stack.api.dag_is_known(dag_id):
@@ -79,7 +79,7 @@ class Running:
         return found
 
     def finished_run(self, dag_id: str, hour: datetime) -> DagRun:
-        """The run for an hour, once it has ended."""
+        """Wait for the end of the run of an hour."""
         return self.run_of(dag_id, hour, "success", "failed")
 
     def add_stream(self, name: str, start: datetime, **settings: Any) -> None:
@@ -93,11 +93,11 @@ class Running:
         self._create("PUT", f"/parseDagFile/{token}")
 
     def add_dag(self, name: str, source: str) -> None:
-        """Add a Dag file to the bundle of other people's Dags."""
+        """Add a Dag file to the second bundle."""
         (self.stack.paths.state / DOWNSTREAM / name).write_text(source)
 
     def trigger(self, dag_id: str, conf: Mapping[str, Any]) -> str:
-        """Run a Dag by hand, with no logical date; the id of its run."""
+        """Start a manual run without a logical date; return its id."""
         self.wait_for(f"{dag_id} to be known", lambda: self.stack.api.dag_is_known(dag_id))
         run_id = f"manual__{uuid4()}"
         body = {"dag_run_id": run_id, "logical_date": None, "conf": dict(conf)}
@@ -116,13 +116,13 @@ class Running:
                 raise
 
     def write(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """Have Airflow write something; asked again while it answers that its turn did not come."""
+        """Send a request that writes; repeated while SQLite is locked."""
 
         def attempt() -> tuple[Any] | None:
             try:
                 return (self.stack.api.request(method, path, json=body),)
             except ApiUnavailableError as error:
-                # SQLite has one writer: Airflow has undone what it had begun.
+                # SQLite has one writer; Airflow has rolled the request back.
                 if "Database error" not in str(error) and " 503 " not in str(error):
                     raise
             return None
@@ -131,7 +131,7 @@ class Running:
         return answer
 
     def ended(self, dag_id: str, run_id: str) -> DagRun:
-        """A run by its id, once it has ended."""
+        """Wait for the end of a run, by its id."""
 
         def probe() -> DagRun | None:
             (run,) = (run for run in self.stack.api.dag_runs(dag_id) if run.run_id == run_id)
@@ -141,26 +141,26 @@ class Running:
         return found
 
     def start_backfill(self, dag_id: str, first: datetime, last: datetime, **options: Any) -> int:
-        """Backfill a range of hours, as the UI does; the number of the backfill."""
+        """Start a backfill of a range of hours, as the UI does; return its id."""
         body = {"dag_id": dag_id, "from_date": first.isoformat(), "to_date": last.isoformat(), **options}
 
         def create() -> Any:
             try:
                 return self.write("POST", "/backfills", body)
             except httpx.HTTPStatusError as error:
-                # A Dag has one backfill at a time; that another one has ended is noticed after a while.
+                # A Dag has one backfill at a time; Airflow notices the end of the previous one after a while.
                 if error.response.status_code != httpx.codes.CONFLICT:
                     raise
             return None
 
         self.wait_for(f"{dag_id} to be known", lambda: self.stack.api.dag_is_known(dag_id))
-        # What a 503 undoes, the scheduler of Airflow 3.3.2 must not have begun: it dies of runs that vanish.
+        # A 503 rolls runs back; the scheduler of Airflow 3.3.2 crashes if it has started them.
         with self.paused(dag_id):
             return int(self.wait_for("the backfill to be made", create)["id"])
 
     @contextmanager
     def paused(self, dag_id: str) -> Iterator[None]:
-        """Nothing starts this Dag meanwhile, and no event counts for it."""
+        """Pause the Dag during the block: no run starts, and no asset event counts for it."""
         path = f"/dags/{dag_id}"
         self.write("PATCH", path, {"is_paused": True})
         try:
@@ -169,7 +169,7 @@ class Running:
             self.write("PATCH", path, {"is_paused": False})
 
     def backfill(self, dag_id: str, first: datetime, last: datetime, **options: Any) -> list[dict[str, Any]]:
-        """Backfill a range of hours; the runs of these hours in the order of their start, once all have ended."""
+        """Backfill a range of hours and wait for the end; return the runs sorted by their start."""
         number = self.start_backfill(dag_id, first, last, **options)
 
         def ended() -> list[dict[str, Any]] | None:
@@ -181,7 +181,7 @@ class Running:
         return runs
 
     def end_backfill(self, number: int) -> None:
-        """Have Airflow take a backfill for ended, all of whose runs have; by itself it looks every 30 s."""
+        """Mark a backfill whose runs have ended as ended; Airflow itself checks every 30 s."""
         try:
             self.write("PUT", f"/backfills/{number}/cancel")
         except httpx.HTTPStatusError as error:
@@ -189,7 +189,7 @@ class Running:
                 raise
 
     def runs_between(self, dag_id: str, first: datetime, last: datetime) -> list[dict[str, Any]]:
-        """The runs whose logical date lies in a range of hours, as the API tells them, by their start."""
+        """The API's rows of the runs whose logical date is in a range of hours, sorted by their start."""
         runs = self.stack.api.request(
             "GET",
             f"/dags/{dag_id}/dagRuns",
@@ -202,14 +202,14 @@ class Running:
         return sorted(runs, key=lambda run: str(run["start_date"]))
 
     def packing_began(self, dag_id: str, run_id: str) -> str:
-        """When the first shard of a run began to be packed."""
+        """When the first shard of a run started."""
         path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/pack_shard/listMapped"
         rows = self.stack.api.request("GET", path)["task_instances"]
         return min(str(row["start_date"]) for row in rows)
 
     @contextmanager
     def pool_of(self, slots: int) -> Iterator[None]:
-        """Resize the pool meanwhile, as an operator would."""
+        """Resize the pool during the block, as an operator would."""
         self._resize_pool(slots)
         try:
             yield
@@ -221,7 +221,7 @@ class Running:
         self.write("PATCH", f"/pools/{POOL}", body)
 
     def waiting_shards(self, dag_id: str, run_id: str) -> list[TaskInstance]:
-        """The planned shards of a run that wait for their slots of the pool."""
+        """The shards of a run that wait for pool slots."""
         return [
             instance
             for instance in self.stack.api.task_instances(dag_id, run_id)
@@ -254,8 +254,8 @@ class Running:
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """The stack, with two raw hours of the stream ``app`` and streams without any.
 
-    ``quiet`` has to wait; ``small`` and ``told`` are for hours by hand and by backfill, all before their
-    start; ``fresh`` has a scheduled run for each of the two hours, which waits for its first objects.
+    ``quiet`` must wait; ``small`` and ``notified`` are for manual runs and backfills of hours before their start;
+    ``fresh`` has a scheduled run for each of the two hours, which waits for its first objects.
     """
     stack = LocalStack(tmp_path_factory.mktemp("stack"))
     dataset = make_dataset(stack.paths, HOURS, OBJECTS, datetime.now(UTC), lambda _: None)
@@ -266,9 +266,9 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         _stream("quiet", last, quiet_period="20s", poll_interval="2s"),
         _stream("small", last + timedelta(hours=1), late_days=1, **AT_ONCE),
         _stream(
-            "told",
+            "notified",
             last + timedelta(hours=1),
-            ready_object=TOLD_MARKER,
+            ready_object=NOTIFIED_MARKER,
             deadline="2s",
             notify=[{"class": HTTP_NOTIFIER, "http_conn_id": "chat"}],
             **AT_ONCE,

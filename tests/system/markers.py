@@ -1,4 +1,4 @@
-"""Looks at an hour as a reader who honours the completion marker does, again and again."""
+"""Reads an hour again and again, as a reader that honours the completion marker does."""
 
 import json
 import threading
@@ -11,7 +11,7 @@ from dev.servers import S3Client
 
 
 class MarkerWatch:
-    """While it runs, notes every set of parts that was seen between two looks at one and the same marker.
+    """Records each set of parts that was listed between two reads of the same marker.
 
     :param prefix: aggregated prefix of the hour
     """
@@ -34,9 +34,9 @@ class MarkerWatch:
         self._thread.join()
 
     def assert_never_mixed(self, plans: int) -> None:
-        """Under each marker there was one set of parts, and it had as many as the marker says.
+        """Each marker had one set of parts, of the number that the marker states.
 
-        :param plans: how many different ones the markers that were seen must have been of
+        :param plans: how many different plans the markers must have been of
         """
         assert self._error is None, repr(self._error)
         assert len({json.loads(marker)["plan_id"] for marker in self._seen}) == plans
@@ -55,7 +55,7 @@ class MarkerWatch:
         try:
             self._compare()
         except (BotoCoreError, HTTPError):
-            # The marker was replaced while it was read: nothing was seen, so there is nothing to judge.
+            # The marker was replaced while it was read: try again.
             return
         except ClientError as error:
             if error.response["ResponseMetadata"]["HTTPStatusCode"] < 500:

@@ -56,11 +56,11 @@ def roll_up(running: Running, hours: list[datetime]) -> list[str]:
     return run_ids
 
 
-def tell(running: Running, told: list[dict[str, Any]]) -> None:
-    """Make events as the completions of hours do; the hour Dag, which is not asked here, is spared them."""
+def emit_events(running: Running, extras: list[dict[str, Any]]) -> None:
+    """Emit events as completions do; the hour Dag is paused meanwhile."""
     (asset,) = running.stack.api.request("GET", f"/assets?name_pattern={ROLLUP}_hours")["assets"]
     with running.paused(REPORT_HOUR):
-        for extra in told:
+        for extra in extras:
             event = {"asset_id": asset["id"], "partition_key": extra["hour"], "extra": extra}
             running.write("POST", "/assets/events", event)
 
@@ -105,12 +105,12 @@ def consumed(running: Running, dag_id: str, run: dict[str, Any]) -> list[str]:
 class Day:
     """A day that is rolled up.
 
-    :param told: what the events of all hours but the last have said
+    :param extras: the extra of the events of all hours but the last
     :param last_run: the run that has completed the last hour
     """
 
     hours: list[datetime]
-    told: list[dict[str, Any]]
+    extras: list[dict[str, Any]]
     last_run: str
 
     @property
@@ -134,9 +134,9 @@ def day(running: Running, past: datetime) -> Day:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AIRFLOW_CONN_AWS_DEFAULT", running.stack.env["AIRFLOW_CONN_AWS_DEFAULT"])
         with PooledS3Hook.for_stream(stream, SMALL_CONNECTIONS, 1) as hook:
-            told = [roll_up_here(hook, stream, hour) for hour in hours[:-1]]
-    tell(running, told)
-    return Day(hours, told, *roll_up(running, hours[-1:]))
+            extras = [roll_up_here(hook, stream, hour) for hour in hours[:-1]]
+    emit_events(running, extras)
+    return Day(hours, extras, *roll_up(running, hours[-1:]))
 
 
 def roll_up_here(hook: PooledS3Hook, stream: Stream, hour: datetime) -> dict[str, Any]:
@@ -150,9 +150,9 @@ def roll_up_here(hook: PooledS3Hook, stream: Stream, hour: datetime) -> dict[str
 def test_hour_dag_runs_once_per_completion_with_its_totals(running: Running, day: Day) -> None:
     (run,) = reports(running, REPORT_HOUR, day.last, 1)
     (event,) = events(running, day.last)
-    told = returned(running, REPORT_HOUR, run)
-    assert told == event["extra"]
-    assert (told["hour"], told["objects"], told["parts"]) == (run["partition_key"], 2, 1)
+    extras = returned(running, REPORT_HOUR, run)
+    assert extras == event["extra"]
+    assert (extras["hour"], extras["objects"], extras["parts"]) == (run["partition_key"], 2, 1)
 
 
 def test_day_dag_runs_once_after_all_24_hours(running: Running, day: Day) -> None:
@@ -170,7 +170,7 @@ def test_unchanged_hour_restarts_its_day_only_with_23_others(running: Running, d
     assert returned(running, REPORT_HOUR, again) == returned(running, REPORT_HOUR, first)
     assert len(events(running, day.last)) == 2
     reports(running, REPORT_DAY, {day.key}, 1)
-    tell(running, day.told)
+    emit_events(running, day.extras)
     again = reports(running, REPORT_DAY, {day.key}, 2)[-1]
     assert consumed(running, REPORT_DAY, again) == [format_hour(hour) for hour in day.hours]
 

@@ -205,10 +205,10 @@ def test_nothing_is_cut_off_in_a_narrow_window(made: MadeHour, open_page: OpenPa
 
 def test_page_reports_wrong_arguments(running: Running, browser: Browser) -> None:
     page = browser.new_page(base_url=running.stack.addresses.ui_url)
-    for query, told in (
+    for query, message in (
         ("stream=nosuch", "no stream nosuch"),
         ("stream=small&month=soon", "write it like 2026-11"),
     ):
         page.goto(f"{PAGE}?{query}")
-        expect(page.get_by_role("alert")).to_contain_text(told)
+        expect(page.get_by_role("alert")).to_contain_text(message)
     page.close()

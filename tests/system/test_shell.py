@@ -1,4 +1,4 @@
-"""The command log-rollup beside a running stack, with that stack's own settings."""
+"""The command log-rollup with the settings of a running stack."""
 
 import json
 import subprocess

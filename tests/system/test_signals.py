@@ -1,4 +1,4 @@
-"""Who is told when it goes wrong, and what the grid shows when it goes well, under a real scheduler."""
+"""Notifications of failures and missed deadlines, run notes and links, under a real scheduler."""
 
 from collections.abc import Iterator
 from datetime import datetime, timedelta
@@ -10,10 +10,10 @@ from dev.stack.airflow_api import DagRun
 from dev.stack.paths import BUCKET
 from tests.support.raw_hours import hour_prefix, make_hour, put_objects
 from tests.support.webhook import Webhook
-from tests.system.conftest import TOLD, TOLD_MARKER, Running
+from tests.system.conftest import NOTIFIED, NOTIFIED_MARKER, Running
 
 OBJECTS = 5
-NAME = TOLD.removeprefix("log_rollup_")
+NAME = NOTIFIED.removeprefix("log_rollup_")
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def chat(running: Running) -> Iterator[Webhook]:
 @pytest.fixture(scope="module")
 def waiting(running: Running, chat: Webhook, present: datetime) -> str:
     """The run of the present hour, which waits for its marker."""
-    return running.trigger(TOLD, {"hour": iso(present)})
+    return running.trigger(NOTIFIED, {"hour": iso(present)})
 
 
 def iso(hour: datetime) -> str:
@@ -47,18 +47,18 @@ def iso(hour: datetime) -> str:
 
 def heard(running: Running, chat: Webhook, hour: datetime, what: str) -> str:
     """What the chat hears of an hour."""
-    told = f"hour {iso(hour)} of the stream {NAME} {what}"
+    expected = f"hour {iso(hour)} of the stream {NAME} {what}"
 
     def probe() -> str | None:
-        return next((text for text in chat.texts if told in text), None)
+        return next((text for text in chat.texts if expected in text), None)
 
-    text: str = running.wait_for(f"word of {told}", probe)
+    text: str = running.wait_for(f"a message with {expected!r}", probe)
     return text
 
 
 def links_of(running: Running, run: DagRun, task: str, map_index: int = -1) -> dict[str, str]:
     """The links of a task, as the UI shows them."""
-    path = f"/dags/{TOLD}/dagRuns/{run.run_id}/taskInstances/{task}/links"
+    path = f"/dags/{NOTIFIED}/dagRuns/{run.run_id}/taskInstances/{task}/links"
     answer = running.stack.api.request("GET", path, params={"map_index": map_index})
     links: dict[str, str] = answer["extra_links"]
     return links
@@ -69,9 +69,9 @@ def test_failed_run_is_notified_once_with_the_failed_task(
 ) -> None:
     past = present - timedelta(days=2)
     raw = hour_prefix(f"raw/{NAME}/", past)
-    put_objects(running.client, BUCKET, {f"{raw}{TOLD_MARKER}": b"", f"{raw}not-a-log.parquet": b"PAR1"})
-    run_id = running.trigger(TOLD, {"hour": iso(past)})
-    assert running.ended(TOLD, run_id).state == "failed"
+    put_objects(running.client, BUCKET, {f"{raw}{NOTIFIED_MARKER}": b"", f"{raw}not-a-log.parquet": b"PAR1"})
+    run_id = running.trigger(NOTIFIED, {"hour": iso(past)})
+    assert running.ended(NOTIFIED, run_id).state == "failed"
     heard(running, chat, past, "has failed in plan_hour")
     assert sum(f"hour {iso(past)} of the stream {NAME} has failed" in text for text in chat.texts) == 1
 
@@ -80,13 +80,13 @@ def test_missed_deadline_is_notified_and_run_gets_note_and_links(
     running: Running, chat: Webhook, present: datetime, waiting: str
 ) -> None:
     text = heard(running, chat, present, "is not complete in time: it was queued 2s ago")
-    assert text.endswith(f"{running.stack.addresses.ui_url}/dags/{TOLD}/runs/{quote(waiting)}")
+    assert text.endswith(f"{running.stack.addresses.ui_url}/dags/{NOTIFIED}/runs/{quote(waiting)}")
 
-    marker = f"{hour_prefix(f'raw/{NAME}/', present)}{TOLD_MARKER}"
+    marker = f"{hour_prefix(f'raw/{NAME}/', present)}{NOTIFIED_MARKER}"
     put_objects(running.client, BUCKET, {marker: b""})
-    run = running.ended(TOLD, waiting)
+    run = running.ended(NOTIFIED, waiting)
     assert run.state == "success"
-    note = running.stack.api.request("GET", f"/dags/{TOLD}/dagRuns/{waiting}")["note"]
+    note = running.stack.api.request("GET", f"/dags/{NOTIFIED}/dagRuns/{waiting}")["note"]
     assert note.startswith(f"{OBJECTS} objects, ")
     assert note.endswith(" -> 1 parts, verified by CRC")
     links = links_of(running, run, "complete_hour")

@@ -65,11 +65,11 @@ def test_each_completion_emits_a_partitioned_and_a_plain_event(running: Running,
             (f"{APP}_hours", key),
         ]
         marker = verify(running, "app", made.hour).marker
-        told = ("stream", "hour", "plan_id", "objects", "bytes_in", "bytes_out", "parts")
+        fields = ("stream", "hour", "plan_id", "objects", "bytes_in", "bytes_out", "parts")
         place = f"s3://{BUCKET}/{hour_prefix('aggregated/app/', made.hour)}"
         assert [event["extra"] for event in events] == 2 * [
             {
-                **{field: marker[field] for field in told},
+                **{field: marker[field] for field in fields},
                 "aggregated": place,
                 "manifest": f"{place}_manifest.jsonl.gz",
                 "marker": f"{place}_SUCCESS",

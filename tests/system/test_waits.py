@@ -79,7 +79,7 @@ def test_hour_whose_trigger_is_silent_ends(running: Running, waits: None) -> Non
     left = datetime.fromisoformat(timeout).replace(tzinfo=UTC) - datetime.now(UTC)
     assert timedelta(hours=6) < left < timedelta(hours=7)
 
-    # By now the executor has told the scheduler that the task has deferred.
+    # By then the executor has reported the deferral to the scheduler.
     running.wait_for(
         "some listings",
         lambda: (

@@ -1,6 +1,6 @@
 """A small S3 server in memory that can misbehave in one named way at a time.
 
-It stands in for the servers that are not at hand: ``python -m tests.support.quirks --quirk start-after-ignored``
+It replaces the servers that are not available: ``python -m tests.support.quirks --quirk start-after-ignored``
 is correct in everything except that one behaviour. Without a quirk it behaves as AWS does, as far as the pipeline
 uses S3.
 

@@ -89,7 +89,7 @@ class Application(Protocol):
         """Heads of answers are sent in pieces of this size; 0 for all at once."""
 
     def closes_handshake(self) -> bool:
-        """Whether a TLS connection is to be closed when the client has said hello."""
+        """Whether to close a TLS connection after the client's hello."""
 
     def answer(self, request: Request) -> Answer:
         """Answer a request; called from several threads."""

@@ -111,7 +111,7 @@ class Service:
         self.secret_key = secret_key
 
     def closes_handshake(self) -> bool:
-        """Whether a TLS connection is to be closed in its handshake."""
+        """Whether to close a TLS connection in its handshake."""
         return False
 
     # -- which operation it is -------------------------------------------------------------------------
@@ -218,7 +218,7 @@ class Service:
             after = arguments.get("start-after") or arguments.get("marker") or ""
         if not after:
             return 0
-        # A key and U+10FFFF stands for all keys below a common prefix.
+        # A key and U+10FFFF represents all keys below a common prefix.
         return bisect_right(rows, after.encode(), key=lambda row: row.key.encode())
 
     def token(self, request: Request, last: str, next_index: int) -> str:
@@ -522,7 +522,7 @@ class Service:
     # -- copies ----------------------------------------------------------------------------------------
 
     def copy_source(self, request: Request) -> StoredObject:
-        """The object that is to be copied, if it meets the conditions.
+        """The object to copy, if it meets the conditions.
 
         :raises S3Error: NoSuchKey, NoSuchBucket, PreconditionFailed, InvalidObjectState
         """

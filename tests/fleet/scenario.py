@@ -1,4 +1,4 @@
-"""What `make fleet-test` does with a fleet, in order, and what it saw; the tests judge it."""
+"""The steps that `make fleet-test` runs on a fleet, and what is observed for the tests."""
 
 import time
 from collections.abc import Callable
@@ -51,8 +51,8 @@ class Work:
 
 
 @dataclass
-class Story:
-    """The fleet, its raw hours, and what was seen while it worked."""
+class Scenario:
+    """The fleet, its raw hours, and what was observed."""
 
     stack: FleetStack
     say: Callable[[str], None]
@@ -244,5 +244,5 @@ class Story:
 
 
 def utc_now() -> datetime:
-    """The moment of the story, from which its hours count back."""
+    """The time from which the scenario's hours count back."""
     return datetime.now(UTC)
