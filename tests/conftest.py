@@ -43,7 +43,7 @@ def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str)
 
 STACK_TESTS = "tests/system/"
 # Each starts processes.
-SLOW_FIXTURES = {"rclone_server", "moto_server", "ministack_server", "s3_server"}
+SLOW_FIXTURES = {"rclone_server", "moto_server", "ministack_server", "s3_server", "browser"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

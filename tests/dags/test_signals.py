@@ -262,6 +262,7 @@ metrics.shard_packed("app", Measured(seconds=1.5, throttles=3, sockets=25))
 """
 
 
+@pytest.mark.slow
 def test_opentelemetry_has_stream_attribute_and_deltas() -> None:
     with Webhook(parse=ExportMetricsServiceRequest.FromString) as collector:
         env = {

@@ -309,6 +309,7 @@ def bomb(encoding: str) -> bytes:
     return PACK[encoding](bytes(32 * MIB)) * 4
 
 
+@pytest.mark.slow
 @of_each_encoding
 def test_highly_compressed_object_takes_little_memory(encoding: str) -> None:
     body = bomb(encoding)

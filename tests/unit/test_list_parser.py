@@ -139,6 +139,7 @@ keys = st.text(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(
     st.lists(keys, min_size=1, max_size=5),
@@ -173,6 +174,7 @@ def test_encoded_keys_of_each_server_read_as_by_botocore(
     assert by_fast_path(response)
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(st.lists(keys, min_size=1, max_size=5), st.sampled_from(sorted(PLAIN_WRITERS)))
 def test_keys_that_are_not_url_encoded_are_kept(
