@@ -189,7 +189,7 @@ def read_request(connection: socket.socket) -> Recorded | None:
         if not chunk:
             return None
         received += chunk
-    head, _, body = received.partition(b"\r\n\r\n")
+    head, _, beginning = received.partition(b"\r\n\r\n")
     first, *lines = head.decode("latin-1").split("\r\n")
     method, target, _ = first.split(" ")
     pairs = (line.partition(":") for line in lines)
@@ -197,12 +197,14 @@ def read_request(connection: socket.socket) -> Recorded | None:
     if dict(headers).get("expect") == "100-continue":
         connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
     length = int(dict(headers).get("content-length", 0))
+    # Not bytes: appending would copy a large body again for each piece.
+    body = bytearray(beginning)
     while len(body) < length:
         chunk = connection.recv(_CHUNK_BYTES)
         if not chunk:
             return None
         body += chunk
-    return Recorded(method, target, headers, body, _client_name(connection))
+    return Recorded(method, target, headers, bytes(body), _client_name(connection))
 
 
 def _client_name(connection: socket.socket) -> str | None:
