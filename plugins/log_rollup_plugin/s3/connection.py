@@ -37,7 +37,7 @@ class ProtocolError(Exception):
     """The response is not HTTP, or it ended too early."""
 
 
-class State(Enum):
+class ConnectionState(Enum):
     """What a connection is doing. A request may still be on its way out while its response is received."""
 
     CONNECTING = auto()
@@ -95,7 +95,7 @@ class Connection:
 
     def __init__(self, endpoint: BucketEndpoint, scratch: memoryview) -> None:
         self.endpoint = endpoint
-        self.state = State.CONNECTING
+        self.state = ConnectionState.CONNECTING
         self.descriptor = -1
         """File descriptor of the socket; -1 without one."""
         self.reused = False
@@ -125,14 +125,14 @@ class Connection:
         """Take a connected socket in non-blocking mode; returns its file descriptor."""
         self._socket = connected
         self._is_tls = isinstance(connected, ssl.SSLSocket | NestedTls)
-        self.state = State.IDLE
+        self.state = ConnectionState.IDLE
         self.descriptor = connected.fileno()
         self.last_activity = time.monotonic()
         return self.descriptor
 
     def close(self) -> None:
         """Close the socket, if there is one."""
-        self.state = State.CLOSED
+        self.state = ConnectionState.CLOSED
         self._unsent.clear()
         self._handler = self._body = self._parser = None
         if self._socket is not None:
@@ -151,7 +151,7 @@ class Connection:
         :raises OSError: if the connection is broken
         :raises ChangedBufferError: if the body does not have its CRC; its last piece is not sent
         """
-        self.state = State.RECEIVING_HEAD
+        self.state = ConnectionState.RECEIVING_HEAD
         self._handler = handler
         self.response_started = False
         self.last_activity = time.monotonic()
@@ -175,7 +175,7 @@ class Connection:
             self._send()
         if not events & ~select.POLLOUT or not self._receive():
             return False
-        self.state = State.IDLE
+        self.state = ConnectionState.IDLE
         # An idle connection must not keep the caller's buffer alive.
         self._handler = self._body = self._parser = None
         return True
@@ -218,9 +218,13 @@ class Connection:
     def _receive(self) -> bool:
         self.last_activity = time.monotonic()
         try:
-            if self.state is State.RECEIVING_HEAD and not self._receive_head():
+            if self.state is ConnectionState.RECEIVING_HEAD and not self._receive_head():
                 return False
-            return self._receive_body() if self.state is State.RECEIVING_BODY else self._receive_parsed()
+            return (
+                self._receive_body()
+                if self.state is ConnectionState.RECEIVING_BODY
+                else self._receive_parsed()
+            )
         except _WOULD_BLOCK:
             return False
 
@@ -246,7 +250,7 @@ class Connection:
         buffer = self._handler.buffer
         simple = None if buffer is None else _parse_simple_head(received[:end])
         if buffer is None or simple is None:
-            self.state = State.PARSING
+            self.state = ConnectionState.PARSING
             self._parser = _new_parser(self._handler.method)
             self._parse(received)
         else:
@@ -260,7 +264,7 @@ class Connection:
         :param beginning: bytes of the body that arrived with the head
         """
         assert self._handler is not None
-        self.state = State.RECEIVING_BODY
+        self.state = ConnectionState.RECEIVING_BODY
         self._handler.on_head(200, headers)
         begun = len(beginning)
         if length > len(buffer) or begun > length:

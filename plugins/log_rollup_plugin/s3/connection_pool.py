@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 from include.log_rollup import limits
-from log_rollup_plugin.s3.connection import HEAD_BYTES, Connection, State
+from log_rollup_plugin.s3.connection import HEAD_BYTES, Connection, ConnectionState
 from log_rollup_plugin.s3.connector import BucketEndpoint, Connector, Socket
 
 # Written to the pipe that ends poll(): wake() was called, or a thread has finished connecting.
@@ -103,7 +103,7 @@ class ConnectionPool:
             if descriptor == self._wake_read:
                 self._woken = _WAKE in os.read(self._wake_read, 4096)
             elif connection := self._by_descriptor.get(descriptor):
-                if connection.state is State.IDLE:
+                if connection.state is ConnectionState.IDLE:
                     self.discard(connection)
                 else:
                     yield connection, events

@@ -14,7 +14,7 @@ from include.log_rollup import crc
 from include.log_rollup.errors import ChangedBufferError, ListingError, RollupError, TransientError
 from include.log_rollup.storage.protocol import Downloaded, Location, Uploaded
 from log_rollup_plugin.s3.checksums import ChecksumSupport, content_md5
-from log_rollup_plugin.s3.connection import Body, Connection, ProtocolError, State
+from log_rollup_plugin.s3.connection import Body, Connection, ConnectionState, ProtocolError
 from log_rollup_plugin.s3.connection_pool import ConnectionPool
 from log_rollup_plugin.s3.connector import BucketEndpoint, ClientCertificate, Connector, TlsSettings
 from log_rollup_plugin.s3.error_mapping import from_network, translated
@@ -233,7 +233,7 @@ class SocketTransfer:
     def _fail_stalled(self, now: float) -> None:
         """Fail GETs that have stalled. S3 may take long to answer a PUT or a copy: the packer limits those."""
         for connection, request in tuple(self._active.items()):
-            is_open = connection.state is not State.CONNECTING
+            is_open = connection.state is not ConnectionState.CONNECTING
             stalled = is_open and now - connection.last_activity > self._response_seconds
             if stalled and isinstance(request, GetRequest):
                 self._fail(connection, TimeoutError(f"no byte arrived for {self._response_seconds:g} s"))
@@ -263,7 +263,7 @@ class SocketTransfer:
             request = self._waiting.popleft()
             request.connection = connection
             self._active[connection] = request
-            if connection.state is State.IDLE:
+            if connection.state is ConnectionState.IDLE:
                 self._start(connection, request)
 
     def _on_connected(self, connection: Connection, error: Exception | None) -> None:
@@ -356,7 +356,7 @@ class SocketTransfer:
         if connection is not None:
             self._detach(connection)
             # A connection that is still being made has sent nothing of the request: it is kept.
-            if connection.state is not State.CONNECTING:
+            if connection.state is not ConnectionState.CONNECTING:
                 self._pool.discard(connection)
         elif request in self._waiting:
             self._waiting.remove(request)
