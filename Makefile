@@ -61,8 +61,8 @@ lint: $(ENVIRONMENT) check-lock ## check style, types, and that the locks match 
 	$(BIN)/python -m mypy
 
 bench: OBJECTS ?= 3000
-bench: $(ENVIRONMENT) ## measure against boto3, s5cmd and others; writes build/bench.json (OBJECTS=3000)
-	$(BIN)/python -m benchmarks --objects $(OBJECTS)
+bench: $(ENVIRONMENT) ## measure against boto3, s5cmd and others; writes build/bench.json (OBJECTS=3000 ONLY=log-rollup,floor)
+	$(BIN)/python -m benchmarks --objects $(OBJECTS) $(if $(ONLY),--only $(ONLY))
 
 docs: $(ENVIRONMENT) ## write docs/REFERENCE.md from the code
 	@$(BIN)/python -m dev.reference
