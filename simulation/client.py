@@ -146,8 +146,10 @@ class Client:
 
         def effect() -> bool:
             found = self._server.objects.get(target.key)
-            if found is not None and found.etag != etag and self._server.quirks.if_match_delete:
-                return False
+            if found is not None and found.etag != etag:
+                if self._server.quirks.if_match_delete:
+                    return False
+                self._server.claim_lost |= target.key.endswith("claim.json")
             self._server.remove(target.key, self._task)
             return True
 

@@ -80,6 +80,10 @@ class Server:
         self.quirks = quirks
         self.objects: dict[str, ServerObject] = {}
         self.uploads: dict[str, Upload] = {}
+        # Raw objects without a checksum that a task received with wrong bytes: only validation notices that.
+        self.misread: set[tuple[str, str]] = set()
+        # Whether a DELETE removed another claim than it named, because its If-Match was ignored.
+        self.claim_lost = False
         self.on_change: Callable[[str, ServerObject | None, ServerObject | None, Task | None], None] = _ignore
         self.on_abort: Callable[[Upload, Task | None], None] = _ignore
         self._tokens: list[tuple[int, str]] = []

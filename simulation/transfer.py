@@ -129,6 +129,8 @@ class SimulatedTransfer:
             )
             if fate is Fate.WRONG_BYTES and proves:
                 body = flip_bit(body, self.scheduler.randbelow(8 * len(body)) if body else 0)
+                if found.checksum is None:
+                    self._server.misread.add((source.key, found.etag))
             elif fate is Fate.CUT_SHORT:
                 body = body[:-1]
             return body, Downloaded(len(body), found.etag, found.checksum, found.etag_is_md5)
