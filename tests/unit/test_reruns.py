@@ -49,6 +49,8 @@ RAW_HOUR: Mapping[str, bytes] = {
     "h.gz": b"h" * 30,
 }
 STREAM = make_stream()
+# Crashes at each write, in many states of an hour: 15 s of CPU.
+pytestmark = pytest.mark.slow
 
 
 # In some states objects have vanished, so these runs may drop them.
