@@ -39,7 +39,8 @@ from tests.support.raw_hours import AGGREGATED, HOUR, RAW
 
 Outcome = TypeVar("Outcome")
 
-pytestmark = pytest.mark.usefixtures("unwatched")
+# Slow: crashes at each write, in many states of an hour, take 15 s of CPU.
+pytestmark = [pytest.mark.usefixtures("unwatched"), pytest.mark.slow]
 
 # Plain parts, an empty object, a copied one, gzip; two shards or three.
 RAW_HOUR: Mapping[str, bytes] = {
@@ -49,8 +50,6 @@ RAW_HOUR: Mapping[str, bytes] = {
     "h.gz": b"h" * 30,
 }
 STREAM = make_stream()
-# Crashes at each write, in many states of an hour: 15 s of CPU.
-pytestmark = pytest.mark.slow
 
 
 # In some states objects have vanished, so these runs may drop them.
