@@ -20,9 +20,7 @@ from typing import Any, Self
 
 import include.log_rollup as pipeline
 from include.log_rollup import monitor
-from include.log_rollup.steps import (
-    packer,
-)
+from include.log_rollup.steps import packer
 from simulation.scheduler import START, Scheduler, running_fiber
 from simulation.threads import SimulatedCondition, SimulatedExecutor
 
