@@ -34,6 +34,7 @@ from tests.support.raw_hours import AGGREGATED, MIB, RAW, make_hour, put_objects
 # CRASH_SEED=4711 draws the same moments again.
 SEED = int(os.environ.get("CRASH_SEED") or random.SystemRandom().randrange(10**6))
 COPIED_IN_PARTS = 5 * MIB
+DRAWN_BY_A_RUN = re.compile(r"(?<=-)[0-9a-f]{8}(?=/)|(?<=staged-)[0-9a-f]{16}|(?<=removals/)[0-9a-f]{16}")
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,9 @@ class Moment:
         return cls(request.operation, request.key, request.attempt, reached)
 
     def rule(self, held: Callable[[Request], Answer]) -> Rule:
-        """What holds the request there."""
-        match = on(self.operation, key=f"^{re.escape(self.key)}$", attempt=self.attempt)
+        """What holds the request there, in a run that draws other names for its plan and staged records."""
+        key = ".+".join(map(re.escape, DRAWN_BY_A_RUN.split(self.key)))
+        match = on(self.operation, key=f"^{key}$", attempt=self.attempt)
         if self.reached == "within":
             return Rule(
                 match, Stall(60.0, at="request" if self.operation == "PutObject" else "response"), count=1

@@ -257,7 +257,7 @@ class HourState(HourReader):
             raise self.overtaken(plan_id, claim)
         claimed, _ = self._claim_hour(plan_id, basis.run_id if basis else "validate_hour")
         if basis is None and self._completed_since(completed):
-            self._store.delete_if(self.paths.claim, claimed.etag)
+            self._release(claimed)
             raise self.overtaken(plan_id, None)
         marker = self.marker()
         if marker is not None:
@@ -265,7 +265,7 @@ class HourState(HourReader):
         if parts:
             self.remove_parts(parts, claimed)
         if basis is None:
-            self._store.delete_if(self.paths.claim, claimed.etag)
+            self._release(claimed)
 
     def write_manifest(self, claim: Claim, body: bytes) -> None:
         """Put the manifest of a proven plan in place.
@@ -328,7 +328,7 @@ class HourState(HourReader):
             self._store.delete(record.bucket, [record.key])
         self._delete_work(work - others)
         if claim is not None and claim.plan_id == plan_id:
-            self._store.delete_if(self.paths.claim, claim.etag)
+            self._release(claim)
 
     # -- used by several steps -------------------------------------------------------------------------
 
@@ -350,6 +350,14 @@ class HourState(HourReader):
         work = self._work_names()
         self._delete_work(name for name in work if "/staged-" in name)
         return claim, work
+
+    def _release(self, claim: Claim) -> None:
+        """Remove this claim; one that another run has written since stays.
+
+        Some servers ignore the condition of a delete, so the claim is read just before.
+        """
+        if _is_same(self.claim(), claim):
+            self._store.delete_if(self.paths.claim, claim.etag)
 
     def _announce_removal(self, names: Collection[str]) -> Location:
         """Write a removal record: plans that are claimed from now on don't use these names.
