@@ -1,0 +1,441 @@
+"""Which hour and group a key belongs to, and which prefixes to list for an hour.
+
+A template matches the start of keys; :mod:`include.log_rollup.hour.template_syntax` describes its text. From left
+to right, each capture takes as few characters as it can for the text up to the next capture to fit. Only then are
+the digits read: a key whose digits are not one local hour, the same in all places, belongs to no hour.
+"""
+
+import difflib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from functools import cached_property
+from operator import itemgetter
+from typing import NamedTuple, Self
+
+from include.log_rollup.hour.layout import format_hour
+from include.log_rollup.hour.local_hours import LocalHours, check_zone
+from include.log_rollup.hour.template_syntax import (
+    CAPTURE,
+    DEFAULT_SUFFIX,
+    DIGITS,
+    DIRECTIVE,
+    LITERAL,
+    WIDTHS,
+    Element,
+    TemplateError,
+    escape,
+    parse,
+)
+
+# The folder below the literal beginning of an aggregated template that has the records of each hour.
+HOURS_FOLDER = "_hours/"
+# One run packs one hour, so its keys have few stamps; the limit is for keys of many hours.
+_MAX_STAMPS = 10_000
+
+
+class Match(NamedTuple):
+    """The hour and group of a key.
+
+    :param captures: values in the order of the template's ``captures``
+    :param name: rest of the key, behind the template
+    """
+
+    hour: datetime
+    captures: tuple[str, ...]
+    name: str
+
+
+class Level(NamedTuple):
+    """A listing with delimiter ``/`` that finds the values of a capture.
+
+    :param prefix: prefix to list
+    :param ending: what follows the value in each common prefix; it ends with ``/``
+    """
+
+    capture: str
+    prefix: str
+    ending: str
+
+    def value(self, common_prefix: str) -> str | None:
+        """The capture's value in a common prefix; None if the template does not match it."""
+        value = common_prefix[len(self.prefix) : -len(self.ending)]
+        return value if value and common_prefix == f"{self.prefix}{value}{self.ending}" else None
+
+
+@dataclass(frozen=True)
+class Template:
+    """What raw and aggregated templates have in common; made by ``parse``.
+
+    :param text: the template, with what was appended
+    :param zone: IANA name of the time zone of its directives
+    """
+
+    text: str
+    bucket: str
+    elements: tuple[Element, ...]
+    zone: str = "UTC"
+
+    def __str__(self) -> str:
+        return self.text
+
+    @cached_property
+    def captures(self) -> tuple[str, ...]:
+        """Names of the captures, in the order of their first occurrence."""
+        return tuple(dict.fromkeys(element.value for element in self.elements if element.kind == CAPTURE))
+
+    @cached_property
+    def literal(self) -> str:
+        """The text of all its keys before the first capture or directive."""
+        return self.elements[0].value if self.elements[0].kind == LITERAL else ""
+
+    @cached_property
+    def hours(self) -> LocalHours:
+        """The hours of its time zone."""
+        return LocalHours(self.zone)
+
+    def match(self, key: str) -> Match | None:
+        """The hour, captures and rest of a key of the bucket; None if it belongs to no hour."""
+        found = self._match(key)
+        if found is None:
+            return None
+        stamp = self._stamp(found)
+        try:
+            hour = self._hour_of_stamp[stamp]
+        except KeyError:
+            hour = self._read_stamp(stamp)
+        if hour is None:
+            return None
+        return Match(hour, self._captures(found), key[found.end() :])
+
+    def labels(self, hour: datetime) -> tuple[datetime, ...]:
+        """The local hours, as naive datetimes, whose keys belong to a UTC hour; see :class:`LocalHours`."""
+        labels = self.hours.labels_of(hour)
+        if self._has_century:
+            return labels
+        return tuple(label for label in labels if _full_year(label.year % 100) == label.year)
+
+    def fill(self, label: datetime, values: Mapping[str, str]) -> str:
+        """The text of keys of a local hour, up to the first capture that has no value in ``values``."""
+        texts = []
+        for element in self.elements:
+            if element.kind == CAPTURE and element.value not in values:
+                break
+            texts.append(_text_of(element, label, values))
+        return "".join(texts)
+
+    @cached_property
+    def _has_century(self) -> bool:
+        return any(element.value == "%Y" for element in self.elements if element.kind == DIRECTIVE)
+
+    @cached_property
+    def _match(self) -> Callable[[str], re.Match[str] | None]:
+        return re.compile(self._regex.pattern).match
+
+    @cached_property
+    def _stamp(self) -> Callable[[re.Match[str]], str | tuple[str, ...]]:
+        """The texts of the runs of directives in a key; a string if there is one."""
+        return itemgetter(*self._regex.stamp_groups)
+
+    @cached_property
+    def _captures(self) -> Callable[[re.Match[str]], tuple[str, ...]]:
+        groups = self._regex.capture_groups
+        if len(groups) > 1:
+            return itemgetter(*groups)
+        return lambda found: tuple(found[group] for group in groups)
+
+    @cached_property
+    def _regex(self) -> "_Regex":
+        return _Regex.of(self.elements)
+
+    @cached_property
+    def _hour_of_stamp(self) -> dict[str | tuple[str, ...], datetime | None]:
+        return {}
+
+    def _read_stamp(self, stamp: str | tuple[str, ...]) -> datetime | None:
+        """The UTC hour of the texts of the runs of directives in a key, and remember it."""
+        texts = (stamp,) if isinstance(stamp, str) else stamp
+        label = _label_of(self._regex.runs, texts)
+        hour = self.hours.hour_of(label) if label is not None else None
+        if len(self._hour_of_stamp) >= _MAX_STAMPS:
+            self._hour_of_stamp.clear()
+        self._hour_of_stamp[stamp] = hour
+        return hour
+
+
+@dataclass(frozen=True)
+class RawTemplate(Template):
+    """The template of a stream's raw objects."""
+
+    @classmethod
+    def parse(cls, text: str, zone: str = "UTC") -> Self:
+        """Parse a template; without a directive, ``%Y%m%d/%H/`` is appended.
+
+        :param zone: IANA name of the time zone of the producer's directives
+        :raises TemplateError: if it is wrong
+        :raises ValueError: if there is no such time zone
+        """
+        return cls(*parse(text, aggregated=False), check_zone(zone))
+
+    def next_level(self, values: Mapping[str, str]) -> Level | None:
+        """The listing that finds the next capture before the date; None if ``values`` has all of them.
+
+        Start without values; for each value that a level finds, continue with ``values`` and that value.
+        """
+        prefix = ""
+        # Before the first directive, nothing depends on the hour.
+        for index, element in enumerate(self.elements):
+            if element.kind == DIRECTIVE:
+                return None
+            if element.kind == CAPTURE and element.value not in values:
+                # A literal follows, which has the end of the step.
+                ending = self.elements[index + 1].value.partition("/")[0] + "/"
+                return Level(element.value, prefix, ending)
+            prefix += values[element.value] if element.kind == CAPTURE else element.value
+        return None
+
+    def prefixes(self, hour: datetime, values: Mapping[str, str]) -> tuple[str, ...]:
+        """The longest prefixes that cover all keys of an hour; empty if no key can belong to it.
+
+        :param values: values of all captures before the date, and of any others
+        :raises ValueError: if a capture before the date has no value
+        """
+        if (level := self.next_level(values)) is not None:
+            raise ValueError(f"the capture {{{level.capture}}} before the date has no value")
+        prefixes: list[str] = []
+        for prefix in sorted(self.fill(label, values) for label in self.labels(hour)):
+            if not prefixes or not prefix.startswith(prefixes[-1]):
+                prefixes.append(prefix)
+        return tuple(prefixes)
+
+    def why_empty(self, hour: datetime) -> str | None:
+        """Why no key can belong to an hour, as a sentence; None if keys can."""
+        if self.labels(hour):
+            return None
+        return self.hours.why_empty(hour) or (
+            f"No key belongs to the UTC hour {format_hour(hour)}: %y has the years 1969 to 2068 only."
+        )
+
+
+@dataclass(frozen=True)
+class AggregatedTemplate(Template):
+    """The template of a stream's parts, always in UTC. A group is the tuple of its captures' values.
+
+    It has at most one capture in a path step, and it ends with ``/``. So different hours and groups have different
+    prefixes, and none is inside another.
+    """
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Parse a template; a missing ``/`` at the end, or ``%Y%m%d/%H/``, is appended.
+
+        :raises TemplateError: if it is wrong
+        """
+        return cls(*parse(text, aggregated=True))
+
+    def render(self, hour: datetime, group: Sequence[str] = ()) -> str:
+        """The prefix of a group's parts in an hour.
+
+        :param group: values in the order of ``captures``, none empty or with ``/``
+        :raises ValueError: if the number or a value is wrong, or the prefix would be among the hours' records
+        """
+        if len(group) != len(self.captures) or not all(value and "/" not in value for value in group):
+            raise ValueError(f"{tuple(group)} are not values of the captures {self.captures} of {self.text}")
+        prefix = self.fill(hour.astimezone(UTC), dict(zip(self.captures, group, strict=True)))
+        if group and prefix.startswith(self._records):
+            raise ValueError(
+                f"the parts of group {', '.join(group)} would be below s3://{self.bucket}/{self._records}, where "
+                f"the records of the hours are; change the literal text of {self.text}"
+            )
+        return prefix
+
+    def match(self, key: str) -> Match | None:
+        """As of the base class; None also for the records of the hours."""
+        if self.captures and key.startswith(self._records):
+            return None
+        return super().match(key)
+
+    def home_template(self, stream: str) -> "AggregatedTemplate":
+        """The template of the prefixes of an hour's records; without captures it is the template itself.
+
+        :param stream: name of the stream
+        """
+        if not self.captures:
+            return self
+        place = escape(f"{self._records}{stream}/")
+        return AggregatedTemplate.parse(f"s3://{self.bucket}/{place}{DEFAULT_SUFFIX}")
+
+    def home(self, stream: str, hour: datetime) -> str:
+        """The prefix of an hour's records: ``_hours/<stream>/20261123/08/`` below the literal beginning.
+
+        Without captures it is the prefix of the hour's parts.
+
+        :param stream: name of the stream
+        """
+        if not self.captures:
+            return self.render(hour)
+        return f"{self._records}{stream}/{hour.astimezone(UTC):%Y%m%d/%H}/"
+
+    @cached_property
+    def _records(self) -> str:
+        return self.literal[: self.literal.rfind("/") + 1] + HOURS_FOLDER
+
+
+def check_pair(raw: Template, aggregated: Template) -> None:
+    """Refuse an aggregated template with a capture that the raw template lacks.
+
+    :raises TemplateError: for the aggregated template
+    """
+    for element in aggregated.elements:
+        if element.kind == CAPTURE and element.value not in raw.captures:
+            known = ", ".join(f"{{{name}}}" for name in raw.captures) or "none"
+            near = difflib.get_close_matches(element.value, raw.captures, n=1, cutoff=0)
+            end = element.start + len(str(element))
+            fixed = f"{{{near[0]}}}" if near else element.value
+            raise TemplateError(
+                f"has a capture {{{element.value}}} that raw lacks; the captures of raw are {known}",
+                aggregated.text,
+                element.start,
+                aggregated.text[: element.start] + fixed + aggregated.text[end:],
+            )
+
+
+class _Run(NamedTuple):
+    """Directives of a template without a capture between them; in keys they have fixed positions.
+
+    :param fields: each directive and its slice of the run's text
+    """
+
+    elements: tuple[Element, ...]
+    fields: tuple[tuple[str, slice], ...]
+
+    @classmethod
+    def of(cls, elements: Sequence[Element]) -> Self:
+        fields, start = [], 0
+        for element in elements:
+            width = WIDTHS[element.value] if element.kind == DIRECTIVE else len(element.value)
+            if element.kind == DIRECTIVE:
+                fields.append((element.value, slice(start, start + width)))
+            start += width
+        return cls(tuple(elements), tuple(fields))
+
+
+def _label_of(runs: Sequence[_Run], texts: Sequence[str]) -> datetime | None:
+    """The local hour of the texts of the runs; None if it is no date, or two occurrences do not agree."""
+    values: dict[str, int] = {}
+    for run, text in zip(runs, texts, strict=True):
+        values |= {directive: int(text[place]) for directive, place in run.fields}
+    year = values["%Y"] if "%Y" in values else _full_year(values["%y"])
+    try:
+        if "%m" in values and "%d" in values:
+            day = date(year, values["%m"], values["%d"])
+        else:
+            day = date(year, 1, 1) + timedelta(days=values["%j"] - 1)
+    except (ValueError, OverflowError):
+        return None
+    label = datetime(day.year, day.month, day.day, values["%H"])  # noqa: DTZ001 - a local time
+    agrees = all(
+        "".join(_text_of(element, label, {}) for element in run.elements) == text
+        for run, text in zip(runs, texts, strict=True)
+    )
+    return label if agrees else None
+
+
+def _full_year(two_digits: int) -> int:
+    return two_digits + (1900 if two_digits >= 69 else 2000)
+
+
+def _text_of(element: Element, label: datetime, values: Mapping[str, str]) -> str:
+    if element.kind == LITERAL:
+        return element.value
+    if element.kind == CAPTURE:
+        return values[element.value]
+    match element.value:
+        case "%Y":
+            return f"{label.year:04}"
+        case "%y":
+            return f"{label.year % 100:02}"
+        case "%m":
+            return f"{label.month:02}"
+        case "%d":
+            return f"{label.day:02}"
+        case "%H":
+            return f"{label.hour:02}"
+    return f"{label.timetuple().tm_yday:03}"
+
+
+class _Regex(NamedTuple):
+    """A template as a regular expression.
+
+    :param stamp_groups: group of each run
+    :param capture_groups: group of each capture
+    """
+
+    pattern: str
+    runs: tuple[_Run, ...]
+    stamp_groups: tuple[int, ...]
+    capture_groups: tuple[int, ...]
+
+    @classmethod
+    def of(cls, elements: Sequence[Element]) -> Self:
+        """Each capture is an atomic group with the text up to the next one: if the rest of the key does not fit, a
+        longer value would not help, as the next capture can take the same characters. So no key takes long.
+        """
+        pieces: list[str] = []
+        runs: list[_Run] = []
+        stamp_groups: list[int] = []
+        captures: dict[str, int] = {}
+        groups, is_open = 0, False
+        blocks = _blocks(elements)
+        for index, block in enumerate(blocks):
+            if isinstance(block, Element) and block.value in captures:
+                pieces.append(f"(?:\\{captures[block.value]})")
+            elif isinstance(block, Element):
+                groups += 1
+                captures[block.value] = groups
+                pieces.append(")" if is_open else "")
+                is_open = True
+                pieces.append("(?>")
+                follows = blocks[index + 1] if index + 1 < len(blocks) else ()
+                # Up to a slash there is one way only.
+                at_slash = not isinstance(follows, Element) and follows and follows[0].value.startswith("/")
+                pieces.append("([^/]+)" if at_slash else "([^/]+?)")
+            else:
+                before, run, behind = _split_run(block)
+                pieces += [_pattern_of(element) for element in before]
+                if run:
+                    groups += 1
+                    stamp_groups.append(groups)
+                    runs.append(_Run.of(run))
+                    pieces.append(f"({''.join(_pattern_of(element) for element in run)})")
+                pieces += [_pattern_of(element) for element in behind]
+        pieces.append(")" if is_open else "")
+        return cls("".join(pieces), tuple(runs), tuple(stamp_groups), tuple(captures.values()))
+
+
+_Block = Element | tuple[Element, ...]
+
+
+def _blocks(elements: Sequence[Element]) -> list[_Block]:
+    """The captures, and the literals and directives between two of them as tuples."""
+    blocks: list[_Block] = []
+    for element in elements:
+        if element.kind == CAPTURE:
+            blocks.append(element)
+        elif blocks and not isinstance(blocks[-1], Element):
+            blocks[-1] = (*blocks[-1], element)
+        else:
+            blocks.append((element,))
+    return blocks
+
+
+def _split_run(block: tuple[Element, ...]) -> tuple[tuple[Element, ...], ...]:
+    """The elements before the first directive, up to the last one, and behind it."""
+    directives = [index for index, element in enumerate(block) if element.kind == DIRECTIVE]
+    first, end = (directives[0], directives[-1] + 1) if directives else (len(block), len(block))
+    return block[:first], block[first:end], block[end:]
+
+
+def _pattern_of(element: Element) -> str:
+    return re.escape(element.value) if element.kind == LITERAL else DIGITS[element.value]
