@@ -1,5 +1,7 @@
 """Raw hours of every kind, for property tests."""
 
+from datetime import UTC, datetime, timedelta
+
 from hypothesis import strategies as st
 
 from include.log_rollup.storage.protocol import ObjectInfo
@@ -51,3 +53,63 @@ def listings(max_size: int = 80, max_objects: int = 30) -> st.SearchStrategy[lis
     return rows.map(
         lambda chosen: _infos({name: row for name, row in chosen.items() if row[0] or not name.endswith("/")})
     )
+
+
+# Templates of raw objects. Their literals have digits and separators, so that keys are easily misread.
+_literals = st.text("ab01_-.", max_size=3)
+_dates = st.sampled_from(
+    [
+        "%Y%m%d/%H",
+        "%Y/%m/%d/%H",
+        "year=%Y/month=%m/day=%d/hour=%H",
+        "%Y%j-%H",
+        "%y/%m/%d/%Y%m%dT%H",
+        "%d.%m.%Y-%H-%Y",
+        "%H%j/%Y",
+        "%Y-%m-%d/%Y-%m-%d-%H",
+    ]
+)
+
+
+@st.composite
+def templates(draw: st.DrawFn) -> str:
+    """Texts of correct templates: steps with captures, a date, and captures behind it, of which some repeat."""
+    steps = []
+    names = ["c1", "c2", "c3"]
+    before = names[: draw(st.integers(0, 2))]
+    for name in before:
+        steps += draw(st.lists(_literals, max_size=1))
+        steps.append(f"{draw(_literals)}{{{name}}}{draw(_literals)}")
+    text = "".join(step + "/" for step in steps) + draw(_literals) + draw(_dates)
+    for name in draw(st.lists(st.sampled_from([*before, "d1"]), max_size=3)):
+        if name == "d1" and "{d1}" in text:
+            continue
+        text += draw(_literals.filter(bool) | st.just("/")) + f"{{{name}}}"
+    return f"s3://bkt/{text}{draw(_literals.filter(bool) | st.just('/'))}" + draw(
+        st.sampled_from(["", "%Y_%H"])
+    )
+
+
+# Hours at which a clock is set, by zone: whole hours and less, forth and back, at midnight and in the year 2999.
+_CHANGES = [
+    ("Europe/Berlin", datetime(2026, 10, 25, 1, tzinfo=UTC)),
+    ("Europe/Berlin", datetime(2026, 3, 29, 1, tzinfo=UTC)),
+    ("America/New_York", datetime(2999, 11, 3, 6, tzinfo=UTC)),
+    ("Australia/Lord_Howe", datetime(2026, 4, 4, 15, tzinfo=UTC)),
+    ("Australia/Lord_Howe", datetime(2026, 10, 3, 15, tzinfo=UTC)),
+    ("Asia/Pyongyang", datetime(2018, 5, 4, 14, tzinfo=UTC)),
+    ("Asia/Pyongyang", datetime(2015, 8, 14, 15, tzinfo=UTC)),
+    ("America/Caracas", datetime(2016, 5, 1, 7, tzinfo=UTC)),
+    ("Pacific/Apia", datetime(2011, 12, 30, 10, tzinfo=UTC)),
+    ("Asia/Kathmandu", datetime(1985, 12, 31, 18, tzinfo=UTC)),
+    ("Africa/Monrovia", datetime(1972, 1, 7, 0, tzinfo=UTC)),
+    ("Antarctica/Troll", datetime(2026, 3, 29, 1, tzinfo=UTC)),
+    ("Asia/Kolkata", datetime(2000, 2, 29, 23, tzinfo=UTC)),
+    ("UTC", datetime(2068, 12, 31, 23, tzinfo=UTC)),
+    ("UTC", datetime(2999, 12, 31, 18, tzinfo=UTC)),
+    ("UTC", datetime(1970, 1, 1, 6, tzinfo=UTC)),
+]
+zone_hours = st.tuples(st.sampled_from(_CHANGES), st.integers(-5, 5)).map(
+    lambda drawn: (drawn[0][0], drawn[0][1] + timedelta(hours=drawn[1]))
+)
+"""Time zones and UTC hours, most of them near a change of the zone's clock."""

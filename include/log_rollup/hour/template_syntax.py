@@ -98,10 +98,9 @@ def parse(text: str, aggregated: bool) -> tuple[str, str, tuple[Element, ...]]:
 def _first_correct(texts: Sequence[str], aggregated: bool) -> str:
     for text in texts:
         try:
-            _read(text, aggregated)
+            return _read(text, aggregated)[0]
         except _FaultError:
             continue
-        return text
     return _AGGREGATED_EXAMPLE if aggregated else _RAW_EXAMPLE
 
 
