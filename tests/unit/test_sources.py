@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import pytest
 import yaml
 import zstandard
 
-from include.log_rollup.hour.template import AggregatedTemplate, RawTemplate, check_pair
+from include.log_rollup.hour.overlap import overlap
+from include.log_rollup.hour.template import AggregatedTemplate, RawTemplate, Template, check_pair
 from include.log_rollup.streams import INCLUDE
 
 PAGE = INCLUDE.parent / "docs" / "SOURCES.md"
@@ -125,11 +127,15 @@ def test_hour_has_its_own_prefix_where_the_page_says_so(name: str) -> None:
     assert (len(set(prefixes)) < len(hours)) == (name in LISTED_BY_DAY)
 
 
-@pytest.mark.parametrize(("name", "key"), KEYS)
-def test_key_belongs_to_no_other_entry(name: str, key: dict[str, Any]) -> None:
-    bucket = raw_template(name).bucket
-    others = [raw_template(other) for other in STREAMS if other != name]
-    assert [str(other) for other in others if other.bucket == bucket and other.match(key["key"])] == []
+def test_entries_can_be_in_one_file() -> None:
+    raw = {name: raw_template(name) for name in STREAMS}
+    aggregated = {name: aggregated_template(name) for name in STREAMS}
+    pairs: list[tuple[Template, Template]] = [
+        *combinations(raw.values(), 2),
+        *combinations(aggregated.values(), 2),
+    ]
+    pairs += product(raw.values(), aggregated.values())
+    assert [key for key in (overlap(one, other) for one, other in pairs) if key] == []
 
 
 def gzip_member(content: bytes) -> bytes:
