@@ -241,10 +241,11 @@ FAULTS = [
         "has an unknown directive %q; the directives are",
         "s3://bkt/%%q/%Y%m%d/%H/",
     ),
+    ("s3://bkt/%F/%I/", "         ^", "has an unknown directive %F", "s3://bkt/%Y-%m-%d/%H/"),
     ("s3://bkt/50%/", "           ^", "has a percent sign without a directive", "s3://bkt/50%%/%Y%m%d/%H/"),
     ("s3://bkt/50%", "           ^", "has a percent sign without a directive", "s3://bkt/50%%/%Y%m%d/%H/"),
     ("s3://bkt/{a/%Y%m%d/%H/", "         ^", "has a capture without its }", "s3://bkt/{a}/%Y%m%d/%H/"),
-    ("s3://bkt/{a%Y%m%d/%H/", "         ^", "has a capture without its }", RAW_EXAMPLE),
+    ("s3://bkt/{a%Y%m%d/%H/", "         ^", "has a capture without its }", "s3://bkt/{a}/%Y%m%d/%H/"),
     ("s3://bkt/a}/", "          ^", "has a } without a {", "s3://bkt/a}}/%Y%m%d/%H/"),
     ("s3://bkt/{}/", "         ^", "has a capture without a name", "s3://bkt/{name}/%Y%m%d/%H/"),
     (

@@ -19,8 +19,6 @@ _DECIMALS = frozenset("0123456789")
 # A sample of a capture; those of directives are digits.
 _ANY = "x"
 _SAMPLES = {"%Y": "2026", "%y": "26", "%m": "11", "%d": "23", "%H": "08", "%j": "327"}
-
-
 _Pair = tuple["_Node", "_Node"]
 
 

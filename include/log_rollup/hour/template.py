@@ -141,9 +141,11 @@ class Template:
     @cached_property
     def _captures(self) -> Callable[[re.Match[str]], tuple[str, ...]]:
         groups = self._regex.capture_groups
-        if len(groups) > 1:
-            return itemgetter(*groups)
-        return lambda found: tuple(found[group] for group in groups)
+        if not groups:
+            return lambda found: ()
+        if len(groups) == 1:
+            return lambda found: (found[groups[0]],)
+        return itemgetter(*groups)
 
     @cached_property
     def _regex(self) -> "_Regex":
@@ -379,62 +381,55 @@ class _Regex(NamedTuple):
 
     @classmethod
     def of(cls, elements: Sequence[Element]) -> Self:
-        """Each capture is an atomic group with the text up to the next one: if the rest of the key does not fit, a
-        longer value would not help, as the next capture can take the same characters. So no key takes long.
+        """The expression of a template.
+
+        A capture and the text up to the next one are an atomic group. If the rest of a key does not fit, a longer
+        value would not help, because the next capture can take the same characters. So no key takes long.
         """
         pieces: list[str] = []
         runs: list[_Run] = []
         stamp_groups: list[int] = []
         captures: dict[str, int] = {}
-        groups, is_open = 0, False
-        blocks = _blocks(elements)
-        for index, block in enumerate(blocks):
-            if isinstance(block, Element) and block.value in captures:
-                pieces.append(f"(?:\\{captures[block.value]})")
-            elif isinstance(block, Element):
+        groups = 0
+        for capture, text in _parts(elements):
+            if capture is not None and capture.value in captures:
+                pieces.append(f"(?:\\{captures[capture.value]})")
+            elif capture is not None:
                 groups += 1
-                captures[block.value] = groups
-                pieces.append(")" if is_open else "")
-                is_open = True
-                pieces.append("(?>")
-                follows = blocks[index + 1] if index + 1 < len(blocks) else ()
-                # Up to a slash there is one way only.
-                at_slash = not isinstance(follows, Element) and follows and follows[0].value.startswith("/")
-                pieces.append("([^/]+)" if at_slash else "([^/]+?)")
-            else:
-                before, run, behind = _split_run(block)
-                pieces += [_pattern_of(element) for element in before]
-                if run:
-                    groups += 1
-                    stamp_groups.append(groups)
-                    runs.append(_Run.of(run))
-                    pieces.append(f"({''.join(_pattern_of(element) for element in run)})")
-                pieces += [_pattern_of(element) for element in behind]
-        pieces.append(")" if is_open else "")
+                pieces.append(")" if captures else "")
+                captures[capture.value] = groups
+                # Up to a slash there is one way only, which the greedy expression finds faster.
+                is_lazy = not text[0].value.startswith("/")
+                pieces.append(f"(?>([^/]+{'?' if is_lazy else ''})")
+            before, run, behind = _split_run(text)
+            pieces += [_pattern_of(element) for element in before]
+            if run:
+                groups += 1
+                stamp_groups.append(groups)
+                runs.append(_Run.of(run))
+                pieces.append(f"({''.join(_pattern_of(element) for element in run)})")
+            pieces += [_pattern_of(element) for element in behind]
+        pieces.append(")" if captures else "")
         return cls("".join(pieces), tuple(runs), tuple(stamp_groups), tuple(captures.values()))
 
 
-_Block = Element | tuple[Element, ...]
-
-
-def _blocks(elements: Sequence[Element]) -> list[_Block]:
-    """The captures, and the literals and directives between two of them as tuples."""
-    blocks: list[_Block] = []
+def _parts(elements: Sequence[Element]) -> list[tuple[Element | None, tuple[Element, ...]]]:
+    """Each capture with the literals and directives up to the next one; first those before all captures."""
+    parts: list[tuple[Element | None, tuple[Element, ...]]] = [(None, ())]
     for element in elements:
         if element.kind == CAPTURE:
-            blocks.append(element)
-        elif blocks and not isinstance(blocks[-1], Element):
-            blocks[-1] = (*blocks[-1], element)
+            parts.append((element, ()))
         else:
-            blocks.append((element,))
-    return blocks
+            capture, text = parts[-1]
+            parts[-1] = (capture, (*text, element))
+    return parts
 
 
-def _split_run(block: tuple[Element, ...]) -> tuple[tuple[Element, ...], ...]:
-    """The elements before the first directive, up to the last one, and behind it."""
-    directives = [index for index, element in enumerate(block) if element.kind == DIRECTIVE]
-    first, end = (directives[0], directives[-1] + 1) if directives else (len(block), len(block))
-    return block[:first], block[first:end], block[end:]
+def _split_run(text: tuple[Element, ...]) -> tuple[tuple[Element, ...], ...]:
+    """The elements before the first directive, from there up to the last one, and behind it."""
+    directives = [index for index, element in enumerate(text) if element.kind == DIRECTIVE]
+    first, end = (directives[0], directives[-1] + 1) if directives else (len(text), len(text))
+    return text[:first], text[first:end], text[end:]
 
 
 def _pattern_of(element: Element) -> str:

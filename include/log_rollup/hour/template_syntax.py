@@ -38,6 +38,8 @@ _NAME = re.compile(r"[a-z_][a-z0-9_]*")
 _TOKEN = re.compile(r"%%|%[YymdHj]|\{\{|\}\}|\{[a-z_][a-z0-9_]*\}|[^%{}]+")
 # Directives of strftime for a time within the hour.
 _WITHIN_HOUR = ("%M", "%S", "%f")
+# What other directives of strftime are likely to mean.
+_NEAR = {"%I": "%H", "%k": "%H", "%h": "%H", "%e": "%d", "%D": "%d", "%F": "%Y-%m-%d", "%G": "%Y"}
 
 
 class TemplateError(ValueError):
@@ -96,12 +98,19 @@ def parse(text: str, aggregated: bool) -> tuple[str, str, tuple[Element, ...]]:
 
 
 def _first_correct(texts: Sequence[str], aggregated: bool) -> str:
-    for text in texts:
+    """The first text that is correct once its other faults are fixed too; an example if there is none."""
+    return _corrected(texts, aggregated, 4) or (_AGGREGATED_EXAMPLE if aggregated else _RAW_EXAMPLE)
+
+
+def _corrected(texts: Sequence[str], aggregated: bool, tries: int) -> str | None:
+    for text in texts if tries else ():
         try:
             return _read(text, aggregated)[0]
-        except _FaultError:
-            continue
-    return _AGGREGATED_EXAMPLE if aggregated else _RAW_EXAMPLE
+        except _FaultError as fault:
+            corrected = _corrected(fault.fixes, aggregated, tries - 1)
+            if corrected:
+                return corrected
+    return None
 
 
 def _read(text: str, aggregated: bool) -> tuple[str, str, tuple[Element, ...]]:
@@ -186,7 +195,8 @@ def _bad_token(text: str, position: int) -> _FaultError:
                 before,
             )
         if directive[1:].isalnum():
-            return _FaultError(f"has an unknown directive {directive}; {known}", position, doubled)
+            fixes = [f"{before}{_NEAR[directive]}{behind[1:]}"] if directive in _NEAR else []
+            return _FaultError(f"has an unknown directive {directive}; {known}", position, *fixes, doubled)
         return _FaultError(f"has a percent sign without a directive; {known}", position, doubled)
     if sign == "}":
         return _FaultError("has a } without a {; write }} for a brace", position, doubled)
