@@ -16,6 +16,8 @@ _TOTALS: Mapping[str, str] = {
     "left_out.hidden": "Number of objects left out because a segment of their name begins with `_` or `.`",
     "left_out.placeholders": "Number of objects left out because they are empty folder placeholders",
     "left_out.markers": "Number of objects left out because they are the producer's `ready_object`",
+    "left_out.excluded": "Number of objects left out because of the stream's `include` or `exclude`",
+    "left_out.unjoinable": "Number of containers left out because the stream has `unjoinable: skip`",
     "verified.parts": "Number of parts by kind of proof",
     "verified.objects": "Number of raw objects by kind of proof",
     "foreign": "Number of objects next to the parts that no record of the hour names; they are not touched",

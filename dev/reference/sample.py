@@ -7,7 +7,8 @@ from typing import Any
 from include.log_rollup.hour import manifest as manifests
 from include.log_rollup.hour import records
 from include.log_rollup.hour.layout import format_hour
-from include.log_rollup.hour.plan import LeftOut, make_plan
+from include.log_rollup.hour.plan import make_plan
+from include.log_rollup.hour.selection import LeftOut
 from include.log_rollup.steps import complete_hour
 from include.log_rollup.storage.protocol import Location, ObjectInfo
 from include.log_rollup.streams import Stream

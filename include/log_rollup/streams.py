@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,6 +28,7 @@ from include.log_rollup import limits
 from include.log_rollup.errors import ConfigurationError
 from include.log_rollup.hour.layout import HourPaths, check_hour, floor_hour
 from include.log_rollup.hour.plan import WriteOptions
+from include.log_rollup.hour.selection import InputRules, Unjoinable
 from include.log_rollup.storage.protocol import Location
 from include.log_rollup.units import GIB, MIB, Duration, Size, format_size
 
@@ -161,6 +162,14 @@ def _fits_a_uri(aggregated: Location) -> None:
             )
 
 
+Pattern = Annotated[str, Field(min_length=1)]
+
+
+def _parse_patterns(patterns: Any) -> Any:
+    """Accept a single pattern without a list."""
+    return (patterns,) if isinstance(patterns, str) else patterns
+
+
 @dataclass(frozen=True, slots=True)
 class Notifier:
     """An entry of ``notify``: the class of an Airflow notifier, and its arguments."""
@@ -248,6 +257,15 @@ class Stream(BaseModel):
     ready_object: Annotated[str, Field(min_length=1)] | None = None
     """Name, below the hour's folder, of the object that the producer writes last. If given, only its presence
     settles the hour. The old name of this key, `marker`, is still accepted."""
+    include: Annotated[tuple[Pattern, ...], BeforeValidator(_parse_patterns)] = ()
+    """Patterns of the names, below the hour's folder, of the objects to pack; by default all. `*` stands for any
+    characters, also `/`; `?` for one; `[abc]` for one of several. The others are counted in `left_out`."""
+    exclude: Annotated[tuple[Pattern, ...], BeforeValidator(_parse_patterns)] = ()
+    """Patterns of the names of objects to leave out, also of those that `include` matches."""
+    unjoinable: Unjoinable = "stop"
+    """What happens to containers, which cannot be joined end to end (`.parquet`, `.orc`, `.avro`, `.zip`, `.7z`):
+    `stop` fails the hour, `skip` leaves them out and counts them in `left_out`, `copy` gives each a part of its
+    own."""
     allow_empty: bool = False
     """Whether an hour without objects is completed, without parts, instead of failing."""
     ensure_newline: bool = False
@@ -293,6 +311,11 @@ class Stream(BaseModel):
         if self.deadline is not None and not self.notify:
             raise ValueError("deadline: no notifier would report it; give 'notify' too")
         return self
+
+    @cached_property
+    def input_rules(self) -> InputRules:
+        """Which objects of a raw hour are its input."""
+        return InputRules(self.ready_object, self.include, self.exclude, self.unjoinable)
 
     @property
     def write_options(self) -> WriteOptions:

@@ -11,7 +11,8 @@ from typing import Any, Self
 from awscrt.checksums import crc64nvme
 
 from include.log_rollup.hour.manifest import HourTotals
-from include.log_rollup.hour.plan import content_id_of, make_plan, select
+from include.log_rollup.hour.plan import content_id_of, make_plan
+from include.log_rollup.hour.selection import select
 from include.log_rollup.monitor import Peaks
 from include.log_rollup.steps.complete_hour import complete_hour
 from include.log_rollup.steps.pack_shard import pack_shard
@@ -268,7 +269,7 @@ def assert_not_complete(store: FakeStore) -> None:
 def content_of_plan(store: FakeStore, stream: Stream) -> str:
     """The content id of a plan of the raw hour as it is."""
     listed = [ObjectInfo(key, len(store.body(key)), store.stored(key).etag) for key in store.listing(RAW)]
-    chosen, left_out = select(listed, RAW, stream.ready_object)
+    chosen, left_out = select(listed, RAW, stream.input_rules)
     return make_plan(chosen, left_out, stream.part_size, stream.write_options).content_id
 
 

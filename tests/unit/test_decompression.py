@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from include.log_rollup import decompression
 from include.log_rollup.decompression import COMPRESSED_ENCODINGS, find_damage
-from include.log_rollup.hour.plan import ENCODINGS
+from include.log_rollup.hour.selection import ENCODINGS
 from include.log_rollup.units import MIB
 
 CUT_OFF = "it is cut off before the end of the last frame"

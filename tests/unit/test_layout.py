@@ -21,7 +21,7 @@ from include.log_rollup.hour.layout import (
     planned_name,
     split_name,
 )
-from include.log_rollup.hour.plan import ENCODINGS, OPAQUE
+from include.log_rollup.hour.selection import ENCODINGS, OPAQUE
 from include.log_rollup.storage.protocol import Location
 from tests.support.hour_in_memory import WORK, make_stream
 from tests.support.raw_hours import AGGREGATED, HOUR, RAW

@@ -19,8 +19,9 @@ from include.log_rollup.errors import (
     ThrottledError,
     TransientError,
 )
-from include.log_rollup.hour.plan import PlannedPart, WriteOptions, make_plan, select
+from include.log_rollup.hour.plan import PlannedPart, WriteOptions, make_plan
 from include.log_rollup.hour.records import PackedPart
+from include.log_rollup.hour.selection import InputRules, select
 from include.log_rollup.steps.packer import OwnershipCheck, PackSettings, ShardPacker
 from include.log_rollup.steps.part_buffers import WrittenPart
 from include.log_rollup.storage.protocol import Location, ObjectInfo
@@ -57,7 +58,7 @@ class Packing:
         produce(store, hour, **store_options)
         self.store = store
         listed = [ObjectInfo(key, len(store.body(key)), store.stored(key).etag) for key in store.listing(RAW)]
-        chosen, left_out = select(listed, RAW, None)
+        chosen, left_out = select(listed, RAW, InputRules())
         options = WriteOptions(ensure_newline=separators)
         self.planned = make_plan(chosen, left_out, part_size, options).parts
         self.written: list[PackedPart] = []

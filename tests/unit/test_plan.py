@@ -15,20 +15,17 @@ from include.log_rollup.hour.layout import part_index, planned_name
 from include.log_rollup.hour.plan import (
     COPIES_PER_SHARD,
     OBJECTS_PER_SHARD,
-    OPAQUE,
-    LeftOut,
     ObjectDigests,
     Plan,
     PlannedPart,
     ShardRef,
     WriteOptions,
-    encoding_of,
     make_plan,
     make_shards,
-    select,
     shard_refs,
     split_part,
 )
+from include.log_rollup.hour.selection import OPAQUE, InputRules, LeftOut, encoding_of, select
 from include.log_rollup.storage.listing import list_all, list_by_token
 from include.log_rollup.storage.protocol import ListPage, Location, ObjectInfo
 from tests.support import hour_in_memory
@@ -52,7 +49,7 @@ def plan_of(
     **names: Any,
 ) -> Plan:
     # Listings are in key order.
-    chosen, left_out = select(sorted(listed), RAW, None)
+    chosen, left_out = select(sorted(listed), RAW, InputRules())
     return make_plan(chosen, left_out, part_size, WriteOptions(separators, storage_class), **names)
 
 
@@ -137,7 +134,7 @@ def test_key_order_is_by_utf8_bytes_not_utf16() -> None:
     for name in ("\U0001f600", "\uff5e", "z", "a/b", "a b", "A"):
         store.produce(RAW + name, b"0123456789")
     for listed in (list_all, list_by_token):
-        chosen, left_out = select(listed(store, Location("logs", RAW)), RAW, None)
+        chosen, left_out = select(listed(store, Location("logs", RAW)), RAW, InputRules())
         plan = make_plan(chosen, left_out, 64, WriteOptions())
         assert [item.key.removeprefix(RAW) for item in plan.parts[0].objects] == [
             "A", "a b", "a/b", "z", "\uff5e", "\U0001f600",
@@ -174,7 +171,7 @@ def test_container_is_refused_with_its_key_and_the_fix(ending: str) -> None:
     with pytest.raises(UnsupportedInputError, match="cannot be joined") as caught:
         plan_of([info("a.log"), info(f"b{ending}")])
     assert f"{RAW}b{ending}" in str(caught.value)
-    assert "begins with '_'" in str(caught.value)
+    assert "'unjoinable: skip'" in str(caught.value)
 
 
 def test_hidden_container_does_not_matter() -> None:
@@ -197,13 +194,13 @@ def test_hidden_placeholder_and_ready_objects_are_left_out() -> None:
         info("b_c.d/e.log", 0),
         info("folder-with-bytes/"),
     ]
-    chosen, left_out = select(listed, RAW, "done")
+    chosen, left_out = select(listed, RAW, InputRules("done"))
     assert [item.key.removeprefix(RAW) for item in chosen] == ["a.log", "b_c.d/e.log", "folder-with-bytes/"]
     assert left_out == LeftOut(hidden=4, placeholders=2, markers=1)
 
 
 def test_hidden_ready_object_counts_as_ready_object() -> None:
-    chosen, left_out = select([info("_DONE"), info("_DONE2")], RAW, "_DONE")
+    chosen, left_out = select([info("_DONE"), info("_DONE2")], RAW, InputRules("_DONE"))
     assert not chosen
     assert left_out == LeftOut(hidden=1, markers=1)
 
@@ -211,7 +208,7 @@ def test_hidden_ready_object_counts_as_ready_object() -> None:
 @given(raw_hours)
 def test_every_object_is_chosen_or_counted_as_left_out(hour: dict[str, bytes]) -> None:
     listed = [info(name, len(body)) for name, body in hour.items()]
-    chosen, left_out = select(listed, RAW, None)
+    chosen, left_out = select(listed, RAW, InputRules())
     assert len(chosen) + left_out.hidden + left_out.placeholders + left_out.markers == len(hour)
     assert {item.key for item in chosen} <= {RAW + name for name in hour}
 
@@ -229,7 +226,7 @@ def test_listing_in_any_order_gives_the_same_plan(
         shuffler.shuffle(names)
         for name in names:
             store.produce(RAW + name, hour[name])
-        chosen, left_out = select(list_by_token(store, Location("logs", RAW), page_size), RAW, None)
+        chosen, left_out = select(list_by_token(store, Location("logs", RAW), page_size), RAW, InputRules())
         plans.append(make_plan(chosen, left_out, 20, WriteOptions()))
     assert plans[0] == plans[1]
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from include.log_rollup.errors import UnsupportedInputError
-from include.log_rollup.hour.plan import LeftOut, ObjectDigests, WriteOptions, make_plan, select
+from include.log_rollup.hour.plan import ObjectDigests, WriteOptions, make_plan
 from include.log_rollup.hour.raw_digest import digest_raw
+from include.log_rollup.hour.selection import InputRules, LeftOut, select
 from include.log_rollup.storage.protocol import ObjectInfo
 from tests.support.fake_store import FakeStore, OddLister
 from tests.support.hour_in_memory import make_stream, produce
@@ -21,7 +21,7 @@ PATHS = STREAM.at(HOUR)
 
 def planned_digests(store: FakeStore) -> dict[str, str]:
     listed = [ObjectInfo(key, len(store.body(key)), store.stored(key).etag) for key in store.listing(RAW)]
-    chosen, left_out = select(listed, RAW, None)
+    chosen, left_out = select(listed, RAW, InputRules())
     return dict(make_plan(chosen, left_out, 64, WriteOptions()).digests)
 
 
@@ -40,7 +40,7 @@ def test_digest_equals_the_plans_in_any_order(hour: dict[str, bytes], page_size:
     for order in orders:
         store = OddLister(page_size=page_size, order=order)
         produce(store, hour)
-        found = digest_raw(store, PATHS, None, expected)
+        found = digest_raw(store, PATHS, InputRules(), expected)
         assert found.digests == wanted
         assert found.objects + found.left_out.hidden + found.left_out.placeholders == len(hour)
 
@@ -48,13 +48,13 @@ def test_digest_equals_the_plans_in_any_order(hour: dict[str, bytes], page_size:
 def test_any_change_changes_the_digest() -> None:
     store = FakeStore()
     produce(store, {"a.log": b"a", "b.gz": b"b", "c.log": b""})
-    before = digest_raw(store, PATHS, None, 3)
+    before = digest_raw(store, PATHS, InputRules(), 3)
     for change in ({"d.log": b""}, {"a.log": b"A"}, {"c.log": b"c"}, {"b.gz": b"bb"}):
         other = store.fork()
         produce(other, change)
-        assert digest_raw(other, PATHS, None, 3).digests != before.digests
+        assert digest_raw(other, PATHS, InputRules(), 3).digests != before.digests
     produce(store, {"_hidden": b"x", "folder/": b""})
-    after = digest_raw(store, PATHS, None, 3)
+    after = digest_raw(store, PATHS, InputRules(), 3)
     assert after.digests == before.digests
     assert after.left_out == LeftOut(hidden=1, placeholders=1)
 
@@ -63,7 +63,7 @@ def test_any_change_changes_the_digest() -> None:
 def test_page_size_differs_from_planning(objects: int, pages: int) -> None:
     store = FakeStore()
     produce(store, {f"{number:05d}": b"x" for number in range(objects)})
-    assert digest_raw(store, PATHS, None, objects).objects == objects
+    assert digest_raw(store, PATHS, InputRules(), objects).objects == objects
     assert [each.kind for each in store.log] == ["LIST"] * pages
 
 
@@ -81,19 +81,18 @@ def test_only_one_page_is_kept_of_ordered_rows() -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("include.log_rollup.hour.raw_digest.ObjectDigests", Counting)
-        digest_raw(store, PATHS, None, 3000)
+        digest_raw(store, PATHS, InputRules(), 3000)
     assert sizes == [1000, 1000, 1000]
 
 
 def test_ready_object_is_left_out() -> None:
     store = FakeStore()
     produce(store, {"a.log": b"a", "DONE": b""})
-    found = digest_raw(store, PATHS, "DONE", 2)
+    found = digest_raw(store, PATHS, InputRules("DONE"), 2)
     assert (found.objects, found.left_out.markers) == (1, 1)
 
 
-def test_container_is_named() -> None:
+def test_container_is_a_raw_object_like_any_other() -> None:
     store = FakeStore()
     produce(store, {"a.log": b"a", "b.orc": b""})
-    with pytest.raises(UnsupportedInputError, match=r"b\.orc"):
-        digest_raw(store, PATHS, None, 2)
+    assert set(digest_raw(store, PATHS, InputRules(), 2).digests) == {"", ".orc"}

@@ -28,7 +28,7 @@ from include.log_rollup.hour.manifest import (
     read_manifest,
     read_manifest_header,
 )
-from include.log_rollup.hour.plan import LeftOut, PlannedPart, ShardRef
+from include.log_rollup.hour.plan import PlannedPart, ShardRef
 from include.log_rollup.hour.records import (
     PROVEN_BY_READING,
     PROVEN_BY_STORE,
@@ -45,6 +45,7 @@ from include.log_rollup.hour.records import (
     packed_row_json,
     parse_claim,
 )
+from include.log_rollup.hour.selection import LeftOut
 from include.log_rollup.storage.protocol import Location, ObjectInfo
 from tests.support.fake_store import FakeStore
 from tests.support.raw_hours import RAW

@@ -23,8 +23,9 @@ from include.log_rollup.hour.gzip_json import (
     unzip_lines,
     zip_text,
 )
-from include.log_rollup.hour.plan import LeftOut, PlannedPart
+from include.log_rollup.hour.plan import PlannedPart
 from include.log_rollup.hour.records import Measured, PackedObject, PackedPart, crc_text, parse_crc
+from include.log_rollup.hour.selection import LeftOut
 from include.log_rollup.storage.protocol import Location, ObjectInfo, ObjectStore
 from include.log_rollup.units import KIB, MIB
 

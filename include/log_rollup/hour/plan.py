@@ -8,6 +8,7 @@ from itertools import count, pairwise
 
 from include.log_rollup.errors import ListingError, UnsupportedInputError
 from include.log_rollup.hour.layout import part_name, part_name_of_format_1, split_name
+from include.log_rollup.hour.selection import NOT_JOINABLE, PLAIN, LeftOut, Unjoinable, encoding_of
 from include.log_rollup.storage.protocol import ObjectInfo
 from include.log_rollup.units import format_size
 
@@ -17,21 +18,6 @@ PLAN_FORMAT = 2
 # Increase it when the same raw objects and options give other bytes.
 FINGERPRINT_FORMAT = 1
 
-PLAIN = ""
-# Formats in which concatenated files are a valid file with the concatenated contents.
-ENCODINGS = (".gz", ".zst", ".bz2", ".xz", ".lz4")
-# Containers: of concatenated files, a reader would see only the first or the last.
-NOT_JOINABLE = (".zip", ".7z", ".parquet", ".orc", ".avro")
-# Endings of files that are not text. They never share a part with text and get no newline. Concatenated, some of
-# them can only be separated by the offsets in the manifest.
-OPAQUE = frozenset(
-    (
-        *(".snappy", ".sz", ".zz", ".zlib", ".deflate", ".br", ".z", ".lzo", ".lzma", ".lz", ".lzf", ".bz"),
-        *(".gzip", ".zstd", ".tgz", ".tbz", ".tbz2", ".txz", ".tzst", ".tar", ".rar", ".xlsx", ".jar"),
-        *(".arrow", ".arrows", ".feather", ".pb", ".protobuf", ".msgpack", ".cbor", ".bson", ".avsc", ".rdb"),
-        *(".pcap", ".pcapng", ".evtx", ".gpg", ".pgp", ".age", ".enc", ".bin", ".db", ".sqlite"),
-    )
-)
 # A copy costs a task one request and the wait for it, so copies are spread over shards by their number.
 COPIES_PER_SHARD = 64
 # The files of a shard are read into memory, so tiny objects are spread over shards by their number.
@@ -77,20 +63,6 @@ class PlannedPart:
     fingerprint: str
     objects: tuple[ObjectInfo, ...]
     split_of: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class LeftOut:
-    """Number of listed objects that are not input.
-
-    :param hidden: a step of the name begins with ``_`` or ``.``
-    :param placeholders: empty objects for folders
-    :param markers: the ready object
-    """
-
-    hidden: int = 0
-    placeholders: int = 0
-    markers: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,89 +144,21 @@ def _row_text(row: ObjectInfo) -> str:
     return f"{len(row.key)} {row.key} {row.size} {row.etag}\n"
 
 
-def encoding_of(key: str) -> str:
-    """The encoding of an object by its name: ``.gz``, ``.zst``, … or empty for plain text.
-
-    The encoding of a known binary format (:data:`OPAQUE`) is its ending.
-
-    :raises UnsupportedInputError: for containers, which cannot be concatenated
-    """
-    ending = key[key.rfind(".") :].lower()
-    if ending in ENCODINGS or ending in OPAQUE:
-        return ending
-    if ending in NOT_JOINABLE:
-        raise UnsupportedInputError(
-            f"{key}: {ending} files cannot be joined end to end; move the object out of the raw prefix, or give "
-            f"it a name that begins with '_' to have it left out"
-        )
-    return PLAIN
-
-
-class InputFilter:
-    """Selects the input among the listed objects of an hour, and counts the others.
-
-    :param prefix: raw prefix of the hour
-    :param ready_object: name below it; None if the stream has none
-    """
-
-    def __init__(self, prefix: str, ready_object: str | None) -> None:
-        self._start = len(prefix)
-        self._ready_object = ready_object
-        self._hidden = self._placeholders = self._ready_objects = 0
-
-    def keep(self, rows: Iterable[ObjectInfo]) -> list[ObjectInfo]:
-        """The input among some listed objects; see :class:`LeftOut` for the others."""
-        kept: list[ObjectInfo] = []
-        for item in rows:
-            name = item.key[self._start :]
-            if name == self._ready_object:
-                self._ready_objects += 1
-            elif is_hidden(name):
-                self._hidden += 1
-            elif item.size == 0 and (name.endswith("/") or not name):
-                self._placeholders += 1
-            else:
-                kept.append(item)
-        return kept
-
-    @property
-    def left_out(self) -> LeftOut:
-        """Number of objects that were left out so far."""
-        return LeftOut(self._hidden, self._placeholders, self._ready_objects)
-
-
-def select(
-    listed: Sequence[ObjectInfo], prefix: str, ready_object: str | None
-) -> tuple[Sequence[ObjectInfo], LeftOut]:
-    """The input of an hour, and the number of objects that were left out.
-
-    :param listed: in key order
-    :param prefix: raw prefix of the hour
-    :param ready_object: name below it; None if the stream has none
-    """
-    input_filter = InputFilter(prefix, ready_object)
-    chosen = input_filter.keep(listed)
-    return listed if len(chosen) == len(listed) else chosen, input_filter.left_out
-
-
-def is_hidden(name: str) -> bool:
-    """Whether Spark, Hive, Athena and Trino ignore an object with this relative name."""
-    return name.startswith(("_", ".")) or "/_" in name or "/." in name
-
-
 def make_plan(
     chosen: Sequence[ObjectInfo],
     left_out: LeftOut,
     part_size: int,
     options: WriteOptions,
     *,
+    unjoinable: Unjoinable = "stop",
     kept_names: Mapping[tuple[int, str], str] | None = None,
     taken: Container[str] = (),
 ) -> Plan:
-    """Fill parts in key order, separately for each encoding.
+    """Fill parts in key order, separately for each encoding. A container gets a part of its own.
 
     :param chosen: the input in key order
     :param part_size: maximum size of a part, in bytes; a larger object becomes a part of its own
+    :param unjoinable: "stop" refuses containers
     :param kept_names: names of existing parts, by index and fingerprint
     :param taken: names that no part may get: of foreign objects, and of parts under removal
     :raises ListingError: if a key is listed twice
@@ -262,6 +166,8 @@ def make_plan(
     """
     _refuse_duplicates(chosen)
     encodings = {encoding_of(item.key) for item in chosen}
+    if unjoinable == "stop" and not encodings.isdisjoint(NOT_JOINABLE):
+        _refuse_unjoinable(chosen)
     digests = ObjectDigests()
     parts: list[PlannedPart] = []
     default_names = True
@@ -271,7 +177,7 @@ def make_plan(
         # Don't copy a list of a million objects if there is only one encoding.
         one_encoding = len(encodings) == 1
         items = chosen if one_encoding else [item for item in chosen if encoding_of(item.key) == encoding]
-        for members, copied in _fill(items, part_size, room):
+        for members, copied in _fill(items, part_size, room, alone=encoding in NOT_JOINABLE):
             index = len(parts)
             text = "".join(map(_row_text, members))
             digests.add_text(encoding, text)
@@ -311,6 +217,15 @@ def _refuse_duplicates(chosen: Sequence[ObjectInfo]) -> None:
             )
 
 
+def _refuse_unjoinable(chosen: Sequence[ObjectInfo]) -> None:
+    key = next(item.key for item in chosen if encoding_of(item.key) in NOT_JOINABLE)
+    raise UnsupportedInputError(
+        f"{key}: {encoding_of(key)} files cannot be joined end to end. Set 'unjoinable: copy' for the stream to "
+        f"give each of them a part of its own, or 'unjoinable: skip' to leave them out; or move the object out of "
+        f"the raw prefix"
+    )
+
+
 def _fingerprint(options: WriteOptions, encoding: str, copied: bool, rows_text: str) -> str:
     text = options.describe(encoding, copied) + rows_text
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
@@ -346,15 +261,18 @@ def split_part(
 
 
 def _fill(
-    items: Sequence[ObjectInfo], part_size: int, newline_room: int
+    items: Sequence[ObjectInfo], part_size: int, newline_room: int, *, alone: bool = False
 ) -> Iterator[tuple[Sequence[ObjectInfo], bool]]:
-    """The objects of each part, and whether S3 copies it."""
+    """The objects of each part, and whether S3 copies it.
+
+    :param alone: whether each object gets a part of its own
+    """
     members: list[ObjectInfo] = []
     used = 0
     for item in items:
         # An empty object gets no newline.
         room = item.size + newline_room if item.size else 0
-        if used + room > part_size and members:
+        if members and (alone or used + room > part_size):
             yield members, False
             members, used = [], 0
         if room > part_size:

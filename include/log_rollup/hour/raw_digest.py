@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from include.log_rollup.hour.layout import HourPaths
-from include.log_rollup.hour.plan import InputFilter, LeftOut, ObjectDigests
+from include.log_rollup.hour.plan import ObjectDigests
+from include.log_rollup.hour.selection import InputFilter, InputRules, LeftOut
 from include.log_rollup.storage.listing import PAGE_SIZE, fill_rows, increasing, list_by_token, pages_by_token
 from include.log_rollup.storage.protocol import ObjectStore
 
@@ -22,27 +23,25 @@ class RawDigest:
     left_out: LeftOut
 
 
-def digest_raw(store: ObjectStore, paths: HourPaths, ready_object: str | None, expected: int) -> RawDigest:
+def digest_raw(store: ObjectStore, paths: HourPaths, rules: InputRules, expected: int) -> RawDigest:
     """List the raw hour by continuation token and digest its input.
 
     Planning lists by ranges of keys, in pages of 1,000. Here the pages are smaller if there are few objects, so
     that there are at least two: a server that is wrong in one way of listing is found out by the other.
 
-    :param ready_object: name below the raw hour; None if the stream has none
     :param expected: probable number of objects
     :raises ListingError: if the store's listing contradicts itself
-    :raises UnsupportedInputError: if an object cannot be joined end to end
     :raises RollupError: as the store raises
     """
     page_size = max(1, min(PAGE_SIZE, expected // 2 + 1))
-    chosen = InputFilter(paths.raw.key, ready_object)
+    chosen = InputFilter(paths.raw.key, rules)
     digests = ObjectDigests()
     last = ""
     objects = 0
     for page in pages_by_token(store, paths.raw, page_size):
         rows = list(page.objects)
         if not increasing(last, rows):
-            return _digest_unordered(store, paths, ready_object, page_size)
+            return _digest_unordered(store, paths, rules, page_size)
         last = rows[-1].key if rows else last
         kept = chosen.keep(fill_rows(store, paths.raw.bucket, list(rows)))
         objects += len(kept)
@@ -50,11 +49,9 @@ def digest_raw(store: ObjectStore, paths: HourPaths, ready_object: str | None, e
     return RawDigest(objects, digests.result(), chosen.left_out)
 
 
-def _digest_unordered(
-    store: ObjectStore, paths: HourPaths, ready_object: str | None, page_size: int
-) -> RawDigest:
+def _digest_unordered(store: ObjectStore, paths: HourPaths, rules: InputRules, page_size: int) -> RawDigest:
     """For servers that don't list in key order: all rows are sorted in memory."""
-    chosen = InputFilter(paths.raw.key, ready_object)
+    chosen = InputFilter(paths.raw.key, rules)
     digests = ObjectDigests()
     kept = chosen.keep(list_by_token(store, paths.raw, page_size))
     digests.add(kept)

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 from include.log_rollup import crc
 from include.log_rollup.errors import TooLargeError
 from include.log_rollup.hour.gzip_json import DAMAGED_ERRORS, to_json, unzip, zip_text
-from include.log_rollup.hour.plan import PLAN_FORMAT, LeftOut, PlannedPart, ShardRef
+from include.log_rollup.hour.plan import PLAN_FORMAT, PlannedPart, ShardRef
+from include.log_rollup.hour.selection import LeftOut
 from include.log_rollup.storage.protocol import Location, ObjectInfo, ObjectStore
 from include.log_rollup.units import MIB
 

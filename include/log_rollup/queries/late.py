@@ -9,8 +9,9 @@ from include.log_rollup.errors import ProofError, UnsupportedInputError
 from include.log_rollup.hour.changes import Changes, compare
 from include.log_rollup.hour.layout import floor_hour, format_hour, hours_between
 from include.log_rollup.hour.manifest import open_manifest
-from include.log_rollup.hour.plan import content_id_of, make_plan, select
+from include.log_rollup.hour.plan import content_id_of, make_plan
 from include.log_rollup.hour.records import Records
+from include.log_rollup.hour.selection import select
 from include.log_rollup.storage.listing import list_all
 from include.log_rollup.storage.protocol import ObjectStore
 from include.log_rollup.streams import Stream
@@ -90,9 +91,11 @@ def _changes(store: ObjectStore, stream: Stream, hour: datetime) -> Changes | No
     marker = Records(store).read_marker(paths.marker)
     if marker is None:
         return None
-    chosen, left_out = select(list_all(store, paths.raw), paths.raw.key, stream.ready_object)
+    chosen, left_out = select(list_all(store, paths.raw), paths.raw.key, stream.input_rules)
     try:
-        plan = make_plan(chosen, left_out, stream.part_size, stream.write_options)
+        plan = make_plan(
+            chosen, left_out, stream.part_size, stream.write_options, unjoinable=stream.unjoinable
+        )
         if marker.content and plan.content_id == content_id_of(marker.content.plan_id):
             return Changes((), (), ())
     except UnsupportedInputError:

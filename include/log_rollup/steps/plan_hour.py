@@ -10,7 +10,6 @@ from include.log_rollup import limits
 from include.log_rollup.errors import EmptyHourError, TransientError
 from include.log_rollup.hour.layout import format_hour
 from include.log_rollup.hour.plan import (
-    LeftOut,
     Plan,
     PlannedPart,
     ShardRef,
@@ -18,11 +17,11 @@ from include.log_rollup.hour.plan import (
     make_plan,
     make_shards,
     new_plan_id,
-    select,
     shard_refs,
 )
 from include.log_rollup.hour.raw_digest import digest_raw
 from include.log_rollup.hour.records import Claim, Measured, PlanSummary, ShardPlan
+from include.log_rollup.hour.selection import LeftOut, select
 from include.log_rollup.hour.state import HourState
 from include.log_rollup.hour.survey import (
     HourChangedError,
@@ -209,7 +208,7 @@ class _Planner:
             return assessment
         # The same plan was not completed before. Maybe validation lists the hour differently, page by page; more
         # servers are right that way.
-        digest = digest_raw(self._store, self._state.paths, self._stream.ready_object, len(listed))
+        digest = digest_raw(self._store, self._state.paths, self._stream.input_rules, len(listed))
         if digest.digests == assessment.plan.digests:
             return assessment
         raw = self._state.paths.raw
@@ -217,7 +216,7 @@ class _Planner:
         return self._assess_listing(list_by_token(self._store, raw), claim)
 
     def _assess_listing(self, listed: Sequence[ObjectInfo], claim: Claim | None) -> _Assessment:
-        chosen, left_out = select(listed, self._state.paths.raw.key, self._stream.ready_object)
+        chosen, left_out = select(listed, self._state.paths.raw.key, self._stream.input_rules)
         survey = survey_hour(self._state)
         if not chosen and not self._stream.allow_empty:
             self._refuse_empty(survey, listed, left_out)
@@ -251,10 +250,9 @@ class _Planner:
             refuse_vanished(self._state.paths, holdings, survey.marker is not None)
         paths = self._state.paths
         raise EmptyHourError(
-            f"hour {format_hour(paths.hour)}: nothing to pack under {paths.raw} ({len(listed)} objects listed, "
-            f"{left_out.hidden} hidden, {left_out.placeholders} folder placeholders). If that is as it should "
-            f"be, set 'allow_empty: true' for the stream {self._stream.name!r}; otherwise clear the run when the "
-            f"objects are there."
+            f"hour {format_hour(paths.hour)}: nothing to pack under {paths.raw} ({len(listed)} objects listed; "
+            f"left out: {left_out}). If that is as it should be, set 'allow_empty: true' for the stream "
+            f"{self._stream.name!r}; otherwise clear the run when the objects are there."
         )
 
     def _make_plan(self, survey: Survey, chosen: Sequence[ObjectInfo], left_out: LeftOut) -> Plan:
@@ -263,13 +261,13 @@ class _Planner:
             left_out,
             self._stream.part_size,
             self._stream.write_options,
+            unjoinable=self._stream.unjoinable,
             kept_names=survey.kept_names(),
             taken=survey.names_not_to_use(),
         )
         log.info(
-            "plan %s: %d objects, %s -> %d parts (left out: %d hidden, %d placeholders, %d ready objects)",
-            plan.content_id, plan.objects, format_size(plan.bytes_in), len(plan.parts),
-            left_out.hidden, left_out.placeholders, left_out.markers,
+            "plan %s: %d objects, %s -> %d parts (left out: %s)",
+            plan.content_id, plan.objects, format_size(plan.bytes_in), len(plan.parts), left_out,
         )  # fmt: skip
         return plan
 

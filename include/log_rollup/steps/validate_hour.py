@@ -3,7 +3,6 @@
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
@@ -13,17 +12,17 @@ from include.log_rollup.errors import (
     InputChangedError,
     ProofError,
     SupersededError,
-    UnsupportedInputError,
     VanishedInputError,
 )
 from include.log_rollup.hour.changes import MAX_SHOWN, Changes, Comparison, first_keys
 from include.log_rollup.hour.layout import format_hour
 from include.log_rollup.hour.manifest import HourTotals, ManifestReader, ManifestWriter, Verified
-from include.log_rollup.hour.plan import LeftOut, ObjectDigests, PlannedPart, select
+from include.log_rollup.hour.plan import ObjectDigests, PlannedPart
 from include.log_rollup.hour.prover import PartProver, UnprovenPart
 from include.log_rollup.hour.raw_digest import digest_raw
 from include.log_rollup.hour.reader import Inventory
 from include.log_rollup.hour.records import Claim, Measured, PackedPart, Receipt, ShardPlan, StoredMarker
+from include.log_rollup.hour.selection import InputRules, LeftOut, select
 from include.log_rollup.hour.state import HourState
 from include.log_rollup.memory import without_collector
 from include.log_rollup.monitor import Monitor
@@ -61,7 +60,7 @@ def validate_hour(store: ObjectStore, stream: Stream, hour: datetime) -> HourTot
     """
     state = HourState(store, stream, hour)
     expected = _read_expected(state)
-    left_out = _check_raw(store, state, stream.ready_object, expected)
+    left_out = _check_raw(store, state, stream.input_rules, expected)
     found = state.inventory()
     prover = PartProver(store, stream.raw.bucket, state.paths, found.parts, expected.parts)
     proof = _Proof(prover, store.control_connections)
@@ -219,9 +218,7 @@ def _manifest_batches(manifest: ManifestReader) -> Iterator[_Batch]:
 # -- the raw hour --------------------------------------------------------------------------------------
 
 
-def _check_raw(
-    store: ObjectStore, state: HourState, ready_object: str | None, expected: _Expected
-) -> LeftOut:
+def _check_raw(store: ObjectStore, state: HourState, rules: InputRules, expected: _Expected) -> LeftOut:
     """Compare the raw hour with what was planned.
 
     :returns: what is left out of it now
@@ -229,14 +226,12 @@ def _check_raw(
     :raises VanishedInputError: if it differs, the hour is complete and raw objects have vanished
     """
     if expected.digests is not None:
-        # A new object that cannot be joined is reported below like every late one.
-        with suppress(UnsupportedInputError):
-            found = digest_raw(store, state.paths, ready_object, expected.objects)
-            if found.digests == expected.digests:
-                return found.left_out
+        found = digest_raw(store, state.paths, rules, expected.objects)
+        if found.digests == expected.digests:
+            return found.left_out
     # With all rows in memory: for a complete hour, or to name what has changed.
     raw = state.paths.raw
-    chosen, left_out = select(list_by_token(store, raw), raw.key, ready_object)
+    chosen, left_out = select(list_by_token(store, raw), raw.key, rules)
     comparison = Comparison(chosen)
     for part in expected.planned_parts():
         comparison.add(part.objects)

@@ -190,11 +190,10 @@ def plan(options: argparse.Namespace, answer: Answer) -> bool:
     if options.json:
         answer.json({"stream": stream.name, "hour": hour, **asdict(found)})
         return True
-    left_out = ", ".join(f"{count:,} {kind}" for kind, count in asdict(found.left_out).items())
     to_write = found.parts - found.parts_standing
     answer.lines(
         f"hour {hour}, plan {found.plan_id}: {found.objects:,} objects, {format_size(found.bytes_in)}",
-        f"left out: {left_out}",
+        f"left out: {found.left_out}",
         f"parts: {found.parts:,}, of which {found.parts_copied:,} copied by S3; shards: {found.shards:,}",
         f"parts that exist as planned: {found.parts_standing:,}; parts to write: {to_write:,}",
     )
