@@ -27,7 +27,7 @@ PIPELINE = "include.log_rollup."
 LAYERS = {
     "": {""},
     "storage": {"", "storage"},
-    "streams": {"", "storage.protocol", "hour.layout", "hour.plan"},
+    "streams": {"", "storage.protocol", "hour.layout", "hour.plan", "hour.selection"},
     "hour": {"", "storage", "streams", "hour"},
     "steps": {"", "storage", "streams", "hour", "steps"},
     "queries": {"", "storage", "streams", "hour", "queries"},
