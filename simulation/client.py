@@ -14,7 +14,14 @@ from include.log_rollup.errors import (
     TooLargeError,
     TransientError,
 )
-from include.log_rollup.storage.protocol import READ_LIMIT_BYTES, ListPage, Location, ObjectHead, StoredObject
+from include.log_rollup.storage.protocol import (
+    READ_LIMIT_BYTES,
+    FolderPage,
+    ListPage,
+    Location,
+    ObjectHead,
+    StoredObject,
+)
 from simulation.faults import ONCE_FATES, READ_FATES, WRITE_FATES, Fate
 from simulation.quirks import Checksums
 from simulation.scheduler import Scheduler, Task
@@ -52,15 +59,25 @@ class Client:
         return SimulatedTransfer(self._server, self._scheduler, self._task, self.max_connections - 1)
 
     def list_page(
-        self, prefix: Location, start_after: str = "", token: str | None = None, limit: int = 1000
+        self,
+        prefix: Location,
+        start_after: str = "",
+        token: str | None = None,
+        limit: int = 1000,
+        own: Callable[[str], bool] | None = None,
     ) -> ListPage:
-        """See the protocol."""
+        """See the protocol; the simulated streams have no keys of other hours below an hour's prefix."""
         return self._read(
             "LIST",
             prefix.key,
             lambda: self._server.list_page(prefix.key, start_after, token, limit),
             lambda page: f"{len(page.objects)} keys" + (", more follow" if page.truncated else ""),
         )
+
+    def list_folders(self, prefix: Location, token: str | None = None, limit: int = 1000) -> FolderPage:
+        """See the protocol; this server ignores the delimiter."""
+        page = self.list_page(prefix, token=token, limit=limit)
+        return FolderPage((), [row.key for row in page.objects], page.truncated, page.token)
 
     def head(self, target: Location) -> ObjectHead | None:
         """See the protocol."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from include.log_rollup.storage.protocol import Location
+from include.log_rollup.hour.template import AggregatedTemplate, RawTemplate
 from include.log_rollup.streams import Stream
 from simulation.quirks import UNUSABLE, Checksums, ETags, ListingFault, Order, Quirks, StartAfter
 
@@ -47,8 +47,8 @@ def draw_stream(rng: random.Random) -> Stream:
     """Draw a stream with parts of a few bytes, smaller than the streams file allows."""
     stream = Stream(
         name="app",
-        raw=Location(BUCKET, "raw/app/"),
-        aggregated=Location(BUCKET, "aggregated/app/"),
+        raw=RawTemplate.parse(f"s3://{BUCKET}/raw/app/"),
+        aggregated=AggregatedTemplate.parse(f"s3://{BUCKET}/aggregated/app/"),
         start=datetime(2026, 11, 1, tzinfo=UTC),
         max_connections=rng.choice((4, 5, 8)),
     )

@@ -9,22 +9,23 @@ from include.log_rollup.hour import records
 from include.log_rollup.hour.layout import format_hour
 from include.log_rollup.hour.plan import make_plan
 from include.log_rollup.hour.selection import LeftOut
+from include.log_rollup.hour.template import AggregatedTemplate, RawTemplate
 from include.log_rollup.steps import complete_hour
-from include.log_rollup.storage.protocol import Location, ObjectInfo
+from include.log_rollup.storage.protocol import ObjectInfo
 from include.log_rollup.streams import Stream
 
 HOUR = datetime(2026, 11, 23, 8, tzinfo=UTC)
 _STREAM = Stream(
     name="app",
-    raw=Location("application-logs", "raw/app/"),
-    aggregated=Location("application-logs", "aggregated/app/"),
+    raw=RawTemplate.parse("s3://application-logs/raw/app/"),
+    aggregated=AggregatedTemplate.parse("s3://application-logs/aggregated/app/"),
     start=HOUR,
 )
 _SIZE, _CRC = 550_000, 0xAE8B14860A799888
 
 
 def _manifest() -> manifests.Manifest:
-    key = _STREAM.at(HOUR).raw.child("web-01/0001.log").key
+    key = _STREAM.at(HOUR).key_base + "web-01/0001.log"
     item = ObjectInfo(key, _SIZE, "9e107d9d372bb6826bd81d3542a419d6")
     plan = make_plan([item], LeftOut(hidden=1), _STREAM.part_size, _STREAM.write_options)
     (planned,) = plan.parts
@@ -51,7 +52,7 @@ def marker() -> dict[str, Any]:
 
 def manifest() -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the header of ``_manifest.jsonl.gz`` and the line of a raw object."""
-    header, line = manifests.manifest_lines(_manifest(), _STREAM.at(HOUR).raw.key)
+    header, line = manifests.manifest_lines(_manifest(), _STREAM.at(HOUR).key_base)
     return header, line
 
 

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,9 +26,12 @@ from pydantic import (
 
 from include.log_rollup import limits
 from include.log_rollup.errors import ConfigurationError
-from include.log_rollup.hour.layout import HourPaths, check_hour, floor_hour
+from include.log_rollup.hour.layout import check_hour, floor_hour
+from include.log_rollup.hour.local_hours import check_zone
+from include.log_rollup.hour.paths import HourPaths
 from include.log_rollup.hour.plan import WriteOptions
 from include.log_rollup.hour.selection import InputRules, Unjoinable
+from include.log_rollup.hour.template import AggregatedTemplate, RawTemplate, check_pair
 from include.log_rollup.storage.protocol import Location
 from include.log_rollup.units import GIB, MIB, Duration, Size, format_size
 
@@ -37,12 +40,10 @@ POOL = "s3_connections"
 # Default schedule of log_rollup_late: once a day, at a time of little traffic.
 LATE_SCHEDULE = "0 5 * * *"
 
-_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 # A rough check only; Airflow reports which field is wrong.
 _CRON = re.compile(r"@[a-z]+|\S+(\s+\S+){4}")
 _CLASS = re.compile(r"([A-Za-z_]\w*\.)+[A-Za-z_]\w*")
 _NOTIFIER = "{class: airflow.providers.smtp.notifications.smtp.SmtpNotifier, to: oncall@example.com}"
-_S3_URL = re.compile(r"s3://([^/]+)/(.*)")
 _ARN = re.compile(r"s3://arn:|arn:")
 # The C parser needs a third of the time for a file of 1,000 streams.
 _YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -67,28 +68,44 @@ _OTHER_BUCKETS = {
 }
 
 
-def parse_prefix(value: Any) -> Location:
-    """Parse ``s3://bucket/prefix/``; a missing slash at the end is added.
+def _check_bucket(template: str) -> None:
+    """Refuse URLs of buckets that are not supported.
 
-    :raises ValueError: if it is not an S3 prefix, or the kind of bucket is not supported
+    :raises ValueError: if it is an ARN, or the bucket is a directory bucket or on an Outpost
     """
-    if isinstance(value, Location):
-        return value
-    if _ARN.match(str(value)):
+    if _ARN.match(template):
         raise ValueError(
-            f"{value!r} is an ARN, which is not supported; write the bucket's name, or the alias of the access "
+            f"{template!r} is an ARN, which is not supported; write the bucket's name, or the alias of the access "
             f"point, which ends in -s3alias, like s3://my-bucket/raw/app/"
         )
-    match = _S3_URL.fullmatch(str(value))
-    if not match or not _BUCKET.fullmatch(match[1]):
-        raise ValueError(f"{value!r} is not an S3 prefix; write it like s3://my-bucket/raw/app/")
-    bucket, prefix = match[1], match[2]
+    bucket = template.removeprefix("s3://").partition("/")[0]
     for suffix, kind in _OTHER_BUCKETS.items():
         if bucket.endswith(suffix):
             raise ValueError(
                 f"bucket {bucket!r} {kind}, which is not supported; use a general purpose bucket"
             )
-    return Location(bucket, prefix if prefix.endswith("/") or not prefix else prefix + "/")
+
+
+def parse_raw(value: Any, zone: str) -> RawTemplate:
+    """Parse a template of raw objects; see :mod:`include.log_rollup.hour.template`.
+
+    :param zone: IANA name of the time zone of its directives
+    :raises ValueError: if it is none, or the kind of bucket is not supported
+    """
+    if isinstance(value, RawTemplate):
+        return value
+    _check_bucket(str(value))
+    return RawTemplate.parse(str(value), zone)
+
+
+def parse_aggregated(value: Any) -> AggregatedTemplate:
+    """The same for the template of the parts."""
+    if isinstance(value, AggregatedTemplate):
+        return value
+    _check_bucket(str(value))
+    template = AggregatedTemplate.parse(str(value))
+    _fits_a_uri(template.root)
+    return template
 
 
 @dataclass(frozen=True)
@@ -215,10 +232,15 @@ class Stream(BaseModel):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,100}$"), AfterValidator(_not_reserved)]
     """Name of the stream and of its Dag, `log_rollup_<name>`. Letters, digits, `_`, `.`, `-`; not `late`."""
-    raw: Location
-    """Prefix of the raw objects. Below it each UTC hour has a folder `YYYYmmdd/HH/`, which may have subfolders."""
-    aggregated: Location
-    """Prefix of the parts, in folders of the same names. No prefix of any stream may be inside another one."""
+    raw: RawTemplate
+    """Where the raw objects are: `s3://bucket/` and a template of the beginning of their keys. `%Y %y %m %d %H %j`
+    stand for the hour, `{name}` for one step of the path, of any value. Without any of the first, `%Y%m%d/%H/` is
+    appended. What follows in a key, also subfolders, is the object's name."""
+    aggregated: AggregatedTemplate
+    """Where the parts are: a template like `raw`, in UTC. No prefix of any stream may be inside another one."""
+    timezone: str = "UTC"
+    """Time zone of the hours in the keys of the raw objects, like `Europe/Berlin`. A folder belongs to the UTC
+    hour in which it ends. Runs, parts and records are always in UTC."""
     start: Annotated[datetime, AfterValidator(_whole_hour)]
     """First hour of the schedule, with its offset from UTC. A backfill may start earlier."""
     aws_conn_id: str = "aws_default"
@@ -286,16 +308,25 @@ class Stream(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _locations(cls, values: Any) -> Any:
-        for key in ("raw", "aggregated"):
+    def _templates(cls, values: Any) -> Any:
+        zone = values.get("timezone", "UTC")
+        try:
+            check_zone(zone)
+        except ValueError as error:
+            raise ValueError(f"timezone: {error}") from None
+        parsed: dict[str, Any] = {}
+        for key, parse in (("raw", partial(parse_raw, zone=zone)), ("aggregated", parse_aggregated)):
             if key in values:
                 try:
-                    values = {**values, key: parse_prefix(values[key])}
-                    if key == "aggregated":
-                        _fits_a_uri(values[key])
+                    parsed[key] = parse(values[key])
                 except ValueError as error:
                     raise ValueError(f"{key}: {error}") from None
-        return values
+        if parsed.keys() == {"raw", "aggregated"}:
+            try:
+                check_pair(parsed["raw"], parsed["aggregated"])
+            except ValueError as error:
+                raise ValueError(f"aggregated: {error}") from None
+        return {**values, **parsed}
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> "Stream":
@@ -324,7 +355,7 @@ class Stream(BaseModel):
 
     def at(self, hour: datetime) -> HourPaths:
         """The prefixes and keys of an hour."""
-        return HourPaths(self.raw, self.aggregated, hour)
+        return HourPaths(self.raw, hour, self.aggregated)
 
 
 def streams_path() -> Path:
@@ -510,7 +541,7 @@ def _refuse_overlaps(streams: Sequence[Stream]) -> None:
     prefixes = [
         (place.bucket, place.key, number, key)
         for number, stream in enumerate(streams)
-        for key, place in (("raw", stream.raw), ("aggregated", stream.aggregated))
+        for key, place in (("raw", stream.raw.root), ("aggregated", stream.aggregated.root))
     ]
     for (bucket, outer, number, key), (other_bucket, inner, other_number, other_key) in pairwise(
         sorted(prefixes)

@@ -118,7 +118,7 @@ class CompleteHourOperator(BaseOperator):
 
     def __init__(self, *, stream: Stream, **kwargs: Any) -> None:
         self.stream = stream
-        name, uri = f"log_rollup_{stream.name}", str(stream.aggregated)
+        name, uri = f"log_rollup_{stream.name}", str(stream.aggregated.root)
         self.asset = Asset(name=name, uri=uri)
         self.hours = Asset(name=f"{name}_hours", uri=f"{uri}_SUCCESS")
         super().__init__(outlets=[self.asset, self.hours], **kwargs)

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 from include.log_rollup import limits
-from include.log_rollup.hour.layout import HourPaths
+from include.log_rollup.hour.paths import RawPaths
 from include.log_rollup.steps.wait_for_raw_hour import RawHourCheck, SettleRule, check_raw_hour
 from log_rollup_plugin.s3.hook import PooledS3Hook
 
@@ -43,7 +43,7 @@ class Poller:
         self._threads = ThreadPoolExecutor(limits.POLL_THREADS, "log-rollup-poll")
         self._mine = threading.local()
 
-    async def check(self, paths: HourPaths, rule: SettleRule, seconds: float) -> RawHourCheck:
+    async def check(self, paths: RawPaths, rule: SettleRule, seconds: float) -> RawHourCheck:
         """See :func:`include.log_rollup.steps.wait_for_raw_hour.check_raw_hour`.
 
         :param seconds: time limit, including the wait for a free thread. After it, the caller stops waiting, but
@@ -54,7 +54,7 @@ class Poller:
         async with asyncio.timeout(seconds):
             return await loop.run_in_executor(self._threads, self._check, paths, rule)
 
-    def _check(self, paths: HourPaths, rule: SettleRule) -> RawHourCheck:
+    def _check(self, paths: RawPaths, rule: SettleRule) -> RawHourCheck:
         client = self._client()
         try:
             return check_raw_hour(client.hook, paths, rule)

@@ -66,7 +66,7 @@ class RawHourSensor(BaseSensorOperator):
             trigger=RawHourTrigger(
                 aws_conn_id=stream.aws_conn_id,
                 bucket=stream.raw.bucket,
-                prefix=stream.raw.key,
+                prefix=stream.raw.root.key,
                 hour=format_hour(hour),
                 quiet_seconds=stream.quiet_period.total_seconds(),
                 marker=stream.ready_object,
@@ -75,6 +75,8 @@ class RawHourSensor(BaseSensorOperator):
                 until=until.isoformat(),
                 since=now.isoformat(),
                 deadline=(now + left).isoformat(),
+                template=stream.raw.text,
+                timezone=stream.raw.zone,
             ),
             method_name=self.resume.__name__,
             # In case the trigger never runs, or is lost. It has to be a plain timedelta: Airflow 3.3.2 cannot

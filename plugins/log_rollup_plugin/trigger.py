@@ -12,7 +12,10 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from include.log_rollup import limits
 from include.log_rollup.deadline import Deadline
 from include.log_rollup.errors import AccessError, ConfigurationError, PermanentError, TransientError
-from include.log_rollup.hour.layout import HourPaths, parse_hour
+from include.log_rollup.hour.layout import parse_hour
+from include.log_rollup.hour.paths import RawPaths
+from include.log_rollup.hour.template import RawTemplate
+from include.log_rollup.hour.template_syntax import escape
 from include.log_rollup.steps.wait_for_raw_hour import (
     RawHourCheck,
     RawHourStatus,
@@ -20,7 +23,6 @@ from include.log_rollup.steps.wait_for_raw_hour import (
     unlisted_error,
     unsettled_error,
 )
-from include.log_rollup.storage.protocol import Location
 from include.log_rollup.units import format_duration
 from log_rollup_plugin.poller import poller_of
 
@@ -60,6 +62,8 @@ class RawHourTrigger(BaseTrigger):
         until: str,
         since: str | None = None,
         deadline: str | None = None,
+        template: str | None = None,
+        timezone: str = "UTC",
     ) -> None:
         super().__init__()
         self.aws_conn_id = aws_conn_id
@@ -73,6 +77,8 @@ class RawHourTrigger(BaseTrigger):
         self.until = until
         self.since = since
         self.deadline = deadline
+        self.template = template
+        self.timezone = timezone
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """The class path, and the arguments to create this trigger again."""
@@ -90,6 +96,8 @@ class RawHourTrigger(BaseTrigger):
                 "until": self.until,
                 "since": self.since,
                 "deadline": self.deadline,
+                "template": self.template,
+                "timezone": self.timezone,
             },
         )
 
@@ -99,9 +107,7 @@ class RawHourTrigger(BaseTrigger):
         After a network fault the listing is tried again until the deadline. After refused credentials or an
         unusable connection it is tried again for a limited time, because somebody may be fixing them.
         """
-        # The aggregated prefix is not needed here.
-        raw = Location(self.bucket, self.prefix)
-        paths = HourPaths(raw, raw, parse_hour(self.hour))
+        paths = RawPaths(self._raw_template, parse_hour(self.hour))
         rule = SettleRule(timedelta(seconds=self.quiet_seconds), self.marker, self.allow_empty)
         wait = Deadline(datetime.fromisoformat(self.until), _instant(self.since), _instant(self.deadline))
         failures: Failures | None = None
@@ -124,6 +130,12 @@ class RawHourTrigger(BaseTrigger):
                 yield event
                 return
 
+    @property
+    def _raw_template(self) -> RawTemplate:
+        # Triggers of earlier versions have only bucket and prefix.
+        template = self.template or f"s3://{self.bucket}/{escape(self.prefix)}"
+        return RawTemplate.parse(template, self.timezone)
+
     def _pause(self, failures: "Failures | None") -> float:
         seconds = self.poll_seconds
         if failures is not None and failures.refused_for is not None:
@@ -131,7 +143,7 @@ class RawHourTrigger(BaseTrigger):
         return seconds * random.uniform(1 - JITTER, 1 + JITTER)
 
     def _after_listing(
-        self, paths: HourPaths, rule: SettleRule, seen: RawHourCheck, wait: Deadline
+        self, paths: RawPaths, rule: SettleRule, seen: RawHourCheck, wait: Deadline
     ) -> TriggerEvent | None:
         if seen.status is RawHourStatus.SETTLED:
             return TriggerEvent({"status": "settled", "message": f"hour {self.hour} is {seen}"})
@@ -139,7 +151,7 @@ class RawHourTrigger(BaseTrigger):
             return _failed(str(unsettled_error(paths, rule, seen, wait.waited)))
         return None
 
-    def _after_failure(self, paths: HourPaths, failures: "Failures", wait: Deadline) -> TriggerEvent | None:
+    def _after_failure(self, paths: RawPaths, failures: "Failures", wait: Deadline) -> TriggerEvent | None:
         if failures.is_final:
             return _failed(failures.problem)
         refused_for = failures.refused_for

@@ -269,7 +269,7 @@ def test_settled_hour_is_determined_by_the_servers_clock(
     pipeline = pipeline_on(s3_server, bucket, proxy.endpoint_url)
     two_hours_ago = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(hours=2)
     paths = pipeline.stream.at(two_hours_ago)
-    put_objects(pipeline.client, bucket, {f"{paths.raw.key}a.log": b"a\n"})
+    put_objects(pipeline.client, bucket, {f"{paths.key_base}a.log": b"a\n"})
     proxy.add(server_clock(ahead))
     hook = PooledS3Hook.for_stream(pipeline.stream, 1, 1)
     assert check_raw_hour(hook, paths, SettleRule(timedelta(minutes=10), None, False)).status is state

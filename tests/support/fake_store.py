@@ -31,6 +31,7 @@ from include.log_rollup.storage.protocol import (
     READ_LIMIT_BYTES,
     Checksum,
     Downloaded,
+    FolderPage,
     ListPage,
     Location,
     ObjectHead,
@@ -319,8 +320,28 @@ class FakeStore:
         self.transfers.append(transfer)
         return transfer
 
+    def list_folders(self, prefix: Location, token: str | None = None, limit: int = 1000) -> FolderPage:
+        self.begin("LIST", prefix, token or "")
+        size, after = min(limit, self._page_size), token or ""
+        with self._lock:
+            names = [key[len(prefix.key) :].partition("/") for key in self.listing(prefix.key, prefix.bucket)]
+            rows = sorted({f"{prefix.key}{step}{slash}" for step, slash, _ in names} - {prefix.key})
+        rest = [row for row in rows if row > after]
+        page, more = rest[:size], len(rest) > size
+        return FolderPage(
+            [row for row in page if row.endswith("/")],
+            [row for row in page if not row.endswith("/")],
+            more,
+            page[-1] if more else None,
+        )
+
     def list_page(
-        self, prefix: Location, start_after: str = "", token: str | None = None, limit: int = 1000
+        self,
+        prefix: Location,
+        start_after: str = "",
+        token: str | None = None,
+        limit: int = 1000,
+        own: Callable[[str], bool] | None = None,
     ) -> ListPage:
         after = start_after if token is None else token
         self.begin("LIST", prefix, after)
@@ -328,7 +349,7 @@ class FakeStore:
         with self._lock:
             rest = [key for key in self.listing(prefix.key, prefix.bucket) if key.encode() > after.encode()]
             rows = [self._info(prefix.bucket, key) for key in rest[:size]]
-            newest = max((self._buckets[prefix.bucket][row.key].modified for row in rows), default=0.0)
+            newest = self._newest(prefix.bucket, rows, own)
         more = len(rest) > size
         return ListPage(rows, newest, self.now, more, rows[-1].key if more else None)
 
@@ -500,6 +521,10 @@ class FakeStore:
         with self._lock:
             return self._buckets[target.bucket].get(target.key)
 
+    def _newest(self, bucket: str, rows: Sequence[ObjectInfo], own: Callable[[str], bool] | None) -> float:
+        objects = self._buckets[bucket]
+        return max((objects[row.key].modified for row in rows if own is None or own(row.key)), default=0.0)
+
     def _info(self, bucket: str, key: str) -> ObjectInfo:
         found = self._buckets[bucket][key]
         return ObjectInfo(key, len(found.body), found.etag)
@@ -546,7 +571,12 @@ class OddLister(FakeStore):
         self._change = change
 
     def list_page(
-        self, prefix: Location, start_after: str = "", token: str | None = None, limit: int = 1000
+        self,
+        prefix: Location,
+        start_after: str = "",
+        token: str | None = None,
+        limit: int = 1000,
+        own: Callable[[str], bool] | None = None,
     ) -> ListPage:
         self.begin("LIST", prefix, start_after if token is None else token)
         size = min(limit, self._page_size)
@@ -557,7 +587,7 @@ class OddLister(FakeStore):
                 # A token is a place in the listing that began there.
                 keys = [key for key in keys if self._is_after(key, start_after)]
             rows = [self._info(prefix.bucket, key) for key in keys[first : first + size]]
-            newest = max((self._buckets[prefix.bucket][row.key].modified for row in rows), default=0.0)
+            newest = self._newest(prefix.bucket, rows, own)
         more = len(keys) > first + size
         page = ListPage(rows, newest, self.now, more, str(first + size) if more else None)
         return self._change(page, token)

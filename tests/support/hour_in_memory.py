@@ -13,15 +13,16 @@ from awscrt.checksums import crc64nvme
 from include.log_rollup.hour.manifest import HourTotals
 from include.log_rollup.hour.plan import content_id_of, make_plan
 from include.log_rollup.hour.selection import select
+from include.log_rollup.hour.template import AggregatedTemplate, RawTemplate
 from include.log_rollup.monitor import Peaks
 from include.log_rollup.steps.complete_hour import complete_hour
 from include.log_rollup.steps.pack_shard import pack_shard
 from include.log_rollup.steps.plan_hour import Planned, plan_hour
 from include.log_rollup.steps.validate_hour import validate_hour
-from include.log_rollup.storage.protocol import Location, ObjectInfo
+from include.log_rollup.storage.protocol import ObjectInfo
 from include.log_rollup.streams import Stream
 from tests.support.fake_store import FakeStore, Operation
-from tests.support.raw_hours import AGGREGATED, HOUR, RAW
+from tests.support.raw_hours import AGGREGATED, HOUR, RAW, name_of
 
 WORK = AGGREGATED + "_rollup/"
 MARKER = AGGREGATED + "_SUCCESS"
@@ -39,8 +40,8 @@ def make_stream(**settings: Any) -> Stream:
     """A stream with parts of 64 bytes and shards of 128, which the streams file would not allow."""
     stream = Stream(
         name="app",
-        raw=Location("logs", "raw/app/"),
-        aggregated=Location("logs", "aggregated/app/"),
+        raw=RawTemplate.parse("s3://logs/raw/app/"),
+        aggregated=AggregatedTemplate.parse("s3://logs/aggregated/app/"),
         start=datetime(2026, 11, 1, tzinfo=UTC),
         max_connections=8,
     )
@@ -269,7 +270,7 @@ def assert_not_complete(store: FakeStore) -> None:
 def content_of_plan(store: FakeStore, stream: Stream) -> str:
     """The content id of a plan of the raw hour as it is."""
     listed = [ObjectInfo(key, len(store.body(key)), store.stored(key).etag) for key in store.listing(RAW)]
-    chosen, left_out = select(listed, RAW, stream.input_rules)
+    chosen, left_out = select(listed, name_of, stream.input_rules)
     return make_plan(chosen, left_out, stream.part_size, stream.write_options).content_id
 
 

@@ -72,6 +72,11 @@ ODD_NAMES_BEYOND_FILES = (
 )
 
 
+def name_of(key: str) -> str:
+    """The name below the hour of the raw object with this key."""
+    return key.removeprefix(RAW)
+
+
 def zstd_frame(data: bytes) -> bytes:
     """A zstd frame that holds the data as it is, in blocks of the raw type (RFC 8878, 3.1.1)."""
     # Single segment, 8-byte content size, no checksum, no dictionary.

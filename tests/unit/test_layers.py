@@ -27,7 +27,16 @@ PIPELINE = "include.log_rollup."
 LAYERS = {
     "": {""},
     "storage": {"", "storage"},
-    "streams": {"", "storage.protocol", "hour.layout", "hour.plan", "hour.selection"},
+    "streams": {
+        "",
+        "storage.protocol",
+        "hour.layout",
+        "hour.plan",
+        "hour.paths",
+        "hour.selection",
+        "hour.template",
+        "hour.local_hours",
+    },
     "hour": {"", "storage", "streams", "hour"},
     "steps": {"", "storage", "streams", "hour", "steps"},
     "queries": {"", "storage", "streams", "hour", "queries"},

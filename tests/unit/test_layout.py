@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from include.log_rollup.errors import ConfigurationError
 from include.log_rollup.hour.layout import (
-    HourPaths,
     floor_hour,
     format_hour,
     has_tag,
@@ -21,7 +20,9 @@ from include.log_rollup.hour.layout import (
     planned_name,
     split_name,
 )
+from include.log_rollup.hour.paths import RawPaths
 from include.log_rollup.hour.selection import ENCODINGS, OPAQUE
+from include.log_rollup.hour.template import RawTemplate
 from include.log_rollup.storage.protocol import Location
 from tests.support.hour_in_memory import WORK, make_stream
 from tests.support.raw_hours import AGGREGATED, HOUR, RAW
@@ -82,7 +83,7 @@ def test_hours_between_are_plain_datetimes() -> None:
 
 def test_hour_has_paths_below_both_prefixes() -> None:
     paths = make_stream().at(HOUR)
-    assert paths.raw == Location("logs", RAW)
+    assert str(paths.raw) == f"s3://logs/{RAW}"
     assert paths.aggregated == Location("logs", AGGREGATED)
     assert paths.marker.key == AGGREGATED + "_SUCCESS"
     assert paths.manifest.key == AGGREGATED + "_manifest.jsonl.gz"
@@ -168,5 +169,5 @@ def test_names_that_no_plan_gives_are_not_parts(key: str) -> None:
 
 
 def test_stream_of_a_whole_bucket_has_hours_at_the_top() -> None:
-    paths = HourPaths(Location("raw-logs", ""), Location("logs", "a/"), HOUR)
+    paths = RawPaths(RawTemplate.parse("s3://raw-logs/"), HOUR)
     assert str(paths.raw) == "s3://raw-logs/20261123/08/"

@@ -28,7 +28,7 @@ from include.log_rollup.storage.protocol import Location, ObjectInfo
 from tests.support.fake_store import Effect, FakeStore, FakeTransfer
 from tests.support.hour_in_memory import expected as expected_of
 from tests.support.hour_in_memory import joined_parts, make_stream, numbered, parts, produce
-from tests.support.raw_hours import AGGREGATED, RAW
+from tests.support.raw_hours import AGGREGATED, RAW, name_of
 from tests.unit.strategies import bodies, visible_names
 
 hours = st.dictionaries(visible_names, bodies, min_size=1, max_size=12).map(
@@ -58,7 +58,7 @@ class Packing:
         produce(store, hour, **store_options)
         self.store = store
         listed = [ObjectInfo(key, len(store.body(key)), store.stored(key).etag) for key in store.listing(RAW)]
-        chosen, left_out = select(listed, RAW, InputRules())
+        chosen, left_out = select(listed, name_of, InputRules())
         options = WriteOptions(ensure_newline=separators)
         self.planned = make_plan(chosen, left_out, part_size, options).parts
         self.written: list[PackedPart] = []

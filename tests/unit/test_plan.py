@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -30,7 +31,7 @@ from include.log_rollup.storage.listing import list_all, list_by_token
 from include.log_rollup.storage.protocol import ListPage, Location, ObjectInfo
 from tests.support import hour_in_memory
 from tests.support.fake_store import FakeStore
-from tests.support.raw_hours import RAW
+from tests.support.raw_hours import RAW, name_of
 from tests.unit.strategies import CONTAINERS, listings, raw_hours
 
 part_sizes = st.integers(1, 100)
@@ -49,7 +50,7 @@ def plan_of(
     **names: Any,
 ) -> Plan:
     # Listings are in key order.
-    chosen, left_out = select(sorted(listed), RAW, InputRules())
+    chosen, left_out = select(sorted(listed), name_of, InputRules())
     return make_plan(chosen, left_out, part_size, WriteOptions(separators, storage_class), **names)
 
 
@@ -57,7 +58,12 @@ class UnorderedStore(FakeStore):
     """Lists keys in the order in which they were written."""
 
     def list_page(
-        self, prefix: Location, start_after: str = "", token: str | None = None, limit: int = 1000
+        self,
+        prefix: Location,
+        start_after: str = "",
+        token: str | None = None,
+        limit: int = 1000,
+        own: Callable[[str], bool] | None = None,
     ) -> ListPage:
         keys = list(self.snapshot(prefix.key))
         first = int(token or 0)
@@ -134,7 +140,7 @@ def test_key_order_is_by_utf8_bytes_not_utf16() -> None:
     for name in ("\U0001f600", "\uff5e", "z", "a/b", "a b", "A"):
         store.produce(RAW + name, b"0123456789")
     for listed in (list_all, list_by_token):
-        chosen, left_out = select(listed(store, Location("logs", RAW)), RAW, InputRules())
+        chosen, left_out = select(listed(store, Location("logs", RAW)), name_of, InputRules())
         plan = make_plan(chosen, left_out, 64, WriteOptions())
         assert [item.key.removeprefix(RAW) for item in plan.parts[0].objects] == [
             "A", "a b", "a/b", "z", "\uff5e", "\U0001f600",
@@ -194,13 +200,13 @@ def test_hidden_placeholder_and_ready_objects_are_left_out() -> None:
         info("b_c.d/e.log", 0),
         info("folder-with-bytes/"),
     ]
-    chosen, left_out = select(listed, RAW, InputRules("done"))
+    chosen, left_out = select(listed, name_of, InputRules("done"))
     assert [item.key.removeprefix(RAW) for item in chosen] == ["a.log", "b_c.d/e.log", "folder-with-bytes/"]
     assert left_out == LeftOut(hidden=4, placeholders=2, markers=1)
 
 
 def test_hidden_ready_object_counts_as_ready_object() -> None:
-    chosen, left_out = select([info("_DONE"), info("_DONE2")], RAW, InputRules("_DONE"))
+    chosen, left_out = select([info("_DONE"), info("_DONE2")], name_of, InputRules("_DONE"))
     assert not chosen
     assert left_out == LeftOut(hidden=1, markers=1)
 
@@ -208,7 +214,7 @@ def test_hidden_ready_object_counts_as_ready_object() -> None:
 @given(raw_hours)
 def test_every_object_is_chosen_or_counted_as_left_out(hour: dict[str, bytes]) -> None:
     listed = [info(name, len(body)) for name, body in hour.items()]
-    chosen, left_out = select(listed, RAW, InputRules())
+    chosen, left_out = select(listed, name_of, InputRules())
     assert len(chosen) + left_out.hidden + left_out.placeholders + left_out.markers == len(hour)
     assert {item.key for item in chosen} <= {RAW + name for name in hour}
 
@@ -226,7 +232,9 @@ def test_listing_in_any_order_gives_the_same_plan(
         shuffler.shuffle(names)
         for name in names:
             store.produce(RAW + name, hour[name])
-        chosen, left_out = select(list_by_token(store, Location("logs", RAW), page_size), RAW, InputRules())
+        chosen, left_out = select(
+            list_by_token(store, Location("logs", RAW), page_size), name_of, InputRules()
+        )
         plans.append(make_plan(chosen, left_out, 20, WriteOptions()))
     assert plans[0] == plans[1]
 

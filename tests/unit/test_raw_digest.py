@@ -12,7 +12,7 @@ from include.log_rollup.hour.selection import InputRules, LeftOut, select
 from include.log_rollup.storage.protocol import ObjectInfo
 from tests.support.fake_store import FakeStore, OddLister
 from tests.support.hour_in_memory import make_stream, produce
-from tests.support.raw_hours import HOUR, RAW
+from tests.support.raw_hours import HOUR, RAW, name_of
 from tests.unit.strategies import raw_hours
 
 STREAM = make_stream()
@@ -21,7 +21,7 @@ PATHS = STREAM.at(HOUR)
 
 def planned_digests(store: FakeStore) -> dict[str, str]:
     listed = [ObjectInfo(key, len(store.body(key)), store.stored(key).etag) for key in store.listing(RAW)]
-    chosen, left_out = select(listed, RAW, InputRules())
+    chosen, left_out = select(listed, name_of, InputRules())
     return dict(make_plan(chosen, left_out, 64, WriteOptions()).digests)
 
 

@@ -8,8 +8,8 @@ from include.log_rollup.errors import UnsupportedInputError
 from include.log_rollup.hour.plan import Plan, WriteOptions, make_plan
 from include.log_rollup.hour.selection import InputRules, LeftOut, select
 from include.log_rollup.storage.protocol import ObjectInfo
+from tests.support.raw_hours import RAW, name_of
 
-RAW = "raw/app/20261123/08/"
 NAMES = ("web-1/a.log", "web-1/a.log.tmp", "web-2/b.log.gz", "web-2/c.parquet", "x[1].log")
 
 
@@ -18,12 +18,12 @@ def listed(*names: str, size: int = 10) -> list[ObjectInfo]:
 
 
 def chosen_names(rules: InputRules) -> tuple[list[str], LeftOut]:
-    chosen, left_out = select(listed(*NAMES), RAW, rules)
+    chosen, left_out = select(listed(*NAMES), name_of, rules)
     return [item.key.removeprefix(RAW) for item in chosen], left_out
 
 
 def plan_of(rules: InputRules, *names: str, size: int = 10, part_size: int = 100) -> Plan:
-    chosen, left_out = select(listed(*names, size=size), RAW, rules)
+    chosen, left_out = select(listed(*names, size=size), name_of, rules)
     return make_plan(chosen, left_out, part_size, WriteOptions(), unjoinable=rules.unjoinable)
 
 
@@ -48,12 +48,12 @@ def test_patterns_choose_by_the_name_below_the_hour(rules: InputRules, expected:
 
 
 def test_excluded_ready_object_is_the_ready_object() -> None:
-    _, left_out = select(listed("DONE", "a.log"), RAW, InputRules("DONE", exclude=("*",)))
+    _, left_out = select(listed("DONE", "a.log"), name_of, InputRules("DONE", exclude=("*",)))
     assert left_out == LeftOut(markers=1, excluded=1)
 
 
 def test_hidden_objects_are_not_input_even_if_included() -> None:
-    _, left_out = select(listed("_a.log"), RAW, InputRules(include=("*",)))
+    _, left_out = select(listed("_a.log"), name_of, InputRules(include=("*",)))
     assert left_out == LeftOut(hidden=1)
 
 

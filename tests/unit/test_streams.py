@@ -23,7 +23,6 @@ from include.log_rollup.streams import (
     derived_names,
     load_late_schedule,
     load_streams,
-    parse_prefix,
     pool_slots,
     streams_path,
 )
@@ -63,8 +62,8 @@ def refusal(path: Path, *streams: Any, **document: Any) -> str:
 
 def test_stream_needs_four_keys_and_has_documented_defaults(streams_file: Path) -> None:
     (stream,) = load(streams_file, APP)
-    assert stream.raw == Location("logs", "raw/app/")
-    assert stream.aggregated == Location("logs", "aggregated/app/")
+    assert str(stream.raw) == "s3://logs/raw/app/"
+    assert str(stream.aggregated) == "s3://logs/aggregated/app/"
     assert stream.start == datetime(2026, 11, 1, tzinfo=UTC)
     assert (stream.part_size, stream.shard_size, stream.max_shards) == (32 * MIB, GIB, 64)
     assert (stream.max_connections, stream.aws_conn_id) == (25, "aws_default")
@@ -85,7 +84,7 @@ def test_stream_keys_override_the_defaults(streams_file: Path) -> None:
     assert (app.part_size, web.part_size) == (64 * MIB, 16 * MIB)
     assert app.quiet_period == web.quiet_period == timedelta(minutes=90)
     assert app.ready_object == web.ready_object == "_DONE"
-    assert web.raw == Location("logs", "raw/web/")
+    assert str(web.raw) == "s3://logs/raw/web/"
 
 
 @pytest.mark.parametrize("new", [{}, {"ready_object": "_READY"}])
@@ -137,14 +136,15 @@ def test_start_may_be_a_yaml_timestamp(streams_file: Path) -> None:
         ("s3://my-bucket/raw/app/", Location("my-bucket", "raw/app/")),
         ("s3://my-bucket/raw/app", Location("my-bucket", "raw/app/")),
         ("s3://my.bucket.1/", Location("my.bucket.1", "")),
-        ("s3://my-bucket/a b+%/ü/", Location("my-bucket", "a b+%/ü/")),
+        ("s3://my-bucket/a b+%%/ü/", Location("my-bucket", "a b+%/ü/")),
         ("s3://ap-abc123-s3alias/raw/", Location("ap-abc123-s3alias", "raw/")),
         ("s3://my--x-s3-logs/raw/", Location("my--x-s3-logs", "raw/")),
     ],
 )
-def test_prefix_is_a_bucket_and_a_folder(url: str, location: Location) -> None:
-    assert parse_prefix(url) == location
-    assert parse_prefix(str(location)) == location
+def test_prefix_gets_the_usual_folders_of_an_hour(streams_file: Path, url: str, location: Location) -> None:
+    (stream,) = load(streams_file, {**APP, "raw": url, "aggregated": "s3://parts/"})
+    assert stream.raw.root == location
+    assert stream.at(datetime(2026, 11, 23, 8, tzinfo=UTC)).key_base == location.key + "20261123/08/"
 
 
 def test_late_schedule_is_daily_by_default(streams_file: Path) -> None:
@@ -204,11 +204,11 @@ def test_notify_is_a_list_of_classes_with_arguments(streams_file: Path) -> None:
         ({"max_connections": "many"}, ["max_connections", "integer"]),
         ({"max_shards": 1025}, ["max_shards", "1024"]),
         ({"max_shards": 0}, ["max_shards", "1"]),
-        ({"raw": "logs/raw/"}, ["raw", "'logs/raw/' is not an S3 prefix", "s3://my-bucket/raw/app/"]),
-        ({"raw": "s3://Logs/raw/"}, ["raw", "is not an S3 prefix"]),
-        ({"raw": "s3://logs"}, ["raw", "is not an S3 prefix"]),
-        ({"raw": None}, ["raw", "None is not an S3 prefix"]),
-        ({"aggregated": "file:///tmp"}, ["aggregated", "is not an S3 prefix"]),
+        ({"raw": "logs/raw/"}, ["raw", "is not an S3 URL", "s3://logs/raw/"]),
+        ({"raw": "s3://Logs/raw/"}, ["raw", "'Logs' is not the name of a bucket"]),
+        ({"raw": "s3://logs"}, ["raw", "is not an S3 URL", "s3://logs/"]),
+        ({"raw": None}, ["raw", "is not an S3 URL"]),
+        ({"aggregated": "file:///tmp"}, ["aggregated", "is not an S3 URL"]),
         ({"aggregated": "s3://logs/out#1/"}, ["aggregated", "contains '#'", "prefix without it"]),
         ({"aggregated": "s3://logs/out?a=b/"}, ["aggregated", "contains '?'", "prefix without it"]),
         ({"raw": "s3://logs--use1-az4--x-s3/raw/"}, ["raw", "directory bucket", "general purpose bucket"]),

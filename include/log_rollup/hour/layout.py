@@ -1,27 +1,17 @@
-"""Hours in UTC, and the names of an hour's objects in the bucket."""
+"""Hours in UTC, and the names of parts."""
 
 import re
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from functools import cached_property
-from typing import ClassVar
+from datetime import UTC, datetime
 
 import pendulum
 
 from include.log_rollup.errors import ConfigurationError
-from include.log_rollup.storage.protocol import Location
 
 # Names have four digits for the year, and every time-out can be added to an hour of these years.
 FIRST_YEAR, LAST_YEAR = 1970, 2999
 # The name of a part: index, 8 digits of its fingerprint (none in format 1), 8 more if it was split off a part.
 _PART = re.compile(r"part-([0-9]{5,})(-[0-9a-f]{8}){0,2}\.log(\.[a-z0-9]+)?")
 _SPLIT = re.compile(r"(part-[0-9]{5,}-[0-9a-f]{8})-[0-9a-f]{8}(\.log.*)")
-# The names of this project's files below `_rollup/`; everything else there is foreign.
-_PLAN_FILE = (
-    r"[0-9a-f]{20}(-[0-9a-f]{8})?/"
-    r"(plan\.json|(shard|receipt)-[0-9]{5,}\.json\.gz|staged-[0-9a-f]+-\w+(\.jsonl\.gz)?)"
-)
-_WORK = re.compile(rf"claim\.json|crc-probe|removals/[0-9a-f]+\.json|{_PLAN_FILE}")
 
 
 def parse_hour(value: str) -> datetime:
@@ -78,92 +68,6 @@ def format_hour(hour: datetime) -> str:
     return hour.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-@dataclass(frozen=True)
-class HourPaths:
-    """The locations of one hour of a stream: raw objects, parts and records."""
-
-    raw_prefix: Location
-    aggregated_prefix: Location
-    hour: datetime
-
-    marker_name: ClassVar = "_SUCCESS"
-    manifest_name: ClassVar = "_manifest.jsonl.gz"
-
-    @property
-    def end(self) -> datetime:
-        """The end of the hour."""
-        return self.hour + timedelta(hours=1)
-
-    @cached_property
-    def raw(self) -> Location:
-        """``raw/app/20261123/08/``"""
-        return self.raw_prefix.child(f"{self.hour:%Y%m%d/%H}/")
-
-    @cached_property
-    def aggregated(self) -> Location:
-        """``aggregated/app/20261123/08/``"""
-        return self.aggregated_prefix.child(f"{self.hour:%Y%m%d/%H}/")
-
-    @property
-    def marker(self) -> Location:
-        """The completion marker: the hour is complete if and only if it exists."""
-        return self.aggregated.child(self.marker_name)
-
-    @property
-    def manifest(self) -> Location:
-        """The manifest: part, offset, length, ETag and CRC of every raw object."""
-        return self.aggregated.child(self.manifest_name)
-
-    @property
-    def work(self) -> Location:
-        """The prefix of the files that exist only while the hour is being built."""
-        return self.aggregated.child("_rollup/")
-
-    @property
-    def claim(self) -> Location:
-        """The claim: which plan is being built."""
-        return self.work.child("claim.json")
-
-    def plan(self, plan_id: str) -> Location:
-        """The summary of a plan, written after its shards: a plan without it is not whole."""
-        return self.work.child(f"{plan_id}/plan.json")
-
-    def shard(self, plan_id: str, shard: int) -> Location:
-        """The parts of one shard, with their raw objects."""
-        return self.work.child(f"{plan_id}/shard-{shard:05d}.json.gz")
-
-    def receipt(self, plan_id: str, shard: int) -> Location:
-        """The receipt of one shard."""
-        return self.work.child(f"{plan_id}/receipt-{shard:05d}.json.gz")
-
-    def staged_manifest(self, plan_id: str, nonce: str) -> Location:
-        """A manifest that is not published yet; see :mod:`include.log_rollup.hour.state`."""
-        return self.work.child(f"{plan_id}/staged-{nonce}-{self.manifest_name}")
-
-    def staged_marker(self, plan_id: str, nonce: str) -> Location:
-        """A completion marker that is not published yet; see :mod:`include.log_rollup.hour.state`."""
-        return self.work.child(f"{plan_id}/staged-{nonce}-{self.marker_name}")
-
-    @property
-    def removals(self) -> Location:
-        """The prefix of the removal records."""
-        return self.work.child("removals/")
-
-    def part(self, name: str) -> Location:
-        """The location of a part."""
-        return self.aggregated.child(name)
-
-    def part_name_of(self, key: str) -> str | None:
-        """The name of the part with this key; None if it is not the key of a part."""
-        name = key.removeprefix(self.aggregated.key)
-        return name if name != key and _PART.fullmatch(name) else None
-
-    def work_name_of(self, key: str) -> str | None:
-        """The name below ``_rollup/`` of a file of this project; None for any other key."""
-        name = key.removeprefix(self.work.key)
-        return name if name != key and _WORK.fullmatch(name) else None
-
-
 def part_name(index: int, encoding: str, tag: str) -> str:
     """The name of a part: ``part-00007-3f9c2a1b.log``, ``part-00008-91d0c7e4.log.gz``.
 
@@ -199,6 +103,11 @@ def planned_name(name: str) -> str:
     """The name of the planned part that a part was split off; the same name if it was not split off."""
     match = _SPLIT.fullmatch(name)
     return f"{match[1]}{match[2]}" if match else name
+
+
+def is_part_name(name: str) -> bool:
+    """Whether a name is that of a part."""
+    return _PART.fullmatch(name) is not None
 
 
 def has_tag(name: str) -> bool:

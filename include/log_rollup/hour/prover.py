@@ -11,8 +11,8 @@ from awscrt import checksums
 
 from include.log_rollup import crc
 from include.log_rollup.errors import InputChangedError, NotFoundError
-from include.log_rollup.hour.layout import HourPaths
 from include.log_rollup.hour.parts import part_problem, read_pieces, read_runs
+from include.log_rollup.hour.paths import HourPaths
 from include.log_rollup.hour.plan import PlannedPart
 from include.log_rollup.hour.records import (
     PROVEN_BY_READING,

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from include.log_rollup.hour.layout import HourPaths
+from include.log_rollup.hour.paths import HourPaths
 from include.log_rollup.hour.plan import ObjectDigests
 from include.log_rollup.hour.selection import InputFilter, InputRules, LeftOut
-from include.log_rollup.storage.listing import PAGE_SIZE, fill_rows, increasing, list_by_token, pages_by_token
+from include.log_rollup.storage.listing import PAGE_SIZE, fill_rows, increasing
 from include.log_rollup.storage.protocol import ObjectStore
 
 
@@ -34,16 +34,16 @@ def digest_raw(store: ObjectStore, paths: HourPaths, rules: InputRules, expected
     :raises RollupError: as the store raises
     """
     page_size = max(1, min(PAGE_SIZE, expected // 2 + 1))
-    chosen = InputFilter(paths.raw.key, rules)
+    chosen = InputFilter(paths.name_of, rules)
     digests = ObjectDigests()
     last = ""
     objects = 0
-    for page in pages_by_token(store, paths.raw, page_size):
+    for page in paths.raw.pages(store, page_size):
         rows = list(page.objects)
         if not increasing(last, rows):
             return _digest_unordered(store, paths, rules, page_size)
         last = rows[-1].key if rows else last
-        kept = chosen.keep(fill_rows(store, paths.raw.bucket, list(rows)))
+        kept = chosen.keep(fill_rows(store, paths.raw_template.bucket, list(rows)))
         objects += len(kept)
         digests.add(kept)
     return RawDigest(objects, digests.result(), chosen.left_out)
@@ -51,8 +51,8 @@ def digest_raw(store: ObjectStore, paths: HourPaths, rules: InputRules, expected
 
 def _digest_unordered(store: ObjectStore, paths: HourPaths, rules: InputRules, page_size: int) -> RawDigest:
     """For servers that don't list in key order: all rows are sorted in memory."""
-    chosen = InputFilter(paths.raw.key, rules)
+    chosen = InputFilter(paths.name_of, rules)
     digests = ObjectDigests()
-    kept = chosen.keep(list_by_token(store, paths.raw, page_size))
+    kept = chosen.keep(paths.raw.list_by_token(store, page_size))
     digests.add(kept)
     return RawDigest(len(kept), digests.result(), chosen.left_out)

@@ -106,7 +106,7 @@ class HourReader:
 
         :raises SupersededError: if they cannot be read
         """
-        found = self.records.read_shard(self.paths.shard(plan_id, shard), self.paths.raw.key)
+        found = self.records.read_shard(self.paths.shard(plan_id, shard), self.paths.key_base)
         if found is None:
             raise self.superseded(
                 f"shard {shard} of plan {plan_id} is gone from {self.paths.work}, is damaged, or another version "
@@ -196,7 +196,7 @@ class HourReader:
         described: set[str] = set()
         for name in found.work:
             if "/shard-" in name:
-                shard = self.records.read_shard(self.paths.work.child(name), self.paths.raw.key)
+                shard = self.records.read_shard(self.paths.work.child(name), self.paths.key_base)
                 for part in shard.parts if shard else ():
                     if part.name in late:
                         described.add(part.name)

@@ -2,7 +2,7 @@
 
 import fnmatch
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -125,20 +125,20 @@ def _any_of(patterns: Sequence[str]) -> re.Pattern[str] | None:
 class InputFilter:
     """Selects the input among the listed objects of an hour, and counts the others.
 
-    :param prefix: raw prefix of the hour
+    :param name_of: the name below the hour of an object with a given key
     """
 
-    def __init__(self, prefix: str, rules: InputRules) -> None:
-        self._start = len(prefix)
+    def __init__(self, name_of: Callable[[str], str], rules: InputRules) -> None:
+        self._name_of = name_of
         self._rules = rules
         self._hidden = self._placeholders = self._ready_objects = self._excluded = self._unjoinable = 0
 
     def keep(self, rows: Iterable[ObjectInfo]) -> list[ObjectInfo]:
         """The input among some listed objects; see :class:`LeftOut` for the others."""
         kept: list[ObjectInfo] = []
-        ready_object = self._rules.ready_object
+        ready_object, name_of = self._rules.ready_object, self._name_of
         for item in rows:
-            name = item.key[self._start :]
+            name = name_of(item.key)
             if name == ready_object:
                 self._ready_objects += 1
             elif is_hidden(name):
@@ -154,8 +154,8 @@ class InputFilter:
         return kept
 
     def _keep_matching(self, rows: list[ObjectInfo]) -> list[ObjectInfo]:
-        start, excludes = self._start, self._rules.excludes
-        kept = [item for item in rows if not excludes(item.key[start:])]
+        name_of, excludes = self._name_of, self._rules.excludes
+        kept = [item for item in rows if not excludes(name_of(item.key))]
         self._excluded += len(rows) - len(kept)
         return kept
 
@@ -173,14 +173,14 @@ class InputFilter:
 
 
 def select(
-    listed: Sequence[ObjectInfo], prefix: str, rules: InputRules
+    listed: Sequence[ObjectInfo], name_of: Callable[[str], str], rules: InputRules
 ) -> tuple[Sequence[ObjectInfo], LeftOut]:
     """The input of an hour, and the number of objects that were left out.
 
     :param listed: in key order
-    :param prefix: raw prefix of the hour
+    :param name_of: the name below the hour of an object with a given key
     """
-    input_filter = InputFilter(prefix, rules)
+    input_filter = InputFilter(name_of, rules)
     chosen = input_filter.keep(listed)
     return listed if len(chosen) == len(listed) else chosen, input_filter.left_out
 

@@ -7,9 +7,10 @@ from typing import NoReturn
 
 from include.log_rollup.errors import UnreadableRecordError, VanishedInputError
 from include.log_rollup.hour.changes import first_keys, missing_keys
-from include.log_rollup.hour.layout import HourPaths, format_hour, has_tag, part_index, planned_name
+from include.log_rollup.hour.layout import format_hour, has_tag, part_index, planned_name
 from include.log_rollup.hour.manifest import ManifestReader
 from include.log_rollup.hour.parts import is_as_written, is_intact
+from include.log_rollup.hour.paths import HourPaths
 from include.log_rollup.hour.plan import PLAN_FORMAT, Plan, content_id_of
 from include.log_rollup.hour.reader import HourReader, Inventory
 from include.log_rollup.hour.records import Measured, PackedPart, StoredMarker, packed_row_json
@@ -221,7 +222,7 @@ def _add_shards(holdings: Holdings, survey: Survey) -> bool:
         if "/shard-" not in name:
             continue
         shard = reader.records.read_shard(
-            reader.paths.work.child(name), reader.paths.raw.key, formats=(1, PLAN_FORMAT)
+            reader.paths.work.child(name), reader.paths.key_base, formats=(1, PLAN_FORMAT)
         )
         damaged = damaged or shard is None
         for planned in shard.parts if shard else ():

@@ -28,6 +28,7 @@ from include.log_rollup.hour.template_syntax import (
     escape,
     parse,
 )
+from include.log_rollup.storage.protocol import Location
 
 # The folder below the literal beginning of an aggregated template that has the records of each hour.
 HOURS_FOLDER = "_hours/"
@@ -78,7 +79,8 @@ class Template:
     zone: str = "UTC"
 
     def __str__(self) -> str:
-        return self.text
+        """The template as users write it: without the usual folders of an hour."""
+        return self.text.removesuffix(DEFAULT_SUFFIX)
 
     @cached_property
     def captures(self) -> tuple[str, ...]:
@@ -89,6 +91,11 @@ class Template:
     def literal(self) -> str:
         """The text of all its keys before the first capture or directive."""
         return self.elements[0].value if self.elements[0].kind == LITERAL else ""
+
+    @cached_property
+    def root(self) -> Location:
+        """The prefix of all its keys, up to the last ``/`` before the first capture or directive."""
+        return Location(self.bucket, self.literal[: self.literal.rfind("/") + 1])
 
     @cached_property
     def hours(self) -> LocalHours:
@@ -124,6 +131,60 @@ class Template:
                 break
             texts.append(_text_of(element, label, values))
         return "".join(texts)
+
+    def next_level(self, values: Mapping[str, str]) -> Level | None:
+        """The listing that finds the next capture before the date; None if ``values`` has all of them.
+
+        Start without values; for each value that a level finds, continue with ``values`` and that value.
+        """
+        prefix = ""
+        # Before the first directive, nothing depends on the hour.
+        for index, element in enumerate(self.elements):
+            if element.kind == DIRECTIVE:
+                return None
+            if element.kind == CAPTURE and element.value not in values:
+                # A literal follows, which has the end of the step.
+                ending = self.elements[index + 1].value.partition("/")[0] + "/"
+                return Level(element.value, prefix, ending)
+            prefix += values[element.value] if element.kind == CAPTURE else element.value
+        return None
+
+    def prefixes(self, hour: datetime, values: Mapping[str, str]) -> tuple[str, ...]:
+        """The longest prefixes that cover all keys of an hour; empty if no key can belong to it.
+
+        :param values: values of all captures before the date, and of any others
+        :raises ValueError: if a capture before the date has no value
+        """
+        if (level := self.next_level(values)) is not None:
+            raise ValueError(f"the capture {{{level.capture}}} before the date has no value")
+        prefixes: list[str] = []
+        for prefix in sorted(self.fill(label, values) for label in self.labels(hour)):
+            if not prefixes or not prefix.startswith(prefixes[-1]):
+                prefixes.append(prefix)
+        return tuple(prefixes)
+
+    @cached_property
+    def is_exact(self) -> bool:
+        """Whether all keys below the prefixes of an hour belong to it."""
+        known = set[str]()
+        for element in self.elements:
+            if element.kind == DIRECTIVE:
+                break
+            if element.kind == CAPTURE:
+                known.add(element.value)
+        return known.issuperset(self.captures)
+
+    def show(self, hour: datetime) -> str:
+        """The template with an hour filled in, for messages: ``s3://logs/raw/{service}/20261123/08/``."""
+        labels = self.labels(hour) or (hour.astimezone(UTC).replace(tzinfo=None),)
+        return " and ".join(
+            f"s3://{self.bucket}/{self.fill(label, self.unknown_captures)}" for label in labels
+        )
+
+    @property
+    def unknown_captures(self) -> Mapping[str, str]:
+        """Values for :meth:`fill` that show the captures as they are in the template."""
+        return {name: f"{{{name}}}" for name in self.captures}
 
     @cached_property
     def _has_century(self) -> bool:
@@ -179,37 +240,6 @@ class RawTemplate(Template):
         :raises ValueError: if there is no such time zone
         """
         return cls(*parse(text, aggregated=False), check_zone(zone))
-
-    def next_level(self, values: Mapping[str, str]) -> Level | None:
-        """The listing that finds the next capture before the date; None if ``values`` has all of them.
-
-        Start without values; for each value that a level finds, continue with ``values`` and that value.
-        """
-        prefix = ""
-        # Before the first directive, nothing depends on the hour.
-        for index, element in enumerate(self.elements):
-            if element.kind == DIRECTIVE:
-                return None
-            if element.kind == CAPTURE and element.value not in values:
-                # A literal follows, which has the end of the step.
-                ending = self.elements[index + 1].value.partition("/")[0] + "/"
-                return Level(element.value, prefix, ending)
-            prefix += values[element.value] if element.kind == CAPTURE else element.value
-        return None
-
-    def prefixes(self, hour: datetime, values: Mapping[str, str]) -> tuple[str, ...]:
-        """The longest prefixes that cover all keys of an hour; empty if no key can belong to it.
-
-        :param values: values of all captures before the date, and of any others
-        :raises ValueError: if a capture before the date has no value
-        """
-        if (level := self.next_level(values)) is not None:
-            raise ValueError(f"the capture {{{level.capture}}} before the date has no value")
-        prefixes: list[str] = []
-        for prefix in sorted(self.fill(label, values) for label in self.labels(hour)):
-            if not prefixes or not prefix.startswith(prefixes[-1]):
-                prefixes.append(prefix)
-        return tuple(prefixes)
 
     def why_empty(self, hour: datetime) -> str | None:
         """Why no key can belong to an hour, as a sentence; None if keys can."""
@@ -281,7 +311,7 @@ class AggregatedTemplate(Template):
 
     @cached_property
     def _records(self) -> str:
-        return self.literal[: self.literal.rfind("/") + 1] + HOURS_FOLDER
+        return self.root.key + HOURS_FOLDER
 
 
 def check_pair(raw: Template, aggregated: Template) -> None:

@@ -8,8 +8,8 @@ from pydantic import TypeAdapter
 
 from include.log_rollup import crc
 from include.log_rollup.errors import ProofError
-from include.log_rollup.hour.layout import HourPaths
 from include.log_rollup.hour.manifest import read_manifest_header
+from include.log_rollup.hour.paths import HourPaths
 from include.log_rollup.hour.records import PackedPart, Records
 from include.log_rollup.parallel import in_parallel
 from include.log_rollup.queries.status import Count, HourStatus, HourSummary, Text, read_hours, readable

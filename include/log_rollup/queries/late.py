@@ -12,7 +12,6 @@ from include.log_rollup.hour.manifest import open_manifest
 from include.log_rollup.hour.plan import content_id_of, make_plan
 from include.log_rollup.hour.records import Records
 from include.log_rollup.hour.selection import select
-from include.log_rollup.storage.listing import list_all
 from include.log_rollup.storage.protocol import ObjectStore
 from include.log_rollup.streams import Stream
 
@@ -91,7 +90,7 @@ def _changes(store: ObjectStore, stream: Stream, hour: datetime) -> Changes | No
     marker = Records(store).read_marker(paths.marker)
     if marker is None:
         return None
-    chosen, left_out = select(list_all(store, paths.raw), paths.raw.key, stream.input_rules)
+    chosen, left_out = select(paths.raw.list_all(store), paths.name_of, stream.input_rules)
     try:
         plan = make_plan(
             chosen, left_out, stream.part_size, stream.write_options, unjoinable=stream.unjoinable

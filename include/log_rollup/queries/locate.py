@@ -1,9 +1,8 @@
 """Finds a raw object in its part and reads it from there, also after the raw object has expired."""
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 
 from include.log_rollup import crc
 from include.log_rollup.errors import ConfigurationError, InputChangedError, NotFoundError, ProofError
@@ -17,8 +16,7 @@ from include.log_rollup.units import MIB
 
 # An object up to this size is read in one request, and returned after its CRC was compared.
 IN_ONE_PIECE_BYTES = 32 * MIB
-
-_HOUR = re.compile(r"([0-9]{8}/[0-9]{2})/.+", re.DOTALL)
+_EXAMPLE_HOUR = datetime(2026, 11, 23, 8)  # noqa: DTZ001 - a local time
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +51,12 @@ def hour_of_key(stream: Stream, key: str) -> datetime:
 
     :raises ConfigurationError: if it is not the key of a raw object of this stream
     """
-    name = key.removeprefix(stream.raw.key)
-    match = _HOUR.fullmatch(name) if key.startswith(stream.raw.key) else None
-    try:
-        if match:
-            return datetime.strptime(match[1], "%Y%m%d/%H").replace(tzinfo=UTC)
-    except ValueError:
-        pass
+    found = stream.raw.match(key)
+    if found is not None and found.name:
+        return found.hour
     raise ConfigurationError(
         f"{key!r} is not the key of a raw object of stream {stream.name!r}: those look like "
-        f"{stream.raw.key}20261123/08/web-01/0001.log"
+        f"{stream.raw.fill(_EXAMPLE_HOUR, stream.raw.unknown_captures)}web-01/0001.log"
     )
 
 

@@ -10,14 +10,14 @@ from datetime import datetime
 from include.log_rollup import crc
 from include.log_rollup.errors import InputChangedError, NotFoundError, ProofError
 from include.log_rollup.hour.changes import Changes, compare, first_keys
-from include.log_rollup.hour.layout import HourPaths, format_hour
+from include.log_rollup.hour.layout import format_hour
 from include.log_rollup.hour.manifest import Manifest
 from include.log_rollup.hour.parts import Piece, part_problem, read_pieces
+from include.log_rollup.hour.paths import HourPaths
 from include.log_rollup.hour.plan import PlannedPart
 from include.log_rollup.hour.reader import HourReader
 from include.log_rollup.hour.records import PROVEN_BY_READING, PROVEN_BY_STORE, CompletionMarker, PackedPart
 from include.log_rollup.hour.selection import select
-from include.log_rollup.storage.listing import list_all
 from include.log_rollup.storage.protocol import Location, ObjectInfo, ObjectStore
 from include.log_rollup.streams import Stream
 
@@ -107,7 +107,7 @@ def verify_hour(
     reader = HourReader(store, stream, hour)
     marker, manifest = _load(reader)
     totals = manifest.totals
-    chosen, _ = select(list_all(store, reader.paths.raw), reader.paths.raw.key, stream.input_rules)
+    chosen, _ = select(reader.paths.raw.list_all(store), reader.paths.name_of, stream.input_rules)
     changes = compare(manifest.planned, chosen)
     present = {item.key for item in chosen} - {*changes.late, *changes.changed}
     inventory = reader.inventory()

@@ -32,7 +32,6 @@ from include.log_rollup.hour.survey import (
     survey_hour,
 )
 from include.log_rollup.memory import without_collector
-from include.log_rollup.storage.listing import list_all, list_by_token
 from include.log_rollup.storage.protocol import ObjectInfo, ObjectStore
 from include.log_rollup.streams import Stream
 from include.log_rollup.units import format_size
@@ -200,7 +199,7 @@ class _Planner:
 
     def _assess(self) -> _Assessment:
         """List the raw hour, plan it, and compare the plan with the aggregated hour."""
-        listed = list_all(self._store, self._state.paths.raw)
+        listed = self._state.paths.raw.list_all(self._store)
         claim = self._state.claim()
         assessment = self._assess_listing(listed, claim)
         was_planned = claim is not None and content_id_of(claim.plan_id) == assessment.plan.content_id
@@ -213,10 +212,10 @@ class _Planner:
             return assessment
         raw = self._state.paths.raw
         log.warning("%s is listed differently page by page; that listing is planned", raw)
-        return self._assess_listing(list_by_token(self._store, raw), claim)
+        return self._assess_listing(raw.list_by_token(self._store), claim)
 
     def _assess_listing(self, listed: Sequence[ObjectInfo], claim: Claim | None) -> _Assessment:
-        chosen, left_out = select(listed, self._state.paths.raw.key, self._stream.input_rules)
+        chosen, left_out = select(listed, self._state.paths.name_of, self._stream.input_rules)
         survey = survey_hour(self._state)
         if not chosen and not self._stream.allow_empty:
             self._refuse_empty(survey, listed, left_out)
@@ -285,7 +284,7 @@ class _Planner:
         refs = shard_refs(self._stream.name, hour, plan_id, shards)
         targets = [paths.shard(plan_id, ref.shard) for ref in refs]
         for ref, parts, target in zip(refs, shards, targets, strict=True):
-            records.write_shard(target, ShardPlan(plan_id, ref.shard, tuple(parts)), paths.raw.key)
+            records.write_shard(target, ShardPlan(plan_id, ref.shard, tuple(parts)), paths.key_base)
             rows = [assessment.packed[part.name] for part in parts if part.name in assessment.packed]
             if rows:
                 receipt = paths.receipt(plan_id, ref.shard)

@@ -27,7 +27,6 @@ from include.log_rollup.hour.state import HourState
 from include.log_rollup.memory import without_collector
 from include.log_rollup.monitor import Monitor
 from include.log_rollup.parallel import in_parallel
-from include.log_rollup.storage.listing import list_by_token
 from include.log_rollup.storage.protocol import ObjectStore
 from include.log_rollup.streams import Stream
 from include.log_rollup.units import format_size
@@ -230,8 +229,8 @@ def _check_raw(store: ObjectStore, state: HourState, rules: InputRules, expected
         if found.digests == expected.digests:
             return found.left_out
     # With all rows in memory: for a complete hour, or to name what has changed.
-    raw = state.paths.raw
-    chosen, left_out = select(list_by_token(store, raw), raw.key, rules)
+    listed = state.paths.raw.list_by_token(store)
+    chosen, left_out = select(listed, state.paths.name_of, rules)
     comparison = Comparison(chosen)
     for part in expected.planned_parts():
         comparison.add(part.objects)
@@ -425,7 +424,7 @@ def _totals(
 
 def _write_manifest(state: HourState, claim: Claim, proof: _Proof, totals: HourTotals) -> None:
     validated_at = datetime.now(UTC).isoformat(timespec="seconds")
-    body = proof.manifest.finish(totals, validated_at, state.paths.raw.key, claim.claim_id)
+    body = proof.manifest.finish(totals, validated_at, state.paths.key_base, claim.claim_id)
     state.write_manifest(claim, body)
 
 

@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
 from include.log_rollup.errors import EmptyHourError, UnsettledHourError
-from include.log_rollup.hour.layout import HourPaths, format_hour
-from include.log_rollup.storage.listing import pages_by_token
+from include.log_rollup.hour.layout import format_hour
+from include.log_rollup.hour.paths import RawPaths
 from include.log_rollup.storage.protocol import ObjectStore
 from include.log_rollup.units import format_duration, format_size
 
@@ -57,7 +57,7 @@ class RawHourCheck:
         return f"{self.status}: {self.objects:,} objects, {format_size(self.bytes)}{written}"
 
 
-def check_raw_hour(store: ObjectStore, paths: HourPaths, rule: SettleRule) -> RawHourCheck:
+def check_raw_hour(store: ObjectStore, paths: RawPaths, rule: SettleRule) -> RawHourCheck:
     """List the raw hour completely and decide whether it is settled.
 
     Uses only the store's times (``LastModified`` and the ``Date`` header), so a wrong clock on this machine has no
@@ -69,21 +69,22 @@ def check_raw_hour(store: ObjectStore, paths: HourPaths, rule: SettleRule) -> Ra
     objects = size = 0
     newest = 0.0
     is_ready = False
-    ready_key = paths.raw.key + (rule.ready_object or "")
     now = datetime.now(UTC)
-    for page in pages_by_token(store, paths.raw):
+    for page in paths.raw.pages(store):
         now = page.server_time
         newest = max(newest, page.newest)
         for item in page.objects:
             objects += 1
             size += item.size
-            is_ready = is_ready or item.key == ready_key
+            is_ready = is_ready or (
+                rule.ready_object is not None and paths.name_of(item.key) == rule.ready_object
+            )
     last = datetime.fromtimestamp(newest, UTC) if objects else None
     return RawHourCheck(_status(paths, rule, is_ready, last, now), objects, size, last, now)
 
 
 def _status(
-    paths: HourPaths, rule: SettleRule, is_ready: bool, newest: datetime | None, now: datetime
+    paths: RawPaths, rule: SettleRule, is_ready: bool, newest: datetime | None, now: datetime
 ) -> RawHourStatus:
     if rule.ready_object:
         return RawHourStatus.SETTLED if is_ready else RawHourStatus.NO_READY_OBJECT
@@ -97,7 +98,7 @@ def _status(
     return RawHourStatus.EMPTY
 
 
-def give_up_at(paths: HourPaths, first: RawHourCheck, timeout: timedelta) -> datetime:
+def give_up_at(paths: RawPaths, first: RawHourCheck, timeout: timedelta) -> datetime:
     """When the wait ends, by the store's clock.
 
     For an hour without objects, the time-out counts from the end of the hour: a backfill of an hour that never had
@@ -111,7 +112,7 @@ def give_up_at(paths: HourPaths, first: RawHourCheck, timeout: timedelta) -> dat
 
 
 def unsettled_error(
-    paths: HourPaths, rule: SettleRule, last: RawHourCheck, waited: timedelta | None = None
+    paths: RawPaths, rule: SettleRule, last: RawHourCheck, waited: timedelta | None = None
 ) -> EmptyHourError | UnsettledHourError:
     """The error for an hour that is not settled when the time-out has passed.
 
@@ -127,7 +128,7 @@ def unsettled_error(
         )
     if last.status is RawHourStatus.NO_READY_OBJECT:
         return UnsettledHourError(
-            f"hour {hour}: the ready object {paths.raw.child(rule.ready_object or '')} was not written "
+            f"hour {hour}: the ready object {rule.ready_object} was not written under {paths.raw} "
             f"({last.objects:,} objects are there){after}. Have the producer write it, then clear this task."
         )
     return UnsettledHourError(
@@ -137,7 +138,7 @@ def unsettled_error(
 
 
 def unlisted_error(
-    paths: HourPaths, aws_conn_id: str, problem: str, lasted: timedelta, waited: timedelta
+    paths: RawPaths, aws_conn_id: str, problem: str, lasted: timedelta, waited: timedelta
 ) -> UnsettledHourError:
     """The error for an hour that could not be listed when the time-out had passed.
 

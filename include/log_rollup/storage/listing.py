@@ -4,13 +4,15 @@ The contract: keys come in the order of their UTF-8 bytes, each once, and a trun
 one. Some servers break it: they list a folder's keys after those of the next folder, list a key twice, ignore
 start-after or the prefix, or omit the token. If a page of the parallel listing violates the contract, the prefix
 is listed again by token alone. That listing accepts any order; it still requires unique keys and progress.
+
+``own`` says by the key which objects are wanted. The others are checked like all, then dropped page by page.
 """
 
 import logging
 import threading
 import time
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
@@ -31,11 +33,15 @@ _EMPTY_MD5 = "d41d8cd98f00b204e9800998ecf8427e"
 _UNTRUSTED = "The listing of this server cannot be trusted: repair or update the server, then clear the task."
 
 
+# Which keys are wanted; None for all.
+Own = Callable[[str], bool] | None
+
+
 class _ContractError(Exception):
     """A page violates the contract of S3; the text says how."""
 
 
-def list_all(store: ObjectStore, prefix: Location) -> list[ObjectInfo]:
+def list_all(store: ObjectStore, prefix: Location, own: Own = None) -> list[ObjectInfo]:
     """All objects below a prefix in the order of the keys' UTF-8 bytes, listed in parallel where that is faster.
 
     Logs its progress every few seconds. Sends a HEAD for rows that :func:`fill_rows` has to complete.
@@ -44,21 +50,23 @@ def list_all(store: ObjectStore, prefix: Location) -> list[ObjectInfo]:
     :raises RollupError: as the store raises
     """
     try:
-        rows = _ParallelListing(store, prefix).run()
+        rows = _ParallelListing(store, prefix, own).run()
     except _ContractError as error:
         log.warning("%s: %s; it is listed again page by page", prefix, error)
-        return list_by_token(store, prefix)
+        return list_by_token(store, prefix, own=own)
     return fill_rows(store, prefix.bucket, rows)
 
 
-def list_by_token(store: ObjectStore, prefix: Location, page_size: int = PAGE_SIZE) -> list[ObjectInfo]:
+def list_by_token(
+    store: ObjectStore, prefix: Location, page_size: int = PAGE_SIZE, own: Own = None
+) -> list[ObjectInfo]:
     """The same as :func:`list_all`, page by page by continuation token, for servers that list in any order.
 
     :param page_size: the most objects on a page, 1 to 1,000
     :raises ListingError: if the store's listing contradicts itself
     :raises RollupError: as the store raises
     """
-    rows = [row for page in pages_by_token(store, prefix, page_size) for row in page.objects]
+    rows = [row for page in pages_by_token(store, prefix, page_size, own) for row in page.objects]
     # Sorting rows that are in order already takes one comparison for each row.
     rows.sort(key=lambda row: row.key)
     return fill_rows(store, prefix.bucket, rows)
@@ -89,8 +97,10 @@ def _is_complete(row: ObjectInfo) -> bool:
     return bool(row.etag and (row.size or row.etag == _EMPTY_MD5))
 
 
-def pages_by_token(store: ObjectStore, prefix: Location, page_size: int = PAGE_SIZE) -> Iterator[ListPage]:
-    """The pages of a prefix by continuation token; at least one page.
+def pages_by_token(
+    store: ObjectStore, prefix: Location, page_size: int = PAGE_SIZE, own: Own = None
+) -> Iterator[ListPage]:
+    """The pages of a prefix by continuation token; at least one page. ``newest`` is that of the wanted objects.
 
     A key that is listed again with the same size and ETag is left out. While keys come in order, none is kept in
     memory. When they don't, the listing starts again, and remembers all keys to recognise repeated ones.
@@ -103,7 +113,7 @@ def pages_by_token(store: ObjectStore, prefix: Location, page_size: int = PAGE_S
     """
     pages = rows = digest = 0
     last = ""
-    for page in _raw_pages(store, prefix, page_size):
+    for page in _raw_pages(store, prefix, page_size, own):
         if not increasing(last, page.objects):
             break
         if page.objects:
@@ -111,17 +121,26 @@ def pages_by_token(store: ObjectStore, prefix: Location, page_size: int = PAGE_S
         pages += 1
         rows += len(page.objects)
         digest += sum(map(hash, page.objects))
-        yield page
+        yield replace(page, objects=_wanted(page.objects, own)) if own else page
     else:
         return
     log.warning(
         "%s is not listed in the order of the keys; every key is remembered, to see each once", prefix
     )
-    yield from _unordered_pages(store, prefix, page_size, pages, (rows, digest & _HASH_MASK))
+    yield from _unordered_pages(store, prefix, page_size, own, pages, (rows, digest & _HASH_MASK))
+
+
+def _wanted(rows: Sequence[ObjectInfo], own: Own) -> Sequence[ObjectInfo]:
+    return [row for row in rows if own(row.key)] if own else rows
 
 
 def _unordered_pages(
-    store: ObjectStore, prefix: Location, page_size: int, skipped: int, fingerprint: tuple[int, int]
+    store: ObjectStore,
+    prefix: Location,
+    page_size: int,
+    own: Own,
+    skipped: int,
+    fingerprint: tuple[int, int],
 ) -> Iterator[ListPage]:
     """List from the start and return the pages after the first ones, without repeated keys.
 
@@ -130,7 +149,7 @@ def _unordered_pages(
     """
     seen: dict[str, ObjectInfo] = {}
     stale = 0
-    for number, page in enumerate(_raw_pages(store, prefix, page_size)):
+    for number, page in enumerate(_raw_pages(store, prefix, page_size, own)):
         if number == skipped:
             digest = sum(map(hash, seen.values())) & _HASH_MASK
             if (len(seen), digest) != fingerprint:
@@ -154,20 +173,20 @@ def _unordered_pages(
                 f"more follow. {_UNTRUSTED}"
             )
         if number >= skipped:
-            yield replace(page, objects=fresh)
+            yield replace(page, objects=_wanted(fresh, own))
         if stale and not page.truncated:
             return
     if number < skipped:
         raise TransientError(f"LIST {prefix}: the objects changed while they were listed")
 
 
-def _raw_pages(store: ObjectStore, prefix: Location, page_size: int) -> Iterator[ListPage]:
+def _raw_pages(store: ObjectStore, prefix: Location, page_size: int, own: Own) -> Iterator[ListPage]:
     """Pages by token that keep the contract, except for the order and uniqueness of keys."""
     token: str | None = None
     tokens: set[str] = set()
     empty = 0
     while True:
-        page = store.list_page(prefix, token=token, limit=page_size)
+        page = store.list_page(prefix, token=token, limit=page_size, own=own)
         empty = 0 if page.objects else empty + 1
         violation = _violation(prefix, page, tokens, empty)
         if violation:
@@ -211,6 +230,48 @@ def increasing(last: str, rows: Sequence[ObjectInfo]) -> bool:
     return True
 
 
+def folders_below(store: ObjectStore, prefix: Location, page_size: int = PAGE_SIZE) -> list[str]:
+    """The common prefixes up to the next ``/`` below a prefix, sorted.
+
+    A server that ignores the delimiter lists objects instead; their keys show the same folders.
+
+    :param page_size: the most rows on a page, 1 to 1,000
+    :raises ListingError: if the store's listing contradicts itself
+    :raises RollupError: as the store raises
+    """
+    found: set[str] = set()
+    token: str | None = None
+    tokens: set[str] = set()
+    empty = 0
+    while True:
+        page = store.list_folders(prefix, token, page_size)
+        before = len(found)
+        for folder in page.folders:
+            if not folder.startswith(prefix.key) or not folder.endswith("/"):
+                raise ListingError(
+                    f"LIST {prefix}: the server lists the folder {folder!r}, which is not one below the prefix. "
+                    f"{_UNTRUSTED}"
+                )
+            found.add(folder)
+        for key in page.keys:
+            if not key.startswith(prefix.key):
+                raise ListingError(
+                    f"LIST {prefix}: the server lists {key!r}, which is not under the prefix. {_UNTRUSTED}"
+                )
+            step, slash, _ = key[len(prefix.key) :].partition("/")
+            if slash:
+                found.add(f"{prefix.key}{step}/")
+        empty = 0 if len(found) > before or page.keys else empty + 1
+        if not page.truncated and (not page.token or page.token in tokens):
+            return sorted(found)
+        if not page.token or page.token in tokens or empty > MAX_EMPTY_PAGES:
+            raise ListingError(
+                f"LIST {prefix}: the server says that more folders follow, but gives no new ones. {_UNTRUSTED}"
+            )
+        token = page.token
+        tokens.add(token)
+
+
 @dataclass(slots=True, eq=False)
 class _Range:
     """A range of keys that one thread lists.
@@ -228,8 +289,8 @@ class _Range:
     empty: int = 0
     tokens: set[str] = field(default_factory=set)
 
-    def add_page(self, prefix: Location, page: ListPage) -> bool:
-        """Keep the rows of a page that are within the range.
+    def add_page(self, prefix: Location, page: ListPage, own: Own) -> bool:
+        """Keep the wanted rows of a page that are within the range.
 
         :returns: whether the range has more pages
         :raises _ContractError: if the page violates the contract of S3
@@ -250,7 +311,7 @@ class _Range:
         inside = len(rows)
         if self.end is not None and rows and rows[-1].key > self.end:
             inside = bisect_right(rows, self.end, key=lambda row: row.key)
-        self.rows += rows[:inside]
+        self.rows += _wanted(rows[:inside], own)
         if inside:
             self.position = rows[inside - 1].key
         return page.truncated and inside == len(rows)
@@ -263,9 +324,10 @@ class _ParallelListing:
     key lies above the split, one request was wasted, and the range below is known to end there.
     """
 
-    def __init__(self, store: ObjectStore, prefix: Location) -> None:
+    def __init__(self, store: ObjectStore, prefix: Location, own: Own) -> None:
         self._store = store
         self._prefix = prefix
+        self._own = own
         self._threads = store.control_connections
         self._changed = threading.Condition()
         self._unfinished: list[_Range] = []
@@ -307,7 +369,7 @@ class _ParallelListing:
     def _add_page(self, key_range: _Range, page: ListPage) -> bool:
         """Add a page to its range and log the progress; not thread-safe."""
         before = len(key_range.rows)
-        more = key_range.add_page(self._prefix, page)
+        more = key_range.add_page(self._prefix, page, self._own)
         self._listed += len(key_range.rows) - before
         now = time.monotonic()
         if now >= self._next_log:

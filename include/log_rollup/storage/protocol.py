@@ -54,6 +54,22 @@ class ListPage:
 
 
 @dataclass(frozen=True, slots=True)
+class FolderPage:
+    """One page of a listing with the delimiter ``/``, exactly as the store answered it.
+
+    :param folders: common prefixes, each with the prefix that was listed and a ``/`` at the end
+    :param keys: of the objects directly below the prefix
+    :param truncated: whether the store states that more pages follow
+    :param token: continuation token of the next page; None if the store returned none
+    """
+
+    folders: Sequence[str]
+    keys: Sequence[str]
+    truncated: bool
+    token: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class StoredObject:
     """The bytes of a small object, and its ETag without quotes."""
 
@@ -223,13 +239,26 @@ class ObjectStore(Protocol):
         """A transfer with the connections that the other methods leave."""
 
     def list_page(
-        self, prefix: Location, start_after: str = "", token: str | None = None, limit: int = 1000
+        self,
+        prefix: Location,
+        start_after: str = "",
+        token: str | None = None,
+        limit: int = 1000,
+        own: Callable[[str], bool] | None = None,
     ) -> ListPage:
         """One page of the objects below a prefix, exactly as the store answers one ListObjectsV2.
 
         :param start_after: list only keys after this one; ignored with a token
         :param token: continuation token that the previous page returned
         :param limit: the most objects on the page (``max-keys``), 1 to 1,000
+        :param own: which keys count for ``newest``; None for all
+        """
+
+    def list_folders(self, prefix: Location, token: str | None = None, limit: int = 1000) -> FolderPage:
+        """One page of the folders below a prefix, exactly as the store answers ListObjectsV2 with delimiter ``/``.
+
+        :param token: continuation token that the previous page returned
+        :param limit: the most folders and objects on the page (``max-keys``), 1 to 1,000
         """
 
     def head(self, target: Location) -> ObjectHead | None:

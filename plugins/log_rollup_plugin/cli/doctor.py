@@ -233,7 +233,9 @@ def _bucket(stream: Stream) -> Iterator[Check]:
     """Try every operation that the tasks need of S3."""
     with open_store(stream, limits.DOCTOR_CONTROL_CONNECTIONS) as store:
         probe = _Probe(store, stream)
-        listed = probe.check("list raw", f"s3:ListBucket on {_arn(stream.raw, bucket=True)}", probe.list_raw)
+        listed = probe.check(
+            "list raw", f"s3:ListBucket on {_arn(stream.raw.root, bucket=True)}", probe.list_raw
+        )
         yield listed
         if listed.state is Outcome.FAIL and not probe.refused:
             yield Check(
@@ -242,14 +244,14 @@ def _bucket(stream: Stream) -> Iterator[Check]:
             return
         if probe.skew is not None:
             yield _clock(stream, probe.skew)
-        raw, built = _arn(stream.raw), _arn(stream.aggregated)
+        raw, built = _arn(stream.raw.root), _arn(stream.aggregated.root)
         smallest = probe.smallest_raw()
         if smallest is None:
             why = "not tried: the first page of the listing has no suitable object"
             yield Check("read raw", stream.name, Outcome.WARN, why)
         else:
             yield probe.check("read raw", f"s3:GetObject on {raw}", partial(probe.read_raw, smallest))
-        bucket = _arn(stream.aggregated, bucket=True)
+        bucket = _arn(stream.aggregated.root, bucket=True)
         yield probe.check("list aggregated", f"s3:ListBucket on {bucket}", probe.list_aggregated)
         put = f"s3:PutObject on {built}"
         written = [
@@ -314,7 +316,7 @@ class _Probe:
         self._stream = stream
         self._raw: ListPage | None = None
         # Not below an hour, where a run could take it for its own.
-        self._object = stream.aggregated.child(f"_rollup/doctor-{uuid4().hex}")
+        self._object = stream.aggregated.root.child(f"_rollup/doctor-{uuid4().hex}")
         self._record, self._copied, self._absent = (
             Location(self._object.bucket, f"{self._object.key}-{name}")
             for name in ("record", "copy", "absent")
@@ -348,7 +350,7 @@ class _Probe:
     def list_raw(self) -> str:
         meta = self._store.client.meta
         before = datetime.now(UTC)
-        self._raw = self._store.list_page(self._stream.raw)
+        self._raw = self._store.list_page(self._stream.raw.root)
         after = datetime.now(UTC)
         self.skew = before + (after - before) / 2 - self._raw.server_time
         return f"{self._stream.raw} at {meta.endpoint_url}, region {meta.region_name}"
@@ -371,7 +373,7 @@ class _Probe:
         return f"{source}, {row.size:,} bytes as the tasks read it; {kept}"
 
     def list_aggregated(self) -> str:
-        self._store.list_page(self._stream.aggregated)
+        self._store.list_page(self._stream.aggregated.root)
         # Without s3:ListBucket, or with a condition on it, S3 answers this with 403 instead of 404.
         self._store.head(self._object)
         return f"{self._stream.aggregated}"

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 from include.log_rollup.hour.layout import format_hour
 from include.log_rollup.queries.hour_detail import HourDetail, PartStatus
 from include.log_rollup.queries.status import HourStatus
+from include.log_rollup.storage.protocol import Location
 from include.log_rollup.streams import Stream
 from log_rollup_plugin.hours_page.cache import CachedHour
 from log_rollup_plugin.hours_page.database import HourRun, HourTask, LateHour
@@ -198,8 +199,8 @@ def place_views(stream: Stream, hour: datetime, meta: Any) -> tuple[PlaceView, P
     :param meta: of the boto3 client; None if there is none, then there are no links to the console
     """
     paths = stream.at(hour)
-    raw, aggregated = (
-        PlaceView(str(place), console_page(meta, place) if meta else None)
-        for place in (paths.raw, paths.aggregated)
+    raw = Location(stream.raw.bucket, paths.key_base)
+    return (
+        PlaceView(str(paths.raw), console_page(meta, raw) if meta else None),
+        PlaceView(str(paths.aggregated), console_page(meta, paths.aggregated) if meta else None),
     )
-    return raw, aggregated

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from functools import cached_property
 from types import TracebackType
@@ -21,7 +21,14 @@ from include.log_rollup.errors import (
     TransientError,
     UnsupportedOperationError,
 )
-from include.log_rollup.storage.protocol import READ_LIMIT_BYTES, ListPage, Location, ObjectHead, StoredObject
+from include.log_rollup.storage.protocol import (
+    READ_LIMIT_BYTES,
+    FolderPage,
+    ListPage,
+    Location,
+    ObjectHead,
+    StoredObject,
+)
 from include.log_rollup.streams import Stream
 from include.log_rollup.units import MIB
 from log_rollup_plugin.s3 import list_parser
@@ -200,7 +207,12 @@ class PooledS3Hook(S3Hook):
     # -- listing and small objects ---------------------------------------------------------------------
 
     def list_page(
-        self, prefix: Location, start_after: str = "", token: str | None = None, limit: int = 1000
+        self,
+        prefix: Location,
+        start_after: str = "",
+        token: str | None = None,
+        limit: int = 1000,
+        own: Callable[[str], bool] | None = None,
     ) -> ListPage:
         """One page of the objects under a prefix, as the server states it (ListObjectsV2)."""
         arguments: dict[str, Any] = {"Bucket": prefix.bucket, "Prefix": prefix.key, "MaxKeys": limit}
@@ -210,7 +222,18 @@ class PooledS3Hook(S3Hook):
             arguments["StartAfter"] = start_after
         with translated("LIST", prefix):
             response = self.client.list_objects_v2(**arguments)
-        return list_parser.parse_page(response)
+        return list_parser.parse_page(response, own)
+
+    def list_folders(self, prefix: Location, token: str | None = None, limit: int = 1000) -> FolderPage:
+        """One page of the folders under a prefix, as the server states it (ListObjectsV2)."""
+        arguments: dict[str, Any] = {
+            "Bucket": prefix.bucket, "Prefix": prefix.key, "Delimiter": "/", "MaxKeys": limit,
+        }  # fmt: skip
+        if token is not None:
+            arguments["ContinuationToken"] = token
+        with translated("LIST", prefix):
+            response = self.client.list_objects_v2(**arguments)
+        return list_parser.parse_folders(response)
 
     def head(self, target: Location) -> ObjectHead | None:
         """Size, ETag and CRC of an object; None if there is none."""

@@ -6,7 +6,7 @@ them, and botocore parses the rest. A page in any other form is left to botocore
 """
 
 import re
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -16,11 +16,13 @@ from botocore import handlers
 from botocore.utils import parse_timestamp
 
 from include.log_rollup.errors import ListingError, TransientError
-from include.log_rollup.storage.protocol import ListPage, ObjectInfo
+from include.log_rollup.storage.protocol import FolderPage, ListPage, ObjectInfo
 
 _EVENT = "before-parse.s3.*"
 # Keys under which the fast path adds its results to botocore's response.
-_OBJECTS, _NEWEST, _TRUNCATED = "LogRollupObjects", "LogRollupNewest", "LogRollupTruncated"
+_OBJECTS, _TIMES_OF, _NEWEST, _TRUNCATED = (
+    f"LogRollup{name}" for name in ("Objects", "Times", "Newest", "Truncated")
+)
 _ROW, _ROW_END = "<Contents>", "</Contents>"
 _KEY, _SIZE, _ETAG, _TIME = (f"<{name}>" for name in ("Key", "Size", "ETag", "LastModified"))
 _KEYS, _SIZES, _ETAGS, _TIMES = (re.compile(f"{start}([^<]*)</") for start in (_KEY, _SIZE, _ETAG, _TIME))
@@ -93,15 +95,16 @@ def _parse_objects(
         return
     encoding = _ENCODING.search(rest)
     try:
-        rows, newest = _parse_rows(body[first:end], url_encoded=encoding is not None and encoding[1] == "url")
+        url_encoded = encoding is not None and encoding[1] == "url"
+        rows, times, newest = _parse_rows(body[first:end], url_encoded)
     except _UnsupportedFormError:
         return
-    customized_response_dict[_OBJECTS], customized_response_dict[_NEWEST] = rows, newest
+    customized_response_dict.update({_OBJECTS: rows, _TIMES_OF: times, _NEWEST: newest})
     response_dict["body"] = rest.encode()
 
 
-def _parse_rows(text: str, url_encoded: bool) -> tuple[list[ObjectInfo], float]:
-    """The objects of a page, and the time of the newest in epoch seconds.
+def _parse_rows(text: str, url_encoded: bool) -> tuple[list[ObjectInfo], Sequence[str], float]:
+    """The objects of a page, their times, and the time of the newest in epoch seconds.
 
     :param text: from the first <Contents> to the last </Contents>
     :raises _UnsupportedFormError: if botocore has to parse it
@@ -113,7 +116,7 @@ def _parse_rows(text: str, url_encoded: bool) -> tuple[list[ObjectInfo], float]:
         # Objects of equal size share one int: a listing of a million objects is held in memory.
         numbers = {size: int(size) for size in set(sizes)}
         rows = list(map(ObjectInfo, _decode_keys(keys, url_encoded), map(numbers.__getitem__, sizes), etags))
-        return rows, _newest(times)
+        return rows, times, _newest(times)
     except ValueError as error:
         raise _UnsupportedFormError from error
 
@@ -193,30 +196,53 @@ def _utc(time: datetime) -> datetime:
     return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
-def parse_page(response: Mapping[str, Any]) -> ListPage:
+def parse_page(response: Mapping[str, Any], own: Callable[[str], bool] | None = None) -> ListPage:
     """A page from botocore's response to ListObjectsV2.
 
     An object without an ETag, or with one that cannot be the value of a header, has the ETag ``""``. Truncation
     and token are as the server stated them, even if they contradict each other.
 
     :param response: from a client with or without the fast parser
+    :param own: which keys count for ``newest``; None for all
     :raises ListingError: if an object has no key or no size
     """
     objects = response.get(_OBJECTS) or _botocore_objects(response.get("Contents", ()))
-    newest = response.get(_NEWEST) or max(
-        (
-            _utc(row["LastModified"]).timestamp()
-            for row in response.get("Contents", ())
-            if "LastModified" in row
-        ),
-        default=0.0,
-    )
     return ListPage(
         objects,
-        newest,
+        _newest_own(response, objects, own),
         _server_time(response["ResponseMetadata"]["HTTPHeaders"].get("date")),
         response.get(_TRUNCATED, response.get("IsTruncated", False)),
         response.get("NextContinuationToken") or None,
+    )
+
+
+def parse_folders(response: Mapping[str, Any]) -> FolderPage:
+    """A page of folders from botocore's response to ListObjectsV2 with a delimiter."""
+    objects = response.get(_OBJECTS) or _botocore_objects(response.get("Contents", ()))
+    return FolderPage(
+        [row["Prefix"] for row in response.get("CommonPrefixes", ()) if "Prefix" in row],
+        [item.key for item in objects],
+        response.get(_TRUNCATED, response.get("IsTruncated", False)),
+        response.get("NextContinuationToken") or None,
+    )
+
+
+def _newest_own(
+    response: Mapping[str, Any], objects: Sequence[ObjectInfo], own: Callable[[str], bool] | None
+) -> float:
+    """The time of the newest object whose key counts, in epoch seconds; 0 if there is none."""
+    if _OBJECTS in response:
+        if own is None:
+            return float(response[_NEWEST])
+        times = [time for row, time in zip(objects, response[_TIMES_OF], strict=True) if own(row.key)]
+        return _newest(times) if times else 0.0
+    return max(
+        (
+            _utc(row["LastModified"]).timestamp()
+            for row in response.get("Contents", ())
+            if "LastModified" in row and (own is None or own(row["Key"]))
+        ),
+        default=0.0,
     )
 
 

@@ -1,0 +1,105 @@
+"""Lists the objects of one hour of a template, at once or page by page."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from typing import TypeVar
+
+from include.log_rollup.hour.template import Template
+from include.log_rollup.parallel import in_parallel
+from include.log_rollup.storage.listing import (
+    PAGE_SIZE,
+    folders_below,
+    list_all,
+    list_by_token,
+    pages_by_token,
+)
+from include.log_rollup.storage.protocol import ListPage, Location, ObjectInfo, ObjectStore
+
+# Up to this number of prefixes, each is listed by all threads; above it, each by one thread.
+LISTED_IN_TURN = 4
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class HourListing:
+    """Lists the objects of one hour of a template.
+
+    The captures before the date are found by listings with a delimiter, level by level. Objects of other hours
+    below the same prefix are dropped page by page: a day's folder takes no more memory than the hour's objects.
+
+    All methods raise :class:`include.log_rollup.errors.ListingError` if the store's listing contradicts itself,
+    and :class:`include.log_rollup.errors.RollupError` as the store does.
+    """
+
+    template: Template
+    hour: datetime
+
+    def __str__(self) -> str:
+        return self.template.show(self.hour)
+
+    def list_all(self, store: ObjectStore) -> list[ObjectInfo]:
+        """All objects in the order of the keys' UTF-8 bytes, listed in parallel where that is faster."""
+        prefixes = self.prefixes(store)
+        if len(prefixes) <= LISTED_IN_TURN:
+            return _joined([list_all(store, prefix, self._own) for prefix in prefixes])
+        return _joined(_each(store, lambda prefix: list_by_token(store, prefix, own=self._own), prefixes))
+
+    def list_by_token(self, store: ObjectStore, page_size: int = PAGE_SIZE) -> list[ObjectInfo]:
+        """The same, each prefix page by page, for servers that list in any order.
+
+        :param page_size: the most rows on a page, 1 to 1,000
+        """
+        prefixes = self.prefixes(store, page_size)
+        return _joined(
+            _each(store, lambda prefix: list_by_token(store, prefix, page_size, self._own), prefixes)
+        )
+
+    def pages(self, store: ObjectStore, page_size: int = PAGE_SIZE) -> Iterator[ListPage]:
+        """The pages of the hour by continuation token, one prefix after the other.
+
+        :param page_size: the most rows on a page, 1 to 1,000
+        """
+        for prefix in self.prefixes(store, page_size):
+            yield from pages_by_token(store, prefix, page_size, self._own)
+
+    def prefixes(self, store: ObjectStore, page_size: int = PAGE_SIZE) -> list[Location]:
+        """The prefixes that cover the hour, in the order of their bytes; none is inside another.
+
+        :param page_size: the most rows on a page of a listing that finds captures, 1 to 1,000
+        """
+        found: list[Mapping[str, str]] = [{}]
+        while found and (level := self.template.next_level(found[0])) is not None:
+            levels = [(values, self.template.next_level(values)) for values in found]
+            places = [Location(self.template.bucket, step.prefix) for _, step in levels if step]
+            folders = _each(store, lambda place: folders_below(store, place, page_size), places)
+            found = [
+                {**values, level.capture: value}
+                for (values, step), names in zip(levels, folders, strict=True)
+                for name in names
+                if step and (value := step.value(name))
+            ]
+        keys = sorted(key for values in found for key in self.template.prefixes(self.hour, values))
+        return [Location(self.template.bucket, key) for key in keys]
+
+    @cached_property
+    def _own(self) -> Callable[[str], bool] | None:
+        """Which keys below the prefixes belong to the hour; None if all do."""
+        if self.template.is_exact:
+            return None
+        match, hour = self.template.match, self.hour
+        return lambda key: (found := match(key)) is not None and found.hour == hour
+
+
+def _each(
+    store: ObjectStore, function: Callable[[Location], list[R]], prefixes: list[Location]
+) -> list[list[R]]:
+    """The results of a function for each prefix, over the store's connections."""
+    workers = min(store.control_connections, len(prefixes)) or 1
+    return list(in_parallel(workers, "log-rollup-listing", function, prefixes))
+
+
+def _joined(found: list[list[ObjectInfo]]) -> list[ObjectInfo]:
+    return found[0] if len(found) == 1 else [row for rows in found for row in rows]
