@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, lru_cache, partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,10 +27,11 @@ from include.log_rollup import limits
 from include.log_rollup.errors import ConfigurationError
 from include.log_rollup.hour.layout import check_hour, floor_hour
 from include.log_rollup.hour.local_hours import check_zone
+from include.log_rollup.hour.overlap import find_overlap
 from include.log_rollup.hour.paths import HourPaths
 from include.log_rollup.hour.plan import WriteOptions
 from include.log_rollup.hour.selection import InputRules, Unjoinable
-from include.log_rollup.hour.template import AggregatedTemplate, RawTemplate, check_pair
+from include.log_rollup.hour.template import AggregatedTemplate, RawTemplate, Template, check_pair
 from include.log_rollup.storage.protocol import Location
 from include.log_rollup.units import GIB, MIB, Duration, Size, format_size
 
@@ -237,7 +237,7 @@ class Stream(BaseModel):
     stand for the hour, `{name}` for one step of the path, of any value. Without any of the first, `%Y%m%d/%H/` is
     appended. What follows in a key, also subfolders, is the object's name."""
     aggregated: AggregatedTemplate
-    """Where the parts are: a template like `raw`, in UTC. No prefix of any stream may be inside another one."""
+    """Where the parts are: a template like `raw`, in UTC. No key may fit two templates of any streams."""
     timezone: str = "UTC"
     """Time zone of the hours in the keys of the raw objects, like `Europe/Berlin`. A folder belongs to the UTC
     hour in which it ends. Runs, parts and records are always in UTC."""
@@ -537,18 +537,20 @@ def _refuse_equal_names(streams: Sequence[Stream]) -> None:
 
 
 def _refuse_overlaps(streams: Sequence[Stream]) -> None:
-    """Refuse prefixes inside each other. When sorted, a prefix comes directly before those that it contains."""
-    prefixes = [
-        (place.bucket, place.key, number, key)
-        for number, stream in enumerate(streams)
-        for key, place in (("raw", stream.raw.root), ("aggregated", stream.aggregated.root))
-    ]
-    for (bucket, outer, number, key), (other_bucket, inner, other_number, other_key) in pairwise(
-        sorted(prefixes)
-    ):
-        if bucket == other_bucket and inner.startswith(outer):
-            one, other = sorted([(number, key, outer), (other_number, other_key, inner)])
-            raise ConfigurationError(
-                f"stream {streams[one[0]].name!r}: {one[1]}: {Location(bucket, one[2])} overlaps with {other[1]} "
-                f"{Location(bucket, other[2])} of stream {streams[other[0]].name!r}; give each a prefix of its own"
-            )
+    """Refuse templates that could match one key."""
+    owners: list[tuple[Stream, str, Template]] = []
+    exempt = set()
+    for stream in streams:
+        owners += [(stream, "raw", stream.raw), (stream, "aggregated", stream.aggregated)]
+        if stream.aggregated.captures:
+            # The template of the parts matches its own records by their form, but never takes them for parts.
+            exempt.add((len(owners) - 1, len(owners)))
+            owners.append((stream, "records of aggregated", stream.aggregated.home_template(stream.name)))
+    found = find_overlap([template for _, _, template in owners], exempt)
+    if found is not None:
+        one, key, template = owners[found.one]
+        other, other_key, other_template = owners[found.other]
+        raise ConfigurationError(
+            f"stream {one.name!r}: {key}: {template} overlaps with {other_key} {other_template} of stream "
+            f"{other.name!r}: both could have s3://{template.bucket}/{found.key}; give each a prefix of its own"
+        )

@@ -31,6 +31,7 @@ LAYERS = {
         "",
         "storage.protocol",
         "hour.layout",
+        "hour.overlap",
         "hour.plan",
         "hour.paths",
         "hour.selection",

@@ -278,11 +278,11 @@ def test_all_invalid_keys_of_a_stream_are_reported(streams_file: Path) -> None:
     ("one", "other"),
     [
         ({"aggregated": "s3://logs/raw/app/"}, {}),
-        ({"aggregated": "s3://logs/raw/app/out/"}, {}),
-        ({"aggregated": "s3://logs/"}, {}),
-        ({"aggregated": "s3://logs/raw/"}, {}),
-        ({}, {"raw": "s3://logs/raw/app/web/"}),
-        ({}, {"raw": "s3://logs/raw/"}),
+        ({"aggregated": "s3://logs/raw/app/%Y%m%d/%H/out/"}, {}),
+        ({}, {"raw": "s3://logs/raw/app/%Y%m%d/%H/web/"}),
+        ({}, {"raw": "s3://logs/raw/{service}/"}),
+        ({}, {"raw": "s3://logs/raw/a{service}/%Y%m%d/%H/x"}),
+        ({}, {"raw": "s3://logs/raw/app/%Y%m%d/" + "{host}/%H/"}),
         ({}, {"aggregated": "s3://logs/aggregated/app"}),
         ({}, {"raw": "s3://logs/aggregated/app/"}),
     ],
@@ -299,6 +299,28 @@ def test_overlapping_prefixes_are_refused_with_both_keys(
     if other:
         assert "of stream 'web'" in message
     assert "a prefix of its own" in message
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"raw": "s3://logs/raw/"},
+        {"raw": "s3://logs/raw/app/web/"},
+        {"raw": "s3://logs/raw/app/%Y/%m/%d/%H/"},
+        {"raw": "s3://logs/raw/{service}/%Y/%m/%d/%H/"},
+        {"aggregated": "s3://logs/"},
+    ],
+    ids=str,
+)
+def test_prefix_inside_another_is_fine_if_no_key_fits_both(streams_file: Path, other: dict[str, str]) -> None:
+    web = {**APP, "name": "web", "raw": "s3://logs/raw/web/", "aggregated": "s3://logs/aggregated/web/"}
+    assert len(load(streams_file, APP, {**web, **other})) == 2
+
+
+def test_records_of_grouped_hours_count_as_a_prefix(streams_file: Path) -> None:
+    grouped = {**APP, "raw": "s3://logs/raw/{service}/", "aggregated": "s3://logs/aggregated/{service}/"}
+    web = {**APP, "name": "web", "raw": "s3://logs/aggregated/_hours/app/", "aggregated": "s3://logs/web/"}
+    assert "overlaps with" in refusal(streams_file, grouped, web)
 
 
 def test_similar_prefixes_do_not_overlap(streams_file: Path) -> None:
@@ -346,9 +368,9 @@ def test_overlaps_are_found_at_any_position(streams_file: Path) -> None:
         for number in range(20)
     ]
     assert len(load(streams_file, *streams)) == 20
-    inner = {**APP, "name": "inner", "raw": "s3://logs/raw/7/in/", "aggregated": "s3://other/"}
+    inner = {**APP, "name": "inner", "raw": "s3://logs/raw/7/%Y%m%d/%H/in/", "aggregated": "s3://other/"}
     assert (
-        "stream 's7': raw: s3://logs/raw/7/ overlaps with raw s3://logs/raw/7/in/ of stream 'inner'"
+        "stream 's7': raw: s3://logs/raw/7/ overlaps with raw s3://logs/raw/7/%Y%m%d/%H/in/ of stream 'inner'"
         in refusal(streams_file, *streams, inner)
     )
 
