@@ -47,7 +47,9 @@ def _manifest() -> manifests.Manifest:
 
 def marker() -> dict[str, Any]:
     """Return the content of ``_SUCCESS``."""
-    return complete_hour.marker_of(_manifest(), HOUR.replace(hour=9, minute=12, second=33)).to_json()
+    return complete_hour.marker_of(
+        _manifest().totals, _manifest().validated_at, HOUR.replace(hour=9, minute=12, second=33)
+    ).to_json()
 
 
 def manifest() -> tuple[dict[str, Any], dict[str, Any]]:

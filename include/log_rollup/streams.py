@@ -355,7 +355,7 @@ class Stream(BaseModel):
 
     def at(self, hour: datetime) -> HourPaths:
         """The prefixes and keys of an hour."""
-        return HourPaths(self.raw, hour, self.aggregated)
+        return HourPaths(self.raw, hour, self.aggregated, self.name)
 
 
 def streams_path() -> Path:

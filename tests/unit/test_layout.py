@@ -84,7 +84,8 @@ def test_hours_between_are_plain_datetimes() -> None:
 def test_hour_has_paths_below_both_prefixes() -> None:
     paths = make_stream().at(HOUR)
     assert str(paths.raw) == f"s3://logs/{RAW}"
-    assert paths.aggregated == Location("logs", AGGREGATED)
+    assert paths.home == paths.base == Location("logs", AGGREGATED)
+    assert str(paths.aggregated) == f"s3://logs/{AGGREGATED}"
     assert paths.marker.key == AGGREGATED + "_SUCCESS"
     assert paths.manifest.key == AGGREGATED + "_manifest.jsonl.gz"
     assert paths.claim.key == WORK + "claim.json"

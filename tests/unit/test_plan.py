@@ -363,12 +363,12 @@ def test_existing_parts_keep_their_format_1_names(
 ) -> None:
     plan = plan_of(listed, part_size)
     kept = {
-        (number, part.fingerprint): f"part-{number:05d}.log{part.encoding}"
+        ("", number, part.fingerprint): f"part-{number:05d}.log{part.encoding}"
         for number, part in enumerate(plan.parts)
         if data.draw(st.booleans())
     }
     other = plan_of(listed, part_size, kept_names=kept)
-    names = [kept.get((number, part.fingerprint), part.name) for number, part in enumerate(plan.parts)]
+    names = [kept.get(("", number, part.fingerprint), part.name) for number, part in enumerate(plan.parts)]
     assert [part.name for part in other.parts] == names
     assert (other.content_id == plan.content_id) == (not kept)
 
@@ -377,15 +377,15 @@ def test_kept_name_is_not_for_other_content_or_another_index() -> None:
     listed = [info("a"), info("b")]
     plan = plan_of(listed, part_size=10)
     for kept in (
-        {(0, plan.parts[1].fingerprint): "part-00000.log"},
-        {(1, plan.parts[0].fingerprint): "part-00001.log"},
+        {("", 0, plan.parts[1].fingerprint): "part-00000.log"},
+        {("", 1, plan.parts[0].fingerprint): "part-00001.log"},
     ):
         assert plan_of(listed, 10, kept_names=kept) == plan
 
 
 def test_name_under_removal_is_not_kept() -> None:
     plan = plan_of([info("a")])
-    kept = {(0, plan.parts[0].fingerprint): "part-00000.log"}
+    kept = {("", 0, plan.parts[0].fingerprint): "part-00000.log"}
     assert plan_of([info("a")], kept_names=kept, taken={"part-00000.log"}) == plan
 
 

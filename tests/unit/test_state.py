@@ -87,7 +87,9 @@ def run_until_marker(store: FakeStore) -> tuple[Claim, CompletionMarker]:
     for ref in plan(store).shards:
         pack_shard(store, STREAM, ref)
     validate_hour(store, STREAM, HOUR)
-    return current(store), marker_of(manifest_of(store), datetime(2026, 11, 23, 10, tzinfo=UTC))
+    manifest = manifest_of(store)
+    now = datetime(2026, 11, 23, 10, tzinfo=UTC)
+    return current(store), marker_of(manifest.totals, manifest.validated_at, now)
 
 
 def manifest_of(store: FakeStore) -> ManifestReader:

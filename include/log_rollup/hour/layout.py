@@ -10,8 +10,11 @@ from include.log_rollup.errors import ConfigurationError
 # Names have four digits for the year, and every time-out can be added to an hour of these years.
 FIRST_YEAR, LAST_YEAR = 1970, 2999
 # The name of a part: index, 8 digits of its fingerprint (none in format 1), 8 more if it was split off a part.
-_PART = re.compile(r"part-([0-9]{5,})(-[0-9a-f]{8}){0,2}\.log(\.[a-z0-9]+)?")
-_SPLIT = re.compile(r"(part-[0-9]{5,}-[0-9a-f]{8})-[0-9a-f]{8}(\.log.*)")
+# Records put the folder of its group before it, if there are groups.
+_PART = re.compile(
+    r"(?P<folder>(?s:.+/)?)part-(?P<index>[0-9]{5,})(?P<tag>-[0-9a-f]{8}){0,2}\.log(\.[a-z0-9]+)?"
+)
+_SPLIT = re.compile(r"((?s:.+/)?part-[0-9]{5,}-[0-9a-f]{8})-[0-9a-f]{8}(\.log.*)")
 
 
 def parse_hour(value: str) -> datetime:
@@ -84,7 +87,12 @@ def part_name_of_format_1(index: int, encoding: str) -> str:
 def part_index(name: str) -> int | None:
     """The index in the name of a part; None if it is not the name of a part."""
     match = _PART.fullmatch(name)
-    return int(match[1]) if match else None
+    return int(match["index"]) if match else None
+
+
+def folder_of(name: str) -> str:
+    """The folder of a part's group, with a slash at the end; empty if there are no groups."""
+    return name[: name.rfind("/") + 1]
 
 
 def split_name(planned: str, tag: str) -> str:
@@ -95,8 +103,9 @@ def split_name(planned: str, tag: str) -> str:
     :param planned: name of the planned part
     :param tag: first 8 hexadecimal digits of the split part's fingerprint
     """
-    start, dot, rest = planned.partition(".")
-    return f"{start}-{tag}{dot}{rest}"
+    folder = folder_of(planned)
+    start, dot, rest = planned[len(folder) :].partition(".")
+    return f"{folder}{start}-{tag}{dot}{rest}"
 
 
 def planned_name(name: str) -> str:
@@ -106,11 +115,12 @@ def planned_name(name: str) -> str:
 
 
 def is_part_name(name: str) -> bool:
-    """Whether a name is that of a part."""
-    return _PART.fullmatch(name) is not None
+    """Whether a name is that of a part, without a folder."""
+    match = _PART.fullmatch(name)
+    return match is not None and not match["folder"]
 
 
 def has_tag(name: str) -> bool:
     """Whether a name is that of a part and has digits of its fingerprint, which format 1 lacks."""
     match = _PART.fullmatch(name)
-    return match is not None and match[2] is not None
+    return match is not None and match["tag"] is not None

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -45,11 +45,32 @@ class Verified:
 
 
 @dataclass(frozen=True, slots=True)
+class GroupTotals:
+    """Totals of a group of a validated hour; sizes in bytes.
+
+    :param folder: of its parts, as in the names of the table of parts
+    :param captures: values of the captures of the template ``aggregated``, by name
+    """
+
+    folder: str
+    captures: Mapping[str, str]
+    objects: int
+    bytes_in: int
+    separator_bytes: int
+    bytes_out: int
+    parts: int
+    verified: Verified
+    damaged: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class HourTotals:
     """Totals of a validated hour; sizes in bytes.
 
     :param foreign: number of foreign objects below the aggregated hour
     :param damaged: number of raw objects that could not be decompressed; only tried with ``check_encoding``
+    :param groups: of a stream with groups, in the order of the folders
+    :param group: of the manifest of a group: its captures
     """
 
     stream: str
@@ -65,6 +86,25 @@ class HourTotals:
     measured: Measured
     foreign: int = 0
     damaged: int = 0
+    groups: tuple[GroupTotals, ...] = ()
+    group: Mapping[str, str] = field(default_factory=dict)
+
+    def of_group(self, group: GroupTotals) -> "HourTotals":
+        """The totals of a group alone; what tasks measured is that of the whole hour."""
+        return replace(
+            self,
+            objects=group.objects,
+            bytes_in=group.bytes_in,
+            separator_bytes=group.separator_bytes,
+            bytes_out=group.bytes_out,
+            parts=group.parts,
+            left_out=LeftOut(),
+            verified=group.verified,
+            foreign=0,
+            damaged=group.damaged,
+            groups=(),
+            group=group.captures,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +124,18 @@ class ManifestWriter:
         self._packer = compressor()
         self._lines: list[bytes] = []
         self._table: list[dict[str, Any]] = []
+        self._is_ended = False
 
     def add(self, planned: PlannedPart, packed: PackedPart) -> None:
         """Add a proven part with its raw objects."""
         self._table.append(_table_row(planned, packed))
         text = "".join(f"{to_json(line)}\n" for line in object_lines(planned, packed))
         self._lines.append(self._packer.compress(text.encode()))
+
+    def end(self) -> None:
+        """Free the compressor's memory: no part is added any more."""
+        self._lines.append(self._packer.flush())
+        self._is_ended = True
 
     def finish(self, totals: HourTotals, validated_at: str, raw_prefix: str, claim_id: str) -> bytes:
         """The bytes of the manifest: one gzip member with the header line, one with the lines of the raw objects.
@@ -98,7 +144,9 @@ class ManifestWriter:
         """
         values = _header(totals, validated_at, raw_prefix, self._table) | {"claim_id": claim_id}
         header = f"{to_json(values)}\n"
-        return b"".join((zip_text(header), *self._lines, self._packer.flush()))
+        if not self._is_ended:
+            self.end()
+        return b"".join((zip_text(header), *self._lines))
 
 
 class ManifestReader:
@@ -121,6 +169,7 @@ class ManifestReader:
             header["left_out"] = LeftOut(**header["left_out"])
             header["verified"] = Verified(**header["verified"])
             header["measured"] = Measured(**header["measured"])
+            header["groups"] = tuple(_group_totals(group) for group in header.get("groups", ()))
             self.totals = HourTotals(**header)
             for entry in self.table:
                 # Find a damaged table now, before anything is done.
@@ -151,6 +200,10 @@ class ManifestReader:
             tuple(packed for _, packed in found),
             self.validated_at,
         )
+
+
+def _group_totals(values: Mapping[str, Any]) -> GroupTotals:
+    return GroupTotals(**{**values, "verified": Verified(**values["verified"])})
 
 
 def open_manifest(store: ObjectStore, source: Location) -> ManifestReader | None:
@@ -241,9 +294,14 @@ def object_lines(planned: PlannedPart, packed: PackedPart) -> Iterator[dict[str,
 def _header(
     totals: HourTotals, validated_at: str, raw_prefix: str, table: list[dict[str, Any]]
 ) -> dict[str, Any]:
+    values = asdict(totals)
+    if not totals.groups:
+        del values["groups"]
+    if not totals.group:
+        del values["group"]
     return {
         "format": MANIFEST_FORMAT,
-        **asdict(totals),
+        **values,
         "raw_prefix": raw_prefix,
         "validated_at": validated_at,
         "parts_table": table,

@@ -66,30 +66,86 @@ class HourPaths(RawPaths):
     """The locations of one hour of a stream: raw objects, parts and records."""
 
     aggregated_template: AggregatedTemplate
+    stream: str
 
     marker_name: ClassVar = "_SUCCESS"
     manifest_name: ClassVar = "_manifest.jsonl.gz"
 
+    @property
+    def has_groups(self) -> bool:
+        """Whether the parts are divided into groups."""
+        return bool(self.aggregated_template.captures)
+
     @cached_property
-    def aggregated(self) -> Location:
-        """``aggregated/app/20261123/08/``"""
-        template = self.aggregated_template
-        return Location(template.bucket, template.render(self.hour))
+    def aggregated(self) -> HourListing:
+        """The objects below the prefixes of the parts."""
+        return HourListing(self.aggregated_template, self.hour)
+
+    @cached_property
+    def home(self) -> Location:
+        """The prefix of the hour's records; without groups, that of its parts too."""
+        return Location(
+            self.aggregated_template.bucket, self.aggregated_template.home(self.stream, self.hour)
+        )
+
+    @cached_property
+    def base(self) -> Location:
+        """The prefix below which the names of parts are: of the hour, or with groups of all hours."""
+        return self.aggregated_template.root if self.has_groups else self.home
+
+    def folder_of_key(self, key: str) -> str:
+        """The folder below ``base`` of the group of a raw object: ``web/20261123/08/``; empty without groups.
+
+        :raises ValueError: if the key is not one of the hour, or the folder would be that of the records
+        """
+        if not self.has_groups:
+            return ""
+        found = self.raw_template.match(key)
+        if found is None:
+            raise ValueError(f"{key} is no key of {self.raw_template}")
+        group = self._group_values(found.captures)
+        folder = self._folders.get(group)
+        if folder is None:
+            prefix = self.aggregated_template.render(self.hour, group)
+            folder = self._folders[group] = prefix.removeprefix(self.base.key)
+        return folder
+
+    def captures_of(self, folder: str) -> dict[str, str]:
+        """The captures of the group with this folder, by name."""
+        found = self.aggregated_template.match(self.base.key + folder)
+        return dict(zip(self.aggregated_template.captures, found.captures, strict=True)) if found else {}
+
+    @cached_property
+    def _folders(self) -> dict[tuple[str, ...], str]:
+        return {}
+
+    @cached_property
+    def _group_values(self) -> Callable[[tuple[str, ...]], tuple[str, ...]]:
+        indices = [self.raw_template.captures.index(name) for name in self.aggregated_template.captures]
+        return lambda values: tuple(values[index] for index in indices)
+
+    def group_marker(self, folder: str) -> Location:
+        """The completion marker of a group."""
+        return self.base.child(folder + self.marker_name)
+
+    def group_manifest(self, folder: str) -> Location:
+        """The manifest of a group."""
+        return self.base.child(folder + self.manifest_name)
 
     @property
     def marker(self) -> Location:
         """The completion marker: the hour is complete if and only if it exists."""
-        return self.aggregated.child(self.marker_name)
+        return self.home.child(self.marker_name)
 
     @property
     def manifest(self) -> Location:
         """The manifest: part, offset, length, ETag and CRC of every raw object."""
-        return self.aggregated.child(self.manifest_name)
+        return self.home.child(self.manifest_name)
 
     @property
     def work(self) -> Location:
         """The prefix of the files that exist only while the hour is being built."""
-        return self.aggregated.child("_rollup/")
+        return self.home.child("_rollup/")
 
     @property
     def claim(self) -> Location:
@@ -123,12 +179,37 @@ class HourPaths(RawPaths):
 
     def part(self, name: str) -> Location:
         """The location of a part."""
-        return self.aggregated.child(name)
+        return self.base.child(name)
 
     def part_name_of(self, key: str) -> str | None:
-        """The name of the part with this key; None if it is not the key of a part."""
-        name = key.removeprefix(self.aggregated.key)
-        return name if name != key and is_part_name(name) else None
+        """The name of the part with this key, with its group's folder; None if it is not the key of a part."""
+        folder = self.folder_of_aggregated(key)
+        if folder is None or not is_part_name(key[len(self.base.key) + len(folder) :]):
+            return None
+        return key[len(self.base.key) :]
+
+    def folder_of_aggregated(self, key: str) -> str | None:
+        """The folder below ``base`` of an aggregated key of this hour; None for keys elsewhere."""
+        if not self.has_groups:
+            return "" if key.startswith(self.base.key) else None
+        found = self.aggregated_template.match(key)
+        if found is None or found.hour != self.hour:
+            return None
+        return key[len(self.base.key) : len(key) - len(found.name)]
+
+    def folder_of_marker(self, key: str) -> str | None:
+        """The folder of the group whose completion marker has this key; None for any other key."""
+        return self._folder_of_file(key, self.marker_name)
+
+    def folder_of_manifest(self, key: str) -> str | None:
+        """The folder of the group whose manifest has this key; None for any other key."""
+        return self._folder_of_file(key, self.manifest_name)
+
+    def _folder_of_file(self, key: str, name: str) -> str | None:
+        if not self.has_groups or not key.endswith(f"/{name}"):
+            return None
+        folder = self.folder_of_aggregated(key)
+        return folder if folder and key == f"{self.base.key}{folder}{name}" else None
 
     def work_name_of(self, key: str) -> str | None:
         """The name below ``_rollup/`` of a file of this project; None for any other key."""

@@ -2,12 +2,12 @@
 
 import hashlib
 import secrets
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import count, pairwise
 
 from include.log_rollup.errors import ListingError, UnsupportedInputError
-from include.log_rollup.hour.layout import part_name, part_name_of_format_1, split_name
+from include.log_rollup.hour.layout import folder_of, part_name, part_name_of_format_1, split_name
 from include.log_rollup.hour.selection import NOT_JOINABLE, PLAIN, LeftOut, Unjoinable, encoding_of
 from include.log_rollup.storage.protocol import ObjectInfo
 from include.log_rollup.units import format_size
@@ -111,32 +111,40 @@ class ShardRef:
 
 
 class ObjectDigests:
-    """Digests of raw objects, one for each encoding.
+    """Digests of raw objects, one for each encoding of each group.
 
     Planning and validation each digest their own listing. If the digests are equal, the raw hour is what was
     planned; so the two listings need not be in memory at the same time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, folder_of_key: Callable[[str], str] | None = None) -> None:
+        self._folder_of_key = folder_of_key
         self._hashes: dict[str, hashlib.blake2b] = {}
 
     def add(self, rows: Iterable[ObjectInfo]) -> None:
         """Add rows of any encodings, in key order."""
         texts: dict[str, list[str]] = {}
+        folder_of_key = self._folder_of_key
         for row in rows:
-            texts.setdefault(encoding_of(row.key), []).append(_row_text(row))
-        for encoding, rows_text in texts.items():
-            self.add_text(encoding, "".join(rows_text))
+            kind = encoding_of(row.key)
+            if folder_of_key is not None:
+                kind = folder_of_key(row.key) + kind
+            texts.setdefault(kind, []).append(_row_text(row))
+        for kind, rows_text in texts.items():
+            self.add_text(kind, "".join(rows_text))
 
-    def add_text(self, encoding: str, text: str) -> None:
-        """Add rows of one encoding, as :func:`_row_text` writes them."""
-        if encoding not in self._hashes:
-            self._hashes[encoding] = hashlib.blake2b(digest_size=16)
-        self._hashes[encoding].update(text.encode())
+    def add_text(self, kind: str, text: str) -> None:
+        """Add rows of one group and encoding, as :func:`_row_text` writes them.
+
+        :param kind: folder of the group and encoding
+        """
+        if kind not in self._hashes:
+            self._hashes[kind] = hashlib.blake2b(digest_size=16)
+        self._hashes[kind].update(text.encode())
 
     def result(self) -> dict[str, str]:
-        """The digest of each encoding, in hexadecimal."""
-        return {encoding: found.hexdigest() for encoding, found in sorted(self._hashes.items())}
+        """The digests in hexadecimal, by folder and encoding."""
+        return {kind: found.hexdigest() for kind, found in sorted(self._hashes.items())}
 
 
 def _row_text(row: ObjectInfo) -> str:
@@ -151,15 +159,17 @@ def make_plan(
     options: WriteOptions,
     *,
     unjoinable: Unjoinable = "stop",
-    kept_names: Mapping[tuple[int, str], str] | None = None,
+    folder_of_key: Callable[[str], str] | None = None,
+    kept_names: Mapping[tuple[str, int, str], str] | None = None,
     taken: Container[str] = (),
 ) -> Plan:
-    """Fill parts in key order, separately for each encoding. A container gets a part of its own.
+    """Fill parts in key order, separately for each group and encoding. A container gets a part of its own.
 
     :param chosen: the input in key order
     :param part_size: maximum size of a part, in bytes; a larger object becomes a part of its own
     :param unjoinable: "stop" refuses containers
-    :param kept_names: names of existing parts, by index and fingerprint
+    :param folder_of_key: the folder of the group of a key; None without groups
+    :param kept_names: names of existing parts, by folder, index and fingerprint
     :param taken: names that no part may get: of foreign objects, and of parts under removal
     :raises ListingError: if a key is listed twice
     :raises UnsupportedInputError: if an object cannot be concatenated
@@ -171,28 +181,44 @@ def make_plan(
     digests = ObjectDigests()
     parts: list[PlannedPart] = []
     default_names = True
+    first = 0
     digest = hashlib.blake2b(f"{FINGERPRINT_FORMAT}\n".encode(), digest_size=10)
-    for encoding in sorted(encodings):
+    for folder, encoding, items in _by_kind(chosen, encodings, folder_of_key):
         room = options.room_for_newline(encoding)
-        # Don't copy a list of a million objects if there is only one encoding.
-        one_encoding = len(encodings) == 1
-        items = chosen if one_encoding else [item for item in chosen if encoding_of(item.key) == encoding]
+        if parts and folder != folder_of(parts[-1].name):
+            first = len(parts)
         for members, copied in _fill(items, part_size, room, alone=encoding in NOT_JOINABLE):
-            index = len(parts)
+            index = len(parts) - first
             text = "".join(map(_row_text, members))
-            digests.add_text(encoding, text)
+            digests.add_text(folder + encoding, text)
             fingerprint = _fingerprint(options, encoding, copied, text)
-            name = (kept_names or {}).get((index, fingerprint))
+            name = (kept_names or {}).get((folder, index, fingerprint))
             if name is None or name in taken:
-                name = _free_name(index, encoding, fingerprint, taken)
-            default_names = default_names and name == part_name(index, encoding, fingerprint[:8])
+                name = _free_name(folder, index, encoding, fingerprint, taken)
+            default_names = default_names and name == folder + part_name(index, encoding, fingerprint[:8])
             # With the name of format 1, so that the same content has the same id in both formats.
-            digest.update(f"{part_name_of_format_1(index, encoding)} {fingerprint}\n".encode())
+            digest.update(f"{folder}{part_name_of_format_1(index, encoding)} {fingerprint}\n".encode())
             size = sum(item.size for item in members)
             parts.append(PlannedPart(name, encoding, size, copied, fingerprint, tuple(members)))
     if not default_names:
         digest.update("".join(f"{part.name}\n" for part in parts).encode())
     return Plan(digest.hexdigest(), tuple(parts), left_out, digests.result())
+
+
+def _by_kind(
+    chosen: Sequence[ObjectInfo], encodings: Collection[str], folder_of_key: Callable[[str], str] | None
+) -> Iterator[tuple[str, str, Sequence[ObjectInfo]]]:
+    """The objects of each group and encoding, with the folder and the encoding, in order."""
+    if folder_of_key is None and len(encodings) == 1:
+        # Don't copy a list of a million objects if there is only one encoding.
+        yield "", next(iter(encodings)), chosen
+        return
+    kinds: dict[tuple[str, str], list[ObjectInfo]] = {}
+    for item in chosen:
+        folder = folder_of_key(item.key) if folder_of_key else ""
+        kinds.setdefault((folder, encoding_of(item.key)), []).append(item)
+    for (folder, encoding), items in sorted(kinds.items()):
+        yield folder, encoding, items
 
 
 def new_plan_id(content_id: str) -> str:
@@ -206,6 +232,12 @@ def new_plan_id(content_id: str) -> str:
 def content_id_of(plan_id: str) -> str:
     """The content id of a plan, by its id; see :class:`Plan`."""
     return plan_id.partition("-")[0]
+
+
+def without_folder(part: PlannedPart) -> PlannedPart:
+    """A part with the names that it has in the manifest of its group."""
+    start = len(folder_of(part.name))
+    return replace(part, name=part.name[start:], split_of=part.split_of[start:])
 
 
 def _refuse_duplicates(chosen: Sequence[ObjectInfo]) -> None:
@@ -231,13 +263,13 @@ def _fingerprint(options: WriteOptions, encoding: str, copied: bool, rows_text: 
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def _free_name(index: int, encoding: str, fingerprint: str, taken: Container[str]) -> str:
-    name = part_name(index, encoding, fingerprint[:8])
+def _free_name(folder: str, index: int, encoding: str, fingerprint: str, taken: Container[str]) -> str:
+    name = folder + part_name(index, encoding, fingerprint[:8])
     for attempt in count(1):
         if name not in taken:
             break
         tag = hashlib.blake2b(f"{fingerprint} {attempt}".encode(), digest_size=4).hexdigest()
-        name = part_name(index, encoding, tag)
+        name = folder + part_name(index, encoding, tag)
     return name
 
 

@@ -35,7 +35,7 @@ def digest_raw(store: ObjectStore, paths: HourPaths, rules: InputRules, expected
     """
     page_size = max(1, min(PAGE_SIZE, expected // 2 + 1))
     chosen = InputFilter(paths.name_of, rules)
-    digests = ObjectDigests()
+    digests = ObjectDigests(paths.folder_of_key if paths.has_groups else None)
     last = ""
     objects = 0
     for page in paths.raw.pages(store, page_size):
@@ -52,7 +52,7 @@ def digest_raw(store: ObjectStore, paths: HourPaths, rules: InputRules, expected
 def _digest_unordered(store: ObjectStore, paths: HourPaths, rules: InputRules, page_size: int) -> RawDigest:
     """For servers that don't list in key order: all rows are sorted in memory."""
     chosen = InputFilter(paths.name_of, rules)
-    digests = ObjectDigests()
+    digests = ObjectDigests(paths.folder_of_key if paths.has_groups else None)
     kept = chosen.keep(paths.raw.list_by_token(store, page_size))
     digests.add(kept)
     return RawDigest(len(kept), digests.result(), chosen.left_out)

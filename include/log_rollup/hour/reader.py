@@ -1,7 +1,7 @@
 """Reads the state of one hour from the bucket, and never writes: :class:`HourReader`."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from include.log_rollup.errors import InputChangedError, SupersededError
@@ -25,6 +25,8 @@ class Inventory:
     :param work: names below ``_rollup/`` of the files that this project writes there
     :param foreign: all other objects except manifest and completion marker
     :param manifest_etag: None if there is no manifest
+    :param group_markers: ETags of the groups' completion markers, by the folder of the group
+    :param group_manifests: folders of the groups that have a manifest
     """
 
     parts: Mapping[str, ObjectInfo]
@@ -32,6 +34,8 @@ class Inventory:
     foreign: Sequence[ObjectInfo]
     manifest_etag: str | None
     has_marker: bool
+    group_markers: Mapping[str, str] = field(default_factory=dict)
+    group_manifests: frozenset[str] = frozenset()
 
 
 class HourReader:
@@ -46,29 +50,41 @@ class HourReader:
         self._store = store
 
     def inventory(self) -> Inventory:
-        """List the aggregated hour.
+        """List the aggregated hour, and with groups the hour's records too.
 
         :raises RollupError: as the store raises
         """
         parts: dict[str, ObjectInfo] = {}
         work: set[str] = set()
         foreign: list[ObjectInfo] = []
-        ours: dict[str, str | None] = {self.paths.manifest.key: None, self.paths.marker.key: None}
-        for item in list_by_token(self._store, self.paths.aggregated):
+        group_markers: dict[str, str] = {}
+        group_manifests: set[str] = set()
+        paths = self.paths
+        ours: dict[str, str | None] = {paths.manifest.key: None, paths.marker.key: None}
+        rows = paths.aggregated.list_by_token(self._store)
+        if paths.has_groups:
+            rows += list_by_token(self._store, paths.home)
+        for item in rows:
             if item.key in ours:
                 ours[item.key] = item.etag
-            elif name := self.paths.part_name_of(item.key):
+            elif name := paths.part_name_of(item.key):
                 parts[name] = item
-            elif name := self.paths.work_name_of(item.key):
+            elif name := paths.work_name_of(item.key):
                 work.add(name)
+            elif folder := paths.folder_of_marker(item.key):
+                group_markers[folder] = item.etag
+            elif folder := paths.folder_of_manifest(item.key):
+                group_manifests.add(folder)
             elif item.size or not item.key.endswith("/"):
                 foreign.append(item)
         return Inventory(
             parts,
             frozenset(work),
             foreign,
-            manifest_etag=ours[self.paths.manifest.key],
-            has_marker=ours[self.paths.marker.key] is not None,
+            manifest_etag=ours[paths.manifest.key],
+            has_marker=ours[paths.marker.key] is not None,
+            group_markers=group_markers,
+            group_manifests=frozenset(group_manifests),
         )
 
     def claim(self) -> Claim | None:

@@ -202,10 +202,13 @@ class CompletionMarker:
     retries: int = 0
     throttles: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
+    groups: Sequence[Mapping[str, Any]] = ()
+    group: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON object of ``_SUCCESS``."""
-        return {"format": MARKER_FORMAT, **asdict(self)}
+        """The JSON object of ``_SUCCESS``; only with groups it has their keys."""
+        values = {"format": MARKER_FORMAT, **asdict(self)}
+        return {key: value for key, value in values.items() if value or key not in ("groups", "group")}
 
     def to_bytes(self) -> bytes:
         """The bytes of ``_SUCCESS``."""

@@ -2,7 +2,9 @@
 
 import logging
 import secrets
-from collections.abc import Collection, Container, Iterable, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
 from include.log_rollup import limits
 from include.log_rollup.errors import (
@@ -12,14 +14,28 @@ from include.log_rollup.errors import (
     UnreadableRecordError,
     UnsupportedOperationError,
 )
+from include.log_rollup.hour.layout import folder_of
 from include.log_rollup.hour.manifest import ManifestReader
 from include.log_rollup.hour.plan import PlannedPart, content_id_of
 from include.log_rollup.hour.reader import HourReader
 from include.log_rollup.hour.records import GZIP, JSON, Claim, CompletionMarker
+from include.log_rollup.parallel import in_parallel
 from include.log_rollup.storage.listing import list_by_token
 from include.log_rollup.storage.protocol import Location
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Publication:
+    """A record that is staged and then put in place by a copy."""
+
+    staged: Location
+    target: Location
+    body: bytes
+    content_type: str
 
 
 class HourState(HourReader):
@@ -124,6 +140,7 @@ class HourState(HourReader):
         files: Collection[str],
         seen_marker: str | None,
         seen_manifest: str | None,
+        changed_groups: Collection[str] = (),
     ) -> Claim | None:
         """Claim the hour for a plan whose files are written, and remove the completion marker.
 
@@ -131,6 +148,7 @@ class HourState(HourReader):
         :param files: names below ``_rollup/`` of the plan's files
         :param seen_marker: ETag of the marker when the plan was made; None if there was none
         :param seen_manifest: the same for the manifest
+        :param changed_groups: folders of the groups whose parts differ from those of the manifest
         :returns: the claim; None if the hour has changed since the plan was made, so that it must be planned again
         :raises SupersededError: if another run has claimed the hour meanwhile
         """
@@ -148,6 +166,7 @@ class HourState(HourReader):
                 return None
             log.info("removing the completion marker before parts change: %s", self.paths.marker)
             self.remove_marker(marker.etag)
+        self._remove_group_markers(changed_groups)
         current = self.claim()
         if current is None:
             return None
@@ -235,7 +254,7 @@ class HourState(HourReader):
         if not _is_same(claim, basis) or (basis is None and self._completed_since(completed)):
             self._store.delete(record.bucket, [record.key])
             raise self.overtaken(basis.plan_id if basis else "", claim)
-        self._store.delete(self.paths.aggregated.bucket, keys)
+        self._store.delete(self.paths.base.bucket, keys)
         self._store.delete(record.bucket, [record.key])
 
     def reject_parts(
@@ -262,17 +281,19 @@ class HourState(HourReader):
         marker = self.marker()
         if marker is not None:
             self.remove_marker(marker.etag)
+        self._remove_group_markers({folder_of(name) for name in parts} - {""})
         if parts:
             self.remove_parts(parts, claimed)
         if basis is None:
             self._release(claimed)
 
-    def write_manifest(self, claim: Claim, body: bytes) -> None:
-        """Put the manifest of a proven plan in place.
+    def write_manifest(self, claim: Claim, body: bytes, groups: Mapping[str, bytes] | None = None) -> None:
+        """Put the manifests of a proven plan in place, that of the hour last.
 
         Before that, removes a completion marker, which exists if planning was interrupted after its claim.
 
         :param claim: under which the hour was proven
+        :param groups: the manifests of groups, by folder
         :raises SupersededError: if the hour has been claimed since
         """
         # Read before the claim: a marker that another run writes later has another ETag.
@@ -280,29 +301,57 @@ class HourState(HourReader):
         if marker is not None:
             self.assert_current(claim.plan_id, claim.claim_id)
             self.remove_marker(marker.etag)
-        staged = self.paths.staged_manifest(claim.plan_id, secrets.token_hex(8))
-        self._publish(claim, staged, self.paths.manifest, body, GZIP)
+        for_groups = [
+            _Publication(self._staged_manifest(claim), self.paths.group_manifest(folder), group_body, GZIP)
+            for folder, group_body in sorted((groups or {}).items())
+        ]
+        self._publish(claim, for_groups)
+        self._publish(claim, [_Publication(self._staged_manifest(claim), self.paths.manifest, body, GZIP)])
+
+    def remove_group_files(self, claim: Claim, folders: Iterable[str]) -> None:
+        """Remove marker and manifest of groups that the hour does not have any more.
+
+        :param claim: under which the hour was proven
+        :raises SupersededError: if the hour has been claimed since
+        """
+        gone = sorted(folders)
+        if gone:
+            self._remove_group_markers(gone)
+            self.assert_current(claim.plan_id, claim.claim_id)
+            keys = [self.paths.group_manifest(folder).key for folder in gone]
+            self._store.delete(self.paths.base.bucket, keys)
 
     # -- complete_hour ---------------------------------------------------------------------------------
 
-    def complete(self, claim: Claim, marker: CompletionMarker) -> None:
-        """Put the completion marker in place: from then on the hour is complete.
+    def complete(
+        self, claim: Claim, marker: CompletionMarker, groups: Mapping[str, CompletionMarker] | None = None
+    ) -> None:
+        """Put the completion markers in place, that of the hour last: from then on the hour is complete.
 
         :param claim: under which the manifest was written
+        :param groups: the markers of groups, by folder
         :raises SupersededError: if the hour has been claimed since
         """
-        staged = self.paths.staged_marker(claim.plan_id, secrets.token_hex(8))
-        self._publish(claim, staged, self.paths.marker, marker.to_bytes(), JSON)
+        for_groups = [
+            _Publication(
+                self._staged_marker(claim), self.paths.group_marker(folder), group_marker.to_bytes(), JSON
+            )
+            for folder, group_marker in sorted((groups or {}).items())
+        ]
+        self._publish(claim, for_groups)
+        self._publish(
+            claim, [_Publication(self._staged_marker(claim), self.paths.marker, marker.to_bytes(), JSON)]
+        )
 
     def abort_uploads(self, parts: Container[str]) -> None:
         """Abort unfinished multipart uploads of these parts, which a crash has left; errors are only logged."""
         aborted = 0
         try:
-            for key, upload_id in self._store.list_uploads(self.paths.aggregated):
+            for key, upload_id in self._store.list_uploads(self.paths.base):
                 # Some servers list the uploads of the whole bucket.
                 name = self.paths.part_name_of(key)
                 if name is not None and name in parts:
-                    self._store.abort_upload(Location(self.paths.aggregated.bucket, key), upload_id)
+                    self._store.abort_upload(Location(self.paths.base.bucket, key), upload_id)
                     aborted += 1
         except RollupError as error:
             log.info("could not abort multipart uploads that a crash may have left: %s", error)
@@ -334,12 +383,37 @@ class HourState(HourReader):
 
     def remove_marker(self, etag: str) -> None:
         """Remove the completion marker with this ETag; one that was written since stays."""
-        if self._store.delete_if(self.paths.marker, etag):
+        self._remove_if(self.paths.marker, etag)
+
+    def _remove_if(self, target: Location, etag: str) -> None:
+        if self._store.delete_if(target, etag):
             return
-        marker = self.marker()
-        if marker is not None and marker.etag == etag:
+        head = self._store.head(target)
+        if head is not None and head.etag == etag:
             # Some servers refuse the condition although it holds.
-            self._store.delete(self.paths.marker.bucket, [self.paths.marker.key])
+            self._store.delete(target.bucket, [target.key])
+
+    def _remove_group_markers(self, folders: Collection[str]) -> None:
+        """Remove the completion markers of groups, after the hour was claimed and its marker removed."""
+
+        def remove(folder: str) -> None:
+            target = self.paths.group_marker(folder)
+            head = self._store.head(target)
+            if head is not None:
+                self._remove_if(target, head.etag)
+
+        self._in_parallel(remove, sorted(folders))
+
+    def _in_parallel(self, function: Callable[[T], None], items: Sequence[T]) -> None:
+        workers = min(self._store.control_connections, len(items)) or 1
+        for _ in in_parallel(workers, "log-rollup-groups", function, items):
+            pass
+
+    def _staged_manifest(self, claim: Claim) -> Location:
+        return self.paths.staged_manifest(claim.plan_id, secrets.token_hex(8))
+
+    def _staged_marker(self, claim: Claim) -> Location:
+        return self.paths.staged_marker(claim.plan_id, secrets.token_hex(8))
 
     def _claim_hour(self, plan_id: str, run_id: str) -> tuple[Claim, set[str]]:
         """Claim the hour, then delete what other runs have staged.
@@ -373,33 +447,42 @@ class HourState(HourReader):
         manifest = self.manifest()
         return (manifest and manifest.claim_id) != (completed and completed.claim_id)
 
-    def _publish(
-        self, claim: Claim, staged: Location, target: Location, body: bytes, content_type: str
-    ) -> None:
-        self._store.write(staged, body, content_type)
+    def _publish(self, claim: Claim, publications: Sequence["_Publication"]) -> None:
+        """Write staged records, read the claim, and have the store copy the records to their places."""
+        if not publications:
+            return
+        bucket = self.paths.home.bucket
         try:
+            self._in_parallel(lambda one: self._stage(one), publications)
             self.assert_current(claim.plan_id, claim.claim_id)
-            try:
-                self._store.publish(staged, target)
-            except NotFoundError:
-                raise self.overtaken(claim.plan_id, self.claim()) from None
-            except UnsupportedOperationError:
-                self._write_without_copy(claim, target, body, content_type)
+            self._in_parallel(lambda one: self._put_in_place(claim, one), publications)
         finally:
             try:
-                self._store.delete(staged.bucket, [staged.key])
+                self._store.delete(bucket, [one.staged.key for one in publications])
             except RollupError as error:
                 # Only the copy matters; the next run removes this one.
-                log.info("could not remove %s: %s", staged, error)
+                log.info("could not remove %s: %s", publications[0].staged, error)
 
-    def _write_without_copy(self, claim: Claim, target: Location, body: bytes, content_type: str) -> None:
+    def _stage(self, one: "_Publication") -> None:
+        self._store.write(one.staged, one.body, one.content_type)
+
+    def _put_in_place(self, claim: Claim, one: "_Publication") -> None:
+        try:
+            self._store.publish(one.staged, one.target)
+        except NotFoundError:
+            raise self.overtaken(claim.plan_id, self.claim()) from None
+        except UnsupportedOperationError:
+            self._write_without_copy(claim, one)
+
+    def _write_without_copy(self, claim: Claim, one: "_Publication") -> None:
         """For servers without CopyObject: a run that takes over meanwhile is only noticed after the write."""
-        etag = self._store.write(target, body, content_type)
+        etag = self._store.write(one.target, one.body, one.content_type)
         try:
             self.assert_current(claim.plan_id, claim.claim_id)
         except SupersededError:
-            if target == self.paths.marker:
-                self.remove_marker(etag)
+            if one.content_type == JSON:
+                # A completion marker.
+                self._remove_if(one.target, etag)
             raise
 
     def _part_key(self, name: str) -> str:

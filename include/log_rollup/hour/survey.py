@@ -1,13 +1,13 @@
 """What planning finds in the aggregated hour: which parts exist, and what raw objects they hold by the records."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
 from include.log_rollup.errors import UnreadableRecordError, VanishedInputError
 from include.log_rollup.hour.changes import first_keys, missing_keys
-from include.log_rollup.hour.layout import format_hour, has_tag, part_index, planned_name
+from include.log_rollup.hour.layout import folder_of, format_hour, has_tag, part_index, planned_name
 from include.log_rollup.hour.manifest import ManifestReader
 from include.log_rollup.hour.parts import is_as_written, is_intact
 from include.log_rollup.hour.paths import HourPaths
@@ -45,14 +45,14 @@ class Survey:
         """Names that no new part may get: those of foreign objects, and those under removal."""
         return self.foreign_parts | self.reader.names_under_removal(self.found.work)
 
-    def kept_names(self) -> dict[tuple[int, str], str]:
-        """Names of the manifest's parts that exist, by index and fingerprint."""
-        kept: dict[tuple[int, str], str] = {}
+    def kept_names(self) -> dict[tuple[str, int, str], str]:
+        """Names of the manifest's parts that exist, by folder, index and fingerprint."""
+        kept: dict[tuple[str, int, str], str] = {}
         for entry in self.manifest.table if self.manifest else ():
             name = str(entry["name"])
             index = part_index(name)
             if index is not None and name in self.found.parts and not entry.get("split_of"):
-                kept[index, entry["fingerprint"]] = name
+                kept[folder_of(name), index, entry["fingerprint"]] = name
         return kept
 
     def complete_plan(self, plan: Plan) -> str:
@@ -70,15 +70,29 @@ class Survey:
         unchanged = same and is_intact(manifest.table, self.found.parts) and ours == manifest.names
         return manifest.totals.plan_id if unchanged else ""
 
+    def changed_groups(self, plan: Plan) -> frozenset[str]:
+        """The folders of the groups whose parts differ between the manifest and a plan.
+
+        Without a manifest no group can have a completion marker.
+        """
+        if self.manifest is None:
+            return frozenset()
+        before, after = (
+            _names_by_folder(self.manifest.names),
+            _names_by_folder(part.name for part in plan.parts),
+        )
+        folders = before.keys() | after.keys()
+        return frozenset(folder for folder in folders if folder and before.get(folder) != after.get(folder))
+
     def log_foreign(self) -> None:
         """Log which objects are foreign."""
-        prefix = self.reader.paths.aggregated
-        names = (item.key.removeprefix(prefix.key) for item in self.found.foreign)
+        paths = self.reader.paths
+        names = (item.key.removeprefix(paths.base.key) for item in self.found.foreign)
         keys = sorted([*self.foreign_parts, *names])
         if keys:
             log.warning(
                 "%d objects under %s are not of this project, and are left alone: %s",
-                len(keys), prefix, first_keys(keys),
+                len(keys), paths.aggregated, first_keys(keys),
             )  # fmt: skip
 
     def refuse(self, message: str) -> NoReturn:
@@ -91,6 +105,13 @@ class Survey:
         if self.reader.inventory() != self.found:
             raise HourChangedError
         raise UnreadableRecordError(message)
+
+
+def _names_by_folder(names: Iterable[str]) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for name in names:
+        found.setdefault(folder_of(name), set()).add(planned_name(name))
+    return found
 
 
 def survey_hour(reader: HourReader) -> Survey:
@@ -127,6 +148,14 @@ def _refuse_without_manifest(survey: Survey) -> None:
             f"hold bytes that no raw object holds any more. Restore the manifest from a backup or from an older "
             f"version of the object; or, if all raw objects still exist or another program wrote these parts, "
             f"move them and _SUCCESS away. Then clear the run from plan_hour on."
+        )
+    if survey.found.group_markers:
+        folders = sorted(survey.found.group_markers)
+        survey.refuse(
+            f"hour {hour}: {len(folders):,} groups have a _SUCCESS ({first_keys(folders)}), but there is no "
+            f"{paths.manifest}. Nothing was changed. Restore the manifest from a backup or from an older version "
+            f"of the object; or, if another program wrote these _SUCCESS, move them away. Then clear the run "
+            f"from plan_hour on."
         )
     if marker is not None and marker.content is None:
         survey.refuse(

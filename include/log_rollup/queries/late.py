@@ -93,7 +93,12 @@ def _changes(store: ObjectStore, stream: Stream, hour: datetime) -> Changes | No
     chosen, left_out = select(paths.raw.list_all(store), paths.name_of, stream.input_rules)
     try:
         plan = make_plan(
-            chosen, left_out, stream.part_size, stream.write_options, unjoinable=stream.unjoinable
+            chosen,
+            left_out,
+            stream.part_size,
+            stream.write_options,
+            unjoinable=stream.unjoinable,
+            folder_of_key=paths.folder_of_key if paths.has_groups else None,
         )
         if marker.content and plan.content_id == content_id_of(marker.content.plan_id):
             return Changes((), (), ())

@@ -8,7 +8,7 @@ from typing import Any
 
 from include.log_rollup.errors import ProofError
 from include.log_rollup.hour.layout import format_hour
-from include.log_rollup.hour.manifest import HourTotals, Manifest, ManifestReader
+from include.log_rollup.hour.manifest import HourTotals, ManifestReader
 from include.log_rollup.hour.parts import is_intact
 from include.log_rollup.hour.reader import Inventory
 from include.log_rollup.hour.records import Claim, CompletionMarker
@@ -53,7 +53,13 @@ def complete_hour(
     else:
         claim = _validated_claim(state, claim, manifest)
         _remove_strays(state, claim, manifest, found)
-        state.complete(claim, marker_of(manifest, datetime.now(UTC)))
+        now = datetime.now(UTC)
+        groups = {
+            group.folder: marker_of(totals.of_group(group), manifest.validated_at, now)
+            for group in totals.groups
+            if group.folder not in found.group_markers
+        }
+        state.complete(claim, marker_of(totals, manifest.validated_at, now), groups)
         log.info("complete: %s", state.paths.marker)
         completed(totals)
     _abort_uploads(state, manifest, found)
@@ -131,9 +137,8 @@ def event_of(stream: Stream, hour: datetime, totals: HourTotals) -> dict[str, An
     }
 
 
-def marker_of(manifest: Manifest | ManifestReader, now: datetime) -> CompletionMarker:
-    """The completion marker of an hour."""
-    totals = manifest.totals
+def marker_of(totals: HourTotals, validated_at: str, now: datetime) -> CompletionMarker:
+    """The completion marker of an hour or of a group."""
     measured = totals.measured
     return CompletionMarker(
         stream=totals.stream,
@@ -148,7 +153,7 @@ def marker_of(manifest: Manifest | ManifestReader, now: datetime) -> CompletionM
         foreign=totals.foreign,
         damaged=totals.damaged,
         verified=asdict(totals.verified),
-        validated_at=manifest.validated_at,
+        validated_at=validated_at,
         completed_at=now.isoformat(timespec="seconds"),
         max_connections=measured.max_connections,
         peak={
@@ -160,4 +165,6 @@ def marker_of(manifest: Manifest | ManifestReader, now: datetime) -> CompletionM
         retries=measured.retries,
         throttles=measured.throttles,
         seconds={"pack": measured.seconds, "pack_cpu": measured.cpu_seconds},
+        groups=[asdict(group) for group in totals.groups],
+        group=dict(totals.group),
     )

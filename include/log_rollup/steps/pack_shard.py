@@ -156,7 +156,7 @@ class _ShardTask:
         return ShardPacker(
             self._store,
             transfer,
-            self._state.paths.aggregated,
+            self._state.paths.base,
             self._stream.raw.bucket,
             settings_of(self._stream),
             OwnershipCheck(

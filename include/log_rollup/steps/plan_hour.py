@@ -129,6 +129,7 @@ class _Assessment:
     :param marker_etag: None if there is no completion marker
     :param manifest_etag: None if there is no manifest
     :param complete_as: id of the plan under which the hour is complete and unchanged; otherwise empty
+    :param changed_groups: folders of the groups whose parts differ from those of the manifest
     """
 
     plan: Plan
@@ -138,6 +139,7 @@ class _Assessment:
     marker_etag: str | None
     manifest_etag: str | None
     complete_as: str = ""
+    changed_groups: frozenset[str] = frozenset()
 
 
 class _Planner:
@@ -175,6 +177,7 @@ class _Planner:
             files,
             assessment.marker_etag,
             assessment.manifest_etag,
+            assessment.changed_groups,
         )
         return Planned(plan_id, refs, False) if claim else None
 
@@ -237,7 +240,15 @@ class _Planner:
             for name in survey.found.parts.keys() & survey.recorded.keys()
             if survey.recorded[name] not in holdings.wanted and name not in holdings.unclear
         )
-        return _Assessment(plan, holdings.packed, replaces, measured, marker_etag, survey.found.manifest_etag)
+        return _Assessment(
+            plan,
+            holdings.packed,
+            replaces,
+            measured,
+            marker_etag,
+            survey.found.manifest_etag,
+            changed_groups=survey.changed_groups(plan),
+        )
 
     def _refuse_empty(self, survey: Survey, listed: Sequence[ObjectInfo], left_out: LeftOut) -> None:
         """Refuse an hour without input; if parts hold raw objects that have vanished, that error comes first.
@@ -261,6 +272,7 @@ class _Planner:
             self._stream.part_size,
             self._stream.write_options,
             unjoinable=self._stream.unjoinable,
+            folder_of_key=self._state.paths.folder_of_key if self._state.paths.has_groups else None,
             kept_names=survey.kept_names(),
             taken=survey.names_not_to_use(),
         )

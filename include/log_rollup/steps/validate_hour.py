@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import islice
 from operator import itemgetter
@@ -15,9 +15,9 @@ from include.log_rollup.errors import (
     VanishedInputError,
 )
 from include.log_rollup.hour.changes import MAX_SHOWN, Changes, Comparison, first_keys
-from include.log_rollup.hour.layout import format_hour
-from include.log_rollup.hour.manifest import HourTotals, ManifestReader, ManifestWriter, Verified
-from include.log_rollup.hour.plan import ObjectDigests, PlannedPart
+from include.log_rollup.hour.layout import folder_of, format_hour
+from include.log_rollup.hour.manifest import GroupTotals, HourTotals, ManifestReader, ManifestWriter, Verified
+from include.log_rollup.hour.plan import ObjectDigests, PlannedPart, without_folder
 from include.log_rollup.hour.prover import PartProver, UnprovenPart
 from include.log_rollup.hour.raw_digest import digest_raw
 from include.log_rollup.hour.reader import Inventory
@@ -62,7 +62,8 @@ def validate_hour(store: ObjectStore, stream: Stream, hour: datetime) -> HourTot
     left_out = _check_raw(store, state, stream.input_rules, expected)
     found = state.inventory()
     prover = PartProver(store, stream.raw.bucket, state.paths, found.parts, expected.parts)
-    proof = _Proof(prover, store.control_connections)
+    folder_of_key = state.paths.folder_of_key if state.paths.has_groups else None
+    proof = _Proof(prover, store.control_connections, ObjectDigests(folder_of_key))
     with Monitor(log, store.port, store.max_connections, prover.progress):
         for batch in expected.batches():
             proof.add(batch)
@@ -74,7 +75,7 @@ def validate_hour(store: ObjectStore, stream: Stream, hour: datetime) -> HourTot
     strays = state.removable(found, strays, expected.plan_id, expected.planned_parts())
     totals = _totals(state, stream, expected, proof, left_out, len(foreign))
     if expected.claim is not None and not expected.is_complete:
-        _write_manifest(state, expected.claim, proof, totals)
+        _write_manifests(state, expected.claim, proof, totals, found)
     if strays:
         _remove_strays(state, expected, strays)
     log.info(
@@ -258,18 +259,11 @@ def _raw_changed(
 
 
 @dataclass(slots=True)
-class _Proof:
-    """The parts that were proven so far, and their totals.
+class _Tally:
+    """Totals of some proven parts, and their manifest."""
 
-    :param connections: number of parts that are proven at the same time
-    """
-
-    prover: PartProver
-    connections: int
     manifest: ManifestWriter = field(default_factory=ManifestWriter)
-    failures: list[UnprovenPart] = field(default_factory=list)
-    names: set[str] = field(default_factory=set)
-    digests: ObjectDigests = field(default_factory=ObjectDigests)
+    parts: int = 0
     objects: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
@@ -277,6 +271,42 @@ class _Proof:
     damaged: list[str] = field(default_factory=list)
     parts_by_proof: Counter[str] = field(default_factory=Counter)
     objects_by_check: Counter[str] = field(default_factory=Counter)
+
+    def add(self, planned: PlannedPart, packed: PackedPart) -> None:
+        """Add a proven part."""
+        self.manifest.add(planned, packed)
+        self.parts += 1
+        self.objects += len(planned.objects)
+        self.bytes_in += planned.size
+        self.bytes_out += packed.size
+        self.separators += packed.separators
+        self.parts_by_proof[packed.proof or ""] += 1
+        for item, done in zip(planned.objects, packed.objects, strict=True):
+            self.objects_by_check[done.checked] += 1
+            if done.damaged:
+                self.damaged.append(item.key)
+
+    @property
+    def verified(self) -> Verified:
+        """How its parts and raw objects were compared."""
+        return Verified(_by_name(self.parts_by_proof), _by_name(self.objects_by_check))
+
+
+@dataclass(slots=True)
+class _Proof:
+    """The parts that were proven so far, and their totals.
+
+    :param connections: number of parts that are proven at the same time
+    :param groups: totals and manifest of each group, by its folder
+    """
+
+    prover: PartProver
+    connections: int
+    digests: ObjectDigests
+    hour: _Tally = field(default_factory=_Tally)
+    groups: dict[str, _Tally] = field(default_factory=dict)
+    failures: list[UnprovenPart] = field(default_factory=list)
+    names: set[str] = field(default_factory=set)
 
     def add(self, batch: _Batch) -> None:
         """Prove some parts."""
@@ -296,16 +326,16 @@ class _Proof:
                 self._add_part(planned, outcome)
 
     def _add_part(self, planned: PlannedPart, packed: PackedPart) -> None:
-        self.manifest.add(planned, packed)
-        self.objects += len(planned.objects)
-        self.bytes_in += planned.size
-        self.bytes_out += packed.size
-        self.separators += packed.separators
-        self.parts_by_proof[packed.proof or ""] += 1
-        for item, done in zip(planned.objects, packed.objects, strict=True):
-            self.objects_by_check[done.checked] += 1
-            if done.damaged:
-                self.damaged.append(item.key)
+        self.hour.add(planned, packed)
+        folder = folder_of(planned.name)
+        if not folder:
+            return
+        if folder not in self.groups:
+            # The parts of a group follow each other.
+            if self.groups:
+                self.groups[next(reversed(self.groups))].manifest.end()
+            self.groups[folder] = _Tally()
+        self.groups[folder].add(without_folder(planned), replace(packed, name=packed.name[len(folder) :]))
 
 
 def _check_digests(state: HourState, expected: _Expected, proof: _Proof) -> None:
@@ -394,38 +424,66 @@ def _totals(
 
     :raises ProofError: if raw objects and separators don't add up to the bytes of the parts
     """
-    hour = format_hour(state.paths.hour)
-    if proof.bytes_in + proof.separators != proof.bytes_out:
+    hour, tally = format_hour(state.paths.hour), proof.hour
+    if tally.bytes_in + tally.separators != tally.bytes_out:
         raise ProofError(
-            f"hour {hour}: {proof.bytes_in} bytes of raw objects and {proof.separators} of separators are not "
-            f"the {proof.bytes_out} bytes of the parts; clear the run from plan_hour on"
+            f"hour {hour}: {tally.bytes_in} bytes of raw objects and {tally.separators} of separators are not "
+            f"the {tally.bytes_out} bytes of the parts; clear the run from plan_hour on"
         )
-    if proof.damaged:
+    if tally.damaged:
         log.warning(
             "%d raw objects could not be decompressed; each is in a part of its own: %s",
-            len(proof.damaged), first_keys(proof.damaged),
+            len(tally.damaged), first_keys(tally.damaged),
         )  # fmt: skip
     return HourTotals(
         stream=stream.name,
         hour=hour,
         plan_id=expected.plan_id,
-        objects=proof.objects,
-        bytes_in=proof.bytes_in,
-        separator_bytes=proof.separators,
-        bytes_out=proof.bytes_out,
+        objects=tally.objects,
+        bytes_in=tally.bytes_in,
+        separator_bytes=tally.separators,
+        bytes_out=tally.bytes_out,
         parts=len(proof.names),
         left_out=left_out,
-        verified=Verified(_by_name(proof.parts_by_proof), _by_name(proof.objects_by_check)),
+        verified=tally.verified,
         measured=expected.measured,
         foreign=foreign,
-        damaged=len(proof.damaged),
+        damaged=len(tally.damaged),
+        groups=tuple(_group_totals(state, folder, group) for folder, group in proof.groups.items()),
     )
 
 
-def _write_manifest(state: HourState, claim: Claim, proof: _Proof, totals: HourTotals) -> None:
+def _group_totals(state: HourState, folder: str, tally: _Tally) -> GroupTotals:
+    return GroupTotals(
+        folder=folder,
+        captures=state.paths.captures_of(folder),
+        objects=tally.objects,
+        bytes_in=tally.bytes_in,
+        separator_bytes=tally.separators,
+        bytes_out=tally.bytes_out,
+        parts=tally.parts,
+        verified=tally.verified,
+        damaged=len(tally.damaged),
+    )
+
+
+def _write_manifests(
+    state: HourState, claim: Claim, proof: _Proof, totals: HourTotals, found: Inventory
+) -> None:
+    """Write the manifest of the hour, and those of its groups whose parts have changed."""
     validated_at = datetime.now(UTC).isoformat(timespec="seconds")
-    body = proof.manifest.finish(totals, validated_at, state.paths.key_base, claim.claim_id)
-    state.write_manifest(claim, body)
+    base = state.paths.key_base
+    groups = {
+        group.folder: proof.groups[group.folder].manifest.finish(
+            totals.of_group(group), validated_at, base, claim.claim_id
+        )
+        for group in totals.groups
+        # A group with a marker has the same parts as before: planning removes those of the others.
+        if group.folder not in found.group_markers or group.folder not in found.group_manifests
+    }
+    body = proof.hour.manifest.finish(totals, validated_at, base, claim.claim_id)
+    state.write_manifest(claim, body, groups)
+    state.remove_group_files(claim, found.group_manifests - proof.groups.keys())
 
 
 def _by_name(counts: Counter[str]) -> dict[str, int]:

@@ -202,5 +202,5 @@ def place_views(stream: Stream, hour: datetime, meta: Any) -> tuple[PlaceView, P
     raw = Location(stream.raw.bucket, paths.key_base)
     return (
         PlaceView(str(paths.raw), console_page(meta, raw) if meta else None),
-        PlaceView(str(paths.aggregated), console_page(meta, paths.aggregated) if meta else None),
+        PlaceView(str(paths.aggregated), console_page(meta, paths.home) if meta else None),
     )
