@@ -23,7 +23,7 @@ from pydantic.fields import FieldInfo
 
 from dev.reference import fields, sample
 from include.log_rollup import errors, limits
-from include.log_rollup.storage.protocol import Location
+from include.log_rollup.hour.template import AggregatedTemplate, RawTemplate
 from include.log_rollup.streams import (
     LATE_SCHEDULE,
     POOL,
@@ -47,7 +47,10 @@ TARGET = ROOT / "docs" / "REFERENCE.md"
 
 # Fields whose keys are data: names of operations and proofs.
 _COUNTS = ("requests", "measured.requests", "verified.parts", "verified.objects")
-_NAMES: Mapping[Any, str] = {bool: "true or false", int: "whole number", str: "text", Location: "S3 prefix"}
+_NAMES: Mapping[Any, str] = {
+    bool: "true or false", int: "whole number", str: "text",
+    RawTemplate: "template", AggregatedTemplate: "template",
+}  # fmt: skip
 
 _HEAD = """\
 # Reference

@@ -86,7 +86,13 @@ def test_marker_has_totals_and_measurements(store: FakeStore) -> None:
         "bytes_in": 180,
         "parts": 3,
     }
-    assert marker["left_out"] == {"hidden": 1, "placeholders": 1, "markers": 0}
+    assert marker["left_out"] == {
+        "hidden": 1,
+        "placeholders": 1,
+        "markers": 0,
+        "excluded": 0,
+        "unjoinable": 0,
+    }
     assert marker["verified"] == {"parts": {"stored-crc64nvme": 3}, "objects": {"crc64nvme": 6}}
     assert marker["max_connections"] == 8
     assert marker["peak"]["sockets"] == 0

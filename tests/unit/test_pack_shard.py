@@ -27,13 +27,13 @@ from include.log_rollup.errors import (
 )
 from include.log_rollup.hour.plan import ShardRef
 from include.log_rollup.hour.records import Measured
+from include.log_rollup.hour.template import RawTemplate
 from include.log_rollup.queries.late import find_changed_hours
 from include.log_rollup.queries.locate import locate, read_object
 from include.log_rollup.queries.verify import verify_hour
 from include.log_rollup.steps.pack_shard import pack_shard
 from include.log_rollup.steps.plan_hour import plan_hour
 from include.log_rollup.steps.validate_hour import validate_hour
-from include.log_rollup.storage.protocol import Location
 from tests.support.fake_store import CrashError, Effect, FakeStore
 from tests.support.hour_in_memory import (
     MARKER,
@@ -646,7 +646,7 @@ def test_all_parts_have_the_storage_class_of_the_stream(
 
 def test_raw_and_aggregated_may_be_in_two_buckets() -> None:
     store = FakeStore(buckets=["raw-logs", "logs"])
-    stream = make_stream(raw=Location("raw-logs", "raw/app/"))
+    stream = make_stream(raw=RawTemplate.parse("s3://raw-logs/raw/app/"))
     for name, body in {**RAW_HOUR, "z.log": b"z" * 100}.items():
         store.produce(RAW + name, body, bucket="raw-logs")
     run_hour(store, stream)

@@ -593,7 +593,8 @@ def test_hour_with_nothing_to_pack_fails_with_counts(raw: dict[str, bytes]) -> N
     produce(store, raw)
     with pytest.raises(EmptyHourError) as caught:
         plan_hour(store, make_stream(ready_object="DONE"), HOUR, "run")
-    counted = f"({len(raw)} objects listed, {2 if raw else 0} hidden, {1 if raw else 0} folder placeholders)"
+    hidden, placeholders = (2, 1) if raw else (0, 0)
+    counted = f"({len(raw)} objects listed; left out: {hidden} hidden, {placeholders} folder placeholders"
     for part in ("2026-11-23T08:00:00Z", f"s3://logs/{RAW}", counted, "'allow_empty: true'", "'app'"):
         assert part in str(caught.value)
     assert store.writes() == []
