@@ -49,7 +49,7 @@ TARGET = ROOT / "docs" / "REFERENCE.md"
 _COUNTS = ("requests", "measured.requests", "verified.parts", "verified.objects")
 _NAMES: Mapping[Any, str] = {
     bool: "true or false", int: "whole number", str: "text",
-    RawTemplate: "template", AggregatedTemplate: "template",
+    RawTemplate: "template", AggregatedTemplate: "template", Mapping[str, str]: "mapping of texts",
 }  # fmt: skip
 
 _HEAD = """\

@@ -36,6 +36,7 @@ hours = st.dictionaries(visible_names, bodies, min_size=1, max_size=12).map(
 )
 PART_SIZE = 30
 CLAIM = Location("logs", f"{AGGREGATED}_rollup/claim.json")
+TAGGED = PackSettings(WriteOptions(tags=(("x", "y"),)))
 THREE: Mapping[str, bytes] = {"a.log": b"a" * 20, "b.log": b"b" * 20, "c.log": b"c" * 20}
 
 
@@ -212,13 +213,13 @@ def test_empty_objects_are_packed_without_requests() -> None:
 
 def test_object_larger_than_a_part_is_copied_by_the_store() -> None:
     store = FakeStore()
-    packing = Packing(store, {"a": b"a" * 31, "b": b"b" * 10}, settings=PackSettings(headers={"x": "y"}))
+    packing = Packing(store, {"a": b"a" * 31, "b": b"b" * 10}, settings=TAGGED)
     packing.run()
     assert numbered_parts(store) == {"part-00000.log": b"a" * 31, "part-00001.log": b"b" * 10}
     assert fetched(store) == [RAW + "b"]
     copied = [operation.name for operation in store.log if operation.kind == "COPY"]
     assert numbered(copied) == ["part-00000.log"]
-    assert {store.stored(AGGREGATED + name).headers["x"] for name in parts(store)} == {"y"}
+    assert {store.stored(AGGREGATED + name).headers["x-amz-tagging"] for name in parts(store)} == {"x=y"}
     # The claim is read before each of the two parts.
     assert packing.packer.requests == {"GET": 3, "PUT": 1, "COPY": 1}
 
@@ -622,7 +623,7 @@ def small_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_large_object_is_copied_in_ranges(size: int, ranges: int, threads: int) -> None:
     store = FakeStore(threads=threads)
     body = bytes(range(size))
-    packing = Packing(store, {"a": body, "b": b"b"}, settings=PackSettings(headers={"x": "y"}))
+    packing = Packing(store, {"a": body, "b": b"b"}, settings=TAGGED)
     store.on("RANGECOPY", "part-0", TransientError("broke"), times=2)
     packing.run()
     assert numbered_parts(store) == {"part-00000.log": body, "part-00001.log": b"b"}

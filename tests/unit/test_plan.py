@@ -286,6 +286,31 @@ def test_other_storage_class_gives_another_content_id() -> None:
     assert plan_of(listed, storage_class="STANDARD_IA").content_id != plan_of(listed).content_id
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        WriteOptions(tags=(("team", "search"),)),
+        WriteOptions(tags=(("team", "search"), ("to", "x"))),
+        WriteOptions(kms_key_id="alias/logs"),
+        WriteOptions(tags=(("team", "search"),), kms_key_id="alias/logs"),
+        WriteOptions(tags=(("team", "search kms_key_id=alias/logs"),)),
+    ],
+)
+def test_tags_and_kms_key_change_the_fingerprint(options: WriteOptions) -> None:
+    others = {
+        WriteOptions().describe("", False),
+        WriteOptions(tags=(("team", "other"),)).describe("", False),
+        WriteOptions(kms_key_id="alias/other").describe("", False),
+    }
+    assert options.describe("", False) not in others
+
+
+def test_fingerprint_without_tags_and_kms_key_stays_the_same() -> None:
+    """Hours that were packed before these keys existed need no rerun."""
+    assert WriteOptions().describe(".gz", True) == "1 .gz True 0 None\n"
+    assert WriteOptions(True, "STANDARD_IA").describe("", False) == "1  False 1 STANDARD_IA\n"
+
+
 def test_ambiguous_concatenations_give_different_content_ids() -> None:
     one = [info("a", 1, "x"), info("b", 1, "x")]
     other = [info(f"a 1 x\n{len(RAW) + 1} {RAW}b", 1, "x")]

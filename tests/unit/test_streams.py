@@ -8,6 +8,7 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any
+from urllib.parse import parse_qsl
 
 import pytest
 import yaml
@@ -15,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from include.log_rollup.errors import ConfigurationError
+from include.log_rollup.hour.plan import WriteOptions
 from include.log_rollup.storage.protocol import Location
 from include.log_rollup.streams import (
     INCLUDE,
@@ -228,6 +230,21 @@ def test_notify_is_a_list_of_classes_with_arguments(streams_file: Path) -> None:
         ),
         ({"storage_class": "OUTPOSTS"}, ["storage_class", "not supported", "leave storage_class out"]),
         ({"storage_class": 5}, ["storage_class", "STANDARD_IA"]),
+        ({"tags": ["team"]}, ["tags", "is not a mapping", "{team: search, cost-center: '42'}"]),
+        ({"tags": "team=search"}, ["tags", "is not a mapping"]),
+        ({"tags": {str(number): "" for number in range(11)}}, ["tags", "11 tags", "allows 10"]),
+        ({"tags": {"cost-center": 42}}, ["tags", "42 is not text", "in quotes"]),
+        ({"tags": {True: "x"}}, ["tags", "True is not text", "in quotes"]),
+        ({"tags": {"": "x"}}, ["tags", "''", "0 characters", "1 to 128"]),
+        ({"tags": {"k" * 129: "x"}}, ["tags", "129 characters", "1 to 128"]),
+        ({"tags": {"team": "x" * 257}}, ["tags", "'team'", "257 characters", "up to 256"]),
+        ({"tags": {"team": "a&b=c"}}, ["tags", "'a&b=c' contains '&'", "+ - = . _ : / @"]),
+        ({"tags": {"te#am": "x"}}, ["tags", "'te#am' contains '#'"]),
+        ({"tags": {"team": "a\r\nx: y"}}, ["tags", "contains '\\r'"]),
+        ({"tags": {"AWS:team": "x"}}, ["tags", "'AWS:team'", "which AWS reserves"]),
+        ({"kms_key_id": ""}, ["kms_key_id", "does not name a KMS key", "arn:aws:kms:"]),
+        ({"kms_key_id": "alias/x\n"}, ["kms_key_id", "does not name a KMS key"]),
+        ({"kms_key_id": 5}, ["kms_key_id"]),
         ({"check_encoding": "perhaps"}, ["check_encoding"]),
         ({"ready_object": ""}, ["ready_object"]),
         ({"allow_empty": "perhaps"}, ["allow_empty"]),
@@ -255,6 +272,25 @@ def test_invalid_value_is_refused_with_stream_key_and_fix(
     assert message.startswith(f"stream {change.get('name', 'app')!r}: ")
     for part in wanted:
         assert part in message
+
+
+def test_tags_and_kms_key_become_headers_of_parts(streams_file: Path) -> None:
+    longest = {"k" * 128: "v" * 256}
+    tags = {"team": "search + logs", "größe": "", **longest}
+    (stream,) = load(streams_file, {**APP, "tags": tags, "kms_key_id": "alias/logs"})
+    headers = stream.write_options.headers
+    assert parse_qsl(headers.pop("x-amz-tagging"), keep_blank_values=True) == sorted(tags.items())
+    assert headers == {
+        "x-amz-server-side-encryption": "aws:kms",
+        "x-amz-server-side-encryption-aws-kms-key-id": "alias/logs",
+    }
+
+
+def test_order_of_tags_does_not_change_the_options() -> None:
+    def options(tags: dict[str, str]) -> WriteOptions:
+        return Stream.model_validate({**APP, "tags": tags}).write_options
+
+    assert options({"a": "1", "b": "2"}) == options({"b": "2", "a": "1"})
 
 
 def test_invalid_default_is_refused_with_its_key(streams_file: Path) -> None:

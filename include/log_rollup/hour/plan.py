@@ -1,10 +1,12 @@
 """The plan of an hour: which part holds which raw objects, and which shard packs it."""
 
 import hashlib
+import json
 import secrets
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, pairwise
+from urllib.parse import quote, urlencode
 
 from include.log_rollup.errors import ListingError, UnsupportedInputError
 from include.log_rollup.hour.layout import folder_of, part_name, part_name_of_format_1, split_name
@@ -26,14 +28,18 @@ OBJECTS_PER_SHARD = 25_000
 
 @dataclass(frozen=True, slots=True)
 class WriteOptions:
-    """The settings that determine the bytes of a part, besides its raw objects.
+    """The settings that determine the bytes of a part and how it is stored, besides its raw objects.
 
     :param ensure_newline: whether a newline is added to each plain object that does not end with one
     :param storage_class: of the parts; None for the bucket's default
+    :param tags: of the parts, sorted by key
+    :param kms_key_id: KMS key that encrypts the parts; None for the bucket's default encryption
     """
 
     ensure_newline: bool = False
     storage_class: str | None = None
+    tags: tuple[tuple[str, str], ...] = ()
+    kms_key_id: str | None = None
 
     def room_for_newline(self, encoding: str) -> int:
         """Number of bytes that may be added after each object of this encoding."""
@@ -42,7 +48,23 @@ class WriteOptions:
     def describe(self, encoding: str, copied: bool) -> str:
         """The text of a fingerprint before the raw objects."""
         room = self.room_for_newline(encoding)
-        return f"{FINGERPRINT_FORMAT} {encoding} {copied} {room} {self.storage_class}\n"
+        # Only if they are set: parts that were written before these options existed keep their fingerprint.
+        more = f" tags={json.dumps(self.tags)}" if self.tags else ""
+        more += f" kms_key_id={json.dumps(self.kms_key_id)}" if self.kms_key_id else ""
+        return f"{FINGERPRINT_FORMAT} {encoding} {copied} {room} {self.storage_class}{more}\n"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers of a request that creates a part: PutObject, CopyObject or CreateMultipartUpload."""
+        headers = {}
+        if self.storage_class:
+            headers["x-amz-storage-class"] = self.storage_class
+        if self.tags:
+            headers["x-amz-tagging"] = urlencode(self.tags, quote_via=quote)
+        if self.kms_key_id:
+            headers["x-amz-server-side-encryption"] = "aws:kms"
+            headers["x-amz-server-side-encryption-aws-kms-key-id"] = self.kms_key_id
+        return headers
 
 
 @dataclass(frozen=True, slots=True)

@@ -231,10 +231,8 @@ class _ExistingParts:
 
 def settings_of(stream: Stream) -> PackSettings:
     """How the parts of a stream are written."""
-    headers: Mapping[str, str] = {"x-amz-storage-class": stream.storage_class} if stream.storage_class else {}
     return PackSettings(
         stream.write_options,
-        headers,
         stream.connect_timeout,
         stream.response_timeout,
         stream.check_encoding,

@@ -49,15 +49,13 @@ DECOMPRESSION_THREADS = 2
 class PackSettings:
     """How parts are written.
 
-    :param options: what decides the bytes of parts
-    :param headers: of every part, such as its storage class
+    :param options: what decides the bytes of parts, and how they are stored
     :param connect_timeout: for connecting, and again for the TLS handshake
     :param response_timeout: from the request to the first byte of the answer
     :param check_encoding: decompress each compressed object; one that is damaged gets a part of its own
     """
 
     options: WriteOptions = field(default_factory=WriteOptions)
-    headers: Mapping[str, str] = field(default_factory=dict)
     connect_timeout: timedelta = limits.DEFAULT_CONNECT_TIMEOUT
     response_timeout: timedelta = limits.DEFAULT_RESPONSE_TIMEOUT
     check_encoding: bool = False
@@ -129,7 +127,7 @@ class ShardPacker:
         self._settings = settings
         self._ownership = ownership
         self._written = written
-        self._target = PartTarget(aggregated, settings.headers)
+        self._target = PartTarget(aggregated, settings.options.headers)
         self._loop = RequestLoop(transfer, settings.request_seconds)
         # Calls of the store have one connection, apart from the transfer's, so they run one at a time.
         self._store_thread = ThreadPoolExecutor(1, "log-rollup-control")
@@ -314,7 +312,7 @@ class ShardPacker:
         location = self._target.attempt(planned)
         self._loop.call(
             self._store_thread,
-            partial(self._store.begin_upload, location, self._settings.headers),
+            partial(self._store.begin_upload, location, self._target.headers),
             partial(self._copy_ranges, planned, location),
         )
 

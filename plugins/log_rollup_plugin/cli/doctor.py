@@ -253,15 +253,19 @@ def _bucket(stream: Stream) -> Iterator[Check]:
             yield probe.check("read raw", f"s3:GetObject on {raw}", partial(probe.read_raw, smallest))
         bucket = _arn(stream.aggregated.root, bucket=True)
         yield probe.check("list aggregated", f"s3:ListBucket on {bucket}", probe.list_aggregated)
-        put = f"s3:PutObject on {built}"
+        put = f"s3:PutObject on {built}{_kms_actions(stream)}"
+        tag = " and s3:PutObjectTagging" if stream.tags else ""
         written = [
-            probe.check("write aggregated", put, probe.write),
+            probe.check(
+                "write aggregated", f"s3:PutObject{tag} on {built}{_kms_actions(stream)}", probe.write
+            ),
             probe.check("write records", put, probe.write_record),
         ]
         yield from written
         if all(check.state is Outcome.OK for check in written):
-            copying = f"s3:GetObject and s3:PutObject on {built}"
-            yield probe.check("read aggregated", f"s3:GetObject on {built}", probe.read_back)
+            copying = f"s3:GetObject and s3:PutObject on {built}{_kms_actions(stream)}"
+            reading = f"s3:GetObject on {built}{_kms_actions(stream)}"
+            yield probe.check("read aggregated", reading, probe.read_back)
             yield _optional(probe.check("copy", copying, probe.copy), _WITHOUT_COPIES)
             yield _optional(
                 probe.check("conditional delete", f"s3:DeleteObject on {built}", probe.delete_on_condition),
@@ -296,6 +300,13 @@ def _clock(stream: Stream, skew: timedelta) -> Check:
         off,
         "set the clock (NTP); S3 refuses requests that are off by 15 minutes",
     )
+
+
+def _kms_actions(stream: Stream) -> str:
+    """What a stream's KMS key requires, to be appended to other permissions."""
+    if not stream.kms_key_id:
+        return ""
+    return f", and kms:GenerateDataKey and kms:Decrypt on the key {stream.kms_key_id}"
 
 
 def _arn(place: Location, bucket: bool = False) -> str:
@@ -380,7 +391,7 @@ class _Probe:
 
     def write(self) -> str:
         body = memoryview(_PROBE)
-        headers = {"x-amz-storage-class": self._stream.storage_class} if self._stream.storage_class else {}
+        headers = self._stream.write_options.headers
 
         def put(transfer: Transfer, done: Callable[[Uploaded | Exception], None]) -> None:
             transfer.put(self._object, body, crc.crc64(body), headers, done)

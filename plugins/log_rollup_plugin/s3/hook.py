@@ -68,6 +68,8 @@ class PooledS3Hook(S3Hook):
     :param control_connections: how many of them boto3 may use for one host; the rest is the transfer's
     :param connect_timeout: for connecting, and again for the TLS handshake
     :param response_timeout: for the first byte of an object
+    :param kms_key_id: KMS key that encrypts what :meth:`write` and :meth:`publish` write; None for the bucket's
+        default encryption
     :param kwargs: of :class:`airflow.providers.amazon.aws.hooks.s3.S3Hook`
     """
 
@@ -78,6 +80,7 @@ class PooledS3Hook(S3Hook):
         control_connections: int = 1,
         connect_timeout: timedelta = limits.DEFAULT_CONNECT_TIMEOUT,
         response_timeout: timedelta = limits.DEFAULT_RESPONSE_TIMEOUT,
+        kms_key_id: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -91,6 +94,9 @@ class PooledS3Hook(S3Hook):
         self.requests: Counter[str] = Counter()
         self._connect_timeout = connect_timeout
         self._response_timeout = response_timeout
+        self._encryption: Mapping[str, str] = (
+            {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": kms_key_id} if kms_key_id else {}
+        )
         self._checksums = ChecksumSupport()
         self._checksum_setting: str | None = None
         self._sessions: dict[tuple[str | None, bool], Any] = {}
@@ -109,6 +115,7 @@ class PooledS3Hook(S3Hook):
             control_connections=max(1, control_connections // hosts),
             connect_timeout=stream.connect_timeout,
             response_timeout=stream.response_timeout,
+            kms_key_id=stream.kms_key_id,
         )
 
     def __enter__(self) -> Self:
@@ -326,7 +333,7 @@ class PooledS3Hook(S3Hook):
 
     def _put(self, target: Location, body: bytes, **options: str) -> Mapping[str, Any]:
         """PUT with a checksum, which Object Lock requires: the CRC, or the MD5 if the server refuses the CRC."""
-        arguments = {"Bucket": target.bucket, "Key": target.key, "Body": body, **options}
+        arguments = {"Bucket": target.bucket, "Key": target.key, "Body": body, **self._encryption, **options}
         response: Mapping[str, Any]
         # Making the client sets _checksums from the settings of the connection.
         client = self.client
@@ -353,6 +360,7 @@ class PooledS3Hook(S3Hook):
                 response = self.client.copy_object(
                     CopySource={"Bucket": source.bucket, "Key": source.key},
                     Bucket=target.bucket, Key=target.key, MetadataDirective="COPY",
+                    **self._encryption,
                 )  # fmt: skip
             except boto.ClientError as error:
                 status, code = status_and_code(error)
@@ -381,6 +389,7 @@ class PooledS3Hook(S3Hook):
                 self.client.put_object(
                     Bucket=scratch.bucket, Key=scratch.key, Body=body,
                     ChecksumAlgorithm="CRC64NVME", ChecksumCRC64NVME=crc.to_header(stated),
+                    **self._encryption,
                 )  # fmt: skip
             except boto.ClientError as error:
                 status, code = status_and_code(error)

@@ -24,6 +24,7 @@ from log_rollup_plugin.s3.signing import Signer
 # As S3's access logs show it.
 USER_AGENT = "log-rollup"
 STALL_CHECK_SECONDS = 1.0
+_TAGGING = "x-amz-tagging"
 _CONNECTION_ERRORS = (OSError, ProtocolError, ChangedBufferError)
 # After these, a request is not sent again over another connection.
 _NEVER_RESENT = (TimeoutError, ChangedBufferError)
@@ -159,6 +160,9 @@ class SocketTransfer:
         """Let S3 copy an object of at most 5 GiB, if the source still has this ETag (CopyObject)."""
         fields = self._copy_headers(source, etag)
         fields.extend(headers.items())
+        if _TAGGING in headers:
+            # Without this, the copy gets the tags of the source, and those of the header are ignored.
+            fields.append(("x-amz-tagging-directive", "REPLACE"))
         if self._checksums.on_copy:
             fields.append(("x-amz-checksum-algorithm", "CRC64NVME"))
         request = CopyRequest(

@@ -1,0 +1,80 @@
+"""Stream keys about how S3 stores parts: storage class, tags, KMS key."""
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+# https://docs.aws.amazon.com/AmazonS3/latest/API/API_PutObject.html, without the archive
+# classes, whose objects cannot be read at once, and the classes of directory buckets and Outposts.
+StorageClass = Literal[
+    "STANDARD", "STANDARD_IA", "ONEZONE_IA", "INTELLIGENT_TIERING", "GLACIER_IR", "REDUCED_REDUNDANCY"
+]
+_OTHER_CLASSES = {
+    "EXPRESS_ONEZONE": "is the class of directory buckets, which are not supported; leave storage_class out, or "
+    "use a general purpose bucket with ONEZONE_IA or INTELLIGENT_TIERING",
+    "OUTPOSTS": "is the class of buckets on Outposts, which are not supported; leave storage_class out",
+}
+
+# https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-tagging.html
+MAX_TAGS = 10
+MAX_TAG_KEY, MAX_TAG_VALUE = 128, 256
+_PUNCTUATION_IN_TAGS = "+-=._:/@"
+_NOT_IN_TAGS = re.compile(rf"[^\w {re.escape(_PUNCTUATION_IN_TAGS)}]")
+# The id of a key, its ARN, or the name or ARN of an alias.
+# https://docs.aws.amazon.com/kms/latest/developerguide/concepts.html#key-id
+_KMS_KEY = re.compile(r"[A-Za-z0-9:/_-]{1,2048}")
+
+
+def supported_class(value: Any) -> Any:
+    """Explain why some storage classes are not supported.
+
+    :raises ValueError: if it is one of them
+    """
+    if isinstance(value, str) and value.upper() in _OTHER_CLASSES:
+        raise ValueError(f"{value} {_OTHER_CLASSES[value.upper()]}")
+    return value
+
+
+def check_tags(tags: Any) -> Mapping[str, str]:
+    """Check tags against the limits of S3.
+
+    :returns: the tags in the order of their keys
+    :raises ValueError: if S3 would refuse them
+    """
+    if not isinstance(tags, Mapping):
+        raise ValueError(f"{tags!r} is not a mapping; write it like {{team: search, cost-center: '42'}}")
+    if len(tags) > MAX_TAGS:
+        raise ValueError(f"there are {len(tags)} tags; S3 allows {MAX_TAGS} for an object")
+    for key, value in tags.items():
+        for text in (key, value):
+            if not isinstance(text, str):
+                raise ValueError(f"{text!r} is not text; put it in quotes")
+        if not 1 <= len(key) <= MAX_TAG_KEY:
+            raise ValueError(f"the key {key!r} has {len(key)} characters; S3 allows 1 to {MAX_TAG_KEY}")
+        if len(value) > MAX_TAG_VALUE:
+            raise ValueError(
+                f"the value of {key!r} has {len(value)} characters; S3 allows up to {MAX_TAG_VALUE}"
+            )
+        if key.lower().startswith("aws:"):
+            raise ValueError(f"the key {key!r} begins with 'aws:', which AWS reserves; choose another one")
+        for text in (key, value):
+            wrong = _NOT_IN_TAGS.search(text)
+            if wrong:
+                raise ValueError(
+                    f"{text!r} contains {wrong[0]!r}; S3 allows letters, digits, spaces and "
+                    f"{' '.join(_PUNCTUATION_IN_TAGS)} in tags"
+                )
+    return dict(sorted(tags.items()))
+
+
+def check_kms_key(key: Any) -> Any:
+    """Check that a text can name a KMS key.
+
+    :raises ValueError: if it cannot
+    """
+    if isinstance(key, str) and not _KMS_KEY.fullmatch(key):
+        raise ValueError(
+            f"{key!r} does not name a KMS key; give its ARN, like "
+            f"arn:aws:kms:eu-central-1:123456789012:key/KEY-ID"
+        )
+    return key
