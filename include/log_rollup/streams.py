@@ -336,7 +336,9 @@ class Stream(BaseModel):
     @cached_property
     def input_rules(self) -> InputRules:
         """Which objects of a raw hour are its input."""
-        return InputRules(self.ready_object, self.include, self.exclude, self.unjoinable)
+        return InputRules(
+            self.ready_object, self.include, self.exclude, self.unjoinable, self.raw.text.endswith("/")
+        )
 
     @property
     def write_options(self) -> WriteOptions:

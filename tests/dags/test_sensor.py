@@ -13,6 +13,7 @@ from airflow.sdk.exceptions import TaskDeferralError, TaskDeferred
 
 from include.log_rollup import limits
 from include.log_rollup.errors import EmptyHourError, ListingError, PermanentError, TransientError
+from include.log_rollup.hour.template import RawTemplate
 from include.log_rollup.steps.wait_for_raw_hour import RawHourCheck, RawHourStatus
 from log_rollup_plugin import sensor as sensor_module
 from log_rollup_plugin.sensor import RawHourSensor
@@ -135,3 +136,9 @@ def test_trigger_failure_is_retried() -> None:
     broken = {"error": TriggerFailureReason.TRIGGER_FAILURE}
     with pytest.raises(TaskDeferralError):
         sensor().resume_execution("__fail__", broken, context())
+
+
+def test_hour_that_the_clocks_empty_does_not_defer() -> None:
+    stream = make_stream(raw=RawTemplate.parse("s3://logs/raw/app/", "Europe/Berlin"))
+    at_two = {**context(), "params": {"hour": "2026-10-25T00:00:00Z"}}
+    RawHourSensor(task_id="wait_for_raw_hour", stream=stream).execute(at_two)

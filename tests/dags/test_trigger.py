@@ -346,3 +346,16 @@ def test_stalled_endpoint_does_not_delay_other_endpoints(
         return event
 
     assert asyncio.run(asyncio.wait_for(fire_while_others_stall(), 60)).payload["status"] == "settled"
+
+
+def test_trigger_fires_for_an_hour_that_the_clocks_empty(bucket: str) -> None:
+    event = first_event(
+        trigger(
+            bucket,
+            hour="2026-10-25T00:00:00Z",
+            template=f"s3://{bucket}/raw/app/%Y%m%d/%H/",
+            timezone="Europe/Berlin",
+        )
+    )
+    assert event["status"] == "settled"
+    assert "the clocks of Europe/Berlin are set back" in event["message"]

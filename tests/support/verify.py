@@ -207,7 +207,9 @@ def _select(
         name = item.key.removeprefix(prefix)
         if marker_name is not None and name == marker_name:
             continue
-        if any(step[:1] in ("_", ".") for step in name.split("/") if step):
+        # Where the prefix ends within a step, the name continues that step.
+        steps = name.split("/")[0 if not prefix or prefix.endswith("/") else 1 :]
+        if any(step[:1] in ("_", ".") for step in steps if step):
             hidden += 1
         elif not item.size and (not name or name[-1] == "/"):
             placeholders += 1

@@ -374,9 +374,12 @@ def test_marker_with_missing_and_unknown_keys_is_read(store: FakeStore) -> None:
     assert found.is_of("f00")
 
 
-@pytest.mark.parametrize("kind", ["claim", "marker"])
-def test_claim_or_marker_that_is_too_large_is_not_read(store: FakeStore, kind: str) -> None:
-    store.produce(PLAIN_AT.key, b" " * (records_module.SMALL_RECORD_BYTES + 1))
+@pytest.mark.parametrize(
+    ("kind", "limit"),
+    [("claim", records_module.SMALL_RECORD_BYTES), ("marker", records_module.MARKER_BYTES)],
+)
+def test_claim_or_marker_that_is_too_large_is_not_read(store: FakeStore, kind: str, limit: int) -> None:
+    store.produce(PLAIN_AT.key, b" " * (limit + 1))
     assert_unreadable(kind, store, PLAIN_AT)
 
 

@@ -7,8 +7,10 @@ import pytest
 from include.log_rollup.errors import UnsupportedInputError
 from include.log_rollup.hour.plan import Plan, WriteOptions, make_plan
 from include.log_rollup.hour.selection import InputRules, LeftOut, select
+from include.log_rollup.hour.template import RawTemplate
 from include.log_rollup.storage.protocol import ObjectInfo
-from tests.support.raw_hours import RAW, name_of
+from tests.support.hour_in_memory import make_stream
+from tests.support.raw_hours import HOUR, RAW, name_of
 
 NAMES = ("web-1/a.log", "web-1/a.log.tmp", "web-2/b.log.gz", "web-2/c.parquet", "x[1].log")
 
@@ -94,3 +96,23 @@ def test_counts_are_shown_and_added() -> None:
     assert asdict(one + LeftOut(1, 1, 1, 1, 1)) == {
         "hidden": 2, "placeholders": 1, "markers": 1, "excluded": 2_001, "unjoinable": 1,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("template", "names"),
+    [
+        ("s3://logs/raw/%Y%m%d/%H/", {"a.log"}),
+        ("s3://logs/raw/%Y%m%d/%H", {"a.log", "_host.log", ".123.gz"}),
+        ("s3://logs/raw/%Y%m%d/%H_", {"a.log", "_host.log", ".123.gz"}),
+    ],
+)
+def test_rest_of_a_step_is_not_hidden(template: str, names: set[str]) -> None:
+    stream = make_stream(raw=RawTemplate.parse(template))
+    paths = stream.at(HOUR)
+    base = paths.key_base
+    rows = [
+        ObjectInfo(base + name, 1, "") for name in (".123.gz", "/.b.log", "/_a/b.log", "_host.log", "a.log")
+    ]
+    chosen, left_out = select(rows, paths.name_of, stream.input_rules)
+    assert {paths.name_of(item.key) for item in chosen} == names
+    assert left_out.hidden == len(rows) - len(names)

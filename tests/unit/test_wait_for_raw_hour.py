@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from include.log_rollup.errors import EmptyHourError, ListingError, MissingBucketError, UnsettledHourError
+from include.log_rollup.hour.template import RawTemplate
 from include.log_rollup.steps.wait_for_raw_hour import (
     RawHourCheck,
     RawHourStatus,
@@ -167,7 +168,7 @@ def test_timeout_without_ready_object_names_it() -> None:
     rule = SettleRule(timedelta(minutes=10), "_DONE", False)
     error = unsettled_error(PATHS, rule, RawHourCheck(RawHourStatus.NO_READY_OBJECT, 1234, 1, HOUR, AFTER))
     assert isinstance(error, UnsettledHourError)
-    for part in ("2026-11-23T08:00:00Z", f"s3://logs/{RAW}_DONE", "1,234 objects"):
+    for part in ("2026-11-23T08:00:00Z", f"_DONE was not written under s3://logs/{RAW} ", "1,234 objects"):
         assert part in str(error)
 
 
@@ -211,3 +212,52 @@ def test_unreachable_store_is_named_with_the_problem() -> None:
         "'aws_logs'",
     ):
         assert part in str(error)
+
+
+GROUPED = make_stream(raw=RawTemplate.parse("s3://logs/raw/{service}/%Y%m%d/%H/")).at(HOUR)
+WITH_READY_OBJECT = SettleRule(timedelta(minutes=10), "DONE", False)
+
+
+def grouped_store(**names: str) -> FakeStore:
+    """Return a store with one object for each name, by service."""
+    store = store_at(HOUR)
+    for service, objects in names.items():
+        for name in objects.split():
+            store.produce(f"raw/{service}/20261123/08/{name}", b"" if name.endswith("/") else b"x")
+    return store
+
+
+@pytest.mark.parametrize(
+    ("names", "state"),
+    [
+        ({}, RawHourStatus.NO_READY_OBJECT),
+        ({"web": "a.log"}, RawHourStatus.NO_READY_OBJECT),
+        ({"web": "a.log DONE"}, RawHourStatus.SETTLED),
+        ({"web": "a.log DONE", "db": "b.log"}, RawHourStatus.NO_READY_OBJECT),
+        ({"web": "a.log DONE", "db": "b.log sub/DONE"}, RawHourStatus.NO_READY_OBJECT),
+        ({"web": "a.log DONE", "db": "b.log DONE"}, RawHourStatus.SETTLED),
+        ({"web": "a.log DONE", "db": "DONE"}, RawHourStatus.SETTLED),
+        ({"web": "a.log DONE", "db": "sub/"}, RawHourStatus.SETTLED),
+    ],
+)
+def test_each_place_with_objects_needs_its_ready_object(names: dict[str, str], state: RawHourStatus) -> None:
+    assert check_raw_hour(grouped_store(**names), GROUPED, WITH_READY_OBJECT).status is state
+
+
+def test_missing_ready_objects_are_named_up_to_five() -> None:
+    store = grouped_store(**{f"s{number}": "a.log" for number in range(7)}, web="a.log DONE")
+    seen = check_raw_hour(store, GROUPED, WITH_READY_OBJECT)
+    message = str(unsettled_error(GROUPED, WITH_READY_OBJECT, seen))
+    assert "DONE is missing in 7 of 8 places with objects: s3://logs/raw/s0/20261123/08/, " in message
+    assert "s3://logs/raw/s4/20261123/08/ and 2 more." in message
+    assert "s5" not in message
+
+
+def test_ready_object_may_continue_a_step() -> None:
+    paths = make_stream(raw=RawTemplate.parse("s3://logs/raw/%Y/%m/%d/{service}_%Y%m%dT%H")).at(HOUR)
+    store = store_at(HOUR)
+    store.produce("raw/2026/11/23/web_20261123T08_0.log", b"x")
+    rule = SettleRule(timedelta(minutes=10), "_DONE", False)
+    assert check_raw_hour(store, paths, rule).unready == ("s3://logs/raw/2026/11/23/web_20261123T08",)
+    store.produce("raw/2026/11/23/web_20261123T08_DONE", b"")
+    assert check_raw_hour(store, paths, rule).status is RawHourStatus.SETTLED

@@ -70,6 +70,8 @@ class HourListing:
 
         :param page_size: the most rows on a page of a listing that finds captures, 1 to 1,000
         """
+        if not self.template.labels(self.hour):
+            return []
         found: list[Mapping[str, str]] = [{}]
         while found and (level := self.template.next_level(found[0])) is not None:
             levels = [(values, self.template.next_level(values)) for values in found]

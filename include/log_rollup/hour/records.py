@@ -22,8 +22,11 @@ CLAIM_FORMAT = 2
 RECEIPT_FORMAT = 1
 MARKER_FORMAT = 1
 REMOVAL_FORMAT = 1
-# A claim or a completion marker has a few hundred bytes.
+# A claim has a few hundred bytes.
 SMALL_RECORD_BYTES = MIB
+# A completion marker has a few hundred bytes, and with groups up to 500 for each.
+MARKER_BYTES = 32 * MIB
+_OPTIONAL_MARKER_KEYS = ("groups", "group", "why_empty")
 # The largest shard or receipt that is read: 20 times one of 156,000 objects, as in an hour of 10 million.
 UNPACKED_BYTES = 512 * MIB
 
@@ -180,6 +183,9 @@ class CompletionMarker:
     there has its default here.
 
     :param plan_id: empty if the JSON has none
+    :param groups: totals of each group of the hour
+    :param group: captures of a group, in its own marker
+    :param why_empty: why no object can belong to the hour; empty if objects can
     """
 
     stream: str = ""
@@ -204,15 +210,22 @@ class CompletionMarker:
     seconds: Mapping[str, float] = field(default_factory=dict)
     groups: Sequence[Mapping[str, Any]] = ()
     group: Mapping[str, str] = field(default_factory=dict)
+    why_empty: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON object of ``_SUCCESS``; only with groups it has their keys."""
+        """The JSON object of ``_SUCCESS``; the last three keys only if they have a value."""
         values = {"format": MARKER_FORMAT, **asdict(self)}
-        return {key: value for key, value in values.items() if value or key not in ("groups", "group")}
+        return {key: value for key, value in values.items() if value or key not in _OPTIONAL_MARKER_KEYS}
 
     def to_bytes(self) -> bytes:
-        """The bytes of ``_SUCCESS``."""
-        return (json.dumps(self.to_json(), indent=1) + "\n").encode()
+        """The bytes of ``_SUCCESS``; each group takes one line."""
+        values = self.to_json()
+        groups = values.pop("groups", ())
+        text = json.dumps(values, indent=1)
+        if groups:
+            lines = ",\n  ".join(json.dumps(group) for group in groups)
+            text = f'{text[:-2]},\n "groups": [\n  {lines}\n ]\n}}'
+        return f"{text}\n".encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -396,7 +409,7 @@ class Records:
 
     def _read_marker(self, source: Location) -> tuple[dict[str, Any] | None, str]:
         try:
-            found = self._store.read(source, SMALL_RECORD_BYTES)
+            found = self._store.read(source, MARKER_BYTES)
         except TooLargeError:
             return {}, ""
         if found is None:

@@ -89,12 +89,14 @@ class InputRules:
     :param ready_object: name of the object that the producer writes last; None if there is none
     :param include: if not empty, only names that match one of these patterns are input
     :param exclude: names that match one of these patterns are not
+    :param begins_step: whether the names begin a step of the key; False if the stream's template ends within one
     """
 
     ready_object: str | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     unjoinable: Unjoinable = "stop"
+    begins_step: bool = True
 
     @cached_property
     def _included(self) -> re.Pattern[str] | None:
@@ -137,11 +139,12 @@ class InputFilter:
         """The input among some listed objects; see :class:`LeftOut` for the others."""
         kept: list[ObjectInfo] = []
         ready_object, name_of = self._rules.ready_object, self._name_of
+        begins_step = self._rules.begins_step
         for item in rows:
             name = name_of(item.key)
             if name == ready_object:
                 self._ready_objects += 1
-            elif is_hidden(name):
+            elif is_hidden(name, begins_step):
                 self._hidden += 1
             elif item.size == 0 and (name.endswith("/") or not name):
                 self._placeholders += 1
@@ -185,6 +188,9 @@ def select(
     return listed if len(chosen) == len(listed) else chosen, input_filter.left_out
 
 
-def is_hidden(name: str) -> bool:
-    """Whether Spark, Hive, Athena and Trino ignore an object with this relative name."""
-    return name.startswith(("_", ".")) or "/_" in name or "/." in name
+def is_hidden(name: str, begins_step: bool = True) -> bool:
+    """Whether Spark, Hive, Athena and Trino ignore an object with this relative name.
+
+    :param begins_step: whether the name begins a step of the key; in ``web_08_host.log``, ``_host.log`` does not
+    """
+    return (begins_step and name.startswith(("_", "."))) or "/_" in name or "/." in name

@@ -100,6 +100,20 @@ class _Durations(_Record):
     pack_cpu: Seconds
 
 
+class GroupContent(_Record):
+    """The totals of a group in the completion marker of an hour; sizes in bytes."""
+
+    folder: Text
+    captures: dict[Text, Text]
+    objects: Count
+    bytes_in: Count
+    separator_bytes: Count
+    bytes_out: Count
+    parts: Count
+    verified: _Verified
+    damaged: Count = 0
+
+
 class MarkerContent(_Record):
     """The keys that a completion marker needs to be readable; sizes in bytes, durations in seconds."""
 
@@ -125,6 +139,12 @@ class MarkerContent(_Record):
     """Number of foreign objects."""
     damaged: Annotated[Count | None, BeforeValidator(_length)] = None
     """Number of compressed raw objects that cannot be decompressed."""
+    groups: list[GroupContent] | None = None
+    """Totals of each group, in the order of the folders; only of an hour with groups."""
+    group: dict[Text, Text] | None = None
+    """The captures of a group, by name; only in the marker of a group."""
+    why_empty: Text | None = None
+    """Why no object can belong to the hour; only if none can."""
 
 
 def read_hours(store: ObjectStore, stream: Stream, hours: Sequence[datetime]) -> list[HourSummary]:

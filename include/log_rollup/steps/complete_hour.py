@@ -59,7 +59,8 @@ def complete_hour(
             for group in totals.groups
             if group.folder not in found.group_markers
         }
-        state.complete(claim, marker_of(totals, manifest.validated_at, now), groups)
+        why_empty = state.paths.raw_template.why_empty(hour) or ""
+        state.complete(claim, marker_of(totals, manifest.validated_at, now, why_empty), groups)
         log.info("complete: %s", state.paths.marker)
         completed(totals)
     _abort_uploads(state, manifest, found)
@@ -137,8 +138,11 @@ def event_of(stream: Stream, hour: datetime, totals: HourTotals) -> dict[str, An
     }
 
 
-def marker_of(totals: HourTotals, validated_at: str, now: datetime) -> CompletionMarker:
-    """The completion marker of an hour or of a group."""
+def marker_of(totals: HourTotals, validated_at: str, now: datetime, why_empty: str = "") -> CompletionMarker:
+    """The completion marker of an hour or of a group.
+
+    :param why_empty: why no object can belong to the hour; empty if objects can
+    """
     measured = totals.measured
     return CompletionMarker(
         stream=totals.stream,
@@ -167,4 +171,5 @@ def marker_of(totals: HourTotals, validated_at: str, now: datetime) -> Completio
         seconds={"pack": measured.seconds, "pack_cpu": measured.cpu_seconds},
         groups=[asdict(group) for group in totals.groups],
         group=dict(totals.group),
+        why_empty=why_empty,
     )

@@ -220,7 +220,10 @@ class _Planner:
     def _assess_listing(self, listed: Sequence[ObjectInfo], claim: Claim | None) -> _Assessment:
         chosen, left_out = select(listed, self._state.paths.name_of, self._stream.input_rules)
         survey = survey_hour(self._state)
-        if not chosen and not self._stream.allow_empty:
+        why_empty = self._state.paths.raw_template.why_empty(self._hour)
+        if why_empty:
+            log.info("%s", why_empty)
+        elif not chosen and not self._stream.allow_empty:
             self._refuse_empty(survey, listed, left_out)
         plan = self._make_plan(survey, chosen, left_out)
         survey.log_foreign()

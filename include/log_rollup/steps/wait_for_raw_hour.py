@@ -1,10 +1,12 @@
 """The step wait_for_raw_hour: decides whether a raw hour is settled, i.e. no more objects are expected in it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
 from include.log_rollup.errors import EmptyHourError, UnsettledHourError
+from include.log_rollup.hour.changes import MAX_SHOWN
 from include.log_rollup.hour.layout import format_hour
 from include.log_rollup.hour.paths import RawPaths
 from include.log_rollup.storage.protocol import ObjectStore
@@ -27,7 +29,7 @@ class SettleRule:
 
     :param quiet_period: minimum age of the newest object
     :param ready_object: name below the raw hour of the object that the producer writes last; if given, only its
-        presence decides
+        presence decides. If the raw template has captures, each place of the hour that has objects needs its own
     :param allow_empty: whether an hour without objects can be settled
     """
 
@@ -44,6 +46,11 @@ class RawHourCheck:
     :param bytes: their total size
     :param newest: last modification of the newest object, by the store's clock
     :param now: the store's clock when it answered
+    :param why_empty: why no object can belong to the hour; None if objects can
+    :param places: number of places with objects; only counted if the template has captures and there is a ready
+        object
+    :param unready: those of them that lack the ready object, as URLs; the first ones
+    :param unready_count: number of all that lack it
     """
 
     status: RawHourStatus
@@ -51,10 +58,48 @@ class RawHourCheck:
     bytes: int
     newest: datetime | None
     now: datetime
+    why_empty: str | None = None
+    places: int = 0
+    unready: tuple[str, ...] = ()
+    unready_count: int = 0
 
     def __str__(self) -> str:
         written = f", the newest written {self.newest:%Y-%m-%d %H:%M:%SZ}" if self.newest else ""
-        return f"{self.status}: {self.objects:,} objects, {format_size(self.bytes)}{written}"
+        why = f". {self.why_empty}" if self.why_empty else ""
+        return f"{self.status}: {self.objects:,} objects, {format_size(self.bytes)}{written}{why}"
+
+
+class _ReadyObjects:
+    """Notes which places of the hour have objects, and which have the ready object.
+
+    Without captures the hour is one place. With captures, the objects of each place have the same key up to the
+    name below the hour.
+    """
+
+    def __init__(self, paths: RawPaths, ready_object: str) -> None:
+        self._paths = paths
+        self._ready_object = ready_object
+        self._by_place = bool(paths.raw_template.captures)
+        self._ready: dict[str, bool] = {}
+
+    def add(self, key: str, size: int) -> None:
+        """Note an object; empty ones for folders don't count."""
+        name = self._paths.name_of(key)
+        is_ready = name == self._ready_object
+        if is_ready or size or (name and not name.endswith("/")):
+            place = key[: len(key) - len(name)] if self._by_place else ""
+            self._ready[place] = self._ready.get(place, False) or is_ready
+
+    @property
+    def places(self) -> Mapping[str, bool]:
+        """Whether each place with objects has the ready object."""
+        return self._ready
+
+    @property
+    def unready(self) -> list[str]:
+        """The places that lack the ready object, as URLs."""
+        bucket = self._paths.raw_template.bucket
+        return [f"s3://{bucket}/{place}" for place, is_ready in sorted(self._ready.items()) if not is_ready]
 
 
 def check_raw_hour(store: ObjectStore, paths: RawPaths, rule: SettleRule) -> RawHourCheck:
@@ -68,7 +113,8 @@ def check_raw_hour(store: ObjectStore, paths: RawPaths, rule: SettleRule) -> Raw
     """
     objects = size = 0
     newest = 0.0
-    is_ready = False
+    ready = _ReadyObjects(paths, rule.ready_object) if rule.ready_object else None
+    # No key can belong to an hour that the clocks skip: nothing is listed, and this machine's clock is enough.
     now = datetime.now(UTC)
     for page in paths.raw.pages(store):
         now = page.server_time
@@ -76,17 +122,36 @@ def check_raw_hour(store: ObjectStore, paths: RawPaths, rule: SettleRule) -> Raw
         for item in page.objects:
             objects += 1
             size += item.size
-            is_ready = is_ready or (
-                rule.ready_object is not None and paths.name_of(item.key) == rule.ready_object
-            )
+            if ready:
+                ready.add(item.key, item.size)
     last = datetime.fromtimestamp(newest, UTC) if objects else None
-    return RawHourCheck(_status(paths, rule, is_ready, last, now), objects, size, last, now)
+    why_empty = paths.raw_template.why_empty(paths.hour)
+    status = _empty_status(paths, now) if why_empty else _status(paths, rule, ready, last, now)
+    by_place = ready if ready and paths.raw_template.captures else None
+    unready = by_place.unready if by_place else []
+    return RawHourCheck(
+        status,
+        objects,
+        size,
+        last,
+        now,
+        why_empty,
+        len(by_place.places) if by_place else 0,
+        tuple(unready[:MAX_SHOWN]),
+        len(unready),
+    )
+
+
+def _empty_status(paths: RawPaths, now: datetime) -> RawHourStatus:
+    """The status of an hour to which no object can belong: nobody has to allow that it is empty."""
+    return RawHourStatus.NOT_ENDED if now < paths.end else RawHourStatus.SETTLED
 
 
 def _status(
-    paths: RawPaths, rule: SettleRule, is_ready: bool, newest: datetime | None, now: datetime
+    paths: RawPaths, rule: SettleRule, ready: _ReadyObjects | None, newest: datetime | None, now: datetime
 ) -> RawHourStatus:
-    if rule.ready_object:
+    if ready:
+        is_ready = bool(ready.places) and all(ready.places.values())
         return RawHourStatus.SETTLED if is_ready else RawHourStatus.NO_READY_OBJECT
     if now < paths.end:
         return RawHourStatus.NOT_ENDED
@@ -125,6 +190,17 @@ def unsettled_error(
             f"hour {hour}: no objects under {paths.raw}{after}. If its producers were silent, set 'allow_empty: "
             f"true' for the stream, or mark the run as success; if they are late, clear this task. If the "
             f"objects were rolled up and have expired since, mark the run as success: the hour stays as it is."
+        )
+    if last.status is RawHourStatus.NO_READY_OBJECT and last.unready:
+        more = (
+            f" and {last.unready_count - len(last.unready):,} more"
+            if last.unready_count > len(last.unready)
+            else ""
+        )
+        return UnsettledHourError(
+            f"hour {hour}: the ready object {rule.ready_object} is missing in {last.unready_count:,} of "
+            f"{last.places:,} places with objects{after}: {', '.join(last.unready)}{more}. Have the producer "
+            f"write it there, then clear this task."
         )
     if last.status is RawHourStatus.NO_READY_OBJECT:
         return UnsettledHourError(
