@@ -25,12 +25,13 @@ demo: HOURS ?= 3
 demo: OBJECTS ?= 300
 demo: PARALLELISM ?= 8
 demo: S3 ?= rclone
-demo: $(ENVIRONMENT) ## roll up generated raw hours in a real Airflow, and print a table of them (HOURS=3 OBJECTS=300 PARALLELISM=8 S3=rclone|ministack|moto)
-	@$(BIN)/python -m dev.demo run --hours $(HOURS) --objects $(OBJECTS) --parallelism $(PARALLELISM) --s3 $(S3)
+demo: LAYOUT ?= plain
+demo: $(ENVIRONMENT) ## roll up generated raw hours in a real Airflow, and print a table of them (HOURS=3 OBJECTS=300 PARALLELISM=8 S3=rclone|ministack|moto LAYOUT=plain|groups|cloudtrail)
+	@$(BIN)/python -m dev.demo run --hours $(HOURS) --objects $(OBJECTS) --parallelism $(PARALLELISM) --s3 $(S3) --layout $(LAYOUT)
 
 up: S3 ?= rclone
-up: $(ENVIRONMENT) ## start the same Airflow, leave it running, and print its address (S3=rclone|ministack|moto)
-	@$(BIN)/python -m dev.demo up --s3 $(S3)
+up: $(ENVIRONMENT) ## start the same Airflow, leave it running, and print its address (S3=rclone|ministack|moto LAYOUT=plain|groups|cloudtrail)
+	@$(BIN)/python -m dev.demo up --s3 $(S3) $(if $(LAYOUT),--layout $(LAYOUT))
 
 down: $(ENVIRONMENT) ## stop what `make up` has started
 	@$(BIN)/python -m dev.demo down

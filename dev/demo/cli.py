@@ -14,10 +14,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
-from dev.demo.hour_table import BadMarkerError, HourResult, read_marker, render
+from dev.demo import group_table, hour_table
+from dev.demo.group_table import GroupResult, read_group
+from dev.demo.hour_table import HourResult
 from dev.demo.hour_watch import DemoFailedError, HourWatch, describe_import_failures
+from dev.demo.marker import BadMarkerError, read_marker
 from dev.demo.progress import Progress
-from dev.made_logs.dataset import DAG_ID, STREAM, Dataset, NotEnoughDiskError, make_dataset, read_dataset
+from dev.made_logs.dataset import Dataset, NotEnoughDiskError, make_dataset, read_dataset
+from dev.made_logs.layouts import LAYOUTS, PLAIN, Layout
 from dev.s3_client import S3Client
 from dev.stack.airflow_api import AirflowApi, DagRun
 from dev.stack.bucket import make_client
@@ -31,6 +35,7 @@ from dev.stack.stack_record import StackRecord, read_record, stop_recorded
 
 DEFAULT_HOURS = 3
 DEFAULT_OBJECTS = 300
+_DEFAULT_LAYOUTS = {True: PLAIN, False: f"that of the existing hours, or {PLAIN}"}
 _UI_PORT = 8080
 _DAG_WAIT_SECONDS = 60
 # Generous time limits for slow machines: of the demo itself, for each hour, for each object.
@@ -74,7 +79,10 @@ def run(paths: StackPaths, options: argparse.Namespace) -> int:
         raise RefusedError(f"a stack is running at {record.addresses.ui_url}: stop it with `make down` first")
     _reset_state(paths, record)
     server = SERVERS[options.s3]
-    dataset = make_dataset(paths, options.hours, options.objects, datetime.now(UTC), progress.log, options.s3)
+    dataset = make_dataset(
+        paths, options.hours, options.objects, datetime.now(UTC), progress.log, options.s3, options.layout
+    )
+    dag_id = dataset.layout.dag_id
     fixed, for_hour, for_object = _TIMEOUT_SECONDS
     timeout_seconds = options.timeout or fixed + options.hours * (for_hour + options.objects * for_object)
     stack = LocalStack(
@@ -83,21 +91,26 @@ def run(paths: StackPaths, options: argparse.Namespace) -> int:
     # No `with` statement: a signal right after __enter__ would leave the stack running.
     try:
         stack.start()
-        progress.log(f"Airflow is healthy; waiting for {DAG_ID} to roll up {len(dataset.hours)} hour(s)")
-        watch = HourWatch(stack.api, DAG_ID, tuple(dataset.by_hour), progress)
+        progress.log(f"Airflow is healthy; waiting for {dag_id} to roll up {len(dataset.hours)} hour(s)")
+        watch = HourWatch(stack.api, dag_id, tuple(dataset.by_hour), progress)
         runs = watch.wait(timeout_seconds, stack.check)
-        results = _results(make_client(stack.s3_endpoint, stack.secrets), dataset, runs)
+        client = make_client(stack.s3_endpoint, stack.secrets)
+        hours = _hour_results(client, dataset, runs)
+        groups = _group_results(client, paths, dataset)
     finally:
         stack.stop()
-    print(f"\n{render(results)}\n")
-    problems = [problem for result in results for problem in result.problems()]
+    print(f"\n{hour_table.render(hours)}\n")
+    if groups:
+        print(f"{group_table.render(groups)}\n")
+    problems = [problem for hour in hours for problem in hour.problems()]
+    problems += [problem for group in groups for problem in group.problems()]
     if problems:
         where = f"the logs are in {paths.logs} and {paths.airflow_home / 'logs'}"
         raise DemoFailedError("\n".join([*problems, where]))
     if server.in_memory:
         print(
-            f"{server.title} had all objects in memory, so they are gone now; `make up S3={options.s3}` rolls up "
-            "new hours and keeps running."
+            f"{server.title} had all objects in memory, so they are gone now; `make up S3={options.s3} "
+            f"LAYOUT={options.layout}` rolls up new hours and keeps running."
         )
     else:
         print(f"All objects are in {paths.bucket}; `make up` shows these runs in Airflow's UI.")
@@ -108,29 +121,42 @@ def up(paths: StackPaths, options: argparse.Namespace) -> int:
     """Start the stack in the background, with the existing hours or with new ones."""
     progress = Progress()
     record = read_record(paths)
+    dataset = read_dataset(paths)
     if record is not None and not record.dead():
         if record.s3 != options.s3:
             raise RefusedError(
                 f"a stack with {SERVERS[record.s3].title} is running at {record.addresses.ui_url}: stop it with "
                 "`make down` first"
             )
+        layout_name = PLAIN if dataset is None else dataset.layout_name
+        if options.layout not in (None, layout_name):
+            raise RefusedError(
+                f"a stack with the layout {layout_name} is running at {record.addresses.ui_url}: stop it with "
+                "`make down` first"
+            )
         print("The stack is already running.")
-        _print_addresses(paths, record.addresses, record.s3)
+        _print_addresses(paths, record.addresses, record.s3, LAYOUTS[layout_name])
         return 0
     if record is not None:
         dead = ", ".join(process.name for process in record.dead())
         progress.log(f"no longer running: {dead}; restarting the stack")
         stop_recorded(paths, record)
-    dataset = read_dataset(paths)
+    layout_name = options.layout or (PLAIN if dataset is None else dataset.layout_name)
     # Without the objects of earlier runs, Airflow's database is useless: make new hours.
-    if dataset is None or dataset.s3 != options.s3 or SERVERS[options.s3].in_memory:
+    if (
+        dataset is None
+        or (dataset.s3, dataset.layout_name) != (options.s3, layout_name)
+        or SERVERS[options.s3].in_memory
+    ):
         _reset_state(paths, None)
-        make_dataset(paths, DEFAULT_HOURS, DEFAULT_OBJECTS, datetime.now(UTC), progress.log, options.s3)
+        dataset = make_dataset(
+            paths, DEFAULT_HOURS, DEFAULT_OBJECTS, datetime.now(UTC), progress.log, options.s3, layout_name
+        )
     ui_port = _UI_PORT if port_is_free(_UI_PORT) else None
     stack = LocalStack(paths.state, s3=options.s3, dags=options.dags, ui_port=ui_port, log=progress.log)
     stack.start()
-    _print_addresses(paths, stack.addresses, options.s3)
-    return _wait_for_dag(stack.api)
+    _print_addresses(paths, stack.addresses, options.s3, dataset.layout)
+    return _wait_for_dag(stack.api, dataset.layout.dag_id)
 
 
 def down(paths: StackPaths, _options: argparse.Namespace) -> int:
@@ -166,6 +192,12 @@ def _parser() -> argparse.ArgumentParser:
                 choices=tuple(SERVERS),
                 default=RCLONE,
                 help="the S3 server to start (default: %(default)s)",
+            )
+            sub.add_argument(
+                "--layout",
+                choices=tuple(LAYOUTS),
+                default=PLAIN if command is run else None,
+                help=f"the layout of the raw objects (default: {_DEFAULT_LAYOUTS[command is run]})",
             )
         if command is run:
             sub.add_argument(
@@ -241,27 +273,33 @@ def _reset_state(paths: StackPaths, record: StackRecord | None) -> None:
             shutil.rmtree(folder)
 
 
-def _results(client: S3Client, dataset: Dataset, runs: Mapping[datetime, DagRun]) -> list[HourResult]:
+def _hour_results(client: S3Client, dataset: Dataset, runs: Mapping[datetime, DagRun]) -> list[HourResult]:
     return [
         HourResult(
             made=made,
             run_state=runs[hour].state,
             seconds=runs[hour].duration_seconds,
-            marker=read_marker(client, hour),
+            marker=read_marker(client, dataset.layout.home(hour)),
         )
         for hour, made in dataset.by_hour.items()
     ]
 
 
-def _print_addresses(paths: StackPaths, addresses: Addresses, s3: str) -> None:
+def _group_results(client: S3Client, paths: StackPaths, dataset: Dataset) -> list[GroupResult]:
+    return [
+        read_group(client, paths.bucket, made.hour, group) for made in dataset.hours for group in made.groups
+    ]
+
+
+def _print_addresses(paths: StackPaths, addresses: Addresses, s3: str, layout: Layout) -> None:
     server = SERVERS[s3]
     where = "its objects in memory" if server.in_memory else f"its objects in {paths.s3}"
     print(
         f"""
-Airflow   {addresses.ui_url}/dags/{DAG_ID}
+Airflow   {addresses.ui_url}/dags/{layout.dag_id}
           no login, every user is an admin; it listens on this machine only
 S3        {addresses.s3_endpoint} ({server.title}), {where}, its keys in {paths.secrets}
-Shell     ./log-rollup status {STREAM}, ./log-rollup doctor, ./log-rollup --help
+Shell     ./log-rollup status {layout.stream}, ./log-rollup doctor, ./log-rollup --help
 Logs      {paths.logs} (processes), {paths.airflow_home / "logs"} (tasks)
 Stop      make down
 """,
@@ -269,7 +307,7 @@ Stop      make down
     )
 
 
-def _wait_for_dag(api: AirflowApi) -> int:
+def _wait_for_dag(api: AirflowApi, dag_id: str) -> int:
     """Wait until Airflow has the Dag, and return the exit status; the stack keeps running in any case."""
     deadline = time.monotonic() + _DAG_WAIT_SECONDS
     while time.monotonic() < deadline:
@@ -280,11 +318,11 @@ def _wait_for_dag(api: AirflowApi) -> int:
                 "\nAirflow keeps running and loads the file again when it changes: fix it.", file=sys.stderr
             )
             return 1
-        if api.dag_is_known(DAG_ID):
+        if api.dag_is_known(dag_id):
             return 0
         time.sleep(1)
     print(
-        f"Airflow has not loaded the Dag {DAG_ID} after {_DAG_WAIT_SECONDS} s; it keeps running",
+        f"Airflow has not loaded the Dag {dag_id} after {_DAG_WAIT_SECONDS} s; it keeps running",
         file=sys.stderr,
     )
     return 1

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from dev.made_logs.log_files import MEAN_OBJECT_BYTES, MadeHour, last_complete_hours, write_hour
+from dev.made_logs.layouts import LAYOUTS, PLAIN, SEED, Layout
+from dev.made_logs.log_files import MadeGroup, MadeHour, last_complete_hours
 from dev.stack.paths import BUCKET, StackPaths, read_json, write_json
 from dev.stack.s3_servers import RCLONE
-
-STREAM = "app"
-DAG_ID = f"log_rollup_{STREAM}"
-RAW_PREFIX = f"raw/{STREAM}/"
-AGGREGATED_PREFIX = f"aggregated/{STREAM}/"
-SEED = 250
 
 # Bytes on disk for each raw byte: raw objects, their parts, new parts next to old ones in a rerun, and a reserve.
 _DISK_FACTOR = 2.5
@@ -36,10 +31,20 @@ streams:
 
 @dataclass(frozen=True)
 class Dataset:
-    """The made hours, the oldest first, and the name of the S3 server that serves them."""
+    """The made hours, the oldest first.
+
+    :param s3: name of the S3 server that serves them
+    :param layout_name: a key of :data:`dev.made_logs.layouts.LAYOUTS`
+    """
 
     hours: tuple[MadeHour, ...]
     s3: str = RCLONE
+    layout_name: str = PLAIN
+
+    @property
+    def layout(self) -> Layout:
+        """The layout of the raw objects."""
+        return LAYOUTS[self.layout_name]
 
     @property
     def by_hour(self) -> Mapping[datetime, MadeHour]:
@@ -51,11 +56,6 @@ class NotEnoughDiskError(Exception):
     """The disk has too little space for the raw objects and their parts."""
 
 
-def hour_folder(hour: datetime) -> str:
-    """Return an hour's path below the raw and the aggregated prefix: `YYYYmmdd/HH`."""
-    return f"{hour:%Y%m%d/%H}"
-
-
 def make_dataset(
     paths: StackPaths,
     hours: int,
@@ -63,6 +63,7 @@ def make_dataset(
     now: datetime,
     log: Callable[[str], None],
     s3: str = RCLONE,
+    layout_name: str = PLAIN,
 ) -> Dataset:
     """Write the raw hours as files into the bucket's directory, then the streams file, then the record.
 
@@ -73,23 +74,29 @@ def make_dataset(
     :param objects: raw objects in each hour
     :param log: called with a message after each hour
     :param s3: name of the S3 server that will serve them
+    :param layout_name: a key of :data:`dev.made_logs.layouts.LAYOUTS`
     :raises NotEnoughDiskError: before anything is written
     """
     paths.bucket.mkdir(parents=True, exist_ok=True)
-    _check_disk(paths.bucket, round(hours * objects * MEAN_OBJECT_BYTES * _DISK_FACTOR))
-    made = []
+    layout = LAYOUTS[layout_name]
+    _check_disk(paths.bucket, round(hours * objects * layout.mean_bytes * _DISK_FACTOR))
+    made: list[MadeHour] = []
     for hour in last_complete_hours(hours, now):
-        made.append(write_hour(paths.bucket / RAW_PREFIX / hour_folder(hour), hour, objects, SEED))
+        made.append(layout.write(paths.bucket, hour, len(made), objects))
         megabytes = made[-1].bytes / 1e6
         log(f"made {objects:,} raw objects for {hour:%Y-%m-%d %H:%M} UTC, {megabytes:,.0f} MB")
     paths.streams.write_text(
         _STREAMS_FILE.format(
-            stream=STREAM, bucket=BUCKET, raw=RAW_PREFIX, aggregated=AGGREGATED_PREFIX, start=made[0].hour
+            stream=layout.stream,
+            bucket=BUCKET,
+            raw=layout.raw,
+            aggregated=layout.aggregated,
+            start=made[0].hour,
         )
     )
-    entries = [{"hour": each.hour.isoformat(), "objects": each.objects, "bytes": each.bytes} for each in made]
-    write_json(paths.dataset, {"seed": SEED, "s3": s3, "hours": entries})
-    return Dataset(hours=tuple(made), s3=s3)
+    entries = [asdict(each) | {"hour": each.hour.isoformat()} for each in made]
+    write_json(paths.dataset, {"seed": SEED, "s3": s3, "layout": layout_name, "hours": entries})
+    return Dataset(hours=tuple(made), s3=s3, layout_name=layout_name)
 
 
 def read_dataset(paths: StackPaths) -> Dataset | None:
@@ -103,11 +110,13 @@ def read_dataset(paths: StackPaths) -> Dataset | None:
                 hour=datetime.fromisoformat(entry["hour"]).astimezone(UTC),
                 objects=entry["objects"],
                 bytes=entry["bytes"],
+                groups=tuple(MadeGroup(**group) for group in entry.get("groups", ())),
             )
             for entry in record["hours"]
         ),
-        # Records of earlier versions do not name the server: it was always rclone.
+        # Records of earlier versions name neither the server nor the layout: they were always these.
         s3=record.get("s3", RCLONE),
+        layout_name=record.get("layout", PLAIN),
     )
 
 

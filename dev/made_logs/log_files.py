@@ -12,7 +12,7 @@ import gzip
 import os
 import random
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import accumulate
@@ -81,12 +81,36 @@ class Host:
 
 
 @dataclass(frozen=True)
+class MadeGroup:
+    """The raw objects written for a group of an hour.
+
+    :param captures: the values of the captures, by name
+    :param raw: what the keys of its raw objects begin with, and no others
+    :param aggregated: the prefix of its parts
+    :param objects: number of raw objects
+    :param bytes: their total size as stored
+    """
+
+    captures: Mapping[str, str]
+    raw: str
+    aggregated: str
+    objects: int
+    bytes: int
+
+    @property
+    def name(self) -> str:
+        """The values of its captures, for tables and messages."""
+        return " ".join(self.captures.values())
+
+
+@dataclass(frozen=True)
 class MadeHour:
-    """The raw objects written for an hour: their number, and their total size in bytes as stored."""
+    """The raw objects written for an hour: their number, their total size in bytes as stored, and their groups."""
 
     hour: datetime
     objects: int
     bytes: int
+    groups: tuple[MadeGroup, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -150,7 +174,9 @@ HOSTS = (
 )
 
 
-def write_hour(folder: Path, hour: datetime, objects: int, seed: int) -> MadeHour:
+def write_hour(
+    folder: Path, hour: datetime, objects: int, seed: int | str, hosts: Sequence[Host] = HOSTS
+) -> MadeHour:
     """Write `objects` raw objects of `hour` below `folder`, each 100 KB to 1 MB as stored.
 
     The same seed and hour give the same objects. The modification times of the files are within the hour, as if
@@ -158,13 +184,14 @@ def write_hour(folder: Path, hour: datetime, objects: int, seed: int) -> MadeHou
 
     :param folder: the hour's directory (`.../YYYYmmdd/HH`), created if missing
     :param hour: start of the hour in UTC
+    :param hosts: the producers, which take turns
     :raises OSError: if a file cannot be written
     """
     pools: dict[tuple[LogFormat, bool], _Pool] = {}
     rng = random.Random(f"{seed}/{hour:%Y%m%d%H}")
     total_bytes = 0
     for number in range(objects):
-        host = HOSTS[number % len(HOSTS)]
+        host = hosts[number % len(hosts)]
         kind = (host.log, host.gzipped)
         if kind not in pools:
             pools[kind] = _make_pool(host, hour, random.Random(f"{seed}/{hour:%Y%m%d%H}/{len(pools)}"))

@@ -28,8 +28,9 @@ CRASH_HOURS = 5
 POOL = "s3_connections"
 APP = "log_rollup_app"
 POOL_SLOTS = 250
-# The streams of small hours.
+# The streams of small hours; the objects of the second one are divided into groups.
 SMALL = "log_rollup_small"
+GROUPED = "log_rollup_grouped"
 FRESH = "log_rollup_fresh"
 # Its runs are notified through the connection ``chat``; its hours wait for a ready object.
 NOTIFIED = "log_rollup_notified"
@@ -254,8 +255,8 @@ class Running:
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """The stack, with two raw hours of the stream ``app`` and streams without any.
 
-    ``quiet`` must wait; ``small`` and ``notified`` are for manual runs and backfills of hours before their start;
-    ``fresh`` has a scheduled run for each of the two hours, which waits for its first objects.
+    ``quiet`` must wait; ``small``, ``grouped`` and ``notified`` are for manual runs and backfills of hours before
+    their start; ``fresh`` has a scheduled run for each of the two hours, which waits for its first objects.
     """
     stack = LocalStack(tmp_path_factory.mktemp("stack"))
     dataset = make_dataset(stack.paths, HOURS, OBJECTS, datetime.now(UTC), lambda _: None)
@@ -265,6 +266,13 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     document["streams"] += [
         _stream("quiet", last, quiet_period="20s", poll_interval="2s"),
         _stream("small", last + timedelta(hours=1), late_days=1, **AT_ONCE),
+        _stream(
+            "grouped",
+            last + timedelta(hours=1),
+            raw=f"s3://{BUCKET}/grouped/{{service}}/%Y%m%d/%H/",
+            aggregated=f"s3://{BUCKET}/packed/{{service}}/%Y%m%d/%H/",
+            **AT_ONCE,
+        ),
         _stream(
             "notified",
             last + timedelta(hours=1),
