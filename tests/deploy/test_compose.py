@@ -225,7 +225,7 @@ def test_aws_needs_only_a_connection() -> None:
         instead
     )
     worker = services(aws)["airflow-worker"]
-    assert services(aws)["airflow-init"].command == ("python", "-m", "deploy.init")
+    assert services(aws)["airflow-init"].command == ("python", "-m", "deploy.init_airflow")
     assert worker.environment["LOG_ROLLUP_STREAMS"] == ""
     assert "endpoint_url" not in worker.environment["AIRFLOW_CONN_AWS_DEFAULT"]
     assert worker.environment["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS"] == "False"
