@@ -440,7 +440,7 @@ def test_damaged_object_gets_a_part_of_its_own(
     for name, part in damaged.items():
         assert f"s3://logs/{RAW}{name} cannot be decompressed" in caplog.text
         assert found[part] == hour[name]
-    # The rest of the part can be unpacked completely.
+    # The rest of the part can be decompressed completely.
     intact = {row["part"] for row in rows if row["key"].endswith(ending) and not row.get("damaged")}
     joined = b"".join(CONTENTS[letter] for letter in CONTENTS if letter not in letters)
     assert [PACKERS[ending][1](found[part]) for part in intact] == ([joined] if joined else [])
@@ -544,14 +544,14 @@ def test_split_parts_are_recognised_after_any_crash() -> None:
         assert len(parts(store)) == 2
 
 
-def test_nothing_is_unpacked_without_check_encoding() -> None:
+def test_nothing_is_decompressed_without_check_encoding() -> None:
     store = FakeStore()
     produce(store, packed_objects(".gz", truncate, "b"))
     assert run_hour(store, make_stream(part_size=4096, shard_size=8192)).damaged == 0
     assert len(parts(store)) == 1
 
 
-def test_copied_object_is_not_unpacked() -> None:
+def test_copied_object_is_not_decompressed() -> None:
     store = FakeStore()
     produce(store, {"a.gz": b"x" * 5000, "b.gz": gzip.compress(b"b")})
     assert run_hour(store, CHECKING).damaged == 0

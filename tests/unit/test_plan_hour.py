@@ -392,7 +392,7 @@ def refusal_message(store: FakeStore, *, drop_vanished: bool = False) -> str:
 ROWS_DAMAGED = ("without rows", "without the last row", "with another row")
 
 
-# The limit on a line while a manifest that unpacks to more is read.
+# The limit on a line while a manifest that decompresses to more is read.
 BOMB_LINE_BYTES = 2**20
 
 

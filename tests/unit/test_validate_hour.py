@@ -489,7 +489,7 @@ def _discard(_: object) -> None:
     """Drop a result: the function of a rule returns nothing."""
 
 
-def test_unpacked_shard_leaves_the_hour_incomplete() -> None:
+def test_shard_that_was_not_packed_leaves_the_hour_incomplete() -> None:
     store = FakeStore()
     produce(store, RAW_HOUR)
     first, *_ = plan_hour(store, STREAM, HOUR, "run").shards

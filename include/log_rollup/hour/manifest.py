@@ -17,11 +17,11 @@ from include.log_rollup.errors import (
 from include.log_rollup.hour.gzip_json import (
     DAMAGED_ERRORS,
     LONGEST_LINE_BYTES,
-    compressor,
-    decompressor,
+    compress_text,
+    decompress_lines,
+    new_compressor,
+    new_decompressor,
     to_json,
-    unzip_lines,
-    zip_text,
 )
 from include.log_rollup.hour.plan import LeftOut, PlannedPart
 from include.log_rollup.hour.records import Measured, PackedObject, PackedPart, crc_text, parse_crc
@@ -80,7 +80,7 @@ class ManifestWriter:
     """Builds a manifest part by part; only the compressed lines stay in memory."""
 
     def __init__(self) -> None:
-        self._packer = compressor()
+        self._compressor = new_compressor()
         self._lines: list[bytes] = []
         self._table: list[dict[str, Any]] = []
 
@@ -88,7 +88,7 @@ class ManifestWriter:
         """Add a proven part with its raw objects."""
         self._table.append(_table_row(planned, packed))
         text = "".join(f"{to_json(line)}\n" for line in object_lines(planned, packed))
-        self._lines.append(self._packer.compress(text.encode()))
+        self._lines.append(self._compressor.compress(text.encode()))
 
     def finish(self, totals: HourTotals, validated_at: str, raw_prefix: str, claim_id: str) -> bytes:
         """The bytes of the manifest: one gzip member with the header line, one with the lines of the raw objects.
@@ -97,7 +97,7 @@ class ManifestWriter:
         """
         values = _header(totals, validated_at, raw_prefix, self._table) | {"claim_id": claim_id}
         header = f"{to_json(values)}\n"
-        return b"".join((zip_text(header), *self._lines, self._packer.flush()))
+        return b"".join((compress_text(header), *self._lines, self._compressor.flush()))
 
 
 class ManifestReader:
@@ -112,7 +112,7 @@ class ManifestReader:
         self.source = source
         self._read = read
         with _readable(source):
-            header = _parse_header(source, next(unzip_lines(read()), b""))
+            header = _parse_header(source, next(decompress_lines(read()), b""))
             header.pop("raw_prefix")
             self.claim_id: str = header.pop("claim_id", "")
             self.validated_at: str = header.pop("validated_at")
@@ -133,7 +133,7 @@ class ManifestReader:
     def parts(self) -> Iterator[tuple[PlannedPart, PackedPart]]:
         """Each part as planned and as proven, with its raw objects; reads the manifest to its end."""
         with _readable(self.source):
-            lines = unzip_lines(self._read())
+            lines = decompress_lines(self._read())
             next(lines)
             rows = (json.loads(line) for line in lines)
             for entry in self.table:
@@ -198,14 +198,14 @@ def read_manifest_header(store: ObjectStore, source: Location) -> dict[str, Any]
     head = store.head(source)
     if head is None:
         return None
-    text, unpacker = b"", decompressor()
+    text, decompressor = b"", new_decompressor()
     with _readable(source):
         for offset in range(0, head.size, HEADER_BYTES):
             length = min(HEADER_BYTES, head.size - offset)
-            packed = store.read_range(source, head.etag, offset, length)
-            while packed:
-                text += unpacker.decompress(packed, LONGEST_LINE_BYTES)
-                packed = unpacker.unconsumed_tail
+            data = store.read_range(source, head.etag, offset, length)
+            while data:
+                text += decompressor.decompress(data, LONGEST_LINE_BYTES)
+                data = decompressor.unconsumed_tail
                 line, newline, _ = text.partition(b"\n")
                 if newline:
                     return _parse_header(source, line)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from include.log_rollup import crc
 from include.log_rollup.errors import TooLargeError
-from include.log_rollup.hour.gzip_json import DAMAGED_ERRORS, to_json, unzip, zip_text
+from include.log_rollup.hour.gzip_json import DAMAGED_ERRORS, compress_text, decompress, to_json
 from include.log_rollup.hour.plan import PLAN_FORMAT, LeftOut, PlannedPart, ShardRef
 from include.log_rollup.storage.protocol import Location, ObjectInfo, ObjectStore
 from include.log_rollup.units import MIB
@@ -24,7 +24,7 @@ REMOVAL_FORMAT = 1
 # A claim or a completion marker has a few hundred bytes.
 SMALL_RECORD_BYTES = MIB
 # The largest shard or receipt that is read: 20 times one of 156,000 objects, as in an hour of 10 million.
-UNPACKED_BYTES = 512 * MIB
+MAX_DECOMPRESSED_BYTES = 512 * MIB
 
 JSON = "application/json"
 GZIP = "application/gzip"
@@ -250,7 +250,7 @@ class Records:
             for part in shard.parts
         ]  # fmt: skip
         body = {"format": PLAN_FORMAT, "plan_id": shard.plan_id, "shard": shard.shard, "parts": parts}
-        self._store.write(target, zip_text(to_json(body)), GZIP)
+        self._store.write(target, compress_text(to_json(body)), GZIP)
 
     def read_shard(
         self, source: Location, raw_prefix: str, formats: Sequence[int] = (PLAN_FORMAT,)
@@ -322,7 +322,7 @@ class Records:
                 ]
                 for name, parts in receipt.splits.items()
             }
-        self._store.write(target, zip_text(to_json(body)), GZIP)
+        self._store.write(target, compress_text(to_json(body)), GZIP)
 
     def write_receipt_rows(
         self, target: Location, plan_id: str, shard: int, rows: Sequence[str], measured: Measured
@@ -338,7 +338,7 @@ class Records:
             "measured": asdict(measured),
         }
         text = f'{to_json(head)[:-1]},"parts":[{",".join(rows)}]}}'
-        self._store.write(target, zip_text(text), GZIP)
+        self._store.write(target, compress_text(text), GZIP)
 
     def read_receipt(self, source: Location) -> Receipt | None:
         """Read a receipt."""
@@ -411,7 +411,9 @@ class Records:
             found = self._store.read(source)
             if found is None:
                 return None
-            text = unzip(found.body, UNPACKED_BYTES) if source.key.endswith(".gz") else found.body
+            text = (
+                decompress(found.body, MAX_DECOMPRESSED_BYTES) if source.key.endswith(".gz") else found.body
+            )
             value = json.loads(text)
             return parse(value) if value.pop("format") in formats else None
         except (TooLargeError, *DAMAGED_ERRORS) as error:
