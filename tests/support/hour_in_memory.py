@@ -19,7 +19,7 @@ from include.log_rollup.steps.plan_hour import Planned, plan_hour
 from include.log_rollup.steps.validate_hour import validate_hour
 from include.log_rollup.storage.protocol import Location, ObjectInfo
 from include.log_rollup.streams import Stream
-from tests.support.fake_store import FakeStore, Operation
+from tests.support.fake_store import FakeStore, Operation, Stored
 from tests.support.raw_hours import AGGREGATED, HOUR, RAW
 
 WORK = AGGREGATED + "_rollup/"
@@ -302,6 +302,8 @@ class MarkerGuard:
         self._stream = stream
         self._right: dict[str, dict[str, bytes]] = {}
         self._damaged: dict[str, bytes] | None = None
+        # The marker, manifest and parts that were found to be right: most writes change other objects.
+        self._checked: dict[str, Stored] = {}
         store.watcher = self.look
         self.learn()
 
@@ -328,10 +330,19 @@ class MarkerGuard:
         """Check the store after a write."""
         if not self._store.has(MARKER):
             self._damaged = None
-        elif parts(self._store) != self._damaged:
-            problem = self._problem()
-            if problem:
-                self.violations.append(f"after {operation} {problem}")
+            return
+        objects = {
+            key: stored
+            for key, stored in self._store.snapshot(AGGREGATED).items()
+            if not key.startswith(WORK)
+        }
+        if objects == self._checked or parts(self._store) == self._damaged:
+            return
+        problem = self._problem()
+        if problem:
+            self.violations.append(f"after {operation} {problem}")
+        else:
+            self._checked = objects
 
     def _problem(self) -> str | None:
         try:

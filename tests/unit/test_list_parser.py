@@ -140,7 +140,7 @@ keys = st.text(
 
 
 @pytest.mark.slow
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(
     st.lists(keys, min_size=1, max_size=5),
     st.sampled_from(sorted(WRITERS)),
@@ -175,7 +175,6 @@ def test_encoded_keys_of_each_server_read_as_by_botocore(
 
 
 @pytest.mark.slow
-@settings(max_examples=150)
 @given(st.lists(keys, min_size=1, max_size=5), st.sampled_from(sorted(PLAIN_WRITERS)))
 def test_keys_that_are_not_url_encoded_are_kept(
     fast: Lister, plain: Lister, names: list[str], writer: str
@@ -190,7 +189,6 @@ def test_keys_that_are_not_url_encoded_are_kept(
 controls = st.text(st.characters(max_codepoint=0x2029, exclude_categories=["Cs"]), min_size=1, max_size=8)
 
 
-@settings(max_examples=100)
 @given(st.lists(controls, min_size=1, max_size=4))
 def test_control_characters_in_encoded_keys_are_kept(fast: Lister, plain: Lister, names: list[str]) -> None:
     body = page("".join(row(WRITERS["S3"](name)) for name in names))
