@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from hashlib import sha256
 from typing import Any, TypeVar
@@ -34,10 +35,11 @@ class Pipeline:
     stream: Stream
     client: S3Client
     bucket: str
+    hour: datetime = HOUR
 
     def plan(self, drop_vanished: bool = False) -> Planned:
         """Run plan_hour."""
-        return plan_hour(self._control(), self.stream, HOUR, "test", drop_vanished)
+        return plan_hour(self._control(), self.stream, self.hour, "test", drop_vanished)
 
     def pack(self, ref: ShardRef) -> Measured:
         """Run one pack_shard."""
@@ -52,11 +54,11 @@ class Pipeline:
 
     def validate(self) -> HourTotals:
         """Run validate_hour."""
-        return validate_hour(self._control(), self.stream, HOUR)
+        return validate_hour(self._control(), self.stream, self.hour)
 
     def complete(self) -> HourTotals:
         """Run complete_hour."""
-        return complete_hour(self._control(), self.stream, HOUR)
+        return complete_hour(self._control(), self.stream, self.hour)
 
     def run(self, drop_vanished: bool = False) -> list[Measured]:
         """Run all steps; what the shards measured."""
