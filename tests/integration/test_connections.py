@@ -19,7 +19,7 @@ from log_rollup_plugin.s3.connector import BucketEndpoint
 from log_rollup_plugin.s3.hook import PooledS3Hook
 from log_rollup_plugin.s3.transfer import SocketTransfer, TransferSettings
 from tests.integration.conftest import PipelineFactory
-from tests.integration.outside import run_outside
+from tests.integration.fork_server import ForkServer
 from tests.support.faults import Delay, Rule, on
 from tests.support.fixtures import BucketFactory, ProxyFactory
 from tests.support.hour_on_server import Pipeline, settings_on, stream_on
@@ -33,6 +33,7 @@ def test_packing_from_a_slow_server_stays_within_the_cap(
     make_bucket: BucketFactory,
     pipeline_on: PipelineFactory,
     fault_proxy: ProxyFactory,
+    fork_server: ForkServer,
     cap: int,
 ) -> None:
     bucket = make_bucket(rclone_server)
@@ -43,7 +44,7 @@ def test_packing_from_a_slow_server_stays_within_the_cap(
     planned = pipeline.plan()
     proxy.wait_idle()
     proxy.reset_records()
-    code, printed, watch = run_outside(
+    code, printed, watch = fork_server.run(
         settings_on(bucket, max_connections=cap, shard_size="64MiB"), planned, proxy.port
     )
     assert code == 0, printed
