@@ -8,7 +8,9 @@ import json
 import logging
 import lzma
 import resource
+import signal
 import threading
+import time
 from collections.abc import Callable, Mapping
 from itertools import count
 
@@ -31,7 +33,7 @@ from include.log_rollup.queries.late import find_changed_hours
 from include.log_rollup.queries.locate import locate, read_object
 from include.log_rollup.queries.verify import verify_hour
 from include.log_rollup.steps.pack_shard import pack_shard
-from include.log_rollup.steps.plan_hour import plan_hour
+from include.log_rollup.steps.plan_hour import Planned, plan_hour
 from include.log_rollup.steps.validate_hour import validate_hour
 from include.log_rollup.storage.protocol import Location
 from tests.support.fake_store import CrashError, Effect, FakeStore
@@ -187,6 +189,39 @@ def test_receipt_is_true_after_a_crash(store: FakeStore) -> None:
     store.revive()
     pack_shard(store, STREAM, ref)
     assert b"".join(parts(store).values()) == b"".join(RAW_HOUR.values())
+
+
+class TaskTimeoutError(BaseException):
+    """Raised by a signal handler, as Airflow does at the task's ``execution_timeout``."""
+
+
+def test_task_timeout_cancels_a_pending_copy(store: FakeStore) -> None:
+    """The task once ended only after the copy, and the copied part was in no receipt."""
+    produce(store, {"x.log": b"x" * 100})
+    ref = planned_shard(store)
+    store.on("COPY", "part-", Effect.STALLED)
+
+    def time_out(*_: object) -> None:
+        raise TaskTimeoutError
+
+    before = signal.signal(signal.SIGALRM, time_out)
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    began = time.monotonic()
+    try:
+        with pytest.raises(TaskTimeoutError):
+            pack_shard(store, STREAM, ref)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    # The packer cancels this copy after 15 s.
+    assert time.monotonic() - began < 10
+    rows = receipt_of(store, ref)["parts"]
+    assert isinstance(rows, list)
+    assert {row[0] for row in rows} == parts(store).keys()
+    assert len(rows) == ref.parts - 1
+    assert pack_shard(store, STREAM, ref).parts_written == 1
+    finish_hour(store, STREAM, Planned(ref.plan_id, [], unchanged=False))
+    assert_complete(store, STREAM)
 
 
 def test_receipt_that_cannot_be_written_fails_the_task(store: FakeStore) -> None:
