@@ -1,4 +1,4 @@
-"""pack_shard writes only missing parts, keeps its receipt up to date, and stops when another plan takes over."""
+"""pack_shard writes only missing parts, updates its receipt, and stops when another plan takes over."""
 
 import bz2
 import gzip
@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import count
 
 import lz4.frame
@@ -163,17 +164,17 @@ def test_marker_is_removed_before_any_part_changes(store: FakeStore) -> None:
 
 def test_receipt_is_written_during_packing(store: FakeStore) -> None:
     ref = planned_shard(store)
-    noted_first = threading.Event()
-    store.on("WRITE", "receipt-", noted_first.set)
-    packed_last: list[bool] = []
-    store.on("PUT", "part-00002", lambda: packed_last.append(noted_first.wait(30)))
+    receipt_written = threading.Event()
+    store.on("WRITE", "receipt-", receipt_written.set)
+    receipt_came_first: list[bool] = []
+    store.on("PUT", "part-00002", lambda: receipt_came_first.append(receipt_written.wait(30)))
     one_connection = make_stream(shard_size=1024, max_connections=5)
     store.max_connections = 5
     pack_shard(store, one_connection, ref)
-    assert packed_last == [True]
+    assert receipt_came_first == [True]
 
 
-def test_receipt_is_true_after_a_crash(store: FakeStore) -> None:
+def test_receipt_is_correct_after_a_crash(store: FakeStore) -> None:
     ref = planned_shard(store)
     for writes in range(1, 8):
         store.crash_after_writes(writes)
@@ -231,7 +232,7 @@ def test_receipt_that_cannot_be_written_fails_the_task(store: FakeStore) -> None
         pack_shard(store, STREAM, ref)
 
 
-def test_failed_receipt_write_is_made_up_for_later(store: FakeStore) -> None:
+def test_failed_receipt_write_is_repeated_later(store: FakeStore) -> None:
     ref = planned_shard(store)
     store.on("WRITE", "receipt-", TransientError("the connection broke"))
     for _ in range(2):
@@ -401,31 +402,31 @@ def test_packed_shard_reads_the_claim_last(store: FakeStore) -> None:
 # -- objects that cannot be decompressed -------------------------------------------------------------------
 
 
-def _lz4(body: bytes) -> bytes:
+def compress_lz4(body: bytes) -> bytes:
     return bytes(lz4.frame.compress(body, content_checksum=True))
 
 
-def _unlz4(body: bytes) -> bytes:
+def decompress_lz4(body: bytes) -> bytes:
     # decompress() reads only the first frame.
     with lz4.frame.LZ4FrameFile(io.BytesIO(body)) as file:
         return bytes(file.read())
 
 
-def _zstd(body: bytes) -> bytes:
+def compress_zstd(body: bytes) -> bytes:
     return zstandard.ZstdCompressor(write_checksum=True).compress(body)
 
 
-def _unzstd(body: bytes) -> bytes:
+def decompress_zstd(body: bytes) -> bytes:
     with zstandard.ZstdDecompressor().stream_reader(body, read_across_frames=True) as reader:
         return reader.read()
 
 
-PACKERS: Mapping[str, tuple[Callable[[bytes], bytes], Callable[[bytes], bytes]]] = {
+CODECS: Mapping[str, tuple[Callable[[bytes], bytes], Callable[[bytes], bytes]]] = {
     ".gz": (gzip.compress, gzip.decompress),
     ".bz2": (bz2.compress, bz2.decompress),
-    ".xz": (lzma.compress, lzma.decompress),
-    ".lz4": (_lz4, _unlz4),
-    ".zst": (_zstd, _unzstd),
+    ".xz": (partial(lzma.compress, preset=0), lzma.decompress),
+    ".lz4": (compress_lz4, decompress_lz4),
+    ".zst": (compress_zstd, decompress_zstd),
 }
 CONTENTS = {letter: hashlib.sha256(letter.encode()).digest() * 3 for letter in "abcde"}
 CHECKING = make_stream(part_size=4096, shard_size=8192, check_encoding=True, ensure_newline=True)
@@ -444,16 +445,19 @@ def replace_by_text(_: bytes) -> bytes:
     return b"a line of text\n"
 
 
-def packed_objects(ending: str, damage: Callable[[bytes], bytes], letters: str) -> dict[str, bytes]:
-    pack, _ = PACKERS[ending]
-    hour = {f"{letter}{ending}": pack(body) for letter, body in CONTENTS.items()}
+def compressed_objects(ending: str, damage: Callable[[bytes], bytes], letters: str) -> dict[str, bytes]:
+    compress, _ = CODECS[ending]
+    hour = {f"{letter}{ending}": compress(body) for letter, body in CONTENTS.items()}
     return {name: damage(body) if name[0] in letters else body for name, body in hour.items()}
 
 
-@pytest.mark.parametrize("letters", ["a", "c", "e", "bd", "abcde"])
+@pytest.mark.parametrize(
+    ("letters", "threads"),
+    # Damaged objects at the beginning, in the middle, at the end, several, and all.
+    [("a", 0), ("c", 3), ("e", 0), ("bd", 3), ("abcde", 0), ("abcde", 3)],
+)
 @pytest.mark.parametrize("damage", [truncate, flip_bit, replace_by_text])
-@pytest.mark.parametrize("ending", PACKERS)
-@pytest.mark.parametrize("threads", [0, 3])
+@pytest.mark.parametrize("ending", CODECS)
 def test_damaged_object_gets_a_part_of_its_own(
     ending: str,
     damage: Callable[[bytes], bytes],
@@ -462,7 +466,7 @@ def test_damaged_object_gets_a_part_of_its_own(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     store = FakeStore(threads=threads)
-    hour = packed_objects(ending, damage, letters)
+    hour = compressed_objects(ending, damage, letters)
     produce(store, {**hour, "plain.log": b"x", "other.snappy": b"no text"})
     totals = run_hour(store, CHECKING)
     assert totals.damaged == marker_of(store)["damaged"] == len(letters)
@@ -478,12 +482,12 @@ def test_damaged_object_gets_a_part_of_its_own(
     # The rest of the part can be decompressed completely.
     intact = {row["part"] for row in rows if row["key"].endswith(ending) and not row.get("damaged")}
     joined = b"".join(CONTENTS[letter] for letter in CONTENTS if letter not in letters)
-    assert [PACKERS[ending][1](found[part]) for part in intact] == ([joined] if joined else [])
+    assert [CODECS[ending][1](found[part]) for part in intact] == ([joined] if joined else [])
 
 
 def test_hour_with_damaged_objects_stays_as_it_is() -> None:
     store = FakeStore()
-    produce(store, packed_objects(".gz", truncate, "bd"))
+    produce(store, compressed_objects(".gz", truncate, "bd"))
     totals = run_hour(store, CHECKING)
     before = store.snapshot()
     store.log.clear()
@@ -497,7 +501,7 @@ def test_hour_with_damaged_objects_stays_as_it_is() -> None:
 
 def test_late_object_next_to_damaged_ones_is_packed() -> None:
     store = FakeStore()
-    hour = packed_objects(".gz", truncate, "b")
+    hour = compressed_objects(".gz", truncate, "b")
     produce(store, hour)
     run_hour(store, CHECKING)
     produce(store, {"f.gz": gzip.compress(b"late"), "late.log": b"late"})
@@ -508,16 +512,16 @@ def test_late_object_next_to_damaged_ones_is_packed() -> None:
 
 def test_repaired_object_shares_a_part_again() -> None:
     store = FakeStore()
-    produce(store, packed_objects(".gz", truncate, "b"))
+    produce(store, compressed_objects(".gz", truncate, "b"))
     run_hour(store, CHECKING)
-    produce(store, packed_objects(".gz", truncate, ""))
+    produce(store, compressed_objects(".gz", truncate, ""))
     assert run_hour(store, CHECKING).damaged == 0
     assert_complete(store, CHECKING)
 
 
 def test_expired_hour_keeps_its_damaged_objects() -> None:
     store = FakeStore()
-    hour = packed_objects(".gz", truncate, "b")
+    hour = compressed_objects(".gz", truncate, "b")
     produce(store, hour)
     run_hour(store, CHECKING)
     for name in hour:
@@ -528,7 +532,7 @@ def test_expired_hour_keeps_its_damaged_objects() -> None:
 
 def test_split_parts_of_an_unfinished_run_hold_their_objects() -> None:
     store = FakeStore()
-    hour = packed_objects(".gz", truncate, "b")
+    hour = compressed_objects(".gz", truncate, "b")
     produce(store, hour)
     for ref in plan_hour(store, CHECKING, HOUR, "run").shards:
         pack_shard(store, CHECKING, ref)
@@ -547,7 +551,7 @@ def test_hour_is_correct_when_check_encoding_changes(turned: str) -> None:
     first, second = (off, CHECKING) if turned == "on" else (CHECKING, off)
     for damage in (None, "receipt", "crash"):
         store = FakeStore()
-        produce(store, packed_objects(".gz", truncate, "b"))
+        produce(store, compressed_objects(".gz", truncate, "b"))
         (ref,) = plan_hour(store, first, HOUR, "run").shards
         pack_shard(store, first, ref)
         if damage == "receipt":
@@ -564,7 +568,7 @@ def test_hour_is_correct_when_check_encoding_changes(turned: str) -> None:
 def test_split_parts_are_recognised_after_any_crash() -> None:
     for writes in count():
         store = FakeStore()
-        produce(store, packed_objects(".gz", truncate, "b"))
+        produce(store, compressed_objects(".gz", truncate, "b"))
         store.crash_after_writes(writes)
         try:
             run_hour(store, CHECKING)
@@ -581,7 +585,7 @@ def test_split_parts_are_recognised_after_any_crash() -> None:
 
 def test_nothing_is_decompressed_without_check_encoding() -> None:
     store = FakeStore()
-    produce(store, packed_objects(".gz", truncate, "b"))
+    produce(store, compressed_objects(".gz", truncate, "b"))
     assert run_hour(store, make_stream(part_size=4096, shard_size=8192)).damaged == 0
     assert len(parts(store)) == 1
 

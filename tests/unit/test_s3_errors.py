@@ -164,7 +164,7 @@ def test_long_message_of_a_server_is_cut() -> None:
     ("stated", "seconds"),
     [("3", 3.0), ("0.5", 0.5), ("-1", 0.0), ("nan", None), ("inf", None), ("soon", None)],
 )
-def test_retry_after_is_a_sane_number_of_seconds(stated: str, seconds: float | None) -> None:
+def test_retry_after_is_a_finite_number_of_seconds(stated: str, seconds: float | None) -> None:
     error = response(503, "SlowDown", retry_after=stated)
     assert isinstance(error, ThrottledError)
     assert error.retry_after == seconds
