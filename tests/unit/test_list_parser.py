@@ -60,20 +60,20 @@ class Lister:
 
 @pytest.fixture(scope="module")
 def fast() -> Lister:
-    """A client with the fast parser."""
+    """Return a client with the fast parser."""
     return Lister(fast=True)
 
 
 @pytest.fixture(scope="module")
 def plain() -> Lister:
-    """A client with botocore's parser only."""
+    """Return a client with only botocore's parser."""
     return Lister(fast=False)
 
 
 def page(
     rows: str, encoding: str = "<EncodingType>url</EncodingType>", truncated: str = "false", more: str = ""
 ) -> str:
-    """A page with these rows."""
+    """Return a page with these rows."""
     return (
         f'<?xml version="1.0" encoding="UTF-8"?>\n<ListBucketResult {NAMESPACE}><Name>logs</Name>'
         f"<Prefix>raw/</Prefix><KeyCount>1</KeyCount><MaxKeys>1000</MaxKeys>{encoding}"
@@ -87,7 +87,7 @@ def row(
     size: str = "17",
     modified: str = "2026-11-23T08:00:05.678Z",
 ) -> str:
-    """One row in S3's own form."""
+    """Return one row as S3 writes it."""
     return (
         f"<Contents><Key>{key}</Key><LastModified>{modified}</LastModified><ETag>{etag}</ETag><Size>{size}</Size>"
         f"<StorageClass>STANDARD</StorageClass></Contents>"
@@ -296,7 +296,7 @@ def test_etag_that_no_header_can_carry_is_empty(fast: Lister, plain: Lister, eta
 
 
 def without(column: str, xml: str) -> str:
-    """A row without one of its columns."""
+    """Return a row without one of its columns."""
     start, end = f"<{column}>", f"</{column}>"
     return xml[: xml.index(start)] + xml[xml.index(end) + len(end) :]
 

@@ -497,7 +497,7 @@ def test_our_marker_without_a_manifest_is_refused(store: FakeStore) -> None:
     run_hour(store, make_stream())
     store.vanish(MANIFEST)
     message = refusal_message(store)
-    assert f"there are 3 parts under s3://logs/{AGGREGATED} beside s3://logs/{MARKER}" in message
+    assert f"there are 3 parts under s3://logs/{AGGREGATED} and s3://logs/{MARKER}" in message
     assert "Restore the manifest from a backup" in message
 
 

@@ -26,7 +26,9 @@ def planned_digests(store: FakeStore) -> dict[str, str]:
 
 
 @given(raw_hours, st.integers(1, 5), st.integers(0, 20))
-def test_digest_equals_the_plans_in_any_order(hour: dict[str, bytes], page_size: int, expected: int) -> None:
+def test_digest_equals_that_of_the_plan_in_any_order(
+    hour: dict[str, bytes], page_size: int, expected: int
+) -> None:
     plain = FakeStore(page_size=page_size)
     produce(plain, hour)
     wanted = planned_digests(plain)

@@ -231,7 +231,7 @@ BOTOCORE = sorted(
 
 
 def example(kind: type[BaseException]) -> BaseException:
-    """An exception of this class, with a value for each of its fields."""
+    """Return an exception of this class, with a value for each of its fields."""
     if issubclass(kind, boto.WaiterError):
         return kind("name", "reason", {})
     fields = {name for _, name, _, _ in string.Formatter().parse(getattr(kind, "fmt", "")) if name}
@@ -325,7 +325,7 @@ def test_other_exceptions_pass_unchanged() -> None:
 
 
 def wrapped(error: OSError) -> Mapping[str, Exception]:
-    """An error of a socket, bare as in the data plane, and wrapped by urllib3 and botocore."""
+    """Return an error of a socket, bare as in the data plane, and wrapped by urllib3 and botocore."""
     inner = urllib3.SSLError(error)
     tunnel = urllib3.ProxyError("Unable to connect to proxy", error)
     return {
@@ -415,7 +415,7 @@ def client(endpoint_url: str, verify: Path | None = None) -> Any:
 
 @pytest.fixture
 def serve() -> Iterator[Callable[[Callable[[BaseHTTPRequestHandler], None]], ThreadingHTTPServer]]:
-    """Starts a server that handles all requests with one function."""
+    """Return a function that starts a server, which handles all requests with one function."""
     running = []
 
     def start(handle: Callable[[BaseHTTPRequestHandler], None]) -> ThreadingHTTPServer:

@@ -16,7 +16,7 @@ SOURCES = [
     for folder in (ROOT / "include" / "log_rollup", ROOT / "plugins" / "log_rollup_plugin")
     for path in sorted(folder.rglob("*.py"))
 ]
-# Stands for a value, in the page and in the templates of this module.
+# Replaces a value, in the page and in the templates of this module.
 GAP = "…"
 # Headings of the first column of tables that quote the code.
 QUOTING = ("the log says", "the message says")

@@ -267,8 +267,8 @@ def _readable(source: Location) -> Iterator[None]:
         raise UnreadableRecordError(
             f"{source}: the manifest cannot be read ({error}). It says what the parts hold, so nothing is changed "
             f"without it. Restore it from a backup or from an older version of the object. If there is none and "
-            f"all raw objects still exist, move it and the part-* objects beside it away, then clear the run from "
-            f"plan_hour on."
+            f"all raw objects still exist, move it and the part-* objects next to it away, then clear the run "
+            f"from plan_hour on."
         ) from error
 
 
