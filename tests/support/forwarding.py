@@ -44,8 +44,8 @@ from tests.support.wire import (
 BUFFER_BYTES = 1024 * 1024
 FLUSH_SECONDS = 5.0
 """How long the proxy waits for a client to take its last bytes."""
-# After this time, clients send a body that the server has not asked for.
-_CONTINUE_SECONDS = 1.0
+CONTINUE_SECONDS = 1.0
+"""How long the proxy waits for the server to ask for a body; clients then send it without being asked."""
 _UPSTREAM_CONNECT_SECONDS = 10.0
 _LINGER_SECONDS = 2.0
 
@@ -356,7 +356,7 @@ class Forwarding:
         requested = asyncio.ensure_future(self._body_requested.wait())
         first: set[asyncio.Future[Any]] = {requested, response_head}
         try:
-            await asyncio.wait(first, timeout=_CONTINUE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(first, timeout=CONTINUE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         finally:
             requested.cancel()
         if not response_head.done():

@@ -207,7 +207,7 @@ class FaultProxy:
             self._peak = self._open
             self._peak_in_flight = self._in_flight
 
-    def wait_idle(self, timeout_seconds: float = 10.0) -> None:
+    def wait_idle(self, timeout_seconds: float = 30.0) -> None:
         """Wait until no request is in progress.
 
         :raises TimeoutError: if some still are after the timeout; it names the first
