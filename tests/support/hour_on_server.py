@@ -123,7 +123,7 @@ class Pipeline:
         return verify_hour(
             self.client, self.bucket, RAW, AGGREGATED,
             part_size=self.stream.part_size, ensure_newline=self.stream.ensure_newline,
-            marker_name=self.stream.ready_object, expected=expected,
+            ready_object=self.stream.ready_object, expected=expected,
         )  # fmt: skip
 
     def assert_not_complete(self) -> None:
