@@ -1,23 +1,25 @@
-"""Runs steps of an hour in a process of its own, with whatever version of the pipeline is on its sys.path.
+"""Runs steps of an hour in a process of its own, with the version of the pipeline that is first on ``sys.path``.
 
-Takes the bucket, the references of the shards (of an earlier call, or ``null``) and the names of the steps;
-prints, behind ``RESULT``, the references and the error that ended it, if one did.
+Arguments: the bucket, the references of the planned shards as JSON (``null`` if there are none yet), and the names
+of the steps. After the word ``RESULT`` it prints the result of :func:`run_steps` as JSON.
 """
 
 import json
 import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from typing import Any
 
 from include.log_rollup.errors import RollupError
 from include.log_rollup.hour.plan import ShardRef
 from tests.support.hour_on_server import Pipeline, stream_on
 
 
-def main(bucket: str, shards: str, *steps: str) -> None:
-    """Run the steps until one fails."""
-    # The plain client is only for tests that look; none does here.
-    pipeline = Pipeline(stream_on(bucket), None, bucket)
-    refs = [ShardRef(**shard) for shard in json.loads(shards) or ()]
+def run_steps(
+    pipeline: Pipeline, shards: Iterable[Mapping[str, Any]] | None, steps: Iterable[str]
+) -> dict[str, Any]:
+    """Run steps until one fails; returns the references of the shards and the error, if any."""
+    refs = [ShardRef(**shard) for shard in shards or ()]
     error = None
     try:
         for step in steps:
@@ -30,7 +32,14 @@ def main(bucket: str, shards: str, *steps: str) -> None:
                 getattr(pipeline, step)()
     except RollupError as failure:
         error = f"{type(failure).__name__}: {failure}"
-    print("RESULT", json.dumps({"refs": [asdict(ref) for ref in refs], "error": error}), flush=True)
+    return {"refs": [asdict(ref) for ref in refs], "error": error}
+
+
+def main(bucket: str, shards: str, *steps: str) -> None:
+    """Run the steps and print the result."""
+    # The steps do not use the plain client.
+    pipeline = Pipeline(stream_on(bucket), None, bucket)
+    print("RESULT", json.dumps(run_steps(pipeline, json.loads(shards), steps)), flush=True)
 
 
 if __name__ == "__main__":

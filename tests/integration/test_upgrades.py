@@ -1,4 +1,4 @@
-"""Another version of the code takes over in the middle of an hour: it plans again, and never misreads."""
+"""Another version takes over in the middle of an hour: it plans again, and never misreads a record."""
 
 import json
 import os
@@ -14,12 +14,13 @@ import pytest
 from dev.servers import RcloneServer
 from tests.conftest import ROOT
 from tests.integration.conftest import PipelineFactory
+from tests.integration.step_process import run_steps
 from tests.support.fixtures import BucketFactory
 from tests.support.hour_on_server import Pipeline
 from tests.support.raw_hours import AGGREGATED, RAW, make_hour, put_objects
 
 STEPS = ("plan", "pack", "validate", "complete")
-# The version before: other formats of plans and claims, and names of parts that do not say what they hold.
+# An earlier version: other formats of plans and claims, and part names without a digest.
 BEFORE = {
     "hour/plan.py": [("PLAN_FORMAT = 2", "PLAN_FORMAT = 1")],
     "hour/records.py": [("CLAIM_FORMAT = 2", "CLAIM_FORMAT = 1")],
@@ -27,7 +28,7 @@ BEFORE = {
         ('return f"part-{index:05d}-{tag}.log{encoding}"', 'return f"part-{index:05d}.log{encoding}"')
     ],
 }
-# A later version, whose records this one cannot know.
+# A later version, whose records this one cannot read.
 LATER = {
     "hour/plan.py": [("PLAN_FORMAT = 2", "PLAN_FORMAT = 3")],
     "hour/records.py": [
@@ -41,7 +42,7 @@ LATER = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """How some steps ended: the references of the shards, and the error if there was one."""
+    """The references of the planned shards, and the error that ended the steps, if any."""
 
     refs: list[dict[str, Any]]
     error: str | None
@@ -49,24 +50,26 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Versions:
-    """One hour, and versions of the pipeline that work on it in processes of their own."""
+    """An hour, and versions of the pipeline that run its steps; other versions than ours in a process."""
 
     pipeline: Pipeline
     made: dict[str, bytes]
     others: Path
 
     def run(self, version: str, *steps: str, refs: list[dict[str, Any]] | None = None) -> Outcome:
-        """Run steps with the version ``ours``, ``before`` or ``later``."""
-        first = [] if version == "ours" else [self.others / version]
-        path = os.pathsep.join(map(str, [*first, ROOT, ROOT / "plugins"]))
-        # Not in a folder with an `include`: Python would look there first.
+        """Run steps of the version ``ours``, ``before`` or ``later``."""
+        if version == "ours":
+            return Outcome(**run_steps(self.pipeline, refs, steps))
+        path = os.pathsep.join(map(str, [self.others / version, ROOT, ROOT / "plugins"]))
+        command = [sys.executable, "-m", "tests.integration.step_process", self.pipeline.bucket]
         done = subprocess.run(
-            [
-                *(sys.executable, "-m", "tests.integration.step_process"),
-                *(self.pipeline.bucket, json.dumps(refs), *steps),
-            ],
-            capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}, cwd=self.others,
-        )  # fmt: skip
+            [*command, json.dumps(refs), *steps],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"PYTHONPATH": path},
+            # Python searches this folder first, so it must not contain a package ``include``.
+            cwd=self.others,
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT"))
         return Outcome(**json.loads(line[len("RESULT") :]))
@@ -83,7 +86,7 @@ def other_versions(tmp_path_factory: pytest.TempPathFactory) -> Path:
             file = place / "log_rollup" / name
             text = file.read_text()
             for ours, theirs in changes:
-                assert text.count(ours) == 1, f"{name} has {text.count(ours)} times {ours!r}"
+                assert text.count(ours) == 1, f"{name} contains {ours!r} {text.count(ours)} times"
                 text = text.replace(ours, theirs)
             file.write_text(text)
     return folder
@@ -97,13 +100,13 @@ def versions(
     other_versions: Path,
 ) -> Versions:
     pipeline = pipeline_on(rclone_server, make_bucket(rclone_server))
-    made = make_hour(pipeline.client, pipeline.bucket, RAW, objects=24)
+    made = make_hour(pipeline.client, pipeline.bucket, RAW, objects=12)
     return Versions(pipeline, made, other_versions)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("version", ["before", "later"])
-def test_other_version_completes_an_hour_by_itself(versions: Versions, version: str) -> None:
+def test_other_version_completes_an_hour(versions: Versions, version: str) -> None:
     assert versions.run(version, *STEPS).error is None
     versions.pipeline.client.head_object(Bucket=versions.pipeline.bucket, Key=f"{AGGREGATED}_SUCCESS")
 
@@ -134,7 +137,7 @@ def test_other_version_refuses_an_hour_under_way_and_replans(
         versions.pipeline.verify(versions.made)
 
 
-def test_old_worker_touches_nothing_of_a_replanned_hour(versions: Versions) -> None:
+def test_old_worker_changes_nothing_in_a_replanned_hour(versions: Versions) -> None:
     old = versions.run("before", "plan")
     new = versions.run("ours", "plan")
     late = versions.run("before", "pack", refs=old.refs)
@@ -160,11 +163,11 @@ def test_hour_of_the_version_before_keeps_its_parts(versions: Versions, late: bo
     assert versions.run("ours", *STEPS).error is None
     versions.pipeline.verify(made)
     after = versions.pipeline.parts()
-    # The late object sorts last, so it changes the last part alone.
+    # The late object is last in key order, so only the last part changes.
     assert len(before.items() - after.items()) == (1 if late else 0)
 
 
-def test_hour_of_a_later_version_is_refused_and_untouched(versions: Versions) -> None:
+def test_hour_of_a_later_version_is_refused_and_unchanged(versions: Versions) -> None:
     assert versions.run("later", *STEPS).error is None
     put_objects(versions.pipeline.client, versions.pipeline.bucket, {f"{RAW}zz-late.log": b"late\n"})
     before = versions.pipeline.listed(), versions.pipeline.parts()

@@ -179,6 +179,15 @@ def make_hour(
     return made
 
 
+def make_small_hour(
+    client: S3Client, bucket: str, prefix: str, *, objects: int, encodings: Sequence[str] = ("",)
+) -> dict[str, bytes]:
+    """Write an hour of objects of 1 to 20 KB, for tests that need no more than one part."""
+    return make_hour(
+        client, bucket, prefix, objects=objects, min_bytes=1024, max_bytes=20_000, encodings=encodings
+    )
+
+
 def odd_hour(prefix: str, names: Sequence[str] = ODD_NAMES) -> dict[str, bytes]:
     """Objects with odd names below a prefix, key to body; every fifth body is empty."""
     return {
