@@ -49,7 +49,7 @@ PATIENCE_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Bench:
-    """A proxy before a server with one object, a client of the proxy and a client of the server."""
+    """A proxy in front of a server with one object, a client of the proxy and a client of the server."""
 
     proxy: FaultProxy
     bucket: str

@@ -158,7 +158,7 @@ class ClientConnection:
 
     async def reset(self) -> None:
         """Close with RST, after everything that was written has arrived: RST would discard the rest."""
-        # Not 0: with TLS, asyncio would then take an empty buffer for a full one, and wait for ever.
+        # Not 0: with TLS, asyncio would treat an empty buffer as full, and wait forever.
         self.writer.transport.set_write_buffer_limits(high=1)
         with suppress(OSError):
             await self.writer.drain()
@@ -238,7 +238,7 @@ class Forwarding:
         self._keeps = head.first_line.endswith("HTTP/1.1") and "close" not in connection
 
     async def run(self) -> bool:
-        """Forward it; returns whether the client's connection can carry another request."""
+        """Forward the request; returns whether the client's connection can carry another request."""
         if self._resets("request"):
             await self._client.reset()
             return False

@@ -1,4 +1,4 @@
-"""A reverse proxy before an S3 server, which records every request and connection, and injects faults.
+"""A reverse proxy in front of an S3 server: records every request and connection, and injects faults.
 
 The client uses :attr:`FaultProxy.endpoint_url` and signs for the proxy's host and port. The proxy forwards the
 ``Host`` header and every other byte unchanged, so that signatures stay valid. Each client connection has one
@@ -319,7 +319,7 @@ class FaultProxy:
             upstream.abort()
             if ended_well:
                 client.writer.close()
-                # Otherwise, unsent bytes to a client that does not read would keep the transport open for ever.
+                # Without this, unsent bytes to a client that does not read would keep the transport open forever.
                 loop.call_later(FLUSH_SECONDS, transport.abort)
             else:
                 abort_with_reset(transport)
