@@ -202,7 +202,7 @@ class FleetStack(LocalStack):
 
     def _daemons(self) -> Mapping[str, Sequence[str]]:
         names = ("airflow-scheduler", "airflow-dag-processor", TRIGGERER)
-        return {name: self.service[name].command for name in names}
+        return {name: self._airflow_command(self.service[name].command) for name in names}
 
     def _s3_command(self) -> list[str]:
         # The command line of the compose file behind the program of the locked package.

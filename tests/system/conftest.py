@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 import yaml
@@ -27,8 +28,17 @@ AIRFLOW_SETTINGS = {
     # A new triggerer takes the triggers of a dead one after this time; the default is 30 s.
     "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "15",
 }
+# Covers the start of the stack on a slow and busy machine.
+TIMEOUT_SECONDS = 900
 # Reading /proc for all processes takes milliseconds of CPU time.
 WATCH_SECONDS = 0.5
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give the tests of this folder more time than others, because the first one starts the stack."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(TIMEOUT_SECONDS))
 
 
 @pytest.fixture(scope="session")
