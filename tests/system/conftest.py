@@ -21,10 +21,12 @@ from tests.system.streams import APP_HOURS, APP_OBJECTS, DEFAULTS, manual_stream
 AIRFLOW_SETTINGS = {
     # A new scheduler adopts the tasks of a dead one at this interval; the default is five minutes.
     "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "20",
-    # Each task of a run waits for the scheduler's next loop; the default pause is 1 s.
-    "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.2",
+    # Each task of a run waits for the scheduler's next loop, which costs CPU time; the default pause is 1 s.
+    "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.4",
     # Parsing takes a second of CPU time for each file. New files and add_stream don't wait for the interval.
     "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "120",
+    # A slow and busy machine may need more than the default of 30 s to import a Dag file.
+    "AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT": "240",
     # A new triggerer takes the triggers of a dead one after this time; the default is 30 s.
     "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "15",
 }
