@@ -23,8 +23,8 @@ AIRFLOW_SETTINGS = {
     "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "20",
     # Each task of a run waits for the scheduler's next loop, which costs CPU time; the default pause is 1 s.
     "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.4",
-    # Parsing takes a second of CPU time for each file. New files and add_stream don't wait for the interval.
-    "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "120",
+    # Parsing a file takes a second of CPU time. New files and add_stream do not wait for the interval.
+    "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "600",
     # A slow and busy machine may need more than the default of 30 s to import a Dag file.
     "AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT": "240",
     # A new triggerer takes the triggers of a dead one after this time; the default is 30 s.

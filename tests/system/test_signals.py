@@ -72,9 +72,8 @@ def test_failed_run_is_notified_once_with_the_failed_task(
     run_id = running.trigger(NOTIFIED, {"hour": format_hour(past)})
     assert running.ended(NOTIFIED, run_id).state == "failed"
     message_about(running, chat, past, "has failed in plan_hour")
-    assert (
-        sum(f"hour {format_hour(past)} of the stream {NAME} has failed" in text for text in chat.texts) == 1
-    )
+    message = f"hour {format_hour(past)} of the stream {NAME} has failed"
+    assert sum(message in text for text in chat.texts) == 1
 
 
 def test_missed_deadline_is_notified_and_run_gets_note_and_links(

@@ -36,7 +36,7 @@ with DAG("{STUCK}", start_date=datetime(2026, 11, 1), schedule=None):
         deferrable=True,
         poke_interval=5,
         retries=0,
-        execution_timeout=timedelta(seconds=10),
+        execution_timeout=timedelta(seconds=25),
     )
 """
 
@@ -46,6 +46,13 @@ def hour(running: Running) -> datetime:
     """An hour with raw objects; its ready object is missing."""
     make_hour(running.client, BUCKET, hour_prefix("raw/waits/", HOUR), objects=2)
     return HOUR
+
+
+@pytest.fixture(scope="module")
+def stuck_run(running: Running, hour: datetime) -> str:
+    """A run of the Dag that waits in vain; it ends during the first test of this file."""
+    running.add_dag("stuck_rerun.py", STUCK_DAG)
+    return running.trigger(STUCK, {})
 
 
 def instance_in(running: Running, dag_id: str, run_id: str, task_id: str, state: str) -> TaskInstance:
@@ -72,7 +79,7 @@ def in_database(running: Running, statement: str, *values: Any) -> list[Any]:
         return database.execute(statement, values).fetchall()
 
 
-def test_hour_whose_trigger_is_silent_ends(running: Running, hour: datetime) -> None:
+def test_hour_whose_trigger_is_silent_ends(running: Running, hour: datetime, stuck_run: str) -> None:
     run_id = running.trigger(WAITS, {"hour": format_hour(hour)})
     instance_in(running, WAITS, run_id, "wait_for_raw_hour", "deferred")
     of_task = "WHERE run_id = ? AND task_id = 'wait_for_raw_hour'"
@@ -96,11 +103,9 @@ def test_hour_whose_trigger_is_silent_ends(running: Running, hour: datetime) -> 
     assert running.ended(WAITS, run_id).state == "failed"
 
 
-def test_rerun_whose_run_is_stuck_ends_and_names_it(running: Running, hour: datetime) -> None:
-    running.add_dag("stuck_rerun.py", STUCK_DAG)
-    run_id = running.trigger(STUCK, {})
-    assert running.ended(STUCK, run_id).state == "failed"
-    log = log_of(running, STUCK, run_id, "rerun")
+def test_rerun_whose_run_is_stuck_ends_and_names_it(running: Running, hour: datetime, stuck_run: str) -> None:
+    assert running.ended(STUCK, stuck_run).state == "failed"
+    log = log_of(running, STUCK, stuck_run, "rerun")
     assert "the run 'late__stuck' of log_rollup_waits is still running" in log.replace("\\", "")
     # The run itself continues.
     instance_in(running, WAITS, "late__stuck", "wait_for_raw_hour", "deferred")
