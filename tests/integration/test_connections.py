@@ -1,4 +1,4 @@
-"""The cap on connections, counted outside the process that opens them."""
+"""The cap on connections, counted outside the process that opens them, and what a connection needs."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def test_packing_from_a_slow_server_stays_within_the_cap(
     proxy = fault_proxy(rclone_server)
     proxy.add(Rule(on({"GetObject", "PutObject"}), Delay(0.05)))
     pipeline = pipeline_on(rclone_server, bucket, proxy.endpoint_url, max_connections=cap, shard_size="64MiB")
-    made = make_hour(pipeline.client, bucket, RAW, objects=200, min_bytes=2_000, max_bytes=120_000)
+    made = make_hour(pipeline.client, bucket, RAW, objects=100, min_bytes=2_000, max_bytes=240_000)
     planned = pipeline.plan()
     proxy.wait_idle()
     proxy.reset_records()
@@ -49,7 +49,7 @@ def test_packing_from_a_slow_server_stays_within_the_cap(
     )
     assert code == 0, printed
     assert watch.peak_sockets <= cap
-    # All connections were busy at the same time, except the one for receipts.
+    # All connections were busy at the same time, except the one for records.
     assert proxy.peak_in_flight >= cap - 1
     measured = json.loads(printed[0])
     assert cap - 1 <= measured["sockets"] <= cap

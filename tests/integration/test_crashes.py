@@ -80,9 +80,9 @@ class Moment:
         key = ".+".join(map(re.escape, RANDOM_IN_KEYS.split(self.key)))
         match = on(self.operation, key=f"^{key}$", attempt=self.attempt)
         if self.reached == "within":
-            return Rule(
-                match, Stall(60.0, at="request" if self.operation == "PutObject" else "response"), count=1
-            )
+            # The proxy may not notice the end of a client before the stall is over, so the stall is short.
+            stall = Stall(5.0, at="request" if self.operation == "PutObject" else "response")
+            return Rule(match, stall, count=1)
         return Rule(match, Call(hold, "before" if self.reached == "nothing" else "after"), count=1)
 
 
@@ -126,7 +126,7 @@ class CrashTest:
         proxy.reset_records()
 
         self.kill_at(proxy, moment.rule, bucket, in_parts)
-        proxy.wait_idle()
+        proxy.wait_idle(60.0)
         proxy.clear_rules()
 
         marked = f"{AGGREGATED}_SUCCESS" in pipeline.listed()
