@@ -12,7 +12,7 @@ from functools import cache
 from itertools import pairwise
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from include.log_rollup.errors import UnreadableRecordError
@@ -192,6 +192,7 @@ def test_manifest_round_trips(
     assert header["parts_table"] == reader.table
 
 
+@settings(max_examples=25)
 @given(totals, st.lists(part_pairs(), max_size=3), st.integers(1, 200), st.integers(1, 200))
 def test_large_manifest_is_read_in_pieces(
     totals_of_hour: HourTotals, found: list[tuple[PlannedPart, PackedPart]], at_once: int, piece: int
@@ -210,6 +211,7 @@ def test_large_manifest_is_read_in_pieces(
     assert all(int(each.detail.partition("+")[2]) <= at_once for each in ranges)
 
 
+@settings(max_examples=25)
 @given(totals, st.lists(part_pairs(), max_size=3))
 def test_manifest_has_a_header_and_a_line_per_raw_object(
     totals_of_hour: HourTotals, found: list[tuple[PlannedPart, PackedPart]]
