@@ -1,7 +1,7 @@
-"""Runs steps of an hour in a process of its own, with the version of the pipeline that is first on ``sys.path``.
+"""Runs steps of hours with the version of the pipeline that is first on ``sys.path``.
 
-Arguments: the bucket, the references of the planned shards as JSON (``null`` if there are none yet), and the names
-of the steps. After the word ``RESULT`` it prints the result of :func:`run_steps` as JSON.
+Each line of standard input is a JSON object with ``bucket``, ``refs`` (the references of the planned shards, or
+null) and ``steps`` (names). For each line, it prints ``RESULT`` and the result of :func:`run_steps` as JSON.
 """
 
 import json
@@ -35,12 +35,14 @@ def run_steps(
     return {"refs": [asdict(ref) for ref in refs], "error": error}
 
 
-def main(bucket: str, shards: str, *steps: str) -> None:
-    """Run the steps and print the result."""
-    # The steps do not use the plain client.
-    pipeline = Pipeline(stream_on(bucket), None, bucket)
-    print("RESULT", json.dumps(run_steps(pipeline, json.loads(shards), steps)), flush=True)
+def main() -> None:
+    """Run the steps of each line."""
+    for line in sys.stdin:
+        request = json.loads(line)
+        # The steps do not use the plain client.
+        pipeline = Pipeline(stream_on(request["bucket"]), None, request["bucket"])
+        print("RESULT", json.dumps(run_steps(pipeline, request["refs"], request["steps"])), flush=True)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -1,10 +1,13 @@
 """Another version takes over in the middle of an hour: it plans again, and never misreads a record."""
 
+import functools
 import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,48 +51,89 @@ class Outcome:
     error: str | None
 
 
+class OtherVersion:
+    """A process that runs steps with another version of ``include``.
+
+    :param folder: a folder with that version
+    :param connection: the Airflow connection of the process
+    """
+
+    def __init__(self, folder: Path, connection: str) -> None:
+        self._errors = (folder / "stderr").open("w+")
+        path = os.pathsep.join(map(str, [folder, ROOT, ROOT / "plugins"]))
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.integration.step_process"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            env=os.environ | {"PYTHONPATH": path, "AIRFLOW_CONN_AWS_DEFAULT": connection},
+            cwd=folder,
+        )
+
+    def run(self, bucket: str, refs: list[dict[str, Any]] | None, steps: Sequence[str]) -> Outcome:
+        """Run steps of the hour in a bucket."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(
+            json.dumps({"bucket": bucket, "refs": refs, "steps": steps}), file=self._process.stdin, flush=True
+        )
+        for line in self._process.stdout:
+            if line.startswith("RESULT"):
+                return Outcome(**json.loads(line[len("RESULT") :]))
+        self._errors.seek(0)
+        raise AssertionError(self._errors.read()[-3000:])
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.communicate()
+        self._errors.close()
+
+
 @dataclass(frozen=True)
 class Versions:
-    """An hour, and versions of the pipeline that run its steps; other versions than ours in a process."""
+    """An hour, and versions of the pipeline that run its steps."""
 
     pipeline: Pipeline
     made: dict[str, bytes]
-    others: Path
+    start_other: Callable[[str], OtherVersion]
 
     def run(self, version: str, *steps: str, refs: list[dict[str, Any]] | None = None) -> Outcome:
         """Run steps of the version ``ours``, ``before`` or ``later``."""
         if version == "ours":
             return Outcome(**run_steps(self.pipeline, refs, steps))
-        path = os.pathsep.join(map(str, [self.others / version, ROOT, ROOT / "plugins"]))
-        command = [sys.executable, "-m", "tests.integration.step_process", self.pipeline.bucket]
-        done = subprocess.run(
-            [*command, json.dumps(refs), *steps],
-            capture_output=True,
-            text=True,
-            env=os.environ | {"PYTHONPATH": path},
-            # Python searches this folder first, so it must not contain a package ``include``.
-            cwd=self.others,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT"))
-        return Outcome(**json.loads(line[len("RESULT") :]))
+        return self.start_other(version).run(self.pipeline.bucket, refs, steps)
 
 
 @pytest.fixture(scope="module")
-def other_versions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with ``before/include`` and ``later/include``."""
-    folder = tmp_path_factory.mktemp("other-versions")
-    for version, edits in {"before": BEFORE, "later": LATER}.items():
-        place = folder / version / "include"
-        shutil.copytree(ROOT / "include", place, ignore=shutil.ignore_patterns("__pycache__"))
-        for name, changes in edits.items():
-            file = place / "log_rollup" / name
-            text = file.read_text()
-            for ours, theirs in changes:
-                assert text.count(ours) == 1, f"{name} contains {ours!r} {text.count(ours)} times"
-                text = text.replace(ours, theirs)
-            file.write_text(text)
-    return folder
+def start_other(
+    tmp_path_factory: pytest.TempPathFactory, rclone_server: RcloneServer
+) -> Iterator[Callable[[str], OtherVersion]]:
+    """Starts the process of the version ``before`` or ``later`` when it is first used."""
+    with ExitStack() as stack:
+
+        @functools.cache
+        def start(version: str) -> OtherVersion:
+            folder = tmp_path_factory.mktemp(version)
+            copy_with_edits(folder / "include", {"before": BEFORE, "later": LATER}[version])
+            other = OtherVersion(folder, rclone_server.airflow_connection_json())
+            stack.callback(other.close)
+            return other
+
+        yield start
+
+
+def copy_with_edits(target: Path, edits: Mapping[str, Sequence[tuple[str, str]]]) -> None:
+    """Copy the package ``include`` and edit some of its modules."""
+    shutil.copytree(ROOT / "include", target, ignore=shutil.ignore_patterns("__pycache__"))
+    for name, changes in edits.items():
+        file = target / "log_rollup" / name
+        text = file.read_text()
+        for ours, theirs in changes:
+            assert text.count(ours) == 1, f"{name} contains {ours!r} {text.count(ours)} times"
+            text = text.replace(ours, theirs)
+        file.write_text(text)
 
 
 @pytest.fixture
@@ -97,11 +141,11 @@ def versions(
     rclone_server: RcloneServer,
     make_bucket: BucketFactory,
     pipeline_on: PipelineFactory,
-    other_versions: Path,
+    start_other: Callable[[str], OtherVersion],
 ) -> Versions:
     pipeline = pipeline_on(rclone_server, make_bucket(rclone_server))
     made = make_hour(pipeline.client, pipeline.bucket, RAW, objects=12)
-    return Versions(pipeline, made, other_versions)
+    return Versions(pipeline, made, start_other)
 
 
 @pytest.mark.soak
