@@ -44,7 +44,7 @@ T = TypeVar("T")
 BUCKET, KEY, BODY = "logs", "raw/a b+c/ü.log", b"2026-11-26T00:00:00Z hello\n"
 SECRET = "secret+key/of=the-test"
 PATIENCE_SECONDS = 20.0
-# Headers that both planes have to send alike. Others are of one plane only, such as boto3's invocation id.
+# Headers that must be equal in both planes. Others belong to one plane, such as the invocation id of boto3.
 COMPARED = (
     "host", "accept-encoding", "if-match", "x-amz-request-payer", "x-amz-checksum-crc64nvme",
     "x-amz-checksum-mode", "proxy-authorization", "x-team",
@@ -119,7 +119,7 @@ def ask_both(hook: PooledS3Hook) -> None:
 
 
 def compared_fields(request: Recorded) -> dict[str, object]:
-    """What has to be the same in a request of either plane."""
+    """The fields that must be equal in the requests of both planes."""
     headers = {name: request[name] for name in COMPARED}
     if request.method == "CONNECT":
         # http.client sends it from Python 3.12 on only.
@@ -308,7 +308,7 @@ def test_silent_addresses_leave_time_for_the_next(
 
 
 @pytest.mark.parametrize("form", ["one file", "two files"])
-def test_client_certificate_of_the_connection_is_shown(
+def test_client_certificate_of_the_connection_is_sent(
     hook_for: Callable[..., PooledS3Hook], tls_files: TlsFiles, client_files: ClientFiles, form: str
 ) -> None:
     certificate = (

@@ -11,7 +11,7 @@ changed at any time::
         ...
         assert proxy.peak_connections <= 25
 
-The proxy runs asyncio on a thread of its own. Functions of rules run on that thread and have to be fast; only the
+The proxy runs asyncio on a thread of its own. Functions of rules run on that thread and must be fast; only the
 function of a :class:`Call` may take long, because it gets its own thread.
 """
 

@@ -276,8 +276,8 @@ class NeighbourListed(Quirk):
 
     def rows(self, request: Request) -> list[Row]:
         rows, every = super().rows(request), super().rows(_without(request, "prefix"))
-        behind = [row for row in every if rows and row.key.encode() > rows[-1].key.encode()]
-        return rows + behind[:1]
+        after = [row for row in every if rows and row.key.encode() > rows[-1].key.encode()]
+        return rows + after[:1]
 
 
 class MaxKeysIgnored(Quirk):
