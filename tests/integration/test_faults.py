@@ -277,7 +277,7 @@ def test_ten_hours_complete_although_5_percent_fail(
 
 
 @dataclass(frozen=True)
-class Always:
+class LastingFault:
     """A fault of every request for raw objects or parts, and the expected outcome.
 
     :param ends: the error of packing or validation; None if both succeed
@@ -290,47 +290,47 @@ class Always:
     verified_upload: bool = False
 
 
-ALWAYS: dict[str, Always] = {
-    "throttled reads": Always("GetObject", slow_down(), ThrottledError),
-    "throttled reads with Retry-After": Always("GetObject", slow_down(1), ThrottledError),
-    "throttled writes": Always("PutObject", slow_down(), ThrottledError),
-    "errors while reading": Always("GetObject", internal_error()),
-    "errors while writing": Always("PutObject", internal_error()),
-    "writes whose answer is an error": Always("PutObject", internal_error(after_effect=True)),
-    "reads reset at once": Always("GetObject", Reset("request")),
-    "reads reset before the answer": Always("GetObject", Reset("before_response")),
-    "reads reset in the midst": Always("GetObject", Reset("mid_response")),
-    "reads reset after the last byte": Always("GetObject", Reset("after_response"), None),
-    "writes reset at once": Always("PutObject", Reset("request")),
-    "writes reset in the midst": Always("PutObject", Reset("mid_request")),
-    "writes reset before the answer": Always("PutObject", Reset("before_response")),
-    "bodies that end early": Always("GetObject", Truncate()),
-    "wrong bytes read": Always("GetObject", CorruptResponse(), ProofError),
-    "wrong bytes written": Always("PutObject", CorruptRequest(), ProofError),
-    "wrong bytes written to a store that checks": Always(
+LASTING_FAULTS: dict[str, LastingFault] = {
+    "throttled reads": LastingFault("GetObject", slow_down(), ThrottledError),
+    "throttled reads with Retry-After": LastingFault("GetObject", slow_down(1), ThrottledError),
+    "throttled writes": LastingFault("PutObject", slow_down(), ThrottledError),
+    "errors while reading": LastingFault("GetObject", internal_error()),
+    "errors while writing": LastingFault("PutObject", internal_error()),
+    "writes whose answer is an error": LastingFault("PutObject", internal_error(after_effect=True)),
+    "reads reset at once": LastingFault("GetObject", Reset("request")),
+    "reads reset before the answer": LastingFault("GetObject", Reset("before_response")),
+    "reads reset midway": LastingFault("GetObject", Reset("mid_response")),
+    "reads reset after the last byte": LastingFault("GetObject", Reset("after_response"), None),
+    "writes reset at once": LastingFault("PutObject", Reset("request")),
+    "writes reset midway": LastingFault("PutObject", Reset("mid_request")),
+    "writes reset before the answer": LastingFault("PutObject", Reset("before_response")),
+    "bodies that end early": LastingFault("GetObject", Truncate()),
+    "wrong bytes read": LastingFault("GetObject", CorruptResponse(), ProofError),
+    "wrong bytes written": LastingFault("PutObject", CorruptRequest(), ProofError),
+    "wrong bytes written to a store that checks": LastingFault(
         "PutObject", CorruptRequest(), TransientError, verified_upload=True
     ),
-    "wrong ETags read": Always("GetObject", wrong_etag(), InputChangedError),
-    "wrong ETags written": Always("PutObject", wrong_etag(), ProofError),
-    "credentials that stay expired": Always("GetObject", expired_token()),
-    "reads denied": Always("GetObject", access_denied(), AccessError),
-    "writes denied": Always("PutObject", access_denied(), AccessError),
+    "wrong ETags read": LastingFault("GetObject", wrong_etag(), InputChangedError),
+    "wrong ETags written": LastingFault("PutObject", wrong_etag(), ProofError),
+    "credentials that stay expired": LastingFault("GetObject", expired_token()),
+    "reads denied": LastingFault("GetObject", access_denied(), AccessError),
+    "writes denied": LastingFault("PutObject", access_denied(), AccessError),
 }
-STALLS: dict[str, Always] = {
-    "bodies that stall": Always("GetObject", Stall(600.0)),
-    "first bytes that do not come": Always("GetObject", Delay(600.0)),
-    "writes that stall": Always("PutObject", Stall(600.0, at="request")),
-    "writes that are not answered": Always("PutObject", Delay(600.0)),
+STALLS: dict[str, LastingFault] = {
+    "bodies that stall": LastingFault("GetObject", Stall(600.0)),
+    "first bytes that do not come": LastingFault("GetObject", Delay(600.0)),
+    "writes that stall": LastingFault("PutObject", Stall(600.0, at="request")),
+    "writes that are not answered": LastingFault("PutObject", Delay(600.0)),
 }
 
 
-def fail_and_complete(pipeline: Pipeline, proxy: FaultProxy, always: Always) -> None:
+def fail_and_complete(pipeline: Pipeline, proxy: FaultProxy, lasting: LastingFault) -> None:
     """Run an hour while all requests fail; it has no completion marker, and a clear completes it."""
     made = make_hour(pipeline.client, pipeline.bucket, RAW, objects=8, min_bytes=2_000, max_bytes=20_000)
     plan = pipeline.plan()
-    rule = Rule(on(always.operation, key=r"raw/|/part-"), always.fault)
+    rule = Rule(on(lasting.operation, key=r"raw/|/part-"), lasting.fault)
     proxy.add(rule)
-    if always.verified_upload:
+    if lasting.verified_upload:
         proxy.add(Rule(on("PutObject"), VerifyUpload()))
 
     def pack_and_validate() -> None:
@@ -339,12 +339,12 @@ def fail_and_complete(pipeline: Pipeline, proxy: FaultProxy, always: Always) -> 
         proxy.clear_rules()
         pipeline.validate()
 
-    if always.ends is None:
+    if lasting.ends is None:
         pack_and_validate()
     else:
-        with pytest.raises(always.ends) as failed:
+        with pytest.raises(lasting.ends) as failed:
             pack_and_validate()
-        assert type(failed.value) is always.ends
+        assert type(failed.value) is lasting.ends
         print(f"{proxy.fired(rule)} faults, then: {failed.value}")
     pipeline.assert_not_complete()
     assert proxy.fired(rule) > 0
@@ -357,7 +357,7 @@ def fail_and_complete(pipeline: Pipeline, proxy: FaultProxy, always: Always) -> 
 IN_THE_SUITE = (
     "throttled reads",
     "errors while writing",
-    "reads reset in the midst",
+    "reads reset midway",
     "reads reset after the last byte",
     "writes reset before the answer",
     "wrong bytes read",
@@ -379,7 +379,7 @@ def test_fault_of_every_request_fails_and_a_clear_completes(
 ) -> None:
     monkeypatch.setattr("include.log_rollup.limits.REQUEST_TRIES", 2)
     pipeline = pipeline_on(rclone_server, make_bucket(rclone_server), proxy.endpoint_url)
-    fail_and_complete(pipeline, proxy, ALWAYS[kind])
+    fail_and_complete(pipeline, proxy, LASTING_FAULTS[kind])
 
 
 def test_unanswered_writes_fail_and_a_clear_completes(
@@ -408,8 +408,8 @@ def test_every_fault_of_every_request_fails_in_bounded_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The bound is the time limit of a test, 300 s. All kinds wait at the same time."""
-    hours: list[tuple[str, Always, Pipeline, FaultProxy]] = []
-    for number, (kind, always) in enumerate((ALWAYS | STALLS).items()):
+    hours: list[tuple[str, LastingFault, Pipeline, FaultProxy]] = []
+    for number, (kind, lasting) in enumerate((LASTING_FAULTS | STALLS).items()):
         proxy = fault_proxy(rclone_server)
         connection = f"kind_{number}"
         monkeypatch.setenv(
@@ -417,11 +417,11 @@ def test_every_fault_of_every_request_fails_in_bounded_time(
         )
         bucket = make_bucket(rclone_server)
         stream = stream_on(bucket, aws_conn_id=connection, connect_timeout="1s", response_timeout="1s")
-        hours.append((kind, always, Pipeline(stream, rclone_server.client(), bucket), proxy))
+        hours.append((kind, lasting, Pipeline(stream, rclone_server.client(), bucket), proxy))
 
-    def run(kind: str, always: Always, pipeline: Pipeline, proxy: FaultProxy) -> None:
+    def run(kind: str, lasting: LastingFault, pipeline: Pipeline, proxy: FaultProxy) -> None:
         began = time.monotonic()
-        fail_and_complete(pipeline, proxy, always)
+        fail_and_complete(pipeline, proxy, lasting)
         print(f"{kind}: {time.monotonic() - began:.0f} s until it was complete")
 
     with ThreadPoolExecutor(len(hours)) as threads:
