@@ -23,7 +23,7 @@ import boto3
 import duckdb
 from botocore.exceptions import ClientError
 
-# Each raw object is a complete file within its part, so its bytes can be unpacked separately.
+# Each raw object is a complete file within its part, so its bytes can be decompressed separately.
 DECODERS: Mapping[str, Callable[[bytes], bytes]] = {
     "": bytes,
     ".gz": gzip.decompress,
@@ -75,7 +75,7 @@ class Hour:
         return cls(client, bucket, prefix, header, objects)
 
     def bodies(self) -> Iterator[tuple[dict[str, Any], bytes]]:
-        """Yield each raw object's manifest line and its unpacked bytes, with one part in memory at a time.
+        """Yield each raw object's manifest line and its decompressed bytes, with one part in memory at a time.
 
         :raises NotReadableError: if the hour was rolled up again meanwhile; discard what was yielded before
         """
@@ -83,7 +83,7 @@ class Hour:
         for part in self.header["parts_table"]:
             decode = DECODERS.get(part["encoding"])
             if decode is None:
-                raise NotReadableError(f"{part['name']}: this example cannot unpack {part['encoding']}")
+                raise NotReadableError(f"{part['name']}: this example cannot decompress {part['encoding']}")
             body = self._part(part)
             for _ in range(part["objects"]):
                 row = next(rows)

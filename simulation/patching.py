@@ -112,6 +112,7 @@ def _replacements() -> dict[int, Any]:
         id(datetime): _TaskDatetime,
         id(monitor.Monitor): _NoMonitor,
         id(monitor.check_open_file_limit): lambda *_: None,
+        id(monitor.cpu_seconds): lambda: scheduler().now,
     }
 
 

@@ -64,9 +64,10 @@ def simulate_seed(seed: int) -> Outcome:
         finally:
             scenario.close()
             logging.disable(logging.NOTSET)
-    fates = {f"fate: {fate}" for fate in Fate}
-    world.seen.update({f"request: {entry.request}" for entry in world.log.entries if entry.key})
-    world.seen.update({f"fate: {entry.effect}" for entry in world.log.entries} & fates)
+    requests = {entry.request for entry in world.log.entries if entry.key}
+    fates = {entry.effect for entry in world.log.entries}.intersection(Fate)
+    world.seen.update([f"request: {request}" for request in requests])
+    world.seen.update([f"fate: {fate}" for fate in fates])
     return Outcome(seed, world.checker.problems, world.seen, world.log, world.quirks.names())
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # When every scenario begins.
 START = datetime(2026, 11, 23, 12, tzinfo=UTC)
+_START_SECONDS = START.timestamp()
 # Simulated duration of a request.
 REQUEST_SECONDS = 0.02
 # More requests than any scenario needs.
@@ -201,7 +202,7 @@ class Scheduler:
 
     def wall_clock(self, ahead: float = 0.0) -> float:
         """Return the epoch seconds of a clock that is ahead by some seconds."""
-        return START.timestamp() + self.now + ahead
+        return _START_SECONDS + self.now + ahead
 
     # -- for tasks -------------------------------------------------------------------------------------
 

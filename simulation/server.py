@@ -1,7 +1,7 @@
 """An S3 bucket in memory, with the quirks of real servers."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -25,6 +25,7 @@ from simulation.scheduler import (
     Task,
 )
 
+EPOCH = datetime.fromtimestamp(0, UTC)
 # Authors of objects that no simulated task wrote.
 PRODUCER = "producer"
 FOREIGN = "foreign"
@@ -168,20 +169,19 @@ class Server:
         infos = [self._info(key) for _, key in rows]
         if quirks.listing is ListingFault.TWO_ETAGS and len(infos) > 1 and infos[0] == infos[1]:
             infos[1] = infos[1]._replace(etag="0" * 32)
-        newest = max(
-            (self.objects[row.key].modified for row in infos if row.key in self.objects), default=0.0
-        )
-        now = datetime.fromtimestamp(0, UTC) + timedelta(seconds=self.epoch_seconds())
+        listed = (self.objects.get(key) for _, key in rows)
+        newest = max((stored.modified for stored in listed if stored is not None), default=0.0)
+        now = EPOCH + timedelta(seconds=self.epoch_seconds())
         return ListPage(infos, newest, now, truncated, following)
 
-    def _entries(self) -> list[ListingEntry]:
+    def _entries(self) -> Sequence[ListingEntry]:
         """Return all keys, in the server's order."""
         if self._sorted is None:
             sort_key = _SORT_KEYS[self.quirks.order]
             self._sorted = sorted((sort_key(key), key) for key in self.objects)
             if self.quirks.order is Order.REVERSED:
                 self._sorted.reverse()
-        return list(self._sorted)
+        return self._sorted
 
     def _repeat_in_folders(self, entry: ListingEntry, prefix: str) -> list[ListingEntry]:
         return [entry, entry] if "/" in entry[1][len(prefix) :] else [entry]

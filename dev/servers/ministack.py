@@ -19,7 +19,7 @@ class MinistackServer(S3Server):
             "GATEWAY_PORT": str(self.port),
             "BIND_HOST": "127.0.0.1",
             "MINISTACK_REGION": self.region,
-            # Only S3. Services with their own port have to be disabled by name.
+            # Only S3. Services with their own port must be disabled by name.
             "SERVICES": "s3",
             "SFTP_ENABLED": "0",
             "IOT_MTLS_ENABLED": "0",

@@ -27,10 +27,6 @@ class MotoServer(S3Server):
             *([f"--ssl-cert={self.tls.certificate}", f"--ssl-key={self.tls.key}"] if self.tls else []),
         ]
 
-    def reset(self) -> None:
-        """Delete all buckets, objects and users; takes milliseconds."""
-        self._post("/moto-api/reset")
-
     @contextmanager
     def enforced_authentication(self, *actions: str) -> Iterator[tuple[str, str]]:
         """Check signatures and permissions within the block; outside it, moto accepts any credentials.

@@ -130,18 +130,14 @@ class AirflowApi:
         """Return the slots of every pool, by name."""
         return {entry["name"]: entry["slots"] for entry in self._pages("/pools", "pools", {})}
 
-    def dag_runs(self, dag_id: str) -> list[DagRun]:
-        """Return all runs of a Dag, ordered by hour."""
-        entries = self._pages(f"/dags/{dag_id}/dagRuns", "dag_runs", {"order_by": "run_after"})
-        return [
-            DagRun(
-                run_id=entry["dag_run_id"],
-                state=entry["state"],
-                hour=_as_utc(entry.get("data_interval_start")),
-                duration_seconds=entry.get("duration"),
-            )
-            for entry in entries
-        ]
+    def dag_run(self, dag_id: str, run_id: str) -> DagRun:
+        """Return one run of a Dag."""
+        return _as_dag_run(self.request("GET", f"/dags/{dag_id}/dagRuns/{run_id}"))
+
+    def dag_runs(self, dag_id: str, **filters: str) -> list[DagRun]:
+        """Return all runs of a Dag, or those that the filters of the REST API select, ordered by hour."""
+        entries = self._pages(f"/dags/{dag_id}/dagRuns", "dag_runs", {"order_by": "run_after", **filters})
+        return [_as_dag_run(entry) for entry in entries]
 
     def task_instances(self, dag_id: str, run_id: str) -> list[TaskInstance]:
         """Return the task instances of a run, ordered by map index."""
@@ -194,6 +190,15 @@ class AirflowApi:
             offset += len(page[field])
             if not page[field] or offset >= page["total_entries"]:
                 return
+
+
+def _as_dag_run(entry: Mapping[str, Any]) -> DagRun:
+    return DagRun(
+        run_id=entry["dag_run_id"],
+        state=entry["state"],
+        hour=_as_utc(entry.get("data_interval_start")),
+        duration_seconds=entry.get("duration"),
+    )
 
 
 def _as_utc(value: str | None) -> datetime | None:

@@ -33,12 +33,6 @@ from dev.stack.s3_servers import RCLONE, SERVERS, MissingProgramError
 from dev.stack.stack_record import API_SERVER, S3, StackRecord, stop_in_order, write_record
 
 _MIGRATE = "db-migrate"
-# Without log servers: they listen on all interfaces, and only other machines need them.
-_DAEMONS: Mapping[str, Sequence[str]] = {
-    "scheduler": ("scheduler", "--skip-serve-logs"),
-    "dag-processor": ("dag-processor",),
-    "triggerer": ("triggerer", "--skip-serve-logs"),
-}
 _POLL_SECONDS = 0.5
 _LOG_TAIL_LINES = 30
 
@@ -136,8 +130,8 @@ class LocalStack:
             # a slow machine: so the server starts first.
             self._spawn(API_SERVER, self._airflow_command((API_SERVER,)), self.env)
             self._wait_until_ready(self._api_server_pending, deadline)
-            for name, arguments in self._daemons().items():
-                self._spawn(name, self._airflow_command(arguments), self.env)
+            for name, command in self._daemons().items():
+                self._spawn(name, command, self.env)
             self._wait_until_ready(self.api.unhealthy, deadline)
         except BaseException:
             self.stop()
@@ -186,7 +180,7 @@ class LocalStack:
         if name == S3:
             self._start_s3(deadline)
         else:
-            self._spawn(name, self._airflow_command(_DAEMONS[name]), self.env)
+            self._spawn(name, self._daemons()[name], self.env)
         self._wait_until_ready(self.api.unhealthy, deadline)
 
     def _start_s3(self, deadline: float) -> None:
@@ -207,8 +201,13 @@ class LocalStack:
         return self._airflow_command(("db", "migrate"))
 
     def _daemons(self) -> Mapping[str, Sequence[str]]:
-        """Return the arguments of the scheduler, Dag processor and triggerer, by process name."""
-        return _DAEMONS
+        """Return the command lines of the scheduler, Dag processor and triggerer, by process name."""
+        # Without log servers: they listen on all interfaces, and only other machines need them.
+        return {
+            "scheduler": [sys.executable, "-m", "dev.stack.scheduler", "--skip-serve-logs"],
+            "dag-processor": self._airflow_command(("dag-processor",)),
+            "triggerer": self._airflow_command(("triggerer", "--skip-serve-logs")),
+        }
 
     def _s3_command(self) -> list[str]:
         try:

@@ -39,9 +39,11 @@ from log_rollup_plugin.hours_page.app import create_app
 from log_rollup_plugin.s3.hook import PooledS3Hook
 from log_rollup_plugin.urls import HOURS_URL_PREFIX
 from tests.support.hour_on_server import Pipeline, stream_on
-from tests.support.raw_hours import HOUR, make_hour
+from tests.support.raw_hours import make_hour
 
-NOW = datetime(2026, 11, 23, 12, 30, tzinfo=UTC)
+# Early in its month, because a page reads all past hours of a month.
+HOUR = datetime(2026, 11, 2, 8, tzinfo=UTC)
+NOW = HOUR + timedelta(hours=4, minutes=30)
 START = HOUR - timedelta(hours=4)
 APP, WEB, LATE = "log_rollup_app", "log_rollup_web", "log_rollup_late"
 BUNDLE = "hours-page"
@@ -55,8 +57,8 @@ def bucket_with_hour(rclone_server: RcloneServer) -> Iterator[str]:
         patch.setenv("AIRFLOW_CONN_AWS_DEFAULT", rclone_server.airflow_connection_json())
         rclone_server.create_bucket("hours-page")
         client = rclone_server.client()
-        make_hour(client, "hours-page", "raw/app/20261123/08/", objects=20)
-        Pipeline(stream_on("hours-page", part_size=5 * 1024 * 1024), client, "hours-page").run()
+        make_hour(client, "hours-page", "raw/app/20261102/08/", objects=20)
+        Pipeline(stream_on("hours-page"), client, "hours-page", HOUR).run()
         yield "hours-page"
     rclone_server.delete_bucket("hours-page")
 
@@ -214,7 +216,7 @@ def test_invalid_requests_are_explained(users: Users) -> None:
         ("api/streams/other/hours?month=2026-11", 404, "no stream 'other'"),
         ("api/streams/app/hours?month=2026-13", 400, "write it like 2026-11"),
         ("api/streams/app/hours?month=0001-01", 400, "write it like 2026-11"),
-        ("api/streams/app/hours/2026-11-23T08:30:00Z", 400, "write it like 2026-11-23T08:00:00Z"),
+        ("api/streams/app/hours/2026-11-02T08:30:00Z", 400, "write it like 2026-11-23T08:00:00Z"),
         ("api/streams/app/hours/9999-12-31T23:00:00Z", 400, "of 2000 to 2099"),
         ("api/streams/app/hours/0001-01-01T00:00:00Z", 400, "of 2000 to 2099"),
         ("api/streams/app/hours/1999-12-31T23:00:00Z", 400, "of 2000 to 2099"),
@@ -270,9 +272,9 @@ def test_damaged_marker_affects_only_its_own_hour(
 ) -> None:
     client = rclone_server.client()
     hour = HOUR + timedelta(hours=2)
-    key = "aggregated/app/20261123/10/_SUCCESS"
+    key = "aggregated/app/20261102/10/_SUCCESS"
     marker = json.loads(
-        client.get_object(Bucket=bucket_with_hour, Key="aggregated/app/20261123/08/_SUCCESS")["Body"].read()
+        client.get_object(Bucket=bucket_with_hour, Key="aggregated/app/20261102/08/_SUCCESS")["Body"].read()
     )
     nested = b"[" * 200_000
     wrong = [b"", b"<html>", b'{"format": 1}', json.dumps({**marker, "seconds": None}).encode(), nested]
@@ -480,7 +482,7 @@ def test_hour_page_has_parts_proofs_tasks_and_addresses(users: Users) -> None:
         ("pack_shard", 0),
         ("plan_hour", -1),
     ]
-    assert detail["aggregated"] == {"url": "s3://hours-page/aggregated/app/20261123/08/", "console": None}
+    assert detail["aggregated"] == {"url": "s3://hours-page/aggregated/app/20261102/08/", "console": None}
     assert detail["may_clear"] is False
 
 

@@ -1,22 +1,46 @@
-"""Complete Dag runs in one process, with a real S3 server."""
+"""Complete Dag runs in one process, with a real S3 server: their tasks, links, notes and metrics."""
 
-from collections.abc import Callable
+import json
+import logging
+import os
+import re
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
+from airflow.models.dagrun import DagRun
+from airflow.models.xcom import XComModel
 from airflow.sdk import DAG
+from airflow.utils.session import create_session
+from sqlalchemy import Engine, event, select
 
 from dev.servers import RcloneServer, S3Client
-from tests.dags.conftest import LoadDags
+from include.log_rollup.hour.changes import Changes
+from log_rollup_plugin import metrics
+from log_rollup_plugin.listener import on_dag_run_success
+from tests.dags.conftest import LoadDags, dag_loader, running_statsd
 from tests.dags.test_policy import STEPS, stream
+from tests.dags.test_signals import documented_metrics
 from tests.support.fixtures import BucketFactory
 from tests.support.raw_hours import AGGREGATED, HOUR, MIB, RAW, RawHour, make_hour, put_objects
 from tests.support.verify import assert_not_complete, verify_hour
 
 # The hour ends at the logical date of a manual run.
 END = HOUR + timedelta(hours=1)
+OBJECTS = 30
+STATSD_TYPES = {"counter": "c", "gauge": "g", "timer": "ms"}
 MakeDag = Callable[..., DAG]
+TaskStates = dict[str, list[str]]
+
+
+@pytest.fixture(scope="module")
+def client(rclone_server: RcloneServer) -> S3Client:
+    return rclone_server.client()
 
 
 @pytest.fixture
@@ -25,51 +49,206 @@ def bucket(rclone_server: RcloneServer, make_bucket: BucketFactory) -> str:
 
 
 @pytest.fixture
-def client(rclone_server: RcloneServer) -> S3Client:
-    return rclone_server.client()
-
-
-@pytest.fixture
 def make_dag(
     rclone_server: RcloneServer, bucket: str, load_dags: LoadDags, monkeypatch: pytest.MonkeyPatch
 ) -> MakeDag:
     """Return the Dag of a stream in ``bucket``."""
     monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", rclone_server.airflow_connection_json())
-
-    def make(**settings: Any) -> DAG:
-        places = {"raw": f"s3://{bucket}/raw/app/", "aggregated": f"s3://{bucket}/aggregated/app/"}
-        sizes = {"part_size": "5MiB", "shard_size": "5MiB", "max_connections": 8}
-        times = {"quiet_period": "1s", "poll_interval": "1s"}
-        # The unique name separates the runs and assets of different tests.
-        bag = load_dags(stream(bucket, **{**sizes, **times, **places, **settings}))
-        assert bag.import_errors == {}
-        return bag.dags[f"log_rollup_{bucket}"]
-
-    return make
+    return lambda **settings: dag_of(load_dags, bucket, **settings)
 
 
-def run(dag: DAG, **arguments: Any) -> tuple[str, dict[str, list[str]]]:
+def dag_of(load_dags: LoadDags, bucket: str, **settings: Any) -> DAG:
+    """Return the Dag of a stream that is named like its bucket, which separates runs and assets of tests."""
+    places = {"raw": f"s3://{bucket}/raw/app/", "aggregated": f"s3://{bucket}/aggregated/app/"}
+    sizes = {"part_size": "5MiB", "shard_size": "5MiB", "max_connections": 8}
+    times = {"quiet_period": "1s", "poll_interval": "1s"}
+    bag = load_dags(stream(bucket, **{**sizes, **times, **places, **settings}))
+    assert bag.import_errors == {}
+    return bag.dags[f"log_rollup_{bucket}"]
+
+
+def run(dag: DAG, **arguments: Any) -> tuple[str, TaskStates]:
     """Run a Dag; returns the state of the run, and the states of each task's instances."""
     dag_run = dag.test(**arguments)
-    states: dict[str, list[str]] = {}
+    states: TaskStates = {}
     for instance in dag_run.get_task_instances():
         states.setdefault(instance.task_id, []).append(str(instance.state))
     return str(dag_run.state), states
 
 
-def test_second_run_leaves_a_complete_hour_unchanged(
-    make_dag: MakeDag, client: S3Client, bucket: str
-) -> None:
-    made = make_hour(client, bucket, RAW, objects=30, encodings=("", ".gz"))
-    state, states = run(make_dag(), logical_date=END)
+# -- two runs of one hour ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TwoRuns:
+    """Two runs of one hour, and what they left.
+
+    :param raw: bodies of the raw objects by key
+    :param runs: state of each run, and of its tasks
+    :param markers: ``LastModified`` of the completion marker after each run
+    :param received: what a StatsD server received, type and value by name
+    """
+
+    dag: DAG
+    bucket: str
+    raw: Mapping[str, bytes]
+    runs: list[tuple[str, TaskStates]]
+    markers: list[datetime]
+    received: Mapping[str, tuple[str, float]]
+
+
+@pytest.fixture(scope="module")
+def two_runs(
+    rclone_server: RcloneServer, client: S3Client, database: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[TwoRuns]:
+    """Run an hour, and run it again; the tests only read the result."""
+    bucket = "two-runs"
+    rclone_server.create_bucket(bucket)
+    raw = make_hour(client, bucket, RAW, objects=OBJECTS, encodings=("", ".gz"))
+    runs, markers = [], []
+    with pytest.MonkeyPatch.context() as patch, running_statsd() as statsd:
+        patch.setenv("AIRFLOW_CONN_AWS_DEFAULT", rclone_server.airflow_connection_json())
+        patch.setenv("AIRFLOW__API__BASE_URL", "https://airflow.example.com/here/")
+        dag = dag_of(dag_loader(tmp_path_factory.mktemp("two-runs"), patch), bucket)
+        for minutes in range(2):
+            runs.append(run(dag, logical_date=END + timedelta(minutes=minutes)))
+            markers.append(client.head_object(Bucket=bucket, Key=f"{AGGREGATED}_SUCCESS")["LastModified"])
+        metrics.late_checked(bucket, [Changes(("a", "b"), (), ("c",)), Changes(("d",), ("e",), ())])
+        received = statsd.received("airflow.log_rollup.")
+    yield TwoRuns(dag, bucket, raw, runs, markers, received)
+    rclone_server.delete_bucket(bucket)
+
+
+def test_second_run_leaves_a_complete_hour_unchanged(two_runs: TwoRuns, client: S3Client) -> None:
+    (state, states), (second_state, second_states) = two_runs.runs
     assert state == "success"
     assert set(states) == set(STEPS)
     assert len(states["pack_shard"]) > 1
-    verify_hour(client, bucket, RAW, AGGREGATED, part_size=5 * MIB, expected=made)
-    marker = client.head_object(Bucket=bucket, Key=f"{AGGREGATED}_SUCCESS")["LastModified"]
-    state, states = run(make_dag(), logical_date=END + timedelta(minutes=1))
-    assert (state, states["pack_shard"]) == ("success", ["skipped"])
-    assert client.head_object(Bucket=bucket, Key=f"{AGGREGATED}_SUCCESS")["LastModified"] == marker
+    verify_hour(client, two_runs.bucket, RAW, AGGREGATED, part_size=5 * MIB, expected=two_runs.raw)
+    assert (second_state, second_states["pack_shard"]) == ("success", ["skipped"])
+    assert two_runs.markers[0] == two_runs.markers[1]
+
+
+def test_statsd_gets_each_metric_by_stream_and_in_total(two_runs: TwoRuns, client: S3Client) -> None:
+    stream_suffix = f".{two_runs.bucket}"
+    by_stream = {
+        name.removesuffix(stream_suffix): metric
+        for name, metric in two_runs.received.items()
+        if name.endswith(stream_suffix)
+    }
+    assert by_stream == {
+        name: metric for name, metric in two_runs.received.items() if not name.endswith(stream_suffix)
+    }
+    assert {name: kind for name, (kind, _) in by_stream.items()} == {
+        name: STATSD_TYPES[kind] for name, kind in documented_metrics().items()
+    }
+    values = {name: value for name, (_, value) in by_stream.items()}
+    marker = json.loads(client.get_object(Bucket=two_runs.bucket, Key=f"{AGGREGATED}_SUCCESS")["Body"].read())
+    assert (values["hours"], values["objects"]) == (1, OBJECTS)
+    assert values["bytes"] > values["parts"] > 1
+    # Other tests' idle connections from this process to the same server count too, so it may exceed the cap here.
+    assert 0 < values["peak_sockets"] <= marker["peak"]["sockets"]
+    assert values["shard_duration"] > 0
+    # A slow server may cause a few.
+    assert (values["retries"], values["throttles"]) == (marker["retries"], marker["throttles"])
+    kinds = ("changed_hours", "late_objects", "changed_objects", "vanished_objects")
+    assert [values[kind] for kind in kinds] == [2, 3, 1, 1]
+
+
+def test_tasks_link_to_their_hour_and_its_files(two_runs: TwoRuns, rclone_server: RcloneServer) -> None:
+    hour = {
+        "_link_HourLink": "https://airflow.example.com/here/plugin/log-rollup-hours/log-rollup/hours/"
+        f"?stream={two_runs.bucket}&hour=2026-11-23T08:00:00Z"
+    }
+    files = f"{rclone_server.endpoint_url}/{two_runs.bucket}/{AGGREGATED}"
+    manifest = {"_link_ManifestLink": f"{files}_manifest.jsonl.gz"}
+    assert stored_links(two_runs.dag, END) == {
+        "plan_hour": hour,
+        "pack_shard": hour,
+        "validate_hour": {**hour, **manifest},
+        "complete_hour": {**hour, **manifest, "_link_MarkerLink": f"{files}_SUCCESS"},
+    }
+    assert two_runs.dag.get_task("pack_shard").operator_class.operator_extra_links[0].name == "Hour"
+
+
+def stored_links(dag: DAG, logical_date: datetime) -> dict[str, dict[str, str]]:
+    """Return the links that Airflow stored for each task; for a mapped task those of its last instance."""
+    found: dict[str, dict[str, str]] = {}
+    with open_run(dag, logical_date) as dag_run, create_session() as session:
+        wanted = select(XComModel).where(
+            XComModel.dag_id == dag.dag_id,
+            XComModel.run_id == dag_run.run_id,
+            XComModel.key.startswith("_link_"),
+        )
+        for row in session.scalars(wanted):
+            found.setdefault(row.task_id, {})[row.key] = row.value
+    return found
+
+
+@contextmanager
+def open_run(dag: DAG, logical_date: datetime = END) -> Iterator[DagRun]:
+    """Open a run of a Dag, in a session that is committed at the end."""
+    with create_session() as session:
+        wanted = select(DagRun).where(DagRun.dag_id == dag.dag_id, DagRun.logical_date == logical_date)
+        yield session.scalars(wanted).one()
+
+
+def succeed(dag: DAG, **changed: Any) -> None:
+    """Do what the scheduler does when the run has succeeded, with other changes of its own."""
+    with open_run(dag) as dag_run:
+        for name, value in changed.items():
+            setattr(dag_run, name, value)
+        on_dag_run_success(dag_run=dag_run, msg="success")
+
+
+@contextmanager
+def before(statement: str, action: Callable[[], None]) -> Iterator[None]:
+    """Call ``action`` before each SQL statement that begins like this."""
+
+    def run_action(_connection: Any, _cursor: Any, sql: str, *_: Any) -> None:
+        if sql.startswith(statement):
+            action()
+
+    event.listen(Engine, "before_cursor_execute", run_action)
+    try:
+        yield
+    finally:
+        event.remove(Engine, "before_cursor_execute", run_action)
+
+
+def fail_insert() -> None:
+    raise RuntimeError("the database refuses")
+
+
+def write_elsewhere() -> None:
+    """Write to the database from another connection, as other processes do."""
+    with closing(sqlite3.connect(Path(os.environ["AIRFLOW_HOME"]) / "airflow.db")) as database, database:
+        database.execute("UPDATE slot_pool SET description = hex(randomblob(8))")
+
+
+def test_successful_run_gets_a_note(two_runs: TwoRuns, caplog: pytest.LogCaptureFixture) -> None:
+    dag = two_runs.dag
+    with before("INSERT INTO dag_run_note", fail_insert), caplog.at_level(logging.ERROR):
+        succeed(dag, conf={"the scheduler": "has done something"})
+    assert "could not write the note of run" in caplog.text
+    with open_run(dag) as dag_run:
+        assert (dag_run.note, dag_run.conf) == (None, {"the scheduler": "has done something"})
+    with before("INSERT INTO dag_run_note", write_elsewhere):
+        succeed(dag)
+    with open_run(dag) as dag_run:
+        note = str(dag_run.note)
+    assert re.fullmatch(rf"{OBJECTS} objects, [0-9.]+ MiB -> [0-9]+ parts, verified by CRC", note)
+    # A cleared run gets a new note; a note that a person wrote stays.
+    stale = note.replace(f"{OBJECTS} objects", "1,000 objects")
+    for content, user, expected in ((stale, None, note), ("mine", None, "mine"), (stale, "admin", stale)):
+        with open_run(dag) as dag_run:
+            dag_run.dag_run_note.content, dag_run.dag_run_note.user_id = content, user
+        succeed(dag)
+        with open_run(dag) as dag_run:
+            assert dag_run.note == expected
+
+
+# -- runs of other hours -------------------------------------------------------------------------------
 
 
 def test_hour_of_the_form_overrides_the_data_interval(

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -156,15 +157,16 @@ def test_every_airflow_command_is_valid(service: Service) -> None:
 
 @pytest.mark.parametrize("service", AIRFLOW.values(), ids=AIRFLOW)
 def test_every_variable_is_known_to_airflow_or_to_us(service: Service) -> None:
+    known = conf.configuration_description
     for variable in (service.environment | image_environment()).keys() - IMAGE_VARIABLES:
         if variable in OUR_VARIABLES:
-            assert re.search(rf"\b{variable}\b", "".join(_sources())), f"nothing reads {variable}"
+            assert re.search(rf"\b{variable}\b", _sources()), f"nothing reads {variable}"
             continue
         prefix, section, option = variable.split("__")
         assert prefix == "AIRFLOW"
         # Airflow passes the options of this section on, and does not describe them.
         if section != "CELERY_BROKER_TRANSPORT_OPTIONS":
-            options = conf.configuration_description[section.lower()]["options"]
+            options = known[section.lower()]["options"]
             assert option.lower() in options, f"Airflow has no option {variable}"
 
 
@@ -225,7 +227,7 @@ def test_aws_needs_only_a_connection() -> None:
         instead
     )
     worker = services(aws)["airflow-worker"]
-    assert services(aws)["airflow-init"].command == ("python", "-m", "deploy.init")
+    assert services(aws)["airflow-init"].command == ("python", "-m", "deploy.init_airflow")
     assert worker.environment["LOG_ROLLUP_STREAMS"] == ""
     assert "endpoint_url" not in worker.environment["AIRFLOW_CONN_AWS_DEFAULT"]
     assert worker.environment["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS"] == "False"
@@ -242,8 +244,10 @@ def test_open_file_limit_allows_the_largest_stream() -> None:
     )
 
 
-def _sources() -> list[str]:
+@cache
+def _sources() -> str:
+    """Return the text of all modules that may read a variable of the compose file."""
     folders = ("include", "plugins", "deploy", "dev/demo")
     sources = [path.read_text() for folder in folders for path in (ROOT / folder).rglob("*.py")]
     # Python itself reads PYTHONPATH, and Airflow the connection.
-    return [*sources, "PYTHONPATH AIRFLOW_CONN_AWS_DEFAULT"]
+    return "\n".join([*sources, "PYTHONPATH AIRFLOW_CONN_AWS_DEFAULT"])

@@ -1,4 +1,4 @@
-"""Draws sockets over time, with the cap as a line, as SVG by hand."""
+"""Draws the number of sockets over time, and the limit, as SVG."""
 
 from collections.abc import Callable, Sequence
 from html import escape
@@ -13,11 +13,11 @@ Scale = Callable[[float], float]
 
 
 def sockets_plot(title: str, sockets: Points, cap: Points, events: Sequence[tuple[float, str]]) -> str:
-    """Return the plot.
+    """Return the plot as SVG.
 
-    :param sockets: seconds and connections of all processes together, in the order of time
-    :param cap: seconds from which on a cap holds, and that cap
-    :param events: seconds, and what happened then
+    :param sockets: seconds, and connections of all processes together, in the order of time
+    :param cap: seconds, and the limit from then on
+    :param events: seconds, and the label of an event
     """
     end = sockets[-1][0]
     highest = max(*(value for _, value in sockets), *(value for _, value in cap)) * 1.1
@@ -43,13 +43,13 @@ def sockets_plot(title: str, sockets: Points, cap: Points, events: Sequence[tupl
     )
     middle = (_LEFT + WIDTH - _RIGHT) / 2
     parts.append(f'<text x="{middle}" y="{HEIGHT - 8}" text-anchor="middle" fill="{_INK}">seconds</text>')
-    for index, (seconds, what) in enumerate(events):
-        place = f'x="{x(seconds) + 4}" y="{_TOP + 10 + 14 * (index % 3)}"'
+    for index, (seconds, label) in enumerate(events):
+        position = f'x="{x(seconds) + 4}" y="{_TOP + 10 + 14 * (index % 3)}"'
         parts.append(
             f'<path d="M{x(seconds)} {_TOP}V{HEIGHT - _BOTTOM}" stroke="{_EVENT}" stroke-dasharray="3 3"/>'
         )
-        parts.append(f'<text {place} fill="{_EVENT}">{escape(what)}</text>')
-    # Between two samples the number of the earlier one holds.
+        parts.append(f'<text {position} fill="{_EVENT}">{escape(label)}</text>')
+    # A sample is valid until the next one.
     parts.append(f'<path d="{_steps(sockets, end, x, y)}" fill="none" stroke="{_CURVE}" stroke-width="1.2"/>')
     parts.append(f'<path d="{_steps(cap, end, x, y)}" fill="none" stroke="{_CAP}" stroke-width="2"/>')
     label = f'x="{WIDTH - _RIGHT}" y="{y(cap[-1][1]) - 6}" text-anchor="end" fill="{_CAP}"'

@@ -1,9 +1,9 @@
-"""The steps that `make fleet-test` runs on a fleet, and what is observed for the tests."""
+"""The steps that `make fleet-test` runs on a fleet, and what they observe for the tests."""
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from shutil import copytree, ignore_patterns
@@ -31,15 +31,16 @@ HALVED_SLOTS = 20
 MAIN = "log_rollup_app"
 SCALING = ("log_rollup_one", "log_rollup_two")
 PATIENCE_SECONDS = 200.0
-# How the completion marker is laid out, by the two versions of the code.
-OLD_LAYOUT = "json.dumps(marker, indent=1)"
-NEW_LAYOUT = "json.dumps(marker, indent=3)"
+# The module that writes `_SUCCESS`, and its indentation in the two versions of the code.
+RECORDS = Path("include/log_rollup/hour/records.py")
+OLD_LAYOUT = "json.dumps(self.to_json(), indent=1)"
+NEW_LAYOUT = "json.dumps(self.to_json(), indent=3)"
 _ENDED = ("success", "failed")
 
 
 @dataclass(frozen=True)
 class Work:
-    """What the same work took with a number of workers; CPU is that of all processes of the fleet."""
+    """The cost of the same work with a number of workers; CPU time is that of all processes of the fleet."""
 
     workers: int
     hours: int
@@ -52,7 +53,7 @@ class Work:
 
 @dataclass
 class Scenario:
-    """The fleet, its raw hours, and what was observed."""
+    """The fleet, its raw hours, and the observations."""
 
     stack: FleetStack
     say: Callable[[str], None]
@@ -73,7 +74,7 @@ class Scenario:
     shards: list[TaskInstance] = field(default_factory=list)
 
     def prepare(self) -> None:
-        """Make the raw hours and the streams file; before the S3 server starts, which remembers folders."""
+        """Make the raw hours and the streams file; call it before the S3 server starts, which caches folders."""
         streams: list[dict[str, Any]] = []
         for name, hours, scheduled in (
             ("app", CATCHUP_HOURS + BACKFILL_HOURS, CATCHUP_HOURS),
@@ -82,7 +83,7 @@ class Scenario:
         ):
             bucket = self.stack.paths.bucket
             self.made[name] = [
-                # "one" and "two" are the same work: the same seed.
+                # The same seed, so that "one" and "two" are the same work.
                 write_hour(bucket / hour_prefix(f"raw/{name}/", hour), hour, OBJECTS, seed=5)
                 for hour in last_complete_hours(hours, self.now)
             ]
@@ -101,7 +102,7 @@ class Scenario:
         self.stack.paths.streams.write_text(yaml.safe_dump({"defaults": settings, "streams": streams}))
 
     def scale(self) -> None:
-        """Let one worker do some hours, and two the same hours again, without the slow network."""
+        """Roll up the same hours with one worker and then with two, without the bandwidth limit."""
         self.stack.toggle_bandwidth_limit()
         for dag_id, made in zip(SCALING, (self.made["one"], self.made["two"]), strict=True):
             if self.work:
@@ -125,7 +126,7 @@ class Scenario:
             self.say(f"{self.work[-1].workers} worker(s): {self.work[-1].seconds:.1f} s")
 
     def hold_the_cap(self) -> None:
-        """Six hours and a backfill at once; on the way the pool is halved, and a worker is killed."""
+        """Run a catchup and a backfill; meanwhile halve the pool, kill a worker and replace the workers."""
         triggerer = next(one.pid for one in self.stack.records if one.name == TRIGGERER)
         self.triggerer = frozenset(with_descendants(triggerer)())
         port = self.stack.addresses.s3_port
@@ -133,20 +134,20 @@ class Scenario:
         self.stack.toggle_bandwidth_limit()
         with (
             PortWatch([port], interval_seconds=0.05) as sockets,
-            # Whose connections they are, which costs more to find out.
+            # Finds the process of each connection, which costs more CPU time.
             Watch(self.stack.pids, [port], interval_seconds=0.4) as watch,
         ):
             self._unpause(MAIN)
             self._backfill()
-            self.say(f"{CATCHUP_HOURS} hours and a backfill of {BACKFILL_HOURS} are under way")
-            self.wait_for("a full pool and some shards done", lambda: self._busy(3, POOL_SLOTS))
+            self.say(f"{CATCHUP_HOURS} hours and a backfill of {BACKFILL_HOURS} hours are running")
+            self.wait_for("a full pool and some finished shards", lambda: self._busy(3, POOL_SLOTS))
             self._resize_pool(HALVED_SLOTS)
             self.halved_at = sockets.now()
             self.say(f"the pool is halved to {HALVED_SLOTS}")
             self.wait_for("the pool within its new size", lambda: self._occupied() <= HALVED_SLOTS)
             self.followed_at = sockets.now()
-            victim = self.wait_for("a worker at work", lambda: self._worker_with_sockets(watch))
-            record, self.sockets_of_killed = victim
+            busy = self.wait_for("a busy worker", lambda: self._worker_with_sockets(watch))
+            record, self.sockets_of_killed = busy
             self.stack.kill_worker(record)
             self.killed_at, self.killed = sockets.now(), record.name
             self.say(f"{record.name} is killed, with {self.sockets_of_killed} sockets open")
@@ -163,26 +164,26 @@ class Scenario:
         ]
 
     def _replace_workers(self, sockets: PortWatch) -> None:
-        """Roll a new version of the code out in the middle of the backfill."""
-        before = self.stack.workers()
+        """Deploy a new version of the code during the backfill."""
+        old_workers = self.stack.workers()
         self.stack.start_worker(self.new_version)
-        for record in before:
+        for record in old_workers:
             self.stack.retire_worker(record, grace_seconds=60)
         self.upgraded_at = sockets.now()
         self.say("the workers are replaced by one of a new version of the code")
 
     def make_new_version(self, folder: Path) -> None:
-        """Copy the project, with a change that shows in `_SUCCESS` which version has completed an hour."""
+        """Copy the project, with a change that shows in `_SUCCESS` which version completed an hour."""
         for name in ("dags", "plugins", "include"):
             copytree(self.stack.project / name, folder / name, ignore=ignore_patterns("__pycache__"))
-        records = folder / "include" / "log_rollup" / "records.py"
+        records = folder / RECORDS
         text = records.read_text()
         assert text.count(OLD_LAYOUT) == 1
         records.write_text(text.replace(OLD_LAYOUT, NEW_LAYOUT))
         self.new_version = folder
 
     def wait_for(self, what: str, probe: Callable[[], Any]) -> Any:
-        """Ask until the answer is true; the fleet must stay up meanwhile."""
+        """Call `probe` until its result is true, and return the result; the fleet must stay up meanwhile."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while time.monotonic() < deadline:
             self.stack.check()
@@ -190,10 +191,10 @@ class Scenario:
                 if answer := probe():
                     return answer
             except ApiUnavailableError:
-                # Busy for a moment; if it has died, the next check says so.
+                # Busy for a moment; the next check raises if it has ended.
                 pass
             time.sleep(0.5)
-        raise AssertionError(f"{what} did not come within {PATIENCE_SECONDS:.0f} s")
+        raise AssertionError(f"{what} did not happen within {PATIENCE_SECONDS:.0f} s")
 
     def _ended(self, dag_id: str, made: list[MadeHour]) -> dict[datetime, str]:
         wanted = {one.hour for one in made}
@@ -212,7 +213,7 @@ class Scenario:
             "POST", "/backfills",
             json={
                 "dag_id": MAIN, "from_date": hours[0].isoformat(),
-                # Up to the logical date of the last one, and not to that of the one after it.
+                # The last hour's own logical date is included, that of the next hour is not.
                 "to_date": (hours[-1] + timedelta(minutes=1)).isoformat(),
             },
         )  # fmt: skip
@@ -241,8 +242,3 @@ class Scenario:
             if sockets > 2:
                 return record, sockets
         return None
-
-
-def utc_now() -> datetime:
-    """The time from which the scenario's hours count back."""
-    return datetime.now(UTC)

@@ -1,7 +1,7 @@
 """The fleet of docker-compose.yaml without containers: the same commands and environments, as plain processes.
 
-PostgreSQL and Redis are those of the machine, or of Debian's packages, which root may install; the S3 server is
-rclone. Only what differs because all of it shares one host is set on top: addresses, paths, names of workers.
+PostgreSQL and Redis are the installed ones, or Debian's packages if this is root; the S3 server is rclone. Only
+addresses, paths and names of workers differ, because all processes share one host.
 """
 
 import os
@@ -40,46 +40,46 @@ _POLL_SECONDS = 0.2
 class FleetStack(LocalStack):
     """PostgreSQL, Redis, S3, Airflow's four processes and Celery workers, started and stopped together.
 
-    :param worker_count: how many workers there are at the start
+    :param worker_count: number of workers at the start
     """
 
     worker_count: int = 1
     _started_workers: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        """Choose the ports, make the keys, and look for the programs.
+        """Choose the ports, generate the keys, and find the programs.
 
-        :raises tests.support.debian.MissingProgramError: if one isn't there
+        :raises tests.support.debian.MissingProgramError: if a program is missing
         """
         super().__post_init__()
-        # Debian keeps it out of PATH, in a folder for each version.
+        # Debian installs it outside PATH, in a folder for each version.
         self._postgres_bin = debian.program("initdb", "postgresql", "usr/lib/postgresql/*/bin").parent
         self._redis_server = debian.program("redis-server", "redis-server")
         self._postgres_port, self._redis_port, self._health_port = free_ports(None, None, None)
         self.variables = dotenv(render((ROOT / ".env.example").read_text())) | {
-            # The test makes its own hours.
+            # The test writes its own raw hours.
             "INIT_MODULE": "",
             "DEMO_HOURS": "",
             "LOG_ROLLUP_STREAMS": str(self.paths.streams),
         }
-        # Below /tmp itself, because the user that PostgreSQL runs as may not enter the folders of tests.
+        # Directly in /tmp: PostgreSQL's user has no access to the folders of tests.
         self._database = Path(tempfile.mkdtemp(prefix="log-rollup-postgres-"))
 
     @property
     def service(self) -> Mapping[str, Service]:
-        """The services as the compose file has them."""
+        """The services of the compose file."""
         return services(self.variables)
 
     @property
     def env(self) -> dict[str, str]:
-        """What the compose file and the image give to an Airflow process, with this machine's addresses."""
+        """The environment that the compose file and the image set, with this machine's addresses."""
         return self._environment(self.project)
 
     def _environment(self, project: Path) -> dict[str, str]:
-        given = image_environment() | self.service[WORKER].environment
+        theirs = image_environment() | self.service[WORKER].environment
         return (
             clean_environment(os.environ)
-            | {name: self._here(value, project) for name, value in given.items()}
+            | {name: self._here(value, project) for name, value in theirs.items()}
             | {
                 "AIRFLOW_HOME": str(self.paths.airflow_home),
                 "AIRFLOW__API__HOST": "127.0.0.1",
@@ -99,11 +99,11 @@ class FleetStack(LocalStack):
 
     @property
     def records(self) -> tuple[ProcessRecord, ...]:
-        """Every process that was started and should be running."""
+        """All processes that should be running."""
         return tuple(self._records)
 
     def start(self) -> None:
-        """See :meth:`LocalStack.start`; the workers come last."""
+        """See :meth:`LocalStack.start`; also start the workers."""
         super().start()
         try:
             for _ in range(self.worker_count):
@@ -113,7 +113,7 @@ class FleetStack(LocalStack):
             raise
 
     def stop(self) -> int:
-        """See :meth:`LocalStack.stop`; the database goes with it."""
+        """See :meth:`LocalStack.stop`; also delete the database."""
         count = super().stop()
         shutil.rmtree(self._database, ignore_errors=True)
         return count
@@ -121,7 +121,7 @@ class FleetStack(LocalStack):
     def start_worker(self, project: Path | None = None) -> ProcessRecord:
         """Start one more worker, and wait until it takes tasks.
 
-        :param project: where its code lies, if not where all others have it
+        :param project: the root of its code; by default that of all other processes
         """
         self._started_workers += 1
         name = f"{WORKER}-{self._started_workers}"
@@ -138,11 +138,11 @@ class FleetStack(LocalStack):
         return record
 
     def workers(self) -> list[ProcessRecord]:
-        """The workers that should be running."""
+        """Return the workers that should be running."""
         return [record for record in self._records if record.name.startswith(WORKER)]
 
     def kill_worker(self, record: ProcessRecord) -> None:
-        """Kill a worker with all its processes by SIGKILL at once, as the end of its container would."""
+        """Kill a worker and all its processes with SIGKILL, as the loss of its container would."""
         members = processes.family([record])
         for member in members:
             with suppress(psutil.NoSuchProcess):
@@ -151,7 +151,7 @@ class FleetStack(LocalStack):
         self._records.remove(record)
 
     def retire_worker(self, record: ProcessRecord, grace_seconds: float) -> None:
-        """Ask a worker to end (SIGTERM to its main process, as the engine does), and wait until it has."""
+        """Send SIGTERM to a worker's main process, as the container engine does, and wait until it has ended."""
         members = processes.family([record])
         os.kill(record.pid, signal.SIGTERM)
         _gone, left = psutil.wait_procs(members, timeout=grace_seconds)
@@ -161,7 +161,7 @@ class FleetStack(LocalStack):
         self._records.remove(record)
 
     def toggle_bandwidth_limit(self) -> None:
-        """Lift the S3 server's limit of its bandwidth, or set it again (rclone does so at SIGUSR2)."""
+        """Remove the S3 server's bandwidth limit, or set it again (rclone does so on SIGUSR2)."""
         os.kill(next(one.pid for one in self._records if one.name == S3), signal.SIGUSR2)
 
     def run_healthcheck(self, service: str) -> None:
@@ -170,27 +170,27 @@ class FleetStack(LocalStack):
         :raises subprocess.CalledProcessError: if it fails
         """
         kind, *words = map(self._here, self.service[service].definition["healthcheck"]["test"])
-        # Two workers of one host have names of their own.
-        alive = self.workers()[-1].name if self.workers() else WORKER
-        words = [word.replace("celery@$", f"{alive}@$") for word in words]
+        # Workers that share a host have different names.
+        worker = self.workers()[-1].name if self.workers() else WORKER
+        words = [word.replace("celery@$", f"{worker}@$") for word in words]
         command = ["/bin/sh", "-c", *words] if kind == "CMD-SHELL" else words
         subprocess.run(command, env=self.env, check=True, capture_output=True, timeout=60)
 
     def pids(self) -> list[int]:
-        """All processes of the fleet."""
+        """Return all processes of the fleet."""
         return with_descendants(*(one.pid for one in self.records))()
 
     def cpu_seconds(self) -> float:
-        """CPU time of all processes of the fleet up to now, of those too that have ended meanwhile."""
+        """Return the CPU time of all processes of the fleet so far, including those that have ended."""
         total = 0.0
         for process in processes.family(self._records):
             with suppress(psutil.NoSuchProcess):
                 times = process.cpu_times()
-                # A parent has the times of the children that it has waited for.
+                # Includes the children for which the process has waited.
                 total += times.user + times.system + times.children_user + times.children_system
         return total
 
-    # -- what LocalStack asks for ----------------------------------------------------------------------
+    # -- steps of LocalStack.start ----------------------------------------------------------------------
 
     def _start_stores(self, deadline: float) -> None:
         self.log("starting PostgreSQL and Redis")
@@ -202,14 +202,14 @@ class FleetStack(LocalStack):
 
     def _daemons(self) -> Mapping[str, Sequence[str]]:
         names = ("airflow-scheduler", "airflow-dag-processor", TRIGGERER)
-        return {name: self.service[name].command for name in names}
+        return {name: self._airflow_command(self.service[name].command) for name in names}
 
     def _s3_command(self) -> list[str]:
         # The command line of the compose file behind the program of the locked package.
         return [super()._s3_command()[0], *map(self._here, self.service["s3"].command)]
 
     def _s3_env(self) -> dict[str, str]:
-        # So slow that a task's connections stay open for seconds, as over a network.
+        # Slow, so that a task's connections stay open for seconds, as over a network.
         return clean_environment(os.environ) | self.service["s3"].environment | {"RCLONE_BWLIMIT": "12M"}
 
     # -- PostgreSQL and Redis --------------------------------------------------------------------------
@@ -258,7 +258,7 @@ class FleetStack(LocalStack):
 
     def _start_redis(self, deadline: float) -> None:
         settings = self.paths.state / "redis.conf"
-        # What the compose file has on the command line, where other users of this machine would see the password.
+        # Not on the command line, as in the compose file: other users of this machine would see the password.
         given = self.service[REDIS].command
         options = [f"{name.removeprefix('--')} {value or chr(34) * 2}" for name, value in _pairs(given[1:])]
         settings.touch(mode=0o600)
@@ -271,11 +271,11 @@ class FleetStack(LocalStack):
         )
 
     def _python_command(self, command: Sequence[str]) -> list[str]:
-        # The image's entry point runs `python` as it is, and everything else as an argument of `airflow`.
+        # The image's entry point runs `python` itself, and takes anything else as arguments of `airflow`.
         return [self._airflow_command(())[0], *command[1:]]
 
     def _here(self, value: str, project: Path | None = None) -> str:
-        """Put this machine's addresses and paths where the compose file has those of the containers."""
+        """Replace addresses and paths of the containers with those of this machine."""
         for theirs, ours in (
             ("/opt/log-rollup", str((project or self.project).resolve())),
             ("/opt/airflow", str(self.paths.airflow_home)),

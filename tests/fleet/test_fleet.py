@@ -1,10 +1,11 @@
-"""The cap across Celery workers: what `make fleet-test` runs. Several tests check one scenario."""
+"""The connection limit across Celery workers, as `make fleet-test` runs it: several tests of one scenario."""
 
 import json
 import signal
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,6 @@ from tests.fleet.scenario import (
     PART_SIZE,
     POOL_SLOTS,
     Scenario,
-    utc_now,
 )
 from tests.fleet.stack import FleetStack
 from tests.support.compose import ROOT
@@ -31,10 +31,10 @@ from tests.support.verify import verify_hour
 
 pytestmark = [pytest.mark.fleet, pytest.mark.timeout(480)]
 BUILD = ROOT / "build"
-# What differs from the compose file, so that the scenario fits into minutes on a small machine.
+# Differences from the compose file, so that the scenario takes minutes on a small machine.
 SETTINGS = {
     "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "True",
-    # Three tasks at once for each worker: more than the pool lets pack, less than this machine has memory for.
+    # More tasks than the pool allows to pack, and few enough for the memory of a small machine.
     "AIRFLOW__CELERY__WORKER_CONCURRENCY": "3",
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "25",
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "5",
@@ -46,31 +46,31 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def scenario(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scenario]:
-    """The scenario, played once; the fleet keeps running for the tests."""
+    """The scenario after its only run; the fleet keeps running for the tests."""
     began = time.monotonic()
 
     def say(message: str) -> None:
         print(f"[{time.monotonic() - began:5.0f} s] {message}", flush=True)
 
-    # So that the fleet is stopped when this process is asked to end.
+    # Stop the fleet when this process gets SIGTERM.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         stack = FleetStack(tmp_path_factory.mktemp("fleet"), extra_env=SETTINGS, log=say)
     except MissingProgramError as error:
         pytest.fail(str(error), pytrace=False)
-    one = Scenario(stack, say, utc_now())
-    one.prepare()
-    one.make_new_version(tmp_path_factory.mktemp("new-version"))
+    made = Scenario(stack, say, datetime.now(UTC))
+    made.prepare()
+    made.make_new_version(tmp_path_factory.mktemp("new-version"))
     with stack:
         say("the fleet is healthy")
-        one.scale()
-        one.hold_the_cap()
-        _report(one)
-        yield one
+        made.scale()
+        made.hold_the_cap()
+        _report(made)
+        yield made
 
 
 def _report(scenario: Scenario) -> None:
-    """Print what was seen, and leave it in build/ with the plot."""
+    """Print the observations, and write them and the plot into build/."""
     BUILD.mkdir(exist_ok=True)
     curve = [(round(seconds, 2), sockets) for seconds, sockets in scenario.sockets]
     peak = max(sockets for _, sockets in curve)
@@ -81,8 +81,8 @@ def _report(scenario: Scenario) -> None:
         [(0.0, POOL_SLOTS), (scenario.followed_at, HALVED_SLOTS)],
         [
             (scenario.halved_at, "pool halved"),
-            (scenario.followed_at, "running tasks have ended"),
-            (scenario.killed_at, "a worker is killed"),
+            (scenario.followed_at, "pool within its new size"),
+            (scenario.killed_at, "worker killed"),
             (scenario.upgraded_at, "new version of the code"),
         ],
     )
@@ -120,7 +120,7 @@ def test_sockets_of_all_processes_never_exceed_the_pool(scenario: Scenario) -> N
     assert (
         MAX_CONNECTIONS
         < max(sockets for _, sockets in scenario.sockets)
-        <= POOL_SLOTS + of_triggerer(scenario)
+        <= POOL_SLOTS + triggerer_sockets(scenario)
     )
     assert (
         max(process.sockets for sample in scenario.samples for process in sample.processes) <= MAX_CONNECTIONS
@@ -129,11 +129,11 @@ def test_sockets_of_all_processes_never_exceed_the_pool(scenario: Scenario) -> N
 
 def test_halved_pool_limits_the_tasks_that_start_later(scenario: Scenario) -> None:
     later = [sockets for seconds, sockets in scenario.sockets if seconds >= scenario.followed_at]
-    assert 0 < max(later) <= HALVED_SLOTS + of_triggerer(scenario)
+    assert 0 < max(later) <= HALVED_SLOTS + triggerer_sockets(scenario)
 
 
-def of_triggerer(scenario: Scenario) -> int:
-    """The most of the triggerer's, which are outside of the pool: none, unless an hour begins just now."""
+def triggerer_sockets(scenario: Scenario) -> int:
+    """Return the triggerer's largest number of sockets, which the pool does not count: none without deferrals."""
     peak = max(
         sum(process.sockets for process in sample.processes if process.pid in scenario.triggerer)
         for sample in scenario.samples

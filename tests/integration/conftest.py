@@ -8,6 +8,7 @@ from airflow.providers.amazon.aws.hooks.base_aws import AwsGenericHook
 
 from dev.servers import S3Server
 from log_rollup_plugin.listener import create_missing_pools
+from tests.integration.fork_server import ForkServer
 from tests.support.hour_on_server import Pipeline, stream_on
 
 PipelineFactory = Callable[..., Pipeline]
@@ -15,7 +16,7 @@ PipelineFactory = Callable[..., Pipeline]
 
 @pytest.fixture(scope="session", autouse=True)
 def no_caller_lookup() -> Iterator[None]:
-    """Spare each client the search of the stack for the name that the provider puts into the user agent."""
+    """Skip the provider's search of the call stack for a name in the user agent; it takes CPU for each client."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(AwsGenericHook, "_get_caller", lambda *_: "test")
         yield
@@ -23,7 +24,7 @@ def no_caller_lookup() -> Iterator[None]:
 
 @pytest.fixture
 def pipeline_on(monkeypatch: pytest.MonkeyPatch) -> PipelineFactory:
-    """Makes a pipeline: ``pipeline_on(server, bucket, endpoint=None, **settings of the stream)``."""
+    """Makes pipelines: ``pipeline_on(server, bucket, endpoint=None, **settings of the stream)``."""
 
     def make(server: S3Server, bucket: str, endpoint: str | None = None, **settings: Any) -> Pipeline:
         connection = server.airflow_connection_json(endpoint)
@@ -39,7 +40,14 @@ def pipeline(s3_server: S3Server, bucket: str, pipeline_on: PipelineFactory) -> 
     return pipeline_on(s3_server, bucket)
 
 
+@pytest.fixture(scope="session")
+def fork_server() -> Iterator[ForkServer]:
+    """Starts processes that roll hours up."""
+    with ForkServer() as server:
+        yield server
+
+
 @pytest.fixture
 def pool(database: None) -> None:
-    """The pool, in the metadata database, as a scheduler makes it at its start."""
+    """The pool in the metadata database, which a scheduler creates when it starts."""
     create_missing_pools()

@@ -1,12 +1,17 @@
-"""Packs planned shards, or rolls a whole hour up, in a process of its own that a test can watch, limit and kill.
+"""Rolls hours up in child processes, for tests.integration.fork_server.
 
-Prints, behind ``RESULT``, what each shard measured, or the error.
+Imports Airflow once, which takes seconds, and forks a child for each request. A request is a line of JSON on
+stdin. On stdout come the lines ``PID``, ``RESULT`` (what a shard measured, or the error) and ``EXIT``.
 """
 
-import argparse
 import json
+import os
+import resource
 import sys
+import traceback
+from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
 
 from include.log_rollup.errors import RollupError
 from include.log_rollup.hour.plan import ShardRef
@@ -15,28 +20,38 @@ from include.log_rollup.streams import Stream
 from tests.support.hour_on_server import Pipeline
 
 
-def main() -> int:
-    """Do what is asked for; 0 if all went well, 1 after an error of the pipeline."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("settings", help="of the stream, as JSON")
-    parser.add_argument("--shards", help="references of planned shards as JSON; without them, the whole hour")
-    parser.add_argument(
-        "--copy-in-parts-above", type=int, help="bytes; so that a test does without objects of 5 GiB"
-    )
-    arguments = parser.parse_args()
-    if arguments.copy_in_parts_above:
-        packer.LARGEST_COPY_BYTES = packer.COPY_RANGE_BYTES = arguments.copy_in_parts_above
-    stream = Stream.model_validate_json(arguments.settings)
-    # No client of its own: what it does here goes through the hook alone.
+def serve() -> None:
+    """Run the requests one after the other."""
+    for line in sys.stdin:
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                code = run(json.loads(line))
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        print("PID", pid, flush=True)
+        print("EXIT", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+
+
+def run(request: Mapping[str, Any]) -> int:
+    """Pack planned shards, or run all steps of the hour; return 1 after an error of the pipeline, else 0."""
+    os.environ.update(request["environment"])
+    if request["open_files"] is not None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (request["open_files"],) * 2)
+    if request["copy_in_parts_above"]:
+        packer.LARGEST_COPY_BYTES = packer.COPY_RANGE_BYTES = request["copy_in_parts_above"]
+    stream = Stream.model_validate(request["settings"])
+    # The steps use the hook; the plain client is for tests.
     pipeline = Pipeline(stream, None, stream.raw.bucket)
+    whole_hour = request["shards"] is None
     try:
-        if arguments.shards is None:
-            refs = pipeline.plan().shards
-        else:
-            refs = [ShardRef(**shard) for shard in json.loads(arguments.shards)]
+        refs = pipeline.plan().shards if whole_hour else [ShardRef(**shard) for shard in request["shards"]]
         for ref in refs:
             print("RESULT", json.dumps(asdict(pipeline.pack(ref))), flush=True)
-        if arguments.shards is None:
+        if whole_hour:
             pipeline.validate()
             pipeline.complete()
     except RollupError as error:
@@ -46,4 +61,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    serve()

@@ -1,23 +1,25 @@
-"""Runs steps of an hour in a process of its own, with whatever version of the pipeline is on its sys.path.
+"""Runs steps of hours with the version of the pipeline that is first on ``sys.path``.
 
-Takes the bucket, the references of the shards (of an earlier call, or ``null``) and the names of the steps;
-prints, behind ``RESULT``, the references and the error that ended it, if one did.
+Each line of standard input is a JSON object with ``bucket``, ``refs`` (the references of the planned shards, or
+null) and ``steps`` (names). For each line, it prints ``RESULT`` and the result of :func:`run_steps` as JSON.
 """
 
 import json
 import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from typing import Any
 
 from include.log_rollup.errors import RollupError
 from include.log_rollup.hour.plan import ShardRef
 from tests.support.hour_on_server import Pipeline, stream_on
 
 
-def main(bucket: str, shards: str, *steps: str) -> None:
-    """Run the steps until one fails."""
-    # The plain client is only for tests that look; none does here.
-    pipeline = Pipeline(stream_on(bucket), None, bucket)
-    refs = [ShardRef(**shard) for shard in json.loads(shards) or ()]
+def run_steps(
+    pipeline: Pipeline, shards: Iterable[Mapping[str, Any]] | None, steps: Iterable[str]
+) -> dict[str, Any]:
+    """Run steps until one fails; returns the references of the shards and the error, if any."""
+    refs = [ShardRef(**shard) for shard in shards or ()]
     error = None
     try:
         for step in steps:
@@ -30,8 +32,17 @@ def main(bucket: str, shards: str, *steps: str) -> None:
                 getattr(pipeline, step)()
     except RollupError as failure:
         error = f"{type(failure).__name__}: {failure}"
-    print("RESULT", json.dumps({"refs": [asdict(ref) for ref in refs], "error": error}), flush=True)
+    return {"refs": [asdict(ref) for ref in refs], "error": error}
+
+
+def main() -> None:
+    """Run the steps of each line."""
+    for line in sys.stdin:
+        request = json.loads(line)
+        # The steps do not use the plain client.
+        pipeline = Pipeline(stream_on(request["bucket"]), None, request["bucket"])
+        print("RESULT", json.dumps(run_steps(pipeline, request["refs"], request["steps"])), flush=True)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -1,4 +1,4 @@
-"""The command log-rollup on real servers: its words, its JSON, its exit codes, and that it changes nothing."""
+"""The command log-rollup on real servers: its text, its JSON and its exit codes. It changes nothing."""
 
 import json
 import logging
@@ -32,8 +32,8 @@ LARGE = f"{RAW}large.log"
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What one call of the command came to."""
+class CommandResult:
+    """The outcome of one call of the command."""
 
     code: int
     out: bytes
@@ -48,14 +48,14 @@ class Asked:
         return json.loads(self.out)
 
 
-Ask = Callable[..., Asked]
+RunCommand = Callable[..., CommandResult]
 
 
 @pytest.fixture
-def ask(capfdbinary: pytest.CaptureFixture[bytes], pool: None) -> Ask:
-    """Calls the command in this process, where Airflow is imported already, and its logs go where they like."""
+def command(capfdbinary: pytest.CaptureFixture[bytes], pool: None) -> RunCommand:
+    """Calls the command in this process, which has imported Airflow, without log messages."""
 
-    def call(*arguments: str) -> Asked:
+    def call(*arguments: str) -> CommandResult:
         capfdbinary.readouterr()
         before = logging.root.manager.disable
         logging.disable(logging.WARNING)
@@ -66,14 +66,14 @@ def ask(capfdbinary: pytest.CaptureFixture[bytes], pool: None) -> Ask:
         finally:
             logging.disable(before)
         out, err = capfdbinary.readouterr()
-        return Asked(code, out, err.decode())
+        return CommandResult(code, out, err.decode())
 
     return call
 
 
 @pytest.fixture
 def use_streams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Mapping[str, Any]], None]:
-    """Writes the streams file, of one stream."""
+    """Writes a streams file with one stream."""
 
     def write(settings: Mapping[str, Any]) -> None:
         path = tmp_path / "streams.yaml"
@@ -88,7 +88,7 @@ def rclone(
     rclone_server: RcloneServer, make_bucket: BucketFactory, pipeline_on: PipelineFactory,
     use_streams: Callable[[Mapping[str, Any]], None],
 ) -> Pipeline:  # fmt: skip
-    """An hour on rclone that is not rolled up yet, with odd names and an object larger than a part."""
+    """The raw objects of an hour on rclone: odd names, and an object larger than a part."""
     bucket = make_bucket(rclone_server)
     use_streams(settings_on(bucket))
     pipeline = pipeline_on(rclone_server, bucket)
@@ -98,7 +98,7 @@ def rclone(
 
 @pytest.fixture
 def complete(rclone: Pipeline) -> Pipeline:
-    """The same hour rolled up; whatever is asked of it, nothing in the bucket may change by it."""
+    """The same hour, complete."""
     rclone.run()
     return rclone
 
@@ -108,21 +108,21 @@ def raw_objects() -> dict[str, bytes]:
 
 
 def contents(pipeline: Pipeline) -> dict[str, bytes]:
-    """Everything in the bucket."""
+    """All objects in the bucket, key to body."""
     return {
         key: pipeline.client.get_object(Bucket=pipeline.bucket, Key=key)["Body"].read()
         for key in pipeline.listed("")
     }
 
 
-def test_status_shows_the_hours_of_a_day(ask: Ask, complete: Pipeline) -> None:
-    asked = ask("status", "app", "2026-11-23")
-    assert asked.code == 0
-    lines = asked.text.splitlines()
+def test_status_shows_the_hours_of_a_day(command: RunCommand, complete: Pipeline) -> None:
+    result = command("status", "app", "2026-11-23")
+    assert result.code == 0
+    lines = result.text.splitlines()
     assert len(lines) == 2 + 24
     row = next(line for line in lines if line.startswith("2026-11-23 08:00"))
     assert row.split()[2:4] == ["complete", f"{len(raw_objects())}"]
-    document = ask("status", "app", "20261123", "--json").json
+    document = command("status", "app", "20261123", "--json").json
     assert (document["stream"], document["day"]) == ("app", "2026-11-23")
     states = {hour["hour"]: hour["state"] for hour in document["hours"]}
     assert states.pop("2026-11-23T08:00:00Z") == "complete"
@@ -135,22 +135,22 @@ def test_status_shows_the_hours_of_a_day(ask: Ask, complete: Pipeline) -> None:
     assert hour["max_connections"] == 8
 
 
-def test_status_tells_building_hours_from_impossible_ones(ask: Ask, rclone: Pipeline) -> None:
+def test_status_distinguishes_building_from_impossible_hours(command: RunCommand, rclone: Pipeline) -> None:
     rclone.plan()
-    assert ask("status", "app", "2026-11-23", "--json").json["hours"][8]["state"] == "building"
-    before = ask("status", "app", "2026-10-31", "--json").json["hours"]
+    assert command("status", "app", "2026-11-23", "--json").json["hours"][8]["state"] == "building"
+    before = command("status", "app", "2026-10-31", "--json").json["hours"]
     assert {hour["state"] for hour in before} == {"before-start"}
-    today = ask("status", "app", "--json").json["hours"]
+    today = command("status", "app", "--json").json["hours"]
     assert today[-1]["state"] in {"not-over", "before-start"}
-    future = ask("status", "app", "2999-01-01", "--json")
+    future = command("status", "app", "2999-01-01", "--json")
     assert (future.code, future.json["hours"]) == (0, [])
 
 
-def test_verify_accepts_a_correct_hour_and_changes_nothing(ask: Ask, complete: Pipeline) -> None:
+def test_verify_accepts_a_correct_hour_and_changes_nothing(command: RunCommand, complete: Pipeline) -> None:
     before = contents(complete)
-    asked = ask("verify", "app", HOUR_ARGUMENT)
-    assert (asked.code, asked.text.splitlines()[-1]) == (0, "OK")
-    document = ask("verify", "app", "20261123/08", "--deep", "--json").json
+    result = command("verify", "app", HOUR_ARGUMENT)
+    assert (result.code, result.text.splitlines()[-1]) == (0, "OK")
+    document = command("verify", "app", "20261123/08", "--deep", "--json").json
     objects = len(raw_objects())
     assert document["ok"] is True
     assert document["proofs"] == {"read-back": document["parts"]}
@@ -160,52 +160,55 @@ def test_verify_accepts_a_correct_hour_and_changes_nothing(ask: Ask, complete: P
     assert contents(complete) == before
 
 
-def test_verify_uses_the_manifest_where_raw_has_expired(ask: Ask, complete: Pipeline) -> None:
+def test_verify_uses_the_manifest_where_raw_has_expired(command: RunCommand, complete: Pipeline) -> None:
     for key in raw_objects():
         complete.client.delete_object(Bucket=complete.bucket, Key=key)
-    asked = ask("verify", "app", HOUR_ARGUMENT, "--deep")
-    assert asked.code == 0
+    result = command("verify", "app", HOUR_ARGUMENT, "--deep")
+    assert result.code == 0
     assert (
-        f"{len(raw_objects())} raw objects have expired: their parts are proven by the manifest" in asked.text
+        f"{len(raw_objects())} raw objects have expired: their parts are proven by the manifest"
+        in result.text
     )
-    document = ask("verify", "app", HOUR_ARGUMENT, "--json").json
+    document = command("verify", "app", HOUR_ARGUMENT, "--json").json
     assert (document["ok"], document["raw"]["expired"]) == (True, len(raw_objects()))
 
 
 def test_damaged_part_fails_verify_and_cat_and_is_unchanged(
-    ask: Ask, complete: Pipeline, rclone_server: RcloneServer
+    command: RunCommand, complete: Pipeline, rclone_server: RcloneServer
 ) -> None:
     part = complete.part(1)
     key = next(key for key, body in raw_objects().items() if body and key != LARGE)
-    found = ask("locate", "app", key, "--json").json
+    found = command("locate", "app", key, "--json").json
     path = rclone_server.data_dir / complete.bucket / AGGREGATED / found["part"]
     body = bytearray(path.read_bytes())
     body[found["offset"]] ^= 1
     path.write_bytes(body)
     before = contents(complete)
-    asked = ask("verify", "app", HOUR_ARGUMENT)
-    assert asked.code == 1
-    assert f"FAILED: {found['part']}: " in asked.text
-    document = ask("verify", "app", HOUR_ARGUMENT, "--deep", "--json")
+    result = command("verify", "app", HOUR_ARGUMENT)
+    assert result.code == 1
+    assert f"FAILED: {found['part']}: " in result.text
+    document = command("verify", "app", HOUR_ARGUMENT, "--deep", "--json")
     assert document.code == 1
     assert [problem["part"] for problem in document.json["problems"]] == [found["part"]]
-    read = ask("cat", "app", key)
+    read = command("cat", "app", key)
     assert (read.code, read.out) == (1, b"")
     assert key in read.err
     assert contents(complete) == before
     assert part in before
 
 
-def test_verify_reports_the_state_of_an_incomplete_hour(ask: Ask, rclone: Pipeline) -> None:
-    asked = ask("verify", "app", HOUR_ARGUMENT)
-    assert (asked.code, asked.out) == (1, b"")
-    assert "is not complete, so there is nothing to verify: no run has planned it" in asked.err
-    document = ask("verify", "app", HOUR_ARGUMENT, "--json").json
+def test_verify_reports_the_state_of_an_incomplete_hour(command: RunCommand, rclone: Pipeline) -> None:
+    result = command("verify", "app", HOUR_ARGUMENT)
+    assert (result.code, result.out) == (1, b"")
+    assert "is not complete, so there is nothing to verify: no run has planned it" in result.err
+    document = command("verify", "app", HOUR_ARGUMENT, "--json").json
     assert document["error"]["kind"] == "NotFoundError"
-    assert document["error"]["message"] in asked.err
+    assert document["error"]["message"] in result.err
 
 
-def test_odd_keys_are_found_and_read_after_raw_expired(ask: Ask, complete: Pipeline, tmp_path: Path) -> None:
+def test_odd_keys_are_found_and_read_after_raw_expired(
+    command: RunCommand, complete: Pipeline, tmp_path: Path
+) -> None:
     names = (
         "space in name.log",
         "escaped%2Fslash.log",
@@ -217,66 +220,66 @@ def test_odd_keys_are_found_and_read_after_raw_expired(ask: Ask, complete: Pipel
         complete.client.delete_object(Bucket=complete.bucket, Key=key)
     assert {RAW + name for name in names} < raw_objects().keys()
     for key in (LARGE, *(RAW + name for name in names)):
-        found = ask("cat", "app", f"s3://{complete.bucket}/{key}", "-o", str(tmp_path / "body"), "--json")
+        found = command("cat", "app", f"s3://{complete.bucket}/{key}", "-o", str(tmp_path / "body"), "--json")
         assert (found.code, found.json["key"], found.json["complete"]) == (0, key, True)
         assert (tmp_path / "body").read_bytes() == raw_objects()[key]
         part = complete.client.get_object(Bucket=complete.bucket, Key=AGGREGATED + found.json["part"])
         offset, length = found.json["offset"], found.json["length"]
         assert part["Body"].read()[offset : offset + length] == raw_objects()[key]
-    assert ask("cat", "app", f"{RAW}space in name.log").out == raw_objects()[f"{RAW}space in name.log"]
+    assert command("cat", "app", f"{RAW}space in name.log").out == raw_objects()[f"{RAW}space in name.log"]
 
 
-def test_locate_prints_one_line_and_reports_a_missing_key(ask: Ask, complete: Pipeline) -> None:
-    found = ask("locate", "app", LARGE)
+def test_locate_prints_one_line_and_reports_a_missing_key(command: RunCommand, complete: Pipeline) -> None:
+    found = command("locate", "app", LARGE)
     assert found.code == 0
     assert found.text.startswith(f"s3://{complete.bucket}/{AGGREGATED}part-")
     assert found.text.endswith("offset 0  length 10,485,760\n")
-    missing = ask("locate", "app", f"{RAW}never.log", "--json")
+    missing = command("locate", "app", f"{RAW}never.log", "--json")
     assert (missing.code, missing.json["error"]["kind"]) == (1, "NotFoundError")
     for wrong in ("elsewhere/x.log", f"s3://another-bucket/{LARGE}"):
-        assert ask("locate", "app", wrong).code == 2
+        assert command("locate", "app", wrong).code == 2
 
 
 def test_cat_writes_a_file_only_if_its_bytes_are_correct(
-    ask: Ask, complete: Pipeline, tmp_path: Path
+    command: RunCommand, complete: Pipeline, tmp_path: Path
 ) -> None:
     target = tmp_path / "out" / "large.log"
-    assert ask("cat", "app", LARGE, "-o", str(target)).code == 2
+    assert command("cat", "app", LARGE, "-o", str(target)).code == 2
     target.parent.mkdir()
-    asked = ask("cat", "app", LARGE, "-o", str(target), "--json")
-    assert (asked.code, asked.json["output"]) == (0, str(target))
+    result = command("cat", "app", LARGE, "-o", str(target), "--json")
+    assert (result.code, result.json["output"]) == (0, str(target))
     assert target.read_bytes() == raw_objects()[LARGE]
-    part = asked.json["part"]
+    part = result.json["part"]
     complete.client.put_object(Bucket=complete.bucket, Key=AGGREGATED + part, Body=b"?" * 10 * MIB)
-    assert ask("cat", "app", LARGE, "--output", str(target)).code == 1
+    assert command("cat", "app", LARGE, "--output", str(target)).code == 1
     assert [path.name for path in target.parent.iterdir()] == ["large.log"]
     assert target.read_bytes() == raw_objects()[LARGE]
-    assert ask("cat", "app", LARGE, "--json").code == 2
+    assert command("cat", "app", LARGE, "--json").code == 2
     link = target.with_name("link")
     link.symlink_to(target)
-    assert ask("cat", "app", f"{RAW}case.log", "-o", str(link)).code == 0
+    assert command("cat", "app", f"{RAW}case.log", "-o", str(link)).code == 0
     assert (link.is_symlink(), target.read_bytes()) == (True, raw_objects()[f"{RAW}case.log"])
     pipe = target.with_name("pipe")
     os.mkfifo(pipe)
     with ThreadPoolExecutor(1) as reader:
         read = reader.submit(pipe.read_bytes)
-        assert ask("cat", "app", f"{RAW}case.log", "-o", str(pipe)).code == 0
+        assert command("cat", "app", f"{RAW}case.log", "-o", str(pipe)).code == 0
         assert (read.result(), pipe.is_fifo()) == (raw_objects()[f"{RAW}case.log"], True)
 
 
-def test_plan_command_shows_the_plan_and_changes_nothing(ask: Ask, rclone: Pipeline) -> None:
-    assert ask("plan", "app", HOUR_ARGUMENT).code == 2
+def test_plan_command_shows_the_plan_and_changes_nothing(command: RunCommand, rclone: Pipeline) -> None:
+    assert command("plan", "app", HOUR_ARGUMENT).code == 2
     before = rclone.listed("")
-    document = ask("plan", "app", HOUR_ARGUMENT, "--dry-run", "--json").json
+    document = command("plan", "app", HOUR_ARGUMENT, "--dry-run", "--json").json
     assert rclone.listed("") == before
     assert (document["objects"], document["parts_copied"]) == (len(raw_objects()), 1)
     assert (document["unchanged"], document["parts_standing"]) == (False, 0)
     assert document["left_out"] == {"hidden": 0, "placeholders": 0, "markers": 0}
     rclone.run()
-    asked = ask("plan", "app", HOUR_ARGUMENT, "--dry-run")
-    assert (asked.code, "nothing would be done" in asked.text) == (0, True)
+    result = command("plan", "app", HOUR_ARGUMENT, "--dry-run")
+    assert (result.code, "nothing would be done" in result.text) == (0, True)
     rclone.client.delete_object(Bucket=rclone.bucket, Key=LARGE)
-    refused = ask("plan", "app", HOUR_ARGUMENT, "--dry-run", "--json")
+    refused = command("plan", "app", HOUR_ARGUMENT, "--dry-run", "--json")
     assert (refused.code, refused.json["error"]["kind"]) == (1, "VanishedInputError")
 
 
@@ -291,49 +294,51 @@ def test_plan_command_shows_the_plan_and_changes_nothing(ask: Ask, rclone: Pipel
         ([], "COMMAND"),
     ],
 )
-def test_wrong_command_line_exits_with_2_and_says_why(
-    ask: Ask, rclone: Pipeline, arguments: list[str], reason: str
+def test_wrong_command_line_exits_with_2_and_a_reason(
+    command: RunCommand, rclone: Pipeline, arguments: list[str], reason: str
 ) -> None:
-    asked = ask(*arguments)
-    assert (asked.code, asked.out) == (2, b"")
-    assert reason in asked.err
+    result = command(*arguments)
+    assert (result.code, result.out) == (2, b"")
+    assert reason in result.err
 
 
 def test_unreachable_s3_exits_with_3_without_traceback(
-    ask: Ask, rclone: Pipeline, rclone_server: RcloneServer, monkeypatch: pytest.MonkeyPatch
+    command: RunCommand, rclone: Pipeline, rclone_server: RcloneServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connection = json.loads(rclone_server.airflow_connection_json())
     monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(connection | {"password": "wrong"}))
-    asked = ask("status", "app", "2026-11-23", "--json")
-    assert (asked.code, asked.json["error"]["kind"]) == (3, "CredentialsError")
-    assert "Traceback" not in asked.err
-    assert "fix the Airflow connection" in asked.err
-    asked = ask("doctor", "--json")
-    assert asked.code == 1
-    (failed,) = (check for check in asked.json["checks"] if check["state"] == "fail")
+    result = command("status", "app", "2026-11-23", "--json")
+    assert (result.code, result.json["error"]["kind"]) == (3, "CredentialsError")
+    assert "Traceback" not in result.err
+    assert "fix the Airflow connection" in result.err
+    result = command("doctor", "--json")
+    assert result.code == 1
+    (failed,) = (check for check in result.json["checks"] if check["state"] == "fail")
     assert (failed["check"], "fix the Airflow connection" in failed["found"]) == ("list raw", True)
 
 
-def test_interrupting_ends_with_130(ask: Ask, rclone: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupting_ends_with_130(
+    command: RunCommand, rclone: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupted(*_: object) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(hours, "read_hours", interrupted)
-    # A shell has it ignored by what it starts behind; that is inherited.
+    # A shell may start background processes with SIGINT ignored, which is inherited.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        asked = ask("status", "app")
+        result = command("status", "app")
     finally:
         signal.signal(signal.SIGINT, before)
-    assert (asked.code, asked.out) == (130, b"")
-    assert "interrupted" in asked.err
+    assert (result.code, result.out) == (130, b"")
+    assert "interrupted" in result.err
 
 
-def test_doctor_tries_all_the_tasks_need_and_leaves_nothing(ask: Ask, rclone: Pipeline) -> None:
+def test_doctor_tries_every_operation_and_leaves_nothing(command: RunCommand, rclone: Pipeline) -> None:
     before = rclone.listed("")
-    asked = ask("doctor", "--json")
-    document = asked.json
-    assert (asked.code, document["ok"]) == (0, True)
+    result = command("doctor", "--json")
+    document = result.json
+    assert (result.code, document["ok"]) == (0, True)
     checks = {check["check"]: check for check in document["checks"]}
     assert {name for name, check in checks.items() if check["state"] == "ok"} >= {
         "versions", "streams file", "open files", "connection aws_default", "list raw", "clock", "read raw",
@@ -342,13 +347,13 @@ def test_doctor_tries_all_the_tasks_need_and_leaves_nothing(ask: Ask, rclone: Pi
     }  # fmt: skip
     assert "the store accepts a wrong one" in checks["CRC64-NVME"]["found"]
     assert rclone.listed("") == before
-    lines = ask("doctor", "app").text.splitlines()
+    lines = command("doctor", "app").text.splitlines()
     assert len([line for line in lines if not line.startswith("     ->")]) == len(checks)
-    assert ask("doctor", "other").code == 1
+    assert command("doctor", "other").code == 1
 
 
 def test_doctor_names_a_missing_permission_and_bucket(
-    ask: Ask, moto_server: MotoServer, make_bucket: BucketFactory, pipeline_on: PipelineFactory,
+    command: RunCommand, moto_server: MotoServer, make_bucket: BucketFactory, pipeline_on: PipelineFactory,
     fault_proxy: ProxyFactory, use_streams: Callable[[Mapping[str, Any]], None],
 ) -> None:  # fmt: skip
     proxy = fault_proxy(moto_server)
@@ -357,16 +362,16 @@ def test_doctor_names_a_missing_permission_and_bucket(
     pipeline = pipeline_on(moto_server, bucket, proxy.endpoint_url)
     make_hour(pipeline.client, bucket, RAW, objects=2)
     proxy.add(Rule(on("PutObject"), access_denied(), count=1))
-    asked = ask("doctor", "--json")
-    assert (asked.code, asked.json["ok"]) == (1, False)
-    (failed,) = (check for check in asked.json["checks"] if check["state"] == "fail")
+    result = command("doctor", "--json")
+    assert (result.code, result.json["ok"]) == (1, False)
+    (failed,) = (check for check in result.json["checks"] if check["state"] == "fail")
     assert (failed["check"], failed["stream"]) == ("write aggregated", "app")
     assert f"allow s3:PutObject on arn:aws:s3:::{bucket}/aggregated/app/*" in failed["remedy"]
-    assert ask("doctor").code == 0
+    assert command("doctor").code == 0
     use_streams(settings_on("no-such-bucket"))
-    asked = ask("doctor")
-    assert asked.code == 1
-    assert "create the bucket 'no-such-bucket'" in asked.text
+    result = command("doctor")
+    assert result.code == 1
+    assert "create the bucket 'no-such-bucket'" in result.text
 
 
 NO_OBJECT_LOCK = Answer(
@@ -386,7 +391,7 @@ NOT_IMPLEMENTED = Answer(501, "NotImplemented", "A header you provided implies f
     ],
 )  # fmt: skip
 def test_doctor_names_what_the_store_refuses(
-    ask: Ask, moto_server: MotoServer, make_bucket: BucketFactory, pipeline_on: PipelineFactory,
+    command: RunCommand, moto_server: MotoServer, make_bucket: BucketFactory, pipeline_on: PipelineFactory,
     fault_proxy: ProxyFactory, use_streams: Callable[[Mapping[str, Any]], None],
     rule: Rule, check: str, state: str, words: str,
 ) -> None:  # fmt: skip
@@ -397,17 +402,20 @@ def test_doctor_names_what_the_store_refuses(
     make_hour(pipeline.client, bucket, RAW, objects=2)
     before = pipeline.listed("")
     proxy.add(rule)
-    asked = ask("doctor", "--json")
-    found = {one["check"]: one for one in asked.json["checks"]}[check]
+    result = command("doctor", "--json")
+    found = {one["check"]: one for one in result.json["checks"]}[check]
     assert (found["state"], words in found["found"]) == (state, True), found
     assert "endpoint" not in (found["remedy"] or "")
-    assert asked.code == (1 if state == "fail" else 0)
+    assert result.code == (1 if state == "fail" else 0)
     assert pipeline.listed("") == before
 
 
 @pytest.mark.parametrize("status", [301, 302, 307])
-def test_doctor_ends_on_a_server_that_redirects_in_circles(
-    ask: Ask, monkeypatch: pytest.MonkeyPatch, use_streams: Callable[[Mapping[str, Any]], None], status: int
+def test_doctor_ends_on_a_server_that_redirects_forever(
+    command: RunCommand,
+    monkeypatch: pytest.MonkeyPatch,
+    use_streams: Callable[[Mapping[str, Any]], None],
+    status: int,
 ) -> None:
     def redirect(request: BaseHTTPRequestHandler) -> None:
         request.send_response(status)
@@ -423,26 +431,26 @@ def test_doctor_ends_on_a_server_that_redirects_in_circles(
         extra = {"endpoint_url": f"http://127.0.0.1:{server.server_port}", "region_name": "us-east-1"}
         connection = {"conn_type": "aws", "login": "a", "password": "s", "extra": extra}
         monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(connection))
-        asked = ask("doctor", "--json")
+        result = command("doctor", "--json")
         server.shutdown()
-    assert asked.code == 1
-    (failed,) = (one for one in asked.json["checks"] if one["state"] == "fail")
+    assert result.code == 1
+    (failed,) = (one for one in result.json["checks"] if one["state"] == "fail")
     assert (failed["check"], "it redirects to http://127.0.0.1" in failed["found"]) == ("list raw", True)
 
 
-def test_doctor_says_what_is_wrong_with_the_streams_file(
-    ask: Ask, rclone: Pipeline, use_streams: Callable[[Mapping[str, Any]], None]
+def test_doctor_reports_an_error_in_the_streams_file(
+    command: RunCommand, rclone: Pipeline, use_streams: Callable[[Mapping[str, Any]], None]
 ) -> None:
     use_streams(settings_on(rclone.bucket, max_connections=500))
-    asked = ask("doctor")
-    assert asked.code == 1
-    assert "max_connections: 500 is more than the 250 slots" in asked.text
+    result = command("doctor")
+    assert result.code == 1
+    assert "max_connections: 500 is more than the 250 slots" in result.text
 
 
 def run_script(
     arguments: list[str], cwd: Path, script: Path = ROOT / "log-rollup"
 ) -> "subprocess.Popen[bytes]":
-    """The script itself, as from a shell."""
+    """Start the script as a shell does."""
     return subprocess.Popen(
         [str(script), *arguments], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

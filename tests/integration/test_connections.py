@@ -1,4 +1,4 @@
-"""The cap on connections, counted outside the process that opens them."""
+"""The cap on connections, counted outside the process that opens them, and what a connection needs."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from log_rollup_plugin.s3.connector import BucketEndpoint
 from log_rollup_plugin.s3.hook import PooledS3Hook
 from log_rollup_plugin.s3.transfer import SocketTransfer, TransferSettings
 from tests.integration.conftest import PipelineFactory
-from tests.integration.outside import run_outside
+from tests.integration.fork_server import ForkServer
 from tests.support.faults import Delay, Rule, on
 from tests.support.fixtures import BucketFactory, ProxyFactory
 from tests.support.hour_on_server import Pipeline, settings_on, stream_on
@@ -33,22 +33,23 @@ def test_packing_from_a_slow_server_stays_within_the_cap(
     make_bucket: BucketFactory,
     pipeline_on: PipelineFactory,
     fault_proxy: ProxyFactory,
+    fork_server: ForkServer,
     cap: int,
 ) -> None:
     bucket = make_bucket(rclone_server)
     proxy = fault_proxy(rclone_server)
     proxy.add(Rule(on({"GetObject", "PutObject"}), Delay(0.05)))
     pipeline = pipeline_on(rclone_server, bucket, proxy.endpoint_url, max_connections=cap, shard_size="64MiB")
-    made = make_hour(pipeline.client, bucket, RAW, objects=200, min_bytes=2_000, max_bytes=120_000)
+    made = make_hour(pipeline.client, bucket, RAW, objects=100, min_bytes=2_000, max_bytes=240_000)
     planned = pipeline.plan()
     proxy.wait_idle()
     proxy.reset_records()
-    code, printed, watch = run_outside(
+    code, printed, watch = fork_server.run(
         settings_on(bucket, max_connections=cap, shard_size="64MiB"), planned, proxy.port
     )
     assert code == 0, printed
     assert watch.peak_sockets <= cap
-    # All connections were busy at the same time, except the one for receipts.
+    # All connections were busy at the same time, except the one for records.
     assert proxy.peak_in_flight >= cap - 1
     measured = json.loads(printed[0])
     assert cap - 1 <= measured["sockets"] <= cap

@@ -1,7 +1,7 @@
-"""The process that rolls an hour up is killed at random moments, its S3 server too, or its clock is wrong.
+"""Crashes of the process that rolls an hour up and of its S3 server, and wrong clocks.
 
-A moment is drawn from the requests of an undisturbed run: one of them is held before it reaches the server, in
-the midst of its body, or after the server has carried it out, and the process is killed with SIGKILL.
+The moment of a crash is drawn from the requests of an undisturbed run. The request is held before it reaches the
+server, in the middle of its body, or after the server has carried it out. Then the process is killed with SIGKILL.
 """
 
 import os
@@ -22,7 +22,7 @@ from include.log_rollup.errors import AccessError
 from include.log_rollup.steps.wait_for_raw_hour import RawHourStatus, SettleRule, check_raw_hour
 from log_rollup_plugin.s3.hook import PooledS3Hook
 from tests.integration.conftest import PipelineFactory
-from tests.integration.outside import Limits, run_outside, start_outside
+from tests.integration.fork_server import ForkServer
 from tests.support.debian import program_or_skip
 from tests.support.faults import Answer, Call, ReplaceHeaders, Request, Rule, Stall, internal_error, on
 from tests.support.fixtures import BucketFactory, ProxyFactory
@@ -31,15 +31,16 @@ from tests.support.hour_on_server import settings_on
 from tests.support.proxy import FaultProxy
 from tests.support.raw_hours import AGGREGATED, MIB, RAW, make_hour, put_objects
 
-# CRASH_SEED=4711 draws the same moments again.
+# Set CRASH_SEED to repeat a run with the same moments.
 SEED = int(os.environ.get("CRASH_SEED") or random.SystemRandom().randrange(10**6))
 COPIED_IN_PARTS = 5 * MIB
-DRAWN_BY_A_RUN = re.compile(r"(?<=-)[0-9a-f]{8}(?=/)|(?<=staged-)[0-9a-f]{16}|(?<=removals/)[0-9a-f]{16}")
+# The random pieces of keys, which differ between two runs of the same hour.
+RANDOM_IN_KEYS = re.compile(r"(?<=-)[0-9a-f]{8}(?=/)|(?<=staged-)[0-9a-f]{16}|(?<=removals/)[0-9a-f]{16}")
 
 
 @dataclass(frozen=True)
 class Moment:
-    """A request of a run, by what stays the same from run to run, and how far it gets."""
+    """A request that every run of the same hour sends, and how far it gets before the crash."""
 
     operation: str
     key: str
@@ -48,115 +49,157 @@ class Moment:
 
     @classmethod
     def draw(cls, exchanges: tuple[Exchange, ...], rng: random.Random) -> "Moment":
-        """One of a run's requests; reads of raw objects, writes of parts and all others are equally likely."""
+        """Draw one of a run's requests: a read of a raw object, a request for a part, or another one.
+
+        All three kinds are equally likely.
+        """
+        retried = {
+            (exchange.request.operation, exchange.request.key)
+            for exchange in exchanges
+            if exchange.status is None or exchange.status >= 500
+        }
         kinds: dict[str, list[Request]] = {"raw": [], "parts": [], "records": []}
         for exchange in exchanges:
             request = exchange.request
+            # Another run may retry less, and write a receipt less often if the parts follow each other faster.
+            timed = "/receipt-" in request.key or (request.operation, request.key) in retried
+            if timed and request.attempt > 1:
+                continue
             if request.operation == "GetObject" and request.key.startswith(RAW):
                 kinds["raw"].append(request)
             elif "/part-" in request.key and request.operation != "ListObjectsV2":
                 kinds["parts"].append(request)
-            # How often a receipt is written depends on how fast the parts follow each other.
-            elif request.attempt == 1 or "/receipt-" not in request.key:
+            else:
                 kinds["records"].append(request)
         request = rng.choice(kinds[rng.choice(sorted(kinds))])
         reached = rng.choice(("nothing", "within", "carried out"))
         return cls(request.operation, request.key, request.attempt, reached)
 
-    def rule(self, held: Callable[[Request], Answer]) -> Rule:
-        """What holds the request there, in a run that draws other names for its plan and staged records."""
-        key = ".+".join(map(re.escape, DRAWN_BY_A_RUN.split(self.key)))
+    def rule(self, hold: Callable[[Request], Answer]) -> Rule:
+        """The rule that holds the request in another run of the hour."""
+        key = ".+".join(map(re.escape, RANDOM_IN_KEYS.split(self.key)))
         match = on(self.operation, key=f"^{key}$", attempt=self.attempt)
         if self.reached == "within":
-            return Rule(
-                match, Stall(60.0, at="request" if self.operation == "PutObject" else "response"), count=1
-            )
-        return Rule(match, Call(held, "before" if self.reached == "nothing" else "after"), count=1)
+            # The proxy may not notice the end of a client before the stall is over, so the stall is short.
+            stall = Stall(5.0, at="request" if self.operation == "PutObject" else "response")
+            return Rule(match, stall, count=1)
+        return Rule(match, Call(hold, "before" if self.reached == "nothing" else "after"), count=1)
 
 
-def kill_and_finish(
-    server: S3Server, make_bucket: BucketFactory, pipeline_on: PipelineFactory, proxy: FaultProxy, seed: int
-) -> None:
-    """Kill a run of a fresh hour at a moment drawn by the seed, look at what it left, and run the hour again."""
-    rng = random.Random(seed)
-    bucket = make_bucket(server)
-    pipeline = pipeline_on(server, bucket, proxy.endpoint_url)
-    made = make_hour(pipeline.client, bucket, RAW, objects=30, min_bytes=20_000, max_bytes=400_000, seed=seed)
-    # Of rclone a copy in parts is an empty object.
-    in_parts = COPIED_IN_PARTS if isinstance(server, MotoServer) else 0
-    if in_parts:
-        made[f"{RAW}oversize.log"] = b"oversize\n" * (12 * MIB // 9)
-        put_objects(pipeline.client, bucket, {f"{RAW}oversize.log": made[f"{RAW}oversize.log"]})
-    proxy.reset_records()
-    with pytest.MonkeyPatch.context() as patch:
+@dataclass(frozen=True)
+class CrashTest:
+    """Makes an hour, and kills processes that roll it up.
+
+    :param fork_server: starts the processes
+    """
+
+    make_bucket: BucketFactory
+    pipeline_on: PipelineFactory
+    fault_proxy: ProxyFactory
+    fork_server: ForkServer
+
+    def kill_and_finish(self, server: S3Server, seed: int) -> None:
+        """Kill a run at a moment drawn by the seed, inspect what it left, and run the hour again."""
+        rng = random.Random(seed)
+        bucket = self.make_bucket(server)
+        proxy = self.fault_proxy(server)
+        pipeline = self.pipeline_on(server, bucket, proxy.endpoint_url)
+        made = make_hour(
+            pipeline.client, bucket, RAW, objects=30, min_bytes=20_000, max_bytes=400_000, seed=seed
+        )
+        # rclone writes an empty object for a copy in parts.
+        in_parts = COPIED_IN_PARTS if isinstance(server, MotoServer) else 0
         if in_parts:
-            patch.setattr("include.log_rollup.steps.packer.LARGEST_COPY_BYTES", in_parts)
-            patch.setattr("include.log_rollup.steps.packer.COPY_RANGE_BYTES", in_parts)
+            made[f"{RAW}oversize.log"] = b"oversize\n" * (12 * MIB // 9)
+            put_objects(pipeline.client, bucket, {f"{RAW}oversize.log": made[f"{RAW}oversize.log"]})
+        proxy.reset_records()
+        with pytest.MonkeyPatch.context() as patch:
+            if in_parts:
+                patch.setattr("include.log_rollup.steps.packer.LARGEST_COPY_BYTES", in_parts)
+                patch.setattr("include.log_rollup.steps.packer.COPY_RANGE_BYTES", in_parts)
+            pipeline.run()
+        moment = Moment.draw(proxy.exchanges, rng)
+        print(f"CRASH_SEED {SEED}, this kill's {seed}: {type(server).__name__}, {moment}")
+        for key in pipeline.listed():
+            pipeline.client.delete_object(Bucket=bucket, Key=key)
+        proxy.wait_idle()
+        proxy.reset_records()
+
+        self.kill_at(proxy, moment.rule, bucket, in_parts)
+        proxy.wait_idle(60.0)
+        proxy.clear_rules()
+
+        marked = f"{AGGREGATED}_SUCCESS" in pipeline.listed()
+        left = pipeline.parts()
+        opened = pipeline.open_uploads()
         pipeline.run()
-    moment = Moment.draw(proxy.exchanges, rng)
-    print(f"CRASH_SEED {SEED}, this kill's {seed}: {type(server).__name__}, {moment}")
-    for key in pipeline.listed():
-        pipeline.client.delete_object(Bucket=bucket, Key=key)
-    proxy.wait_idle()
-    proxy.reset_records()
+        pipeline.verify(made)
+        finished = pipeline.parts()
+        # Each part that existed after the kill was whole.
+        assert left == {key: finished[key] for key in left}
+        # If the completion marker existed, no part was missing.
+        assert not marked or left == finished
+        assert pipeline.open_uploads() == []
+        print(f"left: {len(left)} of {len(finished)} parts, {len(opened)} open uploads")
 
-    dead = threading.Event()
+    def kill_at(
+        self,
+        proxy: FaultProxy,
+        rule_with: Callable[[Callable[[Request], Answer]], Rule],
+        bucket: str,
+        in_parts: int,
+    ) -> None:
+        """Start a run of the hour, and kill it as soon as a rule applies.
 
-    def held(_: Request) -> Answer:
-        dead.wait(60)
-        return internal_error()
+        :param rule_with: returns the rule, given a function that holds a request until the process is dead
+        :param in_parts: size in bytes above which objects are copied in parts; 0 for the default
+        """
+        dead = threading.Event()
 
-    rule = moment.rule(held)
-    proxy.add(rule)
-    process = start_outside(settings_on(bucket), copy_in_parts_above=in_parts)
-    try:
-        while not proxy.fired(rule):
-            assert process.poll() is None, f"it ended with {process.returncode} before {moment}"
-            time.sleep(0.005)
-    finally:
-        process.kill()
-        process.communicate()
-        dead.set()
-    proxy.wait_idle()
-    proxy.clear_rules()
+        def hold(_: Request) -> Answer:
+            dead.wait(60)
+            return internal_error()
 
-    marked = f"{AGGREGATED}_SUCCESS" in pipeline.listed()
-    left = pipeline.parts()
-    opened = pipeline.open_uploads()
-    pipeline.run()
-    pipeline.verify(made)
-    finished = pipeline.parts()
-    # None that was there after the kill was anything else than the whole part.
-    assert left == {key: finished[key] for key in left}
-    # And where the hour bore its marker already, none was missing.
-    assert not marked or left == finished
-    assert pipeline.open_uploads() == []
-    print(f"left: {len(left)} of {len(finished)} parts, {len(opened)} open uploads")
+        rule = rule_with(hold)
+        proxy.add(rule)
+        process = self.fork_server.start(settings_on(bucket), copy_in_parts_above=in_parts)
+        try:
+            while not proxy.fired(rule):
+                assert process.poll() is None, (
+                    f"it ended with {process.poll()} before {rule}: {process.results}"
+                )
+                time.sleep(0.02)
+        finally:
+            process.kill()
+            dead.set()
+
+
+@pytest.fixture
+def crash(
+    make_bucket: BucketFactory,
+    pipeline_on: PipelineFactory,
+    fault_proxy: ProxyFactory,
+    fork_server: ForkServer,
+) -> CrashTest:
+    """Kills processes that roll an hour up."""
+    return CrashTest(make_bucket, pipeline_on, fault_proxy, fork_server)
 
 
 @pytest.mark.parametrize("number", range(3))
 def test_kill_at_a_random_moment_is_finished_by_a_rerun(
-    request: pytest.FixtureRequest,
-    make_bucket: BucketFactory,
-    pipeline_on: PipelineFactory,
-    fault_proxy: ProxyFactory,
-    number: int,
+    request: pytest.FixtureRequest, crash: CrashTest, number: int
 ) -> None:
     server: S3Server = request.getfixturevalue(("rclone_server", "moto_server")[number % 2])
-    kill_and_finish(server, make_bucket, pipeline_on, fault_proxy(server), SEED + number)
+    crash.kill_and_finish(server, SEED + number)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("number", range(20))
-def test_kills_at_twenty_random_moments_are_finished_by_reruns(
-    request: pytest.FixtureRequest,
-    make_bucket: BucketFactory,
-    pipeline_on: PipelineFactory,
-    fault_proxy: ProxyFactory,
-    number: int,
+def test_kills_at_20_random_moments_are_finished_by_reruns(
+    request: pytest.FixtureRequest, crash: CrashTest, number: int
 ) -> None:
     server: S3Server = request.getfixturevalue(("rclone_server", "moto_server")[number % 2])
-    kill_and_finish(server, make_bucket, pipeline_on, fault_proxy(server), SEED + 1000 + number)
+    crash.kill_and_finish(server, SEED + 1000 + number)
 
 
 def test_multipart_copy_left_by_a_kill_is_aborted_at_completion(
@@ -164,33 +207,18 @@ def test_multipart_copy_left_by_a_kill_is_aborted_at_completion(
     make_bucket: BucketFactory,
     pipeline_on: PipelineFactory,
     fault_proxy: ProxyFactory,
+    crash: CrashTest,
 ) -> None:
     bucket = make_bucket(moto_server)
     proxy = fault_proxy(moto_server)
     pipeline = pipeline_on(moto_server, bucket, proxy.endpoint_url)
     made = {f"{RAW}oversize.log": b"oversize\n" * (12 * MIB // 9), f"{RAW}small.log": b"small\n"}
     put_objects(pipeline.client, bucket, made)
-    dead = threading.Event()
-
-    def held(_: Request) -> Answer:
-        dead.wait(60)
-        return internal_error()
-
-    rule = Rule(on("UploadPartCopy", nth=2), Call(held))
-    proxy.add(rule)
-    process = start_outside(settings_on(bucket), copy_in_parts_above=COPIED_IN_PARTS)
-    try:
-        while not proxy.fired(rule):
-            assert process.poll() is None
-            time.sleep(0.005)
-    finally:
-        process.kill()
-        process.communicate()
-        dead.set()
+    crash.kill_at(proxy, lambda hold: Rule(on("UploadPartCopy", nth=2), Call(hold)), bucket, COPIED_IN_PARTS)
     proxy.clear_rules()
     (upload,) = pipeline.open_uploads()
     assert upload.startswith(f"{AGGREGATED}part-00000-")
-    # Where the credentials may not look for it, the hour is completed all the same.
+    # The hour is completed even if the credentials do not allow to list uploads.
     denied = Rule(on("ListMultipartUploads"), Answer(403, "AccessDenied"))
     proxy.add(denied)
     pipeline.run()
@@ -228,7 +256,7 @@ def test_packing_survives_a_killed_and_restarted_s3_server(
 
 
 def server_clock(ahead: timedelta) -> Rule:
-    """The server's clock is ahead of this machine's by this much: every answer says so."""
+    """Makes the Date of each answer that of a server whose clock is ahead of this machine's."""
     return Rule(on(), ReplaceHeaders({"Date": format_datetime(datetime.now(UTC) + ahead, usegmt=True)}))
 
 
@@ -263,8 +291,7 @@ def test_settled_hour_is_determined_by_the_servers_clock(
     ahead: timedelta,
     state: RawHourStatus,
 ) -> None:
-    """The newest object was written at this machine's now; of the quiet period of 10 minutes only a server that is
-    further ahead than that says that it has passed."""
+    """The newest object was written just now, so the hour is quiet only if the server is 10 minutes ahead."""
     proxy = fault_proxy(s3_server)
     pipeline = pipeline_on(s3_server, bucket, proxy.endpoint_url)
     two_hours_ago = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(hours=2)
@@ -283,7 +310,7 @@ def test_clock_that_s3_rejects_is_reported_at_once(
     fault_proxy: ProxyFactory,
     ahead: timedelta,
 ) -> None:
-    """As AWS answers a signature that is more than 15 minutes away from its own clock; the servers here do not."""
+    """AWS refuses a signature that is more than 15 minutes off its own clock; the test servers do not."""
     bucket = make_bucket(rclone_server)
     proxy = fault_proxy(rclone_server)
     pipeline = pipeline_on(rclone_server, bucket, proxy.endpoint_url)
@@ -310,7 +337,7 @@ def test_clock_that_s3_rejects_is_reported_at_once(
     ):
         with pytest.raises(AccessError, match="the clock of this machine is off"):
             step()
-    # Not one of them was tried again.
+    # No request was tried again.
     assert len(proxy.exchanges) == 4
     pipeline.assert_not_complete()
     proxy.clear_rules()
@@ -326,14 +353,13 @@ def test_process_with_a_clock_minutes_off_packs_an_hour(
     library = program_or_skip("libfaketimeMT.so.1", "libfaketime", "usr/lib/*/faketime")
     pipeline = pipeline_on(s3_server, bucket)
     made = make_hour(pipeline.client, bucket, RAW, objects=30)
-    limits = Limits(
-        environment={"LD_PRELOAD": str(library), "FAKETIME": offset, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
-    )
-    code, printed, _ = run_outside(
-        settings_on(bucket), None, int(s3_server.endpoint_url.rpartition(":")[2]), limits
-    )
+    clock = {"LD_PRELOAD": str(library), "FAKETIME": offset, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    with ForkServer(environment=clock) as server:
+        code, printed, _ = server.run(
+            settings_on(bucket), None, int(s3_server.endpoint_url.rpartition(":")[2])
+        )
     assert code == 0, printed
     marker = pipeline.verify(made).marker
     away = datetime.fromisoformat(marker["completed_at"]) - datetime.now(UTC)
-    # It was indeed that clock by which it worked.
+    # The process used the wrong clock.
     assert timedelta(minutes=5) < abs(away) < timedelta(minutes=15)

@@ -1,6 +1,6 @@
-"""Hours under limits: few open files, little memory, very many and very large objects, part_size at its extremes.
+"""Hours with few open files, little memory, very many or very large objects, and extreme part sizes.
 
-Memory is limited by a control group where this machine allows one; elsewhere it is only measured.
+A control group limits the memory if the machine allows one; otherwise the memory is only measured.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,7 +11,7 @@ import pytest
 
 from dev.servers import RcloneServer
 from tests.integration.conftest import PipelineFactory
-from tests.integration.outside import Limits, run_outside
+from tests.integration.fork_server import ForkServer
 from tests.support.fixtures import BucketFactory
 from tests.support.hour_on_server import Pipeline, settings_on
 from tests.support.limits import memory_cgroup, peak_bytes
@@ -21,21 +21,20 @@ MEMORY = 512 * MIB
 
 
 def soak(*values: int) -> Any:
-    """Values that only the soak tries."""
+    """Values for soak tests only."""
     return pytest.param(*values, marks=pytest.mark.soak)
 
 
 def port_of(server: RcloneServer) -> int:
-    """Where the server listens."""
+    """The port on which the server listens."""
     return int(server.endpoint_url.rpartition(":")[2])
 
 
 def roll_up_in_little_memory(server: RcloneServer, pipeline: Pipeline, settings: Mapping[str, Any]) -> int:
-    """Run all steps of the hour in a process that has 512 MiB; the most that it used, in bytes."""
+    """Run all steps of the hour within 512 MiB of memory, and return the most that was used, in bytes."""
     with memory_cgroup(MEMORY) as group:
-        code, printed, watch = run_outside(
-            settings, None, port_of(server), Limits(cgroup=group), timeout_seconds=600
-        )
+        with ForkServer(cgroup=group) as processes:
+            code, printed, watch = processes.run(settings, None, port_of(server))
         used = watch.peak_rss_bytes if group is None else peak_bytes(group)
     assert code == 0, printed
     assert watch.peak_rss_bytes <= MEMORY
@@ -50,6 +49,7 @@ def test_open_file_limit_above_the_connections_is_enough(
     rclone_server: RcloneServer,
     make_bucket: BucketFactory,
     pipeline_on: PipelineFactory,
+    fork_server: ForkServer,
     limit: int,
     connections: int,
 ) -> None:
@@ -58,7 +58,7 @@ def test_open_file_limit_above_the_connections_is_enough(
     pipeline = pipeline_on(rclone_server, bucket, max_connections=connections, shard_size="64MiB")
     made = make_hour(pipeline.client, bucket, RAW, objects=60, min_bytes=2_000, max_bytes=300_000)
     planned = pipeline.plan()
-    code, printed, watch = run_outside(settings, planned, port_of(rclone_server), Limits(open_files=limit))
+    code, printed, watch = fork_server.run(settings, planned, port_of(rclone_server), open_files=limit)
     assert code == 0, printed
     assert watch.peak_open_files <= limit
     pipeline.validate()
@@ -71,16 +71,19 @@ def test_too_low_open_file_limit_fails_before_packing(
     rclone_server: RcloneServer,
     make_bucket: BucketFactory,
     pipeline_on: PipelineFactory,
+    fork_server: ForkServer,
     limit: int,
     connections: int,
 ) -> None:
     bucket = make_bucket(rclone_server)
     pipeline = pipeline_on(rclone_server, bucket)
     make_hour(pipeline.client, bucket, RAW, objects=3, min_bytes=2_000, max_bytes=3_000)
-    code, printed, _ = run_outside(
-        settings_on(bucket, max_connections=connections), pipeline.plan(), port_of(rclone_server),
-        Limits(open_files=limit),
-    )  # fmt: skip
+    code, printed, _ = fork_server.run(
+        settings_on(bucket, max_connections=connections),
+        pipeline.plan(),
+        port_of(rclone_server),
+        open_files=limit,
+    )
     assert code == 1
     assert printed[0].startswith(f"ResourceLimitError: the open-file limit of this process is {limit}")
     assert "ulimit" in printed[0]
@@ -102,7 +105,7 @@ def test_default_sizes_stay_within_512_mib(
 
 @pytest.fixture
 def filled_server(tmp_path: Path) -> Iterator[tuple[RcloneServer, str, RawHour]]:
-    """A server that starts with an hour of 30,000 objects of 1 to 2 KiB already on its disk."""
+    """A server that has an hour of 30,000 objects of 1 to 2 KiB on its disk when it starts."""
     raw = RawHour(RAW, 30_000, min_bytes=1024, max_bytes=2048)
     server = RcloneServer(tmp_path)
     for key in raw:

@@ -1,4 +1,4 @@
-"""The example reader, on an hour that the pipeline has made: it finds every line of every raw object."""
+"""The example reader on an hour of the pipeline: it finds every line of every raw object."""
 
 import gzip
 import re
@@ -7,15 +7,16 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import boto3
 import pytest
 
 from dev.servers import RcloneServer
-from examples.read_hour import Hour, NotReadableError, count_lines
+from examples.read_hour import Hour, NotReadableError, count_lines, main
 from tests.conftest import ROOT
 from tests.integration.conftest import PipelineFactory
 from tests.support.fixtures import BucketFactory
 from tests.support.hour_on_server import Pipeline
-from tests.support.raw_hours import AGGREGATED, RAW, make_hour, put_objects
+from tests.support.raw_hours import AGGREGATED, RAW, make_hour, make_small_hour, put_objects
 
 LEVEL = re.compile(rb"\b(DEBUG|INFO|WARN|ERROR|FATAL)\b")
 
@@ -44,8 +45,10 @@ def lines_of(made: dict[str, bytes]) -> Counter[tuple[str, str]]:
 
 
 def test_every_line_is_found_with_its_host(pipeline: Pipeline, url: str, tmp_path: Path) -> None:
-    made = make_hour(pipeline.client, pipeline.bucket, RAW, objects=30, encodings=("", "", ".gz"))
-    # Quotes, separators, a broken character, and no newline at the end.
+    made = make_hour(
+        pipeline.client, pipeline.bucket, RAW, objects=12, min_bytes=600_000, encodings=("", "", ".gz")
+    )
+    # Quotes, separators, an invalid character, and no newline at the end.
     odd = {
         f"{RAW}odd/1.log": b'ERROR "a, b\n\xff;\n"INFO',
         f"{RAW}odd/2.log": b"",
@@ -61,7 +64,7 @@ def test_every_line_is_found_with_its_host(pipeline: Pipeline, url: str, tmp_pat
 
 
 def test_incomplete_hour_is_not_read(pipeline: Pipeline, url: str) -> None:
-    make_hour(pipeline.client, pipeline.bucket, RAW, objects=3)
+    make_small_hour(pipeline.client, pipeline.bucket, RAW, objects=3)
     with pytest.raises(NotReadableError, match="not complete"):
         Hour.open(pipeline.client, url)
     pipeline.pack_all(pipeline.plan())
@@ -71,7 +74,7 @@ def test_incomplete_hour_is_not_read(pipeline: Pipeline, url: str) -> None:
 
 
 def test_rerun_during_reading_is_detected(pipeline: Pipeline, url: str, tmp_path: Path) -> None:
-    make_hour(pipeline.client, pipeline.bucket, RAW, objects=3)
+    make_small_hour(pipeline.client, pipeline.bucket, RAW, objects=3)
     pipeline.run()
     hour = Hour.open(pipeline.client, url)
     put_objects(pipeline.client, pipeline.bucket, {f"{RAW}zz-late.log": b"late\n"})
@@ -81,17 +84,26 @@ def test_rerun_during_reading_is_detected(pipeline: Pipeline, url: str, tmp_path
 
 
 def test_command_prints_counts_and_fails_for_an_incomplete_hour(
-    pipeline: Pipeline, url: str, rclone_server: RcloneServer, monkeypatch: pytest.MonkeyPatch
+    pipeline: Pipeline,
+    url: str,
+    rclone_server: RcloneServer,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     put_objects(pipeline.client, pipeline.bucket, {f"{RAW}web-01/1.log": b"x INFO y\n" * 1500})
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", rclone_server.access_key)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", rclone_server.secret_key)
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    command = [sys.executable, "-m", "examples.read_hour", url, "--endpoint-url", rclone_server.endpoint_url]
-    before = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (before.returncode, before.stdout) == (1, "")
-    assert "is not complete" in before.stderr
+    arguments = [url, "--endpoint-url", rclone_server.endpoint_url]
+    monkeypatch.setattr(sys, "argv", ["read_hour", *arguments])
+    # Clients of this session must not get the credentials of another test.
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+    assert main() == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "is not complete" in captured.err
     pipeline.run()
-    after = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "1 objects in 1 parts" in after.stdout
-    assert re.search(r"web-01 +INFO +1,500", after.stdout)
+    command = [sys.executable, "-m", "examples.read_hour", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "1 objects in 1 parts" in done.stdout
+    assert re.search(r"web-01 +INFO +1,500", done.stdout)

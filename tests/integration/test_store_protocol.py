@@ -81,8 +81,8 @@ def test_page_of_a_listing_is_one_request(hook: PooledS3Hook, s3_server: S3Serve
     second = hook.list_page(place, token=first.token, limit=10)
     assert [row.key for row in second.objects] == [f"a/{n}" for n in range(3, 7)]
     assert (second.truncated, second.token) == (False, None)
-    behind = hook.list_page(place, start_after="a/4")
-    assert [row.key for row in behind.objects] == ["a/5", "a/6"]
+    after = hook.list_page(place, start_after="a/4")
+    assert [row.key for row in after.objects] == ["a/5", "a/6"]
     assert hook.requests["ListObjectsV2"] == 3
 
 

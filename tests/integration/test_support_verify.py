@@ -1,4 +1,4 @@
-"""The independent check accepts correct hours and finds every kind of error."""
+"""The independent verification accepts correct hours and finds each kind of error."""
 
 import base64
 import gzip
@@ -36,7 +36,7 @@ def _encoding(key: str) -> str:
 
 @dataclass
 class Layout:
-    """Which bytes lie in which part under the name of which raw object; what is written is made from this."""
+    """The parts of an aggregated hour, the members of each part, and changes of its records."""
 
     parts: dict[str, list[Member]]
     newline: bool = False
@@ -46,7 +46,7 @@ class Layout:
 
     @classmethod
     def of(cls, raw: Mapping[str, bytes], newline: bool = False) -> "Layout":
-        """As a simple and right packer would do it."""
+        """The correct layout of a raw hour."""
         parts: dict[str, list[Member]] = {}
         for encoding in sorted({_encoding(key) for key in raw}):
             used = PART_SIZE + 1
@@ -59,7 +59,7 @@ class Layout:
         return cls(parts, newline)
 
     def aggregated(self) -> dict[str, bytes]:
-        """Parts, manifest and marker, name to content."""
+        """Parts, manifest and marker: content by name."""
         files: dict[str, bytes | None] = {}
         lines: list[dict[str, Any]] = []
         separators = 0
@@ -114,14 +114,14 @@ class Store:
     aggregated: str = "aggregated/app/20261123/08/"
 
     def verify(self, layout: Layout, **options: Any) -> VerifiedHour:
-        """Write the aggregated hour and check it."""
+        """Write the aggregated hour and verify it."""
         files = {self.aggregated + name: body for name, body in layout.aggregated().items()}
         put_objects(self.client, self.bucket, files, threads=4)
         options = {"part_size": PART_SIZE, "expected": self.raw, **options}
         return verify_hour(self.client, self.bucket, RAW, self.aggregated, **options)
 
-    def refuse(self, layout: Layout, *messages: str, **options: Any) -> None:
-        """The check must fail with these messages."""
+    def assert_refused(self, layout: Layout, *messages: str, **options: Any) -> None:
+        """Assert that the verification fails with these messages."""
         with pytest.raises(AssertionError) as error:
             self.verify(layout, **options)
         for message in messages:
@@ -145,7 +145,7 @@ def shared_store(rclone_server: RcloneServer) -> Iterator[Store]:
 
 @pytest.fixture
 def store(shared_store: Store) -> Store:
-    """A raw hour that is not to be changed, and a place for an aggregated one that no other test has."""
+    """A shared raw hour, which no test may change, and an aggregated prefix of the test's own."""
     return replace(shared_store, aggregated=f"aggregated/{uuid.uuid4().hex}/20261123/08/")
 
 
@@ -156,7 +156,7 @@ def own_store(rclone_server: RcloneServer, make_bucket: BucketFactory) -> Store:
 
 
 def _keys(raw: Mapping[str, bytes]) -> list[str]:
-    """The plain ones, in order."""
+    """The keys of plain objects, in order."""
     return sorted(key for key in raw if not _encoding(key))
 
 
@@ -171,7 +171,7 @@ def test_correct_hour_is_accepted_and_counted(store: Store) -> None:
 def test_correct_hour_with_every_odd_name_is_accepted(s3_server: S3Server, bucket: str) -> None:
     is_moto = isinstance(s3_server, MotoServer)
     odd = odd_hour(RAW, ODD_NAMES + (ODD_NAMES_BEYOND_FILES if is_moto else ()))
-    # Steps of a path that begin with a dot are hidden, these two among them.
+    # Keys with a step that begins with a dot are hidden.
     dots = {key: body for key, body in odd.items() if "/./" in key or "/../" in key}
     packed = {key: odd[key] for key in odd.keys() - dots.keys()} | dict(
         RawHour(RAW, 9, 1024, 2000, ("", ".gz", ".bz2", ".xz", ".zst"), seed=5)
@@ -193,14 +193,14 @@ def test_correct_hour_with_every_odd_name_is_accepted(s3_server: S3Server, bucke
 def test_missing_separators_are_found(rclone_server: RcloneServer, make_bucket: BucketFactory) -> None:
     raw = {RAW + f"{n}.log": (b"open line", b"closed line\n", b"")[n % 3] for n in range(9)}
     raw |= {RAW + "z.gz": gzip.compress(b"x", mtime=0)}
-    # Too large for a newline: S3 copied it as it is.
+    # Too large to pack: S3 copied it without a newline.
     raw |= {RAW + "vast.log": b"v" * PART_SIZE}
     store = Store(rclone_server.client(), make_bucket(rclone_server), raw)
     put_objects(store.client, store.bucket, raw)
     facts = store.verify(Layout.of(raw, newline=True), ensure_newline=True)
     assert (facts.separator_bytes, facts.bytes_out - facts.bytes_in) == (3, 3)
-    store.refuse(Layout.of(raw), "ends within", ensure_newline=True)
-    store.refuse(Layout.of(raw, newline=True), "should lie")
+    store.assert_refused(Layout.of(raw), "ends within", ensure_newline=True)
+    store.assert_refused(Layout.of(raw, newline=True), "are not those of")
 
 
 def test_hour_without_objects_is_accepted(rclone_server: RcloneServer, make_bucket: BucketFactory) -> None:
@@ -228,7 +228,7 @@ def test_crc_may_be_missing_only_for_a_copied_object(own_store: Store) -> None:
     own_store.verify(layout)
     first = _keys(own_store.raw)[0]
     layout.manifest_edits = [lambda lines: _line(lines, first).update(crc64nvme=None)]
-    own_store.refuse(layout, f"{first} has the crc64nvme None")
+    own_store.assert_refused(layout, f"{first} has the crc64nvme None")
 
 
 def test_crc_may_be_written_in_base64(store: Store) -> None:
@@ -244,7 +244,7 @@ def test_crc_may_be_written_in_base64(store: Store) -> None:
 @pytest.mark.parametrize("index", [0, 3, -1])
 def test_missing_object_is_found(store: Store, index: int) -> None:
     key = _keys(store.raw)[index]
-    store.refuse(
+    store.assert_refused(
         Layout.of({other: body for other, body in store.raw.items() if other != key}),
         f"manifest: {key} has no line",
         "_SUCCESS: objects is 11, it should be 12",
@@ -255,30 +255,30 @@ def test_object_missing_despite_the_records_is_found(store: Store) -> None:
     right = Layout.of(store.raw).aggregated()
     broken = Layout.of({key: store.raw[key] for key in store.raw if key != _keys(store.raw)[2]})
     broken.files = {name: right[name] for name in ("_SUCCESS", "_manifest.jsonl.gz")}
-    store.refuse(broken, _keys(store.raw)[2], "is missing, doubled or out of order")
+    store.assert_refused(broken, _keys(store.raw)[2], "is missing, doubled or out of order")
 
 
 def test_duplicate_object_is_found(store: Store) -> None:
     layout = Layout.of(store.raw)
     members = layout.parts["part-00001.log"]
     members.insert(1, members[0])
-    store.refuse(layout, f"manifest: {members[0][0]} has 2 lines")
+    store.assert_refused(layout, f"manifest: {members[0][0]} has 2 lines")
     layout.manifest_edits = [lambda lines: lines.remove(_line(lines, members[0][0]))]
-    store.refuse(layout, f"what begins there is {members[0][0]}")
+    store.assert_refused(layout, f"{members[0][0]} begins there")
 
 
 def test_duplicate_of_the_last_object_is_found(store: Store) -> None:
     layout = Layout.of(store.raw)
     last = max(name for name in layout.parts if name.endswith(".log"))
     layout.parts[last].append(layout.parts[last][-1])
-    store.refuse(layout, f"{last}: ", "are of no raw object")
+    store.assert_refused(layout, f"{last}: ", "belong to no raw object")
 
 
 def test_swapped_objects_are_found(store: Store) -> None:
     layout = Layout.of(store.raw)
     members = layout.parts["part-00000.log"]
     members[0], members[1] = members[1], members[0]
-    store.refuse(layout, f"should lie {members[1][0]} but does not", f"what begins there is {members[0][0]}")
+    store.assert_refused(layout, f"are not those of {members[1][0]}", f"({members[0][0]} begins there)")
 
 
 def test_swapped_objects_of_equal_size_are_found(
@@ -292,14 +292,16 @@ def test_swapped_objects_of_equal_size_are_found(
     members = layout.parts["part-00000.log"]
     members[2], members[3] = members[3], members[2]
     layout.files = {name: right[name] for name in ("_SUCCESS", "_manifest.jsonl.gz")}
-    store.refuse(layout, f"at offset 1000, 500 bytes, should lie {RAW}2.log", f"begins there is {RAW}3.log")
+    store.assert_refused(
+        layout, f"the 500 bytes at offset 1000 are not those of {RAW}2.log ({RAW}3.log begins there)"
+    )
 
 
 def test_swapped_parts_are_found(store: Store) -> None:
     layout = Layout.of(store.raw)
     first, second = layout.parts["part-00000.log"], layout.parts["part-00001.log"]
     layout.parts |= {"part-00000.log": second, "part-00001.log": first}
-    store.refuse(layout, "part-00000.log: ", second[0][0])
+    store.assert_refused(layout, "part-00000.log: ", second[0][0])
 
 
 def test_truncated_object_is_found(store: Store) -> None:
@@ -307,14 +309,16 @@ def test_truncated_object_is_found(store: Store) -> None:
     key, body = layout.parts["part-00000.log"].pop()
     layout.parts["part-00000.log"].append((key, body[:400]))
     layout.parts["part-00001.log"].insert(0, (key, body[400:]))
-    store.refuse(layout, f"part-00000.log: has {_size(layout, 'part-00000.log')} bytes and ends within {key}")
+    store.assert_refused(
+        layout, f"part-00000.log: has {_size(layout, 'part-00000.log')} bytes and ends within {key}"
+    )
 
 
 def test_object_without_its_last_byte_is_found(store: Store) -> None:
     layout = Layout.of(store.raw)
     key, body = layout.parts["part-00000.log"][1]
     layout.parts["part-00000.log"][1] = (key, body[:-1])
-    store.refuse(layout, key, f"has the length {len(body) - 1}, it should be {len(body)}")
+    store.assert_refused(layout, key, f"has the length {len(body) - 1}, it should be {len(body)}")
 
 
 def test_changed_byte_is_found(store: Store) -> None:
@@ -323,18 +327,18 @@ def test_changed_byte_is_found(store: Store) -> None:
     key, body = layout.parts["part-00000.log"][1]
     layout.parts["part-00000.log"][1] = (key, body[:-2] + b"#" + body[-1:])
     layout.files = {name: right[name] for name in ("_SUCCESS", "_manifest.jsonl.gz")}
-    store.refuse(layout, f"should lie {key} but does not (what begins there is {key})")
+    store.assert_refused(layout, f"are not those of {key} ({key} begins there)")
 
 
 def test_stale_part_is_found(store: Store) -> None:
     right = Layout.of(store.raw).aggregated()
     layout = Layout.of(store.raw)
     layout.files = {"part-00009.log": right["part-00000.log"]}
-    store.refuse(
+    store.assert_refused(
         layout,
         "part-00009.log: ",
-        "are of no raw object",
-        "it is a part of no plan",
+        "belong to no raw object",
+        "part-00009.log: this part is in no line of the manifest",
         "parts is 3, it should be 4",
     )
 
@@ -342,21 +346,21 @@ def test_stale_part_is_found(store: Store) -> None:
 def test_stale_empty_part_is_found(store: Store) -> None:
     layout = Layout.of(store.raw)
     layout.files = {"part-00009.log": b""}
-    store.refuse(layout, "part-00009.log: is in no line of the manifest")
+    store.assert_refused(layout, "part-00009.log: this part is in no line of the manifest")
 
 
 def test_part_that_is_too_large_is_found(store: Store) -> None:
     layout = Layout.of(store.raw)
     layout.parts["part-00000.log"] += layout.parts["part-00001.log"]
     del layout.parts["part-00001.log"]
-    store.refuse(layout, "part-00000.log: has", "more than the 8000 of a part")
+    store.assert_refused(layout, "part-00000.log: has", "more than the 8000 of a part")
 
 
 def test_object_of_another_encoding_in_a_part_is_found(store: Store) -> None:
     layout = Layout.of(store.raw)
     zipped = next(name for name in layout.parts if name.endswith(".gz"))
     layout.parts[zipped].insert(0, layout.parts["part-00000.log"].pop())
-    store.refuse(layout, zipped)
+    store.assert_refused(layout, zipped)
 
 
 def test_part_number_used_twice_is_found(store: Store) -> None:
@@ -365,14 +369,16 @@ def test_part_number_used_twice_is_found(store: Store) -> None:
         "part-00000.log.gz" if name.endswith(".gz") else name: members
         for name, members in layout.parts.items()
     }
-    store.refuse(layout, "part number 0 is borne by 2 parts")
+    store.assert_refused(layout, "2 parts have the number 0")
 
 
 def test_packed_hidden_object_is_found(own_store: Store) -> None:
     hidden = {RAW + "_tmp/x.log": b"hidden\n" * 200}
     put_objects(own_store.client, own_store.bucket, hidden)
     own_store.raw |= hidden
-    own_store.refuse(Layout.of(own_store.raw), f"manifest: {RAW}_tmp/x.log is no raw object of this hour")
+    own_store.assert_refused(
+        Layout.of(own_store.raw), f"manifest: {RAW}_tmp/x.log is no raw object of this hour"
+    )
 
 
 @pytest.mark.parametrize(
@@ -381,14 +387,14 @@ def test_packed_hidden_object_is_found(own_store: Store) -> None:
 def test_any_other_object_is_found(store: Store, name: str) -> None:
     layout = Layout.of(store.raw)
     layout.files = {name: b"x"}
-    store.refuse(layout, f"{name}: does not belong into a finished hour")
+    store.assert_refused(layout, f"{name}: is not allowed in a complete hour")
 
 
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        ({"offset": 1}, "is said to lie in part-00000.log at 1, it lies in ('part-00000.log', 0)"),
-        ({"part": "part-00001.log"}, "is said to lie in part-00001.log at 0"),
+        ({"offset": 1}, "should be at ('part-00000.log', 1), it is at ('part-00000.log', 0)"),
+        ({"part": "part-00001.log"}, "should be at ('part-00001.log', 0), it is at"),
         ({"length": 1}, "has the length 1, it should be"),
         ({"etag": "0" * 32}, f"has the etag '{'0' * 32}', it should be"),
         ({"crc64nvme": "0" * 16}, f"has the crc64nvme '{'0' * 16}', it should be"),
@@ -399,23 +405,23 @@ def test_any_other_object_is_found(store: Store, name: str) -> None:
 def test_wrong_manifest_line_is_found(store: Store, edit: dict[str, Any], message: str) -> None:
     layout = Layout.of(store.raw)
     layout.manifest_edits = [lambda lines: _line(lines, _keys(store.raw)[0]).update(edit)]
-    store.refuse(layout, "1 problems" if "key" not in edit else "2 problems", message)
+    store.assert_refused(layout, "1 problems" if "key" not in edit else "2 problems", message)
 
 
 @pytest.mark.parametrize("name", ["objects", "bytes_in", "separator_bytes", "bytes_out", "parts"])
 def test_wrong_total_is_found(store: Store, name: str) -> None:
     layout = Layout.of(store.raw)
     layout.marker_edits = {name: 77}
-    store.refuse(layout, "1 problems", f"_SUCCESS: {name} is 77, it should be")
+    store.assert_refused(layout, "1 problems", f"_SUCCESS: {name} is 77, it should be")
 
 
 @pytest.mark.parametrize(
     ("name", "body", "message"),
     [
-        ("_SUCCESS", None, "_SUCCESS: is not there"),
+        ("_SUCCESS", None, "_SUCCESS: does not exist"),
         ("_SUCCESS", b"", "_SUCCESS: is not JSON"),
         ("_SUCCESS", b"[]", "_SUCCESS: should be a JSON object"),
-        ("_manifest.jsonl.gz", None, "_manifest.jsonl.gz: is not there"),
+        ("_manifest.jsonl.gz", None, "_manifest.jsonl.gz: does not exist"),
         ("_manifest.jsonl.gz", b"{}", "_manifest.jsonl.gz: cannot be read"),
         (
             "_manifest.jsonl.gz",
@@ -429,27 +435,26 @@ def test_missing_or_damaged_record_is_found(
 ) -> None:
     layout = Layout.of(store.raw)
     layout.files = {name: body}
-    store.refuse(layout, message)
+    store.assert_refused(layout, message)
 
 
 def test_raw_hour_that_differs_from_expected_is_found(store: Store) -> None:
     changed, gone = _keys(store.raw)[:2]
     expected = store.raw | {changed: b"something else", RAW + "gone.log": b"x"}
     del expected[gone]
-    store.refuse(
+    store.assert_refused(
         Layout.of(store.raw),
-        f"{changed}: the raw object is not what was put there",
-        f"{RAW}gone.log: the raw object is gone",
-        f"{gone}: a raw object that nobody put there",
+        f"{changed}: the raw object has other bytes than expected",
+        f"{RAW}gone.log: the raw object is missing",
+        f"{gone}: this raw object is not expected",
         expected=expected,
     )
 
 
-def test_ready_object_is_no_input(own_store: Store) -> None:
-    marker = {RAW + "DONE": b"done"}
-    put_objects(own_store.client, own_store.bucket, marker)
-    own_store.verify(Layout.of(own_store.raw), marker_name="DONE")
-    own_store.refuse(Layout.of(own_store.raw), "DONE")
+def test_ready_object_is_not_packed(own_store: Store) -> None:
+    put_objects(own_store.client, own_store.bucket, {RAW + "DONE": b"done"})
+    own_store.verify(Layout.of(own_store.raw), ready_object="DONE")
+    own_store.assert_refused(Layout.of(own_store.raw), "DONE")
 
 
 def test_hour_without_marker_is_not_complete(store: Store) -> None:

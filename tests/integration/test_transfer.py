@@ -611,8 +611,9 @@ def test_copy_without_a_result_is_an_error(body: bytes, error: type[RollupError]
 
 
 def test_copy_that_takes_long_is_not_cancelled() -> None:
+    # About 7 s in all, with a timeout of 1 s between two bytes.
     slow = Reply(xml(COPIED, space=b" " * 40), pieces=10**6, pause=0.01)
-    with ScriptedServer((slow,)) as server, transfer_to(server, seconds=0.1) as transfer:
+    with ScriptedServer((slow,)) as server, transfer_to(server, seconds=1.0) as transfer:
         assert copy(transfer) == Uploaded(ETAG, CRC)
 
 

@@ -1,10 +1,13 @@
-"""Another version of the code takes over in the middle of an hour: it plans again, and never misreads."""
+"""Another version takes over in the middle of an hour: it plans again, and never misreads a record."""
 
+import functools
 import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +17,13 @@ import pytest
 from dev.servers import RcloneServer
 from tests.conftest import ROOT
 from tests.integration.conftest import PipelineFactory
+from tests.integration.step_process import run_steps
 from tests.support.fixtures import BucketFactory
 from tests.support.hour_on_server import Pipeline
 from tests.support.raw_hours import AGGREGATED, RAW, make_hour, put_objects
 
 STEPS = ("plan", "pack", "validate", "complete")
-# The version before: other formats of plans and claims, and names of parts that do not say what they hold.
+# An earlier version: other formats of plans and claims, and part names without a digest.
 BEFORE = {
     "hour/plan.py": [("PLAN_FORMAT = 2", "PLAN_FORMAT = 1")],
     "hour/records.py": [("CLAIM_FORMAT = 2", "CLAIM_FORMAT = 1")],
@@ -27,7 +31,7 @@ BEFORE = {
         ('return f"part-{index:05d}-{tag}.log{encoding}"', 'return f"part-{index:05d}.log{encoding}"')
     ],
 }
-# A later version, whose records this one cannot know.
+# A later version, whose records this one cannot read.
 LATER = {
     "hour/plan.py": [("PLAN_FORMAT = 2", "PLAN_FORMAT = 3")],
     "hour/records.py": [
@@ -41,52 +45,95 @@ LATER = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """How some steps ended: the references of the shards, and the error if there was one."""
+    """The references of the planned shards, and the error that ended the steps, if any."""
 
     refs: list[dict[str, Any]]
     error: str | None
 
 
+class OtherVersion:
+    """A process that runs steps with another version of ``include``.
+
+    :param folder: a folder with that version
+    :param connection: the Airflow connection of the process
+    """
+
+    def __init__(self, folder: Path, connection: str) -> None:
+        self._errors = (folder / "stderr").open("w+")
+        path = os.pathsep.join(map(str, [folder, ROOT, ROOT / "plugins"]))
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.integration.step_process"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            env=os.environ | {"PYTHONPATH": path, "AIRFLOW_CONN_AWS_DEFAULT": connection},
+            cwd=folder,
+        )
+
+    def run(self, bucket: str, refs: list[dict[str, Any]] | None, steps: Sequence[str]) -> Outcome:
+        """Run steps of the hour in a bucket."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(
+            json.dumps({"bucket": bucket, "refs": refs, "steps": steps}), file=self._process.stdin, flush=True
+        )
+        for line in self._process.stdout:
+            if line.startswith("RESULT"):
+                return Outcome(**json.loads(line[len("RESULT") :]))
+        self._errors.seek(0)
+        raise AssertionError(self._errors.read()[-3000:])
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.communicate()
+        self._errors.close()
+
+
 @dataclass(frozen=True)
 class Versions:
-    """One hour, and versions of the pipeline that work on it in processes of their own."""
+    """An hour, and versions of the pipeline that run its steps."""
 
     pipeline: Pipeline
     made: dict[str, bytes]
-    others: Path
+    start_other: Callable[[str], OtherVersion]
 
     def run(self, version: str, *steps: str, refs: list[dict[str, Any]] | None = None) -> Outcome:
-        """Run steps with the version ``ours``, ``before`` or ``later``."""
-        first = [] if version == "ours" else [self.others / version]
-        path = os.pathsep.join(map(str, [*first, ROOT, ROOT / "plugins"]))
-        # Not in a folder with an `include`: Python would look there first.
-        done = subprocess.run(
-            [
-                *(sys.executable, "-m", "tests.integration.step_process"),
-                *(self.pipeline.bucket, json.dumps(refs), *steps),
-            ],
-            capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}, cwd=self.others,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3000:]
-        line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT"))
-        return Outcome(**json.loads(line[len("RESULT") :]))
+        """Run steps of the version ``ours``, ``before`` or ``later``."""
+        if version == "ours":
+            return Outcome(**run_steps(self.pipeline, refs, steps))
+        return self.start_other(version).run(self.pipeline.bucket, refs, steps)
 
 
 @pytest.fixture(scope="module")
-def other_versions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with ``before/include`` and ``later/include``."""
-    folder = tmp_path_factory.mktemp("other-versions")
-    for version, edits in {"before": BEFORE, "later": LATER}.items():
-        place = folder / version / "include"
-        shutil.copytree(ROOT / "include", place, ignore=shutil.ignore_patterns("__pycache__"))
-        for name, changes in edits.items():
-            file = place / "log_rollup" / name
-            text = file.read_text()
-            for ours, theirs in changes:
-                assert text.count(ours) == 1, f"{name} has {text.count(ours)} times {ours!r}"
-                text = text.replace(ours, theirs)
-            file.write_text(text)
-    return folder
+def start_other(
+    tmp_path_factory: pytest.TempPathFactory, rclone_server: RcloneServer
+) -> Iterator[Callable[[str], OtherVersion]]:
+    """Starts the process of the version ``before`` or ``later`` when it is first used."""
+    with ExitStack() as stack:
+
+        @functools.cache
+        def start(version: str) -> OtherVersion:
+            folder = tmp_path_factory.mktemp(version)
+            copy_with_edits(folder / "include", {"before": BEFORE, "later": LATER}[version])
+            other = OtherVersion(folder, rclone_server.airflow_connection_json())
+            stack.callback(other.close)
+            return other
+
+        yield start
+
+
+def copy_with_edits(target: Path, edits: Mapping[str, Sequence[tuple[str, str]]]) -> None:
+    """Copy the package ``include`` and edit some of its modules."""
+    shutil.copytree(ROOT / "include", target, ignore=shutil.ignore_patterns("__pycache__"))
+    for name, changes in edits.items():
+        file = target / "log_rollup" / name
+        text = file.read_text()
+        for ours, theirs in changes:
+            assert text.count(ours) == 1, f"{name} contains {ours!r} {text.count(ours)} times"
+            text = text.replace(ours, theirs)
+        file.write_text(text)
 
 
 @pytest.fixture
@@ -94,16 +141,16 @@ def versions(
     rclone_server: RcloneServer,
     make_bucket: BucketFactory,
     pipeline_on: PipelineFactory,
-    other_versions: Path,
+    start_other: Callable[[str], OtherVersion],
 ) -> Versions:
     pipeline = pipeline_on(rclone_server, make_bucket(rclone_server))
-    made = make_hour(pipeline.client, pipeline.bucket, RAW, objects=24)
-    return Versions(pipeline, made, other_versions)
+    made = make_hour(pipeline.client, pipeline.bucket, RAW, objects=12)
+    return Versions(pipeline, made, start_other)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("version", ["before", "later"])
-def test_other_version_completes_an_hour_by_itself(versions: Versions, version: str) -> None:
+def test_other_version_completes_an_hour(versions: Versions, version: str) -> None:
     assert versions.run(version, *STEPS).error is None
     versions.pipeline.client.head_object(Bucket=versions.pipeline.bucket, Key=f"{AGGREGATED}_SUCCESS")
 
@@ -134,7 +181,7 @@ def test_other_version_refuses_an_hour_under_way_and_replans(
         versions.pipeline.verify(versions.made)
 
 
-def test_old_worker_touches_nothing_of_a_replanned_hour(versions: Versions) -> None:
+def test_old_worker_changes_nothing_in_a_replanned_hour(versions: Versions) -> None:
     old = versions.run("before", "plan")
     new = versions.run("ours", "plan")
     late = versions.run("before", "pack", refs=old.refs)
@@ -160,11 +207,11 @@ def test_hour_of_the_version_before_keeps_its_parts(versions: Versions, late: bo
     assert versions.run("ours", *STEPS).error is None
     versions.pipeline.verify(made)
     after = versions.pipeline.parts()
-    # The late object sorts last, so it changes the last part alone.
+    # The late object is last in key order, so only the last part changes.
     assert len(before.items() - after.items()) == (1 if late else 0)
 
 
-def test_hour_of_a_later_version_is_refused_and_untouched(versions: Versions) -> None:
+def test_hour_of_a_later_version_is_refused_and_unchanged(versions: Versions) -> None:
     assert versions.run("later", *STEPS).error is None
     put_objects(versions.pipeline.client, versions.pipeline.bucket, {f"{RAW}zz-late.log": b"late\n"})
     before = versions.pipeline.listed(), versions.pipeline.parts()

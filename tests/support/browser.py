@@ -1,4 +1,4 @@
-"""A headless Chromium, that of the machine: nothing is downloaded but Debian's own package, where that may be."""
+"""Runs a headless Chromium: the installed one, or Debian's package."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,7 +7,7 @@ from playwright.sync_api import Browser, sync_playwright
 
 from tests.support.debian import program_or_skip
 
-# In a container there is no sandbox of its own to be had; and nothing is to leave the machine.
+# Chromium's sandbox does not work in most containers. The other options prevent requests to other machines.
 ARGUMENTS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
@@ -16,7 +16,7 @@ ARGUMENTS = [
 
 @contextmanager
 def running_browser() -> Iterator[Browser]:
-    """A browser with a profile of its own; the test is skipped where there is no Chromium."""
+    """Run a browser with a new profile; skip the test if Chromium is missing and cannot be installed."""
     path = program_or_skip("chromium", "chromium")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)

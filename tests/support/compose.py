@@ -1,4 +1,4 @@
-"""Reads docker-compose.yaml and the Dockerfile as the container engine would: what each service is given."""
+"""Reads the services of docker-compose.yaml and the environment of the Dockerfile, as a container engine does."""
 
 import re
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ _REFERENCE = re.compile(r"\$\$|\$\{(?P<name>\w+)(?::(?P<kind>[-?])(?P<word>[^}]*
 
 @dataclass(frozen=True)
 class Service:
-    """A service: its command, its own environment, and everything else that the file says of it."""
+    """A service: its command, its environment, and its whole definition in the file."""
 
     name: str
     command: tuple[str, ...]
@@ -26,35 +26,35 @@ class Service:
 
 
 def services(variables: Mapping[str, str]) -> dict[str, Service]:
-    """Return all services by name, those of profiles too.
+    """Return all services by name, including those of profiles.
 
-    :param variables: what .env says
-    :raises KeyError: naming a variable that the file demands and .env lacks
+    :param variables: the variables of .env
+    :raises KeyError: with the name of a variable that the file requires and .env lacks
     """
     document = yaml.safe_load(COMPOSE_FILE.read_text())
     found = {}
     for name, definition in document["services"].items():
-        given = _interpolated(definition, variables)
+        values = _interpolated(definition, variables)
         found[name] = Service(
-            name, tuple(given.get("command", ())), given.get("environment", {}), definition=given
+            name, tuple(values.get("command", ())), values.get("environment", {}), definition=values
         )
     return found
 
 
 def references() -> set[str]:
-    """Return the names of all variables that the file takes from .env."""
+    """Return the names of all variables of .env that the file uses."""
     document = yaml.safe_load(COMPOSE_FILE.read_text())
     return {match["name"] for match in _REFERENCE.finditer(str(document)) if match["name"]}
 
 
 def dotenv(text: str) -> dict[str, str]:
-    """Return the variables of a .env file, of which each line is a comment, empty, or NAME=VALUE, not quoted."""
+    """Return the variables of a .env file whose lines are comments, empty, or unquoted NAME=VALUE pairs."""
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
     return {name: value for name, _, value in (line.partition("=") for line in lines)}
 
 
 def image_environment() -> dict[str, str]:
-    """Return what the Dockerfile sets by ENV."""
+    """Return the variables that the Dockerfile sets with ENV."""
     text = DOCKERFILE.read_text().replace("\\\n", " ")
     pairs = [pair for line in text.splitlines() if line.startswith("ENV ") for pair in line.split()[1:]]
     return {name: value for name, _, value in (pair.partition("=") for pair in pairs)}

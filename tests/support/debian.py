@@ -1,4 +1,4 @@
-"""Programs of the machine that tests need: found, or installed from Debian's packages where that may be done."""
+"""Finds programs that tests need; root on a Debian system also installs them."""
 
 import os
 import shutil
@@ -12,16 +12,16 @@ _INSTALL_SECONDS = 600
 
 
 class MissingProgramError(Exception):
-    """A program is not there and could not be installed; the message says how to."""
+    """A program is missing and could not be installed; the message says how to install it."""
 
 
 def program(name: str, package: str, folders: str = "") -> Path:
-    """The path of a program.
+    """Return the path of a program; install its package if it is missing and this is root.
 
-    :param name: of the program, or of a library
-    :param package: of Debian's that brings it
-    :param folders: pattern below the root of the folders to look into before ``PATH``; the last of several counts
-    :raises MissingProgramError: if it is not there, and this is not root on a system with apt-get
+    :param name: name of the program or library
+    :param package: the Debian package that contains it
+    :param folders: glob pattern, relative to ``/``, of folders to search before ``PATH``; the last match is used
+    :raises MissingProgramError: if it is missing and cannot be installed
     """
     found = _find(name, folders) or (_find(name, folders) if _install(package) else None)
     if found is None:
@@ -30,7 +30,7 @@ def program(name: str, package: str, folders: str = "") -> Path:
 
 
 def program_or_skip(name: str, package: str, folders: str = "") -> Path:
-    """The same, for a test that is skipped without the program."""
+    """Return the same as :func:`program`; skip the test if the program is missing."""
     try:
         return program(name, package, folders)
     except MissingProgramError as error:
@@ -38,14 +38,14 @@ def program_or_skip(name: str, package: str, folders: str = "") -> Path:
 
 
 def _find(name: str, folders: str) -> Path | None:
-    beside = sorted(Path("/").glob(f"{folders}/{name}")) if folders else []
+    in_folders = sorted(Path("/").glob(f"{folders}/{name}")) if folders else []
     on_path = shutil.which(name)
-    return beside[-1] if beside else Path(on_path) if on_path else None
+    return in_folders[-1] if in_folders else Path(on_path) if on_path else None
 
 
 @cache
 def _install(package: str) -> bool:
-    """Whether a package could be installed."""
+    """Install a package; return whether that succeeded."""
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         return False
     quietly = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}

@@ -1,9 +1,9 @@
 """Object storage in memory that implements the pipeline's protocols; any request can be made to fail.
 
-It behaves as S3 does where that matters: keys are listed in the order of their UTF-8 bytes and in pages, an
-ETag is the MD5 of the content (or is not, if set so), a CRC that comes with an object is checked and kept
-(or is not), If-Match is honoured, and a copy keeps what S3 would keep. Deleting several objects is one request,
-but not one step: a crash may come between any two of them, and one may be refused while the others go.
+It behaves like S3: keys are listed in the order of their UTF-8 bytes and in pages, an ETag is the MD5 of the
+content, a CRC that is sent with an object is compared and kept, If-Match is honoured, and a copy keeps what S3
+would keep. Options turn some of this off. Deleting several objects is one request, but not atomic: a crash may
+come between any two of them, and one may be refused while the others are deleted.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ from include.log_rollup.storage.protocol import (
 )
 
 WRITES = frozenset({"WRITE", "PUT", "COPY", "PUBLISH", "DELETE"})
-# What S3 calls the requests of the control plane, as the hook counts them; a transfer's are not its own.
+# S3's names of the requests that the hook counts. Those of a transfer are counted by the packer.
 S3_NAMES = {
     "LIST": "ListObjectsV2",
     "HEAD": "HeadObject",
@@ -54,12 +54,12 @@ S3_NAMES = {
 
 
 class Effect(Enum):
-    """What can go wrong with a request, other than an error that is raised instead of doing it."""
+    """What can go wrong with a request, besides an error that is raised instead of carrying it out."""
 
     LOST_ANSWER = auto()
-    """It is done, but the client gets a broken connection."""
+    """It is carried out, but the connection breaks before the client gets the answer."""
     WRONG_BYTES = auto()
-    """One bit of the body is flipped on its way."""
+    """One bit of the body is flipped in transit."""
     TRUNCATED = auto()
     """The last byte of a GET is missing, without an error."""
     WRONG_ETAG = auto()
@@ -72,7 +72,10 @@ class Effect(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One request, or one object of a DELETE. ``detail`` is what else it was about, such as an offset."""
+    """One request, or one object of a DELETE.
+
+    :param detail: other arguments of the request, such as an offset
+    """
 
     kind: str
     bucket: str
@@ -99,7 +102,7 @@ class Rule:
     hits: int = 0
 
     def applies(self, operation: Operation) -> bool:
-        """Whether it still holds for this request."""
+        """Whether the rule applies to this request."""
         return (
             self.hits < self.times and self.kind in (operation.kind, "ANY") and self.contains in operation.key
         )
@@ -107,7 +110,10 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """An object as the store holds it. ``checksum`` is what it would state, right or not."""
+    """An object in the store.
+
+    :param checksum: what the store states for it, right or wrong
+    """
 
     body: bytes
     etag: str
@@ -119,19 +125,20 @@ class Stored:
 
 
 class CrashError(Exception):
-    """The process died: nothing that it still tries has any effect."""
+    """The process died: no later request of it has any effect."""
 
 
 class FakeStore:
     """Implements :class:`include.log_rollup.storage.protocol.ObjectStore`.
 
     :param keeps_crc: whether it keeps a CRC64-NVME for each object
-    :param checks_crc: whether it refuses an object with a wrong CRC; one that keeps CRCs without checking
-        them gives back what it was sent, unread
-    :param etag_is_md5: whether the ETags of what the pipeline writes are MD5s; otherwise they tell nothing
-    :param random_etags: whether all ETags look like MD5s and are none, as on some servers
+    :param checks_crc: whether it refuses an object with a wrong CRC; a store that keeps CRCs without comparing
+        them returns what it was sent
+    :param etag_is_md5: whether the ETags of objects that the pipeline writes are MD5s
+    :param random_etags: whether all ETags look like MD5s but are random, as on some servers
     :param page_size: of listings
-    :param threads: of a transfer, which do its requests; 0 has them done before ``get`` and ``put`` return
+    :param threads: threads of a transfer that carry out its requests; with 0, ``get`` and ``put`` carry them out
+        before they return
     """
 
     def __init__(
@@ -184,7 +191,7 @@ class FakeStore:
     # -- for tests ------------------------------------------------------------------------
 
     def fork(self) -> "FakeStore":
-        """Another store of the same kind, with the same objects and nothing else of this one."""
+        """A copy of this store with the same options and objects, but without its log and rules."""
         other = FakeStore(**self._options, buckets=list(self._buckets))
         other.now = self.now
         other._buckets = {bucket: dict(objects) for bucket, objects in self._buckets.items()}
@@ -192,7 +199,7 @@ class FakeStore:
         return other
 
     def another_client(self) -> "FakeStore":
-        """The same objects, as a client of its own sees them: with its own log and rules."""
+        """A second client of the same objects, with its own log and rules."""
         other = self.fork()
         other._buckets = self._buckets
         other._lock = self._lock
@@ -238,7 +245,7 @@ class FakeStore:
     def corrupt(self, key: str, bucket: str = "logs", *, keep_etag: bool = False) -> None:
         """Flip a bit of an object, as a disk or another writer would do.
 
-        :param keep_etag: whether the store does not notice, and states ETag and CRC of what it was
+        :param keep_etag: whether the store keeps the old ETag and CRC, as after damage on a disk
         """
         with self._lock:
             was = self._buckets[bucket][key]
@@ -260,9 +267,9 @@ class FakeStore:
         effect: "Effect | Exception | Callable[[], None]",
         times: int = 1,
     ) -> Rule:
-        """Have something happen to the next requests of a kind (or ``ANY``) whose key contains a text.
+        """Apply an effect to the next requests of a kind (or ``ANY``) whose key contains a text.
 
-        :param effect: an error is raised instead of doing it; a function is called before it is done
+        :param effect: an error is raised instead of carrying the request out; a function is called before it
         """
         rule = Rule(kind, contains, effect, times)
         with self._lock:
@@ -270,13 +277,13 @@ class FakeStore:
         return rule
 
     def crash_after_writes(self, number: int) -> None:
-        """Die as soon as this many objects have been written, copied or deleted from now on."""
+        """Crash as soon as this many more objects have been written, copied or deleted."""
         self._writes_until_crash = number
         self.crashed = number == 0
 
     @property
     def pending_crash(self) -> bool:
-        """Whether there were fewer writes than it takes to die."""
+        """Whether fewer objects have been written than the crash needs."""
         return self._writes_until_crash is not None and not self.crashed
 
     def revive(self) -> None:
@@ -292,17 +299,17 @@ class FakeStore:
             )
 
     def snapshot(self, prefix: str = "", bucket: str = "logs") -> dict[str, Stored]:
-        """The objects under a prefix in full."""
+        """The objects under a prefix, by key."""
         with self._lock:
             objects = self._buckets[bucket]
             return {key: found for key, found in objects.items() if key.startswith(prefix)}
 
     def has(self, key: str, bucket: str = "logs") -> bool:
-        """Whether there is an object of this key."""
+        """Whether an object with this key exists."""
         return key in self._buckets[bucket]
 
     def stored(self, key: str, bucket: str = "logs") -> Stored:
-        """An object in full."""
+        """An object."""
         return self._buckets[bucket][key]
 
     def body(self, key: str, bucket: str = "logs") -> bytes:
@@ -310,7 +317,7 @@ class FakeStore:
         return self._buckets[bucket][key].body
 
     def writes(self) -> list[Operation]:
-        """What changed the store, in order."""
+        """The operations of the log that changed the store, in order."""
         return [operation for operation in self.log if operation.kind in WRITES]
 
     # -- the protocol ----------------------------------------------------------------------------------
@@ -451,10 +458,13 @@ class FakeStore:
         with self._lock:
             self.uploads.pop(upload_id, None)
 
-    # -- for this module's own use ---------------------------------------------------------------------
+    # -- used only in this module ----------------------------------------------------------------------
 
     def begin(self, kind: str, target: Location, detail: str = "") -> Effect | None:
-        """Note a request, and do to it what the rules say; returns an effect that its own code must bring."""
+        """Log a request and apply the first matching rule.
+
+        :returns: an effect that the code of the request has to produce
+        """
         operation = Operation(kind, target.bucket, target.key, detail)
         with self._lock:
             if self.crashed:
@@ -505,7 +515,7 @@ class FakeStore:
         return stored
 
     def matching(self, source: Location, etag: str | None) -> Stored:
-        """An object under the condition If-Match, if there is one."""
+        """An object, if its ETag fulfils If-Match; None as the ETag means no condition."""
         found = self._find(source)
         if found is None:
             raise NotFoundError(f"GET {source}: S3 answered 404 NoSuchKey")
@@ -514,7 +524,7 @@ class FakeStore:
         return found
 
     def refuses(self, body: bytes, sent_crc: int) -> bool:
-        """Whether an object would be refused for its CRC."""
+        """Whether the store refuses this object because of its CRC."""
         return self._keeps_crc and self._checks_crc and crc.crc64(body) != sent_crc
 
     def _find(self, target: Location) -> Stored | None:
@@ -550,11 +560,11 @@ class FakeStore:
 
 
 class OddLister(FakeStore):
-    """A store whose listings are not S3's, as those of some servers are.
+    """A store whose listings differ from those of S3, as on some servers.
 
-    :param order: puts the listed keys in the server's own order; it may leave some out or name some twice
-    :param start_after: what becomes of it: ``honoured``, ``ignored``, or a place in the ``tree`` of folders
-    :param change: changes each page before it is answered, as it was asked for
+    :param order: returns the listed keys in the order of the server; it may omit or repeat some
+    :param start_after: how it is interpreted: ``honoured``, ``ignored``, or as a place in the ``tree`` of folders
+    :param change: changes each page, given the page and the token of its request
     """
 
     def __init__(
@@ -584,7 +594,7 @@ class OddLister(FakeStore):
             keys = self._order(self.listing(prefix.key, prefix.bucket))
             first = int(token) if token else 0
             if start_after:
-                # A token is a place in the listing that began there.
+                # A token is a position in the listing that began at start_after.
                 keys = [key for key in keys if self._is_after(key, start_after)]
             rows = [self._info(prefix.bucket, key) for key in keys[first : first + size]]
             newest = self._newest(prefix.bucket, rows, own)
@@ -601,7 +611,7 @@ class OddLister(FakeStore):
 
 
 class FakeTransfer:
-    """Implements :class:`include.log_rollup.storage.protocol.Transfer` and checks that its contract is kept."""
+    """Implements :class:`include.log_rollup.storage.protocol.Transfer`, and asserts correct use."""
 
     def __init__(self, store: FakeStore, connections: int) -> None:
         self.connections = connections
@@ -677,7 +687,7 @@ class FakeTransfer:
         self.answers.put(lambda: None)
 
     def close(self) -> None:
-        assert self.in_flight == 0, f"closed with {self.in_flight} requests under way"
+        assert self.in_flight == 0, f"closed with {self.in_flight} requests in flight"
         self.closed = True
         if self._executor is not None:
             self._executor.shutdown()
@@ -737,7 +747,7 @@ class FakeTransfer:
 
 
 class FakeRequest:
-    """A request under way; its callback comes once, when nothing touches its memory any more."""
+    """A request in flight; its callback is called once, when nothing accesses its buffer any more."""
 
     def __init__(
         self, transfer: FakeTransfer, arrived: Callable[[Any], object], done: Callable[[Any], None]
@@ -748,7 +758,7 @@ class FakeRequest:
         self._ended = False
 
     def answer(self, work: Callable[[], Any]) -> None:
-        """Do it, and have the transfer call back; not if it has no result, because it stalled."""
+        """Carry it out, and queue the callback; a stalled request has no result and no callback."""
         try:
             result = work()
         except Exception as error:

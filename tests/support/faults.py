@@ -178,7 +178,7 @@ def on(
     nth: int | None = None,
     attempt: int | None = None,
 ) -> Callable[[Request], bool]:
-    """The ``match`` of a rule; a request has to meet all conditions that are given.
+    """The ``match`` of a rule; a request must meet all conditions that are given.
 
     :param operation: the S3 operation, or several
     :param key: a regular expression to search in the key (for a listing: in the decoded prefix)

@@ -7,8 +7,6 @@ import fcntl
 import functools
 import os
 import shutil
-import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -31,55 +29,55 @@ from tests.support.observe import (
 from tests.support.proxy import FaultProxy
 
 _SETTLE_SECONDS = 2.0
-# Python's own helper of multiprocessing, which ends with the interpreter and not before.
+# A helper process of Python's multiprocessing, which ends together with the interpreter.
 _RESOURCE_TRACKER = "multiprocessing.resource_tracker"
 
-_here_before = pytest.StashKey[frozenset[int]]()
-_mark = pytest.StashKey[str]()
-_left_over = pytest.StashKey[list[str]]()
+_processes_before = pytest.StashKey[frozenset[int]]()
+_session_mark = pytest.StashKey[str]()
+_processes_left = pytest.StashKey[list[str]]()
 
 BucketFactory = Callable[[S3Server], str]
 
 
 class ProxyFactory(Protocol):
-    """What the fixture ``fault_proxy`` gives."""
+    """The type of the fixture ``fault_proxy``."""
 
     def __call__(self, server: S3Server, tls: TlsFiles | None = None) -> FaultProxy:
-        """A running proxy before a server, which speaks TLS to its clients where files are given."""
+        """Return a running proxy in front of a server; with TLS files, it speaks TLS to its clients."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Mark all processes that this session will start, and note those that exist already.
+    """Mark all processes that this session will start, and remember those that exist already.
 
-    A worker of pytest-xdist uses the mark of the session that started it, which looks for what both have left.
+    A worker of pytest-xdist uses the mark of the main session, which then finds the processes of both.
     """
     given = getattr(config, "workerinput", {}).get(SESSION_VARIABLE)
-    config.stash[_mark] = os.environ[SESSION_VARIABLE] = given or uuid.uuid4().hex
-    config.stash[_here_before] = frozenset(with_descendants(os.getpid())())
+    config.stash[_session_mark] = os.environ[SESSION_VARIABLE] = given or uuid.uuid4().hex
+    config.stash[_processes_before] = frozenset(with_descendants(os.getpid())())
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Pass the mark to a worker of pytest-xdist."""
-    node.workerinput[SESSION_VARIABLE] = node.config.stash[_mark]
+    """Pass the mark to a pytest-xdist worker."""
+    node.workerinput[SESSION_VARIABLE] = node.config.stash[_session_mark]
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Fail the session if a process that it started is left, as a child or as an orphan with its mark."""
+    """Fail the session if a process that it started is still running, as a child or as an orphan with its mark."""
     if hasattr(session.config, "workerinput"):
         return
     deadline = time.monotonic() + _SETTLE_SECONDS
     while (left := _left_processes(session.config)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    session.config.stash[_left_over] = left
+    session.config.stash[_processes_left] = left
     if left and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Name the processes that are left."""
-    left = config.stash.get(_left_over, [])
+    """List the processes that are still running."""
+    left = config.stash.get(_processes_left, [])
     if left:
         terminalreporter.section("processes left running", red=True, bold=True)
         for line in left:
@@ -87,16 +85,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 def _left_processes(config: pytest.Config) -> list[str]:
-    mine = {os.getpid(), *config.stash[_here_before]}
+    mine = {os.getpid(), *config.stash[_processes_before]}
     found = set(with_descendants(os.getpid())())
-    found.update(processes_with_environment(SESSION_VARIABLE, config.stash[_mark]))
+    found.update(processes_with_environment(SESSION_VARIABLE, config.stash[_session_mark]))
     described = [describe_process(pid) for pid in sorted(found - mine) if is_running(pid)]
     return [line for line in described if _RESOURCE_TRACKER not in line]
 
 
 @pytest.fixture(scope="session", autouse=True)
 def shared_service_models() -> Iterator[None]:
-    """Have all boto3 clients of a session share one loader: parsing S3's model takes each 0.1 to 0.3 s of CPU."""
+    """Share one botocore loader: otherwise each client parses S3's model, which takes 0.1 to 0.3 s of CPU."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(botocore.session, "create_loader", functools.cache(botocore.loaders.create_loader))
         yield
@@ -104,7 +102,7 @@ def shared_service_models() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def database(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """A migrated metadata database in AIRFLOW_HOME; workers of pytest-xdist copy that of the first."""
+    """A migrated metadata database in AIRFLOW_HOME; pytest-xdist workers copy the first worker's."""
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     template, own = shared / "airflow.db", Path(os.environ["AIRFLOW_HOME"]) / "airflow.db"
@@ -113,8 +111,10 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> None:
         if template.exists():
             shutil.copyfile(template, own)
             return
-        airflow = str(Path(sys.executable).with_name("airflow"))
-        subprocess.run([airflow, "db", "migrate"], check=True, capture_output=True)
+        # `airflow db migrate` does the same, after seconds to import Airflow in a new process.
+        from airflow.utils.db import initdb
+
+        initdb()
         shutil.copyfile(own, template)
 
 
@@ -141,26 +141,26 @@ def ministack_server() -> Iterator[MinistackServer]:
 
 @pytest.fixture(scope="session")
 def tls_files(tmp_path_factory: pytest.TempPathFactory) -> TlsFiles:
-    """An authority and a server's certificate for 127.0.0.1."""
+    """A certificate authority and a server certificate for 127.0.0.1."""
     return make_tls_files(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture(params=["rclone", "moto"])
 def s3_server(request: pytest.FixtureRequest) -> S3Server:
-    """Each server in turn: the test runs once on either."""
+    """Each server in turn: the test runs once on each."""
     server: S3Server = request.getfixturevalue(f"{request.param}_server")
     return server
 
 
 @pytest.fixture
 def bucket_name() -> str:
-    """A unique bucket name; no bucket is made."""
+    """A unique bucket name; no bucket is created."""
     return f"bucket-{uuid.uuid4().hex[:16]}"
 
 
 @pytest.fixture
 def make_bucket() -> Iterator[BucketFactory]:
-    """Makes empty buckets on given servers; they are removed after the test with their objects."""
+    """Creates empty buckets on given servers; they and their objects are deleted after the test."""
     with ExitStack() as stack:
 
         def make(server: S3Server) -> str:
@@ -174,15 +174,15 @@ def make_bucket() -> Iterator[BucketFactory]:
 
 @pytest.fixture
 def bucket(s3_server: S3Server, make_bucket: BucketFactory) -> str:
-    """An empty bucket on ``s3_server``, removed after the test."""
+    """An empty bucket on ``s3_server``, deleted after the test."""
     return make_bucket(s3_server)
 
 
 @pytest.fixture
 def fault_proxy() -> Iterator[ProxyFactory]:
-    """Makes proxies: ``fault_proxy(server)`` or ``fault_proxy(server, tls=tls_files)``; ended after the test.
+    """Starts proxies: ``fault_proxy(server)`` or ``fault_proxy(server, tls=tls_files)``. They end after the test.
 
-    A rule whose function raised fails the test.
+    If the function of a rule has raised an error, the test fails.
     """
     with ExitStack() as stack:
 

@@ -44,8 +44,8 @@ from tests.support.wire import (
 BUFFER_BYTES = 1024 * 1024
 FLUSH_SECONDS = 5.0
 """How long the proxy waits for a client to take its last bytes."""
-# After this time, clients send a body that the server has not asked for.
-_CONTINUE_SECONDS = 1.0
+CONTINUE_SECONDS = 1.0
+"""How long the proxy waits for the server to ask for a body; clients then send it without being asked."""
 _UPSTREAM_CONNECT_SECONDS = 10.0
 _LINGER_SECONDS = 2.0
 
@@ -158,7 +158,7 @@ class ClientConnection:
 
     async def reset(self) -> None:
         """Close with RST, after everything that was written has arrived: RST would discard the rest."""
-        # Not 0: with TLS, asyncio would then take an empty buffer for a full one, and wait for ever.
+        # Not 0: with TLS, asyncio would treat an empty buffer as full, and wait forever.
         self.writer.transport.set_write_buffer_limits(high=1)
         with suppress(OSError):
             await self.writer.drain()
@@ -238,7 +238,7 @@ class Forwarding:
         self._keeps = head.first_line.endswith("HTTP/1.1") and "close" not in connection
 
     async def run(self) -> bool:
-        """Forward it; returns whether the client's connection can carry another request."""
+        """Forward the request; returns whether the client's connection can carry another request."""
         if self._resets("request"):
             await self._client.reset()
             return False
@@ -356,7 +356,7 @@ class Forwarding:
         requested = asyncio.ensure_future(self._body_requested.wait())
         first: set[asyncio.Future[Any]] = {requested, response_head}
         try:
-            await asyncio.wait(first, timeout=_CONTINUE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(first, timeout=CONTINUE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         finally:
             requested.cancel()
         if not response_head.done():

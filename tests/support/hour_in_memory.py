@@ -1,4 +1,4 @@
-"""A small hour in the fake store: its steps in the order of the Dag, and checks that share no code with them."""
+"""A small hour in the fake store: runs its steps, and checks the result without using their code."""
 
 import gzip
 import hashlib
@@ -21,7 +21,7 @@ from include.log_rollup.steps.plan_hour import Planned, plan_hour
 from include.log_rollup.steps.validate_hour import validate_hour
 from include.log_rollup.storage.protocol import ObjectInfo
 from include.log_rollup.streams import Stream
-from tests.support.fake_store import FakeStore, Operation
+from tests.support.fake_store import FakeStore, Operation, Stored
 from tests.support.raw_hours import AGGREGATED, HOUR, RAW, name_of
 
 WORK = AGGREGATED + "_rollup/"
@@ -30,14 +30,14 @@ MANIFEST = AGGREGATED + "_manifest.jsonl.gz"
 CLAIM = WORK + "claim.json"
 REMOVALS = WORK + "removals/"
 
-# Endings of objects that never share a part with plain text: those that can be joined, and a few of the others.
+# Endings of objects that never share a part with plain text: all that can be joined, and some that cannot.
 ENDINGS = (".gz", ".zst", ".bz2", ".xz", ".lz4", ".snappy", ".zz", ".br", ".z", ".tgz", ".zlib", ".pb")
 
 _TAG = re.compile(r"(part-[0-9]{5,})-[0-9a-f]{8}(?=\.log)")
 
 
 def make_stream(**settings: Any) -> Stream:
-    """A stream with parts of 64 bytes and shards of 128, which the streams file would not allow."""
+    """A stream with parts of 64 bytes and shards of 128 bytes, which the streams file does not allow."""
     stream = Stream(
         name="app",
         raw=RawTemplate.parse("s3://logs/raw/app/"),
@@ -49,7 +49,7 @@ def make_stream(**settings: Any) -> Stream:
 
 
 def produce(store: FakeStore, hour: Mapping[str, bytes], **how: Any) -> None:
-    """Write raw objects, by their names below the hour's prefix."""
+    """Write raw objects, given by name below the hour's prefix."""
     for name, body in hour.items():
         store.produce(RAW + name, body, **how)
 
@@ -57,12 +57,12 @@ def produce(store: FakeStore, hour: Mapping[str, bytes], **how: Any) -> None:
 def run_hour(
     store: FakeStore, stream: Stream, run_id: str = "a run", *, drop_vanished: bool = False
 ) -> HourTotals:
-    """All steps, as the Dag runs them."""
+    """Run all steps in the order of the Dag."""
     return finish_hour(store, stream, plan_hour(store, stream, HOUR, run_id, drop_vanished))
 
 
 def finish_hour(store: FakeStore, stream: Stream, planned: Planned) -> HourTotals:
-    """The steps after plan_hour."""
+    """Run the steps after plan_hour."""
     for ref in planned.shards:
         pack_shard(store, stream, ref)
     validate_hour(store, stream, HOUR)
@@ -70,12 +70,12 @@ def finish_hour(store: FakeStore, stream: Stream, planned: Planned) -> HourTotal
 
 
 def encoding_of(name: str) -> str:
-    """The ending by which an object is kept apart from the plain ones."""
+    """The ending because of which an object does not share a part with plain text; empty for plain text."""
     return next((ending for ending in ENDINGS if name.lower().endswith(ending)), "")
 
 
 def inputs(store: FakeStore, stream: Stream) -> dict[str, bytes]:
-    """The raw objects that belong into the parts, in the order of their keys' bytes."""
+    """The raw objects that the parts have to contain, name to body, in the order of the keys' UTF-8 bytes."""
     chosen = {}
     for key in store.listing(RAW):
         name, body = key.removeprefix(RAW), store.body(key)
@@ -87,11 +87,11 @@ def inputs(store: FakeStore, stream: Stream) -> dict[str, bytes]:
 
 
 def expected(store: FakeStore, stream: Stream) -> dict[str, bytes]:
-    """For each encoding, all bytes that its parts have to hold end to end."""
+    """For each encoding, the concatenated bytes that its parts have to contain."""
     joined: dict[str, bytes] = {}
     for name, body in inputs(store, stream).items():
         encoding = encoding_of(name)
-        # An object that does not fit into a part is copied as it is.
+        # An object that does not fit into a part is copied unchanged.
         if stream.ensure_newline and not encoding and body and len(body) < stream.part_size:
             body = body.removesuffix(b"\n") + b"\n"
         joined[encoding] = joined.get(encoding, b"") + body
@@ -104,7 +104,7 @@ def parts(store: FakeStore) -> dict[str, bytes]:
 
 
 def numbered(names: Iterable[str]) -> list[str]:
-    """Names of parts without the fingerprint: ``part-00001.log``."""
+    """Names of parts without the fingerprints, such as ``part-00001.log``."""
     return [without_tags(name) for name in names]
 
 
@@ -114,18 +114,18 @@ def without_tags(text: str) -> str:
 
 
 def part_key(store: FakeStore, number: int) -> str:
-    """The key of the one part of this number."""
+    """The key of the only part with this number."""
     (key,) = store.listing(f"{AGGREGATED}part-{number:05d}")
     return key
 
 
 def part_name(store: FakeStore, number: int) -> str:
-    """The name of the one part of this number."""
+    """The name of the only part with this number."""
     return part_key(store, number).removeprefix(AGGREGATED)
 
 
 def joined_parts(store: FakeStore) -> dict[str, bytes]:
-    """For each encoding, its parts end to end in the order of their numbers."""
+    """For each encoding, its parts concatenated in the order of their numbers."""
     return _joined(parts(store))
 
 
@@ -150,7 +150,7 @@ def manifest_of(store: FakeStore) -> tuple[dict[str, Any], list[dict[str, Any]]]
 
 
 def assert_complete(store: FakeStore, stream: Stream, *, died: bool = False) -> None:
-    """The hour is complete, holds the expected objects and nothing else, and its records are correct.
+    """Assert that the hour is complete, contains the expected objects and nothing else, and its records are right.
 
     :param died: whether a run may have died while it deleted parts, which leaves its removal record
     """
@@ -166,12 +166,12 @@ def assert_complete(store: FakeStore, stream: Stream, *, died: bool = False) -> 
 
 
 def assert_right(store: FakeStore, stream: Stream) -> None:
-    """The hour is complete, the parts in its manifest hold the expected bytes, and its records are correct."""
+    """Assert that the parts in the manifest contain the expected bytes, and that the records are right."""
     raw = inputs(store, stream)
     header, rows = manifest_of(store)
     found = _by_manifest(store)
     if not any("split_of" in entry for entry in header["parts_table"]):
-        # In the parts of a split one, damaged objects come first.
+        # If a part was split, its damaged objects come first, so the order of the bytes differs.
         assert _joined(found) == expected(store, stream)
     assert sorted(row["key"] for row in rows) == sorted(RAW + name for name in raw)
     for row in rows:
@@ -199,16 +199,16 @@ def assert_right(store: FakeStore, stream: Stream) -> None:
 
 
 def _by_manifest(store: FakeStore) -> dict[str, bytes]:
-    """The parts that the manifest names, in its order."""
+    """The parts that the manifest names, in the order of the manifest."""
     found = parts(store)
     header, _ = manifest_of(store)
     return {entry["name"]: found[entry["name"]] for entry in header["parts_table"]}
 
 
 def complete_in_format_1(store: FakeStore, parts_of: Iterable[Iterable[str]]) -> str:
-    """Complete the hour as the version before this one did; the plan_id.
+    """Complete the hour as the version with record format 1 did, and return the plan_id.
 
-    :param parts_of: names of the raw objects of each part, all of one encoding
+    :param parts_of: for each part, the names of its raw objects, all of one encoding
     """
     table: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
@@ -256,19 +256,19 @@ def complete_in_format_1(store: FakeStore, parts_of: Iterable[Iterable[str]]) ->
         "parts_table": table,
     }  # fmt: skip
     text = "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in (header, *rows))
-    # In one gzip member, header and all.
+    # Format 1 has header and rows in one gzip member.
     store.produce(MANIFEST, gzip.compress(text.encode(), mtime=0))
     store.produce(MARKER, json.dumps(totals, indent=1).encode())
     return plan.hexdigest()
 
 
 def assert_not_complete(store: FakeStore) -> None:
-    """The completion marker is absent."""
+    """Assert that the hour has no completion marker."""
     assert not store.has(MARKER)
 
 
 def content_of_plan(store: FakeStore, stream: Stream) -> str:
-    """The content id of a plan of the raw hour as it is."""
+    """The content id of a plan of the present raw hour."""
     listed = [ObjectInfo(key, len(store.body(key)), store.stored(key).etag) for key in store.listing(RAW)]
     chosen, left_out = select(listed, name_of, stream.input_rules)
     return make_plan(chosen, left_out, stream.part_size, stream.write_options).content_id
@@ -290,11 +290,11 @@ class Unwatched:
 class MarkerGuard:
     """Checks the store after each write: while the marker exists, the parts are exactly the expected ones.
 
-    Right is what the raw hour was when the plan that the marker names was made. After a test has damaged a
-    part itself, the pipeline must not touch the parts further before it has removed the marker.
+    Expected is the raw hour at the time of the plan that the marker names. After a test has damaged a part, the
+    pipeline must remove the marker before it changes any part.
 
-    :param strays: whether other parts may exist besides those in the manifest: while two runs compete, or a
-        run has been overtaken
+    :param strays: whether parts may exist that are not in the manifest, because two runs compete or a run has
+        been overtaken
     """
 
     def __init__(self, store: FakeStore, stream: Stream, *, strays: bool = False) -> None:
@@ -304,25 +304,27 @@ class MarkerGuard:
         self._stream = stream
         self._right: dict[str, dict[str, bytes]] = {}
         self._damaged: dict[str, bytes] | None = None
+        # The marker, manifest and parts that were found to be right: most writes change other objects.
+        self._checked: dict[str, Stored] = {}
         store.watcher = self.look
         self.learn()
 
     def learn(self) -> None:
-        """Accept plans of the raw hour as it is now."""
+        """Accept plans of the present raw hour."""
         self._right[content_of_plan(self._store, self._stream)] = expected(self._store, self._stream)
 
     def over(self, store: FakeStore) -> "MarkerGuard":
-        """A guard of a fork of the store that accepts the same plans."""
+        """A guard for a fork of the store, which accepts the same plans."""
         other = MarkerGuard(store, self._stream, strays=self.strays)
         other._right = {**self._right, **other._right}
         return other
 
     def damaged(self) -> None:
-        """Note that the test itself has changed a part."""
+        """Remember that the test has changed a part."""
         self._damaged = parts(self._store)
 
     def forgive(self) -> None:
-        """Accept the parts as they are now; they may only be kept or repaired."""
+        """Accept the present parts; from now on they may only be kept or repaired."""
         self.violations.clear()
         self.damaged()
 
@@ -330,25 +332,34 @@ class MarkerGuard:
         """Check the store after a write."""
         if not self._store.has(MARKER):
             self._damaged = None
-        elif parts(self._store) != self._damaged:
-            problem = self._problem()
-            if problem:
-                self.violations.append(f"after {operation} {problem}")
+            return
+        objects = {
+            key: stored
+            for key, stored in self._store.snapshot(AGGREGATED).items()
+            if not key.startswith(WORK)
+        }
+        if objects == self._checked or parts(self._store) == self._damaged:
+            return
+        problem = self._problem()
+        if problem:
+            self.violations.append(f"after {operation} {problem}")
+        else:
+            self._checked = objects
 
     def _problem(self) -> str | None:
         try:
             marker, (header, _) = marker_of(self._store), manifest_of(self._store)
             found = _by_manifest(self._store)
         except (KeyError, ValueError, OSError, EOFError) as error:
-            return f"the marker is there, and the records cannot be read: {error!r}"
+            return f"the marker exists, but the records cannot be read: {error!r}"
         plan_id = marker["plan_id"]
         if header["plan_id"] != plan_id:
-            return f"the marker is of {plan_id}, the manifest of {header['plan_id']}"
+            return f"the marker is of plan {plan_id}, the manifest of {header['plan_id']}"
         content = content_id_of(plan_id)
         right = [self._right[content]] if content in self._right else list(self._right.values())
         if _joined(found) not in right:
-            return f"the marker of {plan_id} is there over other parts"
+            return f"the marker of {plan_id} exists, but the parts are others"
         strays = parts(self._store).keys() - found.keys()
         if strays and not self.strays:
-            return f"the marker is there with stray parts {sorted(strays)}"
+            return f"the marker exists, with stray parts {sorted(strays)}"
         return None

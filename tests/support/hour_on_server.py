@@ -1,7 +1,8 @@
-"""Runs the steps of an hour against a real server, as the operators do, without Airflow's scheduler."""
+"""Runs the steps of an hour on a real server, as the operators do, but without Airflow's scheduler."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from hashlib import sha256
 from typing import Any, TypeVar
@@ -28,16 +29,17 @@ T = TypeVar("T")
 class Pipeline:
     """One stream on one server.
 
-    :param client: a plain client of the server, to prepare and to inspect
+    :param client: a plain client, to prepare and inspect the bucket
     """
 
     stream: Stream
     client: S3Client
     bucket: str
+    hour: datetime = HOUR
 
     def plan(self, drop_vanished: bool = False) -> Planned:
         """Run plan_hour."""
-        return plan_hour(self._control(), self.stream, HOUR, "test", drop_vanished)
+        return plan_hour(self._control(), self.stream, self.hour, "test", drop_vanished)
 
     def pack(self, ref: ShardRef) -> Measured:
         """Run one pack_shard."""
@@ -52,23 +54,23 @@ class Pipeline:
 
     def validate(self) -> HourTotals:
         """Run validate_hour."""
-        return validate_hour(self._control(), self.stream, HOUR)
+        return validate_hour(self._control(), self.stream, self.hour)
 
     def complete(self) -> HourTotals:
         """Run complete_hour."""
-        return complete_hour(self._control(), self.stream, HOUR)
+        return complete_hour(self._control(), self.stream, self.hour)
 
     def run(self, drop_vanished: bool = False) -> list[Measured]:
-        """Run all steps; what the shards measured."""
+        """Run all steps, and return what each shard measured."""
         measured = self.pack_all(self.plan(drop_vanished))
         self.validate()
         self.complete()
         return measured
 
     def run_as_airflow(self, clears: int) -> list[RollupError]:
-        """Run all steps; retry each as often as the Dag does, and clear the run when a step still fails.
+        """Run all steps, retry each as often as the Dag does, and clear the run if a step still fails.
 
-        :param clears: how often the run may be cleared
+        :param clears: the most clears
         :returns: the errors of failed tries
         """
         errors: list[RollupError] = []
@@ -103,25 +105,25 @@ class Pipeline:
         }
 
     def part(self, index: int) -> str:
-        """The key of the part of this index."""
+        """The key of the part with this index."""
         (key,) = self.listed(f"{AGGREGATED}part-{index:05d}-")
         return key
 
     def open_uploads(self) -> list[str]:
-        """The keys of multipart uploads that are neither finished nor given up."""
+        """The keys of unfinished multipart uploads."""
         try:
             answer = self.client.list_multipart_uploads(Bucket=self.bucket)
         except self.client.exceptions.NoSuchUpload:
-            # rclone's way of saying that there are none.
+            # rclone answers this if there are none.
             return []
         return [upload["Key"] for upload in answer.get("Uploads", ())]
 
     def verify(self, expected: Mapping[str, bytes] | None = None) -> VerifiedHour:
-        """Compare the hour byte by byte, with none of the project's code."""
+        """Compare the hour byte by byte, without the project's code."""
         return verify_hour(
             self.client, self.bucket, RAW, AGGREGATED,
             part_size=self.stream.part_size, ensure_newline=self.stream.ensure_newline,
-            marker_name=self.stream.ready_object, expected=expected,
+            ready_object=self.stream.ready_object, expected=expected,
         )  # fmt: skip
 
     def assert_not_complete(self) -> None:
@@ -138,7 +140,7 @@ class Pipeline:
 
 
 def settings_on(bucket: str, **settings: Any) -> dict[str, Any]:
-    """The settings of :func:`stream_on`, as JSON can carry them to another process."""
+    """The settings of :func:`stream_on` as JSON values, for another process."""
     return {
         "name": "app",
         "raw": f"s3://{bucket}/raw/app/",
@@ -152,5 +154,5 @@ def settings_on(bucket: str, **settings: Any) -> dict[str, Any]:
 
 
 def stream_on(bucket: str, **settings: Any) -> Stream:
-    """A stream ``app`` in a bucket, with small parts by default."""
+    """A stream ``app`` in a bucket, with small parts unless the settings say otherwise."""
     return Stream.model_validate(settings_on(bucket, **settings))

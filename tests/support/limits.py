@@ -1,7 +1,7 @@
-"""A limit on a process's memory that really limits: resident pages, buffers shared or private, all of it.
+"""Limits the memory of processes by a control group, which counts all memory in use and kills at the limit.
 
-RLIMIT_AS counts addresses and not memory, RLIMIT_DATA no shared mapping, and RLIMIT_RSS does nothing on Linux
-(setrlimit(2)); the memory controller of control groups counts what is used, and kills at the limit.
+Resource limits don't do that (setrlimit(2)): RLIMIT_AS counts addresses, RLIMIT_DATA omits shared mappings, and
+RLIMIT_RSS has no effect on Linux.
 """
 
 import os
@@ -15,9 +15,9 @@ MEMORY_CONTROLLER = Path("/sys/fs/cgroup/memory")
 
 @contextmanager
 def memory_cgroup(limit_bytes: int) -> Iterator[Path | None]:
-    """A control group (version 1) of memory, for processes to put themselves into; None where there is none.
+    """A memory control group (version 1) that processes can join; None if this machine has no such controller.
 
-    It must be empty again when the block ends.
+    All its processes must have ended when the block ends.
     """
     group = MEMORY_CONTROLLER / f"log-rollup-test-{uuid.uuid4().hex[:12]}"
     if not os.access(MEMORY_CONTROLLER / "cgroup.procs", os.W_OK):
@@ -32,5 +32,5 @@ def memory_cgroup(limit_bytes: int) -> Iterator[Path | None]:
 
 
 def peak_bytes(group: Path) -> int:
-    """The most memory that the group has used, caches of files included."""
+    """The most memory that the group has used, in bytes, including file caches."""
     return int((group / "memory.max_usage_in_bytes").read_text())

@@ -1,4 +1,4 @@
-"""A notifier that can only wait for its answer, as many that providers ship."""
+"""A synchronous notifier, like many notifiers of providers."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,9 +8,9 @@ from airflow.sdk import BaseNotifier
 
 
 class FileNotifier(BaseNotifier):
-    """Writes a line to a file.
+    """Appends a line to a file.
 
-    :param path: of the file
+    :param path: path of the file
     :param message: the line
     """
 
@@ -22,6 +22,6 @@ class FileNotifier(BaseNotifier):
         self.message = message
 
     def notify(self, context: Mapping[str, Any]) -> None:
-        """Write it."""
+        """Append the line."""
         with Path(self.path).open("a", encoding="utf-8") as file:
             file.write(f"{self.message}\n")

@@ -1,7 +1,7 @@
-"""Watches other processes from outside: their TCP connections, open files and memory, from /proc alone.
+"""Watches other processes from outside: their TCP connections, open files and memory, all read from /proc.
 
-What a process says of itself is what is to be tested, so none of its words are taken. Sampling can miss what
-lasts less than an interval; where every connection counts, :class:`tests.support.proxy.FaultProxy` sees it.
+The tests compare this with what the processes report about themselves. Sampling can miss what lasts less than an
+interval; :class:`tests.support.proxy.FaultProxy` counts every connection.
 """
 
 import os
@@ -20,7 +20,7 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 @dataclass(frozen=True, slots=True)
 class ProcessSample:
-    """One process at one moment. ``sockets`` are its TCP connections to the watched ports, in any state."""
+    """One process at one moment; ``sockets`` counts its TCP connections to the watched ports, in any state."""
 
     pid: int
     sockets: int
@@ -30,28 +30,28 @@ class ProcessSample:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """All watched processes at one moment, in seconds since the watch began."""
+    """All watched processes at one moment; ``seconds`` counts from the start of the watch."""
 
     seconds: float
     processes: tuple[ProcessSample, ...]
 
     @property
     def sockets(self) -> int:
-        """Connections to the watched ports, of all processes together."""
+        """Total connections to the watched ports."""
         return sum(process.sockets for process in self.processes)
 
     @property
     def rss_bytes(self) -> int:
-        """Resident memory of all processes together; shared pages count once for each."""
+        """Total resident memory; shared pages count once for each process."""
         return sum(process.rss_bytes for process in self.processes)
 
 
 class Watch:
-    """Takes samples from a thread while the ``with`` block runs.
+    """Takes samples in a thread while the ``with`` block runs.
 
-    :param pids: a process id, or a function that gives the ids that are of interest at the moment
+    :param pids: a process id, or a function that returns the ids to sample now
     :param ports: remote TCP ports; connections to any of them are counted
-    :param interval_seconds: pause between two samples
+    :param interval_seconds: pause between two samples. A sample of twenty processes takes milliseconds of CPU time
     """
 
     def __init__(
@@ -68,32 +68,32 @@ class Watch:
 
     @property
     def samples(self) -> tuple[Sample, ...]:
-        """What was seen so far, in the order of time."""
+        """The samples so far, the oldest first."""
         return tuple(self._samples)
 
     @property
     def peak_sockets(self) -> int:
-        """Most connections at one moment, of all processes together."""
+        """Largest number of connections in one sample, of all processes together."""
         return max((sample.sockets for sample in self._samples), default=0)
 
     @property
     def peak_sockets_of_one(self) -> int:
-        """Most connections of one process at one moment."""
+        """Largest number of connections of one process."""
         return max((process.sockets for process in self._processes()), default=0)
 
     @property
     def peak_open_files(self) -> int:
-        """Most open files of one process at one moment."""
+        """Largest number of open files of one process."""
         return max((process.open_files for process in self._processes()), default=0)
 
     @property
     def peak_rss_bytes(self) -> int:
-        """Most resident memory of one process at one moment."""
+        """Largest resident memory of one process."""
         return max((process.rss_bytes for process in self._processes()), default=0)
 
     @property
     def seen_pids(self) -> frozenset[int]:
-        """Every process that was there in at least one sample."""
+        """The processes in any sample."""
         return frozenset(process.pid for process in self._processes())
 
     def __enter__(self) -> Self:
@@ -107,7 +107,7 @@ class Watch:
         self._stop.set()
         self._thread.join()
         if self._error is not None and error is None:
-            raise RuntimeError("the watch broke off; its peaks are not the peaks") from self._error
+            raise RuntimeError("the watch stopped early: its peaks may be too low") from self._error
 
     def _processes(self) -> Iterator[ProcessSample]:
         return (process for sample in self._samples for process in sample.processes)
@@ -126,14 +126,14 @@ class Watch:
         tables: dict[int, frozenset[int]] = {}
         processes = []
         for pid in self._pids():
-            # A process may end between any two reads; then it is simply not in this sample.
+            # A process may end between any two reads; this sample leaves it out.
             with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
-                processes.append(self._look_at(pid, tables))
+                processes.append(self._sample_of(pid, tables))
         return Sample(seconds, tuple(processes))
 
-    def _look_at(self, pid: int, tables: dict[int, frozenset[int]]) -> ProcessSample:
+    def _sample_of(self, pid: int, tables: dict[int, frozenset[int]]) -> ProcessSample:
         process = _PROC / str(pid)
-        # The table is that of a whole network namespace: one reading serves all processes in it.
+        # The table covers a whole network namespace: read it once for all processes in it.
         namespace = (process / "ns" / "net").stat().st_ino
         if namespace not in tables:
             tables[namespace] = _inodes_to_ports(process, self._ports)
@@ -150,12 +150,11 @@ class Watch:
 
 
 class PortWatch:
-    """Counts from a thread the TCP connections of all processes together to some ports, and nothing else.
+    """Counts in a thread the TCP connections of the whole machine to some ports.
 
-    One reading of the kernel's table for a sample, however many processes there are: so it keeps its pace
-    under a machine's whole load. The ports have to be those of a server that nobody else talks to.
+    A sample reads one table of the kernel, however many processes there are, so the pace holds under full load.
 
-    :param ports: remote TCP ports
+    :param ports: remote TCP ports, of servers that no other process uses
     :param interval_seconds: from one sample to the next
     """
 
@@ -169,11 +168,11 @@ class PortWatch:
 
     @property
     def samples(self) -> tuple[tuple[float, int], ...]:
-        """Seconds since the watch began, and connections at that moment."""
+        """Seconds since the start of the watch, and the number of connections."""
         return tuple(self._samples)
 
     def now(self) -> float:
-        """Seconds since the watch began."""
+        """Seconds since the start of the watch."""
         return time.monotonic() - self._began
 
     def __enter__(self) -> Self:
@@ -197,7 +196,7 @@ class PortWatch:
 
 
 def _inodes_to_ports(process: Path, ports: Collection[int]) -> frozenset[int]:
-    """The inodes of the TCP sockets whose remote port is one of these (proc(5), /proc/net/tcp)."""
+    """Return the inodes of the TCP sockets whose remote port is one of these (proc(5), /proc/net/tcp)."""
     endings = tuple(f":{port:04X}" for port in ports)
     inodes = set()
     for table in ("tcp", "tcp6"):
@@ -206,25 +205,30 @@ def _inodes_to_ports(process: Path, ports: Collection[int]) -> frozenset[int]:
                 fields = line.split()
                 if fields[2].endswith(endings):
                     inodes.add(int(fields[9]))
-    # TIME_WAIT belongs to no process any more and has the inode 0.
+    # A socket in TIME_WAIT belongs to no process and has the inode 0.
     return frozenset(inodes - {0})
 
 
 def with_descendants(*roots: int) -> Callable[[], list[int]]:
-    """For :class:`Watch`: these processes and all that descend from them at the moment of asking."""
+    """Return a function that returns these processes, those that exist, and all their descendants.
+
+    Each process is before its descendants.
+    """
 
     def pids() -> list[int]:
-        parents = dict(_parents())
-        found = [pid for pid in roots if pid in parents]
+        children: dict[int, list[int]] = {}
+        for pid, parent in _parents():
+            children.setdefault(parent, []).append(pid)
+        found = [pid for pid in roots if (_PROC / str(pid)).exists()]
         for pid in found:
-            found.extend(child for child, parent in parents.items() if parent == pid and child not in found)
+            found.extend(child for child in children.get(pid, ()) if child not in found)
         return found
 
     return pids
 
 
 def processes_with_environment(name: str, value: str) -> list[int]:
-    """The living processes that were started with this variable in their environment."""
+    """Return the running processes whose environment has this variable with this value."""
     entry = f"{name}={value}".encode()
     found = []
     for pid, _parent in _parents():
@@ -235,7 +239,7 @@ def processes_with_environment(name: str, value: str) -> list[int]:
 
 
 def describe_process(pid: int) -> str:
-    """A process's id, state and command line, for messages."""
+    """Return a process's id, state and command line, for messages."""
     with suppress(OSError):
         words = (_PROC / str(pid) / "cmdline").read_bytes().split(b"\0")
         return f"{pid} ({_state(pid)}): {b' '.join(words).decode(errors='replace').strip()[:200]}"
@@ -243,7 +247,7 @@ def describe_process(pid: int) -> str:
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process is there, and not only as a zombie."""
+    """Return whether a process exists and is not a zombie."""
     return _state(pid) not in ("gone", "Z", "X")
 
 
@@ -261,5 +265,5 @@ def _parents() -> Iterator[tuple[int, int]]:
 
 
 def _stat_fields(pid: int) -> list[str]:
-    # The second field, a name in parentheses, may itself hold spaces and parentheses: see proc(5).
+    # The second field, a name in parentheses, may contain spaces and parentheses: see proc(5).
     return (_PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()

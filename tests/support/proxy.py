@@ -1,4 +1,4 @@
-"""A reverse proxy before an S3 server, which records every request and connection, and injects faults.
+"""A reverse proxy in front of an S3 server: records every request and connection, and injects faults.
 
 The client uses :attr:`FaultProxy.endpoint_url` and signs for the proxy's host and port. The proxy forwards the
 ``Host`` header and every other byte unchanged, so that signatures stay valid. Each client connection has one
@@ -11,7 +11,7 @@ changed at any time::
         ...
         assert proxy.peak_connections <= 25
 
-The proxy runs asyncio on a thread of its own. Functions of rules run on that thread and have to be fast; only the
+The proxy runs asyncio on a thread of its own. Functions of rules run on that thread and must be fast; only the
 function of a :class:`Call` may take long, because it gets its own thread.
 """
 
@@ -207,7 +207,7 @@ class FaultProxy:
             self._peak = self._open
             self._peak_in_flight = self._in_flight
 
-    def wait_idle(self, timeout_seconds: float = 10.0) -> None:
+    def wait_idle(self, timeout_seconds: float = 30.0) -> None:
         """Wait until no request is in progress.
 
         :raises TimeoutError: if some still are after the timeout; it names the first
@@ -319,7 +319,7 @@ class FaultProxy:
             upstream.abort()
             if ended_well:
                 client.writer.close()
-                # Otherwise, unsent bytes to a client that does not read would keep the transport open for ever.
+                # Without this, unsent bytes to a client that does not read would keep the transport open forever.
                 loop.call_later(FLUSH_SECONDS, transport.abort)
             else:
                 abort_with_reset(transport)

@@ -1,4 +1,4 @@
-"""Raw hours for tests: log objects as producers write them, reproducible by seed."""
+"""Raw hours for tests: log objects as producers write them, the same for the same seed."""
 
 import bz2
 import functools
@@ -17,14 +17,14 @@ from dev.servers import S3Client
 
 MIB = 1024 * 1024
 
-# The hour of the stream "app" that a test rolls up unless it chooses another.
+# The hour of the stream "app" that most tests roll up.
 HOUR = datetime(2026, 11, 23, 8, tzinfo=UTC)
 RAW = "raw/app/20261123/08/"
 AGGREGATED = "aggregated/app/20261123/08/"
 
 _PUT_ATTEMPTS = 5
 
-# Every one a name that both servers store and list, and that something between a key and a URL gets wrong.
+# Names that both servers store and list correctly, and that are easily damaged between a key and a URL.
 ODD_NAMES = (
     "space in name.log",
     " leading space.log",
@@ -45,7 +45,7 @@ ODD_NAMES = (
     "grüße-中文.log",
     "combining-u\u0308.log",
     "composed-ü.log",
-    # The next two sort one way by code point and by UTF-8 bytes, the other way by UTF-16 units.
+    # The order of the next two by UTF-16 units differs from that by code points or UTF-8 bytes.
     "order-\uff5e.log",
     "order-\U0001f600.log",
     "line-separator\u2028.log",
@@ -58,7 +58,7 @@ ODD_NAMES = (
     "n" * 250 + ".log",
 )
 
-# Keys that S3 allows and moto keeps, and that a server over a file system refuses or changes.
+# Keys that S3 and moto accept, and that a server on a file system refuses or changes.
 ODD_NAMES_BEYOND_FILES = (
     "double//slash.log",
     "dot/./segment.log",
@@ -78,7 +78,7 @@ def name_of(key: str) -> str:
 
 
 def zstd_frame(data: bytes) -> bytes:
-    """A zstd frame that holds the data as it is, in blocks of the raw type (RFC 8878, 3.1.1)."""
+    """A zstd frame with the data uncompressed, in raw blocks (RFC 8878, 3.1.1)."""
     # Single segment, 8-byte content size, no checksum, no dictionary.
     pieces = [b"\x28\xb5\x2f\xfd\xe0", len(data).to_bytes(8, "little")]
     largest = 128 * 1024
@@ -97,12 +97,12 @@ ENCODERS: Mapping[str, Callable[[bytes], bytes]] = {
     ".xz": lambda data: lzma.compress(data, preset=0),
     ".zst": zstd_frame,
 }
-"""How a producer would write a name with this extension; the sizes asked for are those before it."""
+"""By file extension, how a producer encodes an object. Sizes of a :class:`RawHour` are before encoding."""
 
 
 @functools.cache
 def _log_lines(seed: int) -> bytes:
-    """Some 500 KB of log lines, of which every body of this seed is a run."""
+    """About 500 KB of log lines, from which every body of this seed is cut."""
     rng = random.Random(seed)
     return b"".join(
         b"2026-11-23T08:%02d:%06.3fZ %b request=%016x path=/v1/%b/%d status=%d ms=%d\n"
@@ -120,10 +120,10 @@ def _log_lines(seed: int) -> bytes:
     )
 
 
-# eq=False: a Mapping compares with any other by its items.
+# eq=False, because Mapping already compares by items.
 @dataclass(frozen=True, eq=False)
 class RawHour(Mapping[str, bytes]):
-    """The raw objects of an hour, key to body. Bodies are made when asked for: a large hour takes no memory.
+    """The raw objects of an hour, key to body. Bodies are generated on access, so a large hour takes no memory.
 
     Each body consists of log lines, the first of which names the object, and ends with a newline.
 
@@ -131,7 +131,7 @@ class RawHour(Mapping[str, bytes]):
     :param objects: how many
     :param min_bytes: the smallest size; at least 1 KiB, so that the first line has room
     :param max_bytes: the largest size
-    :param encodings: extensions from :data:`ENCODERS`, taken in turn
+    :param encodings: extensions from :data:`ENCODERS`, used in turn
     :param seed: another seed gives other sizes and other bytes under the same keys
     """
 
@@ -148,7 +148,7 @@ class RawHour(Mapping[str, bytes]):
 
     @cached_property
     def _numbers(self) -> dict[str, int]:
-        # Hosts and minutes as a fleet of producers would name them: not in the order of their making.
+        # Hosts and minutes, as a fleet of producers names objects. The order of keys is not that of the numbers.
         return {
             f"{self.prefix}host-{number % 7:02d}/{number * 13 % 60:02d}-{number:06d}.log"
             f"{self.encodings[number % len(self.encodings)]}": number
@@ -178,14 +178,23 @@ def make_hour(
     client: S3Client, bucket: str, prefix: str, *, objects: int = 30, min_bytes: int = 100_000,
     max_bytes: int = 1_000_000, encodings: Sequence[str] = ("",), seed: int = 0,
 ) -> dict[str, bytes]:  # fmt: skip
-    """Write a :class:`RawHour` to a bucket; what was written, key to body."""
+    """Write a :class:`RawHour` to a bucket, and return the objects, key to body."""
     made = dict(RawHour(prefix, objects, min_bytes, max_bytes, encodings, seed))
     put_objects(client, bucket, made)
     return made
 
 
+def make_small_hour(
+    client: S3Client, bucket: str, prefix: str, *, objects: int, encodings: Sequence[str] = ("",)
+) -> dict[str, bytes]:
+    """Write an hour of objects of 1 to 20 KB, for tests that need no more than one part."""
+    return make_hour(
+        client, bucket, prefix, objects=objects, min_bytes=1024, max_bytes=20_000, encodings=encodings
+    )
+
+
 def odd_hour(prefix: str, names: Sequence[str] = ODD_NAMES) -> dict[str, bytes]:
-    """Objects with odd names below a prefix, key to body; every fifth body is empty."""
+    """Objects with odd names below a prefix, key to body. Every fifth body is empty."""
     return {
         prefix + name: b"" if number % 5 == 4 else f"object {number} {name!r}\n".encode() * (number + 1)
         for number, name in enumerate(names)
@@ -193,10 +202,10 @@ def odd_hour(prefix: str, names: Sequence[str] = ODD_NAMES) -> dict[str, bytes]:
 
 
 def put_objects(client: S3Client, bucket: str, objects: Mapping[str, bytes], threads: int = 8) -> None:
-    """Write objects, several at a time; bodies are asked for one by one.
+    """Write objects on several threads.
 
-    A 5xx is tried again: rclone gives one now and then when several uploads into a folder that is not there
-    yet come at the same time ("Dir.Rename error: file does not exist" in its log).
+    Retries a 5xx: rclone sometimes answers one when several uploads create the same folder at the same time
+    ("Dir.Rename error: file does not exist" in its log).
     """
 
     def put(key: str) -> None:
@@ -215,5 +224,5 @@ def put_objects(client: S3Client, bucket: str, objects: Mapping[str, bytes], thr
 
 
 def hour_prefix(prefix: str, hour: datetime) -> str:
-    """``raw/app/`` and an hour give ``raw/app/20261123/08/``."""
+    """The prefix of an hour, such as ``raw/app/20261123/08/`` for ``raw/app/``."""
     return f"{prefix}{hour:%Y%m%d/%H}/"

@@ -1,4 +1,4 @@
-"""HTTP servers and proxies that record every request as it arrives, to compare what two clients send."""
+"""HTTP servers and proxies that record every request as it arrives."""
 
 import datetime
 import hashlib

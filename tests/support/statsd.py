@@ -1,4 +1,4 @@
-"""A StatsD server: takes what Airflow sends over UDP, for a test to look at."""
+"""A StatsD server that collects the metrics that Airflow sends over UDP."""
 
 import re
 import socket
@@ -10,7 +10,7 @@ END = b"end"
 
 
 class StatsdServer:
-    """While it runs, adds up the metrics that come; of a gauge it keeps the last value."""
+    """Adds up the received metrics; for a gauge it keeps the last value."""
 
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -34,7 +34,7 @@ class StatsdServer:
         self._socket.close()
 
     def received(self, prefix: str) -> dict[str, tuple[str, float]]:
-        """Type and value of all metrics that were sent before this, by their names without the prefix."""
+        """Return type and value of all metrics that were sent before this call, by name without the prefix."""
         self._quiet.clear()
         self._send_end()
         assert self._quiet.wait(30)

@@ -1,7 +1,7 @@
-"""An independent check of a complete hour, which shares no code with the pipeline.
+"""Verifies a complete hour independently: it shares no code with the pipeline.
 
-It reads every byte of the raw hour and of the aggregated hour with a plain client, several objects at a time
-and never one as a whole, and compares digests object by object.
+With a plain client it reads every byte of the raw hour and of the aggregated hour, several objects at a time and
+in pieces, and compares the digests of each object.
 """
 
 import base64
@@ -21,7 +21,7 @@ from awscrt.checksums import crc64nvme
 from dev.servers import S3Client
 
 ENCODINGS = (".gz", ".zst", ".bz2", ".xz", ".lz4")
-"""Endings of a raw object's name, in any case, that keep it apart from plain ones."""
+"""Extensions of compressed raw objects, in lower or upper case. They get parts of their own."""
 
 _PART_NAME = re.compile(r"part-(\d{5,})(?:-[0-9a-f]{8})?\.log(\.[a-z0-9]+)?")
 _CHUNK_BYTES = 1024 * 1024
@@ -32,7 +32,7 @@ _MOST_PROBLEMS = 20
 
 @dataclass(frozen=True, slots=True)
 class VerifiedHour:
-    """What lies in the bucket, as counted by this module; sizes in bytes."""
+    """The totals of an hour as this module counted them; sizes in bytes."""
 
     objects: int
     bytes_in: int
@@ -56,7 +56,7 @@ class _Listed:
 
 @dataclass(frozen=True, slots=True)
 class _Content:
-    """What was learned from reading some bytes to their end."""
+    """The facts about some bytes that were read to their end."""
 
     size: int
     digest: str
@@ -67,7 +67,7 @@ class _Content:
 
 @dataclass(frozen=True, slots=True)
 class _Segment:
-    """Where a raw object has to lie, if the sizes of objects and parts are what they should be."""
+    """The place where a raw object must be, given the order of the objects and their sizes."""
 
     raw: _Listed
     part: str
@@ -77,7 +77,7 @@ class _Segment:
 
 @dataclass(slots=True)
 class _Findings:
-    """What is wrong, each in a sentence."""
+    """The problems that were found, a sentence for each."""
 
     problems: list[str] = field(default_factory=list)
 
@@ -101,26 +101,26 @@ def verify_hour(
     *,
     part_size: int,
     ensure_newline: bool = False,
-    marker_name: str | None = None,
+    ready_object: str | None = None,
     expected: Mapping[str, bytes] | None = None,
     aggregated_bucket: str | None = None,
 ) -> VerifiedHour:
-    """Prove that an aggregated hour is complete, is what the raw hour holds, and is nothing else.
+    """Assert that an aggregated hour is complete, and holds the raw objects of the hour and nothing else.
 
-    :param client: a plain boto3 client, of the server itself and not of a proxy that breaks things
+    :param client: a plain boto3 client of the server itself, not of a proxy that injects faults
     :param raw_prefix: of the hour, such as ``raw/app/20261123/08/``
     :param aggregated_prefix: of the hour, such as ``aggregated/app/20261123/08/``
     :param part_size: the largest size in bytes of a part of more than one raw object
-    :param ensure_newline: whether a newline has to follow each plain object that does not end with one
-    :param marker_name: name below the raw prefix of the stream's marker object, which is no input
-    :param expected: what the raw hour has to hold, key to body, hidden objects and placeholders included
-    :param aggregated_bucket: where the aggregated hour lies in another bucket
-    :raises AssertionError: naming every key, part, offset and number that is not as it should be
+    :param ensure_newline: whether a newline must follow each plain object that does not end with one
+    :param ready_object: name of the ready object below the raw prefix; it is not packed
+    :param expected: the objects of the raw hour by key, with hidden objects and placeholders
+    :param aggregated_bucket: the bucket of the aggregated hour, if it is another one
+    :raises AssertionError: with the key, part and offset of each problem (20 at most)
     """
     target = aggregated_bucket or bucket
     findings = _Findings()
     listed = list(_list(client, bucket, raw_prefix))
-    raw, hidden, placeholders = _select(listed, raw_prefix, marker_name)
+    raw, hidden, placeholders = _select(listed, raw_prefix, ready_object)
     with ThreadPoolExecutor(_THREADS) as pool:
         contents = dict(
             zip(
@@ -130,7 +130,7 @@ def verify_hour(
             )
         )
         if expected is not None:
-            _check_expected(contents, expected, raw_prefix, marker_name, findings)
+            _check_expected(contents, expected, raw_prefix, ready_object, findings)
         found = {
             item.key.removeprefix(aggregated_prefix): item
             for item in _list(client, target, aggregated_prefix)
@@ -183,12 +183,12 @@ def verify_hour(
 
 
 def assert_not_complete(client: S3Client, bucket: str, aggregated_prefix: str) -> None:
-    """Prove that no reader who honours the marker takes the hour for complete.
+    """Assert that the hour has no completion marker.
 
-    :raises AssertionError: if ``_SUCCESS`` is there
+    :raises AssertionError: if ``_SUCCESS`` exists
     """
     keys = [item.key for item in _list(client, bucket, f"{aggregated_prefix}_SUCCESS")]
-    assert not keys, f"the hour bears a completion marker: s3://{bucket}/{keys[0]}"
+    assert not keys, f"the hour has a completion marker: s3://{bucket}/{keys[0]}"
 
 
 def _list(client: S3Client, bucket: str, prefix: str) -> Iterator[_Listed]:
@@ -198,14 +198,14 @@ def _list(client: S3Client, bucket: str, prefix: str) -> Iterator[_Listed]:
 
 
 def _select(
-    listed: Iterable[_Listed], prefix: str, marker_name: str | None
+    listed: Iterable[_Listed], prefix: str, ready_object: str | None
 ) -> tuple[list[_Listed], int, int]:
-    """What is input, in the order of the keys' bytes; how many hidden objects and placeholders are not."""
+    """The objects to pack in the order of their keys' bytes; the numbers of hidden objects and placeholders."""
     chosen: list[_Listed] = []
     hidden = placeholders = 0
     for item in listed:
         name = item.key.removeprefix(prefix)
-        if marker_name is not None and name == marker_name:
+        if ready_object is not None and name == ready_object:
             continue
         # Where the prefix ends within a step, the name continues that step.
         steps = name.split("/")[0 if not prefix or prefix.endswith("/") else 1 :]
@@ -233,7 +233,7 @@ def _part_number(name: str) -> int:
 
 
 class _Meter:
-    """Takes bytes as they come and says in the end what they were."""
+    """Takes bytes in pieces and returns the facts about all of them."""
 
     def __init__(self) -> None:
         self._digest = hashlib.sha256()
@@ -275,24 +275,26 @@ def _check_expected(
     contents: Mapping[str, _Content],
     expected: Mapping[str, bytes],
     prefix: str,
-    marker_name: str | None,
+    ready_object: str | None,
     findings: _Findings,
 ) -> None:
-    """The raw hour is still what was put there."""
+    """Compare the raw hour with the expected objects."""
     bodies = [_Listed(key, len(expected[key]), "") for key in expected]
-    wanted = {item.key for item in _select(bodies, prefix, marker_name)[0]}
+    wanted = {item.key for item in _select(bodies, prefix, ready_object)[0]}
     for key in sorted(wanted - contents.keys()):
-        findings.check(False, f"{key}: the raw object is gone")
+        findings.check(False, f"{key}: the raw object is missing")
     for key in sorted(contents.keys() - wanted):
-        findings.check(False, f"{key}: a raw object that nobody put there")
+        findings.check(False, f"{key}: this raw object is not expected")
     for key in sorted(wanted & contents.keys()):
         meter = _Meter()
         meter.take(expected[key])
-        findings.check(meter.content() == contents[key], f"{key}: the raw object is not what was put there")
+        findings.check(
+            meter.content() == contents[key], f"{key}: the raw object has other bytes than expected"
+        )
 
 
 def _check_names(found: Mapping[str, _Listed], findings: _Findings) -> list[str]:
-    """The parts' names in the order of their numbers; whatever else lies there is a problem."""
+    """The names of the parts in the order of their numbers; other objects are problems."""
     parts = []
     for name, item in found.items():
         if _PART_NAME.fullmatch(name):
@@ -300,15 +302,15 @@ def _check_names(found: Mapping[str, _Listed], findings: _Findings) -> list[str]
         elif name not in ("_SUCCESS", "_manifest.jsonl.gz") and not (
             name in ("", "_rollup/") and not item.size
         ):
-            findings.check(False, f"{name}: does not belong into a finished hour ({item.size} bytes)")
+            findings.check(False, f"{name}: is not allowed in a complete hour ({item.size} bytes)")
     for number, count in Counter(map(_part_number, parts)).items():
-        findings.check(count == 1, f"part number {number} is borne by {count} parts")
+        findings.check(count == 1, f"{count} parts have the number {number}")
     return sorted(parts, key=_part_number)
 
 
 @dataclass(frozen=True, slots=True)
 class _Peek:
-    """Looks what lies at an offset where something else should, to name it in the message."""
+    """Says which object begins at an offset of a part, for the message of a problem."""
 
     client: S3Client
     bucket: str
@@ -324,8 +326,8 @@ class _Peek:
             key for key, content in self.contents.items() if content.head and there.startswith(content.head)
         ]
         if owners:
-            return f"what begins there is {owners[0]}"
-        return f"what lies there is {there[:24]!r}..., the beginning of no raw object"
+            return f"{owners[0]} begins there"
+        return f"no raw object begins with {there[:24]!r}, as the bytes there do"
 
 
 def _lay_out(
@@ -338,7 +340,7 @@ def _lay_out(
     peek: _Peek,
     findings: _Findings,
 ) -> list[_Segment]:
-    """Where each raw object of one encoding has to lie, by sizes and order alone."""
+    """The place of each raw object of one encoding, by order and sizes alone."""
     segments: list[_Segment] = []
     waiting = list(reversed(raw))
     for part in parts:
@@ -347,20 +349,20 @@ def _lay_out(
         while offset < part.size:
             if not waiting:
                 findings.check(
-                    False, f"{name}: {part.size - offset} bytes at offset {offset} are of no raw object"
+                    False, f"{name}: {part.size - offset} bytes at offset {offset} belong to no raw object"
                 )
                 return segments
             item = waiting.pop()
             separator = int(separated and item.size > 0 and contents[item.key].last != b"\n")
             if separator and item.size == part.size and item.size + 1 > part_size:
-                # Too large to be packed: S3 copied it, and nothing can be put behind it.
+                # Too large to pack: S3 copied the object, which adds no newline.
                 separator = 0
             if offset + item.size + separator > part.size:
                 findings.check(
                     False,
-                    f"{name}: has {part.size} bytes and ends within {item.key}, which should lie at offset "
-                    f"{offset} with {item.size} bytes and {separator} of separator: it is cut, or an object "
-                    f"before it is missing, doubled or out of order ({peek(part, offset)})",
+                    f"{name}: has {part.size} bytes and ends within {item.key}, which should be at offset "
+                    f"{offset} with {item.size} bytes and {separator} bytes of separator. It is truncated, or an "
+                    f"object before it is missing, doubled or out of order ({peek(part, offset)})",
                 )
                 return segments
             segments.append(_Segment(item, name, offset, separator))
@@ -374,8 +376,8 @@ def _lay_out(
         missing = [item.key for item in reversed(waiting)]
         findings.check(
             False,
-            f"{len(missing)} raw objects of {sum(item.size for item in waiting)} bytes are in no part, "
-            f"if all before them are; the first is {missing[0]}",
+            f"{len(missing)} raw objects of {sum(item.size for item in waiting)} bytes are in no part; the first "
+            f"is {missing[0]}",
         )
     return segments
 
@@ -388,7 +390,7 @@ def _compare_part(
     contents: Mapping[str, _Content],
     findings: _Findings,
 ) -> None:
-    """Read a part and compare what lies at each place with the raw object that has to lie there."""
+    """Read a part and compare the bytes at each place with the raw object that must be there."""
     pieces = _pieces(client, bucket, part.key)
     rest = b""
     total = 0
@@ -412,8 +414,8 @@ def _compare_part(
             peek = _Peek(client, bucket, contents)
             findings.check(
                 False,
-                f"{segment.part}: at offset {segment.offset}, {segment.raw.size} bytes, should lie "
-                f"{segment.raw.key} but does not ({peek(part, segment.offset)})",
+                f"{segment.part}: the {segment.raw.size} bytes at offset {segment.offset} are not those of "
+                f"{segment.raw.key} ({peek(part, segment.offset)})",
             )
         separator = b"".join(take(segment.separator))
         findings.check(
@@ -429,11 +431,11 @@ def _read_manifest(
     client: S3Client, bucket: str, prefix: str, found: Mapping[str, _Listed], findings: _Findings
 ) -> tuple[Mapping[str, Any], list[dict[str, Any]]]:
     if "_manifest.jsonl.gz" not in found:
-        findings.check(False, "_manifest.jsonl.gz: is not there")
+        findings.check(False, "_manifest.jsonl.gz: does not exist")
         return {}, []
     body = client.get_object(Bucket=bucket, Key=f"{prefix}_manifest.jsonl.gz")["Body"].read()
     try:
-        # Cut at newlines alone: a key may hold other characters that Python takes for the end of a line.
+        # Not splitlines(): a key may contain other characters that Python takes for the end of a line.
         header, *lines = [json.loads(line) for line in gzip.decompress(body).rstrip(b"\n").split(b"\n")]
     except (OSError, EOFError, ValueError) as error:
         findings.check(False, f"_manifest.jsonl.gz: cannot be read: {error}")
@@ -452,7 +454,7 @@ def _check_manifest(
     wanted = {item.key: item for item in raw}
     members = Counter(entry.get("part") for entry in entries)
     for name in sorted(part_sizes.keys() - members.keys()):
-        findings.check(False, f"{name}: is in no line of the manifest, it is a part of no plan")
+        findings.check(False, f"{name}: this part is in no line of the manifest")
     places = {segment.raw.key: (segment.part, segment.offset) for segment in segments}
     for key, count in Counter(str(entry.get("key")) for entry in entries).items():
         findings.check(count == 1, f"manifest: {key} has {count} lines")
@@ -470,7 +472,7 @@ def _check_manifest(
                 f"manifest: {item.key} has the {name} {found!r}, it should be {value!r}",
             )
         crc = _crc(entry.get("crc64nvme"))
-        # Where S3 copied an object into a part of its own, nobody but S3 had its bytes in hand.
+        # An object that S3 copied has a part of its own. Its bytes were not read, so its CRC may be unknown.
         findings.check(
             crc == contents[item.key].crc64nvme or (crc is None and members[entry.get("part")] == 1),
             f"manifest: {item.key} has the crc64nvme {entry.get('crc64nvme')!r}, it should be "
@@ -478,20 +480,20 @@ def _check_manifest(
         )
         part, offset = entry.get("part"), entry.get("offset")
         if not item.size:
-            # Between two parts, an empty object may lie at the end of the one or at the start of the other.
+            # Between two parts, an empty object may be at the end of the first or the start of the second.
             findings.check(
                 isinstance(offset, int) and 0 <= offset <= part_sizes.get(str(part), -1),
-                f"manifest: {item.key} is said to lie in {part} at {offset}, which is no place",
+                f"manifest: {item.key} should be at offset {offset} of {part}, which does not exist",
             )
         elif item.key in places:
             findings.check(
                 (part, offset) == places[item.key],
-                f"manifest: {item.key} is said to lie in {part} at {offset}, it lies in {places[item.key]}",
+                f"manifest: {item.key} should be at {(part, offset)}, it is at {places[item.key]}",
             )
 
 
 def _crc(value: object) -> int | None:
-    """A CRC as a number, as 16 hexadecimal digits, or in S3's base64; None for none."""
+    """Parse a CRC: a number, 16 hexadecimal digits, or base64 as in S3. None without one, -1 if invalid."""
     if value is None or isinstance(value, int):
         return value
     text = str(value)
@@ -505,7 +507,7 @@ def _read_marker(
     client: S3Client, bucket: str, prefix: str, found: Mapping[str, _Listed], findings: _Findings
 ) -> Mapping[str, Any]:
     if "_SUCCESS" not in found:
-        findings.check(False, "_SUCCESS: is not there, the hour is not complete")
+        findings.check(False, "_SUCCESS: does not exist, the hour is not complete")
         return {}
     try:
         marker = json.loads(client.get_object(Bucket=bucket, Key=f"{prefix}_SUCCESS")["Body"].read())
@@ -519,7 +521,7 @@ def _read_marker(
 
 
 def _check_totals(where: str, record: Mapping[str, Any], facts: VerifiedHour, findings: _Findings) -> None:
-    """The totals, at the top of the record or under ``totals``."""
+    """Compare the totals of a record, which are at its top level or in ``totals``."""
     nested = record.get("totals")
     totals = nested if isinstance(nested, Mapping) else record
     for name in ("objects", "bytes_in", "separator_bytes", "bytes_out", "parts"):

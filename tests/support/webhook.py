@@ -1,4 +1,4 @@
-"""A webhook as a chat has it: takes what notifiers post, for a test to look at."""
+"""An HTTP server that collects what notifiers post, like the webhook of a chat."""
 
 import json
 import threading
@@ -9,10 +9,10 @@ from typing import Any, Self
 
 
 class Webhook:
-    """While it runs, keeps what every request says, in their order.
+    """Collects the bodies of POST requests in their order.
 
-    :param status: what it answers
-    :param parse: what it takes a body for
+    :param status: status of every response
+    :param parse: decodes a body
     """
 
     def __init__(self, status: int = 200, parse: Callable[[bytes], Any] = json.loads) -> None:
@@ -46,5 +46,5 @@ class Webhook:
 
     @property
     def texts(self) -> list[str]:
-        """What chats would have shown."""
+        """The texts that a chat would show."""
         return [body["text"] for body in self.bodies]

@@ -1,23 +1,19 @@
 """The example Dags downstream of complete hours, under a real scheduler."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import partial
 from typing import Any
 
 import pytest
 
 from dev.stack.paths import BUCKET
 from include.log_rollup.hour.layout import format_hour
-from include.log_rollup.steps.complete_hour import complete_hour, event_of
-from include.log_rollup.steps.pack_shard import pack_shard
-from include.log_rollup.steps.plan_hour import plan_hour
-from include.log_rollup.steps.validate_hour import validate_hour
-from include.log_rollup.streams import Stream, load_streams
-from log_rollup_plugin.s3.hook import PooledS3Hook
+from include.log_rollup.streams import load_streams
 from tests.conftest import ROOT
 from tests.support.raw_hours import hour_prefix, make_hour
-from tests.system.conftest import AT_ONCE, SMALL_CONNECTIONS, Running
+from tests.system.in_process import roll_up_in_process
+from tests.system.running import Running
 
 STREAM = "report"
 ROLLUP = f"log_rollup_{STREAM}"
@@ -30,14 +26,11 @@ AT_A_TIME = 6
 
 @pytest.fixture(scope="module")
 def past(running: Running) -> datetime:
-    """A day that is over, with the examples waiting for the hours of a stream of their own."""
-    running.add_stream(
-        STREAM, running.dataset.hours[-1].hour + timedelta(hours=1), max_active_runs=AT_A_TIME, **AT_ONCE
-    )
+    """Midnight of a past day; both example Dags are ready for its hours."""
     for path in EXAMPLES:
         running.add_dag(path.name, path.read_text().replace('STREAM = "app"', f'STREAM = "{STREAM}"'))
     for dag_id in (ROLLUP, REPORT_HOUR, REPORT_DAY):
-        running.wait_for(f"{dag_id} to be known", partial(running.stack.api.dag_is_known, dag_id))
+        running.wait_for_dag(dag_id)
     return running.dataset.hours[0].hour.replace(hour=0) - timedelta(days=5)
 
 
@@ -46,7 +39,7 @@ def make(running: Running, hour: datetime) -> None:
 
 
 def roll_up(running: Running, hours: list[datetime]) -> list[str]:
-    """Roll up hours by hand, a few at a time; the ids of their runs, once all have ended well."""
+    """Roll up hours by manual runs, a few at a time; return the ids of the runs, all of which succeeded."""
     run_ids: list[str] = []
     for start in range(0, len(hours), AT_A_TIME):
         few = hours[start : start + AT_A_TIME]
@@ -56,8 +49,8 @@ def roll_up(running: Running, hours: list[datetime]) -> list[str]:
     return run_ids
 
 
-def emit_events(running: Running, extras: list[dict[str, Any]]) -> None:
-    """Emit events as completions do; the hour Dag is paused meanwhile."""
+def emit_events(running: Running, extras: Iterable[dict[str, Any]]) -> None:
+    """Emit events as completions do, while the hour Dag is paused: it would run once for each."""
     (asset,) = running.stack.api.request("GET", f"/assets?name_pattern={ROLLUP}_hours")["assets"]
     with running.paused(REPORT_HOUR):
         for extra in extras:
@@ -66,14 +59,14 @@ def emit_events(running: Running, extras: list[dict[str, Any]]) -> None:
 
 
 def events(running: Running, keys: set[str]) -> list[dict[str, Any]]:
-    """The events of some hours that partitioned Dags get, the oldest first."""
+    """Return the partitioned events of some hours, the oldest first."""
     query = f"/assets/events?source_dag_id={ROLLUP}&limit=100&order_by=timestamp"
     found = running.stack.api.request("GET", query)["asset_events"]
     return [event for event in found if event["partition_key"] in keys]
 
 
 def reports(running: Running, dag_id: str, keys: set[str], count: int) -> list[dict[str, Any]]:
-    """The runs for some partitions, once there are so many and all have ended, in the order of their making."""
+    """Wait for ``count`` successful runs for some partitions; return them in the order of their creation."""
 
     def probe() -> list[dict[str, Any]] | None:
         answer = running.stack.api.request("GET", f"/dags/{dag_id}/dagRuns?limit=100&order_by=run_after")
@@ -88,13 +81,13 @@ def reports(running: Running, dag_id: str, keys: set[str], count: int) -> list[d
 
 
 def returned(running: Running, dag_id: str, run: dict[str, Any]) -> Any:
-    """What the task ``report`` of a run has returned."""
+    """Return what the task ``report`` of a run returned."""
     path = f"/dags/{dag_id}/dagRuns/{run['dag_run_id']}/taskInstances/report/xcomEntries/return_value"
     return running.stack.api.request("GET", path, params={"deserialize": "true"})["value"]
 
 
 def consumed(running: Running, dag_id: str, run: dict[str, Any]) -> list[str]:
-    """The hours whose events have started a run, in order."""
+    """Return the hours whose events started a run, in order."""
     path = f"/dags/{dag_id}/dagRuns/{run['dag_run_id']}/upstreamAssetEvents"
     return sorted(
         {event["partition_key"] for event in running.stack.api.request("GET", path)["asset_events"]}
@@ -106,7 +99,7 @@ class Day:
     """A day that is rolled up.
 
     :param extras: the extra of the events of all hours but the last
-    :param last_run: the run that has completed the last hour
+    :param last_run: the run that completed the last hour
     """
 
     hours: list[datetime]
@@ -115,36 +108,24 @@ class Day:
 
     @property
     def key(self) -> str:
-        """Of the day's partition."""
+        """The key of the day's partition."""
         return f"{self.hours[0]:%Y-%m-%d}"
 
     @property
     def last(self) -> set[str]:
-        """Of the last hour's partition."""
+        """The key of the last hour's partition."""
         return {format_hour(self.hours[-1])}
 
 
 @pytest.fixture(scope="module")
 def day(running: Running, past: datetime) -> Day:
-    """A day whose last hour is rolled up by its Dag, the others by the same steps here, which costs less."""
+    """A day whose last hour is rolled up by its Dag, and the other hours in this process, which is faster."""
     hours = [past + timedelta(hours=number) for number in range(DAY_HOURS)]
     for hour in hours:
         make(running, hour)
-    stream = next(one for one in load_streams(running.stack.paths.streams) if one.name == STREAM)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AIRFLOW_CONN_AWS_DEFAULT", running.stack.env["AIRFLOW_CONN_AWS_DEFAULT"])
-        with PooledS3Hook.for_stream(stream, SMALL_CONNECTIONS, 1) as hook:
-            extras = [roll_up_here(hook, stream, hour) for hour in hours[:-1]]
+    extras = roll_up_in_process(running, STREAM, hours[:-1])
     emit_events(running, extras)
     return Day(hours, extras, *roll_up(running, hours[-1:]))
-
-
-def roll_up_here(hook: PooledS3Hook, stream: Stream, hour: datetime) -> dict[str, Any]:
-    """Roll up an hour without Airflow; what the event of its completion says."""
-    for ref in plan_hour(hook, stream, hour, "test").shards:
-        pack_shard(hook, stream, ref)
-    validate_hour(hook, stream, hour)
-    return event_of(stream, hour, complete_hour(hook, stream, hour))
 
 
 def test_hour_dag_runs_once_per_completion_with_its_totals(running: Running, day: Day) -> None:
@@ -163,9 +144,16 @@ def test_day_dag_runs_once_after_all_24_hours(running: Running, day: Day) -> Non
 
 
 def test_unchanged_hour_restarts_its_day_only_with_23_others(running: Running, day: Day) -> None:
-    (run,) = (run for run in running.stack.api.dag_runs(ROLLUP) if run.run_id == day.last_run)
+    run = running.stack.api.dag_run(ROLLUP, day.last_run)
+    prefix = hour_prefix(f"aggregated/{STREAM}/", day.hours[-1])
+    before = running.stamps(prefix)
     running.clear(ROLLUP, run)
     assert running.ended(ROLLUP, day.last_run).state == "success"
+    assert running.stamps(prefix) == before
+    # The map indexes of the first try are no longer part of the run's result.
+    shards = running.instances(ROLLUP, run)["pack_shard"]
+    assert {shard.state for shard in shards} <= {"skipped", "removed"}
+
     first, again = reports(running, REPORT_HOUR, day.last, 2)
     assert returned(running, REPORT_HOUR, again) == returned(running, REPORT_HOUR, first)
     assert len(events(running, day.last)) == 2
@@ -189,9 +177,9 @@ def test_day_of_runs_starts_each_hour_dag_and_one_day_dag(running: Running, past
     (run,) = reports(running, REPORT_DAY, {key}, 1)
     assert consumed(running, REPORT_DAY, run) == sorted(keys)
 
-    # A late hour, by itself, doesn't start its day again.
-    made_late = hour_prefix(f"raw/{STREAM}/", hours[3])
-    running.client.put_object(Bucket=BUCKET, Key=f"{made_late}zz-late.log", Body=b"late\n" * 1000)
+    # One late hour by itself doesn't start its day again.
+    raw = hour_prefix(f"raw/{STREAM}/", hours[3])
+    running.client.put_object(Bucket=BUCKET, Key=f"{raw}zz-late.log", Body=b"late\n" * 1000)
     roll_up(running, [hours[3]])
     reports(running, REPORT_HOUR, {format_hour(hours[3])}, 2)
     reports(running, REPORT_DAY, {key}, 1)

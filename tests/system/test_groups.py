@@ -5,8 +5,9 @@ from datetime import timedelta
 from dev.stack.paths import BUCKET
 from tests.support.raw_hours import hour_prefix, make_hour
 from tests.support.verify_groups import verify_groups
-from tests.system.conftest import GROUPED, Running
+from tests.system.running import Running
 
+GROUPED = "log_rollup_grouped"
 PART_SIZE = 5 * 1024 * 1024
 # Each group: number of raw objects, largest size in bytes, encodings.
 GROUPS = {

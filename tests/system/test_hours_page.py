@@ -1,4 +1,4 @@
-"""The page Hours in Airflow's UI, in a real browser, on an hour that the real Airflow has rolled up."""
+"""The page Hours in Airflow's UI, in a real browser, with an hour that a real Airflow has rolled up."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -13,31 +13,32 @@ from dev.stack.paths import BUCKET
 from include.log_rollup.hour.layout import floor_hour, format_hour
 from tests.support.browser import running_browser
 from tests.support.raw_hours import hour_prefix, make_hour
-from tests.system.conftest import SMALL, Running
+from tests.system.running import APP, Running
 
+SMALL = "log_rollup_small"
 OBJECTS = 12
 PAGE = "/log-rollup/hours/"
 WIDE: ViewportSize = {"width": 1280, "height": 900}
 NARROW: ViewportSize = {"width": 360, "height": 740}
-# Two cores may be busy with all that the other tests have left to Airflow.
+# Other tests and Airflow may keep all cores busy.
 PATIENCE_MS = 60_000
 
 
 @dataclass(frozen=True)
 class MadeHour:
-    """An hour of the stream ``small`` that has been rolled up by hand."""
+    """An hour of the stream ``small`` that a manual run has rolled up."""
 
     name: str
     run_id: str
 
     @property
     def address(self) -> str:
-        """Of its page."""
+        """The address of its page."""
         return f"{PAGE}?stream=small&hour={self.name}"
 
     @property
     def month(self) -> str:
-        """Of its month."""
+        """The address of its month."""
         return f"{PAGE}?stream=small&month={self.name[:7]}"
 
 
@@ -46,8 +47,8 @@ OpenPage = Callable[..., Page]
 
 @pytest.fixture(scope="module")
 def made(running: Running) -> MadeHour:
-    """An hour long past, so that no other test looks at it; made when the catchup leaves room for it."""
-    running.finished_run("log_rollup_app", running.dataset.hours[-1].hour)
+    """The only hour of its month; rolled up after the catchup, so that the two don't compete."""
+    running.finished_run(APP, running.dataset.hours[-1].hour)
     hour = floor_hour(datetime.now(UTC)) - timedelta(days=40)
     make_hour(running.client, BUCKET, hour_prefix("raw/small/", hour), objects=OBJECTS)
     run_id = running.trigger(SMALL, {"hour": format_hour(hour)})
@@ -63,13 +64,13 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def open_page(browser: Browser, running: Running) -> Iterator[OpenPage]:
-    """Opens a path of Airflow's: ``open_page(path, viewport)``; the page Hours must have no error to say."""
-    said: list[str] = []
+    """Opens a path of Airflow's UI: ``open_page(path, viewport)``. The page Hours must log no error."""
+    errors: list[str] = []
     contexts = []
 
     def note(text: str, place: str) -> None:
         if PAGE in place:
-            said.append(text)
+            errors.append(text)
 
     def open_it(path: str, viewport: ViewportSize = WIDE) -> Page:
         context = browser.new_context(viewport=viewport, base_url=running.stack.addresses.ui_url)
@@ -87,7 +88,7 @@ def open_page(browser: Browser, running: Running) -> Iterator[OpenPage]:
     yield open_it
     for context in contexts:
         context.close()
-    assert said == []
+    assert errors == []
 
 
 def cell_of(page: Page, hour: MadeHour) -> Locator:
@@ -116,7 +117,7 @@ def test_keyboard_reaches_an_hour_and_returns(made: MadeHour, open_page: OpenPag
     page = open_page(made.month)
     expect(cell_of(page, made)).to_have_attribute("data-state", "complete")
     page.keyboard.press("Tab")
-    # One stop for the whole calendar, within which the arrows move.
+    # The calendar is one tab stop; arrow keys move within it.
     page.locator("a.hour[tabindex='0']").focus()
     expect(page.locator("a.hour[tabindex='0']")).to_have_count(1)
     page.keyboard.press("Control+Home")
@@ -150,7 +151,7 @@ def test_hour_shows_its_parts_proofs_and_shards(
     expect(page.get_by_role("link", name="pack_shard[0]")).to_be_visible()
     expect(page.locator("table", has_text="Shard")).to_contain_text(re.compile(r"part.*: \d+ objects"))
     expect(page.locator(".place").first).to_contain_text(f"s3://{BUCKET}/raw/small/")
-    # The store is none of AWS.
+    # The S3 server does not belong to AWS.
     expect(page.get_by_text("AWS console")).to_have_count(0)
 
 
@@ -160,12 +161,12 @@ def test_page_is_in_the_navigation_with_theme_and_link_to_run(made: MadeHour, op
     outer = page.frame_locator("iframe[title='Hours']")
     expect(outer.get_by_role("grid")).to_be_visible()
     for theme in ("dark", "light"):
-        # As the choice in Airflow's own menu does.
+        # As Airflow's own menu does.
         page.evaluate("theme => localStorage.setItem('theme', theme)", theme)
         expect(outer.locator("html")).to_have_attribute("data-theme", theme)
     (frame,) = page.main_frame.child_frames
     frame.goto(made.address)
-    # Airflow's own address follows, so that it can be handed on.
+    # Airflow's own address follows, so that users can share it.
     expect(page).to_have_url(re.compile(rf"/plugin/log-rollup-hours{PAGE}\?stream=small&hour="))
     outer.get_by_role("link", name="Open the run").click()
     page.wait_for_url(f"**/dags/{SMALL}/runs/*")

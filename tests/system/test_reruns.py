@@ -1,4 +1,4 @@
-"""Clearing, backfills, late objects and two runs at once, under a real scheduler.
+"""Clearing, backfills, late objects and competing runs, under a real scheduler.
 
 Every hour is compared byte by byte by code that shares nothing with the pipeline's.
 """
@@ -13,45 +13,43 @@ import pytest
 
 from dev.stack.airflow_api import DagRun, TaskInstance
 from dev.stack.paths import BUCKET
+from include.log_rollup.hour.layout import format_hour
 from tests.support.raw_hours import hour_prefix, make_hour, put_objects
 from tests.support.verify import VerifiedHour, assert_not_complete, verify_hour
-from tests.system.conftest import FRESH, SMALL, SMALL_CONNECTIONS, Running
-from tests.system.markers import MarkerWatch
+from tests.system.in_process import roll_up_in_process
+from tests.system.marker_watch import MarkerWatch
+from tests.system.running import Running
+from tests.system.streams import AT_ONCE, PART_SIZE, SMALL_CONNECTIONS, stream
 
+SMALL = "log_rollup_small"
+FRESH = "log_rollup_fresh"
 LATE = "log_rollup_late"
-PART_SIZE = 5 * 1024 * 1024
-# Enough for planning and validating, too little for packing.
+# Enough for planning and validating, too few for packing.
 NO_PACKING = SMALL_CONNECTIONS - 1
 
 
-def iso(hour: datetime) -> str:
-    return f"{hour:%Y-%m-%dT%H:%M:%SZ}"
+def raw(hour: datetime, name: str = "small") -> str:
+    return hour_prefix(f"raw/{name}/", hour)
 
 
-def raw(hour: datetime, stream: str = "small") -> str:
-    return hour_prefix(f"raw/{stream}/", hour)
-
-
-def aggregated(hour: datetime, stream: str = "small") -> str:
-    return hour_prefix(f"aggregated/{stream}/", hour)
+def aggregated(hour: datetime, name: str = "small") -> str:
+    return hour_prefix(f"aggregated/{name}/", hour)
 
 
 def make(
-    running: Running, hour: datetime, objects: int, *, big: bool = False, stream: str = "small"
+    running: Running, hour: datetime, objects: int, *, big: bool = False, name: str = "small"
 ) -> dict[str, bytes]:
-    """Write a raw hour; of big objects each is a part by itself, and a few of them make several shards."""
+    """Write a raw hour. Each big object becomes a part and a shard of its own."""
     low, high = (3_000_000, 4_000_000) if big else (1024, 100_000)
-    return make_hour(
-        running.client, BUCKET, raw(hour, stream), objects=objects, min_bytes=low, max_bytes=high
-    )
+    return make_hour(running.client, BUCKET, raw(hour, name), objects=objects, min_bytes=low, max_bytes=high)
 
 
 def verify(
-    running: Running, hour: datetime, expected: Mapping[str, bytes], stream: str = "small"
+    running: Running, hour: datetime, expected: Mapping[str, bytes], name: str = "small"
 ) -> VerifiedHour:
     """Compare an hour byte by byte."""
     return verify_hour(
-        running.client, BUCKET, raw(hour, stream), aggregated(hour, stream),
+        running.client, BUCKET, raw(hour, name), aggregated(hour, name),
         part_size=PART_SIZE, expected=expected,
     )  # fmt: skip
 
@@ -61,13 +59,13 @@ def delete(running: Running, *keys: str) -> None:
         running.client.delete_object(Bucket=BUCKET, Key=key)
 
 
-def roll_up(running: Running, hour: datetime, **conf: Any) -> DagRun:
-    """Run an hour of the stream ``small`` by hand."""
-    return running.ended(SMALL, running.trigger(SMALL, {"hour": iso(hour), **conf}))
+def run_by_hand(running: Running, hour: datetime, **conf: Any) -> DagRun:
+    """Run an hour of the stream ``small``, and wait for the end."""
+    return running.ended(SMALL, running.trigger(SMALL, {"hour": format_hour(hour), **conf}))
 
 
 def tries(running: Running, run: DagRun) -> dict[str, int]:
-    """How often each task of a run was tried."""
+    """Return how often each task of a run was tried."""
     return {
         instance.label: instance.try_number
         for instance in running.stack.api.task_instances(SMALL, run.run_id)
@@ -77,81 +75,84 @@ def tries(running: Running, run: DagRun) -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def past(running: Running) -> datetime:
-    """An hour of the day before; each test takes hours of its own, some hours earlier."""
+    """An hour before those of ``app``; each test uses hours of its own, some hours earlier."""
     return running.dataset.hours[0].hour - timedelta(hours=2)
 
 
-# -- clear and rerun -----------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def fresh(running: Running) -> None:
+    """The stream ``fresh``: a scheduled run for each hour of ``app``, which waits for its first objects."""
+    settings = {**AT_ONCE, "quiet_period": "3s"}
+    running.add_stream(stream("fresh", running.dataset.hours[0].hour, **settings))
 
 
-def test_clear_of_a_failed_shard_keeps_the_other_shards(running: Running, past: datetime) -> None:
+# -- clearing ------------------------------------------------------------------------------------------
+
+
+def test_clear_of_tasks_runs_only_those_tasks(running: Running, past: datetime) -> None:
     made = make(running, past, 3, big=True)
     key = sorted(made)[1]
     with running.pool_of(NO_PACKING):
-        run_id = running.trigger(SMALL, {"hour": iso(past)})
+        run_id = running.trigger(SMALL, {"hour": format_hour(past)})
         running.wait_for("its shards", lambda: len(running.waiting_shards(SMALL, run_id)) > 1)
         delete(running, key)
     run = running.ended(SMALL, run_id)
     assert run.state == "failed"
     assert_not_complete(running.client, BUCKET, aggregated(past))
+
+    # The failed shard and what depends on it.
     shards = running.instances(SMALL, run)["pack_shard"]
     (failed,) = (shard.map_index for shard in shards if shard.state == "failed")
     put_objects(running.client, BUCKET, {key: made[key]})
     running.clear(SMALL, run, task_ids=[["pack_shard", failed]], include_downstream=True)
     assert running.ended(SMALL, run_id).state == "success"
     verify(running, past, made)
-    assert tries(running, run) == {
+    expected = {
         "wait_for_raw_hour": 1, "plan_hour": 1, "validate_hour": 1, "complete_hour": 1,
         **{f"pack_shard[{shard.map_index}]": 1 + (shard.map_index == failed) for shard in shards},
     }  # fmt: skip
+    assert tries(running, run) == expected
 
-
-def test_clear_of_one_task_runs_only_that_task(running: Running, past: datetime) -> None:
-    hour = past - timedelta(hours=1)
-    made = make(running, hour, 3)
-    run = roll_up(running, hour)
-    before, first = running.stamps(aggregated(hour)), tries(running, run)
+    # A single task of the complete hour.
+    before = running.stamps(aggregated(past))
     for task in ("validate_hour", "plan_hour"):
         running.clear(SMALL, run, task_ids=[task])
-        assert running.ended(SMALL, run.run_id).state == "success"
-    assert tries(running, run) == {**first, "validate_hour": 2, "plan_hour": 2}
-    assert running.stamps(aggregated(hour)) == before
-    verify(running, hour, made)
-
-
-# -- a rerun that plans differently --------------------------------------------------------------------
+        assert running.ended(SMALL, run_id).state == "success"
+    assert tries(running, run) == {**expected, "validate_hour": 2, "plan_hour": 2}
+    assert running.stamps(aggregated(past)) == before
+    verify(running, past, made)
 
 
 def test_hour_that_shrinks_and_grows_is_never_mixed(running: Running, past: datetime) -> None:
-    hour = past - timedelta(hours=2)
-    made = make(running, hour, 5, big=True)
+    hour = past - timedelta(hours=1)
+    made = make(running, hour, 4, big=True)
     with MarkerWatch(running.client, BUCKET, aggregated(hour)) as watch:
-        run = roll_up(running, hour, drop_vanished=True)
-        assert verify(running, hour, made).parts == 5
-        kept = dict(sorted(made.items())[2:4])
+        run = run_by_hand(running, hour, drop_vanished=True)
+        assert verify(running, hour, made).parts == 4
+        kept = dict(sorted(made.items())[1:3])
         delete(running, *(made.keys() - kept.keys()))
         running.clear(SMALL, run)
         assert running.ended(SMALL, run.run_id).state == "success"
         assert verify(running, hour, kept).parts == 2
-        # The others come back, one of them as another, and two more.
-        grown = make(running, hour, 7, big=True)
+        # The deleted objects come back, one object has changed, and one is new.
+        grown = make(running, hour, 5, big=True)
         changed = sorted(kept)[0]
         grown[changed] = b"changed\n" * 400_000
         put_objects(running.client, BUCKET, {changed: grown[changed]})
         running.clear(SMALL, run)
         assert running.ended(SMALL, run.run_id).state == "success"
-        assert verify(running, hour, grown).parts == 7
+        assert verify(running, hour, grown).parts == 5
     watch.assert_never_mixed(plans=3)
 
 
 def test_run_with_expired_raw_objects_fails_and_keeps_the_hour(running: Running, past: datetime) -> None:
-    hour = past - timedelta(hours=3)
+    hour = past - timedelta(hours=2)
     made = make(running, hour, 3)
-    run = roll_up(running, hour)
+    roll_up_in_process(running, "small", [hour])
     before = running.stamps(aggregated(hour))
     delete(running, sorted(made)[0])
-    running.clear(SMALL, run)
-    assert running.ended(SMALL, run.run_id).state == "failed"
+    run = run_by_hand(running, hour)
+    assert run.state == "failed"
     assert running.stamps(aggregated(hour)) == before
     (plan,) = running.instances(SMALL, run)["plan_hour"]
     assert "1 of 3 raw objects" in (running.stack.api.task_log(SMALL, plan).error or "")
@@ -161,12 +162,12 @@ def test_run_with_expired_raw_objects_fails_and_keeps_the_hour(running: Running,
 
 
 def test_each_kind_of_backfill_runs_only_what_is_missing(running: Running, past: datetime) -> None:
-    first, last = past - timedelta(hours=5), past - timedelta(hours=4)
-    made = {hour: make(running, hour, 3, big=True) for hour in (first, last)}
+    first, last = past - timedelta(hours=4), past - timedelta(hours=3)
+    made = {first: make(running, first, 2, big=True), last: make(running, last, 3)}
     container = f"{raw(last)}not-a-log.parquet"
     put_objects(running.client, BUCKET, {container: b"PAR1"})
 
-    # Both hours lie before the stream's start. One cannot be planned.
+    # Both hours are before the stream's start. One cannot be planned.
     runs = running.backfill(SMALL, first, last, max_active_runs=1)
     assert [(run["run_type"], run["state"]) for run in runs] == [
         ("backfill", "success"),
@@ -175,36 +176,38 @@ def test_each_kind_of_backfill_runs_only_what_is_missing(running: Running, past:
     verify(running, first, made[first])
     assert_not_complete(running.client, BUCKET, aggregated(last))
 
-    # What failed goes again, once the cause is gone; the other run is not touched.
+    # The failed run is repeated once the cause is gone; the other run is unchanged.
     delete(running, container)
     again = running.backfill(SMALL, first, last, reprocess_behavior="failed")
     assert [run["state"] for run in again] == ["success", "success"]
     assert again[0]["start_date"] == runs[0]["start_date"]
     verify(running, last, made[last])
 
-    # What is complete is looked at again, from the last hour to the first, one at a time, and stays.
+    # Complete hours are run again, one at a time from the last to the first, and stay as they are.
     before = {hour: running.stamps(aggregated(hour)) for hour in made}
     runs = running.backfill(
         SMALL, first, last, reprocess_behavior="completed", run_backwards=True, max_active_runs=1
     )
-    assert [run["data_interval_start"] for run in runs] == [iso(last), iso(first)]
+    assert [run["data_interval_start"] for run in runs] == [format_hour(last), format_hour(first)]
     assert runs[0]["end_date"] <= runs[1]["start_date"]
     assert [run["state"] for run in runs] == ["success", "success"]
     assert {hour: running.stamps(aggregated(hour)) for hour in made} == before
 
-    # The run that had no shard at all the last time has all of them when an object has come late.
+    # A run that had no shard the last time has all of them after a late object.
     late = {f"{raw(first)}zz-late.log": b"late\n" * 700_000}
     put_objects(running.client, BUCKET, late)
     (run,) = running.backfill(SMALL, first, first, reprocess_behavior="completed")
     assert run["state"] == "success"
     verify(running, first, {**made[first], **late})
-    # Nothing is reprocessed where that is not asked for.
+    # Without reprocess_behavior no run is repeated.
     (same,) = running.backfill(SMALL, first, first)
     assert (same["start_date"], same["end_date"]) == (run["start_date"], run["end_date"])
 
 
-def test_present_hour_gets_connections_before_a_backfill(running: Running, past: datetime) -> None:
-    hours = [past - timedelta(hours=back) for back in (8, 7, 6)]
+def test_present_hour_gets_connections_before_a_backfill(
+    running: Running, past: datetime, fresh: None
+) -> None:
+    hours = [past - timedelta(hours=back) for back in (6, 5)]
     made = {hour: make(running, hour, 2) for hour in hours}
     present = running.dataset.hours[-1].hour
     scheduled = running.run_of(FRESH, present)
@@ -212,7 +215,7 @@ def test_present_hour_gets_connections_before_a_backfill(running: Running, past:
         backfill = running.start_backfill(SMALL, hours[0], hours[-1], max_active_runs=len(hours))
         for hour in hours:
             running.wait_for("a shard of the backfill", partial(backfilled_shards, running, hour))
-        fresh = make(running, present, 2, stream="fresh")
+        made_present = make(running, present, 2, name="fresh")
         running.wait_for("the present shard", lambda: running.waiting_shards(FRESH, scheduled.run_id))
         # One shard at a time.
         with running.pool_of(SMALL_CONNECTIONS):
@@ -220,7 +223,7 @@ def test_present_hour_gets_connections_before_a_backfill(running: Running, past:
             runs = [running.finished_run(SMALL, hour) for hour in hours]
     running.end_backfill(backfill)
     assert [run.state for run in runs] == ["success"] * len(hours)
-    verify(running, present, fresh, "fresh")
+    verify(running, present, made_present, "fresh")
     for hour in hours:
         verify(running, hour, made[hour])
     began = [running.packing_began(SMALL, run.run_id) for run in runs]
@@ -228,7 +231,7 @@ def test_present_hour_gets_connections_before_a_backfill(running: Running, past:
 
 
 def backfilled_shards(running: Running, hour: datetime) -> list[TaskInstance]:
-    """The shards of an hour's backfill run that wait for their slots."""
+    """Return the shards of an hour's backfill run that wait for their slots."""
     runs = running.runs_between(SMALL, hour, hour)
     return [shard for run in runs for shard in running.waiting_shards(SMALL, run["dag_run_id"])]
 
@@ -236,8 +239,8 @@ def backfilled_shards(running: Running, hour: datetime) -> list[TaskInstance]:
 # -- late and changed objects --------------------------------------------------------------------------
 
 
-def look_for_late_objects(running: Running) -> tuple[DagRun, dict[str, Any]]:
-    """A run of the late Dag, and what it reports of the stream ``small``."""
+def run_late_check(running: Running) -> tuple[DagRun, dict[str, Any]]:
+    """Run the late Dag; return its run, and its report about the stream ``small``."""
     run = running.ended(LATE, running.trigger(LATE, {}))
     path = f"/dags/{LATE}/dagRuns/{run.run_id}/taskInstances/find_small/xcomEntries/report"
     value = running.stack.api.request("GET", path)["value"]
@@ -245,9 +248,10 @@ def look_for_late_objects(running: Running) -> tuple[DagRun, dict[str, Any]]:
 
 
 def test_only_hours_with_late_or_changed_objects_are_rerun(running: Running, past: datetime) -> None:
-    late, changed, unchanged, expired = (past - timedelta(hours=back) for back in (12, 11, 10, 9))
-    made = {hour: make(running, hour, 3) for hour in (late, changed, unchanged, expired)}
-    running.backfill(SMALL, late, expired)
+    hours = [past - timedelta(hours=back) for back in (10, 9, 8, 7)]
+    late, changed, unchanged, expired = hours
+    made = {hour: make(running, hour, 3) for hour in hours}
+    roll_up_in_process(running, "small", hours)
     made[late][f"{raw(late)}zz-late.log"] = b"late\n" * 1000
     made[changed][sorted(made[changed])[0]] = b"changed\n" * 1000
     for hour in (late, changed):
@@ -255,43 +259,41 @@ def test_only_hours_with_late_or_changed_objects_are_rerun(running: Running, pas
     delete(running, *made[expired])
     before = {hour: running.stamps(aggregated(hour)) for hour in (unchanged, expired)}
 
-    run, report = look_for_late_objects(running)
+    run, report = run_late_check(running)
     assert run.state == "success"
     assert report["rerun"] == {
-        iso(late): {"late": 1, "changed": 0, "vanished": 0},
-        iso(changed): {"late": 0, "changed": 1, "vanished": 0},
+        format_hour(late): {"late": 1, "changed": 0, "vanished": 0},
+        format_hour(changed): {"late": 0, "changed": 1, "vanished": 0},
     }
-    assert report["left_alone"][iso(expired)] == {"late": 0, "changed": 0, "vanished": 3}
+    assert report["left_alone"][format_hour(expired)] == {"late": 0, "changed": 0, "vanished": 3}
     for hour in (late, changed):
         verify(running, hour, made[hour])
     assert {hour: running.stamps(aggregated(hour)) for hour in (unchanged, expired)} == before
 
-    # Once more: the hour's late run is there already, and is cleared.
+    # Once more: the hour's late run exists already, and is cleared.
     made[late][f"{raw(late)}zzz-later.log"] = b"later\n" * 1000
     put_objects(running.client, BUCKET, made[late])
-    run, report = look_for_late_objects(running)
+    run, report = run_late_check(running)
     assert run.state == "success"
-    assert list(report["rerun"]) == [iso(late)]
+    assert list(report["rerun"]) == [format_hour(late)]
     verify(running, late, made[late])
     reruns = [run.run_id for run in running.stack.api.dag_runs(SMALL) if run.run_id.startswith("late__")]
-    assert sorted(reruns) == [f"late__{iso(late)}", f"late__{iso(changed)}"]
+    assert sorted(reruns) == [f"late__{format_hour(late)}", f"late__{format_hour(changed)}"]
 
 
-# -- two at once ---------------------------------------------------------------------------------------
+# -- two runs of an hour at once -----------------------------------------------------------------------
 
 
-def test_competing_runs_never_mix_an_hour(
-    running: Running,
-) -> None:
+def test_competing_runs_never_mix_an_hour(running: Running, fresh: None) -> None:
     hour = running.dataset.hours[0].hour
     scheduled = running.run_of(FRESH, hour)
     with MarkerWatch(running.client, BUCKET, aggregated(hour, "fresh")) as watch:
         with running.pool_of(NO_PACKING):
-            made = make(running, hour, 3, big=True, stream="fresh")
+            made = make(running, hour, 2, big=True, name="fresh")
             running.wait_for("its shards", lambda: running.waiting_shards(FRESH, scheduled.run_id))
             made[f"{raw(hour, 'fresh')}a-late.log"] = b"late\n" * 700_000
             put_objects(running.client, BUCKET, made)
-            by_hand = running.trigger(FRESH, {"hour": iso(hour)})
+            by_hand = running.trigger(FRESH, {"hour": format_hour(hour)})
             running.wait_for("the other shards", lambda: running.waiting_shards(FRESH, by_hand))
         # The later plan has the claim.
         assert running.ended(FRESH, by_hand).state == "success"
@@ -304,10 +306,10 @@ def test_competing_runs_never_mix_an_hour(
 
 
 def test_two_runs_of_an_unchanged_hour_agree(running: Running, past: datetime) -> None:
-    hour = past - timedelta(hours=13)
-    made = make(running, hour, 3, big=True)
+    hour = past - timedelta(hours=11)
+    made = make(running, hour, 2, big=True)
     with MarkerWatch(running.client, BUCKET, aggregated(hour)) as watch:
-        runs = [running.trigger(SMALL, {"hour": iso(hour)}) for _ in range(2)]
+        runs = [running.trigger(SMALL, {"hour": format_hour(hour)}) for _ in range(2)]
         states = {running.ended(SMALL, run_id).state for run_id in runs}
     assert "success" in states
     verify(running, hour, made)

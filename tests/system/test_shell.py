@@ -9,7 +9,7 @@ import pytest
 from dev.stack.paths import StackPaths
 from dev.stack.run_command import NothingRunsError, environment
 from tests.conftest import ROOT
-from tests.system.conftest import POOL_SLOTS, Running
+from tests.system.running import POOL_SLOTS, Running
 
 
 def test_doctor_passes_within_the_stack_and_sees_the_pool(running: Running) -> None:

@@ -1,4 +1,4 @@
-"""A whole day of hours, caught up with and backfilled in every way that Airflow offers."""
+"""Catchup of a whole day, and every kind of backfill that Airflow offers."""
 
 import itertools
 from datetime import timedelta
@@ -8,19 +8,20 @@ import pytest
 
 from dev.stack.paths import BUCKET
 from tests.support.raw_hours import put_objects
-from tests.system.conftest import AT_ONCE, SMALL, Running
-from tests.system.test_reruns import aggregated, delete, make, raw, verify
+from tests.system.running import Running
+from tests.system.streams import AT_ONCE, stream
+from tests.system.test_reruns import SMALL, aggregated, delete, make, raw, verify
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
 
 DAY = "log_rollup_day"
 HOURS = 24
-# How many runs there may be at once.
+# Limit of concurrent runs.
 MOST_RUNS = 6
 
 
 def most_at_once(runs: list[dict[str, str]]) -> int:
-    """How many runs were running at the same time at the most."""
+    """Return the largest number of runs that were running at the same time."""
     edges = sorted(
         itertools.chain.from_iterable(((run["start_date"], 1), (run["end_date"], -1)) for run in runs)
     )
@@ -31,8 +32,8 @@ def test_day_is_backfilled_in_every_way(running: Running) -> None:
     first = running.dataset.hours[0].hour - timedelta(days=3)
     hours = [first + timedelta(hours=number) for number in range(HOURS)]
     made = {hour: make(running, hour, 3 + number % 18) for number, hour in enumerate(hours)}
-    unfit = {hour: f"{raw(hour)}not-a-log.parquet" for hour in hours[::8]}
-    put_objects(running.client, BUCKET, dict.fromkeys(unfit.values(), b"PAR1"))
+    unplannable = {hour: f"{raw(hour)}not-a-log.parquet" for hour in hours[::8]}
+    put_objects(running.client, BUCKET, dict.fromkeys(unplannable.values(), b"PAR1"))
 
     def backfill(backward: bool, **options: str) -> list[dict[str, str]]:
         runs = running.backfill(
@@ -45,11 +46,11 @@ def test_day_is_backfilled_in_every_way(running: Running) -> None:
     runs = backfill(False)
     assert most_at_once(runs) > 1
     assert [run["state"] for run in sorted(runs, key=itemgetter("logical_date"))] == [
-        "failed" if hour in unfit else "success" for hour in hours
+        "failed" if hour in unplannable else "success" for hour in hours
     ]
-    delete(running, *unfit.values())
+    delete(running, *unplannable.values())
     again = backfill(True, reprocess_behavior="failed")
-    assert len({run["start_date"] for run in again} - {run["start_date"] for run in runs}) == len(unfit)
+    assert len({run["start_date"] for run in again} - {run["start_date"] for run in runs}) == len(unplannable)
     assert {run["state"] for run in again} == {"success"}
     for hour in hours:
         verify(running, hour, made[hour])
@@ -71,8 +72,8 @@ def test_day_is_backfilled_in_every_way(running: Running) -> None:
 def test_stream_that_starts_a_day_ago_catches_up(running: Running) -> None:
     first = running.dataset.hours[-1].hour - timedelta(hours=HOURS - 1)
     hours = [first + timedelta(hours=number) for number in range(HOURS)]
-    made = {hour: make(running, hour, 3 + number % 18, stream="day") for number, hour in enumerate(hours)}
-    running.add_stream("day", first, max_active_runs=MOST_RUNS, **AT_ONCE)
+    made = {hour: make(running, hour, 3 + number % 18, name="day") for number, hour in enumerate(hours)}
+    running.add_stream(stream("day", first, max_active_runs=MOST_RUNS, **AT_ONCE))
     ended = [running.finished_run(DAY, hour) for hour in hours]
     assert [run.state for run in ended] == ["success"] * HOURS
     runs = running.runs_between(DAY, hours[0], hours[-1])

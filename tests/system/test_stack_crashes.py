@@ -1,7 +1,7 @@
-"""Processes of the stack are killed with SIGKILL in the midst of an hour and come again; the hour is completed.
+"""Processes of the stack are killed with SIGKILL while an hour is rolled up, and the hour is still completed.
 
-Each test has an hour of the stream ``crashes`` for itself, which waits in the triggerer until the test writes its
-raw objects. The proxy before the S3 server holds a request of the hour until the process is dead.
+Each test has its own hour of the stream ``crashes``. Its run waits in the triggerer until the test writes the
+raw objects. The proxy in front of the S3 server holds a request of the hour until the process is dead.
 """
 
 import threading
@@ -12,23 +12,24 @@ from datetime import datetime, timedelta
 import psutil
 import pytest
 
-from dev.stack.airflow_api import TaskInstance
 from dev.stack.paths import BUCKET
+from include.log_rollup.hour.layout import format_hour
 from tests.support.faults import Call, Request, Rule, on
 from tests.support.observe import with_descendants
 from tests.support.raw_hours import hour_prefix, make_hour
 from tests.support.verify import verify_hour
-from tests.system.conftest import Running
+from tests.system.running import Running
+from tests.system.streams import PART_SIZE
 
 DAG = "log_rollup_crashes"
-PART_SIZE = 5 * 1024 * 1024
 OBJECTS = 60
+HOLD_SECONDS = 60
 
 
 class CrashHour:
-    """An hour of the stream.
+    """An hour of the stream, with a run that waits in the triggerer.
 
-    :param back: how many hours before the last made one
+    :param back: number of hours before the last hour of ``app``
     """
 
     def __init__(self, running: Running, back: int) -> None:
@@ -37,23 +38,8 @@ class CrashHour:
         self.raw = hour_prefix("raw/crashes/", self.hour)
         self.aggregated = hour_prefix("aggregated/crashes/", self.hour)
         self.made: dict[str, bytes] = {}
-
-    def tasks(self) -> list[TaskInstance]:
-        """The task instances of its run, none if there is no run yet."""
-        api = self.running.stack.api
-        if not api.dag_is_known(DAG):
-            return []
-        runs = [run for run in api.dag_runs(DAG) if run.hour == self.hour]
-        return [task for run in runs for task in api.task_instances(DAG, run.run_id)]
-
-    def await_deferral(self) -> None:
-        """Wait until the sensor waits in the triggerer."""
-        self.running.wait_for(
-            "the deferral",
-            lambda: any(
-                task.task_id == "wait_for_raw_hour" and task.state == "deferred" for task in self.tasks()
-            ),
-        )
+        self.run_id = running.trigger(DAG, {"hour": format_hour(self.hour)})
+        running.wait_for_deferral(DAG, self.run_id)
 
     def write(self) -> None:
         """Write its raw objects."""
@@ -61,14 +47,14 @@ class CrashHour:
 
     @contextmanager
     def held(self, operation: str, key: str) -> Iterator[Callable[[], None]]:
-        """Hold the requests of an operation for keys of this hour; calls return at the end of the block.
+        """Hold the requests of an operation for keys of this hour until the end of the block.
 
-        :returns: waits until one is held
+        :returns: a function that waits until one is held
         """
         release = threading.Event()
 
         def hold(_: Request) -> None:
-            release.wait(60)
+            release.wait(HOLD_SECONDS)
 
         rule = Rule(on(operation, key=key, attempt=1), Call(hold), count=3)
         proxy = self.running.proxy
@@ -80,20 +66,23 @@ class CrashHour:
             proxy.remove(rule)
 
     def must_become_complete(self) -> None:
-        """Its run ends well, without being cleared, and it is right byte by byte."""
-        run = self.running.finished_run(DAG, self.hour)
-        tries = {task.label: task.try_number for task in self.tasks()}
-        print(f"{self.hour:%H:%M}: {run.state} after {run.duration_seconds:.0f} s, tries {tries}")
+        """Its run succeeds without being cleared, and the hour is correct byte by byte."""
+        run = self.running.ended(DAG, self.run_id)
+        print(f"{self.hour:%H:%M}: {run.state} after {run.duration_seconds:.0f} s, tries {self.tries()}")
         assert run.state == "success"
         facts = verify_hour(
             self.running.client, BUCKET, self.raw, self.aggregated, part_size=PART_SIZE, expected=self.made
         )
         assert facts.objects == OBJECTS
 
+    def tries(self) -> dict[str, int]:
+        """Return how often each task of its run was tried."""
+        tasks = self.running.stack.api.task_instances(DAG, self.run_id)
+        return {task.label: task.try_number for task in tasks}
+
 
 def test_triggerer_killed_during_deferral_keeps_the_hour_waiting(running: Running) -> None:
     hour = CrashHour(running, back=0)
-    hour.await_deferral()
     running.stack.kill("triggerer")
     hour.write()
     running.stack.start_again("triggerer")
@@ -102,7 +91,6 @@ def test_triggerer_killed_during_deferral_keeps_the_hour_waiting(running: Runnin
 
 def test_scheduler_killed_while_packing_finds_the_hour_again(running: Running) -> None:
     hour = CrashHour(running, back=1)
-    hour.await_deferral()
     with hour.held("PutObject", f"{hour.aggregated}part-") as await_held:
         hour.write()
         await_held()
@@ -113,7 +101,6 @@ def test_scheduler_killed_while_packing_finds_the_hour_again(running: Running) -
 
 def test_s3_server_killed_while_packing_is_waited_for(running: Running) -> None:
     hour = CrashHour(running, back=2)
-    hour.await_deferral()
     with hour.held("GetObject", hour.raw) as await_held:
         hour.write()
         await_held()
@@ -125,7 +112,6 @@ def test_s3_server_killed_while_packing_is_waited_for(running: Running) -> None:
 @pytest.mark.soak
 def test_task_killed_while_packing_is_retried(running: Running) -> None:
     hour = CrashHour(running, back=3)
-    hour.await_deferral()
     with hour.held("PutObject", f"{hour.aggregated}part-") as await_held:
         hour.write()
         await_held()
@@ -134,13 +120,12 @@ def test_task_killed_while_packing_is_retried(running: Running) -> None:
             process.kill()
     assert victims
     hour.must_become_complete()
-    assert max(task.try_number for task in hour.tasks() if task.task_id == "pack_shard") > 1
+    assert max(count for label, count in hour.tries().items() if label.startswith("pack_shard")) > 1
 
 
 @pytest.mark.soak
 def test_loss_of_scheduler_and_tasks_loses_nothing(running: Running) -> None:
     hour = CrashHour(running, back=4)
-    hour.await_deferral()
     with hour.held("PutObject", f"{hour.aggregated}part-") as await_held:
         hour.write()
         await_held()
@@ -150,7 +135,7 @@ def test_loss_of_scheduler_and_tasks_loses_nothing(running: Running) -> None:
 
 
 def packing_processes(running: Running) -> list[psutil.Process]:
-    """The processes below the scheduler that have a connection to S3."""
+    """Return the descendants of the scheduler that have a connection to S3."""
     found = []
     for pid in with_descendants(running.stack.process("scheduler").pid)():
         process = psutil.Process(pid)

@@ -1,4 +1,4 @@
-"""Deferred tasks under a real scheduler: each wait ends, even if no trigger ever ends it."""
+"""Deferred tasks under a real scheduler: each wait ends, even if its trigger never fires."""
 
 import sqlite3
 from contextlib import closing
@@ -9,8 +9,10 @@ import pytest
 
 from dev.stack.airflow_api import TaskInstance
 from dev.stack.paths import BUCKET
+from include.log_rollup.hour.layout import format_hour
 from tests.support.raw_hours import hour_prefix, make_hour
-from tests.system.conftest import AT_ONCE, Running
+from tests.system.running import Running
+from tests.system.streams import READY_OBJECT
 
 WAITS = "log_rollup_waits"
 HOUR = datetime(2026, 11, 2, 8, tzinfo=UTC)
@@ -26,7 +28,7 @@ with DAG("{STUCK}", start_date=datetime(2026, 11, 1), schedule=None):
         task_id="rerun",
         trigger_dag_id="{WAITS}",
         trigger_run_id="late__stuck",
-        conf={{"hour": "{HOUR:%Y-%m-%dT%H:%M:%SZ}"}},
+        conf={{"hour": "{format_hour(HOUR)}"}},
         logical_date=None,
         reset_dag_run=True,
         fail_when_dag_is_paused=True,
@@ -34,21 +36,27 @@ with DAG("{STUCK}", start_date=datetime(2026, 11, 1), schedule=None):
         deferrable=True,
         poke_interval=5,
         retries=0,
-        execution_timeout=timedelta(seconds=10),
+        execution_timeout=timedelta(seconds=25),
     )
 """
 
 
 @pytest.fixture(scope="module")
-def waits(running: Running) -> None:
-    """A stream whose hours wait for a marker that does not come."""
-    start = running.dataset.hours[-1].hour + timedelta(hours=1)
-    running.add_stream("waits", start, ready_object="_DONE", timeout="6h", **AT_ONCE)
+def hour(running: Running) -> datetime:
+    """An hour with raw objects; its ready object is missing."""
     make_hour(running.client, BUCKET, hour_prefix("raw/waits/", HOUR), objects=2)
+    return HOUR
+
+
+@pytest.fixture(scope="module")
+def stuck_run(running: Running, hour: datetime) -> str:
+    """A run of the Dag that waits in vain; it ends during the first test of this file."""
+    running.add_dag("stuck_rerun.py", STUCK_DAG)
+    return running.trigger(STUCK, {})
 
 
 def instance_in(running: Running, dag_id: str, run_id: str, task_id: str, state: str) -> TaskInstance:
-    """The task instance, once it is in this state."""
+    """Wait until a task instance is in a state; return it."""
 
     def probe() -> TaskInstance | None:
         instances = running.stack.api.task_instances(dag_id, run_id)
@@ -59,20 +67,20 @@ def instance_in(running: Running, dag_id: str, run_id: str, task_id: str, state:
 
 
 def log_of(running: Running, dag_id: str, run_id: str, task_id: str) -> str:
-    """All that a task has written into its log."""
+    """Return the log of a task."""
     path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/logs/1"
     return str(running.stack.api.request("GET", path))
 
 
 def in_database(running: Running, statement: str, *values: Any) -> list[Any]:
-    """Run a statement in Airflow's database."""
+    """Run a statement in Airflow's database; return its rows."""
     path = running.stack.paths.airflow_home / "airflow.db"
     with closing(sqlite3.connect(path, timeout=60)) as database, database:
         return database.execute(statement, values).fetchall()
 
 
-def test_hour_whose_trigger_is_silent_ends(running: Running, waits: None) -> None:
-    run_id = running.trigger(WAITS, {"hour": HOUR.isoformat()})
+def test_hour_whose_trigger_is_silent_ends(running: Running, hour: datetime, stuck_run: str) -> None:
+    run_id = running.trigger(WAITS, {"hour": format_hour(hour)})
     instance_in(running, WAITS, run_id, "wait_for_raw_hour", "deferred")
     of_task = "WHERE run_id = ? AND task_id = 'wait_for_raw_hour'"
     ((timeout,),) = in_database(running, f"SELECT trigger_timeout FROM task_instance {of_task}", run_id)
@@ -87,7 +95,7 @@ def test_hour_whose_trigger_is_silent_ends(running: Running, waits: None) -> Non
             > LISTINGS
         ),
     )
-    # As if all of it had passed.
+    # As if the timeout had passed.
     past = (datetime.now(UTC) - timedelta(seconds=1)).replace(tzinfo=None).isoformat(" ")
     in_database(running, f"UPDATE task_instance SET trigger_timeout = ? {of_task}", past, run_id)
     instance_in(running, WAITS, run_id, "wait_for_raw_hour", "failed")
@@ -95,13 +103,11 @@ def test_hour_whose_trigger_is_silent_ends(running: Running, waits: None) -> Non
     assert running.ended(WAITS, run_id).state == "failed"
 
 
-def test_rerun_whose_run_is_stuck_ends_and_names_it(running: Running, waits: None) -> None:
-    running.add_dag("stuck_rerun.py", STUCK_DAG)
-    run_id = running.trigger(STUCK, {})
-    assert running.ended(STUCK, run_id).state == "failed"
-    log = log_of(running, STUCK, run_id, "rerun")
+def test_rerun_whose_run_is_stuck_ends_and_names_it(running: Running, hour: datetime, stuck_run: str) -> None:
+    assert running.ended(STUCK, stuck_run).state == "failed"
+    log = log_of(running, STUCK, stuck_run, "rerun")
     assert "the run 'late__stuck' of log_rollup_waits is still running" in log.replace("\\", "")
-    # The run itself goes on.
+    # The run itself continues.
     instance_in(running, WAITS, "late__stuck", "wait_for_raw_hour", "deferred")
-    running.client.put_object(Bucket=BUCKET, Key=hour_prefix("raw/waits/", HOUR) + "_DONE", Body=b"")
+    running.client.put_object(Bucket=BUCKET, Key=hour_prefix("raw/waits/", hour) + READY_OBJECT, Body=b"")
     instance_in(running, WAITS, "late__stuck", "wait_for_raw_hour", "success")

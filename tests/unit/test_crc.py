@@ -8,19 +8,19 @@ from hypothesis import strategies as st
 
 from include.log_rollup import crc
 
-# The check values of https://reveng.sourceforge.io/crc-catalogue/all.htm: the CRC of the nine digits 1 to 9.
-CHECKED = b"123456789"
+# The input of the check values in https://reveng.sourceforge.io/crc-catalogue/all.htm: the digits 1 to 9.
+CHECK_INPUT = b"123456789"
 
 
 def test_crc64_matches_the_catalogue_of_crcs() -> None:
-    assert crc.crc64(CHECKED) == 0xAE8B14860A799888
+    assert crc.crc64(CHECK_INPUT) == 0xAE8B14860A799888
 
 
 @pytest.mark.parametrize(
     ("algorithm", "value"), [("crc64nvme", 0xAE8B14860A799888), ("crc32c", 0xE3069283), ("crc32", 0xCBF43926)]
 )
 def test_algorithm_is_chosen_by_its_s3_name(algorithm: str, value: int) -> None:
-    assert crc.by_algorithm(algorithm, CHECKED) == value
+    assert crc.by_algorithm(algorithm, CHECK_INPUT) == value
     assert algorithm in crc.ALGORITHMS
 
 

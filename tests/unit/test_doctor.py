@@ -81,23 +81,23 @@ def test_store_without_copies_is_an_explained_warning(examine: Examine) -> None:
 
 
 def test_copy_that_copies_nothing_fails(examine: Examine) -> None:
-    class TakesCopiesForUploads(Store):
+    class TreatsCopiesAsUploads(Store):
         def publish(self, source: Location, target: Location) -> None:
             self.write(target, b"", "")
 
-    copy = examine(TakesCopiesForUploads())["copy"]
+    copy = examine(TreatsCopiesAsUploads())["copy"]
     assert (copy.state, "does not contain what has just been written" in copy.found) == (Outcome.FAIL, True)
 
 
 def test_copy_of_a_missing_object_must_fail(examine: Examine) -> None:
-    class CopiesNothing(Store):
+    class CopiesMissingObjects(Store):
         def publish(self, source: Location, target: Location) -> None:
             try:
                 super().publish(source, target)
             except NotFoundError:
                 self.write(target, b"", "")
 
-    copy = examine(CopiesNothing())["copy"]
+    copy = examine(CopiesMissingObjects())["copy"]
     assert (copy.state, "which does not exist" in copy.found) == (Outcome.FAIL, True)
 
 

@@ -126,7 +126,7 @@ def test_hour_whose_run_changed_is_read_again(bucket: Bucket, clock: Clock) -> N
     assert bucket.reads() == 2
 
 
-def test_refresh_reads_all_hours_once_at_a_time(bucket: Bucket, clock: Clock) -> None:
+def test_refresh_after_some_seconds_reads_all_hours_again(bucket: Bucket, clock: Clock) -> None:
     cache = MarkerCache(bucket, clock)
     read_all(cache)
     bucket.reads()

@@ -3,7 +3,8 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -78,17 +79,25 @@ def test_tasks_do_not_import_the_web_framework() -> None:
 def test_folder_imports_no_development_code(folder: str) -> None:
     files = sorted((ROOT / folder).rglob("*.py"))
     assert files
-    found = {str(file.relative_to(ROOT)): set(top_level_imports(file)) for file in files}
+    found = {str(file.relative_to(ROOT)): top_level_imports(file) for file in files}
     assert {name for name, imported in found.items() if imported & NOT_IMPORTED_BY[folder]} == set()
 
 
-def top_level_imports(file: Path) -> Iterator[str]:
-    """Yield the top-level package of every import in a file."""
+def top_level_imports(file: Path) -> set[str]:
+    """Return the top-level package of every import in a file."""
+    return {name.partition(".")[0] for name in imported_names(file)}
+
+
+@cache
+def imported_names(file: Path) -> frozenset[str]:
+    """Return the full name of everything that a file imports."""
+    names: set[str] = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (alias.name.partition(".")[0] for alias in node.names)
+            names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module.partition(".")[0]
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return frozenset(names)
 
 
 @pytest.mark.parametrize("layer", LAYERS)
@@ -131,6 +140,7 @@ def layer_of(module: str) -> str:
     return package if dot or package in LAYERS else ""
 
 
+@cache
 def imports_within(folder: Path, prefix: str) -> Mapping[str, set[str]]:
     """Return for each module of a package the modules of the same package that it imports, also in functions.
 
@@ -152,13 +162,9 @@ def imports_within(folder: Path, prefix: str) -> Mapping[str, set[str]]:
     return graph
 
 
-def imported_names(file: Path) -> Iterator[str]:
-    """Yield the full name of everything that a file imports."""
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+def calls_in(file: Path) -> list[ast.Call]:
+    """Return the calls in a file."""
+    return [node for node in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(node, ast.Call)]
 
 
 def test_only_hour_state_handles_claim_and_marker() -> None:
@@ -173,8 +179,7 @@ def test_only_hour_state_handles_claim_and_marker() -> None:
     }
     for step in sorted(STEPS):
         file = ROOT / "include" / "log_rollup" / "steps" / f"{step}.py"
-        calls = (node for node in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(node, ast.Call))
-        names = {node.func.attr for node in calls if isinstance(node.func, ast.Attribute)}
+        names = {call.func.attr for call in calls_in(file) if isinstance(call.func, ast.Attribute)}
         assert names.isdisjoint(owned), step
 
 
@@ -182,7 +187,8 @@ def test_superseded_error_is_created_in_one_place() -> None:
     creators = [
         file.name
         for file in sorted((ROOT / "include").rglob("*.py"))
-        for node in ast.walk(ast.parse(file.read_text("utf-8")))
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "SupersededError"
+        if "SupersededError(" in file.read_text("utf-8")
+        for call in calls_in(file)
+        if getattr(call.func, "id", "") == "SupersededError"
     ]
     assert creators == ["reader.py"]

@@ -11,7 +11,7 @@ from tests.support.raw_hours import AGGREGATED, HOUR, RAW
 
 pytestmark = pytest.mark.usefixtures("unwatched")
 
-NAMES = {
+RAW_HOUR = {
     **{f"{letter}.log": letter.encode() * 29 for letter in "abcdef"},
     "deep/er/space in name 100%.log": b"odd",
     "grüße-\u2028.log": "grüße".encode(),
@@ -26,20 +26,25 @@ STREAM = make_stream(ensure_newline=True)
 def store() -> FakeStore:
     """Return a store with a complete hour whose raw objects have expired."""
     store = FakeStore()
-    produce(store, NAMES)
+    produce(store, RAW_HOUR)
     run_hour(store, STREAM)
-    for name in NAMES:
+    for name in RAW_HOUR:
         store.vanish(RAW + name)
     store.log.clear()
     return store
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", RAW_HOUR)
 def test_every_object_is_read_from_its_part_after_expiry(store: FakeStore, name: str) -> None:
     found = locate(store, STREAM, RAW + name)
-    assert (found.key, found.hour, found.length, found.complete) == (RAW + name, HOUR, len(NAMES[name]), True)
-    assert store.body(found.part.key)[found.offset : found.offset + found.length] == NAMES[name]
-    assert b"".join(read_object(store, found)) == NAMES[name]
+    assert (found.key, found.hour, found.length, found.complete) == (
+        RAW + name,
+        HOUR,
+        len(RAW_HOUR[name]),
+        True,
+    )
+    assert store.body(found.part.key)[found.offset : found.offset + found.length] == RAW_HOUR[name]
+    assert b"".join(read_object(store, found)) == RAW_HOUR[name]
     assert store.writes() == []
 
 
@@ -55,7 +60,7 @@ def test_large_object_is_read_in_pieces(store: FakeStore, monkeypatch: pytest.Mo
     monkeypatch.setattr("include.log_rollup.hour.parts.READ_BACK_BYTES", 40)
     pieces = list(read_object(store, locate(store, STREAM, RAW + "large.log")))
     assert [len(piece) for piece in pieces] == [40, 40, 21]
-    assert b"".join(pieces) == NAMES["large.log"]
+    assert b"".join(pieces) == RAW_HOUR["large.log"]
 
 
 def test_wrong_bytes_are_not_returned(store: FakeStore) -> None:
@@ -97,7 +102,7 @@ def test_object_of_an_incomplete_hour_is_found(store: FakeStore) -> None:
     store.vanish(MARKER)
     found = locate(store, STREAM, RAW + "a.log")
     assert not found.complete
-    assert b"".join(read_object(store, found)) == NAMES["a.log"]
+    assert b"".join(read_object(store, found)) == RAW_HOUR["a.log"]
 
 
 def test_object_missing_in_the_manifest_is_not_found(store: FakeStore) -> None:
@@ -107,7 +112,7 @@ def test_object_missing_in_the_manifest_is_not_found(store: FakeStore) -> None:
 
 def test_hour_without_manifest_has_no_objects() -> None:
     store = FakeStore()
-    produce(store, NAMES)
+    produce(store, RAW_HOUR)
     plan_hour(store, STREAM, HOUR, "run")
     with pytest.raises(NotFoundError, match=r"there is no s3://logs/aggregated/app/20261123/08/_manifest"):
         locate(store, STREAM, RAW + "a.log")

@@ -1,4 +1,4 @@
-"""pack_shard writes only missing parts, keeps its receipt up to date, and stops when another plan takes over."""
+"""pack_shard writes only missing parts, updates its receipt, and stops when another plan takes over."""
 
 import bz2
 import gzip
@@ -10,6 +10,7 @@ import lzma
 import resource
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import count
 
 import lz4.frame
@@ -32,9 +33,9 @@ from include.log_rollup.queries.late import find_changed_hours
 from include.log_rollup.queries.locate import locate, read_object
 from include.log_rollup.queries.verify import verify_hour
 from include.log_rollup.steps.pack_shard import pack_shard
-from include.log_rollup.steps.plan_hour import plan_hour
+from include.log_rollup.steps.plan_hour import Planned, plan_hour
 from include.log_rollup.steps.validate_hour import validate_hour
-from tests.support.fake_store import CrashError, Effect, FakeStore
+from tests.support.fake_store import CrashError, Effect, FakeStore, FakeTransfer
 from tests.support.hour_in_memory import (
     MARKER,
     WORK,
@@ -161,17 +162,17 @@ def test_marker_is_removed_before_any_part_changes(store: FakeStore) -> None:
 
 def test_receipt_is_written_during_packing(store: FakeStore) -> None:
     ref = planned_shard(store)
-    noted_first = threading.Event()
-    store.on("WRITE", "receipt-", noted_first.set)
-    packed_last: list[bool] = []
-    store.on("PUT", "part-00002", lambda: packed_last.append(noted_first.wait(30)))
+    receipt_written = threading.Event()
+    store.on("WRITE", "receipt-", receipt_written.set)
+    receipt_came_first: list[bool] = []
+    store.on("PUT", "part-00002", lambda: receipt_came_first.append(receipt_written.wait(30)))
     one_connection = make_stream(shard_size=1024, max_connections=5)
     store.max_connections = 5
     pack_shard(store, one_connection, ref)
-    assert packed_last == [True]
+    assert receipt_came_first == [True]
 
 
-def test_receipt_is_true_after_a_crash(store: FakeStore) -> None:
+def test_receipt_is_correct_after_a_crash(store: FakeStore) -> None:
     ref = planned_shard(store)
     for writes in range(1, 8):
         store.crash_after_writes(writes)
@@ -189,6 +190,38 @@ def test_receipt_is_true_after_a_crash(store: FakeStore) -> None:
     assert b"".join(parts(store).values()) == b"".join(RAW_HOUR.values())
 
 
+class TaskTimeoutError(BaseException):
+    """Raised in the task, as Airflow does at its ``execution_timeout``."""
+
+
+def test_task_timeout_cancels_a_pending_copy(store: FakeStore) -> None:
+    """The task once ended only after the copy, and the copied part was in no receipt."""
+    produce(store, {"x.log": b"x" * 100})
+    ref = planned_shard(store)
+    store.on("COPY", "part-", Effect.STALLED)
+    timed_out: list[bool] = []
+    wait = FakeTransfer.wait
+
+    def wait_or_time_out(transfer: FakeTransfer, seconds: float) -> None:
+        assert not timed_out, "the packer waited for the copy"
+        if transfer.in_flight == 1 and len(parts(store)) == ref.parts - 1:
+            timed_out.append(True)
+            raise TaskTimeoutError
+        wait(transfer, seconds)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FakeTransfer, "wait", wait_or_time_out)
+        with pytest.raises(TaskTimeoutError):
+            pack_shard(store, STREAM, ref)
+    rows = receipt_of(store, ref)["parts"]
+    assert isinstance(rows, list)
+    assert {row[0] for row in rows} == parts(store).keys()
+    assert len(rows) == ref.parts - 1
+    assert pack_shard(store, STREAM, ref).parts_written == 1
+    finish_hour(store, STREAM, Planned(ref.plan_id, [], unchanged=False))
+    assert_complete(store, STREAM)
+
+
 def test_receipt_that_cannot_be_written_fails_the_task(store: FakeStore) -> None:
     ref = planned_shard(store)
     store.on("WRITE", "receipt-", AccessError("denied"), times=99)
@@ -196,7 +229,7 @@ def test_receipt_that_cannot_be_written_fails_the_task(store: FakeStore) -> None
         pack_shard(store, STREAM, ref)
 
 
-def test_failed_receipt_write_is_made_up_for_later(store: FakeStore) -> None:
+def test_failed_receipt_write_is_repeated_later(store: FakeStore) -> None:
     ref = planned_shard(store)
     store.on("WRITE", "receipt-", TransientError("the connection broke"))
     for _ in range(2):
@@ -366,31 +399,31 @@ def test_packed_shard_reads_the_claim_last(store: FakeStore) -> None:
 # -- objects that cannot be decompressed -------------------------------------------------------------------
 
 
-def _lz4(body: bytes) -> bytes:
+def compress_lz4(body: bytes) -> bytes:
     return bytes(lz4.frame.compress(body, content_checksum=True))
 
 
-def _unlz4(body: bytes) -> bytes:
+def decompress_lz4(body: bytes) -> bytes:
     # decompress() reads only the first frame.
     with lz4.frame.LZ4FrameFile(io.BytesIO(body)) as file:
         return bytes(file.read())
 
 
-def _zstd(body: bytes) -> bytes:
+def compress_zstd(body: bytes) -> bytes:
     return zstandard.ZstdCompressor(write_checksum=True).compress(body)
 
 
-def _unzstd(body: bytes) -> bytes:
+def decompress_zstd(body: bytes) -> bytes:
     with zstandard.ZstdDecompressor().stream_reader(body, read_across_frames=True) as reader:
         return reader.read()
 
 
-PACKERS: Mapping[str, tuple[Callable[[bytes], bytes], Callable[[bytes], bytes]]] = {
+CODECS: Mapping[str, tuple[Callable[[bytes], bytes], Callable[[bytes], bytes]]] = {
     ".gz": (gzip.compress, gzip.decompress),
     ".bz2": (bz2.compress, bz2.decompress),
-    ".xz": (lzma.compress, lzma.decompress),
-    ".lz4": (_lz4, _unlz4),
-    ".zst": (_zstd, _unzstd),
+    ".xz": (partial(lzma.compress, preset=0), lzma.decompress),
+    ".lz4": (compress_lz4, decompress_lz4),
+    ".zst": (compress_zstd, decompress_zstd),
 }
 CONTENTS = {letter: hashlib.sha256(letter.encode()).digest() * 3 for letter in "abcde"}
 CHECKING = make_stream(part_size=4096, shard_size=8192, check_encoding=True, ensure_newline=True)
@@ -409,16 +442,19 @@ def replace_by_text(_: bytes) -> bytes:
     return b"a line of text\n"
 
 
-def packed_objects(ending: str, damage: Callable[[bytes], bytes], letters: str) -> dict[str, bytes]:
-    pack, _ = PACKERS[ending]
-    hour = {f"{letter}{ending}": pack(body) for letter, body in CONTENTS.items()}
+def compressed_objects(ending: str, damage: Callable[[bytes], bytes], letters: str) -> dict[str, bytes]:
+    compress, _ = CODECS[ending]
+    hour = {f"{letter}{ending}": compress(body) for letter, body in CONTENTS.items()}
     return {name: damage(body) if name[0] in letters else body for name, body in hour.items()}
 
 
-@pytest.mark.parametrize("letters", ["a", "c", "e", "bd", "abcde"])
+@pytest.mark.parametrize(
+    ("letters", "threads"),
+    # Damaged objects at the beginning, in the middle, at the end, several, and all.
+    [("a", 0), ("c", 3), ("e", 0), ("bd", 3), ("abcde", 0), ("abcde", 3)],
+)
 @pytest.mark.parametrize("damage", [truncate, flip_bit, replace_by_text])
-@pytest.mark.parametrize("ending", PACKERS)
-@pytest.mark.parametrize("threads", [0, 3])
+@pytest.mark.parametrize("ending", CODECS)
 def test_damaged_object_gets_a_part_of_its_own(
     ending: str,
     damage: Callable[[bytes], bytes],
@@ -427,7 +463,7 @@ def test_damaged_object_gets_a_part_of_its_own(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     store = FakeStore(threads=threads)
-    hour = packed_objects(ending, damage, letters)
+    hour = compressed_objects(ending, damage, letters)
     produce(store, {**hour, "plain.log": b"x", "other.snappy": b"no text"})
     totals = run_hour(store, CHECKING)
     assert totals.damaged == marker_of(store)["damaged"] == len(letters)
@@ -440,15 +476,15 @@ def test_damaged_object_gets_a_part_of_its_own(
     for name, part in damaged.items():
         assert f"s3://logs/{RAW}{name} cannot be decompressed" in caplog.text
         assert found[part] == hour[name]
-    # The rest of the part can be unpacked completely.
+    # The rest of the part can be decompressed completely.
     intact = {row["part"] for row in rows if row["key"].endswith(ending) and not row.get("damaged")}
     joined = b"".join(CONTENTS[letter] for letter in CONTENTS if letter not in letters)
-    assert [PACKERS[ending][1](found[part]) for part in intact] == ([joined] if joined else [])
+    assert [CODECS[ending][1](found[part]) for part in intact] == ([joined] if joined else [])
 
 
 def test_hour_with_damaged_objects_stays_as_it_is() -> None:
     store = FakeStore()
-    produce(store, packed_objects(".gz", truncate, "bd"))
+    produce(store, compressed_objects(".gz", truncate, "bd"))
     totals = run_hour(store, CHECKING)
     before = store.snapshot()
     store.log.clear()
@@ -462,7 +498,7 @@ def test_hour_with_damaged_objects_stays_as_it_is() -> None:
 
 def test_late_object_next_to_damaged_ones_is_packed() -> None:
     store = FakeStore()
-    hour = packed_objects(".gz", truncate, "b")
+    hour = compressed_objects(".gz", truncate, "b")
     produce(store, hour)
     run_hour(store, CHECKING)
     produce(store, {"f.gz": gzip.compress(b"late"), "late.log": b"late"})
@@ -473,16 +509,16 @@ def test_late_object_next_to_damaged_ones_is_packed() -> None:
 
 def test_repaired_object_shares_a_part_again() -> None:
     store = FakeStore()
-    produce(store, packed_objects(".gz", truncate, "b"))
+    produce(store, compressed_objects(".gz", truncate, "b"))
     run_hour(store, CHECKING)
-    produce(store, packed_objects(".gz", truncate, ""))
+    produce(store, compressed_objects(".gz", truncate, ""))
     assert run_hour(store, CHECKING).damaged == 0
     assert_complete(store, CHECKING)
 
 
 def test_expired_hour_keeps_its_damaged_objects() -> None:
     store = FakeStore()
-    hour = packed_objects(".gz", truncate, "b")
+    hour = compressed_objects(".gz", truncate, "b")
     produce(store, hour)
     run_hour(store, CHECKING)
     for name in hour:
@@ -493,7 +529,7 @@ def test_expired_hour_keeps_its_damaged_objects() -> None:
 
 def test_split_parts_of_an_unfinished_run_hold_their_objects() -> None:
     store = FakeStore()
-    hour = packed_objects(".gz", truncate, "b")
+    hour = compressed_objects(".gz", truncate, "b")
     produce(store, hour)
     for ref in plan_hour(store, CHECKING, HOUR, "run").shards:
         pack_shard(store, CHECKING, ref)
@@ -512,7 +548,7 @@ def test_hour_is_correct_when_check_encoding_changes(turned: str) -> None:
     first, second = (off, CHECKING) if turned == "on" else (CHECKING, off)
     for damage in (None, "receipt", "crash"):
         store = FakeStore()
-        produce(store, packed_objects(".gz", truncate, "b"))
+        produce(store, compressed_objects(".gz", truncate, "b"))
         (ref,) = plan_hour(store, first, HOUR, "run").shards
         pack_shard(store, first, ref)
         if damage == "receipt":
@@ -529,7 +565,7 @@ def test_hour_is_correct_when_check_encoding_changes(turned: str) -> None:
 def test_split_parts_are_recognised_after_any_crash() -> None:
     for writes in count():
         store = FakeStore()
-        produce(store, packed_objects(".gz", truncate, "b"))
+        produce(store, compressed_objects(".gz", truncate, "b"))
         store.crash_after_writes(writes)
         try:
             run_hour(store, CHECKING)
@@ -544,14 +580,14 @@ def test_split_parts_are_recognised_after_any_crash() -> None:
         assert len(parts(store)) == 2
 
 
-def test_nothing_is_unpacked_without_check_encoding() -> None:
+def test_nothing_is_decompressed_without_check_encoding() -> None:
     store = FakeStore()
-    produce(store, packed_objects(".gz", truncate, "b"))
+    produce(store, compressed_objects(".gz", truncate, "b"))
     assert run_hour(store, make_stream(part_size=4096, shard_size=8192)).damaged == 0
     assert len(parts(store)) == 1
 
 
-def test_copied_object_is_not_unpacked() -> None:
+def test_copied_object_is_not_decompressed() -> None:
     store = FakeStore()
     produce(store, {"a.gz": b"x" * 5000, "b.gz": gzip.compress(b"b")})
     assert run_hour(store, CHECKING).damaged == 0

@@ -1,4 +1,4 @@
-"""The packer puts every byte in its place, compares what it reads, and retries transient faults."""
+"""The packer puts every byte in its place, compares bodies with their CRCs, and retries transient faults."""
 
 import logging
 import threading
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from include.log_rollup import crc, limits
@@ -108,7 +108,6 @@ def fetched(store: FakeStore) -> list[str]:
 # -- bytes ---------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=100)
 @given(
     hour=hours,
     part_size=st.integers(1, 60),
@@ -138,7 +137,6 @@ def test_parts_hold_the_raw_objects_end_to_end(
         assert [item.crc64nvme for item in packed.objects] == wanted
 
 
-@settings(max_examples=100)
 @given(
     hour=hours,
     separators=st.booleans(),
@@ -261,23 +259,23 @@ def test_body_without_crc_is_compared_by_length(md5_etag: bool) -> None:
 
 
 class ReverseGate:
-    """Blocks the first GETs until there are enough, then releases them in reverse order."""
+    """Blocks GETs until enough have arrived, then releases the first ones in reverse order."""
 
     def __init__(self, until: int) -> None:
         self.most = 0
         self.order: list[int] = []
         self._until = until
-        self._come = self._waiting = 0
+        self._arrived = self._waiting = 0
         self._condition = threading.Condition()
 
     def __call__(self) -> None:
         with self._condition:
-            position = self._come
-            self._come += 1
+            position = self._arrived
+            self._arrived += 1
             self._waiting += 1
             self.most = max(self.most, self._waiting)
             self._condition.notify_all()
-            assert self._condition.wait_for(lambda: self._come >= self._until, 30)
+            assert self._condition.wait_for(lambda: self._arrived >= self._until, 30)
             if position < self._until:
                 assert self._condition.wait_for(lambda: len(self.order) == self._until - 1 - position, 30)
                 self.order.append(position)
@@ -579,7 +577,7 @@ def test_claim_is_read_before_each_try_of_a_write(
             reads += 1
         elif operation.kind in WRITES:
             tries += 1
-            assert reads >= tries, f"{operation} without a reading of the claim"
+            assert reads >= tries, f"{operation} without reading the claim first"
         last = operation.kind
     assert reads == tries == len(THREE) + limits.REQUEST_TRIES - 1
     assert last in WRITES

@@ -8,10 +8,11 @@ import tracemalloc
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import cache
 from itertools import pairwise
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from include.log_rollup.errors import UnreadableRecordError
@@ -120,9 +121,7 @@ def write_manifest(store: FakeStore, manifest: Manifest) -> None:
 
 
 @given(st.lists(part_pairs(), max_size=3))
-def test_shard_parts_round_trip(
-    found: list[tuple[PlannedPart, PackedPart]],
-) -> None:
+def test_shard_parts_round_trip(found: list[tuple[PlannedPart, PackedPart]]) -> None:
     records = Records(FakeStore())
     shard = ShardPlan("f00", 3, tuple(replace(planned, split_of="") for planned, _ in found))
     records.write_shard(AT, shard, RAW)
@@ -194,9 +193,10 @@ def test_manifest_round_trips(
     assert header["parts_table"] == reader.table
 
 
+@settings(max_examples=25)
 @given(totals, st.lists(part_pairs(), max_size=3), st.integers(1, 200), st.integers(1, 200))
 def test_large_manifest_is_read_in_pieces(
-    totals_of_hour: HourTotals, found: list[tuple[PlannedPart, PackedPart]], at_once: int, unzip: int
+    totals_of_hour: HourTotals, found: list[tuple[PlannedPart, PackedPart]], at_once: int, piece: int
 ) -> None:
     store = FakeStore()
     manifest = Manifest(
@@ -205,13 +205,14 @@ def test_large_manifest_is_read_in_pieces(
     write_manifest(store, manifest)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(manifest_module, "MANIFEST_AT_ONCE_BYTES", at_once)
-        patch.setattr(gzip_json, "_PIECE_BYTES", unzip)
+        patch.setattr(gzip_json, "_PIECE_BYTES", piece)
         assert read_manifest(store, AT) == manifest
     ranges = [each for each in store.log if each.kind == "RANGE"]
     assert bool(ranges) == (len(store.body(AT.key)) > at_once)
     assert all(int(each.detail.partition("+")[2]) <= at_once for each in ranges)
 
 
+@settings(max_examples=25)
 @given(totals, st.lists(part_pairs(), max_size=3))
 def test_manifest_has_a_header_and_a_line_per_raw_object(
     totals_of_hour: HourTotals, found: list[tuple[PlannedPart, PackedPart]]
@@ -453,16 +454,17 @@ def test_damaged_manifest_table_is_found_at_once(entry: object) -> None:
 # -- bounds --------------------------------------------------------------------------------------------
 
 
-def bomb(size: int) -> bytes:
-    """Return gzip data that unpacks to this many bytes, about a thousand times its size."""
-    return gzip.compress(b"0" * size)
+@cache
+def bomb() -> bytes:
+    """Return gzip data that decompresses to 32 MiB, about a thousand times its size."""
+    return gzip.compress(b"0" * (32 * 2**20))
 
 
 @pytest.mark.parametrize("kind", ["shard", "receipt"])
-def test_gzip_bomb_is_not_unpacked_beyond_the_limit(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records_module, "UNPACKED_BYTES", 0)
+def test_gzip_bomb_is_not_decompressed_beyond_the_limit(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records_module, "MAX_DECOMPRESSED_BYTES", 0)
     store = FakeStore()
-    store.produce(AT.key, bomb(64 * 2**20))
+    store.produce(AT.key, bomb())
     tracemalloc.start()
     try:
         assert_unreadable(kind, store, AT)
@@ -478,7 +480,7 @@ def test_header_that_is_a_gzip_bomb_is_refused(
     monkeypatch.setattr(gzip_json, "LONGEST_LINE_BYTES", 2**20)
     monkeypatch.setattr(manifest_module, "LONGEST_LINE_BYTES", 2**20)
     store = FakeStore()
-    store.produce(AT.key, bomb(64 * 2**20))
+    store.produce(AT.key, bomb())
     tracemalloc.start()
     try:
         with pytest.raises(UnreadableRecordError, match="longer than"):
@@ -488,8 +490,8 @@ def test_header_that_is_a_gzip_bomb_is_refused(
         tracemalloc.stop()
 
 
-def test_default_limit_holds_for_the_unpacked_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records_module, "UNPACKED_BYTES", 99)
+def test_default_limit_holds_for_the_decompressed_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records_module, "MAX_DECOMPRESSED_BYTES", 99)
     store, at = write_record("shard")
     body = gzip.decompress(store.body(at.key))
     assert len(body) > 99
@@ -497,14 +499,14 @@ def test_default_limit_holds_for_the_unpacked_size(monkeypatch: pytest.MonkeyPat
 
 
 @given(st.binary(max_size=300), st.lists(st.integers(0, 300), max_size=6), st.integers(1, 40))
-def test_members_cut_anywhere_unpack_to_what_they_hold(text: bytes, cuts: list[int], piece: int) -> None:
+def test_members_cut_anywhere_decompress_to_their_content(text: bytes, cuts: list[int], piece: int) -> None:
     edges = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
     body = b"".join(gzip.compress(text[start:end]) for start, end in pairwise(edges))
     pieces = [body[start : start + piece] for start in range(0, len(body), piece)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gzip_json, "_PIECE_BYTES", 7)
-        assert b"".join(gzip_json.unzip_pieces(pieces)) == text
-        lines = list(gzip_json.unzip_lines(pieces))
+        assert b"".join(gzip_json.decompress_pieces(pieces)) == text
+        lines = list(gzip_json.decompress_lines(pieces))
     assert lines == (text.removesuffix(b"\n").split(b"\n") if text else [])
 
 

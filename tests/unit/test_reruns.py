@@ -39,7 +39,7 @@ from tests.support.raw_hours import AGGREGATED, HOUR, RAW
 
 Outcome = TypeVar("Outcome")
 
-# Slow: crashes at each write, in many states of an hour, take 15 s of CPU.
+# Slow: crashes at each write, in many states of an hour, take 10 s of CPU.
 pytestmark = [pytest.mark.usefixtures("unwatched"), pytest.mark.slow]
 
 # Plain parts, an empty object, a copied one, gzip; two shards or three.
@@ -375,7 +375,7 @@ def pack_hour(store: FakeStore) -> None:
         pack_shard(store, STREAM, ref)
 
 
-def prove_hour(store: FakeStore) -> None:
+def pack_and_validate(store: FakeStore) -> None:
     pack_hour(store)
     validate_hour(store, STREAM, HOUR)
 
@@ -412,7 +412,7 @@ def test_overtaken_run_writes_no_marker(
     meanwhile: Callable[[FakeStore, MarkerGuard], object],
 ) -> None:
     for store, guard, moment in interrupted_runs(
-        lambda: store_in_state(prove_hour), lambda store: complete_hour(store, STREAM, HOUR), meanwhile
+        lambda: store_in_state(pack_and_validate), lambda store: complete_hour(store, STREAM, HOUR), meanwhile
     ):
         assert guard.violations == [], f"another run completed the hour before {moment}"
         assert_clear_completes(store, guard)

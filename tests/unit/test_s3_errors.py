@@ -164,7 +164,7 @@ def test_long_message_of_a_server_is_cut() -> None:
     ("stated", "seconds"),
     [("3", 3.0), ("0.5", 0.5), ("-1", 0.0), ("nan", None), ("inf", None), ("soon", None)],
 )
-def test_retry_after_is_a_sane_number_of_seconds(stated: str, seconds: float | None) -> None:
+def test_retry_after_is_a_finite_number_of_seconds(stated: str, seconds: float | None) -> None:
     error = response(503, "SlowDown", retry_after=stated)
     assert isinstance(error, ThrottledError)
     assert error.retry_after == seconds
@@ -231,7 +231,7 @@ BOTOCORE = sorted(
 
 
 def example(kind: type[BaseException]) -> BaseException:
-    """An exception of this class, with a value for each of its fields."""
+    """Return an exception of this class, with a value for each of its fields."""
     if issubclass(kind, boto.WaiterError):
         return kind("name", "reason", {})
     fields = {name for _, name, _, _ in string.Formatter().parse(getattr(kind, "fmt", "")) if name}
@@ -325,7 +325,7 @@ def test_other_exceptions_pass_unchanged() -> None:
 
 
 def wrapped(error: OSError) -> Mapping[str, Exception]:
-    """An error of a socket, bare as in the data plane, and wrapped by urllib3 and botocore."""
+    """Return an error of a socket, bare as in the data plane, and wrapped by urllib3 and botocore."""
     inner = urllib3.SSLError(error)
     tunnel = urllib3.ProxyError("Unable to connect to proxy", error)
     return {
@@ -415,7 +415,7 @@ def client(endpoint_url: str, verify: Path | None = None) -> Any:
 
 @pytest.fixture
 def serve() -> Iterator[Callable[[Callable[[BaseHTTPRequestHandler], None]], ThreadingHTTPServer]]:
-    """Starts a server that handles all requests with one function."""
+    """Return a function that starts a server, which handles all requests with one function."""
     running = []
 
     def start(handle: Callable[[BaseHTTPRequestHandler], None]) -> ThreadingHTTPServer:

@@ -1,5 +1,6 @@
 """The simulation passes on many seeds, and a seed always gives the same scenario."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,8 @@ def simulate(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "simulation", "--processes", "1", *arguments],
         cwd=PROJECT,
+        # Without it, the command would set it and start again.
+        env={**os.environ, "PYTHONHASHSEED": "0"},
         capture_output=True,
         text=True,
         check=False,

@@ -326,8 +326,7 @@ def test_all_invalid_keys_of_a_stream_are_reported(streams_file: Path) -> None:
 def test_overlapping_prefixes_are_refused_with_both_keys(
     streams_file: Path, one: dict[str, Any], other: dict[str, Any]
 ) -> None:
-    web = {**APP, "name": "web", "raw": "s3://logs/raw/web/", "aggregated": "s3://logs/aggregated/web/"}
-    message = refusal(streams_file, {**APP, **one}, {**web, **other})
+    message = refusal(streams_file, {**APP, **one}, {**WEB, **other})
     assert message.startswith("stream 'app': ")
     assert "overlaps with" in message
     for url in (*one.values(), *other.values()):
@@ -518,8 +517,7 @@ def test_any_value_gives_a_stream_or_an_error_with_its_key(
 def test_more_connections_than_pool_slots_are_refused(streams_file: Path, tmp_path: Path) -> None:
     pools = tmp_path / "pools.json"
     pools.write_text(json.dumps({"s3_connections": {"slots": 40, "description": ""}}), encoding="utf-8")
-    web = {**APP, "name": "web", "raw": "s3://logs/raw/web/", "aggregated": "s3://logs/aggregated/web/"}
-    streams = load(streams_file, {**APP, "max_connections": 40}, {**web, "max_connections": 41})
+    streams = load(streams_file, {**APP, "max_connections": 40}, {**WEB, "max_connections": 41})
     check_pool(streams[:1], pool_slots(pools))
     with pytest.raises(ConfigurationError) as caught:
         check_pool(streams, pool_slots(pools))

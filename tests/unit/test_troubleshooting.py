@@ -2,7 +2,6 @@
 
 import ast
 import re
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -17,7 +16,7 @@ SOURCES = [
     for folder in (ROOT / "include" / "log_rollup", ROOT / "plugins" / "log_rollup_plugin")
     for path in sorted(folder.rglob("*.py"))
 ]
-# Stands for a value, in the page and in the templates of this module.
+# Replaces a value, in the page and in the templates of this module.
 GAP = "…"
 # Headings of the first column of tables that quote the code.
 QUOTING = ("the log says", "the message says")
@@ -36,11 +35,15 @@ def template_of(node: ast.expr) -> str:
     return ""
 
 
-def nodes() -> Iterator[tuple[Path, ast.AST]]:
-    """Yield each syntax node of the pipeline and the plugin, with its file."""
-    for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            yield path, node
+@cache
+def nodes() -> list[tuple[Path, ast.AST]]:
+    """Return the syntax nodes of the pipeline and the plugin, each with its file."""
+    return [
+        (path, node)
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.expr)
+    ]
 
 
 @cache
@@ -80,10 +83,16 @@ def symptoms() -> list[str]:
     return found
 
 
-def is_quoted(symptom: str, message: str) -> bool:
-    """Return whether a message contains a symptom; a gap matches anything."""
+@cache
+def pattern_of(symptom: str) -> re.Pattern[str]:
+    """Return a pattern that finds a symptom in a message; a gap matches anything."""
     pieces = (re.escape(piece.strip()) for piece in symptom.split(GAP))
-    return re.search(".*".join(pieces), message, re.DOTALL) is not None
+    return re.compile(".*".join(pieces), re.DOTALL)
+
+
+def is_quoted(symptom: str, message: str) -> bool:
+    """Return whether a message contains a symptom."""
+    return pattern_of(symptom).search(message) is not None
 
 
 @pytest.mark.parametrize("symptom", symptoms())

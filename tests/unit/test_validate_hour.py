@@ -307,7 +307,7 @@ RAW_CHANGES: dict[str, tuple[RawChange, str]] = {
     "a late container": (lambda store: store.produce(RAW + "z.orc", b"ORC"), f"1 came late ({RAW}z.orc)"),
     "changed": (lambda store: store.produce(RAW + "c.log", b"C" * 30), f"1 changed ({RAW}c.log)"),
     "longer": (lambda store: store.produce(RAW + "c.log", b"c" * 31), f"1 changed ({RAW}c.log)"),
-    "no more empty": (lambda store: store.produce(RAW + "i.gz", b"now"), f"1 changed ({RAW}i.gz)"),
+    "no longer empty": (lambda store: store.produce(RAW + "i.gz", b"now"), f"1 changed ({RAW}i.gz)"),
     "oversize one changed": (
         lambda store: store.produce(RAW + "g.log", b"G" * 100),
         f"1 changed ({RAW}g.log)",
@@ -318,9 +318,7 @@ RAW_CHANGES: dict[str, tuple[RawChange, str]] = {
 
 
 @pytest.mark.parametrize("change", RAW_CHANGES)
-def test_changed_raw_hour_is_named_by_keys_and_left_alone(
-    change: str,
-) -> None:
+def test_changed_raw_hour_is_named_by_keys_and_left_alone(change: str) -> None:
     store = packed_hour()
     change_store, found = RAW_CHANGES[change]
     change_store(store)
@@ -489,7 +487,7 @@ def _discard(_: object) -> None:
     """Drop a result: the function of a rule returns nothing."""
 
 
-def test_unpacked_shard_leaves_the_hour_incomplete() -> None:
+def test_missing_shard_leaves_the_hour_incomplete() -> None:
     store = FakeStore()
     produce(store, RAW_HOUR)
     first, *_ = plan_hour(store, STREAM, HOUR, "run").shards
@@ -655,11 +653,11 @@ def test_complete_hour_is_proven_again_without_changes(checks_crc: bool) -> None
     store.log.clear()
     assert validate_hour(store, STREAM, HOUR).bytes_out == before.bytes_out
     assert store.snapshot() == kept
-    # They were proven with these ETags.
+    # The manifest has proofs for these ETags.
     assert "RANGE" not in {operation.kind for operation in store.log}
 
 
-def assert_marker_went_first(store: FakeStore) -> None:
+def assert_marker_removed_first(store: FakeStore) -> None:
     """Check that the marker was removed after the claim and before any part."""
     claim, marker, *others = [each for each in store.writes() if "/staged-" not in each.key]
     assert (claim.kind, claim.key) == ("WRITE", CLAIM)
@@ -675,7 +673,7 @@ def test_damaged_part_removes_the_marker_first(damage: str) -> None:
     store.log.clear()
     message = refusal(store, ProofError)
     assert "The hour is no longer complete, its marker is removed." in message
-    assert_marker_went_first(store)
+    assert_marker_removed_first(store)
     assert_clear_completes(store)
 
 
@@ -703,7 +701,7 @@ def test_damaged_part_removes_the_marker_without_cleanup() -> None:
     with pytest.raises(ProofError):
         validate_hour(store, STREAM, HOUR)
     assert_not_complete(store)
-    assert_marker_went_first(store)
+    assert_marker_removed_first(store)
     assert_clear_completes(store)
 
 

@@ -130,10 +130,10 @@ def odd_store(quirk: str) -> OddStore:
 
 
 @pytest.mark.parametrize("quirk", ["no token", "same token", "other keys"])
-@pytest.mark.parametrize("marker", [None, "00000.log"])
-def test_contradictory_listing_never_settles(quirk: str, marker: str | None) -> None:
+@pytest.mark.parametrize("ready_object", [None, "00000.log"])
+def test_contradictory_listing_never_settles(quirk: str, ready_object: str | None) -> None:
     with pytest.raises(ListingError, match=r"server"):
-        check_raw_hour(odd_store(quirk), PATHS, SettleRule(timedelta(minutes=10), marker, False))
+        check_raw_hour(odd_store(quirk), PATHS, SettleRule(timedelta(minutes=10), ready_object, False))
 
 
 def test_key_listed_twice_counts_once() -> None:

@@ -1,4 +1,4 @@
-"""JSON and gzip as the records use them; reading is bounded, because a damaged record may unpack to any size."""
+"""JSON and gzip of the records. Reading is bounded, because a damaged record may decompress to any size."""
 
 import json
 import zlib
@@ -10,35 +10,35 @@ from include.log_rollup.units import MIB
 LONGEST_LINE_BYTES = 64 * MIB
 _PIECE_BYTES = MIB
 
-# Everything that reading a damaged record, or one of another shape, can raise.
+# All errors that reading a damaged record, or a record of another shape, can raise.
 DAMAGED_ERRORS = (
     OSError, EOFError, zlib.error, ValueError, LookupError, TypeError, AttributeError, RecursionError,
 )  # fmt: skip
 
 
 def to_json(value: Any) -> str:
-    """Compact JSON; keys stay readable, without ``\\u`` escapes."""
+    """Return compact JSON; keys stay readable, without ``\\u`` escapes."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
-def compressor() -> "zlib._Compress":
-    """A compressor for one gzip member. Its header has no time and no name: equal content gives equal bytes."""
+def new_compressor() -> "zlib._Compress":
+    """Return a compressor for one gzip member. Its header has no time and no name: equal content, equal bytes."""
     return zlib.compressobj(level=4, wbits=zlib.MAX_WBITS | 16)
 
 
-def decompressor() -> "zlib._Decompress":
-    """A decompressor for one gzip member."""
+def new_decompressor() -> "zlib._Decompress":
+    """Return a decompressor for one gzip member."""
     return zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
 
 
-def zip_text(text: str) -> bytes:
-    """One gzip member with this text."""
-    packer = compressor()
-    return packer.compress(text.encode()) + packer.flush()
+def compress_text(text: str) -> bytes:
+    """Return one gzip member with this text."""
+    compressor = new_compressor()
+    return compressor.compress(text.encode()) + compressor.flush()
 
 
-def unzip(body: bytes, limit: int) -> bytes:
-    """The content of gzip members.
+def decompress(body: bytes, limit: int) -> bytes:
+    """Return the content of gzip members.
 
     :param limit: maximum size of the content, in bytes
     :raises ValueError: if it is larger
@@ -47,16 +47,16 @@ def unzip(body: bytes, limit: int) -> bytes:
     """
     pieces = []
     size = 0
-    for piece in unzip_pieces((body,)):
+    for piece in decompress_pieces((body,)):
         size += len(piece)
         if size > limit:
-            raise ValueError(f"it unpacks to more than {limit:,} bytes")
+            raise ValueError(f"it decompresses to more than {limit:,} bytes")
         pieces.append(piece)
     return b"".join(pieces)
 
 
-def unzip_pieces(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """The content of gzip members, in pieces of at most 1 MiB.
+def decompress_pieces(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the content of gzip members, in pieces of at most 1 MiB.
 
     :param pieces: the members, cut anywhere
     :raises zlib.error: if they are damaged
@@ -64,32 +64,32 @@ def unzip_pieces(pieces: Iterable[bytes]) -> Iterator[bytes]:
     """
     rest = iter(pieces)
     piece, position = b"", 0
-    unpacker = None
+    decompressor = None
     while True:
-        packed = unpacker.unconsumed_tail if unpacker is not None else b""
-        if not packed:
+        data = decompressor.unconsumed_tail if decompressor is not None else b""
+        if not data:
             if position == len(piece):
                 piece, position = next(rest, b""), 0
-            if unpacker is None:
+            if decompressor is None:
                 if not piece:
                     return
-                unpacker = decompressor()
-            packed = piece[position : position + _PIECE_BYTES]
-            position += len(packed)
-        assert unpacker is not None
-        unpacked = unpacker.decompress(packed, _PIECE_BYTES)
-        if unpacked:
-            yield unpacked
-        elif not packed and not unpacker.eof:
+                decompressor = new_decompressor()
+            data = piece[position : position + _PIECE_BYTES]
+            position += len(data)
+        assert decompressor is not None
+        content = decompressor.decompress(data, _PIECE_BYTES)
+        if content:
+            yield content
+        elif not data and not decompressor.eof:
             raise EOFError("it is cut short")
-        if unpacker.eof:
+        if decompressor.eof:
             # The next member begins within the bytes that were read already.
-            position -= len(unpacker.unused_data)
-            unpacker = None
+            position -= len(decompressor.unused_data)
+            decompressor = None
 
 
-def unzip_lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """The lines of gzip members, without their newlines.
+def decompress_lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the lines of gzip members, without their newlines.
 
     :raises ValueError: if a line is longer than 64 MiB
     :raises zlib.error: if the members are damaged
@@ -97,7 +97,7 @@ def unzip_lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
     """
     # Not splitlines(): it also splits at characters that a key may contain.
     begun = b""
-    for piece in unzip_pieces(pieces):
+    for piece in decompress_pieces(pieces):
         *lines, rest = piece.split(b"\n")
         if lines:
             yield begun + lines[0]

@@ -17,11 +17,11 @@ from include.log_rollup.errors import (
 from include.log_rollup.hour.gzip_json import (
     DAMAGED_ERRORS,
     LONGEST_LINE_BYTES,
-    compressor,
-    decompressor,
+    compress_text,
+    decompress_lines,
+    new_compressor,
+    new_decompressor,
     to_json,
-    unzip_lines,
-    zip_text,
 )
 from include.log_rollup.hour.plan import PlannedPart
 from include.log_rollup.hour.records import Measured, PackedObject, PackedPart, crc_text, parse_crc
@@ -121,7 +121,7 @@ class ManifestWriter:
     """Builds a manifest part by part; only the compressed lines stay in memory."""
 
     def __init__(self) -> None:
-        self._packer = compressor()
+        self._compressor = new_compressor()
         self._lines: list[bytes] = []
         self._table: list[dict[str, Any]] = []
         self._is_ended = False
@@ -130,11 +130,11 @@ class ManifestWriter:
         """Add a proven part with its raw objects."""
         self._table.append(_table_row(planned, packed))
         text = "".join(f"{to_json(line)}\n" for line in object_lines(planned, packed))
-        self._lines.append(self._packer.compress(text.encode()))
+        self._lines.append(self._compressor.compress(text.encode()))
 
     def end(self) -> None:
         """Free the compressor's memory: no part is added any more."""
-        self._lines.append(self._packer.flush())
+        self._lines.append(self._compressor.flush())
         self._is_ended = True
 
     def finish(self, totals: HourTotals, validated_at: str, raw_prefix: str, claim_id: str) -> bytes:
@@ -146,7 +146,7 @@ class ManifestWriter:
         header = f"{to_json(values)}\n"
         if not self._is_ended:
             self.end()
-        return b"".join((zip_text(header), *self._lines))
+        return b"".join((compress_text(header), *self._lines))
 
 
 class ManifestReader:
@@ -161,7 +161,7 @@ class ManifestReader:
         self.source = source
         self._read = read
         with _readable(source):
-            header = _parse_header(source, next(unzip_lines(read()), b""))
+            header = _parse_header(source, next(decompress_lines(read()), b""))
             header.pop("raw_prefix")
             self.claim_id: str = header.pop("claim_id", "")
             self.validated_at: str = header.pop("validated_at")
@@ -183,7 +183,7 @@ class ManifestReader:
     def parts(self) -> Iterator[tuple[PlannedPart, PackedPart]]:
         """Each part as planned and as proven, with its raw objects; reads the manifest to its end."""
         with _readable(self.source):
-            lines = unzip_lines(self._read())
+            lines = decompress_lines(self._read())
             next(lines)
             rows = (json.loads(line) for line in lines)
             for entry in self.table:
@@ -252,14 +252,14 @@ def read_manifest_header(store: ObjectStore, source: Location) -> dict[str, Any]
     head = store.head(source)
     if head is None:
         return None
-    text, unpacker = b"", decompressor()
+    text, decompressor = b"", new_decompressor()
     with _readable(source):
         for offset in range(0, head.size, HEADER_BYTES):
             length = min(HEADER_BYTES, head.size - offset)
-            packed = store.read_range(source, head.etag, offset, length)
-            while packed:
-                text += unpacker.decompress(packed, LONGEST_LINE_BYTES)
-                packed = unpacker.unconsumed_tail
+            data = store.read_range(source, head.etag, offset, length)
+            while data:
+                text += decompressor.decompress(data, LONGEST_LINE_BYTES)
+                data = decompressor.unconsumed_tail
                 line, newline, _ = text.partition(b"\n")
                 if newline:
                     return _parse_header(source, line)
@@ -326,8 +326,8 @@ def _readable(source: Location) -> Iterator[None]:
         raise UnreadableRecordError(
             f"{source}: the manifest cannot be read ({error}). It says what the parts hold, so nothing is changed "
             f"without it. Restore it from a backup or from an older version of the object. If there is none and "
-            f"all raw objects still exist, move it and the part-* objects beside it away, then clear the run from "
-            f"plan_hour on."
+            f"all raw objects still exist, move it and the part-* objects next to it away, then clear the run "
+            f"from plan_hour on."
         ) from error
 
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from include.log_rollup import crc
 from include.log_rollup.errors import TooLargeError
-from include.log_rollup.hour.gzip_json import DAMAGED_ERRORS, to_json, unzip, zip_text
+from include.log_rollup.hour.gzip_json import DAMAGED_ERRORS, compress_text, decompress, to_json
 from include.log_rollup.hour.plan import PLAN_FORMAT, PlannedPart, ShardRef
 from include.log_rollup.hour.selection import LeftOut
 from include.log_rollup.storage.protocol import Location, ObjectInfo, ObjectStore
@@ -28,7 +28,7 @@ SMALL_RECORD_BYTES = MIB
 MARKER_BYTES = 32 * MIB
 _OPTIONAL_MARKER_KEYS = ("groups", "group", "why_empty")
 # The largest shard or receipt that is read: 20 times one of 156,000 objects, as in an hour of 10 million.
-UNPACKED_BYTES = 512 * MIB
+MAX_DECOMPRESSED_BYTES = 512 * MIB
 
 JSON = "application/json"
 GZIP = "application/gzip"
@@ -267,7 +267,7 @@ class Records:
             for part in shard.parts
         ]  # fmt: skip
         body = {"format": PLAN_FORMAT, "plan_id": shard.plan_id, "shard": shard.shard, "parts": parts}
-        self._store.write(target, zip_text(to_json(body)), GZIP)
+        self._store.write(target, compress_text(to_json(body)), GZIP)
 
     def read_shard(
         self, source: Location, raw_prefix: str, formats: Sequence[int] = (PLAN_FORMAT,)
@@ -339,7 +339,7 @@ class Records:
                 ]
                 for name, parts in receipt.splits.items()
             }
-        self._store.write(target, zip_text(to_json(body)), GZIP)
+        self._store.write(target, compress_text(to_json(body)), GZIP)
 
     def write_receipt_rows(
         self, target: Location, plan_id: str, shard: int, rows: Sequence[str], measured: Measured
@@ -355,7 +355,7 @@ class Records:
             "measured": asdict(measured),
         }
         text = f'{to_json(head)[:-1]},"parts":[{",".join(rows)}]}}'
-        self._store.write(target, zip_text(text), GZIP)
+        self._store.write(target, compress_text(text), GZIP)
 
     def read_receipt(self, source: Location) -> Receipt | None:
         """Read a receipt."""
@@ -428,7 +428,9 @@ class Records:
             found = self._store.read(source)
             if found is None:
                 return None
-            text = unzip(found.body, UNPACKED_BYTES) if source.key.endswith(".gz") else found.body
+            text = (
+                decompress(found.body, MAX_DECOMPRESSED_BYTES) if source.key.endswith(".gz") else found.body
+            )
             value = json.loads(text)
             return parse(value) if value.pop("format") in formats else None
         except (TooLargeError, *DAMAGED_ERRORS) as error:

@@ -141,9 +141,9 @@ def _refuse_without_manifest(survey: Survey) -> None:
     unknown = sorted(survey.foreign_parts)
     ours = unknown if marker is not None else [name for name in unknown if has_tag(name)]
     if ours:
-        beside = "" if marker is None else f" beside {paths.marker}"
+        place = str(paths.aggregated) if marker is None else f"{paths.aggregated} and {paths.marker}"
         survey.refuse(
-            f"hour {hour}: there are {len(ours):,} parts under {paths.aggregated}{beside} ({first_keys(ours)}), "
+            f"hour {hour}: there are {len(ours):,} parts under {place} ({first_keys(ours)}), "
             f"but there is no {paths.manifest}, which says what they hold. Nothing was changed, since they may "
             f"hold bytes that no raw object holds any more. Restore the manifest from a backup or from an older "
             f"version of the object; or, if all raw objects still exist or another program wrote these parts, "
@@ -215,7 +215,7 @@ def read_holdings(survey: Survey, listed: Sequence[ObjectInfo], plan: Plan | Non
     _add_manifest(holdings, survey)
     damaged = _add_shards(holdings, survey)
     holdings.unclear = _unclear_parts(holdings, survey)
-    # Beside a manifest, the files of overtaken plans were removed when the hour was complete.
+    # If there is a manifest, the files of overtaken plans were removed when the hour was complete.
     if holdings.unclear and (survey.manifest is None or damaged):
         paths = survey.reader.paths
         survey.refuse(

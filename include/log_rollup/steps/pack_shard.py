@@ -39,21 +39,17 @@ def pack_shard(
     the parts that it wrote and that the other run does not need.
 
     :param tried: called with what this try measured, also if it failed
-    :returns: the same
+    :returns: the same; only the connections if another run has completed the hour under this plan
     :raises SupersededError: if the hour is being built under another plan
     :raises ResourceLimitError: if the open-file limit is too low for the stream's connections
     :raises RollupError: as :meth:`ShardPacker.run` and the store raise
     """
     check_open_file_limit(stream.max_connections)
-    try:
-        return _ShardTask(store, stream, ref).run(tried)
-    except _CompletedError:
+    measured = _ShardTask(store, stream, ref).run(tried)
+    if measured is None:
         log.info("the hour is complete under plan %s; nothing to do", ref.plan_id)
         return Measured(max_connections=stream.max_connections)
-
-
-class _CompletedError(Exception):
-    """Another run has completed the hour under this plan."""
+    return measured
 
 
 class _ShardTask:
@@ -66,14 +62,11 @@ class _ShardTask:
         self._ref = ref
         self._state = HourState(store, stream, parse_hour(ref.hour))
 
-    def run(self, tried: Callable[[Measured], None]) -> Measured:
-        """See :func:`pack_shard`.
-
-        :raises _CompletedError: if another run has completed the hour under this plan
-        """
-        if not self._is_current():
-            raise _CompletedError
-        shard = self._read_shard()
+    def run(self, tried: Callable[[Measured], None]) -> Measured | None:
+        """See :func:`pack_shard`; returns None if another run has completed the hour under this plan."""
+        shard = self._read_shard() if self._is_current() else None
+        if shard is None:
+            return None
         records, target = self._state.records, self._state.paths.receipt(self._ref.plan_id, self._ref.shard)
         receipt = records.read_receipt(target) or Receipt(self._ref.plan_id, self._ref.shard)
         existing = self._existing_parts(receipt)
@@ -84,7 +77,7 @@ class _ShardTask:
             len(shard.parts) - len(todo),
         )  # fmt: skip
         if todo and not self._state.prepare_packing(self._ref.plan_id):
-            raise _CompletedError
+            return None
         journal = Journal(records, target, receipt, existing.written(shard))
         return self._pack(shard, todo, journal, tried)
 
@@ -95,14 +88,15 @@ class _ShardTask:
         """
         return not self._state.is_complete_under(self._ref.plan_id)
 
-    def _read_shard(self) -> ShardPlan:
+    def _read_shard(self) -> ShardPlan | None:
+        """Read the parts of the shard; None if another run has completed the hour under this plan."""
         try:
             return self._state.shard(self._ref.plan_id, self._ref.shard)
         except SupersededError:
             marker = self._state.marker()
             if marker is not None and marker.is_of(self._ref.plan_id):
                 # Another run has completed the hour and is cleaning up; its claim is removed last.
-                raise _CompletedError from None
+                return None
             raise
 
     def _existing_parts(self, receipt: Receipt) -> "_ExistingParts":
@@ -118,8 +112,11 @@ class _ShardTask:
         todo: Sequence[PlannedPart],
         journal: "Journal",
         tried: Callable[[Measured], None],
-    ) -> Measured:
-        """Pack some parts of a shard, with a receipt of them whatever happens."""
+    ) -> Measured | None:
+        """Pack some parts of a shard, with a receipt of them even after a failure.
+
+        :returns: what this try measured; None if another run has completed the hour under this plan
+        """
         transfer = self._store.open_transfer(self._stream.raw.bucket, self._stream.aggregated.bucket)
         packer = self._packer(transfer, journal)
         monitor = Monitor(log, self._store.port, self._stream.max_connections, packer.progress)
@@ -143,7 +140,7 @@ class _ShardTask:
             raise
         if not owned:
             journal.drop()
-            raise _CompletedError
+            return None
         result = self._measured(packer, monitor, left_alone)
         tried(result)
         journal.close(shard, result)

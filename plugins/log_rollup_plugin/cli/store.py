@@ -1,5 +1,6 @@
 """Opens a stream's store with the hook and the Airflow connection of the tasks."""
 
+import gc
 import logging
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -23,8 +24,14 @@ def open_store(stream: Stream, control_connections: int = limits.COMMAND_CONNECT
 
 
 def load_airflow() -> None:
-    """Import Airflow. This takes seconds, so it is not done before the command line has been checked."""
-    import_module("airflow")
+    """Import Airflow and the hook. This takes seconds, so it comes after the command line has been checked."""
+    # Imports create many objects and hardly any garbage; searching for it would take a tenth of their time.
+    gc.disable()
+    try:
+        import_module("airflow")
+        import_module("log_rollup_plugin.s3.hook")
+    finally:
+        gc.enable()
     # After the import, because Airflow configures all loggers. This one warns of words in a connection's extra
     # that are too short to be masked, such as "path".
     logging.getLogger("airflow.sdk._shared.secrets_masker.secrets_masker").setLevel(logging.ERROR)

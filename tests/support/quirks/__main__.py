@@ -1,4 +1,4 @@
-"""``python -m tests.support.quirks``: serve until SIGTERM; the first line of output is the port."""
+"""``python -m tests.support.quirks``: serves until SIGTERM. It prints its port first."""
 
 import argparse
 import json
@@ -23,13 +23,13 @@ def main() -> None:
         ),
     )
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=0, help="0 for one that is free")
+    parser.add_argument("--port", type=int, default=0, help="0 for a free port")
     parser.add_argument("--quirk", default="no-quirk", choices=sorted(QUIRKS), metavar="NAME")
-    parser.add_argument("--settings", type=json.loads, default={}, help="of the quirk, as JSON")
+    parser.add_argument("--settings", type=json.loads, default={}, help="settings of the quirk, as JSON")
     parser.add_argument("--secret-key", default="secret", help="for quirks that check signatures")
-    parser.add_argument("--cert", help="speak TLS with this certificate (PEM)")
-    parser.add_argument("--key", help="and this key")
-    parser.add_argument("--tunnel-only", action="store_true", help="speak TLS only behind a CONNECT")
+    parser.add_argument("--cert", help="certificate for TLS (PEM)")
+    parser.add_argument("--key", help="key of the certificate (PEM)")
+    parser.add_argument("--tunnel-only", action="store_true", help="use TLS only in tunnels (CONNECT)")
     options = parser.parse_args()
     tls: ssl.SSLContext | None = None
     if options.cert:

@@ -1,17 +1,17 @@
-"""The server as a whole: the quirk that is chosen, the request log, and ``/-/`` to look at them and change them.
+"""The application of the server: the selected quirk, the request log, and ``/-/`` to control both.
 
 ==============================  =================================================================================
-``GET /-/state``                quirk, connections that are open and their peak, uploads under way
-``PUT /-/quirk``                choose a quirk: ``{"name": …, "settings": {…}}``; its counters begin again
-``POST /-/reset``               forget all buckets and uploads, and the log; no quirk
-``GET, DELETE /-/requests``     the request log, as JSON; forget it
+``GET /-/state``                quirk, open connections and their peak, open multipart uploads
+``PUT /-/quirk``                select a quirk: ``{"name": …, "settings": {…}}``; its counters restart
+``POST /-/reset``               delete all buckets, uploads and the log; select no quirk
+``GET /-/requests``             the request log as JSON
 ``DELETE /-/peak``              count the peak of open connections from now on
-``GET /-/objects/BUCKET``       all objects, as :mod:`tests.support.quirks.process` reads them
-``PUT /-/objects/BUCKET``       write and delete objects as they are given, ETag and LastModified included
-``POST /-/uploads/BUCKET``      begin a multipart upload, as another writer would: ``{"key": …}``
+``GET /-/objects/BUCKET``       all objects
+``PUT /-/objects/BUCKET``       write objects with a given ETag and LastModified, delete objects
+``POST /-/uploads/BUCKET``      begin a multipart upload, as another program would: ``{"key": …}``
 ==============================  =================================================================================
 
-Objects are sent as one line of JSON, a list with a field ``size`` for each, and then all bodies end to end.
+Objects are sent as a line of JSON, a list with the metadata and ``size`` of each object, followed by all bodies.
 """
 
 import json
@@ -35,10 +35,10 @@ LOGGED_HEADERS = (
 
 @dataclass(frozen=True, slots=True)
 class Logged:
-    """A request that was answered.
+    """A request and the status of its response.
 
-    :param error: S3's error code, empty for none
-    :param headers: those of :data:`LOGGED_HEADERS` that it had
+    :param error: the error code of S3; empty if there was no error
+    :param headers: the headers of the request that are in :data:`LOGGED_HEADERS`
     """
 
     operation: str
@@ -53,9 +53,9 @@ class Logged:
 
 
 class QuirkApplication:
-    """Answers what comes in: ``/-/`` itself, everything else by the quirk that is chosen.
+    """Answers all requests: those to ``/-/`` itself, all others by the selected quirk.
 
-    :param secret_key: of the only user
+    :param secret_key: the secret key of the only user
     """
 
     def __init__(self, secret_key: str) -> None:
@@ -65,7 +65,7 @@ class QuirkApplication:
         self._service: Quirk = QUIRKS["no-quirk"](self._memory, secret_key)
         self._log: list[Logged] = []
         self.server: HttpServer | None = None
-        """Whose connections are counted."""
+        """The server whose connections ``state`` returns."""
 
     @property
     def piece_bytes(self) -> int:
@@ -77,9 +77,9 @@ class QuirkApplication:
         return self._service.closes_handshake()
 
     def choose(self, name: str, settings: Mapping[str, Any]) -> None:
-        """Choose a quirk.
+        """Select a quirk.
 
-        :raises ValueError: if there is none of this name, or it has no such setting
+        :raises ValueError: if the quirk or one of its settings does not exist
         """
         if name not in QUIRKS:
             raise ValueError(f"there is no quirk {name!r}; there are {', '.join(sorted(QUIRKS))}")
@@ -121,9 +121,9 @@ class QuirkApplication:
             case "DELETE", "peak":
                 self._reset_peak()
             case "GET", "requests":
-                return _json([{name: getattr(one, name) for name in Logged.__slots__} for one in self._log])
-            case "DELETE", "requests":
-                self._log.clear()
+                return _json(
+                    [{name: getattr(logged, name) for name in Logged.__slots__} for logged in self._log]
+                )
             case "GET", "objects":
                 return Answer(200, {}, dump(self._memory.buckets.get(bucket, {})))
             case "PUT", "objects":
@@ -132,7 +132,7 @@ class QuirkApplication:
                 wanted = json.loads(request.body)
                 return _json(self._memory.begin_upload(bucket, wanted["key"], {}).upload_id)
             case _:
-                raise ValueError(f"{request.method} {request.path} is nothing that can be asked for")
+                raise ValueError(f"{request.method} {request.path} is not supported")
         return _json("ok")
 
     def _reset_peak(self) -> None:
@@ -143,23 +143,25 @@ class QuirkApplication:
         uploads = self._memory.uploads.values()
         return {
             "quirk": self._service.name,
-            "happened": self._service.happened,
+            "occurrences": self._service.occurrences,
             "buckets": sorted(self._memory.buckets),
             "open": self.server.open if self.server else 0,
             "peak": self.server.peak if self.server else 0,
-            "uploads": [{"bucket": one.bucket, "key": one.key, "id": one.upload_id} for one in uploads],
+            "uploads": [
+                {"bucket": upload.bucket, "key": upload.key, "id": upload.upload_id} for upload in uploads
+            ],
         }
 
     def _load(self, bucket: str, body: bytes) -> None:
         objects = self._memory.buckets.setdefault(bucket, {})
         line, _, rest = body.partition(b"\n")
-        place = 0
+        offset = 0
         for entry in json.loads(line):
             if entry.get("deleted"):
                 objects.pop(entry["key"], None)
                 continue
-            content = rest[place : place + entry["size"]]
-            place += entry["size"]
+            content = rest[offset : offset + entry["size"]]
+            offset += entry["size"]
             objects[entry["key"]] = StoredObject(
                 content,
                 entry.get("etag") or self._service.etag(content),
@@ -171,15 +173,16 @@ class QuirkApplication:
 
 
 def dump(objects: Mapping[str, StoredObject]) -> bytes:
-    """Objects as ``GET /-/objects/BUCKET`` sends them."""
+    """Objects in the format of ``GET /-/objects/BUCKET``."""
     entries = [
         {
-            "key": key, "size": len(kept.body), "etag": kept.etag, "modified": kept.modified,
-            "headers": dict(kept.headers), "checksums": dict(kept.checksums), "storage_class": kept.storage_class,
+            "key": key, "size": len(stored.body), "etag": stored.etag, "modified": stored.modified,
+            "headers": dict(stored.headers), "checksums": dict(stored.checksums),
+            "storage_class": stored.storage_class,
         }
-        for key, kept in objects.items()
+        for key, stored in objects.items()
     ]  # fmt: skip
-    return b"\n".join((json.dumps(entries).encode(), b"".join(kept.body for kept in objects.values())))
+    return b"\n".join((json.dumps(entries).encode(), b"".join(stored.body for stored in objects.values())))
 
 
 def _json(value: object) -> Answer:

@@ -1,8 +1,8 @@
-"""The quirks. Each is a correct server with one behaviour overridden, named after its class.
+"""The quirks. Each is a correct server with one behaviour overridden, and has the name of its class.
 
-A class that begins with an underscore is no quirk by itself. Class attributes are a quirk's settings, for which
-other values may be given when it is chosen; its counters begin at zero then. Where a real server is known to do
-this, the docstring names it or the report.
+A class whose name begins with an underscore is only a base class. Class attributes are the settings of a quirk;
+other values can be given when the quirk is selected. The docstring names real servers that behave like this, or a
+report of it.
 """
 
 import base64
@@ -42,8 +42,8 @@ class Quirk(Service):
 
     def __init__(self, memory: Memory, secret_key: str, **settings: Any) -> None:
         super().__init__(memory, secret_key)
-        self.happened = 0
-        """How often the quirk showed, where it counts that."""
+        self.occurrences = 0
+        """How often the quirk could have occurred, for quirks that count it."""
         for name, value in settings.items():
             if not hasattr(type(self), name):
                 raise ValueError(f"the quirk {self.name} has no setting {name!r}")
@@ -53,10 +53,10 @@ class Quirk(Service):
         super().__init_subclass__()
         cls.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", cls.__name__).lower()
 
-    def happens(self, times: int) -> bool:
-        """Count an occasion; whether it is one of the first so many."""
-        self.happened += 1
-        return self.happened <= times
+    def is_among_first(self, times: int) -> bool:
+        """Count an occurrence; returns whether it is one of the first ``times``."""
+        self.occurrences += 1
+        return self.occurrences <= times
 
 
 class NoQuirk(Quirk):
@@ -67,13 +67,13 @@ class NoQuirk(Quirk):
 
 
 class _Shuffled(Quirk):
-    """Rows in another order or number than S3 has; a token is an index into them.
+    """Rows in another order or number than in S3; a token is an index of the rows.
 
-    ``start-after`` leaves out the keys that are not behind it in the order of bytes.
+    ``start-after`` omits the keys up to it in the order of bytes.
     """
 
     def order(self, rows: list[Row]) -> list[Row]:
-        """The rows as they are listed."""
+        """The rows in the order of the listing."""
         return rows
 
     def rows(self, request: Request) -> list[Row]:
@@ -81,7 +81,7 @@ class _Shuffled(Quirk):
         return self.order([row for row in super().rows(request) if row.key.encode() > after])
 
     def after(self, request: Request) -> str:
-        """The start-after of a request, or of the one that its token came from."""
+        """The start-after of a request, or of the request that its token comes from."""
         if token := request.arguments.get("continuation-token"):
             return str(_untoken(token)[1])
         return request.arguments.get("start-after") or request.arguments.get("marker") or ""
@@ -100,7 +100,7 @@ def _untoken(token: str) -> list[Any]:
 
 
 class FolderListedTwice(_Shuffled):
-    """All below an explicit folder object is listed, and then once more (rustfs 2439)."""
+    """The keys below a folder's placeholder are listed, then listed again (rustfs 2439)."""
 
     def order(self, rows: list[Row]) -> list[Row]:
         listed: list[Row] = []
@@ -119,7 +119,7 @@ class FolderListedTwice(_Shuffled):
 
 
 class KeyListedTwice(_Shuffled):
-    """Each key below an explicit folder object is listed twice in succession."""
+    """Each key below a folder's placeholder is listed twice in succession."""
 
     def order(self, rows: list[Row]) -> list[Row]:
         folders = tuple(row.key for row in rows if row.key.endswith("/"))
@@ -157,27 +157,27 @@ class StartAfterInclusive(Quirk):
 
 
 class FolderByFolder(_Shuffled):
-    """Keys come folder by folder, as a walk through directories (versitygw 1283, storj roadmap 62)."""
+    """Keys are listed folder by folder, as in a file system (versitygw 1283, storj roadmap 62)."""
 
     def order(self, rows: list[Row]) -> list[Row]:
         return sorted(rows, key=lambda row: row.key.encode().split(b"/"))
 
 
 class FilesBeforeFolders(_Shuffled):
-    """Of each folder the files come first, then the folders within (s3ninja 91)."""
+    """In each folder, objects are listed before subfolders (s3ninja 91)."""
 
     def order(self, rows: list[Row]) -> list[Row]:
         return sorted(rows, key=lambda row: _walk(row.key))
 
 
 def _walk(key: str) -> list[tuple[bool, str]]:
-    """The place of a key in a walk that takes the files of a folder before the folders within."""
+    """A sort key that puts the objects of a folder before its subfolders."""
     *folders, name = key.split("/")
     return [(True, folder) for folder in folders] + [(False, name)]
 
 
 class NewestFirst(_Shuffled):
-    """Keys come in the opposite order."""
+    """Keys are listed in reverse order."""
 
     def order(self, rows: list[Row]) -> list[Row]:
         return rows[::-1]
@@ -191,7 +191,7 @@ class StartAfterIgnored(Quirk):
 
 
 class StartAfterInTree(FolderByFolder):
-    """Keys come folder by folder, and start-after is a place in that order (versitygw 138)."""
+    """Keys are listed folder by folder, and start-after is relative to that order (versitygw 138)."""
 
     def rows(self, request: Request) -> list[Row]:
         after = self.after(request).encode().split(b"/")
@@ -234,7 +234,7 @@ class TokenRepeats(Quirk):
 
 
 class PageRepeats(Quirk):
-    """Behind the first page comes the same page again and again, each time with a new token."""
+    """The first page is returned for every token, each time with a new token."""
 
     def page(self, request: Request) -> Page:
         page = super().page(request)
@@ -245,7 +245,7 @@ class PageRepeats(Quirk):
 
 
 class EmptyPages(Quirk):
-    """Behind the first page come empty pages without end, each with a new token."""
+    """The first page is followed by empty pages without end, each with a new token."""
 
     def page(self, request: Request) -> Page:
         if "continuation-token" in request.arguments:
@@ -272,23 +272,23 @@ class PrefixIgnored(Quirk):
 
 
 class NeighbourListed(Quirk):
-    """The key behind the prefix is listed as well."""
+    """The first key after the prefix is listed as well."""
 
     def rows(self, request: Request) -> list[Row]:
         rows, every = super().rows(request), super().rows(_without(request, "prefix"))
-        behind = [row for row in every if rows and row.key.encode() > rows[-1].key.encode()]
-        return rows + behind[:1]
+        after = [row for row in every if rows and row.key.encode() > rows[-1].key.encode()]
+        return rows + after[:1]
 
 
 class MaxKeysIgnored(Quirk):
-    """A page holds everything, however few keys were asked for."""
+    """A page contains all keys, whatever max-keys is."""
 
     def limit(self, request: Request) -> int:
         return 10**9
 
 
 class KeySkippedBetweenPages(Quirk):
-    """The first key behind a page is in no page."""
+    """The first key after each page is in no page."""
 
     def start(self, request: Request, rows: Sequence[Row]) -> int:
         return super().start(request, rows) + ("continuation-token" in request.arguments)
@@ -303,7 +303,7 @@ class ListVersionIgnored(Quirk):
 
 
 class UploadMarkersRepeat(Quirk):
-    """ListMultipartUploads answers the same page and the same markers without end."""
+    """ListMultipartUploads returns the same page with the same markers without end."""
 
     def list_multipart_uploads(self, request: Request) -> Answer:
         answer = super().list_multipart_uploads(_without(request, "key-marker", "upload-id-marker"))
@@ -325,7 +325,7 @@ class UploadPagesRepeat(UploadMarkersRepeat):
 
 
 class UploadsIgnorePrefix(Quirk):
-    """ListMultipartUploads lists all of the bucket (chimera 485, S3Mock 192)."""
+    """ListMultipartUploads lists all uploads of the bucket (chimera 485, S3Mock 192)."""
 
     def uploads(self, request: Request) -> list[Upload]:
         return [upload for upload in self.memory.uploads.values() if upload.bucket == request.bucket]
@@ -349,21 +349,21 @@ def replace_request(request: Request, headers: Mapping[str, str]) -> Request:
 
 
 class ApostropheAsEntity(Quirk):
-    """In a url-encoded listing the apostrophe comes as ``&apos;`` (Ceph's gateway)."""
+    """In a url-encoded listing, an apostrophe is ``&apos;`` (Ceph's gateway)."""
 
     def encode_key(self, key: str) -> str:
         return quote_plus(key, safe="/*'").replace("'", "&apos;")
 
 
 class AmpersandAsEntity(Quirk):
-    """In a url-encoded listing the ampersand comes as ``&amp;`` (SeaweedFS)."""
+    """In a url-encoded listing, an ampersand is ``&amp;`` (SeaweedFS)."""
 
     def encode_key(self, key: str) -> str:
         return quote_plus(key, safe="/*&").replace("&", "&amp;")
 
 
 class NumericEntities(Quirk):
-    """In a url-encoded listing quotes and ampersands come as numeric entities."""
+    """In a url-encoded listing, quotes and ampersands are numeric entities."""
 
     def encode_key(self, key: str) -> str:
         text = quote_plus(key, safe="/*&'\"")
@@ -371,28 +371,28 @@ class NumericEntities(Quirk):
 
 
 class EncodingIgnored(Quirk):
-    """Keys are not url-encoded, whatever was asked for."""
+    """Keys are not url-encoded, even if it is requested."""
 
     def encodes(self, request: Request) -> bool:
         return False
 
 
 class SpacesAsPercent(Quirk):
-    """In a url-encoded listing a space comes as ``%20``, and slashes are encoded as well."""
+    """In a url-encoded listing, a space is ``%20``, and slashes are encoded."""
 
     def encode_key(self, key: str) -> str:
         return quote_plus(key).replace("+", "%20")
 
 
 class Rfc1123Times(Quirk):
-    """LastModified comes as in an HTTP header (s3rver 181)."""
+    """LastModified has the format of an HTTP header (s3rver 181)."""
 
     def write_time(self, modified: float) -> str:
         return formatdate(modified, usegmt=True)
 
 
 class TimesWithOffset(Quirk):
-    """LastModified comes with an offset from UTC and without a fraction."""
+    """LastModified has an offset from UTC and no fraction."""
 
     def write_time(self, modified: float) -> str:
         return datetime.fromtimestamp(modified, UTC).isoformat(timespec="seconds")
@@ -406,14 +406,14 @@ class ListingWithoutEtags(Quirk):
 
 
 class EtagWithLineBreak(Quirk):
-    """An ETag in a listing holds CR and LF, and what would be a header behind them."""
+    """An ETag in a listing contains CR, LF, and text that looks like a header."""
 
     def write_etag(self, row: Row) -> str:
         return f"<ETag>&quot;{row.etag}&#13;&#10;x-injected: yes&quot;</ETag>"
 
 
 class PrettyPrinted(Quirk):
-    """Answers in XML have line breaks and indents between the elements."""
+    """XML responses have line breaks and indents between the elements."""
 
     def finish(self, request: Request, answer: Answer) -> Answer:
         if answer.headers.get("Content-Type") == "application/xml":
@@ -422,10 +422,10 @@ class PrettyPrinted(Quirk):
 
 
 class _Rewritten(Quirk):
-    """Listings are written in another form of XML."""
+    """Listings have another form of XML."""
 
     def rewrite(self, text: str) -> str:
-        """The listing as it is sent."""
+        """The listing in that form."""
         return text
 
     def finish(self, request: Request, answer: Answer) -> Answer:
@@ -435,7 +435,7 @@ class _Rewritten(Quirk):
 
 
 class CdataKeys(_Rewritten):
-    """Keys in a listing come as CDATA."""
+    """Keys in a listing are CDATA."""
 
     def rewrite(self, text: str) -> str:
         return re.sub("<Key>(.*?)</Key>", lambda key: f"<Key><![CDATA[{key[1]}]]></Key>", text)
@@ -473,7 +473,7 @@ class TimesMissing(_Rewritten):
 
 
 class TimesDamaged(_Rewritten):
-    """LastModified of a listing is no time."""
+    """LastModified in a listing is not a time."""
 
     def rewrite(self, text: str) -> str:
         return re.sub("<LastModified>.*?</LastModified>", "<LastModified>yesterday</LastModified>", text)
@@ -490,7 +490,7 @@ class _OtherSizes(Quirk):
     """One object in ten is listed with a wrong size."""
 
     def size(self, row: Row) -> int:
-        """The size that is listed."""
+        """The size in the listing."""
         return row.size
 
     def rows(self, request: Request) -> list[Row]:
@@ -501,7 +501,7 @@ class _OtherSizes(Quirk):
 
 
 class SizesListedAsZero(_OtherSizes):
-    """One object in ten is listed with a size of 0 (noobaa-core 7705: all are)."""
+    """One object in ten is listed with a size of 0 (noobaa-core 7705: all of them)."""
 
     def size(self, row: Row) -> int:
         return 0
@@ -522,12 +522,12 @@ class SizesListedLarger(_OtherSizes):
 
 
 class ListingErrorIn200(Quirk):
-    """The first listings are answered with status 200 and an error."""
+    """The first listings return an error with status 200."""
 
     times = 2
 
     def intercept(self, request: Request) -> Answer | None:
-        if request.operation in LISTINGS and self.happens(self.times):
+        if request.operation in LISTINGS and self.is_among_first(self.times):
             return Answer(
                 200, {"Content-Type": "application/xml"}, error_xml("SlowDown", "Reduce your rate", request)
             )
@@ -538,7 +538,7 @@ class ListingErrorIn200(Quirk):
 
 
 class RandomEtags(Quirk):
-    """ETags are 32 hexadecimal digits and no MD5 (minio 20520, S3 Express)."""
+    """ETags have 32 hexadecimal digits and are not MD5s (minio 20520, S3 Express)."""
 
     def etag(self, body: bytes) -> str:
         return uuid.uuid4().hex
@@ -566,7 +566,7 @@ class MultipartEtags(Quirk):
 
 
 class _RewrittenEtags(Quirk):
-    """ETags are written in another form everywhere."""
+    """ETags have another form everywhere."""
 
     form = '"{}"'
 
@@ -576,19 +576,19 @@ class _RewrittenEtags(Quirk):
         if answer.headers.get("Content-Type") == "application/xml":
             text = bytes(answer.body).decode()
             found = re.compile(r"<ETag>(?:&quot;)?([^<&]*)(?:&quot;)?</ETag>")
-            written = found.sub(lambda one: f"<ETag>{escape(self.form.format(one[1]))}</ETag>", text)
+            written = found.sub(lambda tag: f"<ETag>{escape(self.form.format(tag[1]))}</ETag>", text)
             answer.body = written.encode()
         return answer
 
 
 class UnquotedEtags(_RewrittenEtags):
-    """ETags come without quotes, also as headers (rclone)."""
+    """ETags have no quotes, neither in headers nor in XML (rclone)."""
 
     form = "{}"
 
 
 class WeakEtags(_RewrittenEtags):
-    """ETags come as weak ones, ``W/"…"``."""
+    """ETags are weak: ``W/"…"``."""
 
     form = 'W/"{}"'
 
@@ -601,14 +601,14 @@ class WeakEtags(_RewrittenEtags):
 
 
 class ListedEtagsDiffer(Quirk):
-    """A listing has other ETags than GET and HEAD."""
+    """Listings have other ETags than GET and HEAD."""
 
     def write_etag(self, row: Row) -> str:
         return super().write_etag(replace(row, etag=md5_hex(row.etag.encode())))
 
 
 class PutWithoutEtag(Quirk):
-    """The answer to a PUT has no ETag."""
+    """The response to a PUT has no ETag."""
 
     def finish(self, request: Request, answer: Answer) -> Answer:
         if request.operation == "PutObject":
@@ -620,14 +620,14 @@ class PutWithoutEtag(Quirk):
 
 
 class ChecksumEchoed(Quirk):
-    """Checksums that come with a body are kept unread and answered."""
+    """Checksums in headers are stored without a check, and returned."""
 
     def check_checksums(self, request: Request) -> None:
         return
 
 
 class ChecksumEchoedBodyDamaged(ChecksumEchoed):
-    """The same, and the first parts are stored with a damaged byte; their MD5 is of what was stored."""
+    """Also, the first parts are stored with a damaged byte; their ETag is the MD5 of the damaged body."""
 
     times = 1
 
@@ -635,16 +635,16 @@ class ChecksumEchoedBodyDamaged(ChecksumEchoed):
         self, request: Request, key: str, body: bytes, checksums_: Mapping[str, str], headers: Mapping[str, str],
         etag: str | None = None,
     ) -> StoredObject:  # fmt: skip
-        if "/part-" in key and body and self.happens(self.times):
+        if "/part-" in key and body and self.is_among_first(self.times):
             middle = len(body) // 2
             body = body[:middle] + bytes([body[middle] ^ 1]) + body[middle + 1 :]
         return super().store(request, key, body, checksums_, headers, etag)
 
 
 class NoChecksums(ChecksumEchoed):
-    """The server knows no checksums: they are neither read nor answered."""
+    """The server ignores checksums and returns none."""
 
-    def checksum_headers(self, kept: StoredObject) -> dict[str, str]:
+    def checksum_headers(self, stored: StoredObject) -> dict[str, str]:
         return {}
 
     def copy_result(self, etag: str, modified: float, sums: Mapping[str, str]) -> str:
@@ -652,7 +652,7 @@ class NoChecksums(ChecksumEchoed):
 
 
 class ProbeExpired(ChecksumEchoed):
-    """Checksums are echoed; the first PUTs of a wrong one are refused for another reason."""
+    """Checksums are echoed; the first PUTs with a wrong one fail for another reason."""
 
     times = 1
     code = "ExpiredToken"
@@ -660,8 +660,8 @@ class ProbeExpired(ChecksumEchoed):
     def put_object(self, request: Request) -> Answer:
         stated = stated_checksums(request)
         wrong = any(value != checksum(name, request.body) for name, value in stated.items())
-        if wrong and self.happens(self.times):
-            raise S3Error(400, self.code, "This has nothing to do with the checksum")
+        if wrong and self.is_among_first(self.times):
+            raise S3Error(400, self.code, "This error is unrelated to the checksum")
         return super().put_object(request)
 
 
@@ -672,14 +672,14 @@ class ProbeTimesOut(ProbeExpired):
 
 
 class ProbeRefused(ProbeExpired):
-    """Every PUT of a wrong checksum is refused with a code that has nothing to do with it."""
+    """Every PUT with a wrong checksum is refused with an unrelated code."""
 
     times = 10**6
     code = "InvalidArgument"
 
 
 class WrongChecksumOtherCode(Quirk):
-    """A wrong checksum is refused with MinIO's code."""
+    """A wrong checksum is refused with the code of MinIO."""
 
     def wrong_checksum(self, algorithm: str) -> S3Error:
         return S3Error(
@@ -688,12 +688,12 @@ class WrongChecksumOtherCode(Quirk):
 
 
 class DamagedChecksumHeader(Quirk):
-    """The checksum of an object is no base64."""
+    """The checksum of an object is not base64."""
 
     value = "not*base64"
 
-    def checksum_headers(self, kept: StoredObject) -> dict[str, str]:
-        return dict.fromkeys((f"x-amz-checksum-{name}" for name in kept.checksums), self.value)
+    def checksum_headers(self, stored: StoredObject) -> dict[str, str]:
+        return dict.fromkeys((f"x-amz-checksum-{name}" for name in stored.checksums), self.value)
 
 
 class ShortChecksumHeader(DamagedChecksumHeader):
@@ -703,10 +703,10 @@ class ShortChecksumHeader(DamagedChecksumHeader):
 
 
 class WrongChecksumStated(Quirk):
-    """The checksum that is stated of an object is another one's."""
+    """The checksum of an object is that of other bytes."""
 
-    def checksum_headers(self, kept: StoredObject) -> dict[str, str]:
-        return {f"x-amz-checksum-{name}": checksum(name, kept.body + b"?") for name in kept.checksums}
+    def checksum_headers(self, stored: StoredObject) -> dict[str, str]:
+        return {f"x-amz-checksum-{name}": checksum(name, stored.body + b"?") for name in stored.checksums}
 
 
 class ChecksumWanted(Quirk):
@@ -725,7 +725,7 @@ class ChecksumWanted(Quirk):
 
 
 class ChecksumHeaderInvalid(NoChecksums):
-    """Headers of checksums are refused (Backblaze B2, cyberduck 16107)."""
+    """Checksum headers are refused (Backblaze B2, cyberduck 16107)."""
 
     status = 400
     code = "InvalidArgument"
@@ -740,7 +740,7 @@ class ChecksumHeaderInvalid(NoChecksums):
 
 
 class ChecksumHeaderNotImplemented(ChecksumHeaderInvalid):
-    """The same as Cloudflare's R2 does it (icechunk PR 1999)."""
+    """The same with the error of Cloudflare R2 (icechunk PR 1999)."""
 
     status = 501
     code = "NotImplemented"
@@ -748,12 +748,12 @@ class ChecksumHeaderNotImplemented(ChecksumHeaderInvalid):
 
 
 class ChecksumModeInvalid(ChecksumHeaderInvalid):
-    """Headers of checksums are refused, also the one that asks a GET or HEAD for them."""
+    """Checksum headers are refused, also x-amz-checksum-mode of GET and HEAD."""
 
     allowed = ()
 
 
-# -- operations that are missing, or fail now and then ---------------------------------------------------
+# -- operations that are missing or fail sometimes -------------------------------------------------------
 
 
 class _Refused(Quirk):
@@ -770,46 +770,46 @@ class _Refused(Quirk):
 
 
 class UploadsNotImplemented(_Refused):
-    """ListMultipartUploads is answered with 501 (localbucket, s3rver)."""
+    """ListMultipartUploads returns 501 (localbucket, s3rver)."""
 
     operations = ("ListMultipartUploads",)
 
 
 class CopyNotImplemented(_Refused):
-    """Copies are answered with 501."""
+    """Copies return 501."""
 
     operations = ("CopyObject", "UploadPartCopy")
 
 
 class CopyNotAllowed(CopyNotImplemented):
-    """Copies are answered with 405."""
+    """Copies return 405."""
 
     status = 405
     code = "MethodNotAllowed"
 
 
 class DeleteObjectsNotImplemented(_Refused):
-    """DeleteObjects is answered with 501 (localbucket)."""
+    """DeleteObjects returns 501 (localbucket)."""
 
     operations = ("DeleteObjects",)
 
 
 class DeleteObjectsNotAllowed(DeleteObjectsNotImplemented):
-    """DeleteObjects is answered with 405."""
+    """DeleteObjects returns 405."""
 
     status = 405
     code = "MethodNotAllowed"
 
 
 class DeleteObjectsNoSuchKey(DeleteObjectsNotImplemented):
-    """DeleteObjects is answered with 404, as an address that does not exist."""
+    """DeleteObjects returns 404, as for a URL that does not exist."""
 
     status = 404
     code = "NoSuchKey"
 
 
 class DeleteObjectsWantsMd5(Quirk):
-    """DeleteObjects needs a Content-MD5 (OpenStack Swift)."""
+    """DeleteObjects requires a Content-MD5 (OpenStack Swift)."""
 
     def delete_objects(self, request: Request) -> Answer:
         if "content-md5" not in request.headers:
@@ -818,13 +818,13 @@ class DeleteObjectsWantsMd5(Quirk):
 
 
 class KeyDeleteFails(Quirk):
-    """DeleteObjects answers 200 with an InternalError for one key, the first times (boto3 3052)."""
+    """The first keys of DeleteObjects fail with InternalError in a response of status 200 (boto3 3052)."""
 
     times = 2
     code = "InternalError"
 
     def delete_one(self, objects: dict[str, StoredObject], key: str, etag: str | None) -> None:
-        if self.happens(self.times):
+        if self.is_among_first(self.times):
             raise S3Error(500, self.code, "We encountered an internal error. Please try again.")
         super().delete_one(objects, key, etag)
 
@@ -836,7 +836,7 @@ class KeyDeleteSlowsDown(KeyDeleteFails):
 
 
 class DeleteOfMissingFails(Quirk):
-    """To delete what is not there is answered with 404."""
+    """Deleting an object that does not exist returns 404."""
 
     def delete_object(self, request: Request) -> Answer:
         self.find(request)
@@ -849,7 +849,7 @@ class DeleteOfMissingFails(Quirk):
 
 
 class CopyHeaderIgnored(Quirk):
-    """A server that does not know copies stores the empty body of the request."""
+    """The header of a copy is ignored: the empty body of the request is stored."""
 
     def copy_object(self, request: Request) -> Answer:
         return self.put_object(request)
@@ -859,12 +859,12 @@ class CopyHeaderIgnored(Quirk):
 
 
 class CopyErrorIn200(Quirk):
-    """The first copies are answered with status 200 and an error, as S3 does where it fails under way."""
+    """The first copies return an error with status 200, as S3 does if a copy fails late."""
 
     times = 2
 
     def copy_object(self, request: Request) -> Answer:
-        if self.happens(self.times):
+        if self.is_among_first(self.times):
             return Answer(
                 200, {"Content-Type": "application/xml"}, error_xml("InternalError", "Try again", request)
             )
@@ -872,28 +872,28 @@ class CopyErrorIn200(Quirk):
 
 
 class CopyAlwaysFails(CopyErrorIn200):
-    """The same for all copies."""
+    """All copies return an error with status 200."""
 
     times = 10**6
 
 
 class CopyCutShort(Quirk):
-    """A copy holds half of its source."""
+    """A copy contains the first half of its source."""
 
     def copy_source(self, request: Request) -> StoredObject:
-        kept = super().copy_source(request)
-        return replace(kept, body=kept.body[: len(kept.body) // 2])
+        stored = super().copy_source(request)
+        return replace(stored, body=stored.body[: len(stored.body) // 2])
 
 
 class PartsLost(Quirk):
-    """The first PUTs of parts are answered with 200, and nothing is stored."""
+    """The first PUTs of parts return 200, but nothing is stored."""
 
     times = 1
 
     def put_object(self, request: Request) -> Answer:
         before = self.objects(request).get(request.key)
         answer = super().put_object(request)
-        if "/part-" in request.key and self.happens(self.times):
+        if "/part-" in request.key and self.is_among_first(self.times):
             if before is None:
                 del self.objects(request)[request.key]
             else:
@@ -902,7 +902,7 @@ class PartsLost(Quirk):
 
 
 class CopyIgnoresCondition(Quirk):
-    """A copy does not look at x-amz-copy-source-if-match (rclone, moto)."""
+    """Copies ignore x-amz-copy-source-if-match (rclone, moto)."""
 
     def copy_source(self, request: Request) -> StoredObject:
         headers = {name: value for name, value in request.headers.items() if name not in CONDITIONS}
@@ -910,24 +910,24 @@ class CopyIgnoresCondition(Quirk):
 
 
 class ArchivedAnswers400(Quirk):
-    """To read an archived object is answered with 400 (moto 3224); AWS answers 403."""
+    """Reading an archived object returns 400 (moto 3224); AWS returns 403."""
 
-    def check_not_archived(self, kept: StoredObject) -> None:
-        if kept.storage_class in ARCHIVED:
+    def check_not_archived(self, stored: StoredObject) -> None:
+        if stored.storage_class in ARCHIVED:
             raise S3Error(
                 400, "InvalidObjectState", "The operation is not valid for the object's storage class"
             )
 
 
 class TemporaryRedirect(Quirk):
-    """The first requests are answered with 307, as for a bucket that was made just now."""
+    """The first requests return 307, as for a new bucket."""
 
     times = 3
     status = 307
     code = "TemporaryRedirect"
 
     def intercept(self, request: Request) -> Answer | None:
-        if request.bucket and self.happens(self.times):
+        if request.bucket and self.is_among_first(self.times):
             query = f"?{request.query}" if request.query else ""
             headers = {"Location": f"http://{request.headers.get('host', '')}{request.path}{query}"}
             raise S3Error(
@@ -937,24 +937,24 @@ class TemporaryRedirect(Quirk):
 
 
 class RedirectsForEver(TemporaryRedirect):
-    """Every request is answered with a 307 to itself."""
+    """Every request returns a 307 to its own URL."""
 
     times = 10**6
 
 
 class RegionsInCircles(Quirk):
-    """Every request is sent on to another region, without end."""
+    """Every request is redirected to another region, without end."""
 
     regions = ("eu-central-1", "us-west-2")
 
     def intercept(self, request: Request) -> Answer | None:
-        self.happened += 1
-        region = self.regions[self.happened % 2]
+        self.occurrences += 1
+        region = self.regions[self.occurrences % 2]
         raise S3Error(301, "PermanentRedirect", "Use another endpoint", {"x-amz-bucket-region": region})
 
 
 class BusyInHtml(Quirk):
-    """The first requests of each kind are answered with 503 and a page in HTML, as by a load balancer."""
+    """The first request of each operation returns 503 with an HTML page, as from a load balancer."""
 
     times = 1
 
@@ -966,7 +966,7 @@ class BusyInHtml(Quirk):
         self.seen[request.operation] = self.seen.get(request.operation, 0) + 1
         if self.seen[request.operation] > self.times:
             return None
-        # A time instead of seconds, which HTTP allows.
+        # HTTP allows a time instead of seconds.
         headers = {"Content-Type": "text/html", "Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}
         return Answer(503, headers, b"<html><h1>503 Service Unavailable</h1></html>")
 
@@ -975,7 +975,7 @@ class BusyInHtml(Quirk):
 
 
 class ConditionsIgnored(Quirk):
-    """If-Match and its kin have no effect (rclone)."""
+    """If-Match and similar conditions are ignored (rclone)."""
 
     def answer(self, request: Request) -> Answer:
         headers = {name: value for name, value in request.headers.items() if name not in CONDITIONS}
@@ -983,7 +983,7 @@ class ConditionsIgnored(Quirk):
 
 
 class IfMatchFails(Quirk):
-    """A GET with If-Match is always answered with 412."""
+    """A GET with If-Match always returns 412."""
 
     def intercept(self, request: Request) -> Answer | None:
         if request.operation == "GetObject" and "if-match" in request.headers:
@@ -992,7 +992,7 @@ class IfMatchFails(Quirk):
 
 
 class ConditionalWritesNotImplemented(Quirk):
-    """A PUT or DELETE with a condition is answered with 501."""
+    """A PUT or DELETE with a condition returns 501."""
 
     def intercept(self, request: Request) -> Answer | None:
         if request.method in ("PUT", "DELETE", "POST") and request.headers.keys() & {
@@ -1010,7 +1010,7 @@ class SignaturesChecked(Quirk):
     """Signatures are checked."""
 
     def host(self, request: Request) -> str:
-        """What the server takes the Host header for."""
+        """The value of the Host header that the signature is checked with."""
         return request.headers.get("host", "")
 
     def intercept(self, request: Request) -> Answer | None:
@@ -1020,14 +1020,14 @@ class SignaturesChecked(Quirk):
 
 
 class DefaultPortDropped(SignaturesChecked):
-    """Signatures are checked with a Host from which ``:80`` or ``:443`` was dropped (aws-cli 2883)."""
+    """Signatures are checked with a Host without ``:80`` or ``:443`` (aws-cli 2883)."""
 
     def host(self, request: Request) -> str:
         return re.sub(":(80|443)$", "", super().host(request))
 
 
 class RequestsExpire(Quirk):
-    """A request that was signed more than some seconds ago is refused; GETs of raw objects take their time."""
+    """A request is refused if its signature is older than some seconds; GETs of raw objects are slow."""
 
     seconds = 3.0
     delay_seconds = 0.0
@@ -1050,22 +1050,22 @@ class RequestsExpire(Quirk):
 
 
 class TlsClosedInHandshake(Quirk):
-    """The first TLS connections are closed when the client has said hello (a load balancer that restarts)."""
+    """The first TLS connections are closed after the ClientHello, as by a load balancer that restarts."""
 
     times = 3
 
     def closes_handshake(self) -> bool:
-        return self.happens(self.times)
+        return self.is_among_first(self.times)
 
 
 class HeadsByteByByte(Quirk):
-    """Heads of answers come one byte at a time, each in a TLS record of its own."""
+    """Heads of responses are sent one byte at a time, each in a TLS record of its own."""
 
     piece_bytes = 1
 
 
 class GzipUnpacked(Quirk):
-    """An object with Content-Encoding gzip is unpacked unless the client wants its identity (GCS, R2)."""
+    """An object with Content-Encoding gzip is decompressed unless identity is requested (GCS, R2)."""
 
     def finish(self, request: Request, answer: Answer) -> Answer:
         wants = request.headers.get("accept-encoding", "")
@@ -1081,7 +1081,7 @@ class GzipUnpacked(Quirk):
 
 
 class HeadWithoutLength(Quirk):
-    """A HEAD of an empty object has no Content-Length (supabase storage 1388)."""
+    """The response to a HEAD of an empty object has no Content-Length (supabase storage 1388)."""
 
     def finish(self, request: Request, answer: Answer) -> Answer:
         if request.operation == "HeadObject" and answer.length == 0:
@@ -1090,27 +1090,27 @@ class HeadWithoutLength(Quirk):
 
 
 class RangeIgnored(Quirk):
-    """A GET with a Range is answered with the whole object."""
+    """A GET with a Range returns the whole object."""
 
-    def span(self, request: Request, size: int) -> tuple[int, int] | None:
+    def byte_range(self, request: Request, size: int) -> tuple[int, int] | None:
         return None
 
 
 class BodyCutShort(Quirk):
-    """Every so many GETs the connection ends in the midst of the body."""
+    """One GET in nine ends in the middle of its body."""
 
     every = 9
 
     def finish(self, request: Request, answer: Answer) -> Answer:
         if request.operation == "GetObject":
-            self.happened += 1
-            if self.happened % self.every == 0:
+            self.occurrences += 1
+            if self.occurrences % self.every == 0:
                 answer.sent_bytes = len(answer.body) // 2
         return answer
 
 
 class ChunkedAnswers(Quirk):
-    """Every answer with a body comes in chunks, without a Content-Length."""
+    """Bodies are sent in chunks, without a Content-Length."""
 
     def finish(self, request: Request, answer: Answer) -> Answer:
         answer.chunked = bool(answer.body)
@@ -1118,7 +1118,7 @@ class ChunkedAnswers(Quirk):
 
 
 class LengthNotStated(Quirk):
-    """Every answer with a body ends with the connection, without a Content-Length."""
+    """Bodies end with the connection, without a Content-Length."""
 
     def finish(self, request: Request, answer: Answer) -> Answer:
         answer.stated = not answer.body
@@ -1126,7 +1126,7 @@ class LengthNotStated(Quirk):
 
 
 class ConnectionsClosed(Quirk):
-    """The server closes each connection behind its answer, and says so."""
+    """Each connection is closed after one response, which announces it."""
 
     def finish(self, request: Request, answer: Answer) -> Answer:
         answer.close = True
@@ -1134,7 +1134,7 @@ class ConnectionsClosed(Quirk):
 
 
 class ConnectionsClosedSilently(Quirk):
-    """The server closes each connection behind its answer without a word."""
+    """Each connection is closed after one response, without announcement."""
 
     def finish(self, request: Request, answer: Answer) -> Answer:
         answer.sent_bytes = len(answer.body)
@@ -1142,7 +1142,7 @@ class ConnectionsClosedSilently(Quirk):
 
 
 class WithoutDate(Quirk):
-    """Answers have no Date."""
+    """Responses have no Date."""
 
     def finish(self, request: Request, answer: Answer) -> Answer:
         answer.date = ""
@@ -1150,7 +1150,7 @@ class WithoutDate(Quirk):
 
 
 class DamagedDate(Quirk):
-    """The Date of answers is no date."""
+    """The Date of responses is not a date."""
 
     def finish(self, request: Request, answer: Answer) -> Answer:
         answer.date = "yesterday"
@@ -1158,7 +1158,7 @@ class DamagedDate(Quirk):
 
 
 class Http10(Quirk):
-    """The server speaks HTTP/1.0: a connection for each request."""
+    """The server uses HTTP/1.0: a connection for each request."""
 
     def finish(self, request: Request, answer: Answer) -> Answer:
         answer.version = "HTTP/1.0"
@@ -1166,7 +1166,7 @@ class Http10(Quirk):
 
 
 class InterimAnswers(Quirk):
-    """A 100 Continue that was not asked for comes before every answer."""
+    """Every response follows a 100 Continue that was not requested."""
 
     def finish(self, request: Request, answer: Answer) -> Answer:
         answer.interim = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -1174,15 +1174,17 @@ class InterimAnswers(Quirk):
 
 
 class SlowAnswers(Quirk):
-    """Every answer takes its time, some of them longer."""
+    """All responses are slow, and one in twenty is slower."""
 
     delay_seconds = 0.01
     every = 20
     longer_seconds = 0.2
 
     def finish(self, request: Request, answer: Answer) -> Answer:
-        self.happened += 1
-        answer.delay_seconds = self.longer_seconds if self.happened % self.every == 0 else self.delay_seconds
+        self.occurrences += 1
+        answer.delay_seconds = (
+            self.longer_seconds if self.occurrences % self.every == 0 else self.delay_seconds
+        )
         return answer
 
 
@@ -1194,4 +1196,4 @@ def _all(base: type[Quirk]) -> list[type[Quirk]]:
 
 
 QUIRKS: Mapping[str, type[Quirk]] = {quirk.name: quirk for quirk in _all(Quirk)}
-"""Every quirk by its name."""
+"""All quirks by name."""

@@ -1,7 +1,7 @@
-"""HTTP/1.1 for the server: connections are kept alive, each with a thread of its own.
+"""HTTP/1.1 for the server: persistent connections, each with a thread of its own.
 
-Requests are read and answers written by hand, because quirks need to send what a library would refuse to send.
-A request in absolute form, and a CONNECT followed by TLS, are served as well: the server can be its own proxy.
+No HTTP library is used, because some quirks send what a library would refuse to send. The server can be its own
+proxy: it accepts requests with an absolute URL, and tunnels (CONNECT) with TLS.
 """
 
 import io
@@ -25,7 +25,7 @@ IDLE_SECONDS = 120.0
 
 @dataclass(slots=True)
 class Request:
-    """A request as it came.
+    """A request as it arrived.
 
     :param path: percent-encoded, without scheme, host and query
     :param query: percent-encoded
@@ -52,18 +52,18 @@ class Request:
 
 @dataclass(slots=True)
 class Answer:
-    """An answer as it will be sent.
+    """A response, and how it is sent.
 
-    :param error: S3's error code, for the log
-    :param length: the stated Content-Length; None for that of the body
-    :param stated: whether a Content-Length is sent at all
-    :param chunked: send the body in chunks, without a length
-    :param delay_seconds: to wait before anything is sent
-    :param sent_bytes: so much of the body is sent and then the connection closed; None for all of it
-    :param close: close the connection behind the answer
-    :param date: of the answer; None for the present time, empty for none
-    :param version: of HTTP
-    :param interim: what is sent before the answer
+    :param error: the error code of S3, for the log
+    :param length: value of Content-Length; None for the length of the body
+    :param stated: whether there is a Content-Length
+    :param chunked: whether the body is sent in chunks, without a Content-Length
+    :param delay_seconds: how long to wait before sending
+    :param sent_bytes: close the connection after this many bytes of the body; None to send all of it
+    :param close: close the connection after the response
+    :param date: the Date header; None for the current time, empty for no header
+    :param version: the HTTP version
+    :param interim: an interim response that is sent before
     """
 
     status: int
@@ -82,24 +82,24 @@ class Answer:
 
 
 class Application(Protocol):
-    """What answers the requests of a server."""
+    """Answers the requests of a server."""
 
     @property
     def piece_bytes(self) -> int:
-        """Heads of answers are sent in pieces of this size; 0 for all at once."""
+        """Heads of responses are sent in pieces of this size; 0 to send them at once."""
 
     def closes_handshake(self) -> bool:
-        """Whether to close a TLS connection after the client's hello."""
+        """Whether to close this TLS connection after the ClientHello."""
 
     def answer(self, request: Request) -> Answer:
-        """Answer a request; called from several threads."""
+        """Answer a request; called by several threads."""
 
 
 class HttpServer(socketserver.ThreadingTCPServer):
     """Serves an application.
 
-    :param tls: to speak TLS, at once or behind a CONNECT
-    :param secure: speak TLS at once
+    :param tls: the context for TLS, from the start or in tunnels
+    :param secure: use TLS from the start
     """
 
     daemon_threads = True
@@ -119,18 +119,18 @@ class HttpServer(socketserver.ThreadingTCPServer):
         self.peak = 0
 
     def reset_peak(self) -> None:
-        """Count the peak of open connections from now on."""
+        """Restart the peak of open connections."""
         with self.counting:
             self.peak = self.open
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away is nothing to report; the traceback of anything else goes to the log."""
+        """Log the traceback, except when a client has closed its connection."""
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)
 
 
 class Connection(socketserver.BaseRequestHandler):
-    """One connection: requests one after the other until it is closed."""
+    """One connection: serves requests one after the other until it is closed."""
 
     server: HttpServer
     request: socket.socket
@@ -146,7 +146,7 @@ class Connection(socketserver.BaseRequestHandler):
         self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def finish(self) -> None:
-        """Count it no more."""
+        """Close the connection and count it."""
         with self.server.counting:
             self.server.open -= 1
         with suppress(OSError):
@@ -182,7 +182,7 @@ class Connection(socketserver.BaseRequestHandler):
         return True
 
     def _read(self, reader: BinaryIO) -> Request | None:
-        """The next request; None where the client has closed the connection."""
+        """The next request; None if the client has closed the connection."""
         first = reader.readline(LONGEST_LINE_BYTES)
         if not first.strip():
             return None
@@ -214,7 +214,7 @@ class Connection(socketserver.BaseRequestHandler):
         return pieces.getvalue()
 
     def _write(self, request: Request, answer: Answer) -> bool:
-        """Send an answer; whether the connection stays open."""
+        """Send a response; returns whether the connection stays open."""
         bodiless = request.method == "HEAD" or answer.status in (204, 304)
         lines = [f"{answer.version} {answer.status} {_reason(answer.status)}"]
         date = formatdate(usegmt=True) if answer.date is None else answer.date
@@ -246,7 +246,7 @@ class Connection(socketserver.BaseRequestHandler):
         else:
             self.request.sendall(head)
             self.request.sendall(body)
-        # Without a length, the end of the connection is the end of the body.
+        # Without a length, only the end of the connection ends the body.
         ended_by_close = not (answer.stated or answer.chunked or bodiless)
         wants_close = request.headers.get("connection", "").lower() == "close"
         return not (answer.close or ended_by_close or wants_close or answer.version == "HTTP/1.0")

@@ -1,4 +1,4 @@
-"""What the server keeps: buckets, objects, multipart uploads. Nothing here knows HTTP."""
+"""The state of the server: buckets, objects and multipart uploads. Independent of HTTP."""
 
 import hashlib
 import time
@@ -11,12 +11,12 @@ STANDARD = "STANDARD"
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
-    """An object as it is kept.
+    """An object in memory.
 
     :param etag: without quotes
-    :param modified: when it was written, in epoch seconds
-    :param headers: answered with every GET and HEAD, such as ``content-type`` and ``x-amz-meta-…``
-    :param checksums: S3's name of the algorithm (``crc64nvme``) and the value in base64, of the whole object
+    :param modified: time of the write, in epoch seconds
+    :param headers: headers of every response to GET and HEAD, such as ``content-type`` and ``x-amz-meta-…``
+    :param checksums: checksums of the whole object in base64, by algorithm (``crc64nvme``)
     """
 
     body: bytes
@@ -29,7 +29,7 @@ class StoredObject:
 
 @dataclass(slots=True)
 class Upload:
-    """A multipart upload that is under way: its parts by number, each with its ETag and body."""
+    """An open multipart upload; ``parts`` has the ETag and body of each part by its number."""
 
     bucket: str
     key: str
@@ -42,7 +42,7 @@ class Upload:
 
 @dataclass(slots=True)
 class Memory:
-    """All buckets, each a dict from key to object, and all uploads by their id."""
+    """All buckets, each with its objects by key, and all open multipart uploads by id."""
 
     buckets: dict[str, dict[str, StoredObject]] = field(default_factory=dict)
     uploads: dict[str, Upload] = field(default_factory=dict)
@@ -57,5 +57,5 @@ class Memory:
 
 
 def md5_hex(body: bytes) -> str:
-    """The MD5 of a body, as in an ETag of S3."""
+    """The MD5 of a body in hexadecimal digits, as in an ETag of S3."""
     return hashlib.md5(body, usedforsecurity=False).hexdigest()

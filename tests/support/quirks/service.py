@@ -1,6 +1,6 @@
-"""S3's operations as AWS answers them, as far as the pipeline and its tests use them.
+"""The operations of S3 as AWS performs them, as far as the pipeline and its tests use them.
 
-Left out: versions, access rights, encryption, tags, bodies that are signed in chunks. The answers follow
+Not supported: versions, permissions, encryption, tags, bodies that are signed in chunks. The responses follow
 https://docs.aws.amazon.com/AmazonS3/latest/API/API_Operations_Amazon_Simple_Storage_Service.html.
 """
 
@@ -31,10 +31,10 @@ ALGORITHMS: Mapping[str, tuple[Callable[[bytes], int], int]] = {
     "crc32": (checksums.crc32, 4),
     "crc32c": (checksums.crc32c, 4),
 }
-"""S3's name of a checksum, how it is computed, and its bytes."""
+"""For each name of a checksum in S3, its function and its length in bytes."""
 
 ARCHIVED = ("GLACIER", "DEEP_ARCHIVE")
-_KEPT_HEADERS = (
+_STORED_HEADERS = (
     "content-type",
     "content-encoding",
     "content-language",
@@ -46,9 +46,9 @@ _PAGE = 1000
 
 
 class S3Error(Exception):
-    """An answer that is an error.
+    """An error response.
 
-    :param code: S3's error code
+    :param code: the error code of S3
     """
 
     def __init__(
@@ -61,14 +61,14 @@ class S3Error(Exception):
         self.headers = dict(headers or {})
 
     def answer(self, request: Request) -> Answer:
-        """The error as S3 writes it."""
+        """The response of S3 for this error."""
         headers = {"Content-Type": "application/xml", **self.headers}
         return Answer(self.status, headers, error_xml(self.code, self.message, request), error=self.code)
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One object in a listing; the ETag is without quotes."""
+    """An object in a listing; its ETag has no quotes."""
 
     key: str
     size: int
@@ -79,10 +79,10 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A page of a listing, before it is written as XML.
+    """A page of a listing.
 
-    :param prefixes: common prefixes, where a delimiter was given
-    :param truncated: as IsTruncated; None leaves the element out
+    :param prefixes: common prefixes, if there is a delimiter
+    :param truncated: value of IsTruncated; None omits the element
     """
 
     rows: Sequence[Row]
@@ -92,17 +92,17 @@ class Page:
 
 
 class Service:
-    """A correct S3 server over a memory; quirks override its methods.
+    """A correct S3 server; quirks override its methods.
 
-    One request at a time: the caller holds a lock.
+    Not thread-safe: the caller holds a lock.
 
-    :param memory: what it serves
-    :param secret_key: of the only user, for the quirks that check signatures
+    :param memory: the objects and uploads of the server
+    :param secret_key: the secret key of the only user, for quirks that check signatures
     """
 
     name = "none"
     page_size = _PAGE
-    """The most objects of a page, whatever ``max-keys`` says."""
+    """The largest number of objects in a page, whatever ``max-keys`` is."""
     piece_bytes = 0
     """See :class:`tests.support.quirks.http_server.Application`."""
 
@@ -114,10 +114,10 @@ class Service:
         """Whether to close a TLS connection in its handshake."""
         return False
 
-    # -- which operation it is -------------------------------------------------------------------------
+    # -- requests --------------------------------------------------------------------------------------
 
     def answer(self, request: Request) -> Answer:
-        """Answer a request; errors are answers too."""
+        """Answer a request, with an error response if it fails."""
         try:
             early = self.intercept(request)
             answer = early if early is not None else self.perform(request)
@@ -126,14 +126,14 @@ class Service:
         return self.finish(request, answer)
 
     def intercept(self, request: Request) -> Answer | None:
-        """Answer instead of the operation; None to have it performed.
+        """Return a response instead of performing the operation; None to perform it.
 
-        :raises S3Error: to answer with an error
+        :raises S3Error: to send an error response
         """
         return None
 
     def finish(self, request: Request, answer: Answer) -> Answer:
-        """Change an answer before it is sent."""
+        """Change a response before it is sent."""
         return answer
 
     def perform(self, request: Request) -> Answer:
@@ -160,7 +160,7 @@ class Service:
         return xml("ListAllMyBucketsResult", f"<Buckets>{rows}</Buckets>")
 
     def create_bucket(self, request: Request) -> Answer:
-        """CreateBucket; one that is there stays as it is."""
+        """CreateBucket; an existing bucket is left unchanged."""
         self.memory.buckets.setdefault(request.bucket, {})
         return Answer(200, {"Location": f"/{request.bucket}"})
 
@@ -177,7 +177,7 @@ class Service:
         return Answer(200, {"x-amz-bucket-region": "us-east-1"})
 
     def get_bucket_location(self, request: Request) -> Answer:
-        """GetBucketLocation; of us-east-1 it is empty."""
+        """GetBucketLocation; it is empty for us-east-1."""
         self.objects(request)
         return xml("LocationConstraint", "")
 
@@ -198,14 +198,13 @@ class Service:
         return self.write_page(request, self.page(request))
 
     def list_objects(self, request: Request) -> Answer:
-        """ListObjects, the first version: the marker is a key."""
-        page = self.page(request)
-        return self.write_page(request, page)
+        """ListObjects (version 1), whose marker is a key."""
+        return self.write_page(request, self.page(request))
 
     def rows(self, request: Request) -> list[Row]:
-        """The rows under the prefix in the order of the listing: that of the keys' UTF-8 bytes."""
+        """The rows below the prefix, in the order of the keys' UTF-8 bytes."""
         prefix = request.arguments.get("prefix", "")
-        found = [(key, kept) for key, kept in self.objects(request).items() if key.startswith(prefix)]
+        found = [(key, stored) for key, stored in self.objects(request).items() if key.startswith(prefix)]
         found.sort(key=lambda pair: pair[0].encode())
         return [Row(key, len(o.body), o.etag, o.modified, o.storage_class) for key, o in found]
 
@@ -218,26 +217,26 @@ class Service:
             after = arguments.get("start-after") or arguments.get("marker") or ""
         if not after:
             return 0
-        # A key and U+10FFFF represents all keys below a common prefix.
+        # A common prefix followed by U+10FFFF represents all keys below it.
         return bisect_right(rows, after.encode(), key=lambda row: row.key.encode())
 
     def token(self, request: Request, last: str, next_index: int) -> str:
-        """The token of the page behind this last key, which begins at this index of the rows."""
+        """The token of the next page, which begins after the key ``last`` at this index of the rows."""
         return token_of(last)
 
     def limit(self, request: Request) -> int:
-        """The most keys and common prefixes of the page."""
+        """The largest number of keys and common prefixes in the page."""
         return min(int(request.arguments.get("max-keys", str(_PAGE))), self.page_size)
 
     def page(self, request: Request) -> Page:
-        """The page that a request asks for."""
+        """The requested page."""
         rows = self.rows(request)
-        index, most = self.start(request, rows), self.limit(request)
+        index, limit = self.start(request, rows), self.limit(request)
         prefix, delimiter = request.arguments.get("prefix", ""), request.arguments.get("delimiter", "")
         taken: list[Row] = []
         prefixes: list[str] = []
         last = ""
-        while index < len(rows) and len(taken) + len(prefixes) < most:
+        while index < len(rows) and len(taken) + len(prefixes) < limit:
             row = rows[index]
             head, found, _ = row.key[len(prefix) :].partition(delimiter) if delimiter else ("", "", "")
             if found:
@@ -293,7 +292,7 @@ class Service:
         return f"<ETag>&quot;{escape(row.etag)}&quot;</ETag>"
 
     def write_time(self, modified: float) -> str:
-        """LastModified in a listing."""
+        """A time as LastModified in a listing."""
         return iso_time(modified)
 
     def encodes(self, request: Request) -> bool:
@@ -301,7 +300,7 @@ class Service:
         return request.arguments.get("encoding-type") == "url"
 
     def encoder(self, request: Request) -> Callable[[str], str]:
-        """How a key is written in this listing."""
+        """The function that encodes keys for this listing."""
         return self.encode_key if self.encodes(request) else escape
 
     def encode_key(self, key: str) -> str:
@@ -322,28 +321,28 @@ class Service:
 
     def get_object(self, request: Request) -> Answer:
         """GetObject."""
-        kept = self.find(request)
-        self.check_not_archived(kept)
-        if early := self.check_read_conditions(request, kept):
+        stored = self.find(request)
+        self.check_not_archived(stored)
+        if early := self.check_read_conditions(request, stored):
             return early
-        headers = self.object_headers(request, kept)
-        span = self.span(request, len(kept.body))
-        if span is None:
-            return Answer(200, headers, kept.body)
-        first, last = span
+        headers = self.object_headers(request, stored)
+        bounds = self.byte_range(request, len(stored.body))
+        if bounds is None:
+            return Answer(200, headers, stored.body)
+        first, last = bounds
         headers = {name: value for name, value in headers.items() if not name.startswith("x-amz-checksum-")}
-        headers["Content-Range"] = f"bytes {first}-{last}/{len(kept.body)}"
-        return Answer(206, headers, memoryview(kept.body)[first : last + 1])
+        headers["Content-Range"] = f"bytes {first}-{last}/{len(stored.body)}"
+        return Answer(206, headers, memoryview(stored.body)[first : last + 1])
 
     def head_object(self, request: Request) -> Answer:
-        """HeadObject; its answer has no body, so errors have no code."""
-        kept = self.find(request)
-        if early := self.check_read_conditions(request, kept):
+        """HeadObject; the response has no body, so errors have no code."""
+        stored = self.find(request)
+        if early := self.check_read_conditions(request, stored):
             return early
-        return Answer(200, self.object_headers(request, kept), length=len(kept.body))
+        return Answer(200, self.object_headers(request, stored), length=len(stored.body))
 
-    def span(self, request: Request, size: int) -> tuple[int, int] | None:
-        """First and last byte of the range that is asked for; None for all.
+    def byte_range(self, request: Request, size: int) -> tuple[int, int] | None:
+        """First and last byte of the requested range; None without a range.
 
         :raises S3Error: InvalidRange
         """
@@ -358,58 +357,58 @@ class Service:
             raise S3Error(416, "InvalidRange", headers={"Content-Range": f"bytes */{size}"})
         return first, last
 
-    def object_headers(self, request: Request, kept: StoredObject) -> dict[str, str]:
-        """The headers with which an object is answered."""
+    def object_headers(self, request: Request, stored: StoredObject) -> dict[str, str]:
+        """The headers of a response with this object."""
         headers = {
-            "ETag": f'"{kept.etag}"',
-            "Last-Modified": formatdate(kept.modified, usegmt=True),
+            "ETag": f'"{stored.etag}"',
+            "Last-Modified": formatdate(stored.modified, usegmt=True),
             "Accept-Ranges": "bytes",
-            **kept.headers,
+            **stored.headers,
         }
-        if kept.storage_class != STANDARD:
-            headers["x-amz-storage-class"] = kept.storage_class
+        if stored.storage_class != STANDARD:
+            headers["x-amz-storage-class"] = stored.storage_class
         if request.headers.get("x-amz-checksum-mode", "").upper() == "ENABLED":
-            headers.update(self.checksum_headers(kept))
+            headers.update(self.checksum_headers(stored))
         return headers
 
-    def checksum_headers(self, kept: StoredObject) -> dict[str, str]:
-        """The checksums of an object, as headers."""
-        headers = {f"x-amz-checksum-{name}": value for name, value in kept.checksums.items()}
+    def checksum_headers(self, stored: StoredObject) -> dict[str, str]:
+        """The checksum headers of an object."""
+        headers = {f"x-amz-checksum-{name}": value for name, value in stored.checksums.items()}
         return {**headers, "x-amz-checksum-type": "FULL_OBJECT"} if headers else {}
 
-    def check_not_archived(self, kept: StoredObject) -> None:
-        """Refuse to read an object that has to be restored first.
+    def check_not_archived(self, stored: StoredObject) -> None:
+        """Refuse to read an archived object.
 
         :raises S3Error: InvalidObjectState
         """
-        if kept.storage_class in ARCHIVED:
+        if stored.storage_class in ARCHIVED:
             raise S3Error(
                 403, "InvalidObjectState", "The operation is not valid for the object's storage class"
             )
 
-    def check_read_conditions(self, request: Request, kept: StoredObject) -> Answer | None:
-        """Hold a read against If-Match and If-None-Match; a 304 is an answer.
+    def check_read_conditions(self, request: Request, stored: StoredObject) -> Answer | None:
+        """Check If-Match and If-None-Match of a read; returns a response with status 304, or None.
 
         :raises S3Error: PreconditionFailed
         """
-        if (wanted := request.headers.get("if-match")) and not matches(wanted, kept.etag):
+        if (expected := request.headers.get("if-match")) and not matches(expected, stored.etag):
             raise precondition_failed("If-Match")
-        if (unwanted := request.headers.get("if-none-match")) and matches(unwanted, kept.etag):
-            return Answer(304, {"ETag": f'"{kept.etag}"'})
+        if (not_expected := request.headers.get("if-none-match")) and matches(not_expected, stored.etag):
+            return Answer(304, {"ETag": f'"{stored.etag}"'})
         return None
 
     def check_write_conditions(self, request: Request) -> None:
-        """Hold a write or a delete against If-Match and If-None-Match.
+        """Check If-Match and If-None-Match of a write or a delete.
 
-        :raises S3Error: PreconditionFailed; NoSuchKey where If-Match finds nothing
+        :raises S3Error: PreconditionFailed; NoSuchKey for If-Match if there is no object
         """
-        kept = self.objects(request).get(request.key)
-        if request.headers.get("if-none-match") == "*" and kept is not None:
+        stored = self.objects(request).get(request.key)
+        if request.headers.get("if-none-match") == "*" and stored is not None:
             raise precondition_failed("If-None-Match")
-        if wanted := request.headers.get("if-match"):
-            if kept is None:
+        if expected := request.headers.get("if-match"):
+            if stored is None:
                 raise S3Error(404, "NoSuchKey", "The specified key does not exist.")
-            if not matches(wanted, kept.etag):
+            if not matches(expected, stored.etag):
                 raise precondition_failed("If-Match")
 
     def put_object(self, request: Request) -> Answer:
@@ -417,29 +416,29 @@ class Service:
         self.check_write_conditions(request)
         self.check_md5(request)
         self.check_checksums(request)
-        kept = self.store(
-            request, request.key, request.body, self.kept_checksums(request), kept_headers(request)
+        stored = self.store(
+            request, request.key, request.body, self.checksums_to_store(request), stored_headers(request)
         )
-        return Answer(200, {"ETag": f'"{kept.etag}"', **self.checksum_headers(kept)})
+        return Answer(200, {"ETag": f'"{stored.etag}"', **self.checksum_headers(stored)})
 
     def store(
         self, request: Request, key: str, body: bytes, checksums_: Mapping[str, str], headers: Mapping[str, str],
         etag: str | None = None,
     ) -> StoredObject:  # fmt: skip
-        """Keep an object."""
-        kept = StoredObject(
+        """Store an object."""
+        stored = StoredObject(
             body, self.etag(body) if etag is None else etag, time.time(), headers, checksums_,
             request.headers.get("x-amz-storage-class", STANDARD),
         )  # fmt: skip
-        self.objects(request)[key] = kept
-        return kept
+        self.objects(request)[key] = stored
+        return stored
 
     def etag(self, body: bytes) -> str:
-        """The ETag of a body that comes in one request."""
+        """The ETag of an object that is uploaded in one request."""
         return md5_hex(body)
 
     def check_md5(self, request: Request) -> None:
-        """Hold the body against its Content-MD5.
+        """Compare the body with its Content-MD5.
 
         :raises S3Error: BadDigest, InvalidDigest
         """
@@ -447,14 +446,14 @@ class Service:
         if stated is None:
             return
         try:
-            wanted = base64.b64decode(stated, validate=True)
+            expected = base64.b64decode(stated, validate=True)
         except binascii.Error:
             raise S3Error(400, "InvalidDigest", "The Content-MD5 you specified was invalid.") from None
-        if wanted != md5(request.body, usedforsecurity=False).digest():
+        if expected != md5(request.body, usedforsecurity=False).digest():
             raise S3Error(400, "BadDigest", "The Content-MD5 you specified did not match what we received.")
 
     def check_checksums(self, request: Request) -> None:
-        """Hold the body against the checksums that come with it.
+        """Compare the body with the checksums in its headers.
 
         :raises S3Error: BadDigest, InvalidRequest
         """
@@ -469,17 +468,17 @@ class Service:
                 raise self.wrong_checksum(name)
 
     def wrong_checksum(self, algorithm: str) -> S3Error:
-        """The error for a body that has another checksum than is stated."""
+        """The error for a body that does not have the checksum of its header."""
         return S3Error(
             400, "BadDigest", f"The {algorithm.upper()} you specified did not match the calculated checksum."
         )
 
-    def kept_checksums(self, request: Request) -> dict[str, str]:
-        """The checksums to keep of a PUT: those that come with it, or else a CRC64-NVME."""
+    def checksums_to_store(self, request: Request) -> dict[str, str]:
+        """The checksums to store: those in the headers, or a CRC64-NVME if there are none."""
         return stated_checksums(request) or {"crc64nvme": checksum("crc64nvme", request.body)}
 
     def delete_object(self, request: Request) -> Answer:
-        """DeleteObject; what is not there is deleted."""
+        """DeleteObject; succeeds if there is no such object."""
         objects = self.objects(request)
         if request.key in objects:
             self.check_write_conditions(request)
@@ -510,10 +509,10 @@ class Service:
         return xml("DeleteResult", "".join(out))
 
     def delete_one(self, objects: dict[str, StoredObject], key: str, etag: str | None) -> None:
-        """Delete one object of a DeleteObjects.
+        """Delete one object of a DeleteObjects request.
 
-        :param etag: that it must have; None for any
-        :raises S3Error: for this key alone
+        :param etag: the ETag that the object must have; None for any
+        :raises S3Error: the error of this key; other keys are deleted
         """
         if etag is not None and key in objects and not matches(etag, objects[key].etag):
             raise precondition_failed("If-Match")
@@ -530,17 +529,17 @@ class Service:
         bucket, _, key = source.partition("/")
         if bucket not in self.memory.buckets:
             raise S3Error(404, "NoSuchBucket", "The specified bucket does not exist")
-        kept = self.memory.buckets[bucket].get(key)
-        if kept is None:
+        stored = self.memory.buckets[bucket].get(key)
+        if stored is None:
             raise S3Error(404, "NoSuchKey", "The specified key does not exist.")
-        wanted = request.headers.get("x-amz-copy-source-if-match")
-        if wanted and not matches(wanted, kept.etag):
+        expected = request.headers.get("x-amz-copy-source-if-match")
+        if expected and not matches(expected, stored.etag):
             raise precondition_failed("x-amz-copy-source-If-Match")
-        unwanted = request.headers.get("x-amz-copy-source-if-none-match")
-        if unwanted and matches(unwanted, kept.etag):
+        not_expected = request.headers.get("x-amz-copy-source-if-none-match")
+        if not_expected and matches(not_expected, stored.etag):
             raise precondition_failed("x-amz-copy-source-If-None-Match")
-        self.check_not_archived(kept)
-        return kept
+        self.check_not_archived(stored)
+        return stored
 
     def copy_object(self, request: Request) -> Answer:
         """CopyObject."""
@@ -549,15 +548,15 @@ class Service:
         self.check_write_conditions(request)
         replace = request.headers.get("x-amz-metadata-directive", "").upper() == "REPLACE"
         algorithm = request.headers.get("x-amz-checksum-algorithm", "").lower()
-        kept_sums = {algorithm: checksum(algorithm, source.body)} if algorithm else dict(source.checksums)
-        kept = self.store(
-            request, request.key, source.body, kept_sums or {"crc64nvme": checksum("crc64nvme", source.body)},
-            kept_headers(request) if replace else source.headers,
+        checksums_ = {algorithm: checksum(algorithm, source.body)} if algorithm else dict(source.checksums)
+        stored = self.store(
+            request, request.key, source.body, checksums_ or {"crc64nvme": checksum("crc64nvme", source.body)},
+            stored_headers(request) if replace else source.headers,
         )  # fmt: skip
-        return xml("CopyObjectResult", self.copy_result(kept.etag, kept.modified, kept.checksums))
+        return xml("CopyObjectResult", self.copy_result(stored.etag, stored.modified, stored.checksums))
 
     def copy_result(self, etag: str, modified: float, sums: Mapping[str, str]) -> str:
-        """What an answer to a copy holds."""
+        """The content of the response to a copy."""
         stated = "".join(
             f"<Checksum{name.upper()}>{value}</Checksum{name.upper()}>" for name, value in sums.items()
         )
@@ -584,7 +583,7 @@ class Service:
         upload = self.memory.begin_upload(
             request.bucket,
             request.key,
-            kept_headers(request),
+            stored_headers(request),
             request.headers.get("x-amz-storage-class", STANDARD),
         )
         return xml(
@@ -603,7 +602,7 @@ class Service:
         return Answer(200, {"ETag": f'"{etag}"'})
 
     def upload_part_copy(self, request: Request) -> Answer:
-        """UploadPartCopy, of all or of a range."""
+        """UploadPartCopy of a whole object or of a range."""
         upload = self.upload(request)
         body = self.copy_source(request).body
         match = _RANGE.fullmatch(request.headers.get("x-amz-copy-source-range", ""))
@@ -617,7 +616,7 @@ class Service:
         return xml("CopyPartResult", self.copy_result(etag, time.time(), {}))
 
     def complete_multipart_upload(self, request: Request) -> Answer:
-        """CompleteMultipartUpload; the CRC64-NVME of the whole is kept."""
+        """CompleteMultipartUpload; stores the CRC64-NVME of the whole object."""
         upload = self.upload(request)
         self.check_write_conditions(request)
         bodies, digests = [], b""
@@ -633,13 +632,13 @@ class Service:
         whole = b"".join(bodies)
         sums = {"crc64nvme": checksum("crc64nvme", whole)}
         etag = f"{md5_hex(digests)}-{len(bodies)}"
-        kept = StoredObject(whole, etag, time.time(), upload.headers, sums, upload.storage_class)
-        self.objects(request)[request.key] = kept
+        stored = StoredObject(whole, etag, time.time(), upload.headers, sums, upload.storage_class)
+        self.objects(request)[request.key] = stored
         del self.memory.uploads[upload.upload_id]
         return xml(
             "CompleteMultipartUploadResult",
             f"<Bucket>{escape(request.bucket)}</Bucket><Key>{escape(request.key)}</Key>"
-            f"{self.copy_result(etag, kept.modified, sums)}",
+            f"{self.copy_result(etag, stored.modified, sums)}",
         )
 
     def abort_multipart_upload(self, request: Request) -> Answer:
@@ -654,9 +653,9 @@ class Service:
         after = (arguments.get("key-marker", ""), arguments.get("upload-id-marker", ""))
         found = sorted(self.uploads(request), key=lambda upload: (upload.key, upload.upload_id))
         found = [upload for upload in found if not after[0] or (upload.key, upload.upload_id) > after]
-        most = min(int(arguments.get("max-uploads", str(_PAGE))), self.page_size)
+        limit = min(int(arguments.get("max-uploads", str(_PAGE))), self.page_size)
         encode = self.encoder(request)
-        taken, truncated = found[:most], len(found) > most
+        taken, truncated = found[:limit], len(found) > limit
         out = [
             f"<Bucket>{escape(request.bucket)}</Bucket><Prefix>{encode(arguments.get('prefix', ''))}</Prefix>"
         ]
@@ -697,7 +696,7 @@ _METHODS: Mapping[str, str] = {
 
 
 def operation_of(request: Request) -> str:
-    """S3's name of the operation; the method and sub-resource for one that is not implemented."""
+    """The name of the operation in S3; method and query names if it is not implemented."""
     arguments, method = request.arguments, request.method
     if not request.bucket:
         return "ListBuckets" if method == "GET" else method
@@ -736,13 +735,13 @@ def _object_operation(method: str, arguments: Mapping[str, str], copies: bool) -
 
 
 def xml(root: str, inner: str) -> Answer:
-    """A good answer in XML."""
+    """A successful response with XML."""
     text = f'<?xml version="1.0" encoding="UTF-8"?>\n<{root} xmlns="{NAMESPACE}">{inner}</{root}>'
     return Answer(200, {"Content-Type": "application/xml"}, text.encode())
 
 
 def error_xml(code: str, message: str, request: Request) -> bytes:
-    """An error as S3 writes it."""
+    """The XML of an error response."""
     return (
         f'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{code}</Code><Message>{escape(message)}</Message>'
         f"<Resource>{escape(request.path)}</Resource><RequestId>{uuid.uuid4().hex[:16].upper()}</RequestId></Error>"
@@ -761,23 +760,23 @@ def parsed(body: bytes) -> Any:
 
 
 def checksum(algorithm: str, body: bytes) -> str:
-    """A checksum in base64, by S3's name of the algorithm in lower case."""
+    """A checksum in base64; the algorithm has its name in S3 in lower case."""
     compute, length = ALGORITHMS[algorithm]
     return base64.b64encode(compute(body).to_bytes(length, "big")).decode()
 
 
 def stated_checksums(request: Request) -> dict[str, str]:
-    """The checksums that come with a body, as headers."""
+    """The checksums in the headers of a request."""
     stated = {name: request.headers.get(f"x-amz-checksum-{name}") for name in ALGORITHMS}
     return {name: value for name, value in stated.items() if value}
 
 
-def kept_headers(request: Request) -> dict[str, str]:
-    """The headers of a write that are answered with every read."""
+def stored_headers(request: Request) -> dict[str, str]:
+    """The headers of a write that are stored and returned with every read."""
     return {
         name: value
         for name, value in request.headers.items()
-        if name in _KEPT_HEADERS or name.startswith("x-amz-meta-")
+        if name in _STORED_HEADERS or name.startswith("x-amz-meta-")
     }
 
 
@@ -787,17 +786,17 @@ def matches(condition: str, etag: str) -> bool:
 
 
 def precondition_failed(condition: str) -> S3Error:
-    """The error for a condition that does not hold."""
+    """The error for a condition that is not met."""
     return S3Error(412, "PreconditionFailed", f"At least one of the pre-conditions did not hold: {condition}")
 
 
 def iso_time(seconds: float) -> str:
-    """A time as S3 writes it in XML."""
+    """A time in the format of S3's XML."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
 
 
 def token_of(key: str) -> str:
-    """A continuation token that holds the last key of a page."""
+    """A continuation token that contains the last key of a page."""
     return base64.urlsafe_b64encode(key.encode()).decode()
 
 

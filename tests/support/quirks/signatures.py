@@ -1,4 +1,4 @@
-"""Signature Version 4, as S3 checks it.
+"""Checks Signature Version 4 as S3 does.
 
 https://docs.aws.amazon.com/AmazonS3/latest/API/sig-v4-header-based-auth.html
 """
@@ -18,9 +18,9 @@ _AUTHORIZATION = re.compile(
 
 
 def is_signed(request: Request, secret_key: str, host: str) -> bool:
-    """Whether the signature of a request is right.
+    """Whether a request has the correct signature.
 
-    :param host: what the server takes the Host header for
+    :param host: the value of the Host header that the server uses
     """
     match = _AUTHORIZATION.fullmatch(request.headers.get("authorization", ""))
     if match is None:
@@ -44,7 +44,7 @@ def is_signed(request: Request, secret_key: str, host: str) -> bool:
 
 
 def signed_at(request: Request) -> datetime | None:
-    """The time that a request says it was signed at; None without one."""
+    """The signing time in the request; None without one."""
     try:
         return datetime.strptime(request.headers.get("x-amz-date", ""), "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Reads an hour again and again, as a reader that honours the completion marker does."""
+"""Reads an hour repeatedly, as a reader that honours the completion marker does."""
 
 import json
 import threading
@@ -8,6 +8,9 @@ from botocore.exceptions import BotoCoreError, ClientError
 from urllib3.exceptions import HTTPError
 
 from dev.servers import S3Client
+
+# Each sample takes three requests.
+_INTERVAL_SECONDS = 0.2
 
 
 class MarkerWatch:
@@ -34,9 +37,9 @@ class MarkerWatch:
         self._thread.join()
 
     def assert_never_mixed(self, plans: int) -> None:
-        """Each marker had one set of parts, of the number that the marker states.
+        """Assert that each marker had one set of parts, with as many parts as the marker states.
 
-        :param plans: how many different plans the markers must have been of
+        :param plans: number of different plans to which the markers belong
         """
         assert self._error is None, repr(self._error)
         assert len({json.loads(marker)["plan_id"] for marker in self._seen}) == plans
@@ -46,29 +49,33 @@ class MarkerWatch:
 
     def _run(self) -> None:
         try:
-            while not self._stop.wait(0.05):
-                self._look()
+            while True:
+                # Also once at the end, when the hour is complete.
+                stopping = self._stop.wait(_INTERVAL_SECONDS)
+                self._sample()
+                if stopping:
+                    return
         except Exception as error:
             self._error = error
 
-    def _look(self) -> None:
+    def _sample(self) -> None:
         try:
-            self._compare()
+            before = self._marker()
+            parts = self._parts()
+            if before is not None and self._marker() == before:
+                self._seen.setdefault(before, set()).add(parts)
         except (BotoCoreError, HTTPError):
-            # The marker was replaced while it was read: try again.
+            # The marker was replaced while it was read: the next sample reads it again.
             return
         except ClientError as error:
             if error.response["ResponseMetadata"]["HTTPStatusCode"] < 500:
                 raise
 
-    def _compare(self) -> None:
-        before = self._marker()
+    def _parts(self) -> frozenset[tuple[str, str]]:
         pages = self._client.get_paginator("list_objects_v2").paginate(
             Bucket=self._bucket, Prefix=f"{self._prefix}part-"
         )
-        parts = frozenset((item["Key"], item["ETag"]) for page in pages for item in page.get("Contents", ()))
-        if before is not None and self._marker() == before:
-            self._seen.setdefault(before, set()).add(parts)
+        return frozenset((item["Key"], item["ETag"]) for page in pages for item in page.get("Contents", ()))
 
     def _marker(self) -> bytes | None:
         try:

@@ -1,11 +1,10 @@
 """The init step of a deployment: checks the streams, migrates the database, creates the pool, checks connections.
 
-    python -m deploy.init
+    python -m deploy.init_airflow
 
 Running it again is safe.
 """
 
-import subprocess
 import sys
 
 from include.log_rollup.errors import ConfigurationError
@@ -20,7 +19,7 @@ def main() -> int:
     except ConfigurationError as error:
         sys.stderr.write(f"{error}\n")
         return 1
-    subprocess.run([sys.executable, "-m", "airflow", "db", "migrate"], check=True)
+    _migrate_database()
     # These two read the database, so they follow the migration.
     _create_pools()
     missing = _missing_connections(streams)
@@ -34,6 +33,14 @@ def main() -> int:
     return 0
 
 
+def _migrate_database() -> None:
+    """Run `airflow db migrate` in this process: a new one would take seconds to import Airflow again."""
+    from airflow.__main__ import main as run_airflow
+
+    sys.argv = ["airflow", "db", "migrate"]
+    run_airflow()
+
+
 def _create_pools() -> None:
     from airflow import settings
 
@@ -45,6 +52,7 @@ def _create_pools() -> None:
 
 
 def _missing_connections(streams: list[Stream]) -> list[str]:
+    """Return the names of connections that streams use and Airflow does not have."""
     from airflow.exceptions import AirflowNotFoundException
     from airflow.models.connection import Connection
 
