@@ -267,7 +267,12 @@ def _tasks(dag: Any) -> str:
 
 
 def _limits() -> str:
-    groups: dict[str, list[tuple[str, str, str]]] = {"Connections": [], "Time": [], "Tries": []}
+    groups: dict[str, list[tuple[str, str, str]]] = {
+        "Connections": [],
+        "Time": [],
+        "Requests": [],
+        "Tries": [],
+    }
     for name, meaning in _documented_constants(limits):
         value = getattr(limits, name)
         groups[_limit_group(name)].append((f"`{name}`", _limit_value(name, value), _one_line(meaning)))
@@ -303,8 +308,10 @@ def _limit_group(name: str) -> str:
         return "Time"
     if name.endswith(("_TRIES", "_RETRIES")):
         return "Tries"
+    if name.endswith("_REQUESTS"):
+        return "Requests"
     raise ValueError(
-        f"limits.{name}: end the name with what it counts, like _CONNECTIONS, _SECONDS or _TRIES"
+        f"limits.{name}: end the name with what it counts, like _CONNECTIONS, _SECONDS, _TRIES or _REQUESTS"
     )
 
 

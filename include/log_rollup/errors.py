@@ -49,6 +49,10 @@ class UnsupportedInputError(PermanentError):
     """A raw object has a format that cannot be joined end to end, such as Parquet."""
 
 
+class UnknownLayoutError(PermanentError):
+    """No template can read the keys below a prefix."""
+
+
 class ProofError(PermanentError):
     """The objects in the bucket do not match the plan, the receipts or the manifest."""
 

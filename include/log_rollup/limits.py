@@ -132,6 +132,14 @@ HOUR_PAGE_READ_SECONDS = 15.0
 HOUR_PAGE_RETRY_AFTER_SECONDS = 5
 """Page Hours: `Retry-After` of that 503; the page then asks again."""
 
+# -- requests of a sample --------------------------------------------------------------------------------
+
+DETECT_LIST_REQUESTS = 50
+"""`./log-rollup detect`: the most LISTs of a sample of keys, however large the bucket is."""
+
+DETECT_READ_REQUESTS = 10
+"""`./log-rollup detect`: the most ranged GETs, of a few bytes each: the beginning and end of some objects."""
+
 # -- tries -----------------------------------------------------------------------------------------------
 
 TASK_RETRIES = 4

@@ -365,7 +365,7 @@ def load_streams(path: Path | None = None) -> list[Stream]:
     """
     path = path or streams_path()
     try:
-        return list(_streams_of(_read(path)))
+        return list(parse_streams(_read(path)))
     except ConfigurationError as error:
         raise ConfigurationError(f"{path}: {error}") from None
 
@@ -414,7 +414,11 @@ def _parse_yaml(content: bytes) -> Any:
 
 
 @lru_cache(maxsize=2)
-def _streams_of(content: bytes) -> Sequence[Stream]:
+def parse_streams(content: bytes) -> Sequence[Stream]:
+    """The streams of a streams file.
+
+    :raises ConfigurationError: with the stream, the key and the fix
+    """
     streams = _parse(_parse_yaml(content))
     _refuse_equal_names(streams)
     _refuse_overlaps(streams)

@@ -37,6 +37,8 @@ from include.log_rollup.storage.protocol import (
     ObjectHead,
     ObjectInfo,
     StoredObject,
+    TimedObject,
+    TimedPage,
     Uploaded,
 )
 
@@ -359,6 +361,25 @@ class FakeStore:
             newest = self._newest(prefix.bucket, rows, own)
         more = len(rest) > size
         return ListPage(rows, newest, self.now, more, rows[-1].key if more else None)
+
+    def list_times(self, prefix: Location, start_after: str = "", delimiter: str = "") -> TimedPage:
+        self.begin("LIST", prefix, start_after)
+        rows: set[str] = set()
+        with self._lock:
+            for key in self.listing(prefix.key, prefix.bucket):
+                step, slash, _ = key[len(prefix.key) :].partition("/") if delimiter else ("", "", "")
+                rows.add(f"{prefix.key}{step}/" if slash else key)
+            rest = sorted((row for row in rows if row.encode() > start_after.encode()), key=str.encode)
+            page = rest[: self._page_size]
+            stored = self._buckets[prefix.bucket]
+            objects = [
+                TimedObject(
+                    *self._info(prefix.bucket, key), datetime.fromtimestamp(stored[key].modified, UTC)
+                )
+                for key in page
+                if key in stored
+            ]
+        return TimedPage(objects, [row for row in page if row not in stored], len(rest) > len(page))
 
     def head(self, target: Location) -> ObjectHead | None:
         self.begin("HEAD", target)

@@ -69,6 +69,32 @@ class FolderPage:
     token: str | None = None
 
 
+class TimedObject(NamedTuple):
+    """One row of a listing, with the time at which the object was written.
+
+    :param size: in bytes
+    :param etag: without quotes
+    """
+
+    key: str
+    size: int
+    etag: str
+    modified: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class TimedPage:
+    """One page of a listing, exactly as the store answered it.
+
+    :param folders: common prefixes, each with a ``/`` at the end; empty without a delimiter
+    :param truncated: whether the store states that more pages follow
+    """
+
+    objects: Sequence[TimedObject]
+    folders: Sequence[str]
+    truncated: bool
+
+
 @dataclass(frozen=True, slots=True)
 class StoredObject:
     """The bytes of a small object, and its ETag without quotes."""
@@ -326,3 +352,17 @@ class ObjectStore(Protocol):
 
     def abort_upload(self, target: Location, upload_id: str) -> None:
         """Abort a multipart upload; one that does not exist counts as aborted."""
+
+
+class SampledStore(Protocol):
+    """The requests with which a sample of a bucket is read. May raise the errors of this package."""
+
+    def list_times(self, prefix: Location, start_after: str = "", delimiter: str = "") -> TimedPage:
+        """One page of at most 1,000 objects and folders below a prefix, with the objects' times.
+
+        :param start_after: list only what comes after this key
+        :param delimiter: ``/`` to list folders, and only the objects directly below the prefix
+        """
+
+    def read_range(self, source: Location, etag: str, offset: int, length: int) -> bytes:
+        """As in :class:`ObjectStore`."""

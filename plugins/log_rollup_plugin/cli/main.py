@@ -13,7 +13,7 @@ from include.log_rollup.errors import (
     RollupError,
     TransientError,
 )
-from log_rollup_plugin.cli import arguments, doctor, hours, objects
+from log_rollup_plugin.cli import arguments, detect, doctor, hours, objects
 from log_rollup_plugin.cli.output import Answer, tell
 
 OK = 0
@@ -116,6 +116,14 @@ def _parser() -> argparse.ArgumentParser:
     plan = add(hours.plan)
     plan.add_argument("hour", metavar="HOUR", type=arguments.hour, help="like 2026-11-23T08")
     plan.add_argument("--dry-run", action="store_true", help="required, because only Airflow plans hours")
+    detected = add(detect.detect, stream=False)
+    detected.add_argument("url", metavar="URL", help="prefix of the objects, like s3://my-bucket/raw/")
+    detected.add_argument(
+        "--conn-id",
+        metavar="CONNECTION",
+        default="aws_default",
+        help="name of the Airflow connection (default: aws_default)",
+    )
     add(doctor.doctor, stream=False).add_argument(
         "stream", metavar="STREAM", nargs="?", help="name of a stream (default: all streams)"
     )

@@ -1,4 +1,4 @@
-"""Opens a stream's store with the hook and the Airflow connection of the tasks."""
+"""Opens a store with the hook and the Airflow connection of the tasks."""
 
 import gc
 import logging
@@ -21,6 +21,17 @@ def open_store(stream: Stream, control_connections: int = limits.COMMAND_CONNECT
     from log_rollup_plugin.s3.hook import PooledS3Hook
 
     return PooledS3Hook.for_stream(stream, limits.COMMAND_CONNECTIONS, control_connections)
+
+
+def open_connection(conn_id: str) -> "PooledS3Hook":
+    """The hook for a command that has no stream.
+
+    :param conn_id: name of the Airflow connection
+    """
+    load_airflow()
+    from log_rollup_plugin.s3.hook import PooledS3Hook
+
+    return PooledS3Hook(aws_conn_id=conn_id, max_connections=1, control_connections=1)
 
 
 def load_airflow() -> None:

@@ -28,6 +28,7 @@ from include.log_rollup.storage.protocol import (
     Location,
     ObjectHead,
     StoredObject,
+    TimedPage,
 )
 from include.log_rollup.streams import Stream
 from include.log_rollup.units import MIB
@@ -241,6 +242,17 @@ class PooledS3Hook(S3Hook):
         with translated("LIST", prefix):
             response = self.client.list_objects_v2(**arguments)
         return list_parser.parse_folders(response)
+
+    def list_times(self, prefix: Location, start_after: str = "", delimiter: str = "") -> TimedPage:
+        """One page of the objects and folders under a prefix, with the objects' times (ListObjectsV2)."""
+        arguments: dict[str, Any] = {"Bucket": prefix.bucket, "Prefix": prefix.key}
+        if start_after:
+            arguments["StartAfter"] = start_after
+        if delimiter:
+            arguments["Delimiter"] = delimiter
+        with translated("LIST", prefix):
+            response = self.client.list_objects_v2(**arguments)
+        return list_parser.parse_times(response)
 
     def head(self, target: Location) -> ObjectHead | None:
         """Size, ETag and CRC of an object; None if there is none."""

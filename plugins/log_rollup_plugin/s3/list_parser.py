@@ -16,7 +16,13 @@ from botocore import handlers
 from botocore.utils import parse_timestamp
 
 from include.log_rollup.errors import ListingError, TransientError
-from include.log_rollup.storage.protocol import FolderPage, ListPage, ObjectInfo
+from include.log_rollup.storage.protocol import (
+    FolderPage,
+    ListPage,
+    ObjectInfo,
+    TimedObject,
+    TimedPage,
+)
 
 _EVENT = "before-parse.s3.*"
 # Keys under which the fast path adds its results to botocore's response.
@@ -192,6 +198,11 @@ def _newest(times: Sequence[str]) -> float:
     return max(_utc(parse_timestamp(time)).timestamp() for time in set(times))
 
 
+def _time_of(text: str) -> datetime:
+    """A time without its final Z, in UTC."""
+    return _utc(datetime.fromisoformat(text) if _S3_TIME.fullmatch(text) else parse_timestamp(text))
+
+
 def _utc(time: datetime) -> datetime:
     return time if time.tzinfo else time.replace(tzinfo=UTC)
 
@@ -224,6 +235,25 @@ def parse_folders(response: Mapping[str, Any]) -> FolderPage:
         [item.key for item in objects],
         response.get(_TRUNCATED, response.get("IsTruncated", False)),
         response.get("NextContinuationToken") or None,
+    )
+
+
+def parse_times(response: Mapping[str, Any]) -> TimedPage:
+    """A page with the times of its objects from botocore's response to ListObjectsV2.
+
+    :raises ListingError: if an object has no key, no size or no time
+    """
+    objects = response.get(_OBJECTS) or _botocore_objects(response.get("Contents", ()))
+    if _OBJECTS in response:
+        times = list(map(_time_of, response[_TIMES_OF]))
+    else:
+        times = [_utc(row["LastModified"]) for row in response.get("Contents", ()) if "LastModified" in row]
+    if len(times) != len(objects):
+        raise ListingError("the server lists an object without LastModified; update or replace the server")
+    return TimedPage(
+        [TimedObject(row.key, row.size, row.etag, time) for row, time in zip(objects, times, strict=True)],
+        [row["Prefix"] for row in response.get("CommonPrefixes", ()) if "Prefix" in row],
+        response.get(_TRUNCATED, response.get("IsTruncated", False)),
     )
 
 
