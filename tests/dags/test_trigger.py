@@ -93,9 +93,10 @@ def check_result(state: RawHourStatus, now: datetime | None = None) -> RawHourCh
 
 def test_trigger_serializes_exactly() -> None:
     times = {"since": "2026-11-23T09:00:00+00:00", "deadline": "2026-11-23T15:00:00+00:00"}
-    assert trigger(marker="_DONE", **times).serialize() == (
+    where = {"template": "s3://logs/raw/{service}/%Y%m%d/%H/", "timezone": "Europe/Berlin"}
+    assert trigger(marker="_DONE", **times, **where).serialize() == (
         "log_rollup_plugin.trigger.RawHourTrigger",
-        {**STORED, "marker": "_DONE", **times},
+        {**STORED, "marker": "_DONE", **times, **where},
     )
 
 

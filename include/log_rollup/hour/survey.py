@@ -7,6 +7,7 @@ from typing import NoReturn
 
 from include.log_rollup.errors import UnreadableRecordError, VanishedInputError
 from include.log_rollup.hour.changes import first_keys, missing_keys
+from include.log_rollup.hour.group_summary import GroupChanges
 from include.log_rollup.hour.layout import folder_of, format_hour, has_tag, part_index, planned_name
 from include.log_rollup.hour.manifest import ManifestReader
 from include.log_rollup.hour.parts import is_as_written, is_intact
@@ -67,13 +68,23 @@ class Survey:
             [part.fingerprint for part in plan.parts] == [entry["fingerprint"] for entry in manifest.table]
         )
         ours = {name for name in self.found.parts if name in self.recorded}
-        unchanged = same and is_intact(manifest.table, self.found.parts) and ours == manifest.names
+        unchanged = (
+            same
+            and is_intact(manifest.table, self.found.parts)
+            and ours == manifest.names
+            and self._has_records_of_groups(manifest)
+        )
         return manifest.totals.plan_id if unchanged else ""
 
-    def changed_groups(self, plan: Plan) -> frozenset[str]:
-        """The folders of the groups whose parts differ between the manifest and a plan.
+    def _has_records_of_groups(self, manifest: ManifestReader) -> bool:
+        """Whether each group has a manifest and a completion marker; somebody may have removed one."""
+        folders = {group.folder for group in manifest.totals.groups}
+        return folders <= self.found.group_manifests and folders <= self.found.group_markers.keys()
 
-        Without a manifest no group can have a completion marker.
+    def changed_groups(self, plan: Plan) -> frozenset[str]:
+        """The folders of the groups whose parts differ between the manifest and a plan, or whose manifest is missing.
+
+        Without a manifest of the hour no group can have a completion marker.
         """
         if self.manifest is None:
             return frozenset()
@@ -82,7 +93,21 @@ class Survey:
             _names_by_folder(part.name for part in plan.parts),
         )
         folders = before.keys() | after.keys()
-        return frozenset(folder for folder in folders if folder and before.get(folder) != after.get(folder))
+        known = self.found.group_manifests
+        return frozenset(
+            folder
+            for folder in folders
+            if folder and (before.get(folder) != after.get(folder) or folder not in known)
+        )
+
+    def group_changes(self, plan: Plan) -> GroupChanges | None:
+        """Which groups of a plan are new or vanished, compared with the manifest; None without a manifest."""
+        paths = self.reader.paths
+        if self.manifest is None or not paths.has_groups:
+            return None
+        folders = {folder_of(part.name) for part in plan.parts}
+        before = (group.captures for group in self.manifest.totals.groups)
+        return GroupChanges.between(before, map(paths.captures_of, folders))
 
     def log_foreign(self) -> None:
         """Log which objects are foreign."""

@@ -18,6 +18,7 @@ from include.log_rollup.hour.plan import PlannedPart
 from include.log_rollup.hour.reader import HourReader
 from include.log_rollup.hour.records import PROVEN_BY_READING, PROVEN_BY_STORE, CompletionMarker, PackedPart
 from include.log_rollup.hour.selection import select
+from include.log_rollup.queries.verify_groups import find_group_problems
 from include.log_rollup.storage.protocol import Location, ObjectInfo, ObjectStore
 from include.log_rollup.streams import Stream
 
@@ -34,11 +35,13 @@ class Problem:
 
     :param part: name of the part that is wrong; None if the problem is not in one part
     :param keys: the raw objects whose bytes are wrong, as far as known
+    :param group: folder of the group whose records are missing or wrong; None if the problem is not in these
     """
 
     part: str | None
     reason: str
     keys: Sequence[str] = ()
+    group: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,7 @@ class Verification:
     :param raw_compared: how many of them were read and compared with the parts, byte for byte
     :param changes: how the raw hour differs from the packed objects; vanished objects are not a problem
     :param foreign: number of foreign objects; they are not a problem
+    :param groups: number of groups; None if the stream has none
     """
 
     plan_id: str
@@ -64,12 +68,13 @@ class Verification:
     changes: Changes
     foreign: int
     problems: Sequence[Problem]
+    groups: int | None = None
 
     @property
     def remedy(self) -> str | None:
-        """What to do about wrong parts; None if there are none."""
+        """What to do about wrong parts, or else about wrong records of groups; None if there are none."""
         if not any(problem.part for problem in self.problems):
-            return None
+            return self._remedy_for_groups
         if self.changes.vanished:
             return (
                 "Raw objects of the hour have expired, so a rerun is refused. Restore the parts from older "
@@ -79,6 +84,20 @@ class Verification:
         return (
             "Delete _SUCCESS, then those parts, then clear the hour's run from plan_hour on: they are packed "
             "again from the raw objects, all of which are there."
+        )
+
+    @property
+    def _remedy_for_groups(self) -> str | None:
+        if not any(problem.group for problem in self.problems):
+            return None
+        if self.changes.vanished:
+            return (
+                "Raw objects of the hour have expired, so a rerun is refused. The manifest of the hour names the "
+                "parts of all groups; restore the records of these groups from older versions or a copy."
+            )
+        return (
+            "Delete _SUCCESS and _manifest.jsonl.gz of these groups where they exist, and the hour's _SUCCESS, "
+            "then clear the hour's run from plan_hour on: they are written again, and no part is packed again."
         )
 
 
@@ -96,6 +115,8 @@ def verify_hour(
     match, and so has the CRC that the store states, if the store was seen to refuse wrong CRCs when the hour was
     validated. A part that was read back then counts as proven while its ETag is the same. Expired raw objects are
     not a problem: the manifest alone proves their parts.
+
+    With groups, each of them needs a manifest and a completion marker that agree with the manifest of the hour.
 
     :param deep: read every part, and compare the CRCs of the part and of each raw object in it with the manifest;
         compare the bytes with the raw objects that still exist
@@ -123,8 +144,14 @@ def verify_hour(
         _Progress(manifest, on_progress),
     )
     outcomes = verifier.run(manifest)
+    group_problems = (
+        find_group_problems(store, reader.paths, marker, manifest, inventory)
+        if reader.paths.has_groups
+        else ()
+    )
     problems = [
         *_count_problems(marker, manifest),
+        *(Problem(None, f"group {one.folder}: {one.reason}", (), one.folder) for one in group_problems),
         *_stray_problems(strays),
         *_raw_problems(changes),
         *(outcome for outcome in outcomes if isinstance(outcome, Problem)),
@@ -145,6 +172,7 @@ def verify_hour(
         changes=changes,
         foreign=len(inventory.parts.keys() - packed_names - strays.keys()) + len(inventory.foreign),
         problems=problems,
+        groups=len(totals.groups) if reader.paths.has_groups else None,
     )
 
 

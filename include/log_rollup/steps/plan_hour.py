@@ -8,7 +8,8 @@ from functools import cached_property
 
 from include.log_rollup import limits
 from include.log_rollup.errors import EmptyHourError, TransientError
-from include.log_rollup.hour.layout import format_hour
+from include.log_rollup.hour.group_summary import GroupChanges, largest_groups
+from include.log_rollup.hour.layout import folder_of, format_hour
 from include.log_rollup.hour.plan import (
     Plan,
     PlannedPart,
@@ -38,6 +39,9 @@ from include.log_rollup.units import format_size
 
 log = logging.getLogger(__name__)
 
+# Number of groups that a preview describes.
+PREVIEWED_GROUPS = 5
+
 
 @dataclass(frozen=True, slots=True)
 class Planned:
@@ -45,11 +49,28 @@ class Planned:
 
     :param shards: to pack; empty if ``unchanged``
     :param unchanged: whether the hour is complete and would be planned the same way again
+    :param group_changes: how the groups differ from those of the hour's manifest; None without one
     """
 
     plan_id: str
     shards: list[ShardRef]
     unchanged: bool
+    group_changes: GroupChanges | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedGroup:
+    """A group of a plan; sizes in bytes.
+
+    :param folder: of its parts
+    :param captures: values of the captures of the template ``aggregated``, by name
+    """
+
+    folder: str
+    captures: Mapping[str, str]
+    objects: int
+    bytes_in: int
+    parts: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +80,8 @@ class Preview:
     :param unchanged: whether the hour is complete under this plan, so that nothing would be done
     :param parts_copied: number of parts that S3 would copy, each of one object larger than a part
     :param parts_standing: number of parts that exist already as planned, and would not be packed again
+    :param groups: number of groups; None if the stream has none
+    :param largest_groups: the largest ones
     """
 
     plan_id: str
@@ -70,6 +93,8 @@ class Preview:
     parts_standing: int
     shards: int
     left_out: LeftOut
+    groups: int | None = None
+    largest_groups: Sequence[PlannedGroup] = ()
 
 
 @without_collector
@@ -130,6 +155,7 @@ class _Assessment:
     :param manifest_etag: None if there is no manifest
     :param complete_as: id of the plan under which the hour is complete and unchanged; otherwise empty
     :param changed_groups: folders of the groups whose parts differ from those of the manifest
+    :param group_changes: which groups the manifest lacks, and which the plan lacks; None without a manifest
     """
 
     plan: Plan
@@ -140,6 +166,7 @@ class _Assessment:
     manifest_etag: str | None
     complete_as: str = ""
     changed_groups: frozenset[str] = frozenset()
+    group_changes: GroupChanges | None = None
 
 
 class _Planner:
@@ -164,6 +191,9 @@ class _Planner:
             assessment = self._assess()
         except HourChangedError:
             return None
+        changes = assessment.group_changes
+        if changes:
+            log.info("groups, compared with the manifest: %s", changes)
         if assessment.complete_as:
             self._state.clean_up(assessment.complete_as)
             log.info("the hour is complete under this very plan; nothing to do")
@@ -179,7 +209,7 @@ class _Planner:
             assessment.manifest_etag,
             assessment.changed_groups,
         )
-        return Planned(plan_id, refs, False) if claim else None
+        return Planned(plan_id, refs, False, changes) if claim else None
 
     def preview(self) -> Preview:
         """See :func:`preview_hour`.
@@ -188,6 +218,7 @@ class _Planner:
         """
         assessment = self._assess()
         plan, unchanged = assessment.plan, bool(assessment.complete_as)
+        groups = self._groups(plan)
         return Preview(
             plan_id=assessment.complete_as or plan.content_id,
             unchanged=unchanged,
@@ -198,7 +229,28 @@ class _Planner:
             parts_standing=len(plan.parts) if unchanged else len(assessment.packed),
             shards=0 if unchanged else len(self._shards(plan)),
             left_out=plan.left_out,
+            groups=len(groups) if self._state.paths.has_groups else None,
+            largest_groups=largest_groups(groups, PREVIEWED_GROUPS),
         )
+
+    def _groups(self, plan: Plan) -> list[PlannedGroup]:
+        """The groups of a plan; none if the stream has none."""
+        paths = self._state.paths
+        if not paths.has_groups:
+            return []
+        parts: dict[str, list[PlannedPart]] = {}
+        for part in plan.parts:
+            parts.setdefault(folder_of(part.name), []).append(part)
+        return [
+            PlannedGroup(
+                folder,
+                paths.captures_of(folder),
+                sum(len(part.objects) for part in own),
+                sum(part.size for part in own),
+                len(own),
+            )
+            for folder, own in parts.items()
+        ]
 
     def _assess(self) -> _Assessment:
         """List the raw hour, plan it, and compare the plan with the aggregated hour."""
@@ -251,6 +303,7 @@ class _Planner:
             marker_etag,
             survey.found.manifest_etag,
             changed_groups=survey.changed_groups(plan),
+            group_changes=survey.group_changes(plan),
         )
 
     def _refuse_empty(self, survey: Survey, listed: Sequence[ObjectInfo], left_out: LeftOut) -> None:

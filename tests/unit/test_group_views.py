@@ -1,0 +1,208 @@
+"""What commands, events and notes show of the groups of an hour."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from include.log_rollup.errors import NotFoundError
+from include.log_rollup.hour.group_summary import GroupChanges, group_name, largest_groups
+from include.log_rollup.hour.manifest import GroupTotals, Verified
+from include.log_rollup.queries.locate import locate, read_object
+from include.log_rollup.queries.status import HourStatus, read_hours
+from include.log_rollup.queries.verify import Verification, verify_hour
+from include.log_rollup.steps.plan_hour import preview_hour
+from tests.support.grouped_hour import HOME, HOUR, LAYOUTS, GroupedHour, three_groups
+
+GROUPS = 3
+
+
+@pytest.fixture(params=LAYOUTS)
+def hour(request: pytest.FixtureRequest) -> GroupedHour:
+    found = GroupedHour(request.param)
+    found.produce(three_groups())
+    found.run()
+    return found
+
+
+def verify(hour: GroupedHour) -> Verification:
+    """Verify the hour, and check that nothing was written."""
+    before = hour.store.snapshot()
+    found = verify_hour(hour.store, hour.stream, HOUR)
+    assert hour.store.snapshot() == before
+    return found
+
+
+# -- verify --------------------------------------------------------------------------------------------
+
+
+def edit(hour: GroupedHour, key: str, **values: Any) -> None:
+    hour.store.produce(key, json.dumps({**hour.json(key), **values}).encode())
+
+
+def swap_manifests(hour: GroupedHour) -> None:
+    hour.store.produce(
+        hour.folder("web") + "_manifest.jsonl.gz",
+        hour.store.body(hour.folder("sp ace") + "_manifest.jsonl.gz"),
+    )
+
+
+DAMAGE: dict[str, tuple[Callable[[GroupedHour], Any], str]] = {
+    "no marker": (
+        lambda hour: hour.store.delete("logs", [hour.folder("web") + "_SUCCESS"]),
+        "there is no s3://logs/",
+    ),
+    "no manifest": (
+        lambda hour: hour.store.delete("logs", [hour.folder("web") + "_manifest.jsonl.gz"]),
+        "there is no s3://logs/",
+    ),
+    "damaged marker": (
+        lambda hour: hour.store.produce(hour.folder("web") + "_SUCCESS", b"{"),
+        "_SUCCESS cannot be read",
+    ),
+    "damaged manifest": (
+        lambda hour: hour.store.produce(hour.folder("web") + "_manifest.jsonl.gz", b"\x1f\x8b"),
+        "_manifest.jsonl.gz cannot be read",
+    ),
+    "other totals": (
+        lambda hour: edit(hour, hour.folder("web") + "_SUCCESS", objects=4),
+        "objects 4 instead of 5",
+    ),
+    "other group": (
+        lambda hour: edit(hour, hour.folder("web") + "_SUCCESS", group={"service": "x"}),
+        "is of the group {'service': 'x'}",
+    ),
+    "other plan": (
+        lambda hour: edit(hour, hour.folder("web") + "_SUCCESS", plan_id="f00"),
+        "are of different plans: ",
+    ),
+    "other parts": (swap_manifests, "has other totals than the manifest of the hour"),
+    "no groups in the marker": (
+        lambda hour: edit(hour, f"{HOME}_SUCCESS", groups=[]),
+        "it is missing in _SUCCESS of the hour",
+    ),
+    "wrong type in the marker": (
+        lambda hour: edit(hour, f"{HOME}_SUCCESS", groups=7),
+        "it is missing in _SUCCESS of the hour",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_wrong_records_of_a_group_are_found_and_repaired(hour: GroupedHour, damage: str) -> None:
+    do, reason = DAMAGE[damage]
+    do(hour)
+    found = verify(hour)
+    assert found.groups == GROUPS
+    assert found.problems
+    assert all(problem.group for problem in found.problems)
+    assert any(reason in problem.reason for problem in found.problems)
+    assert found.remedy is not None
+    assert found.remedy.startswith("Delete _SUCCESS and _manifest.jsonl.gz of these groups")
+    files = [hour.folder("web") + name for name in ("_SUCCESS", "_manifest.jsonl.gz")]
+    hour.store.delete("logs", [*files, f"{HOME}_SUCCESS"])
+    hour.run()
+    hour.verify()
+    assert verify(hour).problems == []
+
+
+def test_rerun_writes_missing_records_of_groups_again(hour: GroupedHour) -> None:
+    hour.store.delete("logs", [hour.folder("web") + "_SUCCESS"])
+    hour.store.delete("logs", [hour.folder("a.b") + "_manifest.jsonl.gz"])
+    parts = {key: hour.store.stored(key) for key in hour.written() if "part-" in key}
+    assert not hour.run().unchanged
+    assert {key: hour.store.stored(key) for key in hour.written() if "part-" in key} == parts
+    hour.verify()
+
+
+def test_records_of_an_unknown_group_are_a_problem(hour: GroupedHour) -> None:
+    hour.store.produce(hour.folder("gone") + "_SUCCESS", b"{}")
+    (problem,) = verify(hour).problems
+    assert problem.reason.endswith("the hour has no such group")
+
+
+# -- status, plan, locate ------------------------------------------------------------------------------
+
+
+def test_status_has_the_totals_of_each_group(hour: GroupedHour) -> None:
+    (found,) = read_hours(hour.store, hour.stream, [HOUR])
+    assert found.marker is not None
+    assert {group["captures"]["service"]: group["objects"] for group in found.marker["groups"]} == {
+        "web": 5,
+        "a.b": 1,
+        "sp ace": 3,
+    }
+
+
+@pytest.mark.parametrize(
+    "groups", [7, "x", [7], [{}], [{"folder": "a/", "captures": {"service": 7}}], {"a": 1}]
+)
+def test_marker_with_wrong_groups_is_damaged(hour: GroupedHour, groups: Any) -> None:
+    edit(hour, f"{HOME}_SUCCESS", groups=groups)
+    (found,) = read_hours(hour.store, hour.stream, [HOUR])
+    assert found.state is HourStatus.DAMAGED
+    assert "groups" in found.problem
+    assert len(found.problem) < 1000
+
+
+def test_marker_of_five_thousand_groups_can_be_read(hour: GroupedHour) -> None:
+    (group, *_) = hour.json(f"{HOME}_SUCCESS")["groups"]
+    groups = [{**group, "folder": f"{number:0200d}/"} for number in range(5000)]
+    edit(hour, f"{HOME}_SUCCESS", groups=groups)
+    (found,) = read_hours(hour.store, hour.stream, [HOUR])
+    assert found.state is HourStatus.COMPLETE
+    assert found.marker is not None
+    assert len(found.marker["groups"]) == 5000
+
+
+def test_preview_has_the_number_and_the_largest_groups(hour: GroupedHour) -> None:
+    found = preview_hour(hour.store, hour.stream, HOUR)
+    assert found.unchanged
+    assert found.groups == GROUPS
+    assert [(one.captures["service"], one.objects) for one in found.largest_groups] == [
+        ("web", 5),
+        ("sp ace", 3),
+        ("a.b", 1),
+    ]
+
+
+def test_object_of_a_group_is_read_from_its_part(hour: GroupedHour) -> None:
+    found = locate(hour.store, hour.stream, hour.key("web", "4.log"))
+    assert found.complete
+    assert b"".join(read_object(hour.store, found)) == hour.raw["web"]["4.log"]
+    with pytest.raises(NotFoundError):
+        locate(hour.store, hour.stream, hour.key("other", "4.log"))
+
+
+def test_planning_says_which_groups_are_new_or_vanished(hour: GroupedHour) -> None:
+    hour.expire("web")
+    hour.produce({"new": {"0.log": b"new"}})
+    changes = hour.plan(drop_vanished=True).group_changes
+    assert changes == GroupChanges(1, 1, ("new",), ("web",))
+    assert str(changes) == "1 new (new), 1 vanished (web)"
+
+
+# -- summaries -----------------------------------------------------------------------------------------
+
+
+def totals(folder: str, size: int) -> GroupTotals:
+    return GroupTotals(folder, {"service": folder}, 1, size, 0, size, 1, Verified({}, {}))
+
+
+def test_largest_groups_come_first_and_ties_by_folder() -> None:
+    groups = [totals("c", 1), totals("b", 2), totals("a", 1), totals("d", 9)]
+    assert [group.folder for group in largest_groups(groups, 3)] == ["d", "b", "a"]
+
+
+@pytest.mark.parametrize(
+    ("captures", "name"),
+    [
+        ({"service": "web"}, "web"),
+        ({"account": "12", "region": "eu"}, "12/eu"),
+        ({"service": "a\nb\u202e"}, "a\ufffdb\ufffd"),
+        ({"service": "x" * 61}, "x" * 59 + "…"),
+    ],
+)
+def test_name_of_a_group_is_short_and_on_one_line(captures: dict[str, str], name: str) -> None:
+    assert group_name(captures) == name
