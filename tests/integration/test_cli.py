@@ -274,7 +274,9 @@ def test_plan_command_shows_the_plan_and_changes_nothing(command: RunCommand, rc
     assert rclone.listed("") == before
     assert (document["objects"], document["parts_copied"]) == (len(raw_objects()), 1)
     assert (document["unchanged"], document["parts_standing"]) == (False, 0)
-    assert document["left_out"] == {"hidden": 0, "placeholders": 0, "markers": 0}
+    assert document["left_out"] == dict.fromkeys(
+        ("hidden", "placeholders", "markers", "excluded", "unjoinable"), 0
+    )
     rclone.run()
     result = command("plan", "app", HOUR_ARGUMENT, "--dry-run")
     assert (result.code, "nothing would be done" in result.text) == (0, True)

@@ -82,7 +82,7 @@ class Survey:
         return folders <= self.found.group_manifests and folders <= self.found.group_markers.keys()
 
     def changed_groups(self, plan: Plan) -> frozenset[str]:
-        """The folders of the groups whose parts differ between the manifest and a plan, or whose manifest is missing.
+        """The folders of the groups without a manifest, or with other parts than in the hour's manifest.
 
         Without a manifest of the hour no group can have a completion marker.
         """

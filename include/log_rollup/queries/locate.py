@@ -54,9 +54,11 @@ def hour_of_key(stream: Stream, key: str) -> datetime:
     found = stream.raw.match(key)
     if found is not None and found.name:
         return found.hour
+    # A template may end within a step of the key.
+    rest = "web-01/0001.log" if stream.raw.text.endswith("/") else "-0001.log"
     raise ConfigurationError(
         f"{key!r} is not the key of a raw object of stream {stream.name!r}: those look like "
-        f"{stream.raw.fill(_EXAMPLE_HOUR, stream.raw.unknown_captures)}web-01/0001.log"
+        f"{stream.raw.fill(_EXAMPLE_HOUR, stream.raw.unknown_captures)}{rest}"
     )
 
 

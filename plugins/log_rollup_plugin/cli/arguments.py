@@ -37,6 +37,16 @@ def day(text: str) -> date:
         raise argparse.ArgumentTypeError(f"{text!r} is not a day; write it like 2026-11-23") from None
 
 
+def day_or_hour(text: str) -> date | datetime:
+    """Parse a UTC day, or an hour of it; see :func:`day` and :func:`hour`."""
+    try:
+        return day(text)
+    except argparse.ArgumentTypeError:
+        if not re.match(r"[0-9-]+[T/]", text, re.IGNORECASE):
+            raise
+    return hour(text)
+
+
 def hour(text: str) -> datetime:
     """Parse a UTC hour: ``2026-11-23T08:00:00Z``, ``2026-11-23T08`` or, as in the bucket, ``20261123/08``."""
     folder = _FOLDER.fullmatch(text)

@@ -367,9 +367,10 @@ class _Probe:
         return f"{self._stream.raw} at {meta.endpoint_url}, region {meta.region_name}"
 
     def smallest_raw(self) -> ObjectInfo | None:
-        """The smallest listed raw object that is neither empty nor too large."""
+        """The smallest listed object that is neither empty nor too large; if there are any, one of the stream."""
         rows = self._raw.objects if self._raw else ()
         fitting = [row for row in rows if 0 < row.size <= _LARGEST_READ]
+        fitting = [row for row in fitting if self._stream.raw.match(row.key)] or fitting
         return min(fitting, key=lambda row: row.size, default=None)
 
     def read_raw(self, row: ObjectInfo) -> str:

@@ -4,9 +4,11 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, time, timedelta
+from heapq import nsmallest
 from typing import Any
 
 from include.log_rollup.errors import ConfigurationError
+from include.log_rollup.hour.group_summary import group_name
 from include.log_rollup.hour.layout import format_hour
 from include.log_rollup.queries.status import HourStatus, HourSummary, read_hours
 from include.log_rollup.queries.verify import Verification, verify_hour
@@ -18,6 +20,12 @@ from log_rollup_plugin.cli.output import Answer, ProgressDisplay, table, tell
 from log_rollup_plugin.cli.store import open_store
 from log_rollup_plugin.runs import dag_id_of
 
+# Number of groups that `status --groups` lists of each hour of a day, and of one hour.
+_GROUPS_OF_DAY = 10
+_GROUPS_OF_HOUR = 100
+# Number of problems that `verify` prints.
+_MAX_PROBLEMS = 20
+_GROUP_HEADINGS = ("group", "objects", "bytes in", "bytes out", "parts", "folder")
 _HEADINGS = (
     "hour (UTC)", "state", "objects", "bytes in", "bytes out", "parts", "pack s", "peak sockets / cap", "verified",
 )  # fmt: skip
@@ -32,24 +40,59 @@ def status(options: argparse.Namespace, answer: Answer) -> bool:
     stream = find_stream(options.stream)
     now = datetime.now(UTC)
     day = options.day or now.date()
-    midnight = datetime.combine(day, time(), UTC)
-    hours = [hour for hour in (midnight + timedelta(hours=number) for number in range(24)) if hour <= now]
+    one = isinstance(day, datetime)
+    if isinstance(day, datetime):
+        hours, day = [day] if day <= now else [], day.date()
+    else:
+        midnight = datetime.combine(day, time(), UTC)
+        hours = [hour for hour in (midnight + timedelta(hours=number) for number in range(24)) if hour <= now]
     with open_store(stream) as store:
-        found = [_hour(stream, summary, now) for summary in read_hours(store, stream, hours)]
+        read = read_hours(store, stream, hours)
+    found = [_hour(stream, summary, now) for summary in read]
+    groups = {format_hour(summary.hour): (summary.marker or {}).get("groups", ()) for summary in read}
     damaged = [hour for hour in found if hour["state"] == HourStatus.DAMAGED]
     if options.json:
+        if options.groups:
+            found = [{**hour, "group_totals": list(groups[hour["hour"]])} for hour in found]
         answer.json({"stream": stream.name, "day": f"{day}", "hours": found})
         return not damaged
     shown = [hour for hour in found if hour["state"] != _BEFORE_START]
     if shown:
-        answer.lines(*table(_HEADINGS, [_cells(hour) for hour in shown], _LEFT))
+        with_groups = bool(stream.aggregated.captures)
+        headings = (*_HEADINGS, "groups") if with_groups else _HEADINGS
+        answer.lines(*table(headings, [_cells(hour, with_groups) for hour in shown], _LEFT))
     else:
         why = f"the stream starts at {format_hour(stream.start)}" if found else "that day has not begun yet"
         tell(f"nothing to show for {day}: {why}")
+    for hour in shown if options.groups else ():
+        most = _GROUPS_OF_HOUR if one else _GROUPS_OF_DAY
+        answer.lines(*_group_lines(hour["hour"], groups[hour["hour"]], most))
     for hour in found:
-        if hour["problem"]:
-            tell(f"{hour['hour']}: {hour['problem']}")
+        if hour["problem"] or hour["why_empty"]:
+            tell(f"{hour['hour']}: {hour['problem'] or hour['why_empty']}")
     return not damaged
+
+
+def _group_lines(hour: str, groups: Sequence[Mapping[str, Any]], most: int) -> list[str]:
+    """A table of the largest groups of an hour; no lines if it has none.
+
+    :param most: the most groups to list
+    """
+    if not groups:
+        return []
+    largest = nsmallest(most, groups, key=lambda group: (-group["bytes_in"], group["folder"]))
+    rows = [
+        [
+            group_name(group["captures"]),
+            *(_number(group[name]) for name in ("objects", "bytes_in", "bytes_out", "parts")),
+            group["folder"],
+        ]
+        for group in largest
+    ]
+    lines = ["", f"{hour}: {len(groups):,} groups", *table(_GROUP_HEADINGS, rows, (0, 5))]
+    if len(groups) > len(largest):
+        lines.append(f"and {len(groups) - len(largest):,} smaller ones; --json has all")
+    return lines
 
 
 def _hour(stream: Stream, summary: HourSummary, now: datetime) -> dict[str, Any]:
@@ -69,6 +112,8 @@ def _hour(stream: Stream, summary: HourSummary, now: datetime) -> dict[str, Any]
         "completed_at": marker.get("completed_at"),
         "foreign": marker.get("foreign"),
         "damaged": marker.get("damaged"),
+        "groups": None if marker.get("groups") is None else len(marker["groups"]),
+        "why_empty": marker.get("why_empty"),
         "problem": summary.problem or None,
     }
 
@@ -83,7 +128,7 @@ def _state(stream: Stream, summary: HourSummary, now: datetime) -> str:
     return summary.state.value
 
 
-def _cells(hour: Mapping[str, Any]) -> list[str]:
+def _cells(hour: Mapping[str, Any], with_groups: bool) -> list[str]:
     verified = hour["verified"] or {}
     seconds = hour["pack_seconds"]
     sockets = f"{hour['peak_sockets']} / {hour['max_connections']}"
@@ -96,6 +141,7 @@ def _cells(hour: Mapping[str, Any]) -> list[str]:
         "; ".join(f"{kind} {_counts(verified.get(kind, {}))}" for kind in ("parts", "objects"))
         if verified
         else "-",
+        *([_number(hour["groups"])] if with_groups else []),
     ]
 
 
@@ -140,8 +186,14 @@ def _verification(stream: Stream, hour: datetime, found: Verification) -> dict[s
             "late": len(found.changes.late),
         },
         "foreign": found.foreign,
+        "groups": found.groups,
         "problems": [
-            {"part": problem.part, "reason": problem.reason, "keys": list(problem.keys)}
+            {
+                "part": problem.part,
+                "reason": problem.reason,
+                "keys": list(problem.keys),
+                "group": problem.group,
+            }
             for problem in found.problems
         ],
         "remedy": found.remedy,
@@ -157,6 +209,8 @@ def _report(hour: datetime, found: Verification) -> Sequence[str]:
         f"parts proven: {_counts(found.proofs)}",
         f"raw objects: {found.raw_present:,} as they were packed{compared}",
     ]
+    if found.groups is not None:
+        lines.append(f"groups: {found.groups:,}")
     if expired:
         lines.append(f"{expired:,} raw objects have expired: their parts are proven by the manifest alone")
     if found.foreign:
@@ -165,8 +219,10 @@ def _report(hour: datetime, found: Verification) -> Sequence[str]:
         )
     lines += [
         f"FAILED: {problem.part}: {problem.reason}" if problem.part else f"FAILED: {problem.reason}"
-        for problem in found.problems
+        for problem in found.problems[:_MAX_PROBLEMS]
     ]
+    if len(found.problems) > _MAX_PROBLEMS:
+        lines.append(f"FAILED: {len(found.problems) - _MAX_PROBLEMS:,} more problems; --json has all")
     if found.remedy:
         lines.append(found.remedy)
     if not found.problems:
@@ -197,6 +253,12 @@ def plan(options: argparse.Namespace, answer: Answer) -> bool:
         f"parts: {found.parts:,}, of which {found.parts_copied:,} copied by S3; shards: {found.shards:,}",
         f"parts that exist as planned: {found.parts_standing:,}; parts to write: {to_write:,}",
     )
+    if found.groups is not None:
+        largest = ", ".join(
+            f"{group_name(group.captures)} ({group.objects:,} objects, {format_size(group.bytes_in)})"
+            for group in found.largest_groups
+        )
+        answer.lines(f"groups: {found.groups:,}" + (f"; the largest: {largest}" if largest else ""))
     if found.unchanged:
         answer.lines("The hour is complete with this plan: nothing would be done.")
     return True

@@ -98,8 +98,13 @@ def _parser() -> argparse.ArgumentParser:
 
     status = add(hours.status)
     status.add_argument(
-        "day", metavar="DAY", nargs="?", type=arguments.day, help="like 2026-11-23 (default: today)"
+        "day",
+        metavar="DAY",
+        nargs="?",
+        type=arguments.day_or_hour,
+        help="like 2026-11-23, or an hour like 2026-11-23T08 (default: today)",
     )
+    status.add_argument("--groups", action="store_true", help="list the groups of each hour, largest first")
     verify = add(hours.verify)
     verify.add_argument("hour", metavar="HOUR", type=arguments.hour, help="like 2026-11-23T08")
     verify.add_argument(
