@@ -57,7 +57,9 @@ def _missing_connections(streams: list[Stream]) -> list[str]:
     from airflow.models.connection import Connection
 
     missing = []
-    for name in sorted({stream.aws_conn_id for stream in streams if stream.aws_conn_id}):
+    names = {name for one in streams for name in (one.aws_conn_id, one.connection_of_aggregated)}
+    names = {name for one in streams for name in (one.aws_conn_id, one.connection_of_aggregated)}
+    for name in sorted(names - {""}):
         try:
             Connection.get_connection_from_secrets(name)
         except AirflowNotFoundException:

@@ -1,7 +1,7 @@
 """The S3 client of a simulated task, for all requests but those of transfers."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -41,7 +41,8 @@ class Client:
     Each request waits for the scheduler, which lets other tasks go first.
     """
 
-    port = 1
+    ports: Collection[int] = (1,)
+    copies_raw = True
 
     def __init__(
         self, server: Server, scheduler: Scheduler, task: Task, connections: int, control: int
@@ -185,7 +186,7 @@ class Client:
 
         return self._read("LIST UPLOADS", prefix.key, effect, lambda found: f"{len(found)} uploads")
 
-    def begin_upload(self, target: Location, headers: Mapping[str, str]) -> str:
+    def begin_upload(self, target: Location, headers: Mapping[str, str], *, with_crc: bool = False) -> str:
         """See the protocol."""
 
         def effect() -> str:
@@ -195,7 +196,9 @@ class Client:
 
         return self._write("START UPLOAD", target.key, effect)
 
-    def finish_upload(self, target: Location, upload_id: str, etags: Sequence[str]) -> None:
+    def finish_upload(
+        self, target: Location, upload_id: str, etags: Sequence[str], crc64nvme: int | None = None
+    ) -> None:
         """See the protocol."""
 
         def effect() -> None:

@@ -168,6 +168,51 @@ class SimulatedTransfer:
 
         return self._start("PUT", target.key, PUT_FATES, effect, _unchanged, done)
 
+    def get_range(
+        self,
+        source: Location,
+        etag: str,
+        first: int,
+        into: memoryview,
+        done: Callable[[Downloaded | Exception], None],
+    ) -> PendingRequest:
+        """See the protocol."""
+
+        def effect(fate: Fate) -> tuple[bytes, Downloaded]:
+            found = self._server.get_matching(source, etag)
+            body = found.body[first : first + len(into)]
+            if fate is Fate.CUT_SHORT:
+                body = body[:-1]
+            return body, Downloaded(len(body), found.etag, None, found.etag_is_md5)
+
+        def deliver(answer: tuple[bytes, Downloaded]) -> Downloaded:
+            body, result = answer
+            into[: len(body)] = body
+            return result
+
+        return self._start("GET", source.key, GET_FATES, effect, deliver, done)
+
+    def put_range(
+        self,
+        target: Location,
+        upload_id: str,
+        number: int,
+        body: memoryview,
+        crc64nvme: int,
+        done: Callable[[Uploaded | Exception], None],
+    ) -> PendingRequest:
+        """See the protocol."""
+        sent = bytes(body)
+
+        def effect(_: Fate) -> Uploaded:
+            upload = self._server.uploads.get(upload_id)
+            if upload is None:
+                raise NotFoundError(f"{target}: S3 answered 404 NoSuchUpload")
+            upload.parts[number] = sent
+            return Uploaded(f"part-{number}", None)
+
+        return self._start("PUT", target.key, PUT_FATES, effect, _unchanged, done)
+
     def copy(
         self,
         source: Location,

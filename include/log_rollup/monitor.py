@@ -5,7 +5,7 @@ import os
 import resource
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,13 +30,13 @@ def open_files() -> int:
     return psutil.Process().num_fds()
 
 
-def sockets_to(port: int) -> int:
-    """How many TCP connections to a port this process has.
+def sockets_to(ports: Collection[int]) -> int:
+    """How many TCP connections to one of these ports this process has.
 
     The system's table of connections, which psutil reads, covers the whole machine and includes connections that
     were closed a minute ago, so this asks each socket of the process instead.
     """
-    return sum(1 for file in Path("/dev/fd").iterdir() if _peer_port(int(file.name)) == port)
+    return sum(1 for file in Path("/dev/fd").iterdir() if _peer_port(int(file.name)) in ports)
 
 
 def _peer_port(file: int) -> int | None:
@@ -88,16 +88,16 @@ class Monitor:
     """Samples this process on a thread, and logs a line every :data:`LOG_SECONDS`; a context manager.
 
     :param log: receives the lines
-    :param port: TCP connections to this port count as sockets to S3
+    :param ports: TCP connections to these ports count as sockets to S3
     :param max_connections: the cap, shown next to the number of sockets
     :param progress: returns the beginning of each line
     """
 
     def __init__(
-        self, log: logging.Logger, port: int, max_connections: int, progress: Callable[[], str]
+        self, log: logging.Logger, ports: Collection[int], max_connections: int, progress: Callable[[], str]
     ) -> None:
         self._log = log
-        self._port = port
+        self._ports = ports
         self._cap = max_connections
         self._progress = progress
         self._process = psutil.Process()
@@ -127,7 +127,7 @@ class Monitor:
                 self._log.info("%s | %s", self._progress(), self._line(now))
 
     def _sample(self) -> Peaks:
-        now = Peaks(sockets_to(self._port), self._process.num_fds(), self._process.memory_info().rss)
+        now = Peaks(sockets_to(self._ports), self._process.num_fds(), self._process.memory_info().rss)
         peak = self.peaks
         self.peaks = Peaks(
             max(peak.sockets, now.sockets),

@@ -229,7 +229,10 @@ class Stream(BaseModel):
     start: Annotated[datetime, AfterValidator(_whole_hour)]
     """First hour of the schedule, with its offset from UTC. A backfill may start earlier."""
     aws_conn_id: str = "aws_default"
-    """Airflow connection to S3, for both prefixes."""
+    """Airflow connection to S3. Without `target_conn_id`, it is used for both prefixes."""
+    target_conn_id: Annotated[str, Field(min_length=1)] | None = None
+    """Airflow connection for all that is below `aggregated`, if it is in another account, region or at another
+    endpoint. Objects larger than a part then pass through the worker instead of being copied by S3."""
     # At least 5 MiB, the minimum of a part of an S3 multipart upload. At most 1 GiB, because a task holds parts in
     # memory.
     part_size: Annotated[Size, _between(5 * MIB, GIB)] = 32 * MIB
@@ -339,6 +342,16 @@ class Stream(BaseModel):
         return InputRules(
             self.ready_object, self.include, self.exclude, self.unjoinable, self.raw.text.endswith("/")
         )
+
+    @property
+    def connection_of_aggregated(self) -> str:
+        """The Airflow connection for parts and records."""
+        return self.target_conn_id or self.aws_conn_id
+
+    @property
+    def has_two_connections(self) -> bool:
+        """Whether raw objects and parts have different Airflow connections."""
+        return self.connection_of_aggregated != self.aws_conn_id
 
     @property
     def write_options(self) -> WriteOptions:

@@ -20,7 +20,7 @@ from include.log_rollup.units import format_size
 from log_rollup_plugin import metrics
 from log_rollup_plugin.links import HourLink, ManifestLink, MarkerLink
 from log_rollup_plugin.runs import hour_of
-from log_rollup_plugin.s3.hook import PooledS3Hook
+from log_rollup_plugin.s3.stream_store import StreamStore, store_for
 from log_rollup_plugin.urls import hour_page, object_page
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class PackShardOperator(BaseOperator):
         cap, ref = self.stream.max_connections, ShardRef(**self.shard)
         self.hour_page = hour_page(self.stream.name, parse_hour(ref.hour))
         tried = partial(metrics.shard_packed, self.stream.name)
-        with PooledS3Hook.for_stream(self.stream, cap, limits.PACKING_CONTROL_CONNECTIONS) as hook:
+        with store_for(self.stream, cap, limits.PACKING_CONTROL_CONNECTIONS) as hook:
             return asdict(pack_shard.pack_shard(hook, self.stream, ref, tried))
 
 
@@ -191,9 +191,9 @@ class FindLateHoursOperator(BaseOperator):
         ]
 
 
-def _control_hook(stream: Stream) -> PooledS3Hook:
-    """The hook of a task that moves no bodies of raw objects or parts."""
-    return PooledS3Hook.for_stream(stream, limits.CONTROL_CONNECTIONS, limits.CONTROL_CONNECTIONS)
+def _control_hook(stream: Stream) -> StreamStore:
+    """The store of a task that moves no bodies of raw objects or parts."""
+    return store_for(stream, limits.CONTROL_CONNECTIONS, limits.CONTROL_CONNECTIONS)
 
 
 def _counts(changes: Changes) -> dict[str, int]:

@@ -8,7 +8,7 @@ from include.log_rollup.hour.layout import format_hour
 from include.log_rollup.storage.protocol import Location
 
 if TYPE_CHECKING:
-    from log_rollup_plugin.s3.hook import PooledS3Hook
+    from log_rollup_plugin.s3.stream_store import StreamStore
 
 HOURS_URL_PREFIX = "/log-rollup/hours"
 """Where the api-server serves the page Hours."""
@@ -27,9 +27,9 @@ def run_page(dag_id: str, run_id: str) -> str:
     return f"{_base_url()}/dags/{quote(dag_id)}/runs/{quote(run_id)}"
 
 
-def object_page(hook: "PooledS3Hook", target: Location) -> str:
+def object_page(store: "StreamStore", target: Location) -> str:
     """The URL of an object in the AWS console; for another S3 server its own URL, path-style."""
-    meta = hook.client.meta
+    meta = store.meta(target)
     return console_page(meta, target) or f"{meta.endpoint_url}/{target.bucket}/{quote(target.key)}"
 
 

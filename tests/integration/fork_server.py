@@ -114,18 +114,17 @@ class ForkServer:
         self,
         settings: Mapping[str, Any],
         planned: Planned | None,
-        port: int,
-        *,
+        *ports: int,
         open_files: int | None = None,
     ) -> tuple[int, list[str], Watch]:
         """Run a process to its end and watch it.
 
-        :param port: remote port of the connections to count
+        :param ports: remote ports of the connections to count
         :returns: exit status, results and the watch
         """
         process = self.start(settings, planned, open_files=open_files)
         try:
-            with Watch(process.pid, [port], interval_seconds=0.01) as watch:
+            with Watch(process.pid, ports, interval_seconds=0.01) as watch:
                 code = process.wait()
         finally:
             process.kill()

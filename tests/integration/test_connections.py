@@ -17,7 +17,7 @@ from include.log_rollup.errors import AccessError, ConfigurationError
 from include.log_rollup.storage.protocol import Downloaded, Location, Uploaded
 from log_rollup_plugin.s3.connector import BucketEndpoint
 from log_rollup_plugin.s3.hook import PooledS3Hook
-from log_rollup_plugin.s3.transfer import SocketTransfer, TransferSettings
+from log_rollup_plugin.s3.transfer import SocketTransfer, TransferSettings, TransferSide
 from tests.integration.conftest import PipelineFactory
 from tests.integration.fork_server import ForkServer
 from tests.support.faults import Delay, Rule, on
@@ -183,10 +183,11 @@ def test_two_hosts_share_one_cap(
         name: BucketEndpoint(proxy.endpoint_url, f"/{name}/", rclone_server.region)
         for name, proxy in proxies.items()
     }
-    transfer = SocketTransfer(
-        endpoints, 4, Credentials(rclone_server.access_key, rclone_server.secret_key),
+    side = TransferSide(
+        endpoints, Credentials(rclone_server.access_key, rclone_server.secret_key),
         TransferSettings(False, "", timedelta(seconds=5), timedelta(seconds=5), {}),
     )  # fmt: skip
+    transfer = SocketTransfer(side, 4)
     listing = rclone_server.client().list_objects_v2(Bucket=bucket, Prefix="raw/")["Contents"]
     buffers = {row["Key"]: memoryview(bytearray(row["Size"])) for row in listing}
     results: list[Downloaded | Uploaded | Exception] = []

@@ -36,7 +36,7 @@ from include.log_rollup.storage.protocol import Downloaded, Location, Uploaded
 from include.log_rollup.units import MIB
 from log_rollup_plugin.s3.connection import SEND_BYTES
 from log_rollup_plugin.s3.connector import BucketEndpoint
-from log_rollup_plugin.s3.transfer import SocketTransfer, TransferSettings
+from log_rollup_plugin.s3.transfer import SocketTransfer, TransferSettings, TransferSide
 from tests.support.fixtures import BucketFactory, ProxyFactory
 from tests.support.hour_on_server import Pipeline, stream_on
 from tests.support.raw_hours import RAW, make_hour
@@ -202,7 +202,7 @@ def transfer_to(
     ca = server.tls.ca if server.tls else None
     credentials = Credentials("key", "secret")
     with closing(
-        SocketTransfer({"b": endpoint}, connections, credentials, settings(ca, seconds))
+        SocketTransfer(TransferSide({"b": endpoint}, credentials, settings(ca, seconds)), connections)
     ) as transfer:
         yield transfer
 
@@ -444,7 +444,7 @@ def test_host_that_cannot_be_reached_is_transient() -> None:
     for origin in (f"http://127.0.0.1:{port}", "http://no-such-host.invalid:1"):
         endpoint = BucketEndpoint(origin, "/b/", "us-east-1")
         with closing(
-            SocketTransfer({"b": endpoint}, 2, Credentials("key", "secret"), settings())
+            SocketTransfer(TransferSide({"b": endpoint}, Credentials("key", "secret"), settings()), 2)
         ) as transfer:
             failed = fetch(transfer, bytearray(10))
             assert type(failed) is TransientError
@@ -453,7 +453,9 @@ def test_host_that_cannot_be_reached_is_transient() -> None:
 def refused_certificate(server: ScriptedServer, chosen: TransferSettings) -> Exception:
     """The error for a server whose certificate is not accepted."""
     endpoint = BucketEndpoint(server.origin, "/b/", "us-east-1")
-    with closing(SocketTransfer({"b": endpoint}, 1, Credentials("key", "secret"), chosen)) as transfer:
+    with closing(
+        SocketTransfer(TransferSide({"b": endpoint}, Credentials("key", "secret"), chosen), 1)
+    ) as transfer:
         failed = fetch(transfer, bytearray(10))
     assert isinstance(failed, ConfigurationError)
     assert server.heads == []
@@ -476,13 +478,13 @@ def test_certificates_are_checked_against_the_ca_and_the_name(tls_files: TlsFile
         if text:
             broken.write_text(text)
         with pytest.raises(ConfigurationError, match=r"ca\.pem cannot be used"):
-            SocketTransfer({"b": endpoint}, 1, Credentials("key", "secret"), settings(broken))
+            SocketTransfer(TransferSide({"b": endpoint}, Credentials("key", "secret"), settings(broken)), 1)
 
 
 def test_proxy_of_unknown_kind_is_refused_without_password() -> None:
     endpoint = BucketEndpoint("https://s3.invalid", "/b/", "us-east-1", "socks5://me:secret@proxy.invalid")
     with pytest.raises(ConfigurationError, match=r"socks5://proxy\.invalid cannot be used") as refused:
-        SocketTransfer({"b": endpoint}, 1, Credentials("key", "secret"), settings())
+        SocketTransfer(TransferSide({"b": endpoint}, Credentials("key", "secret"), settings()), 1)
     assert "secret" not in str(refused.value)
 
 

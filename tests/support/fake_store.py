@@ -9,7 +9,7 @@ come between any two of them, and one may be refused while the others are delete
 import hashlib
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -160,11 +160,13 @@ class FakeStore:
         self.control_connections = control_connections
         self._requests: Counter[str] = Counter()
         self.requests: Mapping[str, int] = self._requests
-        self.port = 1
+        self.ports: Collection[int] = (1,)
+        self.copies_raw = True
         self.now = datetime(2026, 11, 23, 12, tzinfo=UTC)
         self.log: list[Operation] = []
         self.transfers: list[FakeTransfer] = []
         self.uploads: dict[str, tuple[str, dict[int, bytes]]] = {}
+        self._upload_headers: dict[str, Mapping[str, str]] = {}
         self.lists_all_uploads = False
         self.watcher: Callable[[Operation], None] | None = None
         self.threads = threads
@@ -207,6 +209,7 @@ class FakeStore:
         other._lock = self._lock
         other._serial = self._serial
         other.uploads = self.uploads
+        other._upload_headers = self._upload_headers
         other.watcher = self.watcher
         return other
 
@@ -458,20 +461,27 @@ class FakeStore:
                 if self.lists_all_uploads or key.startswith(prefix.key)
             ]
 
-    def begin_upload(self, target: Location, headers: Mapping[str, str]) -> str:
-        self.begin("BEGIN", target)
+    def begin_upload(self, target: Location, headers: Mapping[str, str], *, with_crc: bool = False) -> str:
+        self.begin("BEGIN", target, "with CRC" if with_crc else "")
         with self._lock:
             upload_id = f"upload-{next(self._serial)}"
             self.uploads[upload_id] = (target.key, {})
+            self._upload_headers[upload_id] = headers
         return upload_id
 
-    def finish_upload(self, target: Location, upload_id: str, etags: Sequence[str]) -> None:
+    def finish_upload(
+        self, target: Location, upload_id: str, etags: Sequence[str], crc64nvme: int | None = None
+    ) -> None:
         effect = self.begin("FINISH", target)
         with self._lock:
             key, ranges = self.uploads.pop(upload_id)
             assert key == target.key
             assert [f"range-{number}" for number in sorted(ranges)] == list(etags)
-            self.keep("COPY", target, b"".join(ranges[number] for number in sorted(ranges)))
+            body = b"".join(ranges[number] for number in sorted(ranges))
+            if crc64nvme is not None and self.refuses(body, crc64nvme):
+                raise TransientError(f"FINISH UPLOAD {target}: S3 answered 400 BadDigest")
+            headers = self._upload_headers[upload_id]
+            self.keep("COPY", target, body, crc64nvme, headers=headers)
         _lose_answer(effect, target)
 
     def abort_upload(self, target: Location, upload_id: str) -> None:
@@ -667,6 +677,57 @@ class FakeTransfer:
     ) -> "FakeRequest":
         sent = bytes(body)
         return self._run(lambda: self._put(target, sent, crc64nvme, headers), lambda answer: answer, done)
+
+    def get_range(
+        self,
+        source: Location,
+        etag: str,
+        first: int,
+        into: memoryview,
+        done: Callable[[Downloaded | Exception], None],
+    ) -> "FakeRequest":
+        def work() -> tuple[bytes, Downloaded] | None:
+            effect = self._store.begin("GETRANGE", source, f"{first}+{len(into)}")
+            if effect is Effect.STALLED:
+                return None
+            _lose_answer(effect, source)
+            found = self._store.matching(source, etag)
+            body = found.body[first : first + len(into)]
+            body = _flipped(body) if effect is Effect.WRONG_BYTES else body
+            body = body[:-1] if effect is Effect.TRUNCATED else body
+            stated = "0" * 32 if effect is Effect.WRONG_ETAG else found.etag
+            return body, Downloaded(len(body), stated, None, found.etag_is_md5)
+
+        def arrived(answer: tuple[bytes, Downloaded]) -> Downloaded:
+            body, result = answer
+            into[: len(body)] = body
+            return result
+
+        return self._run(work, arrived, done)
+
+    def put_range(
+        self,
+        target: Location,
+        upload_id: str,
+        number: int,
+        body: memoryview,
+        crc64nvme: int,
+        done: Callable[[Uploaded | Exception], None],
+    ) -> "FakeRequest":
+        sent = bytes(body)
+
+        def work() -> Uploaded | None:
+            effect = self._store.begin("PUTRANGE", target, str(number))
+            if effect is Effect.STALLED:
+                return None
+            arrived = _flipped(sent) if effect is Effect.WRONG_BYTES else sent
+            if self._store.refuses(arrived, crc64nvme):
+                raise TransientError(f"PUT {target}: S3 answered 400 BadDigest")
+            self._store.uploads[upload_id][1][number] = arrived
+            _lose_answer(effect, target)
+            return Uploaded(f"range-{number}", None)
+
+        return self._run(work, lambda answer: answer, done)
 
     def copy(
         self,

@@ -18,7 +18,7 @@ from include.log_rollup.steps.pack_shard import pack_shard
 from include.log_rollup.steps.plan_hour import Planned, plan_hour
 from include.log_rollup.steps.validate_hour import validate_hour
 from include.log_rollup.streams import Stream
-from log_rollup_plugin.s3.hook import PooledS3Hook
+from log_rollup_plugin.s3.stream_store import StreamStore, store_for
 from tests.support.raw_hours import AGGREGATED, HOUR, RAW
 from tests.support.verify import VerifiedHour, assert_not_complete, verify_hour
 
@@ -43,9 +43,7 @@ class Pipeline:
 
     def pack(self, ref: ShardRef) -> Measured:
         """Run one pack_shard."""
-        hook = PooledS3Hook.for_stream(
-            self.stream, self.stream.max_connections, limits.PACKING_CONTROL_CONNECTIONS
-        )
+        hook = store_for(self.stream, self.stream.max_connections, limits.PACKING_CONTROL_CONNECTIONS)
         return pack_shard(hook, self.stream, ref)
 
     def pack_all(self, planned: Planned) -> list[Measured]:
@@ -135,8 +133,8 @@ class Pipeline:
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
         return [item["Key"] for page in pages for item in page.get("Contents", ())]
 
-    def _control(self) -> PooledS3Hook:
-        return PooledS3Hook.for_stream(self.stream, limits.CONTROL_CONNECTIONS, limits.CONTROL_CONNECTIONS)
+    def _control(self) -> StreamStore:
+        return store_for(self.stream, limits.CONTROL_CONNECTIONS, limits.CONTROL_CONNECTIONS)
 
 
 def settings_on(bucket: str, **settings: Any) -> dict[str, Any]:

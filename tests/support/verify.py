@@ -104,6 +104,7 @@ def verify_hour(
     ready_object: str | None = None,
     expected: Mapping[str, bytes] | None = None,
     aggregated_bucket: str | None = None,
+    aggregated_client: S3Client | None = None,
 ) -> VerifiedHour:
     """Assert that an aggregated hour is complete, and holds the raw objects of the hour and nothing else.
 
@@ -115,9 +116,11 @@ def verify_hour(
     :param ready_object: name of the ready object below the raw prefix; it is not packed
     :param expected: the objects of the raw hour by key, with hidden objects and placeholders
     :param aggregated_bucket: the bucket of the aggregated hour, if it is another one
+    :param aggregated_client: a client of its server, if that is another one
     :raises AssertionError: with the key, part and offset of each problem (20 at most)
     """
     target = aggregated_bucket or bucket
+    writer = aggregated_client or client
     findings = _Findings()
     listed = list(_list(client, bucket, raw_prefix))
     raw, hidden, placeholders = _select(listed, raw_prefix, ready_object)
@@ -133,7 +136,7 @@ def verify_hour(
             _check_expected(contents, expected, raw_prefix, ready_object, findings)
         found = {
             item.key.removeprefix(aggregated_prefix): item
-            for item in _list(client, target, aggregated_prefix)
+            for item in _list(writer, target, aggregated_prefix)
         }
         parts = _check_names(found, findings)
         segments: list[_Segment] = []
@@ -147,22 +150,22 @@ def verify_hour(
                 contents,
                 part_size,
                 ensure_newline and not encoding,
-                _Peek(client, target, contents),
+                _Peek(writer, target, contents),
                 findings,
             )
         by_part: dict[str, list[_Segment]] = {name: [] for name in parts}
         for segment in segments:
             by_part[segment.part].append(segment)
         for _ in pool.map(
-            lambda name: _compare_part(client, target, found[name], by_part[name], contents, findings), parts
+            lambda name: _compare_part(writer, target, found[name], by_part[name], contents, findings), parts
         ):
             pass
-    header, entries = _read_manifest(client, target, aggregated_prefix, found, findings)
+    header, entries = _read_manifest(writer, target, aggregated_prefix, found, findings)
     if header:
         _check_manifest(
             entries, segments, raw, contents, {name: found[name].size for name in parts}, findings
         )
-    marker = _read_marker(client, target, aggregated_prefix, found, findings)
+    marker = _read_marker(writer, target, aggregated_prefix, found, findings)
     facts = VerifiedHour(
         objects=len(raw),
         bytes_in=sum(item.size for item in raw),

@@ -28,7 +28,8 @@ RAW_KEY = "raw/app/20261123/08/a.log"
 class Store(FakeStore):
     """A store in memory that has an endpoint and a region."""
 
-    client = SimpleNamespace(meta=SimpleNamespace(endpoint_url="http://s3", region_name="us-east-1"))
+    def meta(self, _: Location) -> SimpleNamespace:
+        return SimpleNamespace(endpoint_url="http://s3", region_name="us-east-1")
 
 
 Examine = Callable[[FakeStore], dict[str, Check]]

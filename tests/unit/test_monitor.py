@@ -111,7 +111,7 @@ def test_unlimited_open_files_are_accepted(monkeypatch: pytest.MonkeyPatch) -> N
 def test_log_lines_have_progress_counts_and_limits(lines: LineCollector, listener: socket.socket) -> None:
     with (
         closing(socket.create_connection(listener.getsockname())),
-        Monitor(log, port_of(listener), 25, lambda: "parts 3/9"),
+        Monitor(log, {port_of(listener)}, 25, lambda: "parts 3/9"),
     ):
         assert lines.enough.wait(30)
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -120,7 +120,7 @@ def test_log_lines_have_progress_counts_and_limits(lines: LineCollector, listene
 
 
 def test_only_sockets_to_the_port_count_for_the_peak(lines: LineCollector, listener: socket.socket) -> None:
-    with ExitStack() as stack, Monitor(log, port_of(listener), 25, str) as running_monitor:
+    with ExitStack() as stack, Monitor(log, {port_of(listener)}, 25, str) as running_monitor:
         other = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         stack.enter_context(socket.create_connection(other.getsockname()))
         with ExitStack() as connections:
@@ -134,7 +134,7 @@ def test_only_sockets_to_the_port_count_for_the_peak(lines: LineCollector, liste
 
 def test_peak_of_open_files_is_kept(lines: LineCollector) -> None:
     before = open_files()
-    with Monitor(log, 1, 25, str) as running_monitor:
+    with Monitor(log, {1}, 25, str) as running_monitor:
         opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(50)]
         try:
             lines.lines.clear()
@@ -152,7 +152,7 @@ def test_peak_of_open_files_is_kept(lines: LineCollector) -> None:
 def test_work_shorter_than_a_sample_is_measured(listener: socket.socket) -> None:
     with (
         closing(socket.create_connection(listener.getsockname())),
-        Monitor(log, port_of(listener), 25, str) as running_monitor,
+        Monitor(log, {port_of(listener)}, 25, str) as running_monitor,
     ):
         pass
     assert running_monitor.peaks.sockets == 1
@@ -161,7 +161,7 @@ def test_work_shorter_than_a_sample_is_measured(listener: socket.socket) -> None
 
 def test_monitor_stops_when_the_work_fails(lines: LineCollector) -> None:
     def fail_work() -> None:
-        with Monitor(log, 1, 25, str):
+        with Monitor(log, {1}, 25, str):
             assert lines.enough.wait(30)
             raise RuntimeError("broke off")
 

@@ -24,8 +24,9 @@ from include.log_rollup.hour.records import PackedPart
 from include.log_rollup.hour.selection import InputRules, select
 from include.log_rollup.steps.packer import OwnershipCheck, PackSettings, ShardPacker
 from include.log_rollup.steps.part_buffers import WrittenPart
-from include.log_rollup.storage.protocol import Location, ObjectInfo
-from tests.support.fake_store import Effect, FakeStore, FakeTransfer
+from include.log_rollup.storage.protocol import Downloaded, Location, ObjectInfo
+from include.log_rollup.storage.two_stores import TwoStores
+from tests.support.fake_store import Effect, FakeRequest, FakeStore, FakeTransfer
 from tests.support.hour_in_memory import expected as expected_of
 from tests.support.hour_in_memory import joined_parts, make_stream, numbered, parts, produce
 from tests.support.raw_hours import AGGREGATED, RAW, name_of
@@ -68,7 +69,7 @@ class Packing:
             store,
             self.transfer,
             Location("logs", AGGREGATED),
-            "logs",
+            Location("logs", RAW, is_raw=True),
             settings or PackSettings(options),
             OwnershipCheck(CLAIM, is_current, recheck),
             self._note,
@@ -746,7 +747,7 @@ def test_failing_report_ends_the_packing() -> None:
         store,
         packing.transfer,
         Location("logs", AGGREGATED),
-        "logs",
+        Location("logs", RAW, is_raw=True),
         PackSettings(),
         OwnershipCheck(CLAIM, lambda _: False, lambda: True),
         fail,
@@ -762,3 +763,184 @@ def test_progress_names_parts_bytes_and_retries() -> None:
     packing.run()
     assert packing.packer.progress().startswith("parts 3/3 | 60 B written | ")
     assert "retries 1" in packing.packer.progress()
+
+
+# -- two stores ----------------------------------------------------------------------------------------
+
+
+class PassingTransfer(FakeTransfer):
+    """Reads raw objects from one store, and everything else from and to another."""
+
+    def __init__(self, source: FakeStore, target: FakeStore, connections: int) -> None:
+        super().__init__(target, connections)
+        self._from = FakeTransfer(source, connections)
+        self._from.answers = self.answers
+
+    def get(
+        self,
+        source: Location,
+        etag: str | None,
+        into: memoryview,
+        done: Callable[[Downloaded | Exception], None],
+    ) -> FakeRequest:
+        if source.is_raw:
+            return self._from.get(source, etag, into, done)
+        return super().get(source, etag, into, done)
+
+    def get_range(
+        self,
+        source: Location,
+        etag: str,
+        first: int,
+        into: memoryview,
+        done: Callable[[Downloaded | Exception], None],
+    ) -> FakeRequest:
+        return self._from.get_range(source, etag, first, into, done)
+
+
+class Passing(Packing):
+    """A packer between two stores that have buckets of the same name."""
+
+    def __init__(
+        self,
+        source: FakeStore,
+        target: FakeStore,
+        hour: Mapping[str, bytes],
+        recheck: Callable[[], bool] = lambda: True,
+        range_bytes: int = 20,
+    ) -> None:
+        super().__init__(source, hour)
+        self.transfer = PassingTransfer(source, target, 4)
+        self.packer = ShardPacker(
+            TwoStores(source, target, lambda *_: self.transfer, 8),
+            self.transfer,
+            Location("logs", AGGREGATED),
+            Location("logs", RAW, is_raw=True),
+            PackSettings(WriteOptions(tags=(("x", "y"),)), range_bytes=range_bytes),
+            OwnershipCheck(CLAIM, lambda _: False, recheck),
+            self._note,
+        )
+
+
+LARGE: Mapping[str, bytes] = {"a": bytes(range(61)), "b": b"b" * 10, "c": bytes(range(200, 240))}
+
+
+@pytest.mark.parametrize("states_crc", [True, False])
+def test_large_objects_pass_between_two_stores(states_crc: bool) -> None:
+    source, target = FakeStore(keeps_crc=states_crc), FakeStore()
+    packing = Passing(source, target, LARGE)
+    packing.run()
+    assert list(numbered_parts(target).values()) == [LARGE["a"], LARGE["b"], LARGE["c"]]
+    assert parts(source) == {}
+    assert target.uploads == {}
+    assert source.writes() == []
+    spans = [operation.detail for operation in source.log if operation.kind == "GETRANGE"]
+    assert sorted(spans) == ["0+20", "0+20", "20+20", "20+20", "40+20", "60+1"]
+    (passed,) = (part for part in packing.written if part.size == 61)
+    assert passed.crc64nvme == crc.crc64(LARGE["a"])
+    assert [item.checked for item in passed.objects] == ["crc64nvme" if states_crc else "length"]
+    assert target.stored(AGGREGATED + passed.name).headers == {"x-amz-tagging": "x=y"}
+
+
+@pytest.mark.parametrize("kind", ["GETRANGE", "PUTRANGE"])
+@pytest.mark.parametrize("effect", [TransientError("broke"), Effect.LOST_ANSWER, Effect.TRUNCATED])
+def test_range_that_fails_is_sent_again(kind: str, effect: Effect | Exception) -> None:
+    source, target = FakeStore(), FakeStore()
+    (source if kind == "GETRANGE" else target).on(kind, "", effect, times=3)
+    Passing(source, target, LARGE).run()
+    assert list(numbered_parts(target).values()) == [LARGE["a"], LARGE["b"], LARGE["c"]]
+
+
+def test_damaged_upload_of_a_range_is_refused_and_sent_again() -> None:
+    source, target = FakeStore(), FakeStore()
+    target.on("PUTRANGE", "", Effect.WRONG_BYTES, times=2)
+    packing = Passing(source, target, LARGE)
+    packing.run()
+    assert packing.packer.retries == 2
+    assert list(numbered_parts(target).values()) == [LARGE["a"], LARGE["b"], LARGE["c"]]
+
+
+def test_damaged_download_of_a_range_completes_no_upload() -> None:
+    source, target = FakeStore(), FakeStore()
+    source.on("GETRANGE", "a", Effect.WRONG_BYTES)
+    with pytest.raises(TransientError, match="the received bytes have crc64nvme"):
+        Passing(source, target, {"a": LARGE["a"]}).run()
+    assert parts(target) == {}
+    assert [operation.kind for operation in target.log if operation.kind == "FINISH"] == []
+
+
+def test_object_that_changed_while_it_passed_completes_no_upload() -> None:
+    source, target = FakeStore(), FakeStore()
+
+    def change() -> None:
+        source.produce(RAW + "a", b"changed" * 10)
+
+    target.on("PUTRANGE", "", change)
+    with pytest.raises(InputChangedError, match="changed after it was planned"):
+        Passing(source, target, {"a": LARGE["a"]}).run()
+    assert parts(target) == {}
+
+
+def test_upload_is_completed_only_under_the_claim() -> None:
+    source, target = FakeStore(), FakeStore()
+    answers = iter([True, False])
+    packing = Passing(source, target, {"a": LARGE["a"]}, recheck=lambda: next(answers))
+    assert packing.packer.run(packing.planned) is False
+    assert parts(target) == {}
+
+
+def test_ranges_use_few_buffers() -> None:
+    source, target = FakeStore(), FakeStore()
+    packing = Passing(source, target, {"a": bytes(2000)})
+    sizes: list[int] = []
+
+    def counted(size: int) -> memoryview:
+        sizes.append(size)
+        return memoryview(bytearray(size))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("include.log_rollup.steps.packer.allocate", counted)
+        packing.run()
+    assert sizes == [20] * 4
+    assert numbered_parts(target) == {"part-00000.log": bytes(2000)}
+
+
+@pytest.mark.parametrize(("size", "buffers"), [(100, [20] * 4), (700, [70, 70]), (5000, [500])])
+def test_very_large_objects_use_fewer_larger_buffers(
+    size: int, buffers: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An upload has at most 10,000 ranges; here 10."""
+    monkeypatch.setattr("include.log_rollup.steps.packer.MAX_RANGES", 10)
+    source, target = FakeStore(), FakeStore()
+    sizes: list[int] = []
+
+    def counted(size: int) -> memoryview:
+        sizes.append(size)
+        return memoryview(bytearray(size))
+
+    monkeypatch.setattr("include.log_rollup.steps.packer.allocate", counted)
+    Passing(source, target, {"a": bytes(size)}).run()
+    assert sizes == buffers
+    assert numbered_parts(target) == {"part-00000.log": bytes(size)}
+
+
+def test_two_stores_never_write_to_the_source() -> None:
+    source, target = FakeStore(), FakeStore()
+    store = TwoStores(source, target, lambda *_: FakeTransfer(target, 1), 8)
+    raw, part = Location("logs", "k", is_raw=True), Location("logs", "k")
+    for write in (
+        lambda: store.write(raw, b"", ""),
+        lambda: store.publish(part, raw),
+        lambda: store.publish(raw, part),
+        lambda: store.delete_if(raw, "etag"),
+        lambda: store.begin_upload(raw, {}),
+        lambda: store.abort_upload(raw, "id"),
+        lambda: store.finish_upload(raw, "id", []),
+        lambda: store.refuses_wrong_crc(raw),
+    ):
+        with pytest.raises(AssertionError, match="raw objects are never written"):
+            write()
+    store.write(part, b"bytes", "")
+    store.delete("logs", ["other"])
+    assert (source.log, target.body("k")) == ([], b"bytes")
+    assert store.requests == {"PutObject": 1, "DeleteObjects": 1}

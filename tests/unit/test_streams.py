@@ -4,6 +4,7 @@ import json
 import os
 import re
 import sys
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from types import FrameType
@@ -145,7 +146,7 @@ def test_start_may_be_a_yaml_timestamp(streams_file: Path) -> None:
 )
 def test_prefix_gets_the_usual_folders_of_an_hour(streams_file: Path, url: str, location: Location) -> None:
     (stream,) = load(streams_file, {**APP, "raw": url, "aggregated": "s3://parts/"})
-    assert stream.raw.root == location
+    assert stream.raw.root == replace(location, is_raw=True)
     assert stream.at(datetime(2026, 11, 23, 8, tzinfo=UTC)).key_base == location.key + "20261123/08/"
 
 

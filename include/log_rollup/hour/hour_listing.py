@@ -75,7 +75,7 @@ class HourListing:
         found: list[Mapping[str, str]] = [{}]
         while found and (level := self.template.next_level(found[0])) is not None:
             levels = [(values, self.template.next_level(values)) for values in found]
-            places = [Location(self.template.bucket, step.prefix) for _, step in levels if step]
+            places = [self.template.location(step.prefix) for _, step in levels if step]
             folders = _each(store, lambda place: folders_below(store, place, page_size), places)
             found = [
                 {**values, level.capture: value}
@@ -84,7 +84,7 @@ class HourListing:
                 if step and (value := step.value(name))
             ]
         keys = sorted(key for values in found for key in self.template.prefixes(self.hour, values))
-        return [Location(self.template.bucket, key) for key in keys]
+        return [self.template.location(key) for key in keys]
 
     @cached_property
     def _own(self) -> Callable[[str], bool] | None:

@@ -84,9 +84,8 @@ class HourPaths(RawPaths):
     @cached_property
     def home(self) -> Location:
         """The prefix of the hour's records; without groups, that of its parts too."""
-        return Location(
-            self.aggregated_template.bucket, self.aggregated_template.home(self.stream, self.hour)
-        )
+        template = self.aggregated_template
+        return template.location(template.home(self.stream, self.hour))
 
     @cached_property
     def base(self) -> Location:

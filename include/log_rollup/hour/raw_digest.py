@@ -43,7 +43,7 @@ def digest_raw(store: ObjectStore, paths: HourPaths, rules: InputRules, expected
         if not increasing(last, rows):
             return _digest_unordered(store, paths, rules, page_size)
         last = rows[-1].key if rows else last
-        kept = chosen.keep(fill_rows(store, paths.raw_template.bucket, list(rows)))
+        kept = chosen.keep(fill_rows(store, paths.raw_template.root, list(rows)))
         objects += len(kept)
         digests.add(kept)
     return RawDigest(objects, digests.result(), chosen.left_out)

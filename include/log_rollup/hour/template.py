@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from functools import cached_property
 from operator import itemgetter
-from typing import NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self
 
 from include.log_rollup.hour.layout import format_hour
 from include.log_rollup.hour.local_hours import LocalHours, check_zone
@@ -78,6 +78,8 @@ class Template:
     elements: tuple[Element, ...]
     zone: str = "UTC"
 
+    is_raw: ClassVar = False
+
     def __str__(self) -> str:
         """The template as users write it: without the usual folders of an hour."""
         return self.text.removesuffix(DEFAULT_SUFFIX)
@@ -95,7 +97,11 @@ class Template:
     @cached_property
     def root(self) -> Location:
         """The prefix of all its keys, up to the last ``/`` before the first capture or directive."""
-        return Location(self.bucket, self.literal[: self.literal.rfind("/") + 1])
+        return self.location(self.literal[: self.literal.rfind("/") + 1])
+
+    def location(self, key: str) -> Location:
+        """The location of a key, or of a prefix, of the bucket."""
+        return Location(self.bucket, key, self.is_raw)
 
     @cached_property
     def hours(self) -> LocalHours:
@@ -230,6 +236,8 @@ class Template:
 @dataclass(frozen=True)
 class RawTemplate(Template):
     """The template of a stream's raw objects."""
+
+    is_raw: ClassVar = True
 
     @classmethod
     def parse(cls, text: str, zone: str = "UTC") -> Self:

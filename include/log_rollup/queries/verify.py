@@ -137,7 +137,7 @@ def verify_hour(
     verifier = _PartVerifier(
         store,
         reader.paths,
-        stream.raw.bucket,
+        stream.raw.root,
         inventory.parts,
         present if deep else set(),
         deep,
@@ -290,7 +290,7 @@ class _PartVerifier:
         self,
         store: ObjectStore,
         paths: HourPaths,
-        raw_bucket: str,
+        raw: Location,
         listed: Mapping[str, ObjectInfo],
         present: set[str],
         deep: bool,
@@ -298,7 +298,7 @@ class _PartVerifier:
     ) -> None:
         self._store = store
         self._paths = paths
-        self._raw_bucket = raw_bucket
+        self._raw = raw
         self._listed = listed
         self._present = present
         self._deep = deep
@@ -372,7 +372,7 @@ class _PartVerifier:
 
     def _read_raw(self, item: ObjectInfo, piece: Piece) -> bytes | None:
         """The bytes of a raw object that belong to a piece; None if the object expired or changed meanwhile."""
-        source = Location(self._raw_bucket, item.key)
+        source = self._raw.at(item.key)
         try:
             return self._store.read_range(source, item.etag, piece.offset, len(piece.body))
         except (NotFoundError, InputChangedError):

@@ -119,7 +119,7 @@ class _ShardTask:
         """
         transfer = self._store.open_transfer(self._stream.raw.bucket, self._stream.aggregated.bucket)
         packer = self._packer(transfer, journal)
-        monitor = Monitor(log, self._store.port, self._stream.max_connections, packer.progress)
+        monitor = Monitor(log, self._store.ports, self._stream.max_connections, packer.progress)
         left_alone = len(shard.parts) - len(todo)
         try:
             with monitor:
@@ -154,7 +154,7 @@ class _ShardTask:
             self._store,
             transfer,
             self._state.paths.base,
-            self._stream.raw.bucket,
+            self._stream.raw.root,
             settings_of(self._stream),
             OwnershipCheck(
                 self._state.paths.claim,
@@ -233,6 +233,7 @@ def settings_of(stream: Stream) -> PackSettings:
         stream.connect_timeout,
         stream.response_timeout,
         stream.check_encoding,
+        stream.part_size,
     )
 
 

@@ -10,7 +10,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
-from include.log_rollup import limits
+from include.log_rollup import crc, limits
 from include.log_rollup.decompression import COMPRESSED_ENCODINGS, find_damage
 from include.log_rollup.errors import TransientError
 from include.log_rollup.hour.plan import PlannedPart, WriteOptions
@@ -18,12 +18,18 @@ from include.log_rollup.hour.records import READ_BY_LENGTH, PackedObject, Packed
 from include.log_rollup.steps.pack_requests import (
     CopyObject,
     GetObject,
+    GetRange,
     PartTarget,
+    PassedObject,
     PutPart,
+    PutRange,
     RangeCopy,
     ReadClaim,
+    input_changed,
+    range_count,
 )
 from include.log_rollup.steps.part_buffers import (
+    MAX_BUFFERS,
     PartBody,
     PartBuffer,
     WrittenPart,
@@ -33,7 +39,7 @@ from include.log_rollup.steps.part_buffers import (
 )
 from include.log_rollup.steps.request_loop import Request, RequestLoop
 from include.log_rollup.storage.protocol import Location, ObjectStore, Transfer
-from include.log_rollup.units import GIB, format_size
+from include.log_rollup.units import GIB, MIB, format_size
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +47,8 @@ log = logging.getLogger(__name__)
 # object is copied in ranges of COPY_RANGE_BYTES.
 LARGEST_COPY_BYTES = 5 * GIB
 COPY_RANGE_BYTES = GIB
+# https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
+MAX_RANGES = 10_000
 # zlib and the other libraries release the interpreter lock, so that the event loop goes on meanwhile.
 DECOMPRESSION_THREADS = 2
 
@@ -53,12 +61,14 @@ class PackSettings:
     :param connect_timeout: for connecting, and again for the TLS handshake
     :param response_timeout: from the request to the first byte of the answer
     :param check_encoding: decompress each compressed object; one that is damaged gets a part of its own
+    :param range_bytes: size of the ranges in which large objects pass through to another endpoint
     """
 
     options: WriteOptions = field(default_factory=WriteOptions)
     connect_timeout: timedelta = limits.DEFAULT_CONNECT_TIMEOUT
     response_timeout: timedelta = limits.DEFAULT_RESPONSE_TIMEOUT
     check_encoding: bool = False
+    range_bytes: int = 32 * MIB
 
     def request_seconds(self, size: int, slowest: int = limits.SLOWEST_BODY_BYTES_PER_SECOND) -> float:
         """The time limit of one request, in seconds.
@@ -101,12 +111,13 @@ class ShardPacker:
     5. *uploading* in one PUT with the part's CRC; then the buffer is free again.
 
     The next parts download while earlier ones upload. An object larger than a part needs no buffer: the store
-    copies it, in ranges if it has more than 5 GiB.
+    copies it, in ranges if it has more than 5 GiB. If raw objects and parts have different connections, it passes
+    through the same buffers in ranges, as a multipart upload.
 
-    :param store: begins and completes the copies of objects above 5 GiB
+    :param store: begins and completes multipart uploads
     :param transfer: moves the bodies; its ``connections`` bound what is in flight
     :param aggregated: prefix below which the parts lie
-    :param raw_bucket: bucket of the raw objects
+    :param raw: any location of the raw bucket
     :param ownership: used before every try to write a part
     :param written: called from the thread of :meth:`run` with each planned part and what was written for it
     """
@@ -116,14 +127,14 @@ class ShardPacker:
         store: ObjectStore,
         transfer: Transfer,
         aggregated: Location,
-        raw_bucket: str,
+        raw: Location,
         settings: PackSettings,
         ownership: OwnershipCheck,
         written: Callable[[PlannedPart, list[WrittenPart]], None],
     ) -> None:
         self._store = store
         self._connections = transfer.connections
-        self._raw_bucket = raw_bucket
+        self._raw = raw
         self._settings = settings
         self._ownership = ownership
         self._written = written
@@ -137,6 +148,8 @@ class ShardPacker:
             else None
         )
         self._free_buffers: deque[memoryview] = deque()
+        # Ranges of large objects that can be downloaded: their uploads have begun.
+        self._ranges: deque[tuple[PassedObject, int]] = deque()
         self._total_parts = self._done_parts = self._done_bytes = 0
         self._started = 0.0
 
@@ -199,11 +212,13 @@ class ShardPacker:
 
     def _first_requests(self, parts: Sequence[PlannedPart]) -> Iterator[Request[Any] | None]:
         """Copies, then the downloads in order; None while every buffer is in use."""
-        for planned in parts:
-            if planned.copied:
-                yield self._first_copy_request(planned)
         packed = [part for part in parts if not part.copied]
-        self._allocate_buffers(packed)
+        large = [part for part in parts if part.copied]
+        passed = [] if self._store.copies_raw else large
+        if not passed:
+            for planned in large:
+                yield self._first_copy_request(planned)
+        self._allocate_buffers(packed, passed)
         for planned in packed:
             while not self._free_buffers:
                 yield None
@@ -213,14 +228,22 @@ class ShardPacker:
                 self._upload(part)
             for index, item in enumerate(planned.objects):
                 if item.size:
-                    source = Location(self._raw_bucket, item.key)
+                    source = self._raw.at(item.key)
                     yield GetObject(source, part, index, self._downloaded)
+        yield from self._range_requests(passed)
 
-    def _allocate_buffers(self, parts: Sequence[PlannedPart]) -> None:
-        if parts:
-            size = max(buffer_size(part, self._settings.options) for part in parts)
-            count = buffer_count(parts, size, self._connections)
-            self._free_buffers.extend(allocate(size) for _ in range(count))
+    def _allocate_buffers(self, packed: Sequence[PlannedPart], passed: Sequence[PlannedPart]) -> None:
+        size = count = 0
+        if packed:
+            size = max(buffer_size(part, self._settings.options) for part in packed)
+            count = buffer_count(packed, size, self._connections)
+        if passed:
+            size = max(size, *(self._range_bytes(part) for part in passed))
+            ranges = sum(range_count(part.size, self._range_bytes(part)) for part in passed)
+            count = max(count, min(ranges, MAX_BUFFERS, self._connections))
+            # Only objects of more than 10,000 parts need larger buffers. Then there are fewer.
+            count = min(count, max(1, MAX_BUFFERS * self._settings.range_bytes // size))
+        self._free_buffers.extend(allocate(size) for _ in range(count))
 
     def _downloaded(self, part: PartBuffer, index: int) -> None:
         encoding = part.planned.encoding
@@ -235,7 +258,7 @@ class ShardPacker:
 
     def _decompressed(self, part: PartBuffer, index: int, damage: str | None) -> None:
         if damage is not None:
-            source = Location(self._raw_bucket, part.planned.objects[index].key)
+            source = self._raw.at(part.planned.objects[index].key)
             log.warning("%s cannot be decompressed (%s): it gets a part of its own", source, damage)
             part.set_damaged(index)
         self._object_ready(part)
@@ -299,7 +322,7 @@ class ShardPacker:
     def _first_copy_request(self, planned: PlannedPart) -> ReadClaim:
         if planned.size > LARGEST_COPY_BYTES:
             return self._read_claim(partial(self._begin_range_copy, planned))
-        source = Location(self._raw_bucket, planned.objects[0].key)
+        source = self._raw.at(planned.objects[0].key)
         return self._claim_before(CopyObject(source, self._target, planned, self._claim_before, self._copied))
 
     def _copied(self, planned: PlannedPart, etag: str) -> None:
@@ -317,7 +340,7 @@ class ShardPacker:
         )
 
     def _copy_ranges(self, planned: PlannedPart, location: Location, upload_id: str) -> None:
-        source = Location(self._raw_bucket, planned.objects[0].key)
+        source = self._raw.at(planned.objects[0].key)
         copy = RangeCopy(source, location, planned, upload_id, COPY_RANGE_BYTES)
         for request in copy.requests(self._ranges_copied):
             self._loop.queue(request)
@@ -343,3 +366,79 @@ class ShardPacker:
         if after is None:
             raise TransientError(f"{copy.target}: is not there after S3 copied it")
         return after.etag
+
+    # -- large objects that pass through ---------------------------------------------------------------
+
+    def _range_bytes(self, planned: PlannedPart) -> int:
+        # Rounded up.
+        return max(self._settings.range_bytes, -(-planned.size // MAX_RANGES))
+
+    def _range_requests(self, parts: Sequence[PlannedPart]) -> Iterator[Request[Any] | None]:
+        """Begin the uploads, then download their ranges; None while no upload has begun or no buffer is free."""
+        for planned in parts:
+            yield self._read_claim(partial(self._begin_passing, planned))
+        left = sum(range_count(planned.size, self._range_bytes(planned)) for planned in parts)
+        while left:
+            if self._ranges and self._free_buffers:
+                passed, number = self._ranges.popleft()
+                left -= 1
+                yield GetRange(passed, number, self._free_buffers.popleft(), self._range_downloaded)
+            else:
+                yield None
+
+    def _begin_passing(self, planned: PlannedPart) -> None:
+        location = self._target.attempt(planned)
+        self._loop.call(
+            self._store_thread,
+            partial(self._store.begin_upload, location, self._target.headers, with_crc=True),
+            partial(self._pass_ranges, planned, location),
+        )
+
+    def _pass_ranges(self, planned: PlannedPart, location: Location, upload_id: str) -> None:
+        source = self._raw.at(planned.objects[0].key)
+        passed = PassedObject(source, location, planned, upload_id, self._range_bytes(planned))
+        self._ranges.extend((passed, number) for number in range(1, passed.missing + 1))
+
+    def _range_downloaded(self, passed: PassedObject, number: int, memory: memoryview) -> None:
+        self._loop.queue(PutRange(passed, number, memory, self._range_written))
+
+    def _range_written(self, passed: PassedObject, memory: memoryview) -> None:
+        self._free_buffers.append(memory)
+        if passed.missing:
+            return
+
+        def completed(packed: PackedPart | None) -> None:
+            if packed is None:
+                self._loop.stop()
+            else:
+                self._finished(passed.planned, [WrittenPart(passed.planned, packed)])
+
+        self._loop.call(self._store_thread, partial(self._complete_passing, passed), completed)
+
+    def _complete_passing(self, passed: PassedObject) -> PackedPart | None:
+        """Complete the upload of an object that passed through, if the hour is still this run's.
+
+        :returns: the part; None if the hour is complete already
+        :raises InputChangedError: if the raw object has changed
+        :raises TransientError: if the received bytes don't have the CRC that the source states
+        """
+        planned, (item,), value = passed.planned, passed.planned.objects, passed.crc64nvme
+        if not self._ownership.recheck():
+            return None
+        before = self._store.head(passed.source)
+        if before is None or before.etag != item.etag:
+            raise input_changed(
+                passed.source, "it is gone" if before is None else f"its ETag is {before.etag}"
+            )
+        stated = before.crc64nvme
+        if stated not in (None, value):
+            raise TransientError(
+                f"{passed.source}: the received bytes have {crc.CRC64NVME} {value:x}, S3 states {stated:x}"
+            )
+        self._store.finish_upload(passed.target, passed.upload_id, passed.etags, value)
+        after = self._store.head(passed.target)
+        if after is None:
+            raise TransientError(f"{passed.target}: is not there after its upload was completed")
+        checked = READ_BY_LENGTH if stated is None else crc.CRC64NVME
+        done = PackedObject(value, checked, before.etag_is_md5)
+        return PackedPart(planned.name, planned.fingerprint, planned.size, after.etag, value, (done,))

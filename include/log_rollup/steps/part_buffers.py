@@ -18,7 +18,7 @@ from include.log_rollup.storage.protocol import Downloaded
 
 NEWLINE = b"\n"
 _NEWLINE_CRC = crc.crc64(NEWLINE)
-_MOST_BUFFERS = 8
+MAX_BUFFERS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +165,7 @@ def buffer_count(parts: Sequence[PlannedPart], size: int, connections: int) -> i
     mean = sum(part.size for part in parts) / count
     # Rounded up: buffers that one object for each connection fills.
     filling = -int(-(connections * mean / size) // 1)
-    return min(len(parts), _MOST_BUFFERS, 1 + max(1, filling))
+    return min(len(parts), MAX_BUFFERS, 1 + max(1, filling))
 
 
 def allocate(size: int) -> memoryview:

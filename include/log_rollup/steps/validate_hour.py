@@ -61,10 +61,10 @@ def validate_hour(store: ObjectStore, stream: Stream, hour: datetime) -> HourTot
     expected = _read_expected(state)
     left_out = _check_raw(store, state, stream.input_rules, expected)
     found = state.inventory()
-    prover = PartProver(store, stream.raw.bucket, state.paths, found.parts, expected.parts)
+    prover = PartProver(store, stream.raw.root, state.paths, found.parts, expected.parts)
     folder_of_key = state.paths.folder_of_key if state.paths.has_groups else None
     proof = _Proof(prover, store.control_connections, ObjectDigests(folder_of_key))
-    with Monitor(log, store.port, store.max_connections, prover.progress):
+    with Monitor(log, store.ports, store.max_connections, prover.progress):
         for batch in expected.batches():
             proof.add(batch)
     _check_digests(state, expected, proof)

@@ -54,7 +54,7 @@ def list_all(store: ObjectStore, prefix: Location, own: Own = None) -> list[Obje
     except _ContractError as error:
         log.warning("%s: %s; it is listed again page by page", prefix, error)
         return list_by_token(store, prefix, own=own)
-    return fill_rows(store, prefix.bucket, rows)
+    return fill_rows(store, prefix, rows)
 
 
 def list_by_token(
@@ -69,10 +69,10 @@ def list_by_token(
     rows = [row for page in pages_by_token(store, prefix, page_size, own) for row in page.objects]
     # Sorting rows that are in order already takes one comparison for each row.
     rows.sort(key=lambda row: row.key)
-    return fill_rows(store, prefix.bucket, rows)
+    return fill_rows(store, prefix, rows)
 
 
-def fill_rows(store: ObjectStore, bucket: str, rows: list[ObjectInfo]) -> list[ObjectInfo]:
+def fill_rows(store: ObjectStore, prefix: Location, rows: list[ObjectInfo]) -> list[ObjectInfo]:
     """Complete rows that lack an ETag, or may have a wrong size; objects that no longer exist are dropped.
 
     Some servers list objects with size 0 that are not empty (noobaa-core 7705). Objects listed as empty are never
@@ -86,7 +86,7 @@ def fill_rows(store: ObjectStore, bucket: str, rows: list[ObjectInfo]) -> list[O
     def filled(row: ObjectInfo) -> ObjectInfo | None:
         if _is_complete(row):
             return row
-        head = store.head(Location(bucket, row.key))
+        head = store.head(prefix.at(row.key))
         return None if head is None else ObjectInfo(row.key, head.size, row.etag or head.etag)
 
     completed = in_parallel(store.control_connections, "log-rollup-rows", filled, rows)

@@ -1,6 +1,6 @@
 """The interface between the pipeline and object storage. The plugin implements it with boto3 and h11."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple, Protocol
@@ -11,14 +11,23 @@ READ_LIMIT_BYTES = 256 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """A bucket and a key, or a bucket and a prefix."""
+    """A bucket and a key, or a bucket and a prefix.
+
+    :param is_raw: whether raw objects are there. A store with two connections decides by it, not by the bucket,
+        which connection to use: both may have a bucket of this name.
+    """
 
     bucket: str
     key: str
+    is_raw: bool = False
 
     def child(self, name: str) -> "Location":
         """The location of ``name`` below this prefix."""
-        return Location(self.bucket, self.key + name)
+        return Location(self.bucket, self.key + name, self.is_raw)
+
+    def at(self, key: str) -> "Location":
+        """The location of another key of the same bucket."""
+        return Location(self.bucket, key, self.is_raw)
 
     def __str__(self) -> str:
         return f"s3://{self.bucket}/{self.key}"
@@ -200,6 +209,38 @@ class Transfer(Protocol):
             is not completed and fails with :class:`include.log_rollup.errors.ChangedBufferError`
         """
 
+    def get_range(
+        self,
+        source: Location,
+        etag: str,
+        first: int,
+        into: memoryview,
+        done: Callable[["Downloaded | Exception"], None],
+    ) -> Cancellable:
+        """Download a range of an object's bytes.
+
+        :param etag: that the object has to have (If-Match)
+        :param first: offset of the range's first byte
+        :param into: receives the range; its length is that of the range
+        :param done: gets the answer without a checksum
+        """
+
+    def put_range(
+        self,
+        target: Location,
+        upload_id: str,
+        number: int,
+        body: memoryview,
+        crc64nvme: int,
+        done: Callable[["Uploaded | Exception"], None],
+    ) -> Cancellable:
+        """Write one part of a multipart upload (UploadPart).
+
+        :param number: of the part, from 1
+        :param crc64nvme: of the body, as for :meth:`put`
+        :param done: gets the ETag of that part
+        """
+
     def copy(
         self,
         source: Location,
@@ -250,16 +291,21 @@ class ObjectStore(Protocol):
     of them are in use. May be used from several threads.
 
     :param control_connections: connections for the methods alone, without the transfer's
-    :param requests: how many requests were sent, by S3's name of the operation
+    :param copies_raw: whether raw objects and parts are at one endpoint, with the same credentials. Only then can
+        the store copy a raw object to a part; otherwise the bytes pass through the worker.
     """
 
     max_connections: int
     control_connections: int
-    requests: Mapping[str, int]
+    copies_raw: bool
 
     @property
-    def port(self) -> int:
-        """The TCP port of the endpoint; the monitor counts the sockets connected to it."""
+    def requests(self) -> Mapping[str, int]:
+        """How many requests were sent, by S3's name of the operation."""
+
+    @property
+    def ports(self) -> Collection[int]:
+        """The TCP ports of the endpoints; the monitor counts the sockets connected to them."""
 
     def open_transfer(self, read_bucket: str, write_bucket: str) -> Transfer:
         """A transfer with the connections that the other methods leave."""
@@ -341,13 +387,19 @@ class ObjectStore(Protocol):
         Some servers ignore the prefix.
         """
 
-    def begin_upload(self, target: Location, headers: Mapping[str, str]) -> str:
-        """Start a multipart upload; returns its upload id."""
+    def begin_upload(self, target: Location, headers: Mapping[str, str], *, with_crc: bool = False) -> str:
+        """Start a multipart upload; returns its upload id.
 
-    def finish_upload(self, target: Location, upload_id: str, etags: Sequence[str]) -> None:
+        :param with_crc: whether its parts are sent with their CRCs, and it is completed with that of the object
+        """
+
+    def finish_upload(
+        self, target: Location, upload_id: str, etags: Sequence[str], crc64nvme: int | None = None
+    ) -> None:
         """Complete a multipart upload.
 
         :param etags: of its parts, in order
+        :param crc64nvme: of the whole object, which the store compares if it can; None for none
         """
 
     def abort_upload(self, target: Location, upload_id: str) -> None:

@@ -43,7 +43,7 @@ from log_rollup_plugin.cli.output import Answer
 from log_rollup_plugin.cli.store import load_airflow, open_store
 
 if TYPE_CHECKING:
-    from log_rollup_plugin.s3.hook import PooledS3Hook
+    from log_rollup_plugin.s3.stream_store import StreamStore
 
 T = TypeVar("T")
 
@@ -141,7 +141,9 @@ def _checks(name: str | None) -> Iterator[Check]:
     yield _open_files(most)
     load_airflow()
     yield _pool(most)
-    for connection in sorted({stream.aws_conn_id for stream in asked}):
+    for connection in sorted(
+        {name for stream in asked for name in (stream.aws_conn_id, stream.connection_of_aggregated)}
+    ):
         yield _connection(connection)
     for stream in asked:
         yield from _bucket(stream)
@@ -320,7 +322,7 @@ class _Probe:
     :param skew: how far this machine's clock is ahead of S3's; None until that is known
     """
 
-    def __init__(self, store: "PooledS3Hook", stream: Stream) -> None:
+    def __init__(self, store: "StreamStore", stream: Stream) -> None:
         self.refused = False
         self.skew: timedelta | None = None
         self._store = store
@@ -359,7 +361,7 @@ class _Probe:
             return Check(title, name, Outcome.FAIL, str(error))
 
     def list_raw(self) -> str:
-        meta = self._store.client.meta
+        meta = self._store.meta(self._stream.raw.root)
         before = datetime.now(UTC)
         self._raw = self._store.list_page(self._stream.raw.root)
         after = datetime.now(UTC)
@@ -375,7 +377,7 @@ class _Probe:
 
     def read_raw(self, row: ObjectInfo) -> str:
         body = memoryview(bytearray(row.size))
-        source = Location(self._stream.raw.bucket, row.key)
+        source = self._stream.raw.location(row.key)
 
         def get(transfer: Transfer, done: Callable[[Downloaded | Exception], None]) -> None:
             transfer.get(source, row.etag, body, done)
@@ -388,7 +390,10 @@ class _Probe:
         self._store.list_page(self._stream.aggregated.root)
         # Without s3:ListBucket, or with a condition on it, S3 answers this with 403 instead of 404.
         self._store.head(self._object)
-        return f"{self._stream.aggregated}"
+        if not self._stream.has_two_connections:
+            return f"{self._stream.aggregated}"
+        meta = self._store.meta(self._object)
+        return f"{self._stream.aggregated} at {meta.endpoint_url}, region {meta.region_name}"
 
     def write(self) -> str:
         body = memoryview(_PROBE)

@@ -10,17 +10,18 @@ from include.log_rollup.streams import Stream
 
 if TYPE_CHECKING:
     from log_rollup_plugin.s3.hook import PooledS3Hook
+    from log_rollup_plugin.s3.stream_store import StreamStore
 
 
-def open_store(stream: Stream, control_connections: int = limits.COMMAND_CONNECTIONS) -> "PooledS3Hook":
-    """The hook for a command; used as a context manager, it closes its connections.
+def open_store(stream: Stream, control_connections: int = limits.COMMAND_CONNECTIONS) -> "StreamStore":
+    """The store for a command; used as a context manager, it closes its connections.
 
     :param control_connections: how many of its connections boto3 may use; a transfer uses the rest
     """
     load_airflow()
-    from log_rollup_plugin.s3.hook import PooledS3Hook
+    from log_rollup_plugin.s3.stream_store import store_for
 
-    return PooledS3Hook.for_stream(stream, limits.COMMAND_CONNECTIONS, control_connections)
+    return store_for(stream, limits.COMMAND_CONNECTIONS, control_connections)
 
 
 def open_connection(conn_id: str) -> "PooledS3Hook":

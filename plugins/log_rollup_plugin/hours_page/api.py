@@ -266,7 +266,7 @@ class HoursApi:
             with self._open_store(
                 stream, limits.HOUR_PAGE_CONNECTIONS, limits.HOUR_PAGE_READ_SECONDS
             ) as hook:
-                places = place_views(stream, hour, hook.client.meta)
+                places = place_views(stream, hour, hook.meta(stream.aggregated.root))
                 detail = read_hour(hook, stream, hour)
         except Exception as error:
             return _BucketHour(None, *places, explain(error, stream))

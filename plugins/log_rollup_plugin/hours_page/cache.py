@@ -258,4 +258,4 @@ def explain(error: Exception, stream: Stream) -> str:
 
 def _place(stream: Stream) -> str:
     """Identifies the place of a stream's markers; if the stream gets another place, its hours are read again."""
-    return f"{stream.aws_conn_id} {stream.aggregated.text}"
+    return f"{stream.connection_of_aggregated} {stream.aggregated.text}"

@@ -56,7 +56,7 @@ def open_store(
     :param seconds: see :class:`TimeLimitedHook`
     """
     hook = TimeLimitedHook(
-        aws_conn_id=stream.aws_conn_id, max_connections=connections, control_connections=connections,
+        aws_conn_id=stream.connection_of_aggregated, max_connections=connections, control_connections=connections,
         seconds=seconds,
     )  # fmt: skip
     with hook:

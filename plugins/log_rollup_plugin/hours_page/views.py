@@ -11,7 +11,6 @@ from pydantic import TypeAdapter
 from include.log_rollup.hour.layout import format_hour
 from include.log_rollup.queries.hour_detail import HourDetail, PartStatus
 from include.log_rollup.queries.status import HourStatus
-from include.log_rollup.storage.protocol import Location
 from include.log_rollup.streams import Stream
 from log_rollup_plugin.hours_page.cache import CachedHour
 from log_rollup_plugin.hours_page.database import HourRun, HourTask, LateHour
@@ -196,11 +195,13 @@ def planned_view(detail: HourDetail | None) -> Mapping[str, int] | None:
 def place_views(stream: Stream, hour: datetime, meta: Any) -> tuple[PlaceView, PlaceView]:
     """The raw and the aggregated prefix of an hour.
 
-    :param meta: of the boto3 client; None if there is none, then there are no links to the console
+    :param meta: of the boto3 client for the parts; None if there is none, then there are no links to the console
     """
     paths = stream.at(hour)
-    raw = Location(stream.raw.bucket, paths.key_base)
+    raw = stream.raw.location(paths.key_base)
+    # The region of raw objects with another connection is not known here.
+    raw_meta = None if stream.has_two_connections else meta
     return (
-        PlaceView(str(paths.raw), console_page(meta, raw) if meta else None),
+        PlaceView(str(paths.raw), console_page(raw_meta, raw) if raw_meta else None),
         PlaceView(str(paths.aggregated), console_page(meta, paths.home) if meta else None),
     )

@@ -132,7 +132,7 @@ class ClientSettings:
         proxy = self.proxy(origin)
         forwards = bool(self._session._proxies_kwargs().get("use_forwarding_for_https"))
         forwarded = forwards and url.scheme == "https" and proxy.startswith("https:")
-        return BucketEndpoint(origin, url.path.removesuffix(_KEY), region[1], proxy, forwarded)
+        return BucketEndpoint(origin, url.path.removesuffix(_KEY), region[1], proxy, forwarded, self._conn_id)
 
     def _capture(self, bucket: str, operation: str, send: Any, **options: Any) -> AWSPreparedRequest:
         """Let boto3 build and sign a request with all its endpoint rules, and answer it here."""

@@ -5,13 +5,13 @@ import os
 import select
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 from include.log_rollup import limits
 from log_rollup_plugin.s3.connection import HEAD_BYTES, Connection, ConnectionState
-from log_rollup_plugin.s3.connector import BucketEndpoint, Connector, Socket
+from log_rollup_plugin.s3.connector import BucketEndpoint, Socket
 
 # Written to the pipe that ends poll(): wake() was called, or a thread has finished connecting.
 _WAKE, _CONNECTED = b"w", b"c"
@@ -23,10 +23,12 @@ class ConnectionPool:
     Connections that are being made count towards the limit. At the limit, the connection that has been idle
     longest is closed to make room for one to another origin. Connections are made on threads of the pool. All
     methods but :meth:`wake` have to be called from one thread.
+
+    :param connect: makes a connection; blocks meanwhile
     """
 
-    def __init__(self, connector: Connector, limit: int) -> None:
-        self._connector = connector
+    def __init__(self, connect: Callable[[BucketEndpoint], Socket], limit: int) -> None:
+        self._connect_to = connect
         self._limit = limit
         self._threads = ThreadPoolExecutor(
             min(limit, limits.PACKING_CONNECTING_THREADS), "log-rollup-connect"
@@ -142,7 +144,7 @@ class ConnectionPool:
         """Runs on a thread of the pool."""
         result: Socket | Exception
         try:
-            result = self._connector.connect(connection.endpoint)
+            result = self._connect_to(connection.endpoint)
         except Exception as error:
             result = error
         self._connected.append((connection, result))

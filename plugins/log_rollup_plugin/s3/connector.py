@@ -34,6 +34,7 @@ class BucketEndpoint:
     :param path: of the bucket, up to the beginning of the key
     :param proxy: URL of the proxy on the way there, empty for none
     :param forwarded: https requests are sent to the proxy with their whole URL instead of through a tunnel
+    :param conn_id: Airflow connection with the TLS settings
     """
 
     origin: str
@@ -41,6 +42,7 @@ class BucketEndpoint:
     region: str
     proxy: str = ""
     forwarded: bool = False
+    conn_id: str | None = None
     host: str = field(init=False)
     """Host and port as botocore sends and signs them: in lower case, without a default port."""
     base_url: str = field(init=False)
@@ -67,9 +69,9 @@ class BucketEndpoint:
         return bool(self.proxy) and self.secure and not self.forwarded
 
     @property
-    def pool_key(self) -> tuple[str, str]:
-        """What makes connections interchangeable: origin and proxy."""
-        return self.origin, self.proxy
+    def pool_key(self) -> tuple[str, str, str | None]:
+        """What makes connections interchangeable: origin, proxy and TLS settings."""
+        return self.origin, self.proxy, self.conn_id
 
     def target(self, key: str) -> str:
         """The path of an object, percent-encoded as S3 signs it."""

@@ -45,7 +45,7 @@ from log_rollup_plugin.s3.client_settings import ClientSettings, cap_connections
 from log_rollup_plugin.s3.connector import BucketEndpoint
 from log_rollup_plugin.s3.deletion import Deleter
 from log_rollup_plugin.s3.error_mapping import limit_redirects, status_and_code, translated
-from log_rollup_plugin.s3.transfer import SocketTransfer, TransferSettings
+from log_rollup_plugin.s3.transfer import SocketTransfer, TransferSettings, TransferSide
 
 log = logging.getLogger(__name__)
 
@@ -100,18 +100,25 @@ class PooledS3Hook(S3Hook):
         )
         self._checksums = ChecksumSupport()
         self._checksum_setting: str | None = None
+        self._uploads_with_crc: set[str] = set()
         self._sessions: dict[tuple[str | None, bool], Any] = {}
 
+    copies_raw = True
+
     @classmethod
-    def for_stream(cls, stream: Stream, max_connections: int, control_connections: int) -> "PooledS3Hook":
-        """The hook for a step of a stream.
+    def for_stream(
+        cls, stream: Stream, max_connections: int, control_connections: int, conn_id: str | None = None
+    ) -> "PooledS3Hook":
+        """The hook for a step of a stream; :func:`log_rollup_plugin.s3.stream_store.store_for` chooses it.
 
         :param max_connections: of this step: the slots of the pool that its task takes
         :param control_connections: of boto3 to all hosts together; one per host at least
+        :param conn_id: the Airflow connection; the default is that of the raw objects
         """
-        hosts = 1 if stream.raw.bucket == stream.aggregated.bucket else 2
+        one_host = stream.raw.bucket == stream.aggregated.bucket and not stream.has_two_connections
+        hosts = 1 if one_host else 2
         return cls(
-            aws_conn_id=stream.aws_conn_id,
+            aws_conn_id=conn_id or stream.aws_conn_id,
             max_connections=max_connections,
             control_connections=max(1, control_connections // hosts),
             connect_timeout=stream.connect_timeout,
@@ -446,25 +453,56 @@ class PooledS3Hook(S3Hook):
                 log.debug("no multipart upload under %s", prefix)
         return list(found)
 
-    def begin_upload(self, target: Location, headers: Mapping[str, str]) -> str:
-        """Begin a multipart upload; returns its upload id."""
+    def begin_upload(self, target: Location, headers: Mapping[str, str], *, with_crc: bool = False) -> str:
+        """Begin a multipart upload; returns its upload id.
+
+        :param with_crc: ask S3 to keep the CRC64-NVME of the whole object, unless the server refuses that
+        """
         shape = self.client.meta.service_model.operation_model("CreateMultipartUpload").input_shape
         # boto3's arguments by the header in which each is sent.
         names = {
             str(member.serialization.get("name", "")).lower(): name for name, member in shape.members.items()
         }
         options = {names[name.lower()]: value for name, value in headers.items()}
+        arguments = {"Bucket": target.bucket, "Key": target.key, **options}
+        client = self.client
         with translated("BEGIN UPLOAD", target):
-            response = self.client.create_multipart_upload(Bucket=target.bucket, Key=target.key, **options)
+            if with_crc and self._checksums.on_write:
+                try:
+                    response = client.create_multipart_upload(
+                        **arguments, ChecksumAlgorithm="CRC64NVME", ChecksumType="FULL_OBJECT"
+                    )
+                    upload_id = str(response["UploadId"])
+                    # Other servers would compare the CRC of the object with one of its parts' CRCs.
+                    if response.get("ChecksumType") == "FULL_OBJECT":
+                        self._uploads_with_crc.add(upload_id)
+                    return upload_id
+                except boto.ClientError as error:
+                    if not may_refuse_header(*status_and_code(error)):
+                        raise
+            response = client.create_multipart_upload(**arguments)
+            if with_crc:
+                # Parts with a CRC would be refused too.
+                self._checksums.on_write = False
         return str(response["UploadId"])
 
-    def finish_upload(self, target: Location, upload_id: str, etags: Sequence[str]) -> None:
-        """Complete a multipart upload from its parts' ETags, in order."""
+    def finish_upload(
+        self, target: Location, upload_id: str, etags: Sequence[str], crc64nvme: int | None = None
+    ) -> None:
+        """Complete a multipart upload from its parts' ETags, in order.
+
+        :param crc64nvme: of the whole object; S3 refuses the upload if its parts have another one. It is sent only
+            if the server has agreed to keep it.
+        """
         parts = [{"PartNumber": number, "ETag": f'"{etag}"'} for number, etag in enumerate(etags, 1)]
+        arguments: dict[str, Any] = {
+            "Bucket": target.bucket, "Key": target.key, "UploadId": upload_id,
+            "MultipartUpload": {"Parts": parts},
+        }  # fmt: skip
         with translated("FINISH UPLOAD", target):
-            self.client.complete_multipart_upload(
-                Bucket=target.bucket, Key=target.key, UploadId=upload_id, MultipartUpload={"Parts": parts}
-            )
+            if crc64nvme is not None and upload_id in self._uploads_with_crc:
+                arguments |= {"ChecksumCRC64NVME": crc.to_header(crc64nvme), "ChecksumType": "FULL_OBJECT"}
+            self.client.complete_multipart_upload(**arguments)
 
     def abort_upload(self, target: Location, upload_id: str) -> None:
         """Abort a multipart upload; one that does not exist counts as aborted."""
@@ -479,37 +517,44 @@ class PooledS3Hook(S3Hook):
     # -- the data plane --------------------------------------------------------------------------------
 
     @property
-    def port(self) -> int:
+    def ports(self) -> frozenset[int]:
         """The TCP port of the endpoint, or of the proxy on the way to it, by which its sockets are recognised."""
         endpoint = self.client.meta.endpoint_url
         url = urlsplit(self._settings.proxy(endpoint) or endpoint)
-        return url.port or (443 if url.scheme == "https" else 80)
+        return frozenset({url.port or (443 if url.scheme == "https" else 80)})
+
+    def meta(self, location: Location) -> Any:
+        """The ``meta`` of the boto3 client for a location: endpoint, region, partition."""
+        return self.client.meta
 
     def open_transfer(self, read_bucket: str, write_bucket: str) -> SocketTransfer:
         """A transfer with the connections that boto3 does not use.
 
         :raises ConfigurationError: if there are none left, or the data plane cannot use the Airflow connection
         """
+        side = self.transfer_side(read_bucket, write_bucket)
+        hosts = len({endpoint.host for endpoint in side.endpoints.values()})
+        connections = connections_left(self.max_connections, hosts, self.control_connections)
+        return SocketTransfer(side, connections)
+
+    def transfer_side(self, *buckets: str) -> TransferSide:
+        """How a transfer has to send requests for some buckets, as boto3 would.
+
+        :param buckets: the last one may be written to
+        :raises ConfigurationError: if the data plane cannot use the Airflow connection
+        """
         settings = self._settings
-        read_request, write_request = settings.get_request(read_bucket), settings.put_request(write_bucket)
-        endpoints = {
-            read_bucket: settings.endpoint(read_request),
-            write_bucket: settings.endpoint(write_request),
-        }
-        hosts = len({endpoint.host for endpoint in endpoints.values()})
-        connections = self.max_connections - hosts * self.control_connections
-        if connections < 1:
-            raise ConfigurationError(
-                f"max_connections is {self.max_connections}, but {hosts * self.control_connections + 1} are "
-                f"needed at least for {hosts} hosts; raise it"
-            )
+        requests = {bucket: settings.get_request(bucket) for bucket in buckets}
+        write_request = settings.put_request(buckets[-1])
+        endpoints = {bucket: settings.endpoint(request) for bucket, request in requests.items()}
+        endpoints[buckets[-1]] = settings.endpoint(write_request)
         credentials = self.get_session(self.region_name).get_credentials()
         if credentials is None:
             # boto3 returns the same if a metadata service does not answer for a moment: a retry can help.
             raise TransientError(
                 f"the Airflow connection {self.aws_conn_id!r} gives no credentials; add them"
             )
-        headers = {**extra_headers(read_request), **self._request_headers}
+        headers = {**extra_headers(requests[buckets[0]]), **self._request_headers}
         transfer_settings = TransferSettings(
             verify=settings.verify,
             ca=settings.ca,
@@ -523,7 +568,7 @@ class PooledS3Hook(S3Hook):
             proxy_tls=settings.proxy_tls(secure=any(endpoint.secure for endpoint in endpoints.values())),
             checksums=self._checksums,
         )
-        return SocketTransfer(endpoints, connections, credentials, transfer_settings, self._relocate)
+        return TransferSide(endpoints, credentials, transfer_settings, self._relocate)
 
     def _relocate(self, bucket: str) -> BucketEndpoint:
         """The endpoint of a bucket whose requests are redirected: boto3 follows the redirect and remembers it."""
@@ -540,6 +585,21 @@ class PooledS3Hook(S3Hook):
                 f"false"
             )
         return {"x-amz-request-payer": "requester"} if pays in _YES else {}
+
+
+def connections_left(max_connections: int, hosts: int, control_connections: int) -> int:
+    """How many connections a transfer may open.
+
+    :param control_connections: of boto3 to each host
+    :raises ConfigurationError: if there are none
+    """
+    left = max_connections - hosts * control_connections
+    if left < 1:
+        raise ConfigurationError(
+            f"max_connections is {max_connections}, but {hosts * control_connections + 1} are needed at least for "
+            f"{hosts} hosts; raise it"
+        )
+    return left
 
 
 def _read(response: Mapping[str, Any], limit: int) -> bytes | None:

@@ -189,13 +189,17 @@ class ObjectRequest(ABC):
 
 
 class GetRequest(ObjectRequest):
-    """GetObject into a buffer."""
+    """GetObject into a buffer.
+
+    :param ranged: whether it asks for a range of the object
+    """
 
     method = operation = "GET"
 
-    def __init__(self, *arguments: Any, buffer: memoryview) -> None:
+    def __init__(self, *arguments: Any, buffer: memoryview, ranged: bool = False) -> None:
         super().__init__(*arguments)
         self.buffer: memoryview = buffer
+        self._ranged = ranged
         self._size = 0
 
     def on_received(self, size: int) -> None:
@@ -222,16 +226,18 @@ class GetRequest(ObjectRequest):
             headers.get("x-amz-server-side-encryption"),
             headers.get("x-amz-server-side-encryption-customer-algorithm"),
         )
-        return Downloaded(self._size, etag, stated_checksum(headers), etag_is_md5)
+        # A server may state the CRC of the whole object with a range of it.
+        checksum = None if self._ranged else stated_checksum(headers)
+        return Downloaded(self._size, etag, checksum, etag_is_md5)
 
 
 class PutRequest(ObjectRequest):
-    """PutObject."""
+    """PutObject or UploadPart."""
 
     method = operation = "PUT"
 
-    def __init__(self, *arguments: Any, body: Body) -> None:
-        super().__init__(*arguments)
+    def __init__(self, *arguments: Any, body: Body, **options: Any) -> None:
+        super().__init__(*arguments, **options)
         self.body = body
 
     def _note_refused_checksums(self) -> None:

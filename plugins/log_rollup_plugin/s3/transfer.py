@@ -56,14 +56,10 @@ class TransferSettings:
     checksums: ChecksumSupport = field(default_factory=ChecksumSupport)
 
 
-class SocketTransfer:
-    """Implements :class:`include.log_rollup.storage.protocol.Transfer` on non-blocking sockets and poll().
-
-    Requests wait in one queue and get connections in order. All bodies move on the thread that calls
-    :meth:`wait`; only connections are made on other threads.
+class TransferSide:
+    """Where the requests of one Airflow connection go, and how they are signed and sent.
 
     :param endpoints: by bucket
-    :param connections: the most that may be open at any time
     :param credentials: botocore's, which may renew themselves
     :param relocate: finds the endpoint of a bucket whose requests are redirected, as boto3 does
     """
@@ -71,26 +67,49 @@ class SocketTransfer:
     def __init__(
         self,
         endpoints: Mapping[str, BucketEndpoint],
-        connections: int,
         credentials: Credentials,
         settings: TransferSettings,
         relocate: Callable[[str], BucketEndpoint] | None = None,
     ) -> None:
-        self.connections = connections
-        self._endpoints = dict(endpoints)
-        self._relocate = relocate
-        self._signer = Signer(credentials)
-        self._headers = (("user-agent", USER_AGENT), *settings.headers.items())
-        self._write_headers = (*self._headers, *settings.write_headers.items())
-        self._checksums = settings.checksums
-        self._response_seconds = settings.response_timeout.total_seconds()
-        connector = Connector(
+        self.endpoints = dict(endpoints)
+        self.relocate = relocate
+        self.signer = Signer(credentials)
+        self.headers = (("user-agent", USER_AGENT), *settings.headers.items())
+        self.write_headers = (*self.headers, *settings.write_headers.items())
+        self.checksums = settings.checksums
+        self.response_seconds = settings.response_timeout.total_seconds()
+        self.connector = Connector(
             endpoints.values(),
             settings.connect_timeout,
             TlsSettings(bool(settings.verify), settings.ca, settings.client),
             settings.proxy_tls,
         )
-        self._pool = ConnectionPool(connector, connections)
+
+
+class SocketTransfer:
+    """Implements :class:`include.log_rollup.storage.protocol.Transfer` on non-blocking sockets and poll().
+
+    Requests wait in one queue and get connections in order. All bodies move on the thread that calls
+    :meth:`wait`; only connections are made on other threads.
+
+    :param target: has parts and records
+    :param connections: the most that may be open at any time, to all hosts together
+    :param source: has the raw objects; None if the target has them
+    """
+
+    def __init__(self, target: TransferSide, connections: int, source: TransferSide | None = None) -> None:
+        self.connections = connections
+        self._target = target
+        self._source = source or target
+        self._response_seconds = target.response_seconds
+        connectors = {
+            endpoint.conn_id: side.connector
+            for side in (self._source, target)
+            for endpoint in side.endpoints.values()
+        }
+        self._pool = ConnectionPool(
+            lambda endpoint: connectors[endpoint.conn_id].connect(endpoint), connections
+        )
         self._waiting: deque[ObjectRequest] = deque()
         # By the connection that carries it, or will when it is made.
         self._active: dict[Connection, ObjectRequest] = {}
@@ -107,13 +126,39 @@ class SocketTransfer:
         done: Callable[[Downloaded | Exception], None],
     ) -> ObjectRequest:
         """Fetch a whole object, with If-Match if an ETag is given, and with the CRC that S3 keeps of it."""
-        headers = [*self._headers]
-        if self._checksums.on_read:
+        side = self._side(source)
+        headers = [*side.headers]
+        if side.checksums.on_read:
             headers.append(("x-amz-checksum-mode", "ENABLED"))
         if etag is not None:
             headers.append(("if-match", f'"{etag}"'))
-        endpoint = self._endpoints[source.bucket]
-        request = GetRequest(endpoint, source, headers, done, self._cancel, self._checksums, buffer=into)
+        endpoint = side.endpoints[source.bucket]
+        request = GetRequest(endpoint, source, headers, done, self._cancel, side.checksums, buffer=into)
+        return self._submit(request, etag)
+
+    def get_range(
+        self,
+        source: Location,
+        etag: str,
+        first: int,
+        into: memoryview,
+        done: Callable[[Downloaded | Exception], None],
+    ) -> ObjectRequest:
+        """Fetch a range of an object, with If-Match. S3 states no CRC of a range.
+
+        The status is not compared, because some servers answer 200 instead of 206. If one ignores the range, the
+        size shows it.
+        """
+        side = self._side(source)
+        headers = [
+            *side.headers,
+            ("if-match", f'"{etag}"'),
+            ("range", f"bytes={first}-{first + len(into) - 1}"),
+        ]
+        request = GetRequest(
+            side.endpoints[source.bucket], source, headers, done, self._cancel, side.checksums,
+            buffer=into, ranged=True,
+        )  # fmt: skip
         return self._submit(request, etag)
 
     def put(
@@ -132,22 +177,41 @@ class SocketTransfer:
         The CRC is sent as a header: with a trailing checksum, some S3-compatible servers store "aws-chunked" as
         the content encoding. A server that refuses the header gets the MD5 instead.
         """
+        side = self._side(target)
         fields = [
             ("content-length", str(len(body))),
             ("content-type", "application/octet-stream"),
             *headers.items(),
-            *self._write_headers,
+            *side.write_headers,
+            *_checksum_headers(side, body, crc64nvme),
         ]
-        if self._checksums.on_write:
-            fields.append(("x-amz-sdk-checksum-algorithm", "CRC64NVME"))
-            fields.append(("x-amz-checksum-crc64nvme", crc.to_header(crc64nvme)))
-        else:
-            fields.append(("content-md5", content_md5(body)))
         request = PutRequest(
-            self._endpoints[target.bucket], target, fields, done, self._cancel, self._checksums,
+            side.endpoints[target.bucket], target, fields, done, self._cancel, side.checksums,
             body=Body(body, crc64nvme),
         )  # fmt: skip
         return self._submit(request, *headers.values())
+
+    def put_range(
+        self,
+        target: Location,
+        upload_id: str,
+        number: int,
+        body: memoryview,
+        crc64nvme: int,
+        done: Callable[[Uploaded | Exception], None],
+    ) -> ObjectRequest:
+        """Write one part of a multipart upload (UploadPart), with its CRC as in :meth:`put`."""
+        side = self._side(target)
+        fields = [
+            ("content-length", str(len(body))),
+            *side.write_headers,
+            *_checksum_headers(side, body, crc64nvme),
+        ]
+        request = PutRequest(
+            side.endpoints[target.bucket], target, fields, done, self._cancel, side.checksums,
+            body=Body(body, crc64nvme), query=_part_query(upload_id, number),
+        )  # fmt: skip
+        return self._submit(request)
 
     def copy(
         self,
@@ -158,15 +222,16 @@ class SocketTransfer:
         done: Callable[[Uploaded | Exception], None],
     ) -> ObjectRequest:
         """Let S3 copy an object of at most 5 GiB, if the source still has this ETag (CopyObject)."""
-        fields = self._copy_headers(source, etag)
+        side = self._side(target)
+        fields = self._copy_headers(source, etag, side)
         fields.extend(headers.items())
         if _TAGGING in headers:
             # Without this, the copy gets the tags of the source, and those of the header are ignored.
             fields.append(("x-amz-tagging-directive", "REPLACE"))
-        if self._checksums.on_copy:
+        if side.checksums.on_copy:
             fields.append(("x-amz-checksum-algorithm", "CRC64NVME"))
         request = CopyRequest(
-            self._endpoints[target.bucket], target, fields, done, self._cancel, self._checksums, source=source
+            side.endpoints[target.bucket], target, fields, done, self._cancel, side.checksums, source=source
         )
         return self._submit(request, etag, *headers.values())
 
@@ -182,20 +247,26 @@ class SocketTransfer:
         done: Callable[[Uploaded | Exception], None],
     ) -> ObjectRequest:
         """Let S3 copy the bytes ``first`` to ``last`` into one part of a multipart upload (UploadPartCopy)."""
-        fields = self._copy_headers(source, etag)
+        side = self._side(target)
+        fields = self._copy_headers(source, etag, side)
         fields.append(("x-amz-copy-source-range", f"bytes={first}-{last}"))
         request = CopyRequest(
-            self._endpoints[target.bucket], target, fields, done, self._cancel, self._checksums,
-            source=source, query=f"?partNumber={number}&uploadId={quote(upload_id, safe='')}",
+            side.endpoints[target.bucket], target, fields, done, self._cancel, side.checksums,
+            source=source, query=_part_query(upload_id, number),
         )  # fmt: skip
         return self._submit(request, etag)
 
-    def _copy_headers(self, source: Location, etag: str) -> list[tuple[str, str]]:
+    def _side(self, location: Location) -> TransferSide:
+        return self._source if location.is_raw else self._target
+
+    def _copy_headers(self, source: Location, etag: str, side: TransferSide) -> list[tuple[str, str]]:
+        if self._side(source) is not side:
+            raise AssertionError(f"{source}: S3 copies nothing between two connections")
         return [
             ("content-length", "0"),
             ("x-amz-copy-source", f"{source.bucket}/{quote(source.key, safe='/~')}"),
             ("x-amz-copy-source-if-match", f'"{etag}"'),
-            *self._write_headers,
+            *side.write_headers,
         ]
 
     # -- waiting ---------------------------------------------------------------------------------------
@@ -290,7 +361,7 @@ class SocketTransfer:
         endpoint = request.endpoint
         try:
             with translated("credentials for", request.named):
-                headers = self._signer.sign(
+                headers = self._side(request.location).signer.sign(
                     endpoint.region, endpoint.host, request.method, request.target, request.headers,
                     request.body is not None,
                 )  # fmt: skip
@@ -324,16 +395,17 @@ class SocketTransfer:
 
     def _follow_redirect(self, request: ObjectRequest) -> bool:
         """Direct a request to its bucket's region, once, if the server says that the bucket is elsewhere."""
-        if self._relocate is None or not request.is_redirected():
+        side = self._side(request.location)
+        if side.relocate is None or not request.is_redirected():
             return False
         bucket = request.location.bucket
-        if self._endpoints[bucket] == request.endpoint:
+        if side.endpoints[bucket] == request.endpoint:
             # The first of the redirected requests finds the new endpoint for all.
             with suppress(RollupError):
-                self._endpoints[bucket] = self._relocate(bucket)
-        if self._endpoints[bucket] == request.endpoint:
+                side.endpoints[bucket] = side.relocate(bucket)
+        if side.endpoints[bucket] == request.endpoint:
             return False
-        request.direct_to(self._endpoints[bucket])
+        request.direct_to(side.endpoints[bucket])
         return True
 
     def _release(self, connection: Connection) -> None:
@@ -373,3 +445,16 @@ class SocketTransfer:
         request = self._active.pop(connection)
         request.connection = None
         return request
+
+
+def _checksum_headers(side: TransferSide, body: memoryview, crc64nvme: int) -> list[tuple[str, str]]:
+    if side.checksums.on_write:
+        return [
+            ("x-amz-sdk-checksum-algorithm", "CRC64NVME"),
+            ("x-amz-checksum-crc64nvme", crc.to_header(crc64nvme)),
+        ]
+    return [("content-md5", content_md5(body))]
+
+
+def _part_query(upload_id: str, number: int) -> str:
+    return f"?partNumber={number}&uploadId={quote(upload_id, safe='')}"
