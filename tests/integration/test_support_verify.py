@@ -23,6 +23,7 @@ from tests.support.raw_hours import (
     put_objects,
 )
 from tests.support.verify import ENCODINGS, VerifiedHour, assert_not_complete, verify_hour
+from tests.support.verify_groups import verify_groups
 
 RAW = "raw/app/20261123/08/"
 PART_SIZE = 8000
@@ -42,6 +43,7 @@ class Layout:
     newline: bool = False
     manifest_edits: list[Callable[[list[dict[str, Any]]], None]] = field(default_factory=list)
     marker_edits: dict[str, Any] = field(default_factory=dict)
+    header_edits: dict[str, Any] = field(default_factory=dict)
     files: dict[str, bytes | None] = field(default_factory=dict)
 
     @classmethod
@@ -97,7 +99,7 @@ class Layout:
         marker = {"stream": "app", **totals, **self.marker_edits}
         for edit in self.manifest_edits:
             edit(lines)
-        text = "\n".join(json.dumps(line) for line in [totals, *lines])
+        text = "\n".join(json.dumps(line) for line in [totals | self.header_edits, *lines])
         files["_manifest.jsonl.gz"] = gzip.compress(text.encode())
         files["_SUCCESS"] = json.dumps(marker).encode()
         files |= self.files
@@ -462,6 +464,109 @@ def test_hour_without_marker_is_not_complete(store: Store) -> None:
     store.verify(Layout.of(store.raw))
     with pytest.raises(AssertionError, match="completion marker"):
         assert_not_complete(store.client, store.bucket, store.aggregated)
+
+
+GROUPS = ("api", "web")
+HOME = "packed/_hours/app/20261123/08/"
+
+
+@dataclass
+class GroupedStore:
+    """An hour with two groups, each as its layout says, and the records of the hour that match them.
+
+    :param home_edits: changes of files below the home of the hour
+    """
+
+    store: Store
+    raw: dict[str, dict[str, bytes]]
+    layouts: dict[str, Layout]
+    home_edits: dict[str, bytes] = field(default_factory=dict)
+
+    def files(self) -> dict[str, bytes]:
+        """All files that a run has written, by key."""
+        files: dict[str, bytes] = {}
+        groups, rows = [], []
+        for group in GROUPS:
+            folder = f"{group}/20261123/08/"
+            written = self.layouts[group].aggregated()
+            files |= {f"packed/{folder}{name}": body for name, body in written.items()}
+            header, *lines = map(json.loads, gzip.decompress(written["_manifest.jsonl.gz"]).splitlines())
+            totals = {name: header[name] for name in header if name != "group"}
+            groups.append({"folder": folder, "captures": {"service": group}, **totals})
+            rows += [line | {"part": folder + line["part"]} for line in lines]
+        sums = {name: sum(group[name] for group in groups) for name in totals}
+        marker = {"plan_id": "1", **sums, "groups": groups}
+        text = "\n".join(json.dumps(line) for line in [marker, *rows])
+        home = {"_SUCCESS": json.dumps(marker).encode(), "_manifest.jsonl.gz": gzip.compress(text.encode())}
+        return files | {HOME + name: body for name, body in (home | self.home_edits).items()}
+
+    def verify(self) -> dict[str, VerifiedHour]:
+        """Write the hour and verify it."""
+        put_objects(self.store.client, self.store.bucket, self.files(), threads=4)
+        folders = {f"raw/{group}/20261123/08/": f"packed/{group}/20261123/08/" for group in GROUPS}
+        expected = {key: body for bodies in self.raw.values() for key, body in bodies.items()}
+        return verify_groups(
+            self.store.client, self.store.bucket, folders, HOME, part_size=PART_SIZE, expected=expected
+        )
+
+
+@pytest.fixture
+def grouped(rclone_server: RcloneServer, make_bucket: BucketFactory) -> GroupedStore:
+    store = Store(rclone_server.client(), make_bucket(rclone_server), {})
+    raw = {
+        group: make_hour(
+            store.client, store.bucket, f"raw/{group}/20261123/08/", objects=6, min_bytes=1024, max_bytes=2500
+        )
+        for group in GROUPS
+    }
+    captures = {group: {"group": {"service": group}} for group in GROUPS}
+    layouts = {
+        group: replace(Layout.of(raw[group]), marker_edits=captures[group], header_edits=captures[group])
+        for group in GROUPS
+    }
+    return GroupedStore(store, raw, layouts)
+
+
+def test_correct_groups_are_accepted_and_counted(grouped: GroupedStore) -> None:
+    groups = grouped.verify()
+    assert [group.objects for group in groups.values()] == [6, 6]
+
+
+def test_object_in_the_part_of_another_group_is_found(grouped: GroupedStore) -> None:
+    moved = grouped.layouts["api"].parts["part-00000.log"].pop()
+    grouped.layouts["web"].parts["part-00000.log"].append(moved)
+    with pytest.raises(AssertionError, match=moved[0]):
+        grouped.verify()
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        ({"objects": 11}, "_SUCCESS of the hour: objects: 11, should be 12"),
+        ({"plan_id": "2"}, "plan_id of the hour's records: '2', should be '1'"),
+        ({"groups": []}, "_SUCCESS of the hour: folders: "),
+        ({"group": {"service": "web"}}, "_SUCCESS of the hour: group: "),
+    ],
+)
+def test_wrong_marker_of_a_grouped_hour_is_found(
+    grouped: GroupedStore, edit: dict[str, Any], message: str
+) -> None:
+    marker = json.loads(grouped.files()[f"{HOME}_SUCCESS"])
+    grouped.home_edits = {"_SUCCESS": json.dumps(marker | edit).encode()}
+    with pytest.raises(AssertionError, match=message):
+        grouped.verify()
+
+
+def test_wrong_captures_of_a_group_are_found(grouped: GroupedStore) -> None:
+    grouped.layouts["web"].marker_edits = {"group": {"service": "api"}}
+    with pytest.raises(AssertionError, match="captures of web"):
+        grouped.verify()
+
+
+def test_rest_of_a_run_in_the_home_is_found(grouped: GroupedStore) -> None:
+    grouped.home_edits = {"_rollup/claim.json": b"{}"}
+    with pytest.raises(AssertionError, match=r"files in .*claim"):
+        grouped.verify()
 
 
 def _line(lines: Sequence[dict[str, Any]], key: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""An independent check of a complete hour whose objects are divided into groups.
+"""Verifies a complete hour with groups independently.
 
-As :mod:`tests.support.verify`, it shares no code with the pipeline: the caller says where each group lies.
+Like :mod:`tests.support.verify`, it shares no code with the pipeline: the caller says where each group is.
 """
 
 import gzip
@@ -24,14 +24,15 @@ def verify_groups(
     ensure_newline: bool = False,
     expected: Mapping[str, bytes] | None = None,
 ) -> dict[str, VerifiedHour]:
-    """Prove that each group of an hour is complete and that the hour's own records agree with all of them.
+    """Assert that each group of an hour is complete, and that the hour's own records agree with all of them.
 
     :param folders: prefix of the raw objects to prefix of the parts, for each group of the hour
     :param home: prefix of the hour's records, such as ``aggregated/_hours/app/20261123/08/``
     :param part_size: the largest size in bytes of a part of more than one raw object
-    :param expected: what the raw hour has to hold, key to body
-    :returns: what each group's folder holds, by the prefix of its parts
-    :raises AssertionError: naming what is not as it should be
+    :param ensure_newline: whether a newline must follow each plain object that does not end with one
+    :param expected: the objects of the raw hour by key
+    :returns: the totals of each group, by the prefix of its parts
+    :raises AssertionError: with the first problem of the records, or the problems of a group
     """
     groups = {}
     for raw, aggregated in folders.items():
@@ -45,38 +46,47 @@ def verify_groups(
             part_size=part_size, ensure_newline=ensure_newline, expected=bodies,
         )  # fmt: skip
     if expected is not None:
-        lost = [key for key in expected if not key.startswith(tuple(folders))]
-        assert not lost, f"raw objects of no group: {lost}"
+        _check("raw objects of no group", [key for key in expected if not key.startswith(tuple(folders))], [])
     _verify_home(client, bucket, home, groups)
     return groups
 
 
 def _verify_home(client: S3Client, bucket: str, home: str, groups: Mapping[str, VerifiedHour]) -> None:
-    """The hour's marker and manifest have what those of its groups have, and nothing else is left of the run."""
-    assert set(_names(client, bucket, home)) == {"_SUCCESS", "_manifest.jsonl.gz"}, f"in {home}"
+    """The hour's marker and manifest agree with those of its groups, and no other file is left of the run."""
+    _check(f"files in {home}", set(_names(client, bucket, home)), {"_SUCCESS", "_manifest.jsonl.gz"})
     base = home[: home.index("_hours/")]
     marker = json.loads(_read(client, bucket, f"{home}_SUCCESS"))
     header, rows = _read_manifest(client, bucket, home)
-    totals = {name: sum(getattr(group, name) for group in groups.values()) for name in _TOTALS}
-    for record in (marker, header):
-        assert {name: record[name] for name in _TOTALS} == totals
-        assert "group" not in record
-        _verify_list(record["groups"], {key.removeprefix(base): group for key, group in groups.items()})
-    assert marker["plan_id"] == header["plan_id"]
-    assert rows == [
+    by_folder = {prefix.removeprefix(base): group for prefix, group in groups.items()}
+    for name, record in (("_SUCCESS", marker), ("_manifest.jsonl.gz", header)):
+        for total in _TOTALS:
+            wanted = sum(getattr(group, total) for group in groups.values())
+            _check(f"{name} of the hour: {total}", record[total], wanted)
+        _check(f"{name} of the hour: group", record.get("group"), None)
+        _verify_list(f"{name} of the hour", record["groups"], by_folder)
+    _check("plan_id of the hour's records", marker["plan_id"], header["plan_id"])
+    wanted_rows = [
         row | {"part": prefix.removeprefix(base) + row["part"]}
         for prefix in sorted(groups)
         for row in _read_manifest(client, bucket, prefix)[1]
     ]
+    _check("lines of the hour's manifest", rows, wanted_rows)
 
 
-def _verify_list(entries: list[dict[str, Any]], groups: Mapping[str, VerifiedHour]) -> None:
+def _verify_list(where: str, entries: list[dict[str, Any]], groups: Mapping[str, VerifiedHour]) -> None:
     """The list of groups names each of them once, with its own totals and captures."""
-    assert [entry["folder"] for entry in entries] == sorted(groups)
+    _check(f"{where}: folders", [entry["folder"] for entry in entries], sorted(groups))
     for entry in entries:
         group = groups[entry["folder"]]
-        assert {name: entry[name] for name in _TOTALS} == {name: getattr(group, name) for name in _TOTALS}
-        assert entry["captures"] == group.marker["group"] == group.manifest_header["group"]
+        for total in _TOTALS:
+            _check(f"{where}: {total} of {entry['folder']}", entry[total], getattr(group, total))
+        for record in (group.marker, group.manifest_header):
+            _check(f"{where}: captures of {entry['folder']}", entry["captures"], record["group"])
+
+
+def _check(what: str, found: object, wanted: object) -> None:
+    if found != wanted:
+        raise AssertionError(f"{what}: {found!r}, should be {wanted!r}")
 
 
 def _read_manifest(client: S3Client, bucket: str, prefix: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
