@@ -83,3 +83,29 @@ EVENT: Mapping[str, str] = {
     "manifest": "Address of the manifest",
     "marker": "Address of the completion marker",
 }
+
+_GROUP: Mapping[str, str] = {
+    "captures": "Values of the captures of the template `aggregated`, by name",
+    "objects": "Number of its raw objects",
+    "bytes_in": "Total size of these raw objects",
+    "bytes_out": "Total size of its parts",
+    "parts": "Number of its parts",
+}
+
+MARKER_WITH_GROUPS: Mapping[str, str] = {
+    **{f"groups[].{name}": meaning for name, meaning in _GROUP.items()},
+    "groups[].folder": "Its folder below the literal beginning of `aggregated`; in the records of the hour, the "
+    "names of its parts begin with it",
+    "groups[].separator_bytes": "Number of newlines added in it",
+    "groups[].verified.parts": "Number of its parts by kind of proof",
+    "groups[].verified.objects": "Number of its raw objects by kind of proof",
+    "groups[].damaged": "Number of its raw objects that could not be decompressed",
+    "group": "Only in the records of a group: its captures, by name",
+    "why_empty": "Why no object can belong to the hour; only where the clocks of its `timezone` are set back",
+}
+
+EVENT_WITH_GROUPS: Mapping[str, str] = {
+    "groups": "Number of groups",
+    **{f"group_totals[].{name}": meaning for name, meaning in _GROUP.items()},
+    "group_totals[].aggregated": "Prefix of its parts, its manifest and its `_SUCCESS`",
+}

@@ -24,6 +24,7 @@ from pydantic.fields import FieldInfo
 from dev.reference import fields, sample
 from include.log_rollup import errors, limits
 from include.log_rollup.hour.template import AggregatedTemplate, RawTemplate
+from include.log_rollup.queries import hour_report
 from include.log_rollup.streams import (
     LATE_SCHEDULE,
     POOL,
@@ -34,6 +35,7 @@ from include.log_rollup.streams import (
 )
 from include.log_rollup.units import (
     GIB,
+    KIB,
     MIB,
     TIB,
     format_duration,
@@ -45,8 +47,11 @@ from include.log_rollup.units import (
 ROOT = Path(__file__).resolve().parents[2]
 TARGET = ROOT / "docs" / "REFERENCE.md"
 
-# Fields whose keys are data: names of operations and proofs.
-_COUNTS = ("requests", "measured.requests", "verified.parts", "verified.objects")
+# Fields whose keys are data: names of operations, proofs and captures.
+_COUNTS = (
+    "requests", "measured.requests", "verified.parts", "verified.objects", "groups[].captures",
+    "groups[].verified.parts", "groups[].verified.objects", "group", "group_totals[].captures",
+)  # fmt: skip
 _NAMES: Mapping[Any, str] = {
     bool: "true or false", int: "whole number", str: "text",
     RawTemplate: "template", AggregatedTemplate: "template", Mapping[str, str]: "mapping of texts",
@@ -174,11 +179,17 @@ def _records() -> str:
 A JSON object. An hour is complete if and only if it exists. Sizes are in bytes, times in seconds.
 
 {_fields(sample.marker(), fields.MARKER)}
+Only some hours have these fields. `groups` is in the marker of an hour with groups, one entry for each; `group` is
+in the marker of a group, whose totals are those of the group:
+
+{_fields(sample.marker_with_groups(), fields.MARKER_WITH_GROUPS)}
 ## The manifest `_manifest.jsonl.gz`
 
 Compressed JSON lines. The first line is the header:
 
 {_fields(header, fields.MANIFEST_HEADER)}
+With groups, it also has `groups` or `group`, as in the completion marker.
+
 Each further line is a raw object, in the order of the parts and their content:
 
 {_fields(line, fields.MANIFEST_LINE)}"""
@@ -197,7 +208,11 @@ Each time an hour of the stream `app` is completed, two assets get an event:
 
 `extra` of both events:
 
-{_fields(sample.event(), fields.EVENT)}"""
+{_fields(sample.event(), fields.EVENT)}
+If the stream has groups, `extra` also has the following. `group_totals` has the largest ones, at most
+{hour_report.EVENT_GROUPS:,} and {hour_report.EVENT_GROUP_BYTES // KIB} KiB; the completion marker has all of them:
+
+{_fields(sample.event_with_groups(), fields.EVENT_WITH_GROUPS)}"""
 
 
 def _fields(record: Mapping[str, Any], meanings: Mapping[str, str]) -> str:

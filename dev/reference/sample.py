@@ -1,6 +1,7 @@
 """The records of an hour with one raw object, as the code writes them: all fields with example values."""
 
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,6 +11,7 @@ from include.log_rollup.hour.layout import format_hour
 from include.log_rollup.hour.plan import make_plan
 from include.log_rollup.hour.selection import LeftOut
 from include.log_rollup.hour.template import AggregatedTemplate, RawTemplate
+from include.log_rollup.queries import hour_report
 from include.log_rollup.steps import complete_hour
 from include.log_rollup.storage.protocol import ObjectInfo
 from include.log_rollup.streams import Stream
@@ -20,6 +22,13 @@ _STREAM = Stream(
     raw=RawTemplate.parse("s3://application-logs/raw/app/"),
     aggregated=AggregatedTemplate.parse("s3://application-logs/aggregated/app/"),
     start=HOUR,
+)
+# With groups; its records have more fields.
+_GROUPED = _STREAM.model_copy(
+    update={
+        "raw": RawTemplate.parse("s3://application-logs/raw/{service}/"),
+        "aggregated": AggregatedTemplate.parse("s3://application-logs/aggregated/{service}/"),
+    }
 )
 _SIZE, _CRC = 550_000, 0xAE8B14860A799888
 
@@ -60,7 +69,35 @@ def manifest() -> tuple[dict[str, Any], dict[str, Any]]:
 
 def event() -> dict[str, Any]:
     """Return the ``extra`` of an asset event."""
-    return complete_hour.event_of(_STREAM, HOUR, _manifest().totals)
+    return hour_report.event_of(_STREAM, HOUR, _manifest().totals)
+
+
+def _grouped_totals() -> manifests.HourTotals:
+    totals = _manifest().totals
+    group = manifests.GroupTotals(
+        folder="web/20261123/08/", captures={"service": "web"}, objects=totals.objects, bytes_in=totals.bytes_in,
+        separator_bytes=totals.separator_bytes, bytes_out=totals.bytes_out, parts=totals.parts,
+        verified=totals.verified,
+    )  # fmt: skip
+    return replace(totals, groups=(group,))
+
+
+def marker_with_groups() -> dict[str, Any]:
+    """Return the fields of ``_SUCCESS`` that only some hours have: of groups, and of hours that clocks empty."""
+    totals = _grouped_totals()
+    (group,) = totals.groups
+    berlin = RawTemplate.parse("s3://application-logs/raw/app/", "Europe/Berlin")
+    why_empty = berlin.why_empty(datetime(2026, 10, 25, tzinfo=UTC)) or ""
+    at = HOUR.replace(hour=9, minute=12, second=33)
+    of_hour = complete_hour.marker_of(totals, "", at, why_empty).to_json()
+    of_group = complete_hour.marker_of(totals.of_group(group), "", at).to_json()
+    return {key: record[key] for record in (of_hour, of_group) for key in record if key not in marker()}
+
+
+def event_with_groups() -> dict[str, Any]:
+    """Return the fields of the ``extra`` of an asset event that only a stream with groups has."""
+    found = hour_report.event_of(_GROUPED, HOUR, _grouped_totals())
+    return {key: found[key] for key in found if key not in event()}
 
 
 def flat(record: Mapping[str, Any], counts: Collection[str], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -18,6 +18,7 @@ def hour_completed(totals: HourTotals) -> None:
     _count(stream, "objects", totals.objects)
     _count(stream, "bytes", totals.bytes_in)
     _count(stream, "parts", totals.parts)
+    _gauge(stream, "groups", len(totals.groups))
 
 
 def shard_packed(stream: str, measured: Measured) -> None:

@@ -13,7 +13,7 @@ from include.log_rollup import limits
 from include.log_rollup.hour.changes import Changes
 from include.log_rollup.hour.layout import format_hour, parse_hour
 from include.log_rollup.hour.plan import ShardRef
-from include.log_rollup.queries import late
+from include.log_rollup.queries import hour_report, late
 from include.log_rollup.steps import complete_hour, pack_shard, plan_hour, validate_hour
 from include.log_rollup.streams import Stream
 from include.log_rollup.units import format_size
@@ -24,6 +24,9 @@ from log_rollup_plugin.s3.stream_store import StreamStore, store_for
 from log_rollup_plugin.urls import hour_page, object_page
 
 log = logging.getLogger(__name__)
+
+GROUP_CHANGES = "group_changes"
+"""XCom of plan_hour: the groups that are new or have vanished, compared with the hour's manifest before."""
 
 
 class PlanHourOperator(BaseOperator):
@@ -47,6 +50,8 @@ class PlanHourOperator(BaseOperator):
                 hook, self.stream, hour, context["run_id"],
                 drop_vanished=bool(context["params"].get("drop_vanished")),
             )  # fmt: skip
+        if planned.group_changes:
+            context["ti"].xcom_push(key=GROUP_CHANGES, value=asdict(planned.group_changes))
         return [asdict(ref) for ref in planned.shards]
 
 
@@ -98,7 +103,7 @@ class ValidateHourOperator(BaseOperator):
         with _control_hook(self.stream) as hook:
             totals = validate_hour.validate_hour(hook, self.stream, hour)
             self.manifest_page = object_page(hook, self.stream.at(hour).manifest)
-        return asdict(totals)
+        return hour_report.result_of(self.stream, hour, totals)
 
 
 class CompleteHourOperator(BaseOperator):
@@ -132,16 +137,23 @@ class CompleteHourOperator(BaseOperator):
             totals = complete_hour.complete_hour(hook, self.stream, hour, metrics.hour_completed)
             self.manifest_page = object_page(hook, paths.manifest)
             self.marker_page = object_page(hook, paths.marker)
+            changes = hour_report.compare_with_hour_before(hook, self.stream, hour, totals)
+        result = hour_report.result_of(self.stream, hour, totals)
+        if changes:
+            log.info("groups, compared with the hour before: %s", changes)
+            result["since_hour_before"] = asdict(changes)
+        if paths.has_groups:
+            result[GROUP_CHANGES] = context["ti"].xcom_pull(task_ids="plan_hour", key=GROUP_CHANGES)
         events = context["outlet_events"]
         for asset in (self.asset, self.hours):
-            events[asset].extra = complete_hour.event_of(self.stream, hour, totals)
+            events[asset].extra = hour_report.event_of(self.stream, hour, totals)
         events[self.hours].add_partitions(format_hour(hour))
         log.info(
             "%s objects, %s -> %d parts, proven by %s",
             f"{totals.objects:,}", format_size(totals.bytes_in), totals.parts,
             " and ".join(totals.verified.parts) or "having no parts",
         )  # fmt: skip
-        return asdict(totals)
+        return result
 
 
 class FindLateHoursOperator(BaseOperator):

@@ -5,16 +5,23 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from include.log_rollup.hour.group_summary import GroupChanges, group_name
 from include.log_rollup.units import format_size
 
 # The task whose result the note shows.
 COMPLETE_HOUR = "complete_hour"
 # A note written by :func:`describe`. Any other note was written by a person, or when the run was triggered.
-_OUR_NOTE = re.compile(r"[0-9,]+ objects, [0-9.]+ [KMGT]?i?B -> [0-9,]+ parts(, verified by CRC)?")
+_OUR_NOTE = re.compile(
+    r"[0-9,]+ objects, [0-9.]+ [KMGT]?i?B -> [0-9,]+ parts(, verified by CRC)?(; [0-9,]+ groups.*|\. No .*)?"
+)
+# The length of a note in Airflow's database.
+_MAX_LENGTH = 1000
 
 
 def describe(totals: Mapping[str, Any]) -> str:
     """The text of the note, like ``29,812 objects, 16.1 GiB -> 514 parts, verified by CRC``.
+
+    With groups it goes on with their number, the largest ones, and those that are new or have vanished.
 
     :param totals: the return value of the task complete_hour
     :raises LookupError: if it is not
@@ -22,7 +29,30 @@ def describe(totals: Mapping[str, Any]) -> str:
     parts = totals["parts"]
     # Each part is proven by its CRC, either the one that the store keeps or one computed from its bytes.
     proven = ", verified by CRC" if parts else ""
-    return f"{totals['objects']:,} objects, {format_size(totals['bytes_in'])} -> {parts:,} parts{proven}"
+    text = f"{totals['objects']:,} objects, {format_size(totals['bytes_in'])} -> {parts:,} parts{proven}"
+    if totals.get("why_empty"):
+        text += f". {totals['why_empty']}"
+    elif totals.get("groups") is not None:
+        text += _describe_groups(totals)
+    return text[:_MAX_LENGTH]
+
+
+def _describe_groups(totals: Mapping[str, Any]) -> str:
+    count, largest = totals["groups"], totals["largest_groups"]
+    named = ", ".join(f"{group_name(one['captures'])} {format_size(one['bytes_in'])}" for one in largest)
+    text = f"; {count:,} groups"
+    if named:
+        text += f": {named}{', …' if count > len(largest) else ''}"
+    compared = (("the last run", "group_changes"), ("the hour before", "since_hour_before"))
+    for since, key in compared:
+        if totals.get(key):
+            text += f"; compared with {since}: {GroupChanges.from_json(totals[key])}"
+    return text
+
+
+def is_ours(note: str) -> bool:
+    """Whether :func:`describe` has written a note; no person has changed it then."""
+    return _OUR_NOTE.fullmatch(note) is not None
 
 
 def leave_note(dag_run: Any) -> str | None:
@@ -62,7 +92,7 @@ def leave_note(dag_run: Any) -> str | None:
         ).one_or_none()
     if not isinstance(totals, dict):
         return None
-    if found and (found.user_id is not None or not _OUR_NOTE.fullmatch(found.content or "")):
+    if found and (found.user_id is not None or not is_ours(found.content or "")):
         return None
     values = {"content": describe(totals), "updated_at": datetime.now(UTC)}
     with connection.begin_nested():

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from include.log_rollup.steps.complete_hour import complete_hour, event_of
+from include.log_rollup.queries.hour_report import event_of
+from include.log_rollup.steps.complete_hour import complete_hour
 from include.log_rollup.steps.pack_shard import pack_shard
 from include.log_rollup.steps.plan_hour import plan_hour
 from include.log_rollup.steps.validate_hour import validate_hour

@@ -2,18 +2,26 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict, replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from include.log_rollup.errors import NotFoundError
 from include.log_rollup.hour.group_summary import GroupChanges, group_name, largest_groups
-from include.log_rollup.hour.manifest import GroupTotals, Verified
+from include.log_rollup.hour.manifest import GroupTotals, HourTotals, Verified
+from include.log_rollup.hour.records import Measured
+from include.log_rollup.hour.selection import LeftOut
+from include.log_rollup.queries import hour_report
 from include.log_rollup.queries.locate import locate, read_object
 from include.log_rollup.queries.status import HourStatus, read_hours
 from include.log_rollup.queries.verify import Verification, verify_hour
+from include.log_rollup.steps.complete_hour import complete_hour
 from include.log_rollup.steps.plan_hour import preview_hour
+from log_rollup_plugin import run_note
 from tests.support.grouped_hour import HOME, HOUR, LAYOUTS, GroupedHour, three_groups
+from tests.support.hour_in_memory import make_stream
 
 GROUPS = 3
 
@@ -181,6 +189,113 @@ def test_planning_says_which_groups_are_new_or_vanished(hour: GroupedHour) -> No
     changes = hour.plan(drop_vanished=True).group_changes
     assert changes == GroupChanges(1, 1, ("new",), ("web",))
     assert str(changes) == "1 new (new), 1 vanished (web)"
+
+
+# -- events and results of tasks -----------------------------------------------------------------------
+
+
+def many_groups(count: int, length: int = 10) -> HourTotals:
+    groups = tuple(totals(f"{number:0{length}d}/20261123/08/", number) for number in range(count))
+    return HourTotals(
+        "app", "2026-11-23T08:00:00Z", "f00", count, 1, 0, 1, count, LeftOut(), Verified({}, {}), Measured(),
+        groups=groups,
+    )  # fmt: skip
+
+
+def test_event_has_the_totals_of_each_group(hour: GroupedHour) -> None:
+    event = hour_report.event_of(hour.stream, HOUR, complete_hour(hour.store, hour.stream, HOUR))
+    assert event["groups"] == 3
+    assert event["group_totals"][0] == {
+        "captures": {"service": "web"}, "objects": 5, "bytes_in": 150, "bytes_out": 150, "parts": 3,
+        "aggregated": f"s3://logs/{hour.folder('web')}",
+    }  # fmt: skip
+
+
+def test_event_and_result_of_many_groups_stay_small() -> None:
+    stream = GroupedHour("before the date").stream
+    for length in (10, 500):
+        event = hour_report.event_of(stream, HOUR, many_groups(1000, length))
+        assert event["groups"] == 1000
+        assert 20 < len(event["group_totals"]) <= hour_report.EVENT_GROUPS
+        assert event["group_totals"][0]["bytes_in"] == 999
+        assert len(json.dumps(event)) < hour_report.EVENT_GROUP_BYTES + 2000
+        result = hour_report.result_of(stream, HOUR, many_groups(1000, length))
+        assert (result["groups"], len(result["largest_groups"])) == (1000, 3)
+        assert len(json.dumps(result)) < 4000
+
+
+def test_stream_without_groups_has_no_keys_of_groups() -> None:
+    event = hour_report.event_of(make_stream(), HOUR, many_groups(0))
+    result = hour_report.result_of(make_stream(), HOUR, many_groups(0))
+    assert not {"groups", "group", "group_totals", "largest_groups"} & {*event, *result}
+
+
+def test_groups_are_compared_with_the_hour_before_by_one_request(hour: GroupedHour) -> None:
+    found = complete_hour(hour.store, hour.stream, HOUR)
+    hour.store.log.clear()
+    after = HOUR + timedelta(hours=1)
+    changes = hour_report.compare_with_hour_before(
+        hour.store, hour.stream, after, replace(found, groups=(totals("web", 1), totals("new", 1)))
+    )
+    assert changes == GroupChanges(1, 2, ("new",), ("a.b", "sp ace"))
+    assert [operation.kind for operation in hour.store.log] == ["READ"]
+
+
+@pytest.mark.parametrize("body", [None, b"{", b'{"format": 1, "groups": [7]}', b'{"format": 1, "groups": 7}'])
+def test_hour_before_without_readable_groups_is_not_compared(hour: GroupedHour, body: bytes | None) -> None:
+    after = HOUR + timedelta(hours=1)
+    if body is None:
+        hour.store.delete("logs", [f"{HOME}_SUCCESS"])
+    else:
+        hour.store.produce(f"{HOME}_SUCCESS", body)
+    assert hour_report.compare_with_hour_before(hour.store, hour.stream, after, many_groups(3)) is None
+
+
+# -- the note on a run ---------------------------------------------------------------------------------
+
+NOTE = {"objects": 9, "bytes_in": 270, "parts": 5}
+LARGEST = [{"captures": {"service": name}, "bytes_in": 100} for name in ("web", "db", "x")]
+
+
+@pytest.mark.parametrize(
+    ("more", "note"),
+    [
+        ({}, ""),
+        ({"groups": 0, "largest_groups": []}, "; 0 groups"),
+        ({"groups": 3, "largest_groups": LARGEST}, "; 3 groups: web 100 B, db 100 B, x 100 B"),
+        ({"groups": 4, "largest_groups": LARGEST}, "; 4 groups: web 100 B, db 100 B, x 100 B, …"),
+        (
+            {"groups": 0, "largest_groups": [], "group_changes": asdict(GroupChanges(0, 1, (), ("db",)))},
+            "; 0 groups; compared with the last run: 1 vanished (db)",
+        ),
+        (
+            {
+                "groups": 4,
+                "largest_groups": LARGEST,
+                "group_changes": None,
+                "since_hour_before": asdict(GroupChanges(4, 0, ("a", "b", "c"), ())),
+            },
+            "; 4 groups: web 100 B, db 100 B, x 100 B, …; compared with the hour before: 4 new (a, b, c, …)",
+        ),
+        ({"why_empty": "No object belongs to the hour."}, ". No object belongs to the hour."),
+    ],
+)
+def test_note_names_the_groups_and_is_known_as_ours(more: dict[str, Any], note: str) -> None:
+    found = run_note.describe(json.loads(json.dumps(NOTE | more)))
+    assert found == f"9 objects, 270 B -> 5 parts, verified by CRC{note}"
+    assert run_note.is_ours(found)
+
+
+def test_note_stays_short() -> None:
+    names = ("x" * 60,) * 3
+    most = [{"captures": {"service": "x" * 1000}, "bytes_in": 10**15}] * 3
+    changes = asdict(GroupChanges(10**6, 10**6, names, names))
+    found = run_note.describe(
+        NOTE
+        | {"groups": 10**6, "largest_groups": most, "group_changes": changes, "since_hour_before": changes}
+    )
+    assert len(found) <= 1000
+    assert run_note.is_ours(found)
 
 
 # -- summaries -----------------------------------------------------------------------------------------

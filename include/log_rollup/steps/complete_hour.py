@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any
 
 from include.log_rollup.errors import ProofError
 from include.log_rollup.hour.layout import format_hour
@@ -116,26 +115,6 @@ def _abort_uploads(state: HourState, manifest: ManifestReader, found: Inventory)
     parts = copied | state.recorded_parts(other_plans, None).keys()
     if parts:
         state.abort_uploads(parts)
-
-
-def event_of(stream: Stream, hour: datetime, totals: HourTotals) -> dict[str, Any]:
-    """The content of an asset event: totals of a complete hour, sizes in bytes, and its locations.
-
-    Small enough for a row of the metadata database. The same hour with the same ``plan_id`` has the same parts.
-    """
-    paths = stream.at(hour)
-    return {
-        "stream": stream.name,
-        "hour": format_hour(hour),
-        "plan_id": totals.plan_id,
-        "objects": totals.objects,
-        "bytes_in": totals.bytes_in,
-        "bytes_out": totals.bytes_out,
-        "parts": totals.parts,
-        "aggregated": str(paths.aggregated),
-        "manifest": str(paths.manifest),
-        "marker": str(paths.marker),
-    }
 
 
 def marker_of(totals: HourTotals, validated_at: str, now: datetime, why_empty: str = "") -> CompletionMarker:
