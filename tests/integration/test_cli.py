@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from dev.servers import MotoServer, RcloneServer
+from include.log_rollup.streams import load_streams
 from log_rollup_plugin.cli import hours
 from log_rollup_plugin.cli.main import main
 from tests.conftest import ROOT
@@ -447,6 +448,35 @@ def test_doctor_reports_an_error_in_the_streams_file(
     result = command("doctor")
     assert result.code == 1
     assert "max_connections: 500 is more than the 250 slots" in result.text
+
+
+def test_detect_proposes_a_streams_file(command: RunCommand, rclone: Pipeline, tmp_path: Path) -> None:
+    before = contents(rclone)
+    result = command("detect", f"s3://{rclone.bucket}/raw/")
+    assert (result.code, result.err) == (0, "")
+    path = tmp_path / "detected.yaml"
+    path.write_bytes(result.out)
+    (stream,) = load_streams(path)
+    assert stream.raw.match(LARGE)
+    document = command("detect", f"s3://{rclone.bucket}/raw/", "--json").json
+    assert (document["objects"], document["is_whole"]) == (len(raw_objects()), True)
+    assert document["yaml"] in result.text
+    assert contents(rclone) == before
+
+
+@pytest.mark.parametrize(
+    ("url", "code", "kind"),
+    [
+        ("logs/raw/", 2, "ConfigurationError"),
+        ("s3://{}/none/", 1, "NotFoundError"),
+        ("s3://no-such-bucket-here/", 3, "MissingBucketError"),
+    ],
+)
+def test_detect_reports_a_wrong_address(
+    command: RunCommand, rclone: Pipeline, url: str, code: int, kind: str
+) -> None:
+    result = command("detect", url.format(rclone.bucket), "--json")
+    assert (result.code, result.json["error"]["kind"]) == (code, kind)
 
 
 def run_script(

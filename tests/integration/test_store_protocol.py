@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from urllib.parse import parse_qs, unquote
 from xml.sax.saxutils import escape
 
@@ -84,6 +85,19 @@ def test_page_of_a_listing_is_one_request(hook: PooledS3Hook, s3_server: S3Serve
     after = hook.list_page(place, start_after="a/4")
     assert [row.key for row in after.objects] == ["a/5", "a/6"]
     assert hook.requests["ListObjectsV2"] == 3
+
+
+def test_listing_with_times_has_folders_and_objects(
+    hook: PooledS3Hook, s3_server: S3Server, bucket: str
+) -> None:
+    put_objects(s3_server.client(), bucket, dict.fromkeys(("a/1", "a/b/2", "a/c/3", "a/d"), b"xy"))
+    place = Location(bucket, "a/")
+    page = hook.list_times(place, delimiter="/")
+    assert ([row.key for row in page.objects], list(page.folders)) == (["a/1", "a/d"], ["a/b/", "a/c/"])
+    assert all(abs(datetime.now(UTC) - row.modified) < timedelta(minutes=5) for row in page.objects)
+    below = hook.list_times(place, start_after="a/b/2")
+    assert [(row.key, row.size) for row in below.objects] == [("a/c/3", 2), ("a/d", 2)]
+    assert not below.truncated
 
 
 def test_small_object_is_written_and_read_with_its_etag(hook: PooledS3Hook, bucket: str) -> None:

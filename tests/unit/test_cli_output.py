@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from include.log_rollup import __version__
-from include.log_rollup.streams import INCLUDE
-from log_rollup_plugin.cli import hours, objects, output
+from include.log_rollup.streams import INCLUDE, load_streams
+from log_rollup_plugin.cli import detect, hours, objects, output
 from log_rollup_plugin.cli.arguments import hour
 from log_rollup_plugin.cli.main import main
 from log_rollup_plugin.cli.output import Answer, ProgressDisplay, printable, printable_record, table
@@ -181,6 +181,7 @@ def run(
     monkeypatch.setenv("LOG_ROLLUP_STREAMS", str(path))
     for module in (hours, objects):
         monkeypatch.setattr(module, "open_store", lambda _: nullcontext(store))
+    monkeypatch.setattr(detect, "open_connection", lambda _: nullcontext(store))
 
     def run_command(*arguments: str) -> CommandResult:
         capsys.readouterr()
@@ -213,6 +214,9 @@ def test_no_command_prints_control_characters_of_keys(
             run("cat", "app", key, "-o", str(tmp_path / "no" / "out")),
             run("plan", "app", "2026-11-23T08", "--dry-run"),
             run("plan", "app", "2026-11-23T08", "--dry-run", "--json"),
+            run("detect", "s3://logs/raw/"),
+            run("detect", "s3://logs/raw/", "--json"),
+            run("detect", f"s3://logs/{CONTROL_CHARACTERS}/"),
         ]
         for result in results:
             result.check()
@@ -234,6 +238,26 @@ def test_hour_out_of_range_ends_with_2(run: RunCommand, capsys: pytest.CaptureFi
         run("verify", "app", "9999-12-31T23")
     assert ended.value.code == 2
     assert "out of range" in capsys.readouterr().err
+
+
+def test_detected_file_loads_with_any_character(run: RunCommand, store: FakeStore, tmp_path: Path) -> None:
+    for hour in range(4):
+        store.produce(
+            f"raw/{CONTROL_CHARACTERS}ü{{}}%/2026-11-22/{hour:02}/a: {CONTROL_CHARACTERS}#.log", b"a"
+        )
+    result = run("detect", "s3://logs/")
+    result.check()
+    path = tmp_path / "detected.yaml"
+    path.write_text(result.out, encoding="utf-8")
+    (stream,) = load_streams(path)
+    assert all(stream.raw.match(key) for key in store.listing())
+
+
+@pytest.mark.parametrize("url", ["logs/raw/", "https://logs.s3.amazonaws.com/", "s3://", "s3://logs/*.log"])
+def test_detect_refuses_what_is_no_s3_url(run: RunCommand, url: str) -> None:
+    result = run("detect", url, "--json")
+    assert result.code == 2
+    assert "is not an S3 URL; write it like s3://my-bucket/raw/" in result.err
 
 
 def test_status_shows_a_damaged_hour_and_ends_with_1(run: RunCommand, store: FakeStore) -> None:

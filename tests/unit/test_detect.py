@@ -6,12 +6,16 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 import yaml
 
+from include.log_rollup.errors import AccessError, NotFoundError, UnknownLayoutError
 from include.log_rollup.hour.template import RawTemplate
+from include.log_rollup.queries import layouts
 from include.log_rollup.queries.detect import MAX_REQUESTS, Detection, detect
+from include.log_rollup.queries.key_dates import readings_of
 from include.log_rollup.storage.protocol import Location
 from include.log_rollup.streams import load_streams
 from tests.support.fake_store import FakeStore
@@ -133,3 +137,319 @@ def test_single_documented_keys_give_a_stream(name: str, tmp_path: Path) -> None
         assert match.hour == documented.hour
     # The times are not those of the hours, so they say nothing.
     assert not found.proposals[0].zone.is_known
+
+
+# -- the sample -------------------------------------------------------------------------------------------
+
+
+def test_newest_hours_of_years_are_sampled(tmp_path: Path) -> None:
+    store = FakeStore(page_size=20)
+    for service in ("web", "api", "auth"):
+        for day in range(0, 1500, 5):
+            hour = NOW.replace(minute=0) - timedelta(days=day)
+            for number in range(3):
+                put(
+                    store,
+                    f"raw/{service}/{hour:%Y%m%d/%H}/{number}.log",
+                    hour + timedelta(minutes=9 + number),
+                )
+    found = detected(store, "raw/")
+    (stream,) = loaded(found, tmp_path)
+    assert stream.raw.text == "s3://logs/raw/{service}/%Y%m%d/%H/"
+    assert {hour.hour.year for hour in found.proposals[0].hours} >= {2026}
+    assert {hour.group["service"] for hour in found.proposals[0].hours} == {"web", "api", "auth"}
+    assert max(hour.hour for hour in found.proposals[0].hours) > NOW - timedelta(days=10)
+
+
+@pytest.mark.parametrize("step", ["%Y-%m-%d-%H-00-00-", "app.%Y%m%d%H.", "E1EXAMPLEEXAMPLE.%Y-%m-%d-%H."])
+def test_newest_names_of_a_large_folder_are_sampled(step: str, tmp_path: Path) -> None:
+    store = FakeStore(page_size=50)
+    for day in range(800):
+        hour = NOW.replace(minute=0) - timedelta(days=day, hours=4)
+        for number in range(4):
+            put(store, f"logs/{hour.strftime(step)}{number}.gz", hour + timedelta(minutes=10 * number))
+    found = detected(store, "logs/")
+    loaded(found, tmp_path)
+    hours = [hour.hour for hour in found.proposals[0].hours]
+    assert max(hours) > NOW - timedelta(days=10)
+    assert min(hours) < NOW - timedelta(days=700)
+    assert found.proposals[0].zone.is_known
+
+
+def test_large_folder_of_a_day_shows_other_balancers(tmp_path: Path) -> None:
+    store = FakeStore(page_size=30)
+    raw = RawTemplate.parse(BY_NAME["alb"]["stream"]["raw"])
+    for balancer in ("a.1", "b.2", "c.3"):
+        values = {"account": "111122223333", "region": "us-east-1", "balancer": balancer}
+        for number in range(24 * 6):
+            time = DAY + timedelta(minutes=10 * number)
+            key = f"{raw.fill(time.replace(tzinfo=None), values)}{time:%M}Z_10.0.0.1_abcdefgh.log.gz"
+            put(store, key, time + timedelta(minutes=2))
+    found = detected(store)
+    loaded(found, tmp_path)
+    assert {hour.group["balancer"] for hour in found.proposals[0].hours} == {"a.1", "b.2", "c.3"}
+    assert found.proposals[0].entry["poll_interval"] == "10m"
+
+
+def test_services_of_one_bucket_get_a_stream_each(tmp_path: Path) -> None:
+    store = FakeStore()
+    keys: dict[str, Any] = {}
+    for name in ("cloudtrail", "vpc", "waf", "resolver"):
+        keys |= filled(store, name, hours=2)
+    digest = (
+        "AWSLogs/111122223333/CloudTrail-Digest/us-east-1/2026/11/22/111122223333_CloudTrail-Digest_x.json.gz"
+    )
+    put(store, digest, NOW)
+    found = detected(store)
+    streams = loaded(found, tmp_path)
+    assert {stream.name for stream in streams} == {"cloudtrail", "vpc", "waf", "resolver"}
+    assert found.not_read == {layouts.NO_HOUR: [digest]}
+
+
+def test_folders_that_are_not_followed_are_named() -> None:
+    store = FakeStore()
+    for number in range(40):
+        put(store, f"raw/tenant-{number:02}/20261122/08/a.log", DAY)
+    found = detected(store, "raw/")
+    assert len(found.not_sampled) == 34
+    assert set(found.not_sampled) < {f"raw/tenant-{number:02}/" for number in range(40)}
+
+
+def test_kinds_of_balancers_below_one_prefix_get_one_stream(tmp_path: Path) -> None:
+    store = FakeStore()
+    for name in ("alb", "nlb"):
+        for key in filled(FakeStore(), name, hours=2):
+            put(store, f"x/AWSLogs/{key.partition('AWSLogs/')[2]}", DAY)
+    found = detected(store)
+    (stream,) = loaded(found, tmp_path)
+    assert "{region}_{balancer}_%Y" in stream.raw.text
+    assert [item.stream for item in found.proposals[0].layout.producers] == ["alb", "nlb"]
+
+
+# -- dates and zones --------------------------------------------------------------------------------------
+
+
+def fill_template(store: FakeStore, form: str, zone: str = "UTC", days: int = 10, delay: int = 1) -> None:
+    """Put objects that are written during their hours; ``form`` has the directives of the local hour."""
+    for number in range(24 * days):
+        hour = NOW.replace(minute=0) - timedelta(hours=1 + number)
+        for minute in range(0, 60, 7):
+            time = hour + timedelta(minutes=minute)
+            key = f"{time.astimezone(ZoneInfo(zone)).strftime(form)}{minute:02}.log"
+            put(store, key, time + timedelta(minutes=delay))
+
+
+@pytest.mark.parametrize(
+    ("form", "raw"),
+    [
+        ("raw/%d-%m-%Y/%H/", "raw/%d-%m-%Y/%H/"),
+        ("raw/%m/%d/%Y/%H/", "raw/%m/%d/%Y/%H/"),
+        ("raw/%y%m%d/%H/", "raw/%y%m%d/%H/"),
+        ("raw/%d.%m.%y/%H/", "raw/%d.%m.%y/%H/"),
+        ("raw/%Y/%j/%H/", "raw/%Y/%j/%H/"),
+        ("raw/%Y%m%d%H/x-", "raw/%Y%m%d%H/"),
+        ("raw/%Y-%m-%d/web/%H/", "raw/%Y-%m-%d/web/%H/"),
+        ("raw/%Y-%m-%dT%H/", "raw/%Y-%m-%dT%H/"),
+        ("raw/100%%/%Y%m%d/%H/", "raw/100%%/%Y%m%d/%H/"),
+        ("raw/dt=%Y-%m-%d/host=a/hour=%H/", "raw/dt=%Y-%m-%d/host=a/hour=%H/"),
+    ],
+)
+def test_order_of_the_date_is_found(form: str, raw: str, tmp_path: Path) -> None:
+    store = FakeStore()
+    fill_template(store, form)
+    found = detected(store)
+    (stream,) = loaded(found, tmp_path)
+    assert stream.raw.text == f"s3://logs/{raw}"
+    assert found.proposals[0].layout.alternatives == ()
+
+
+def test_two_readings_of_a_date_are_both_named(tmp_path: Path) -> None:
+    store = FakeStore()
+    for day in range(1, 13):
+        for hour in range(24):
+            # Copied later, so the times say nothing.
+            put(store, f"raw/05/{day:02}/2024/{hour:02}/a.log", NOW)
+    found = detected(store)
+    loaded(found, tmp_path)
+    (proposal,) = found.proposals
+    assert {proposal.layout.raw, *proposal.layout.alternatives} == {
+        "s3://logs/raw/%d/%m/%Y/%H/", "s3://logs/raw/%m/%d/%Y/%H/",
+    }  # fmt: skip
+    assert any("%m/%d/%Y" in remark for remark in proposal.remarks)
+
+
+def test_readings_of_a_key_have_different_hours() -> None:
+    labels = [reading.label for reading in readings_of("04/11/2026/08/a")]
+    assert labels == [datetime(2026, 11, 4, 8), datetime(2026, 4, 11, 8)]  # noqa: DTZ001 - local times
+    assert readings_of("10.0.0.1/a-20261123.log") == []
+
+
+@pytest.mark.parametrize(
+    "zone", ["Europe/Berlin", "Asia/Kolkata", "Asia/Tokyo", "America/New_York", "America/Los_Angeles"]
+)
+def test_zone_of_the_keys_is_named(zone: str, tmp_path: Path) -> None:
+    store = FakeStore()
+    fill_template(store, "raw/%Y%m%d/%H/", zone)
+    found = detected(store)
+    (stream,) = loaded(found, tmp_path)
+    guess = found.proposals[0].zone
+    assert zone in (guess.zone, *guess.others)
+    offset = NOW.astimezone(ZoneInfo(zone)).utcoffset()
+    assert NOW.astimezone(ZoneInfo(stream.timezone)).utcoffset() == offset
+    # Behind UTC, a zone and a delay look alike.
+    assert ("UTC" in guess.others) == zone.startswith("America")
+
+
+def test_copied_objects_say_nothing_of_the_zone(tmp_path: Path) -> None:
+    store = FakeStore()
+    for number in range(48):
+        put(store, f"raw/{DAY - timedelta(days=90, hours=number):%Y%m%d/%H}/a.log", NOW)
+    found = detected(store)
+    loaded(found, tmp_path)
+    (proposal,) = found.proposals
+    assert not proposal.zone.is_known
+    assert proposal.quiet is None
+    assert proposal.entry["quiet_period"] == "10m"
+
+
+def test_quiet_period_covers_the_gaps_after_an_hour(tmp_path: Path) -> None:
+    store = FakeStore()
+    for number in range(48):
+        hour = DAY - timedelta(hours=number)
+        for index, minute in enumerate((5, 30, 55, 90)):
+            put(store, f"raw/{hour:%Y%m%d/%H}/{index}.log", hour + timedelta(minutes=minute))
+    found = detected(store)
+    loaded(found, tmp_path)
+    (proposal,) = found.proposals
+    assert proposal.quiet is not None
+    assert proposal.quiet.gap == timedelta(minutes=35)
+    assert proposal.entry["quiet_period"] == "1h"
+
+
+# -- objects ----------------------------------------------------------------------------------------------
+
+
+def test_newlines_containers_and_temporary_objects(tmp_path: Path) -> None:
+    store = FakeStore()
+    for number in range(24):
+        hour = DAY + timedelta(hours=number)
+        for name, body in {
+            "a.log": b"no newline",
+            "b.log.gz": b"x",
+            "c.parquet": b"x",
+            "d.log.tmp": b"x",
+            ".hidden": b"x",
+            "_SUCCESS": b"",
+            "DONE": b"",
+        }.items():
+            put(store, f"raw/{hour:%Y%m%d/%H}/{name}", hour, body)
+    found = detected(store)
+    (stream,) = loaded(found, tmp_path)
+    assert stream.ensure_newline
+    assert stream.unjoinable == "copy"
+    assert stream.exclude == ("*.tmp", "DONE")
+    proposal = found.proposals[0]
+    assert any("ready_object: _SUCCESS" in remark for remark in proposal.remarks)
+    assert set(proposal.encodings) == {"plain", ".gz", ".parquet"}
+    assert (proposal.left_out.hidden, proposal.left_out.excluded) == (
+        2 * len(proposal.hours), 2 * len(proposal.hours),
+    )  # fmt: skip
+
+
+def test_compressed_objects_without_the_ending_are_named(tmp_path: Path) -> None:
+    store = FakeStore()
+    for number in range(24):
+        put(store, f"app/2022/12/25/{number:02}_00_00.gz-apwgylqg", NOW, b"\x1f\x8b and more" + bytes(9000))
+    found = detected(store)
+    (stream,) = loaded(found, tmp_path)
+    assert not stream.ensure_newline
+    assert any("gzip by their bytes" in remark for remark in found.proposals[0].remarks)
+    assert found.proposals[0].layout.producers[0].name == "Fluent Bit"
+
+
+def test_objects_that_cannot_be_read_are_no_error(tmp_path: Path) -> None:
+    store = FakeStore()
+    filled(store, "s3_access", hours=3)
+    store.on("RANGE", "", AccessError("GET: no"), times=99)
+    found = detected(store)
+    loaded(found, tmp_path)
+    assert any("is not known: GET: no" in remark for remark in found.proposals[0].remarks)
+
+
+def test_parts_of_log_rollup_are_not_proposed(tmp_path: Path) -> None:
+    store = FakeStore()
+    filled(store, "firehose", hours=3)
+    for name in ("part-00000-3f9c2a1b.log", "_manifest.jsonl.gz", "_rollup/claim.json", "_SUCCESS"):
+        put(store, f"aggregated/app/20261122/08/{name}", NOW)
+    found = detected(store)
+    (stream,) = loaded(found, tmp_path)
+    assert stream.name == "firehose"
+    assert sum(map(len, found.not_read.values())) == 4
+
+
+def test_folder_that_names_another_day_is_named(tmp_path: Path) -> None:
+    store = FakeStore()
+    filled(store, "alb", hours=3)
+    other = BY_NAME["alb"]["keys"][1]["key"]
+    put(store, other, NOW)
+    found = detected(store)
+    loaded(found, tmp_path)
+    assert found.not_read == {layouts.TWO_DAYS: [other]}
+
+
+def test_many_values_make_no_groups(tmp_path: Path) -> None:
+    store = FakeStore()
+    for number in range(300):
+        put(store, f"raw/{DAY:%Y%m%d/%H}/x.log".replace("raw/", f"raw/host-{number:03}/"), DAY)
+    found = detected(store)
+    (stream,) = loaded(found, tmp_path)
+    assert stream.raw.captures == ("service",)
+
+
+def test_names_and_odd_characters_load(tmp_path: Path) -> None:
+    store = FakeStore()
+    for hour in range(3):
+        put(store, f"a: b#{{x}} ü\x1b\n%/late/20261122/{hour:02}/\u202e.log", DAY)
+    found = detected(store)
+    (stream,) = loaded(found, tmp_path)
+    assert stream.name == "late_logs"
+    assert all(stream.raw.match(key) for key in store.listing())
+
+
+# -- errors -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (["a/b.log"], layouts.NO_DATE),
+        (["topics/t/year=2015/month=4/day=2/hour=0/t+0+0000000000.json"], layouts.NO_ZEROS),
+        (["date=2019-06-18/1560886634-fddd7a0e-fad9-4f7e-9bce-00ae5debc563.log.gz"], "#vector"),
+        (
+            [
+                f"ls.s3.{number:08}-2f5d-49bc-ae9f-5940cf4ad9a6.2013-04-18T10.00.part0.txt"
+                for number in range(30)
+            ],
+            "#logstash",
+        ),
+        (["raw/20261123/a.log"], layouts.NO_HOUR),
+    ],
+)
+def test_keys_without_an_hour_are_refused(keys: list[str], message: str) -> None:
+    store = FakeStore()
+    for key in keys:
+        put(store, key, NOW)
+    with pytest.raises(UnknownLayoutError, match=re.escape(message)):
+        detect(store, Location("logs", ""), NOW)
+
+
+def test_empty_prefix_is_refused() -> None:
+    with pytest.raises(NotFoundError, match=r"no objects below s3://logs/none/; give a prefix"):
+        detect(FakeStore(), Location("logs", "none/"), NOW)
+
+
+def test_access_denied_is_passed_on() -> None:
+    store = FakeStore()
+    store.on("LIST", "", AccessError("LIST: no"))
+    with pytest.raises(AccessError):
+        detect(store, Location("logs", ""), NOW)

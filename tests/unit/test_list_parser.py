@@ -22,7 +22,7 @@ from include.log_rollup.errors import ListingError, ThrottledError, TransientErr
 from include.log_rollup.storage.protocol import Location, ObjectInfo
 from log_rollup_plugin.s3 import list_parser
 from log_rollup_plugin.s3.error_mapping import translated
-from log_rollup_plugin.s3.list_parser import parse_page
+from log_rollup_plugin.s3.list_parser import parse_page, parse_times
 
 MOMENT = datetime(2026, 11, 23, 8, 0, 5, 678000, UTC)
 ETAG = "9e107d9d372bb6826bd81d3542a419d6"
@@ -265,6 +265,27 @@ def test_newest_object_is_found_in_each_time_format(fast: Lister, time: str) -> 
     response = fast.list(page("".join(row("k", modified=TIMES[time](moment)) for moment in moments)))
     assert abs(parse_page(response).newest - MOMENT.timestamp()) < 1
     assert by_fast_path(response)
+
+
+@pytest.mark.parametrize("time", sorted(TIMES))
+def test_each_object_has_its_time_in_each_format(fast: Lister, plain: Lister, time: str) -> None:
+    moments = [MOMENT, MOMENT - timedelta(days=1)]
+    rows = "".join(row(f"k{index}", modified=TIMES[time](moment)) for index, moment in enumerate(moments))
+    folder = "<CommonPrefixes><Prefix>raw/a/</Prefix></CommonPrefixes>"
+    for lister in (fast, plain):
+        found = parse_times(lister.list(page(rows, more=folder)))
+        assert [item.key for item in found.objects] == ["k0", "k1"]
+        assert [
+            abs(item.modified - moment) < timedelta(seconds=1)
+            for item, moment in zip(found.objects, moments, strict=True)
+        ] == [True, True]
+        assert (found.folders, found.truncated) == (["raw/a/"], False)
+
+
+def test_object_without_a_time_cannot_be_sampled(fast: Lister, plain: Lister) -> None:
+    for lister in (fast, plain):
+        with pytest.raises(ListingError, match="without LastModified"):
+            parse_times(lister.list(page(without("LastModified", row("k")))))
 
 
 def test_time_without_a_zone_is_utc(fast: Lister, plain: Lister) -> None:

@@ -46,6 +46,8 @@ _DEFAULT_QUIET_PERIOD = timedelta(minutes=10)
 _DAY_POLL_INTERVAL = "10m"
 _TEMPORARY = (".tmp", ".temp", ".partial", ".part", ".inprogress", ".filepart", ".swp", ".crdownload")
 _READY = re.compile(r"(?i)[._]?(?:success|done|complete|completed|ready|finished|manifest)(?:\.\w+)?$")
+# Folders whose names say nothing of their objects.
+_USUAL_FOLDERS = frozenset(("raw", "log", "logs", "data", "topics"))
 # An object up to this size is read in one request.
 _WHOLE_BYTES = 4096
 _MAGIC = {
@@ -120,6 +122,7 @@ class Detection:
     :param requests: how many requests were sent
     :param objects: number of objects in the sample
     :param is_whole: whether these are all objects below the prefix
+    :param not_sampled: folders that the sample did not follow, except those that only have other dates
     :param not_read: the keys that no proposed stream reads, by reason
     :param text: the proposed streams file
     """
@@ -129,6 +132,7 @@ class Detection:
     objects: int
     is_whole: bool
     proposals: Sequence[Proposal]
+    not_sampled: Sequence[str]
     not_read: Mapping[str, Sequence[str]]
     text: str
 
@@ -168,7 +172,14 @@ def detect(
         elif all(proposal.stream.raw.match(row.key) is None for proposal in proposals):
             not_read[reasons.get(row.key) or reason_without_layout(row.key)].append(row.key)
     return Detection(
-        place, sample.lists + reader.reads, len(rows), sample.is_whole, proposals, dict(not_read), text
+        place,
+        sample.lists + reader.reads,
+        len(rows),
+        sample.is_whole,
+        proposals,
+        sample.not_followed,
+        dict(not_read),
+        text,
     )
 
 
@@ -312,7 +323,8 @@ def _names(place: Location, layouts: Sequence[Layout]) -> list[str]:
         if layout.producers:
             name = layout.producers[0].stream if len(layout.producers) == 1 else "logs"
         else:
-            steps = [step for step in RawTemplate.parse(layout.raw).root.key.split("/") if step]
+            steps = RawTemplate.parse(layout.raw).root.key.split("/")
+            steps = [step for step in steps if step and step.lower() not in _USUAL_FOLDERS]
             name = steps[-1] if steps else place.bucket
         name = re.sub(r"[^A-Za-z0-9_.-]+", "_", name)[:90].strip("_.") or "logs"
         name = "late_logs" if name == "late" else name

@@ -40,9 +40,11 @@ _STAGES = frozenset(
     )
 )
 _USUAL_NAMES = ("service", "source", "component", "kind")
+_SHORT_NUMBERS = re.compile(r"(?<!\d)(?:19|20)\d\d[-_./](?:[a-z]+=)?\d{1,2}[-_./](?:[a-z]+=)?\d{1,2}(?!\d)")
 _TOKENS = re.compile(r"\0\w+\0|[A-Za-z0-9]+|[^A-Za-z0-9]")
 
 NO_DATE = "no date in the key"
+NO_ZEROS = "numbers without leading zeros in the date"
 NO_HOUR = "a date, but no hour behind it"
 TWO_DAYS = "its folder and its name have different days"
 OTHER_NAMES = "the text before the date differs in nearly every key, so hours cannot be listed"
@@ -114,7 +116,7 @@ def find_layouts(bucket: str, rows: Sequence[TimedObject]) -> tuple[list[Layout]
         if len(shapes[shape]) * 200 < len(rest):
             break
         keys = set(shapes[shape])
-        tied = [other for other, found in shapes.items() if len(keys & found.keys()) >= 0.9 * len(keys)]
+        tied = [other for other in shapes if _reads_same_digits(shapes[other], shapes[shape])]
         tied.sort(key=lambda item: _order(shapes[item]))
         chosen, others, decided = _choose(tied, shapes, written)
         try:
@@ -134,7 +136,9 @@ def reason_without_layout(key: str) -> str:
     """Why a key belongs to no hour, by the key alone."""
     if readings_of(key):
         return TWO_DAYS if _is_contradictory(key, readings_of(key)[0]) else FEW
-    return NO_HOUR if dates_in(key) else NO_DATE
+    if dates_in(key):
+        return NO_HOUR
+    return NO_ZEROS if _SHORT_NUMBERS.search(key) else NO_DATE
 
 
 def _by_path(bucket: str, keys: Iterable[str]) -> tuple[list[Layout], list[str]]:
@@ -181,7 +185,7 @@ def _shapes_of(keys: Sequence[str]) -> tuple[_Shapes, dict[str, str]]:
     for key in keys:
         readings = readings_of(key)
         if not readings:
-            reasons[key] = NO_HOUR if dates_in(key) else NO_DATE
+            reasons[key] = reason_without_layout(key)
         elif _is_contradictory(key, readings[0]):
             contradictory[key] = readings
         for reading in readings:
@@ -220,6 +224,16 @@ def _with_many_heads(shapes: _Shapes) -> list[_Shape]:
         if len(group) > MAX_LAYOUTS and 2 * len(group) > sum(len(shapes[shape]) for shape in group)
         for shape in group
     ]
+
+
+def _reads_same_digits(readings: Mapping[str, Reading], others: Mapping[str, Reading]) -> bool:
+    """Whether readings are of nearly all keys of others, and of the same digits, not of another date in them."""
+    common = readings.keys() & others.keys()
+    if len(common) < 0.9 * len(others):
+        return False
+    key = min(common)
+    starts = {field.start for field in readings[key].fields}
+    return any(field.start in starts for field in others[key].fields)
 
 
 def _order(readings: Mapping[str, Reading]) -> int:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from itertools import zip_longest
+from typing import NamedTuple
 
 from include.log_rollup.queries.key_dates import dates_in, readings_of
 from include.log_rollup.storage.listing import between
@@ -19,15 +20,32 @@ _WIDTH, _DATES, _NAMES = 6, 2, 6
 _BACK = tuple(timedelta(hours=hours) for hours in (3, 27, 24 * 8, 24 * 60, 24 * 400))
 # Texts before the date that are looked up in one folder.
 _MAX_HEADS = 3
-_NUMBERED = re.compile(r"(?:[A-Za-z_]+[=-]?)?(\d{2,4}|(?:19|20)\d{2}-?\d{2})/")
+_NUMBERED = re.compile(
+    r"(?:(?i:year|month|day|hour|minute|min|date|dt|[ymdht])[=-]?)?(\d{2,4}|(?:19|20)\d{2}-?\d{2})/"
+)
 # Greater than a digit, and than the characters that separate dates.
 _BEHIND_DIGITS = "\x7f"
+
+
+class _Level(NamedTuple):
+    """The folders in a folder.
+
+    :param chosen: those to follow, the best first
+    :param names: all of them
+    :param is_dated: whether their names are dates or hours
+    """
+
+    chosen: Sequence[str]
+    names: Sequence[str]
+    is_dated: bool
 
 
 class KeySample:
     """The objects that were listed below a prefix.
 
     :param limit: the most LISTs
+    :ivar lists: how many LISTs were sent
+    :ivar not_followed: folders whose objects were not sampled, except those that only have other dates
     """
 
     def __init__(self, store: SampledStore, place: Location, now: datetime, limit: int) -> None:
@@ -38,6 +56,7 @@ class KeySample:
         self._found: dict[str, TimedObject] = {}
         self._is_whole = True
         self.lists = 0
+        self.not_followed: list[str] = []
 
     @property
     def objects(self) -> list[TimedObject]:
@@ -55,22 +74,31 @@ class KeySample:
         :raises RollupError: as the store raises
         """
         folders = [self._place.key]
-        while folders and self._left:
-            followed = [self._visit(folder, number) for number, folder in enumerate(folders)]
-            chosen = list(_in_turn(followed))
-            if len(chosen) > _WIDTH:
-                self._is_whole = False
-            folders = chosen[:_WIDTH]
-        if folders:
-            self._is_whole = False
+        while folders:
+            levels = [self._visit(folder, number) for number, folder in enumerate(folders)]
+            folders = self._next_folders([level for level in levels if level is not None])
 
-    def _visit(self, folder: str, number: int) -> Sequence[str]:
-        """List a folder, and return the folders in it to follow, the best first."""
+    def _next_folders(self, levels: Sequence["_Level"]) -> list[str]:
+        """The folders to follow next, of those in all folders of a level."""
+        candidates = list(_in_turn([level.chosen for level in levels]))
+        if not any(level.is_dated for level in levels):
+            # First those with a name that no other one has.
+            names = {folder.split("/")[-2]: folder for folder in reversed(candidates)}
+            candidates.sort(key=lambda folder: names[folder.split("/")[-2]] != folder)
+            followed = set(candidates[:_WIDTH])
+            self.not_followed += [name for level in levels for name in level.names if name not in followed]
+        if sum(len(level.names) for level in levels) > len(candidates[:_WIDTH]):
+            self._is_whole = False
+        return candidates[:_WIDTH]
+
+    def _visit(self, folder: str, number: int) -> "_Level | None":
+        """List a folder; returns what is in it, or None if no request is left."""
         # Below an hour the folders do not matter.
         delimiter = "" if folder.endswith("/") and readings_of(folder) else "/"
         page = self._list(folder, "", delimiter)
         if page is None:
-            return ()
+            self.not_followed.append(folder)
+            return None
         pages = [page]
         if page.truncated:
             self._is_whole = False
@@ -134,8 +162,8 @@ class KeySample:
         for back in _BACK:
             yield self._now - back
 
-    def _choose(self, folder: str, names: Sequence[str], number: int) -> Sequence[str]:
-        """The folders to follow, the best first."""
+    def _choose(self, folder: str, names: Sequence[str], number: int) -> "_Level":
+        """Choose the folders to follow."""
         values = {name: self._time_of(folder, name) for name in names}
         dated = [name for name in names if values[name] is not None]
         if dated and len(dated) >= 0.8 * len(names):
@@ -143,16 +171,11 @@ class KeySample:
             if dates_in(folder):
                 # Hours of a day: different ones in each of the days.
                 turn = number * 5 % len(dated)
-                chosen = (dated[turn:] + dated[:turn])[:_NAMES]
-            else:
-                chosen = dated[:_DATES]
-        else:
-            visible = [name for name in names if name[len(folder) :][:1] not in ("_", ".")]
-            hidden = [name for name in names if name not in set(visible)]
-            chosen = (_spread(visible) + hidden)[:_NAMES]
-        if len(chosen) < len(names):
-            self._is_whole = False
-        return chosen
+                return _Level((dated[turn:] + dated[:turn])[:_NAMES], names, True)
+            return _Level(dated[:_DATES], names, True)
+        visible = [name for name in names if name[len(folder) :][:1] not in ("_", ".")]
+        hidden = [name for name in names if name not in set(visible)]
+        return _Level((_spread(visible) + hidden)[:_NAMES], names, False)
 
     def _time_of(self, folder: str, name: str) -> str | None:
         """A text that sorts a folder by its time; None if its name is not a time, or is in the future."""

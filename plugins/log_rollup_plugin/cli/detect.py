@@ -62,6 +62,10 @@ def _report(found: Detection) -> Iterator[str]:
             looks = " or ".join(producer.name for producer in producers_of(keys))
             yield f"  {len(keys):,}: {reason}{f'; looks like {looks}' if looks else ''}, like"
             yield from (f"    {key}" for key in keys[:_SHOWN_KEYS])
+    if found.not_sampled:
+        yield ""
+        yield f"Not sampled: {len(found.not_sampled):,} folders, for which give a longer prefix, like"
+        yield from (f"    {folder}" for folder in found.not_sampled[:_SHOWN_KEYS])
     yield ""
     yield "What follows is a streams file: adjust name, aggregated and start, then run ./log-rollup doctor."
 
@@ -77,7 +81,10 @@ def _about(proposal: Proposal) -> Iterator[str]:
     yield f"  encodings: {_counts(proposal.encodings)}; left out: {proposal.left_out}"
     if proposal.quiet:
         last, gap = format_duration(proposal.quiet.last), format_duration(proposal.quiet.gap)
-        yield f"  after the end of an hour: its last object up to {last} later, up to {gap} after the one before"
+        if proposal.quiet.gap:
+            yield f"  objects came up to {last} after the end of their hour, and up to {gap} after the one before"
+        else:
+            yield "  no object came after the end of its hour"
     if proposal.newlines.read:
         ended = proposal.newlines.read - proposal.newlines.without
         yield f"  {ended} of {proposal.newlines.read} plain objects that were read end with a newline"
@@ -118,6 +125,10 @@ def _document(found: Detection) -> dict[str, Any]:
         "objects": found.objects,
         "is_whole": found.is_whole,
         "streams": [_proposal(proposal) for proposal in found.proposals],
+        "not_sampled": {
+            "folders": len(found.not_sampled),
+            "names": list(found.not_sampled[:_JSON_KEYS]),
+        },
         "not_read": [
             {"reason": reason, "objects": len(keys), "keys": list(keys[:_JSON_KEYS])}
             for reason, keys in found.not_read.items()
