@@ -241,9 +241,9 @@ def test_hour_out_of_range_ends_with_2(run: RunCommand, capsys: pytest.CaptureFi
 
 
 def test_detected_file_loads_with_any_character(run: RunCommand, store: FakeStore, tmp_path: Path) -> None:
-    for hour in range(4):
+    for number in range(4):
         store.produce(
-            f"raw/{CONTROL_CHARACTERS}ü{{}}%/2026-11-22/{hour:02}/a: {CONTROL_CHARACTERS}#.log", b"a"
+            f"raw/{CONTROL_CHARACTERS}ü{{}}%/2026-11-22/{number:02}/a: {CONTROL_CHARACTERS}#.log", b"a"
         )
     result = run("detect", "s3://logs/")
     result.check()
