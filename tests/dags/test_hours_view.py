@@ -5,23 +5,29 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
 from include.log_rollup.hour.layout import format_hour
+from include.log_rollup.hour.template import AggregatedTemplate, RawTemplate
+from include.log_rollup.queries.status import HourStatus, HourSummary
 from log_rollup_plugin.hours_page.app import STATIC
 from log_rollup_plugin.hours_page.hour_cells import CellStatus
 from log_rollup_plugin.hours_page.views import (
     BucketView,
     DetailView,
+    GroupsView,
     HourView,
+    MarkerView,
     MonthView,
     PlaceView,
     StreamView,
+    groups_view,
 )
 from tests.support.browser import running_browser
+from tests.support.hour_in_memory import make_stream
 
 HOUR = datetime(2026, 11, 23, 8, tzinfo=UTC)
 NOW = HOUR + timedelta(hours=4)
@@ -86,12 +92,18 @@ def to_json(value: Any) -> Any:
     return [to_json(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def detail(state: CellStatus, why: str = "", marker: Mapping[str, Any] | None = None) -> Any:
+def detail(
+    state: CellStatus,
+    why: str = "",
+    marker: Mapping[str, Any] | None = None,
+    groups: GroupsView | None = None,
+) -> Any:
     """Return the response of the API for an hour."""
     raw, parts = (PlaceView(f"s3://logs/{name}/20261123/08/", None) for name in ("raw", "out"))
     view = DetailView(
-        STREAM, format_hour(HOUR), NOW, state, why, marker, (), None, why, (), (), None, raw, parts, "", False
-    )
+        STREAM, format_hour(HOUR), NOW, state, why, marker, (), None, why, (), (), None, raw, parts, "", False,
+        groups=groups,
+    )  # fmt: skip
     return to_json(asdict(view))
 
 
@@ -162,3 +174,106 @@ def test_foreign_and_damaged_objects_are_shown_unless_none(
             expect(facts).to_contain_text(re.compile(f"{name}{count:,} "))
         else:
             expect(facts).not_to_contain_text(name)
+
+
+# -- groups --------------------------------------------------------------------------------------------
+
+GROUPS_PATH = f"{HOUR_PATH}/groups"
+GROUPED = make_stream(
+    raw=RawTemplate.parse("s3://logs/raw/{service}/"),
+    aggregated=AggregatedTemplate.parse("s3://logs/out/{service}/"),
+)
+
+
+def summary_of(count: int) -> HourSummary:
+    """Return a complete hour with groups ``service-0000``, ``service-0001``, … of growing size."""
+    groups = [
+        {
+            "folder": f"service-{number:04d}/20261123/08/", "captures": {"service": f"service-{number:04d}"},
+            "objects": number + 1, "bytes_in": (number + 1) * 10**5, "parts": 1, "damaged": 0,
+        }
+        for number in range(count)
+    ]  # fmt: skip
+    return HourSummary(HOUR, HourStatus.COMPLETE, {**MARKER, "groups": count}, groups=groups)
+
+
+def open_grouped(open_page: OpenPage, count: int) -> Page:
+    """Open the page of an hour with so many groups."""
+    summary = summary_of(count)
+    shown = groups_view(GROUPED, summary, None)
+
+    def answer_groups(route: Route) -> None:
+        asked = parse_qs(urlsplit(route.request.url).query)
+        most = int(asked.get("most", ["50"])[0])
+        found = groups_view(GROUPED, summary, None, asked.get("search", [""])[0], most)
+        assert found is not None
+        route.fulfill(json=to_json(asdict(found)))
+
+    answer = detail(CellStatus.COMPLETE, marker=summary.marker, groups=shown)
+    return open_page(
+        ADDRESS, {HOUR_PATH: lambda route: route.fulfill(json=answer), GROUPS_PATH: answer_groups}
+    )
+
+
+def test_few_groups_are_all_shown_largest_first(open_page: OpenPage) -> None:
+    page = open_grouped(open_page, 3)
+    card = page.locator("section.card", has=page.get_by_role("heading", name="Groups (3)"))
+    names = card.locator("tbody td:first-child")
+    expect(names).to_have_text(["service-0002", "service-0001", "service-0000"])
+    expect(card.get_by_role("status")).to_have_text("All of 3")
+    expect(card.get_by_role("button", name="Show all")).to_be_hidden()
+    expect(card).to_contain_text("s3://logs/out/service-0002/20261123/08/")
+    expect(page.locator("dl").first).to_contain_text("Groups3")
+
+
+def test_many_groups_can_be_searched_and_all_shown(open_page: OpenPage) -> None:
+    page = open_grouped(open_page, 1000)
+    card = page.locator("section.card", has=page.get_by_role("heading", name="Groups (1,000)"))
+    rows = card.locator("tbody tr")
+    expect(rows).to_have_count(50)
+    expect(card.get_by_role("status")).to_have_text("The 50 largest of 1,000")
+    search = card.get_by_role("searchbox", name="Search groups")
+    search.fill("SERVICE-012")
+    expect(rows).to_have_count(10)
+    expect(card.get_by_role("status")).to_have_text("All of 10 matching")
+    search.fill("nothing like it")
+    expect(card.get_by_role("status")).to_have_text("No group matches.")
+    search.fill("")
+    expect(rows).to_have_count(50)
+    card.get_by_role("button", name="Show all").click()
+    expect(rows).to_have_count(1000)
+    expect(card.get_by_role("button", name="Show all")).to_be_hidden()
+
+
+def test_search_survives_the_update_of_the_page(open_page: OpenPage) -> None:
+    page = open_grouped(open_page, 1000)
+    search = page.get_by_role("searchbox", name="Search groups")
+    search.fill("service-0123")
+    rows = page.locator("section.card", has=search).locator("tbody tr")
+    expect(rows).to_have_count(1)
+    page.get_by_role("button", name="Refresh").click()
+    expect(search).to_have_value("service-0123")
+    expect(rows).to_have_count(1)
+
+
+def test_answers_about_groups_stay_bounded() -> None:
+    for count, most, rows in ((3, 50, 3), (1000, 50, 50), (5000, 1000, 1000)):
+        found = groups_view(GROUPED, summary_of(count), None, "", most)
+        assert found is not None
+        assert (found.total, found.found, len(found.groups)) == (count, count, rows)
+
+
+def test_tooltip_has_the_number_of_groups(open_page: OpenPage) -> None:
+    marker = MarkerView(300, 10**8, 10**8, 3, 3.9, 20, 25, format_hour(NOW), 1234)
+    first = HOUR.replace(day=1, hour=0)
+    hours = [
+        HourView(format_hour(first + timedelta(hours=number)), CellStatus.NONE, "", None, None, None)
+        for number in range(30 * 24)
+    ]
+    hours[22 * 24 + 8] = HourView(format_hour(HOUR), CellStatus.COMPLETE, "", None, marker, None)
+    month = to_json(asdict(MonthView(STREAM, "2026-11", NOW, hours, BucketView(NOW, NOW, 0, ""))))
+    page = open_page(
+        f"{PAGE}?stream=app&month=2026-11", {"api/streams/app/hours": lambda route: route.fulfill(json=month)}
+    )
+    page.locator(f'a.hour[data-key="{format_hour(HOUR)}"]').hover()
+    expect(page.locator(".tip")).to_contain_text("300 objects, 95.4 MiB in 3 parts of 1,234 groups")

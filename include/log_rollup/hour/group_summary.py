@@ -29,6 +29,11 @@ def largest_groups(groups: Iterable[G], count: int) -> list[G]:
     return heapq.nsmallest(count, groups, key=lambda group: (-group.bytes_in, group.folder))
 
 
+def largest_rows(groups: Iterable[Mapping[str, Any]], count: int) -> list[Mapping[str, Any]]:
+    """As :func:`largest_groups`, of groups as they are in a completion marker."""
+    return heapq.nsmallest(count, groups, key=lambda group: (-group["bytes_in"], group["folder"]))
+
+
 def group_name(captures: Mapping[str, str]) -> str:
     """The name of a group for people: the values of its captures, on one line, shortened if long."""
     name = "/".join(captures.values())

@@ -72,7 +72,7 @@ def read_hour(store: ObjectStore, stream: Stream, hour: datetime) -> HourDetail:
     :raises RollupError: as the store raises
     """
     paths = stream.at(hour)
-    (status,) = read_hours(store, stream, [hour])
+    (status,) = read_hours(store, stream, [hour], groups=True)
     try:
         if status.state is HourStatus.COMPLETE:
             return _complete(store, paths, status)

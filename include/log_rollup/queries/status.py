@@ -45,14 +45,17 @@ class HourStatus(StrEnum):
 class HourSummary:
     """The status of an hour, with its completion marker.
 
-    :param marker: content of ``_SUCCESS`` with the keys of :class:`MarkerContent`; None unless complete
+    :param marker: content of ``_SUCCESS`` with the keys of :class:`MarkerContent`, but of the groups only their
+        number; None unless complete
     :param problem: message that says which record cannot be read and why; empty if there is none
+    :param groups: totals of each group, with the keys of :class:`GroupContent`, if they were asked for
     """
 
     hour: datetime
     state: HourStatus
     marker: Mapping[str, Any] | None
     problem: str = ""
+    groups: Sequence[Mapping[str, Any]] = ()
 
 
 def _time(text: str) -> str:
@@ -147,12 +150,15 @@ class MarkerContent(_Record):
     """Why no object can belong to the hour; only if none can."""
 
 
-def read_hours(store: ObjectStore, stream: Stream, hours: Sequence[datetime]) -> list[HourSummary]:
+def read_hours(
+    store: ObjectStore, stream: Stream, hours: Sequence[datetime], *, groups: bool = False
+) -> list[HourSummary]:
     """The status of some hours, in their order.
 
     Takes one GET for an hour with a completion marker and two for any other. A record that cannot be read is not
     an error, but shown in the status of its hour.
 
+    :param groups: whether to keep the totals of each group, of which an hour may have thousands
     :raises RollupError: as the store raises
     """
     records = Records(store)
@@ -166,7 +172,10 @@ def read_hours(store: ObjectStore, stream: Stream, hours: Sequence[datetime]) ->
         except ProofError as error:
             return HourSummary(hour, HourStatus.DAMAGED, None, str(error))
         if content is not None:
-            return HourSummary(hour, HourStatus.COMPLETE, content)
+            totals = content.get("groups", ())
+            if "groups" in content:
+                content["groups"] = len(totals)
+            return HourSummary(hour, HourStatus.COMPLETE, content, groups=totals if groups else ())
         try:
             with readable(paths.claim):
                 claim = records.read_claim(paths.claim)

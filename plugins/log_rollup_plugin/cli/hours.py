@@ -4,11 +4,10 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, time, timedelta
-from heapq import nsmallest
 from typing import Any
 
 from include.log_rollup.errors import ConfigurationError
-from include.log_rollup.hour.group_summary import group_name
+from include.log_rollup.hour.group_summary import group_name, largest_rows
 from include.log_rollup.hour.layout import format_hour
 from include.log_rollup.queries.status import HourStatus, HourSummary, read_hours
 from include.log_rollup.queries.verify import Verification, verify_hour
@@ -47,9 +46,9 @@ def status(options: argparse.Namespace, answer: Answer) -> bool:
         midnight = datetime.combine(day, time(), UTC)
         hours = [hour for hour in (midnight + timedelta(hours=number) for number in range(24)) if hour <= now]
     with open_store(stream) as store:
-        read = read_hours(store, stream, hours)
+        read = read_hours(store, stream, hours, groups=options.groups)
     found = [_hour(stream, summary, now) for summary in read]
-    groups = {format_hour(summary.hour): (summary.marker or {}).get("groups", ()) for summary in read}
+    groups = {format_hour(summary.hour): summary.groups for summary in read}
     damaged = [hour for hour in found if hour["state"] == HourStatus.DAMAGED]
     if options.json:
         if options.groups:
@@ -80,7 +79,7 @@ def _group_lines(hour: str, groups: Sequence[Mapping[str, Any]], most: int) -> l
     """
     if not groups:
         return []
-    largest = nsmallest(most, groups, key=lambda group: (-group["bytes_in"], group["folder"]))
+    largest = largest_rows(groups, most)
     rows = [
         [
             group_name(group["captures"]),
@@ -112,7 +111,7 @@ def _hour(stream: Stream, summary: HourSummary, now: datetime) -> dict[str, Any]
         "completed_at": marker.get("completed_at"),
         "foreign": marker.get("foreign"),
         "damaged": marker.get("damaged"),
-        "groups": None if marker.get("groups") is None else len(marker["groups"]),
+        "groups": marker.get("groups"),
         "why_empty": marker.get("why_empty"),
         "problem": summary.problem or None,
     }

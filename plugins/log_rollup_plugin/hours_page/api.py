@@ -23,6 +23,7 @@ from include.log_rollup import limits
 from include.log_rollup.errors import ConfigurationError
 from include.log_rollup.hour.layout import format_hour, parse_hour
 from include.log_rollup.queries.hour_detail import HourDetail, read_hour
+from include.log_rollup.queries.status import read_hours
 from include.log_rollup.streams import Stream, load_streams
 from log_rollup_plugin.hours_page.cache import MarkerCache, explain
 from log_rollup_plugin.hours_page.database import (
@@ -38,11 +39,16 @@ from log_rollup_plugin.hours_page.hour_cells import cell_of
 from log_rollup_plugin.hours_page.page_store import OpenStore, open_store
 from log_rollup_plugin.hours_page.page_threads import BusyError, PageThreads
 from log_rollup_plugin.hours_page.views import (
+    MOST_GROUPS,
+    MOST_PARTS,
+    SHOWN_GROUPS,
     BucketView,
     DetailView,
+    GroupsView,
     MonthView,
     PlaceView,
     StreamsView,
+    groups_view,
     hour_view,
     json_response,
     place_views,
@@ -131,7 +137,9 @@ class _BucketHour:
     detail: HourDetail | None
     raw: PlaceView
     aggregated: PlaceView
+    records: PlaceView | None
     error: str
+    groups: GroupsView | None = None
 
 
 class HoursApi:
@@ -160,6 +168,7 @@ class HoursApi:
         self.router.add_api_route("", self.streams)
         self.router.add_api_route("/{stream}/hours", self.month, response_model=None)
         self.router.add_api_route("/{stream}/hours/{hour}", self.hour, response_model=None)
+        self.router.add_api_route("/{stream}/hours/{hour}/groups", self.groups, response_model=None)
 
     def streams(self, user: GetUserDep, session: SessionDep) -> StreamsView:
         """The streams whose Dags the user may read."""
@@ -209,7 +218,7 @@ class HoursApi:
         """
         at, now = one_hour(hour), self._clock()
         runs_by_hour, _ = await run_in_threadpool(_runs_of, session, stream, [at])
-        found = await self._read(stream, at)
+        found = await self._run(stream, at, partial(self._read_now, stream, at))
 
         def answer() -> Response:
             dag_id, runs = dag_id_of(stream), runs_by_hour.get(at, [])
@@ -224,7 +233,10 @@ class HoursApi:
                     state=cell.status,
                     why=cell.reason,
                     marker=cached.summary.marker if cached else None,
-                    parts=found.detail.parts if found.detail else (),
+                    parts=found.detail.parts[:MOST_PARTS] if found.detail else (),
+                    parts_found=len(found.detail.parts) if found.detail else 0,
+                    groups=found.groups,
+                    records=found.records,
                     planned=planned_view(found.detail),
                     unclear=found.detail.unclear if found.detail else "",
                     runs=runs,
@@ -239,13 +251,32 @@ class HoursApi:
 
         return await run_in_threadpool(answer)
 
-    async def _read(self, stream: Stream, hour: datetime) -> _BucketHour:
+    async def groups(
+        self,
+        stream: ReadableStream,
+        hour: str,
+        search: Annotated[str, Query(description="text in the name of a group", max_length=200)] = "",
+        most: Annotated[int, Query(description="the most groups", ge=1, le=MOST_GROUPS)] = SHOWN_GROUPS,
+    ) -> Response:
+        """Groups of a complete hour (:class:`GroupsView`), read from the bucket now.
+
+        :raises HTTPException: 404 if it has none, 503 if too many hours are being read or the bucket can't be
+        """
+        at = one_hour(hour)
+        found = await self._run(stream, at, partial(self._read_groups, stream, at, search, most))
+        if found.error:
+            raise HTTPException(503, found.error)
+        if found.groups is None:
+            raise HTTPException(404, f"hour {hour} of {stream.name} is not complete, or has no groups")
+        return await run_in_threadpool(json_response, found.groups)
+
+    async def _run(self, stream: Stream, hour: datetime, read: Callable[[], _BucketHour]) -> _BucketHour:
         """Read an hour in one of the page's threads.
 
         :raises HTTPException: 503 if no thread is free
         """
         try:
-            return await self._threads.run(partial(self._read_now, stream, hour))
+            return await self._threads.run(read)
         except BusyError:
             raise HTTPException(
                 503,
@@ -260,6 +291,18 @@ class HoursApi:
             )
             return _BucketHour(None, *place_views(stream, hour, None), error)
 
+    def _read_groups(self, stream: Stream, hour: datetime, search: str, most: int) -> _BucketHour:
+        places = place_views(stream, hour, None)
+        try:
+            with self._open_store(
+                stream, limits.HOUR_PAGE_CONNECTIONS, limits.HOUR_PAGE_READ_SECONDS
+            ) as hook:
+                (summary,) = read_hours(hook, stream, [hour], groups=True)
+                groups = groups_view(stream, summary, hook.meta(stream.aggregated.root), search, most)
+        except Exception as error:
+            return _BucketHour(None, *places, explain(error, stream))
+        return _BucketHour(None, *places, "", groups)
+
     def _read_now(self, stream: Stream, hour: datetime) -> _BucketHour:
         places = place_views(stream, hour, None)
         try:
@@ -268,10 +311,11 @@ class HoursApi:
             ) as hook:
                 places = place_views(stream, hour, hook.meta(stream.aggregated.root))
                 detail = read_hour(hook, stream, hour)
+                groups = groups_view(stream, detail.status, hook.meta(stream.aggregated.root))
         except Exception as error:
             return _BucketHour(None, *places, explain(error, stream))
         self._cache.put(stream, detail.status)
-        return _BucketHour(detail, *places, "")
+        return _BucketHour(detail, *places, "", groups)
 
     def _late(self, stream: Stream, user: BaseUser, session: SessionDep) -> Mapping[str, LateHour]:
         if not stream.late_days or not _may(user, LATE_DAG_ID, "GET", DagAccessEntity.XCOM):

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 from include.log_rollup.errors import RollupError
@@ -241,7 +241,8 @@ class MarkerCache:
     def _store(self, place: str, read: Sequence[HourSummary]) -> None:
         at = self._clock()
         for summary in read:
-            self._read[place, summary.hour] = CachedHour(summary, at)
+            # An hour may have thousands of groups.
+            self._read[place, summary.hour] = CachedHour(replace(summary, groups=()), at)
             self._read.move_to_end((place, summary.hour))
         while len(self._read) > MAX_HOURS:
             self._read.popitem(last=False)

@@ -62,7 +62,7 @@ def cell_of(
     """
     summary = cached.summary if cached else None
     if summary is not None and summary.state is HourStatus.COMPLETE:
-        return _complete(run)
+        return _complete(run, (summary.marker or {}).get("why_empty", ""))
     if cached and run and run.ended_at and run.ended_at >= cached.read_at:
         # The run may have completed the hour since it was read.
         summary = None
@@ -80,9 +80,9 @@ def cell_of(
     return _without_run(stream, hour, now, summary)
 
 
-def _complete(run: HourRun | None) -> HourCell:
+def _complete(run: HourRun | None, why_empty: str) -> HourCell:
     if run is None or run.state == "success":
-        return HourCell(CellStatus.COMPLETE, "")
+        return HourCell(CellStatus.COMPLETE, why_empty)
     if run.is_unfinished:
         return HourCell(CellStatus.COMPLETE, "a rerun is in progress")
     return HourCell(CellStatus.COMPLETE, "the last rerun failed and changed nothing")

@@ -8,15 +8,22 @@ from typing import Any
 from fastapi import Response
 from pydantic import TypeAdapter
 
+from include.log_rollup.hour.group_summary import group_name, largest_rows
 from include.log_rollup.hour.layout import format_hour
 from include.log_rollup.queries.hour_detail import HourDetail, PartStatus
-from include.log_rollup.queries.status import HourStatus
+from include.log_rollup.queries.status import HourStatus, HourSummary
+from include.log_rollup.storage.protocol import Location
 from include.log_rollup.streams import Stream
 from log_rollup_plugin.hours_page.cache import CachedHour
 from log_rollup_plugin.hours_page.database import HourRun, HourTask, LateHour
 from log_rollup_plugin.hours_page.hour_cells import CellStatus, cell_of, late_after
 from log_rollup_plugin.runs import dag_id_of
 from log_rollup_plugin.urls import console_page
+
+# Number of groups and parts of an hour in one answer.
+SHOWN_GROUPS = 50
+MOST_GROUPS = 1_000
+MOST_PARTS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +62,7 @@ class MarkerView:
     sockets: int
     max_connections: int
     completed_at: str
+    groups: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +111,39 @@ class PlaceView:
 
 
 @dataclass(frozen=True, slots=True)
-class DetailView:
-    """One hour in full.
+class GroupView:
+    """A group of a complete hour, with the prefix of its parts."""
 
+    name: str
+    objects: int
+    bytes_in: int
+    parts: int
+    damaged: int
+    place: PlaceView
+
+
+@dataclass(frozen=True, slots=True)
+class GroupsView:
+    """Groups of a complete hour, the largest first.
+
+    :param total: number of groups of the hour
+    :param found: number of those whose name contains the text that was searched
+    :param groups: the largest of these
+    """
+
+    total: int
+    found: int
+    groups: Sequence[GroupView]
+
+
+@dataclass(frozen=True, slots=True)
+class DetailView:
+    """One hour in full, in a bounded size.
+
+    :param parts: the first ones
+    :param parts_found: number of all parts that are known
+    :param groups: the largest ones; None if the hour has none or is not complete
+    :param records: where the hour's own records are; None if they are beside its parts
     :param planned: number of planned parts, objects and bytes of an hour that is being built
     :param unclear: why the parts are not known
     :param runs: the unfinished run first, then the last one
@@ -130,12 +168,15 @@ class DetailView:
     aggregated: PlaceView
     error: str
     may_clear: bool
+    parts_found: int = 0
+    groups: GroupsView | None = None
+    records: PlaceView | None = None
 
 
-_ADAPTERS = {view: TypeAdapter(view) for view in (MonthView, DetailView)}
+_ADAPTERS = {view: TypeAdapter(view) for view in (MonthView, DetailView, GroupsView)}
 
 
-def json_response(view: MonthView | DetailView) -> Response:
+def json_response(view: MonthView | DetailView | GroupsView) -> Response:
     """Encode an answer in the calling thread; FastAPI would do it in the thread that serves all requests."""
     return Response(_ADAPTERS[type(view)].dump_json(view), media_type="application/json")
 
@@ -182,7 +223,7 @@ def _marker_view(marker: Mapping[str, Any] | None) -> MarkerView | None:
     return MarkerView(
         marker["objects"], marker["bytes_in"], marker["bytes_out"], marker["parts"],
         marker["seconds"]["pack"], marker["peak"]["sockets"], marker["max_connections"],
-        marker["completed_at"],
+        marker["completed_at"], marker.get("groups"),
     )  # fmt: skip
 
 
@@ -192,16 +233,53 @@ def planned_view(detail: HourDetail | None) -> Mapping[str, int] | None:
     return {"parts": plan.parts, "objects": plan.objects, "bytes": plan.bytes_in} if plan else None
 
 
-def place_views(stream: Stream, hour: datetime, meta: Any) -> tuple[PlaceView, PlaceView]:
-    """The raw and the aggregated prefix of an hour.
+def place_views(stream: Stream, hour: datetime, meta: Any) -> tuple[PlaceView, PlaceView, PlaceView | None]:
+    """The raw and the aggregated prefix of an hour; and with groups that of its records.
+
+    The console shows folders: for a prefix with captures, or one that ends within a name, the folder above it.
 
     :param meta: of the boto3 client for the parts; None if there is none, then there are no links to the console
     """
     paths = stream.at(hour)
-    raw = stream.raw.location(paths.key_base)
-    # The region of raw objects with another connection is not known here.
+    base = paths.key_base
+    raw = Location(stream.raw.bucket, base[: base.rfind("/") + 1])
     raw_meta = None if stream.has_two_connections else meta
     return (
         PlaceView(str(paths.raw), console_page(raw_meta, raw) if raw_meta else None),
-        PlaceView(str(paths.aggregated), console_page(meta, paths.home) if meta else None),
+        place_view(str(paths.aggregated), paths.base, meta),
+        place_view(str(paths.home), paths.home, meta) if paths.has_groups else None,
     )
+
+
+def place_view(url: str, folder: Location, meta: Any) -> PlaceView:
+    """A prefix of parts or records.
+
+    :param folder: shown in the console
+    :param meta: of the boto3 client for the parts; None if there is none
+    """
+    return PlaceView(url, console_page(meta, folder) if meta else None)
+
+
+def groups_view(
+    stream: Stream, summary: HourSummary, meta: Any, search: str = "", most: int = SHOWN_GROUPS
+) -> GroupsView | None:
+    """The largest groups of a complete hour; None if it has no groups.
+
+    :param search: only groups whose name contains this text, in any case
+    :param most: the most groups to return
+    """
+    paths = stream.at(summary.hour)
+    if not paths.has_groups or summary.state is not HourStatus.COMPLETE:
+        return None
+    wanted = search.casefold()
+    found = [group for group in summary.groups if wanted in "/".join(group["captures"].values()).casefold()]
+    views = []
+    for group in largest_rows(found, most):
+        folder = paths.base.child(group["folder"])
+        views.append(
+            GroupView(
+                group_name(group["captures"]), group["objects"], group["bytes_in"], group["parts"],
+                group["damaged"], place_view(str(folder), folder, meta),
+            )
+        )  # fmt: skip
+    return GroupsView(len(summary.groups), len(found), views)

@@ -155,7 +155,8 @@ function facts(one) {
   const { marker, late } = one;
   const behind = isBehind(one);
   if (marker) {
-    texts.push(`${number(marker.objects)} objects, ${size(marker.bytes_in)} in ${number(marker.parts)} parts`);
+    const groups = marker.groups === null || marker.groups === undefined ? "" : ` of ${number(marker.groups)} groups`;
+    texts.push(`${number(marker.objects)} objects, ${size(marker.bytes_in)} in ${number(marker.parts)} parts${groups}`);
   }
   if (behind) texts.push(`since then raw objects ${differences(late)}`);
   return texts;

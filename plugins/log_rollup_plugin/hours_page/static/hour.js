@@ -2,6 +2,8 @@
 
 import { clearRun, leave, runPage, taskPage } from "./airflow.js";
 import { addHours, clock, day, dayOnly, el, glyph, instant, number, seconds, size, span } from "./dom.js";
+import { card, consoleLink, copyButton, fillBar, list, table } from "./cards.js";
+import { groups } from "./groups.js";
 import { address, away, chip, replace, warnings } from "./header.js";
 
 const PROOFS = {
@@ -24,6 +26,7 @@ export function showHour(answer, page, _streams, refresh) {
     head(answer, refresh),
     warnings(stream, answer.error),
     el("div", { class: "columns" }, el("div", {}, facts(answer)), el("div", {}, runs(answer), late(answer), proof(answer), places(answer))),
+    groups(answer),
     shards(answer),
     parts(answer),
   );
@@ -63,16 +66,17 @@ function head(answer, refresh) {
 }
 
 function facts(answer) {
-  const { hour, marker, planned, parts: packed } = answer;
+  const { hour, marker, planned } = answer;
+  const packed = Math.max(answer.parts_found, answer.parts.length);
   if (!marker) {
     if (!planned || answer.state === "failed") return whatToDo(answer);
     return card(
       "Being built",
       list([
         ["Planned", `${number(planned.objects)} objects, ${size(planned.bytes)}`],
-        ["Parts packed", `${number(packed.length)} of ${number(planned.parts)}`],
+        ["Parts packed", `${number(packed)} of ${number(planned.parts)}`],
       ]),
-      fillBar(packed.length / (planned.parts || 1)),
+      fillBar(packed / (planned.parts || 1)),
     );
   }
   if (!("objects" in marker)) {
@@ -89,6 +93,7 @@ function facts(answer) {
       ["Bytes in", exact(marker.bytes_in)],
       ["Bytes out", exact(marker.bytes_out) + (marker.separator_bytes ? `, ${number(marker.separator_bytes)} newlines added` : "")],
       ["Parts", number(marker.parts)],
+      ...(marker.groups === undefined ? [] : [["Groups", number(marker.groups)]]),
       ...noted(marker),
       ["Left out", leftOut.length ? leftOut.map(([kind, count]) => `${number(count)} ${kind}`).join(", ") : "nothing"],
       ["Complete", `${instant(marker.completed_at)}${after > 0 ? `, ${seconds(after)} after its end` : ""}`],
@@ -128,7 +133,7 @@ function whatToDo({ stream, hour, state, why, runs: hourRuns, tasks }) {
       "div",
       { class: "place" },
       el("code", {}, command),
-      el("button", { type: "button", class: "small", click: (event) => copy(event.currentTarget, command), "data-key": "copy command" }, glyph("copy"), "Copy"),
+      copyButton(command, "copy command"),
     ),
   ];
   return card(
@@ -159,32 +164,17 @@ function proof({ marker }) {
   return card("How it was proven", list([...rows, ["Plan", el("code", {}, marker.plan_id)], ["Proven", instant(marker.validated_at)]]));
 }
 
-function places({ raw, aggregated }) {
+function places({ raw, aggregated, records }) {
   const place = (name, { url, console: consoleUrl }) =>
     el(
       "div",
       { class: "place" },
       el("h4", {}, name),
       el("code", {}, url),
-      el("button", { type: "button", class: "small", click: (event) => copy(event.currentTarget, url), "data-key": `copy ${name}` }, glyph("copy"), "Copy"),
-      consoleUrl ? away(consoleUrl, "AWS console", "button small", true) : null,
+      copyButton(url, `copy ${name}`),
+      consoleLink(consoleUrl),
     );
-  return card("In the bucket", place("Raw objects", raw), place("Parts", aggregated));
-}
-
-async function copy(button, text) {
-  try {
-    await navigator.clipboard.writeText(text);
-  } catch {
-    // There may be no clipboard API without TLS or in a frame; execCommand still works there.
-    const area = el("textarea", { class: "sprites" }, text);
-    document.body.append(area);
-    area.select();
-    document.execCommand("copy");
-    area.remove();
-    button.focus();
-  }
-  button.lastChild.textContent = "Copied";
+  return card("In the bucket", place("Raw objects", raw), place("Parts", aggregated), records ? place("Manifest and _SUCCESS of the hour", records) : null);
 }
 
 function late({ late: found, marker }) {
@@ -249,7 +239,7 @@ function shards({ stream, runs: hourRuns, tasks }) {
   return card("Tasks and shards of the last run", table(["Task", "State", "Shard", "Took", "Tries"], rows, [3, 4]));
 }
 
-function parts({ parts: packed, stream, unclear, planned, state }) {
+function parts({ parts: packed, parts_found: found, stream, unclear, planned, state }) {
   if (!packed.length) return unclear && state !== "damaged" ? card("Parts", el("p", { class: "quiet" }, unclear)) : null;
   const rows = packed.map((part) => {
     const full = part.size / stream.part_size;
@@ -264,34 +254,14 @@ function parts({ parts: packed, stream, unclear, planned, state }) {
       el("td", {}, part.proof ? el("span", { class: "proven", title: PROOFS[part.proof] }, glyph("complete"), part.proof) : el("span", { class: "quiet" }, "packed, not proven yet")),
     );
   });
-  const count = planned && state !== "complete" ? `${number(packed.length)} of ${number(planned.parts)}` : number(packed.length);
+  const all = Math.max(found, packed.length);
+  const count = planned && state !== "complete" ? `${number(all)} of ${number(planned.parts)}` : number(all);
+  const rest = all - packed.length;
   return card(
     `Parts (${count})`,
+    rest ? el("p", { class: "quiet" }, `The first ${number(packed.length)} are shown; the manifest has all.`) : null,
     table(["Part", "Objects", "Size", `Full, of ${size(stream.part_size)}`, "CRC64-NVME", "Proven by"], rows, [1, 2]),
   );
-}
-
-function fillBar(full) {
-  const percent = Math.min(100, full * 100);
-  const bar = el("span", {});
-  bar.style.width = `${percent}%`;
-  return el("span", { class: "fill" }, el("span", { class: "track", "aria-hidden": "true" }, bar), `${Math.round(percent)} %`);
-}
-
-function table(heads, rows, numbers) {
-  const head = heads.map((text, at) => el("th", { scope: "col", class: numbers.includes(at) ? "number" : null }, text));
-  // A wide table scrolls separately; tabindex makes it scroll with the keyboard too.
-  return el(
-    "div",
-    { class: "scroll", tabindex: 0, role: "region", "aria-label": heads[0] },
-    el("table", { class: "rows" }, el("thead", {}, el("tr", {}, head)), el("tbody", {}, rows)),
-  );
-}
-
-const card = (title, ...children) => el("section", { class: "card" }, el("h3", {}, title), ...children.flat());
-
-function list(rows) {
-  return el("dl", {}, rows.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
 }
 
 /** Ask for confirmation before a run is cleared, with the number of task instances. */

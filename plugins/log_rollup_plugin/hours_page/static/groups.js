@@ -1,0 +1,79 @@
+// The groups of a complete hour: the largest first, with a search box. The answers of the API are bounded.
+
+import { AnswerError, ask } from "./airflow.js";
+import { card, consoleLink, copyButton, table } from "./cards.js";
+import { el, number, size } from "./dom.js";
+
+const SEARCH_PAUSE_MS = 300;
+const ALL = 1000;
+const HEADS = ["Group", "Raw objects", "Size", "Parts", "Prefix"];
+
+// What the user has chosen; it outlives the regular updates of the page.
+const chosen = { hour: "", search: "", all: false };
+let asked = 0;
+let timer = 0;
+
+/** The card of the groups; null if the hour has none. */
+export function groups({ stream, hour, groups: found }) {
+  if (!found) return null;
+  const place = `${stream.name} ${hour}`;
+  if (chosen.hour !== place) Object.assign(chosen, { hour: place, search: "", all: false });
+  const status = el("span", { class: "quiet", role: "status" });
+  const rows = el("div", {});
+  const show = (answer) => {
+    status.textContent = summary(answer);
+    more.hidden = answer.groups.length >= Math.min(answer.found, ALL);
+    rows.replaceChildren(answer.groups.length ? table(HEADS, answer.groups.map(row), [1, 2, 3]) : "");
+  };
+  const read = async () => {
+    const current = ++asked;
+    status.textContent = "Reading …";
+    try {
+      const parameters = { search: chosen.search, ...(chosen.all ? { most: ALL } : {}) };
+      const answer = await ask(`/${encodeURIComponent(stream.name)}/hours/${encodeURIComponent(hour)}/groups`, parameters);
+      if (current === asked) show(answer);
+    } catch (error) {
+      if (!(error instanceof AnswerError)) throw error;
+      if (current === asked) status.textContent = error.message;
+    }
+  };
+  const search = el("input", {
+    type: "search",
+    placeholder: "Search groups",
+    "aria-label": "Search groups",
+    maxlength: 200,
+    value: chosen.search,
+    "data-key": "search groups",
+    input: () => {
+      chosen.search = search.value;
+      clearTimeout(timer);
+      timer = setTimeout(read, SEARCH_PAUSE_MS);
+    },
+  });
+  const showAll = () => {
+    chosen.all = true;
+    read();
+  };
+  const more = el("button", { type: "button", class: "small", click: showAll, "data-key": "all groups" }, "Show all");
+  show(found);
+  if (chosen.search || chosen.all) read();
+  return card(`Groups (${number(found.total)})`, el("div", { class: "tools" }, search, status, more), rows);
+}
+
+function summary({ total, found, groups: shown }) {
+  const matching = found < total ? ` of ${number(found)} matching` : ` of ${number(total)}`;
+  if (!found) return "No group matches.";
+  return shown.length < found ? `The ${number(shown.length)} largest${matching}` : `All${matching}`;
+}
+
+function row({ name, objects, bytes_in: bytes, parts, damaged, place }) {
+  return el(
+    "tr",
+    {},
+    el("td", {}, el("code", {}, name), damaged ? el("span", { class: "quiet" }, ` ${number(damaged)} damaged objects`) : null),
+    el("td", { class: "number" }, number(objects)),
+    el("td", { class: "number", title: `${number(bytes)} bytes` }, size(bytes)),
+    el("td", { class: "number" }, number(parts)),
+    el("td", {}, el("code", {}, place.url), " ", copyButton(place.url, `copy ${place.url}`), consoleLink(place.console)),
+  );
+}
