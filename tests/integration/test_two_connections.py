@@ -16,13 +16,22 @@ import pytest
 import yaml
 
 from dev.servers import MinistackServer, MotoServer, RcloneServer, S3Client, S3Server
+from dev.tls import TlsFiles
 from include.log_rollup import crc
-from include.log_rollup.errors import InputChangedError, ProofError, TransientError
+from include.log_rollup.errors import (
+    ConfigurationError,
+    InputChangedError,
+    ProofError,
+    RollupError,
+    TransientError,
+)
 from include.log_rollup.queries.late import find_changed_hours
 from include.log_rollup.streams import Stream
 from log_rollup_plugin.cli.main import main
 from log_rollup_plugin.s3.stream_store import store_for
+from tests.conftest import ROOT
 from tests.integration.fork_server import ForkServer
+from tests.integration.test_permissions import assert_least, needed
 from tests.support.faults import (
     Answer,
     Call,
@@ -34,6 +43,7 @@ from tests.support.faults import (
     Reset,
     Rule,
     VerifyUpload,
+    access_denied,
     internal_error,
     on,
 )
@@ -277,14 +287,14 @@ def test_upload_left_by_a_kill_is_aborted_at_completion(
     rclone_server: RcloneServer, moto_server: MotoServer, between: Between, fork_server: ForkServer
 ) -> None:
     two = between(rclone_server, moto_server)
-    raw = two.produce(large=21)
+    raw = two.produce(objects=4, large=11)
     dead = threading.Event()
 
     def held(_: Request) -> Answer:
         dead.wait(60)
         return internal_error()
 
-    rule = Rule(on("UploadPart", nth=3), Call(held))
+    rule = Rule(on("UploadPart", nth=2), Call(held))
     two.writes.add(rule)
     process = fork_server.start(two.settings)
     try:
@@ -307,7 +317,7 @@ def test_cap_holds_over_both_servers(
     rclone_server: RcloneServer, moto_server: MotoServer, between: Between, fork_server: ForkServer, cap: int
 ) -> None:
     two = between(rclone_server, moto_server, max_connections=cap, shard_size="64MiB")
-    raw = two.produce(objects=120, large=21)
+    raw = two.produce(objects=60, large=21)
     slow = Rule(on({"GetObject", "PutObject", "UploadPart"}), Delay(0.03))
     two.reads.add(slow)
     two.writes.add(slow)
@@ -350,3 +360,46 @@ def test_target_with_the_id_of_the_source_copies(
         for one in requests_of(two.reads, "CopyObject")
     }
     assert requests_of(two.writes) == []
+
+
+def test_each_policy_of_two_allows_what_is_needed_only(
+    rclone_server: RcloneServer, moto_server: MotoServer, between: Between
+) -> None:
+    two = between(rclone_server, moto_server)
+    raw = two.produce(large=6)
+    two.writes.add(Rule(on("UploadPart"), access_denied()))
+    with pytest.raises(RollupError):
+        two.pipeline.run()
+    two.writes.clear_rules()
+    two.pipeline.run()
+    late = {f"{RAW}zz-late.log": b"late\n"}
+    put_objects(two.raw, two.bucket, late)
+    two.pipeline.run()
+    two.verify(raw | late)
+    for name, bucket, proxy in (
+        ("raw", "application-logs", two.reads), ("aggregated", "log-archive", two.writes),
+    ):  # fmt: skip
+        policy = json.loads((ROOT / "deploy" / f"iam-policy-{name}.json").read_text())
+        assert_least(policy, needed(requests_of(proxy), bucket))
+
+
+def test_each_side_uses_its_own_tls_settings(
+    rclone_server: RcloneServer, between: Between, fault_proxy: ProxyFactory, tls_files: TlsFiles,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Raw objects come over TLS of a private authority, which the connection of the parts doesn't trust."""
+    two = between(rclone_server, rclone_server)
+    secure = fault_proxy(rclone_server, tls=tls_files)
+
+    def connect(name: str, verify: Path | None) -> None:
+        fields = rclone_server.airflow_connection_json(secure.endpoint_url, verify=verify)
+        monkeypatch.setenv(f"AIRFLOW_CONN_{name}", fields)
+
+    connect("RAW", tls_files.ca)
+    raw = two.produce(large=6)
+    two.pipeline.run()
+    two.verify(raw)
+    connect("PARTS", None)
+    put_objects(two.raw, two.bucket, {f"{RAW}zz-late.log": b"late\n"})
+    with pytest.raises(ConfigurationError, match="not trusted"):
+        two.pipeline.plan()

@@ -41,6 +41,7 @@ from include.log_rollup.storage.protocol import (
     TimedPage,
     Uploaded,
 )
+from include.log_rollup.storage.two_stores import TwoStores
 
 WRITES = frozenset({"WRITE", "PUT", "COPY", "PUBLISH", "DELETE"})
 # S3's names of the requests that the hook counts. Those of a transfer are counted by the packer.
@@ -826,6 +827,45 @@ class FakeTransfer:
         if effect is Effect.WRONG_CRC and stated is not None:
             stated ^= 1
         return Uploaded(stored.etag, stated)
+
+
+class PassingTransfer(FakeTransfer):
+    """Reads raw objects from one store, and everything else from and to another."""
+
+    def __init__(self, source: FakeStore, target: FakeStore, connections: int) -> None:
+        super().__init__(target, connections)
+        self._from = FakeTransfer(source, connections)
+        self._from.answers = self.answers
+
+    def get(
+        self,
+        source: Location,
+        etag: str | None,
+        into: memoryview,
+        done: Callable[[Downloaded | Exception], None],
+    ) -> "FakeRequest":
+        if source.is_raw:
+            return self._from.get(source, etag, into, done)
+        return super().get(source, etag, into, done)
+
+    def get_range(
+        self,
+        source: Location,
+        etag: str,
+        first: int,
+        into: memoryview,
+        done: Callable[[Downloaded | Exception], None],
+    ) -> "FakeRequest":
+        return self._from.get_range(source, etag, first, into, done)
+
+
+def join_stores(source: FakeStore, target: FakeStore) -> TwoStores:
+    """One store of two: raw objects in the first, parts and records in the second."""
+
+    def opened(*_: str) -> PassingTransfer:
+        return PassingTransfer(source, target, 4)
+
+    return TwoStores(source, target, opened, 8)
 
 
 class FakeRequest:

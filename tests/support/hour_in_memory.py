@@ -19,7 +19,7 @@ from include.log_rollup.steps.complete_hour import complete_hour
 from include.log_rollup.steps.pack_shard import pack_shard
 from include.log_rollup.steps.plan_hour import Planned, plan_hour
 from include.log_rollup.steps.validate_hour import validate_hour
-from include.log_rollup.storage.protocol import ObjectInfo
+from include.log_rollup.storage.protocol import ObjectInfo, ObjectStore
 from include.log_rollup.streams import Stream
 from tests.support.fake_store import FakeStore, Operation, Stored
 from tests.support.raw_hours import AGGREGATED, HOUR, RAW, name_of
@@ -55,13 +55,13 @@ def produce(store: FakeStore, hour: Mapping[str, bytes], **how: Any) -> None:
 
 
 def run_hour(
-    store: FakeStore, stream: Stream, run_id: str = "a run", *, drop_vanished: bool = False
+    store: ObjectStore, stream: Stream, run_id: str = "a run", *, drop_vanished: bool = False
 ) -> HourTotals:
     """Run all steps in the order of the Dag."""
     return finish_hour(store, stream, plan_hour(store, stream, HOUR, run_id, drop_vanished))
 
 
-def finish_hour(store: FakeStore, stream: Stream, planned: Planned) -> HourTotals:
+def finish_hour(store: ObjectStore, stream: Stream, planned: Planned) -> HourTotals:
     """Run the steps after plan_hour."""
     for ref in planned.shards:
         pack_shard(store, stream, ref)

@@ -32,14 +32,14 @@ class Store(FakeStore):
         return SimpleNamespace(endpoint_url="http://s3", region_name="us-east-1")
 
 
-Examine = Callable[[FakeStore], dict[str, Check]]
+Examine = Callable[..., dict[str, Check]]
 
 
 @pytest.fixture
 def examine(monkeypatch: pytest.MonkeyPatch) -> Examine:
     """Return a function that runs doctor's checks, by name, and checks that they leave no objects."""
 
-    def check(store: FakeStore) -> dict[str, Check]:
+    def check(store: FakeStore, **settings: Any) -> dict[str, Check]:
         store.produce(RAW_KEY, b"line\n")
         before = store.listing()
 
@@ -48,7 +48,7 @@ def examine(monkeypatch: pytest.MonkeyPatch) -> Examine:
             yield store
 
         monkeypatch.setattr(doctor, "open_store", opened)
-        checks = {one.check: one for one in doctor._bucket(make_stream())}
+        checks = {one.check: one for one in doctor._bucket(make_stream(**settings))}
         assert store.listing() == before
         return checks
 
@@ -168,3 +168,41 @@ def test_uploads_that_cannot_be_listed_are_a_warning(examine: Examine) -> None:
     store = Store()
     store.on("UPLOADS", "", not_implemented("LIST UPLOADS"))
     assert examine(store)["open uploads"].state is Outcome.WARN
+
+
+def test_large_objects_are_tried_with_two_connections(examine: Examine) -> None:
+    large = examine(Store(), target_conn_id="other")["large objects"]
+    assert (large.state, "in ranges" in large.found) == (Outcome.OK, True)
+
+
+def test_large_objects_are_not_tried_with_one_connection(examine: Examine) -> None:
+    assert "large objects" not in examine(Store(), target_conn_id="aws_default")
+
+
+def test_failed_upload_of_a_large_object_is_aborted(examine: Examine) -> None:
+    store = Store()
+    store.on("FINISH", "", AccessError("denied"))
+    assert examine(store, target_conn_id="other")["large objects"].state is Outcome.FAIL
+    assert store.uploads == {}
+
+
+def test_store_without_copies_takes_large_objects_by_upload(examine: Examine) -> None:
+    store = Store()
+    store.on("PUBLISH", "", not_implemented("COPY"))
+    copy = examine(store, target_conn_id="other")["copy"]
+    assert copy.state is Outcome.WARN
+    assert "cannot be rolled up" not in str(copy.remedy)
+
+
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [
+        ({}, "allow s3:PutObject on arn:aws:s3:::logs/aggregated/app/* (deploy"),
+        ({"tags": {"team": "search"}}, "allow s3:PutObject and s3:PutObjectTagging on arn:aws:s3:::logs/"),
+        ({"kms_key_id": "alias/logs"}, "and kms:GenerateDataKey and kms:Decrypt on the key alias/logs"),
+    ],
+)
+def test_refused_part_names_all_permissions(examine: Examine, settings: dict[str, Any], wanted: str) -> None:
+    store = Store()
+    store.on("PUT", "", AccessError("denied"))
+    assert wanted in str(examine(store, **settings)["write aggregated"].remedy)

@@ -24,9 +24,9 @@ from include.log_rollup.hour.records import PackedPart
 from include.log_rollup.hour.selection import InputRules, select
 from include.log_rollup.steps.packer import OwnershipCheck, PackSettings, ShardPacker
 from include.log_rollup.steps.part_buffers import WrittenPart
-from include.log_rollup.storage.protocol import Downloaded, Location, ObjectInfo
+from include.log_rollup.storage.protocol import Location, ObjectInfo
 from include.log_rollup.storage.two_stores import TwoStores
-from tests.support.fake_store import Effect, FakeRequest, FakeStore, FakeTransfer
+from tests.support.fake_store import Effect, FakeStore, FakeTransfer, PassingTransfer
 from tests.support.hour_in_memory import expected as expected_of
 from tests.support.hour_in_memory import joined_parts, make_stream, numbered, parts, produce
 from tests.support.raw_hours import AGGREGATED, RAW, name_of
@@ -766,36 +766,6 @@ def test_progress_names_parts_bytes_and_retries() -> None:
 
 
 # -- two stores ----------------------------------------------------------------------------------------
-
-
-class PassingTransfer(FakeTransfer):
-    """Reads raw objects from one store, and everything else from and to another."""
-
-    def __init__(self, source: FakeStore, target: FakeStore, connections: int) -> None:
-        super().__init__(target, connections)
-        self._from = FakeTransfer(source, connections)
-        self._from.answers = self.answers
-
-    def get(
-        self,
-        source: Location,
-        etag: str | None,
-        into: memoryview,
-        done: Callable[[Downloaded | Exception], None],
-    ) -> FakeRequest:
-        if source.is_raw:
-            return self._from.get(source, etag, into, done)
-        return super().get(source, etag, into, done)
-
-    def get_range(
-        self,
-        source: Location,
-        etag: str,
-        first: int,
-        into: memoryview,
-        done: Callable[[Downloaded | Exception], None],
-    ) -> FakeRequest:
-        return self._from.get_range(source, etag, first, into, done)
 
 
 class Passing(Packing):

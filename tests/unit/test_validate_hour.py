@@ -27,7 +27,7 @@ from include.log_rollup.steps.pack_shard import pack_shard
 from include.log_rollup.steps.plan_hour import plan_hour
 from include.log_rollup.steps.validate_hour import validate_hour
 from include.log_rollup.streams import Stream
-from tests.support.fake_store import Effect, FakeStore
+from tests.support.fake_store import Effect, FakeStore, join_stores
 from tests.support.hour_in_memory import (
     CLAIM,
     MANIFEST,
@@ -36,6 +36,8 @@ from tests.support.hour_in_memory import (
     assert_complete,
     assert_not_complete,
     assert_right,
+    expected,
+    joined_parts,
     make_stream,
     manifest_of,
     marker_of,
@@ -129,6 +131,54 @@ def test_totals_have_the_proof_of_parts_and_objects(
     assert (totals.verified.parts, totals.verified.objects) == (by_parts, by_objects)
     assert marker_of(store)["verified"] == {"parts": by_parts, "objects": by_objects}
     assert_complete(store, STREAM)
+
+
+@pytest.mark.parametrize(
+    ("source_options", "raw_md5", "target_options", "by_parts", "by_objects"),
+    [
+        # Both keep CRCs.
+        ({}, True, {}, {"stored-crc64nvme": 5}, {"crc64nvme": 8, "length": 1}),
+        # The source states MD5s only: the parts are read back.
+        ({"keeps_crc": False}, True, {}, {"read-back": 5}, {"etag-md5": 8, "length": 1}),
+        # The source states nothing: the CRC of what was received is that of the part.
+        ({"keeps_crc": False}, False, {}, {"stored-crc64nvme": 5}, {"length": 9}),
+        # The target keeps no CRCs: the parts are read back.
+        (
+            {}, True, {"keeps_crc": False, "checks_crc": False},
+            {"read-back": 5}, {"crc64nvme": 8, "length": 1},
+        ),
+        # Neither states anything: only a large object is compared with its source.
+        (
+            {"keeps_crc": False}, False, {"keeps_crc": False, "checks_crc": False},
+            {"read-back": 5}, {"length": 8, "read-back": 1},
+        ),
+    ],
+)  # fmt: skip
+def test_parts_at_another_store_are_proven(
+    source_options: dict[str, Any], raw_md5: bool, target_options: dict[str, Any],
+    by_parts: dict[str, int], by_objects: dict[str, int],
+) -> None:  # fmt: skip
+    source, target = FakeStore(**source_options), FakeStore(**target_options)
+    produce(source, RAW_HOUR, md5_etag=raw_md5)
+    totals = run_hour(join_stores(source, target), STREAM)
+    assert joined_parts(target) == expected(source, STREAM)
+    assert marker_of(target)["verified"] == {"parts": by_parts, "objects": by_objects}
+    assert totals.parts == 5
+    assert source.writes() == []
+
+
+@pytest.mark.parametrize("keeps_crc", [True, False])
+@pytest.mark.parametrize("number", [FIRST, COPIED])
+def test_damaged_part_at_another_store_is_refused(keeps_crc: bool, number: int) -> None:
+    source, target = FakeStore(keeps_crc=False), FakeStore(keeps_crc=keeps_crc, checks_crc=keeps_crc)
+    produce(source, RAW_HOUR)
+    store = join_stores(source, target)
+    for ref in plan_hour(store, STREAM, HOUR, "run").shards:
+        pack_shard(store, STREAM, ref)
+    target.corrupt(part_key(target, number), keep_etag=True)
+    with pytest.raises(ProofError, match="1 of 5 parts are not proven"):
+        validate_hour(store, STREAM, HOUR)
+    assert_not_complete(target)
 
 
 def test_objects_without_crc_are_compared_by_md5() -> None:

@@ -60,9 +60,9 @@ _PROBE = b"log-rollup doctor\n"
 # An ETag that no object has.
 _OTHER_ETAG = "0" * 32
 _WITHOUT_COPIES = (
-    "without copies an hour is published less safely while two runs of it compete (docs/RELIABILITY.md), and raw "
-    "objects larger than 'part_size' cannot be rolled up"
+    "without copies an hour is published less safely while two runs of it compete (docs/RELIABILITY.md)"
 )
+_WITHOUT_LARGE_OBJECTS = ", and raw objects larger than 'part_size' cannot be rolled up"
 _WITHOUT_CONDITIONS = (
     "without conditional deletes a run may remove the claim of another one, which matters only while two runs of "
     "an hour compete (docs/RELIABILITY.md)"
@@ -255,20 +255,20 @@ def _bucket(stream: Stream) -> Iterator[Check]:
             yield probe.check("read raw", f"s3:GetObject on {raw}", partial(probe.read_raw, smallest))
         bucket = _arn(stream.aggregated.root, bucket=True)
         yield probe.check("list aggregated", f"s3:ListBucket on {bucket}", probe.list_aggregated)
-        put = f"s3:PutObject on {built}{_kms_actions(stream)}"
-        tag = " and s3:PutObjectTagging" if stream.tags else ""
+        kms = _kms_actions(stream)
+        put = f"s3:PutObject on {built}{kms}"
+        put_part = f"s3:PutObject and s3:PutObjectTagging on {built}{kms}" if stream.tags else put
         written = [
-            probe.check(
-                "write aggregated", f"s3:PutObject{tag} on {built}{_kms_actions(stream)}", probe.write
-            ),
+            probe.check("write aggregated", put_part, probe.write),
             probe.check("write records", put, probe.write_record),
         ]
         yield from written
         if all(check.state is Outcome.OK for check in written):
-            copying = f"s3:GetObject and s3:PutObject on {built}{_kms_actions(stream)}"
-            reading = f"s3:GetObject on {built}{_kms_actions(stream)}"
-            yield probe.check("read aggregated", reading, probe.read_back)
-            yield _optional(probe.check("copy", copying, probe.copy), _WITHOUT_COPIES)
+            copying = f"s3:GetObject and s3:PutObject on {built}{kms}"
+            yield probe.check("read aggregated", f"s3:GetObject on {built}{kms}", probe.read_back)
+            yield _optional(probe.check("copy", copying, probe.copy), _without_copies(stream))
+            if stream.has_two_connections:
+                yield probe.check("large objects", put_part, probe.write_large)
             yield _optional(
                 probe.check("conditional delete", f"s3:DeleteObject on {built}", probe.delete_on_condition),
                 _WITHOUT_CONDITIONS,
@@ -287,6 +287,11 @@ def _optional(check: Check, without: str) -> Check:
     :param without: what the missing operation means for the user
     """
     return replace(check, state=Outcome.WARN, remedy=without) if check.unsupported else check
+
+
+def _without_copies(stream: Stream) -> str:
+    # With two connections, large objects pass through the worker.
+    return _WITHOUT_COPIES if stream.has_two_connections else _WITHOUT_COPIES + _WITHOUT_LARGE_OBJECTS
 
 
 def _clock(stream: Stream, skew: timedelta) -> Check:
@@ -330,9 +335,8 @@ class _Probe:
         self._raw: ListPage | None = None
         # Not below an hour, where a run could take it for its own.
         self._object = stream.aggregated.root.child(f"_rollup/doctor-{uuid4().hex}")
-        self._record, self._copied, self._absent = (
-            Location(self._object.bucket, f"{self._object.key}-{name}")
-            for name in ("record", "copy", "absent")
+        self._record, self._copied, self._absent, self._large = (
+            self._object.at(f"{self._object.key}-{name}") for name in ("record", "copy", "absent", "large")
         )
         self._record_etag = ""
 
@@ -427,6 +431,24 @@ class _Probe:
             f"publish an hour there"
         )
 
+    def write_large(self) -> str:
+        """Write an object as large objects pass from one connection to the other: by a multipart upload."""
+        body, value = memoryview(_PROBE), crc.crc64(_PROBE)
+        headers = self._stream.write_options.headers
+        upload_id = self._store.begin_upload(self._large, headers, with_crc=True)
+        try:
+
+            def put(transfer: Transfer, done: Callable[[Uploaded | Exception], None]) -> None:
+                transfer.put_range(self._large, upload_id, 1, body, value, done)
+
+            sent = self._through_transfer(put)
+            self._store.finish_upload(self._large, upload_id, [sent.etag], value)
+        except RollupError:
+            self._store.abort_upload(self._large, upload_id)
+            raise
+        self._expect_probe(self._large)
+        return "the server takes them in ranges, as the tasks send them"
+
     def _expect_probe(self, place: Location) -> None:
         stored = self._store.read(place)
         if stored is None or stored.body != _PROBE:
@@ -442,7 +464,7 @@ class _Probe:
         return "the server deletes only objects with the given ETag"
 
     def remove(self) -> str:
-        written = (self._object, self._record, self._copied)
+        written = (self._object, self._record, self._copied, self._large)
         self._store.delete(self._object.bucket, [place.key for place in written])
         for place in written:
             if self._store.head(place) is not None:
