@@ -51,7 +51,7 @@ class PlanHourOperator(BaseOperator):
                 drop_vanished=bool(context["params"].get("drop_vanished")),
             )  # fmt: skip
         if planned.group_changes:
-            context["ti"].xcom_push(key=GROUP_CHANGES, value=asdict(planned.group_changes))
+            context["ti"].xcom_push(key=GROUP_CHANGES, value=planned.group_changes.to_json())
         return [asdict(ref) for ref in planned.shards]
 
 
@@ -141,7 +141,7 @@ class CompleteHourOperator(BaseOperator):
         result = hour_report.result_of(self.stream, hour, totals)
         if changes:
             log.info("groups, compared with the hour before: %s", changes)
-            result["since_hour_before"] = asdict(changes)
+            result["since_hour_before"] = changes.to_json()
         if paths.has_groups:
             result[GROUP_CHANGES] = context["ti"].xcom_pull(task_ids="plan_hour", key=GROUP_CHANGES)
         events = context["outlet_events"]

@@ -294,6 +294,39 @@ def test_damaged_marker_affects_only_its_own_hour(
         client.delete_object(Bucket=bucket_with_hour, Key=key)
 
 
+def test_groups_are_read_from_the_bucket_in_bounded_answers(
+    users: Users, streams: Path, rclone_server: RcloneServer, bucket_with_hour: str
+) -> None:
+    places = {
+        "raw": f"s3://{bucket_with_hour}/by/{{service}}/", "aggregated": f"s3://{bucket_with_hour}/out/{{service}}/"
+    }  # fmt: skip
+    document = yaml.safe_load(streams.read_text())
+    document["streams"][1] |= places
+    streams.write_text(yaml.safe_dump(document))
+    client = rclone_server.client()
+    for number in range(60):
+        key = f"by/s{number:02d}/20261102/08/a.log"
+        client.put_object(Bucket=bucket_with_hour, Key=key, Body=b"x" * (number + 1))
+    Pipeline(stream_on(bucket_with_hour, name="web", **places), client, bucket_with_hour, HOUR).run()
+    viewer, hour = users("viewer"), f"api/streams/web/hours/{format_hour(HOUR)}"
+    detail = viewer.get(hour).json()
+    assert (detail["marker"]["groups"], detail["parts_found"]) == (60, 60)
+    assert (detail["groups"]["total"], len(detail["groups"]["groups"])) == (60, 50)
+    assert detail["groups"]["groups"][0] == {
+        "name": "s59", "objects": 1, "bytes_in": 60, "parts": 1, "damaged": 0,
+        "place": {"url": f"s3://{bucket_with_hour}/out/s59/20261102/08/", "console": None},
+    }  # fmt: skip
+    assert detail["records"]["url"] == f"s3://{bucket_with_hour}/out/_hours/web/20261102/08/"
+    found = viewer.get(f"{hour}/groups", params={"search": "S0", "most": 5}).json()
+    assert (found["total"], found["found"]) == (60, 10)
+    assert [group["name"] for group in found["groups"]] == ["s09", "s08", "s07", "s06", "s05"]
+    assert viewer.get(f"{hour}/groups", params={"most": 1001}).status_code == 422
+    other = f"api/streams/app/hours/{format_hour(HOUR)}"
+    assert viewer.get(other).json()["groups"] is None
+    assert viewer.get(f"{other}/groups").status_code == 404
+    assert viewer.get(f"{other}/groups").json()["detail"].endswith("is not complete, or has no groups")
+
+
 class StalledStore:
     """Blocks every caller that opens a store, until ``release`` is set."""
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from airflow.models.asset import AssetEvent
 from airflow.models.dagrun import DagRun
 from airflow.models.xcom import XComModel
 from airflow.sdk import DAG
@@ -290,3 +291,35 @@ def test_empty_past_hour_fails_unless_allowed(make_dag: MakeDag, client: S3Clien
     verify_hour(
         client, bucket, "raw/app/20261120/08/", "aggregated/app/20261120/08/", part_size=5 * MIB, expected={}
     )
+
+
+def test_run_with_groups_shows_them_in_note_and_event(
+    make_dag: MakeDag, client: S3Client, bucket: str
+) -> None:
+    places = {"raw": f"s3://{bucket}/raw/{{service}}/", "aggregated": f"s3://{bucket}/out/{{service}}/"}
+    dag = make_dag(**places)
+    for hour, services in (("08", "web db"), ("09", "web api")):
+        for service in services.split():
+            key = f"raw/{service}/20261123/{hour}/a.log"
+            client.put_object(Bucket=bucket, Key=key, Body=service.encode() * 10)
+    for hours in (0, 1):
+        state, _ = run(dag, logical_date=END + timedelta(hours=hours))
+        assert state == "success"
+    with create_session() as session:
+        wanted = select(DagRun).where(
+            DagRun.dag_id == dag.dag_id, DagRun.logical_date == END + timedelta(hours=1)
+        )
+        dag_run = session.scalars(wanted).one()
+        on_dag_run_success(dag_run=dag_run, msg="success")
+    with create_session() as session:
+        note = session.scalars(wanted).one().note
+        event = session.scalars(
+            select(AssetEvent).where(AssetEvent.source_dag_id == dag.dag_id).order_by(AssetEvent.id.desc())
+        ).first()
+    assert note == (
+        "2 objects, 60 B -> 2 parts, verified by CRC; 2 groups: api 30 B, web 30 B; "
+        "compared with the hour before: 1 new (api), 1 vanished (db)"
+    )
+    assert event is not None
+    assert event.extra["groups"] == 2
+    assert event.extra["group_totals"][0]["captures"] == {"service": "api"}

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -267,7 +267,7 @@ LARGEST = [{"captures": {"service": name}, "bytes_in": 100} for name in ("web", 
         ({"groups": 3, "largest_groups": LARGEST}, "; 3 groups: web 100 B, db 100 B, x 100 B"),
         ({"groups": 4, "largest_groups": LARGEST}, "; 4 groups: web 100 B, db 100 B, x 100 B, …"),
         (
-            {"groups": 0, "largest_groups": [], "group_changes": asdict(GroupChanges(0, 1, (), ("db",)))},
+            {"groups": 0, "largest_groups": [], "group_changes": GroupChanges(0, 1, (), ("db",)).to_json()},
             "; 0 groups; compared with the last run: 1 vanished (db)",
         ),
         (
@@ -275,7 +275,7 @@ LARGEST = [{"captures": {"service": name}, "bytes_in": 100} for name in ("web", 
                 "groups": 4,
                 "largest_groups": LARGEST,
                 "group_changes": None,
-                "since_hour_before": asdict(GroupChanges(4, 0, ("a", "b", "c"), ())),
+                "since_hour_before": GroupChanges(4, 0, ("a", "b", "c"), ()).to_json(),
             },
             "; 4 groups: web 100 B, db 100 B, x 100 B, …; compared with the hour before: 4 new (a, b, c, …)",
         ),
@@ -291,7 +291,7 @@ def test_note_names_the_groups_and_is_known_as_ours(more: dict[str, Any], note: 
 def test_note_stays_short() -> None:
     names = ("x" * 60,) * 3
     most = [{"captures": {"service": "x" * 1000}, "bytes_in": 10**15}] * 3
-    changes = asdict(GroupChanges(10**6, 10**6, names, names))
+    changes = GroupChanges(10**6, 10**6, names, names).to_json()
     found = run_note.describe(
         NOTE
         | {"groups": 10**6, "largest_groups": most, "group_changes": changes, "since_hour_before": changes}

@@ -71,10 +71,19 @@ class GroupChanges:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Read what ``asdict`` has made."""
+        """Read what :meth:`to_json` has made."""
         return cls(
             values["new"], values["vanished"], tuple(values["first_new"]), tuple(values["first_vanished"])
         )
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields with lists, because Airflow stores a tuple in an XCom as an object."""
+        return {
+            "new": self.new,
+            "vanished": self.vanished,
+            "first_new": list(self.first_new),
+            "first_vanished": list(self.first_vanished),
+        }
 
     def __bool__(self) -> bool:
         return bool(self.new or self.vanished)

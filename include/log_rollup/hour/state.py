@@ -42,7 +42,8 @@ class HourState(HourReader):
     """The state of one hour. Only this class changes what makes an hour complete.
 
     S3 has no locks, and not every server has conditional writes. So the order of the writes keeps competing runs
-    apart. All names are below the aggregated hour; ``<plan>`` is ``<content id>-<random>``:
+    apart. All names are below the hour's home, which without groups is the aggregated hour; parts and the records
+    of a group are below the prefix of the group. ``<plan>`` is ``<content id>-<random>``:
 
     ==  =================  ======================================================================================
     #   step               write
@@ -53,19 +54,24 @@ class HourState(HourReader):
     3                      ``_rollup/claim.json``: the hour is being built under this plan
     4                      manifests and markers that other runs have staged are deleted; then the removal
                            records are read: a plan that names a part or a file under removal is made again
-    5                      ``_SUCCESS`` is removed, if it is the one that planning saw
+    5                      ``_SUCCESS`` is removed, if it is the one that planning saw; the claim is read; then
+                           the ``_SUCCESS`` of each group whose parts change or whose manifest is missing
     6   ``pack_shard``     a ``_SUCCESS`` of another plan is removed, before the first part is written
     7                      before each attempt to write a part, the claim is read; then ``part-…`` is written
     8                      the shard's receipt, after its parts; after the last part the claim is read once more
-    9   ``validate_hour``  for parts that failed: a new claim of the same plan, ``_SUCCESS`` removed, a removal
-                           record, the claim read again, the parts deleted, the record deleted
+    9   ``validate_hour``  for parts that failed: a new claim of the same plan, ``_SUCCESS`` removed, the claim
+                           read, the ``_SUCCESS`` of their groups removed, a removal record, the claim read again,
+                           the parts deleted, the record deleted
     10                     a ``_SUCCESS`` is removed, if there is one;
                            ``_rollup/<plan>/staged-…-_manifest.jsonl.gz`` is written; the claim is read; the
-                           store copies it to ``_manifest.jsonl.gz``
-    11                     for stray parts: a removal record, the claim read again, the parts deleted, the record
-                           deleted
+                           store copies it to ``_manifest.jsonl.gz``; with groups, first the same for the
+                           manifests of the groups that lack a manifest or a ``_SUCCESS``
+    11                     for groups that are gone: the claim read, ``_SUCCESS`` removed, the claim read, the
+                           manifest removed; for stray parts: a removal record, the claim read again, the parts
+                           deleted, the record deleted
     12  ``complete_hour``  the parts are compared with the manifest; ``_rollup/<plan>/staged-…-_SUCCESS`` is
-                           written; the claim is read; the store copies it to ``_SUCCESS``
+                           written; the claim is read; the store copies it to ``_SUCCESS``; with groups, first
+                           the same for the groups that lack a ``_SUCCESS``
     13                     unfinished multipart uploads of the hour's parts are aborted; for the files of other
                            plans: a removal record, the claim read again, the files deleted, the record deleted;
                            then this plan's files are deleted, and last the claim, if it is still this plan's
@@ -166,12 +172,13 @@ class HourState(HourReader):
                 return None
             log.info("removing the completion marker before parts change: %s", self.paths.marker)
             self.remove_marker(marker.etag)
-        self._remove_group_markers(changed_groups)
+        group_markers = self._existing(map(self.paths.group_marker, sorted(changed_groups)))
         current = self.claim()
         if current is None:
             return None
         if current.claim_id != claim.claim_id:
             raise self.overtaken(plan_id, current)
+        self._remove_existing(group_markers)
         return claim
 
     def prepare_packing(self, plan_id: str) -> bool:
@@ -281,7 +288,11 @@ class HourState(HourReader):
         marker = self.marker()
         if marker is not None:
             self.remove_marker(marker.etag)
-        self._remove_group_markers({folder_of(name) for name in parts} - {""})
+        folders = {folder_of(name) for name in parts} - {""}
+        group_markers = self._existing(map(self.paths.group_marker, sorted(folders)))
+        if group_markers:
+            self.assert_current(plan_id, claimed.claim_id)
+            self._remove_existing(group_markers)
         if parts:
             self.remove_parts(parts, claimed)
         if basis is None:
@@ -315,11 +326,12 @@ class HourState(HourReader):
         :raises SupersededError: if the hour has been claimed since
         """
         gone = sorted(folders)
-        if gone:
-            self._remove_group_markers(gone)
-            self.assert_current(claim.plan_id, claim.claim_id)
-            keys = [self.paths.group_manifest(folder).key for folder in gone]
-            self._store.delete(self.paths.base.bucket, keys)
+        # The markers first: a group with a marker has a manifest.
+        for place in (self.paths.group_marker, self.paths.group_manifest):
+            found = self._existing(map(place, gone))
+            if found:
+                self.assert_current(claim.plan_id, claim.claim_id)
+                self._remove_existing(found)
 
     # -- complete_hour ---------------------------------------------------------------------------------
 
@@ -393,16 +405,18 @@ class HourState(HourReader):
             # Some servers refuse the condition although it holds.
             self._store.delete(target.bucket, [target.key])
 
-    def _remove_group_markers(self, folders: Collection[str]) -> None:
-        """Remove the completion markers of groups, after the hour was claimed and its marker removed."""
+    def _existing(self, targets: Iterable[Location]) -> list[tuple[Location, str]]:
+        """Those of some records of groups that exist, each with its ETag.
 
-        def remove(folder: str) -> None:
-            target = self.paths.group_marker(folder)
-            head = self._store.head(target)
-            if head is not None:
-                self._remove_if(target, head.etag)
+        The caller then reads the claim, and removes exactly these: what a later run writes has another ETag.
+        """
+        places = list(targets)
+        workers = min(self._store.control_connections, len(places)) or 1
+        heads = in_parallel(workers, "log-rollup-groups", self._store.head, places)
+        return [(place, head.etag) for place, head in zip(places, heads, strict=True) if head is not None]
 
-        self._in_parallel(remove, sorted(folders))
+    def _remove_existing(self, found: Sequence[tuple[Location, str]]) -> None:
+        self._in_parallel(lambda one: self._remove_if(*one), found)
 
     def _in_parallel(self, function: Callable[[T], None], items: Sequence[T]) -> None:
         workers = min(self._store.control_connections, len(items)) or 1
