@@ -14,7 +14,7 @@ import yaml
 from include.log_rollup.errors import AccessError, NotFoundError, UnknownLayoutError
 from include.log_rollup.hour.template import RawTemplate
 from include.log_rollup.queries import layouts
-from include.log_rollup.queries.detect import MAX_REQUESTS, Detection, detect
+from include.log_rollup.queries.detect import MAX_REQUESTS, MAX_STREAMS, NOT_PROPOSED, Detection, detect
 from include.log_rollup.queries.key_dates import readings_of
 from include.log_rollup.storage.protocol import Location
 from include.log_rollup.streams import load_streams
@@ -206,6 +206,17 @@ def test_services_of_one_bucket_get_a_stream_each(tmp_path: Path) -> None:
     assert found.not_read == {layouts.NO_HOUR: [digest]}
 
 
+def test_more_layouts_than_proposals_are_counted(tmp_path: Path) -> None:
+    store = FakeStore()
+    for host in range(12):
+        for number in range(10):
+            put(store, f"logs/host{host}-{DAY + timedelta(hours=number):%Y%m%d-%H}.log", DAY)
+    found = detected(store)
+    assert len(loaded(found, tmp_path)) == MAX_STREAMS
+    assert list(found.not_read) == [NOT_PROPOSED]
+    assert len(found.not_read[NOT_PROPOSED]) == 40
+
+
 def test_folders_that_are_not_followed_are_named() -> None:
     store = FakeStore()
     for number in range(40):
@@ -324,6 +335,36 @@ def test_quiet_period_covers_the_gaps_after_an_hour(tmp_path: Path) -> None:
     assert proposal.quiet is not None
     assert proposal.quiet.gap == timedelta(minutes=35)
     assert proposal.entry["quiet_period"] == "1h"
+
+
+def test_number_that_is_no_hour_is_doubted(tmp_path: Path) -> None:
+    store = FakeStore()
+    for day in range(5):
+        for number in range(240):
+            time = DAY - timedelta(days=day) + timedelta(minutes=6 * number)
+            put(store, f"raw/{time:%Y-%m-%d}/{number % 4:02}/{number}.log", time)
+    found = detected(store)
+    loaded(found, tmp_path)
+    (proposal,) = found.proposals
+    assert not proposal.zone.is_known
+    assert any("is no hour" in remark for remark in proposal.remarks)
+
+
+def test_same_hour_in_all_keys_is_doubted(tmp_path: Path) -> None:
+    store = FakeStore()
+    for day in range(5):
+        put(store, f"logs/{DAY - timedelta(days=day):%Y-%m-%d}-00-00-00-E568B2907131C0C0", DAY)
+    found = detected(store)
+    loaded(found, tmp_path)
+    assert any("event time" in remark for remark in found.proposals[0].remarks)
+
+
+def test_connection_is_part_of_the_entry(tmp_path: Path) -> None:
+    store = FakeStore()
+    filled(store, "firehose", hours=2)
+    found = detect(store, Location("logs", ""), NOW, "aws_logs")
+    (stream,) = loaded(found, tmp_path)
+    assert stream.aws_conn_id == "aws_logs"
 
 
 # -- objects ----------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from zoneinfo import ZoneInfo
 
 import yaml
 
@@ -41,6 +42,7 @@ from include.log_rollup.units import format_duration
 
 MAX_REQUESTS = limits.DETECT_LIST_REQUESTS + limits.DETECT_READ_REQUESTS
 DEFAULT_CONNECTION = "aws_default"
+MAX_STREAMS = 8
 _DEFAULT_QUIET_PERIOD = timedelta(minutes=10)
 # Hours that are listed only with all objects of their day, so that they are listed less often.
 _DAY_POLL_INTERVAL = "10m"
@@ -56,6 +58,9 @@ _MAGIC = {
 }  # fmt: skip
 # Only where these are is a folder one that this project has written.
 _MANIFEST = "_manifest.jsonl.gz"
+NOT_PROPOSED = (
+    "more layouts than are proposed at once, or one that overlaps with another; give a longer prefix"
+)
 OWN = "parts and records that Log Rollup has written"
 
 
@@ -164,13 +169,15 @@ def detect(
     if not layouts:
         raise _unknown_layout(place, foreign, reasons)
     reader = _Reader(store, place.bucket, limits.DETECT_READ_REQUESTS)
-    proposals, text = _propose(place, layouts, foreign, reader, now, conn_id)
+    proposals, text = _propose(place, layouts[:MAX_STREAMS], foreign, reader, now, conn_id)
+    proposed = {proposal.layout.raw for proposal in proposals}
+    others = [RawTemplate.parse(layout.raw) for layout in layouts if layout.raw not in proposed]
     not_read: dict[str, list[str]] = defaultdict(list)
     for row in rows:
-        if row not in foreign and _is_own(row.key, own):
+        if _is_own(row.key, own):
             not_read[OWN].append(row.key)
         elif all(proposal.stream.raw.match(row.key) is None for proposal in proposals):
-            not_read[reasons.get(row.key) or reason_without_layout(row.key)].append(row.key)
+            not_read[_reason(row.key, others, reasons)].append(row.key)
     return Detection(
         place,
         sample.lists + reader.reads,
@@ -181,6 +188,16 @@ def detect(
         dict(not_read),
         text,
     )
+
+
+def _reason(key: str, others: Sequence[RawTemplate], reasons: Mapping[str, str]) -> str:
+    """Why no proposed stream reads a key.
+
+    :param others: templates that are not proposed
+    """
+    if any(template.match(key) is not None for template in others):
+        return NOT_PROPOSED
+    return reasons.get(key) or reason_without_layout(key)
 
 
 def producers_of(keys: Sequence[str]) -> list[Producer]:
@@ -515,6 +532,12 @@ class _Draft:
                 + ("the producer's usual one" if layout.producers else "the default")
             )
         left = [name for name in self._raw.captures if name not in layout.group]
+        hours = {match.hour for _, match in self._matches}
+        if len(hours) > 2 and len({hour.astimezone(ZoneInfo(self._zone.zone)).hour for hour in hours}) == 1:
+            yield (
+                "all keys have the same hour of the day, so it may be a placeholder: S3 access logs that are "
+                "partitioned by event time have 00 in all keys"
+            )
         if left:
             yield (
                 f"{', '.join(left)}: too many values for groups of their own, so aggregated does not use them"

@@ -17,7 +17,10 @@ from include.log_rollup.storage.protocol import TimedObject
 
 # More keys do not show more layouts, and take time.
 _MAX_KEYS = 4000
-MAX_LAYOUTS = 8
+# Names with more different texts before the date than this are taken for unique ones.
+_MAX_HEADS = 8
+# Further ones are small.
+_MAX_LAYOUTS = 40
 # A capture with more values than this is no group of its own: each group has parts of its own in each hour.
 _MAX_GROUPS = 100
 # A reading of the date is taken for right if the objects were written at most this long before or after.
@@ -110,8 +113,8 @@ def find_layouts(bucket: str, rows: Sequence[TimedObject]) -> tuple[list[Layout]
     rows = rows[::step]
     layouts, rest = _by_path(bucket, [row.key for row in rows])
     written = {row.key: row.modified for row in rows}
-    shapes, reasons = _shapes_of(rest)
-    while shapes and len(layouts) < MAX_LAYOUTS:
+    shapes, reasons = _shapes_of(rest, is_all=not layouts)
+    while shapes and len(layouts) < _MAX_LAYOUTS:
         shape = min(shapes, key=lambda item: (-len(shapes[item]), _order(shapes[item]), item.steps))
         if len(shapes[shape]) * 200 < len(rest):
             break
@@ -129,7 +132,7 @@ def find_layouts(bucket: str, rows: Sequence[TimedObject]) -> tuple[list[Layout]
         shapes = _without(shapes, keys)
     reasons |= {key: FEW for found in shapes.values() for key in found}
     layouts.sort(key=lambda layout: -len(layout.keys))
-    return layouts[:MAX_LAYOUTS], reasons
+    return layouts, reasons
 
 
 def reason_without_layout(key: str) -> str:
@@ -177,8 +180,11 @@ def _layout_by_path(
     return Layout(raw, group, keys, names)
 
 
-def _shapes_of(keys: Sequence[str]) -> tuple[_Shapes, dict[str, str]]:
-    """The shapes of keys, and why keys have none."""
+def _shapes_of(keys: Sequence[str], is_all: bool) -> tuple[_Shapes, dict[str, str]]:
+    """The shapes of keys, and why keys have none.
+
+    :param is_all: whether no other keys have a layout
+    """
     shapes: dict[_Shape, dict[str, Reading]] = defaultdict(dict)
     reasons: dict[str, str] = {}
     contradictory: dict[str, list[Reading]] = {}
@@ -191,7 +197,7 @@ def _shapes_of(keys: Sequence[str]) -> tuple[_Shapes, dict[str, str]]:
         for reading in readings:
             if key not in contradictory:
                 shapes[_Shape.of(key, reading)][key] = reading
-    if shapes:
+    if shapes or not is_all:
         reasons |= dict.fromkeys(contradictory, TWO_DAYS)
     else:
         # All keys have a second date before the hour's, such as that of a load.
@@ -221,7 +227,7 @@ def _with_many_heads(shapes: _Shapes) -> list[_Shape]:
     return [
         shape
         for group in alike.values()
-        if len(group) > MAX_LAYOUTS and 2 * len(group) > sum(len(shapes[shape]) for shape in group)
+        if len(group) > _MAX_HEADS and 2 * len(group) > sum(len(shapes[shape]) for shape in group)
         for shape in group
     ]
 

@@ -24,6 +24,8 @@ _BEGIN, _END = timedelta(minutes=15), timedelta(minutes=90)
 _ZONE_DELAY = timedelta(hours=2)
 # Times further from the hour say nothing of it: the objects were copied, or the number is no hour.
 _BEFORE, _AFTER = timedelta(hours=15), timedelta(hours=40)
+# The objects of an hour are written within less, unless many are late.
+_SPREAD = timedelta(hours=12)
 _MIN_OBJECTS, _MIN_HOURS = 12, 2
 # Deliveries that come later than this are left to log_rollup_late.
 _MAX_GAP = timedelta(hours=6)
@@ -62,8 +64,14 @@ def guess_zone(written: Sequence[Written]) -> ZoneGuess:
             f"the objects were written {_words(middle)} the begin of their hour: copied later?",
             False,
         )
-    if high - low > _AFTER:
-        return ZoneGuess("UTC", (), "the objects of an hour were written over more than a day", False)
+    if high - low > _SPREAD:
+        return ZoneGuess(
+            "UTC",
+            (),
+            f"objects of an hour are written over {_words(high - low).rpartition(' ')[0]}: they come late, or the "
+            f"number behind the date is no hour",
+            False,
+        )
     fitting = [zone for zone in _ZONES if _fits(_delays(written, zone))]
     if low >= -_CLOCKS and (low < _ZONE_DELAY or not fitting):
         return ZoneGuess(
