@@ -98,7 +98,7 @@ def test_transient_errors_are_retried(error: Exception) -> None:
         (stream(part_sise="32MiB"), "part_sise: unknown key; did you mean part_size?"),
         (stream(part_size="4MiB"), "part_size: 4.0 MiB is out of range; give 5.0 MiB to 1.0 GiB"),
         (stream(part_size="big"), "part_size: 'big' is not a size"),
-        (stream(aggregated="s3://logs/raw/app/rolled/"), "overlaps with"),
+        (stream(aggregated="s3://logs/raw/app/%Y%m%d/%H/rolled/"), "overlaps with"),
         (stream(max_connections=251), "250 slots of the pool 's3_connections'"),
     ],
 )

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from functools import cached_property
 from typing import ClassVar
 
+from include.log_rollup.errors import UnsupportedInputError
 from include.log_rollup.hour.hour_listing import HourListing
 from include.log_rollup.hour.layout import is_part_name
 from include.log_rollup.hour.template import AggregatedTemplate, RawTemplate
@@ -95,7 +96,8 @@ class HourPaths(RawPaths):
     def folder_of_key(self, key: str) -> str:
         """The folder below ``base`` of the group of a raw object: ``web/20261123/08/``; empty without groups.
 
-        :raises ValueError: if the key is not one of the hour, or the folder would be that of the records
+        :raises UnsupportedInputError: if the folder would be that of the records
+        :raises ValueError: if the key is not one of the hour
         """
         if not self.has_groups:
             return ""
@@ -105,7 +107,10 @@ class HourPaths(RawPaths):
         group = self._group_values(found.captures)
         folder = self._folders.get(group)
         if folder is None:
-            prefix = self.aggregated_template.render(self.hour, group)
+            try:
+                prefix = self.aggregated_template.render(self.hour, group)
+            except ValueError as error:
+                raise UnsupportedInputError(f"{key}: {error}") from None
             folder = self._folders[group] = prefix.removeprefix(self.base.key)
         return folder
 
