@@ -14,9 +14,14 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import AggregationTemporality
 from include.log_rollup.hour.records import Measured
 from include.log_rollup.storage.protocol import Location
 from log_rollup_plugin import metrics
+from log_rollup_plugin.hours_page.page_store import open_store
+from log_rollup_plugin.hours_page.views import place_views
 from log_rollup_plugin.s3.hook import PooledS3Hook
+from log_rollup_plugin.s3.stream_store import store_for
 from log_rollup_plugin.urls import console_page, object_page
 from tests.conftest import ROOT
+from tests.support.hour_in_memory import make_stream
+from tests.support.raw_hours import HOUR
 from tests.support.statsd import StatsdServer
 from tests.support.webhook import Webhook
 
@@ -49,6 +54,20 @@ def test_aws_object_links_to_the_console_of_its_partition(
         assert object_page(hook, Location("logs", "a b/_SUCCESS")) == f"{console}&prefix=a%20b/_SUCCESS"
         prefix = console_page(hook.client.meta, Location("logs", "a b/"))
         assert prefix == console.replace("/object/", "/buckets/") + "&prefix=a%20b/"
+
+
+def test_console_links_know_the_connection_of_the_parts_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, region in (("RAW", "us-east-1"), ("PARTS", "eu-central-1")):
+        connection = {"conn_type": "aws", "login": "a", "password": "b", "extra": {"region_name": region}}
+        monkeypatch.setenv(f"AIRFLOW_CONN_{name}", json.dumps(connection))
+    stream = make_stream(aws_conn_id="raw", target_conn_id="parts")
+    with store_for(stream, 4, 4) as store:
+        marker = stream.at(HOUR).marker
+        assert "region=eu-central-1" in object_page(store, marker)
+    with open_store(stream) as page:
+        raw, aggregated, _ = place_views(stream, HOUR, page.meta(marker))
+    assert raw.console is None
+    assert "region=eu-central-1" in str(aggregated.console)
 
 
 @pytest.mark.parametrize("endpoint", ["http://127.0.0.1:9000", "https://amazonaws.com.example.org"])

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from urllib.parse import parse_qs, unquote
 from xml.sax.saxutils import escape
 
@@ -15,6 +16,7 @@ from include.log_rollup import limits
 from include.log_rollup.crc import crc64, to_header
 from include.log_rollup.errors import (
     AccessError,
+    InputChangedError,
     MissingBucketError,
     NotFoundError,
     RollupError,
@@ -23,7 +25,7 @@ from include.log_rollup.errors import (
     TransientError,
     UnsupportedOperationError,
 )
-from include.log_rollup.storage.protocol import Location, StoredObject, Uploaded
+from include.log_rollup.storage.protocol import Downloaded, Location, StoredObject, Uploaded
 from include.log_rollup.units import MIB
 from log_rollup_plugin.s3.hook import PooledS3Hook
 from log_rollup_plugin.s3.transfer import SocketTransfer
@@ -554,3 +556,122 @@ def test_error_in_a_200_response_to_a_completion_is_raised(hook_on: HookFactory)
         pytest.raises(TransientError, match="InternalError"),
     ):
         hook.finish_upload(Location("logs", "k"), "id", ["a", "b"])
+
+
+# -- uploads with the CRC of the whole object --------------------------------------------------------------
+
+PIECES = [bytes(5 * MIB), b"the last one is shorter"]
+
+
+def upload_answer(request: Recorded, *, agrees: bool = True) -> bytes:
+    """The response of a server to the requests of a multipart upload.
+
+    :param agrees: whether it keeps the CRC of the whole object
+    """
+    if request.method == "POST" and "uploads" in request.target:
+        body = b"<InitiateMultipartUploadResult><UploadId>id</UploadId></InitiateMultipartUploadResult>"
+        return respond(200, body, *(["x-amz-checksum-type: FULL_OBJECT"] if agrees else []))
+    if request.method == "POST":
+        return respond(
+            200, b"<CompleteMultipartUploadResult><ETag>&quot;e&quot;</ETag></CompleteMultipartUploadResult>"
+        )
+    return like_s3(request)
+
+
+def upload(hook: PooledS3Hook) -> list[Uploaded | Exception]:
+    """Write an object in two pieces, and return the answers to them."""
+    target = Location("logs", "out/large ü.log")
+    answers: list[Uploaded | Exception] = []
+    upload_id = hook.begin_upload(target, {"x-amz-tagging": "a=b"}, with_crc=True)
+    with closing(hook.open_transfer("logs", "logs")) as transfer:
+        for number, piece in enumerate(PIECES, 1):
+            value = crc64(piece)
+            transfer.put_range(target, upload_id, number, memoryview(piece), value, answers.append)
+            wait_for(transfer, answers, number)
+    etags = [answer.etag for answer in answers if isinstance(answer, Uploaded)]
+    hook.finish_upload(target, upload_id, etags, crc64(b"".join(PIECES)))
+    return answers
+
+
+def test_upload_has_the_crc_of_each_piece_and_of_the_object(hook_on: HookFactory) -> None:
+    with Recorder(upload_answer) as server, hook_on(server) as hook:
+        assert all(isinstance(answer, Uploaded) for answer in upload(hook))
+    begun, first, last, ended = server.requests
+    assert (begun["x-amz-checksum-algorithm"], begun["x-amz-checksum-type"]) == ("CRC64NVME", "FULL_OBJECT")
+    assert begun["x-amz-tagging"] == "a=b"
+    assert [one["x-amz-checksum-crc64nvme"] for one in (first, last)] == [
+        to_header(crc64(piece)) for piece in PIECES
+    ]
+    assert [one.target.partition("?")[2] for one in (first, last)] == [
+        f"partNumber={number}&uploadId=id" for number in (1, 2)
+    ]
+    assert {one["x-amz-tagging"] for one in (first, last)} == {None}
+    assert ended["x-amz-checksum-crc64nvme"] == to_header(crc64(b"".join(PIECES)))
+    assert ended["x-amz-checksum-type"] == "FULL_OBJECT"
+
+
+def test_crc_of_the_object_is_sent_only_where_the_server_keeps_it(hook_on: HookFactory) -> None:
+    """MiniStack, for example, would compare it with a CRC of the pieces' CRCs."""
+    with Recorder(partial(upload_answer, agrees=False)) as server, hook_on(server) as hook:
+        assert all(isinstance(answer, Uploaded) for answer in upload(hook))
+    assert server.requests[1]["x-amz-checksum-crc64nvme"] is not None
+    assert server.requests[-1]["x-amz-checksum-crc64nvme"] is None
+
+
+@pytest.mark.parametrize(
+    "refused", [refuse(501, "NotImplemented"), refuse(400, "InvalidArgument"), refuse(400, "InvalidRequest")]
+)
+def test_upload_goes_on_without_crcs_where_they_are_refused(hook_on: HookFactory, refused: bytes) -> None:
+    def answer(request: Recorded) -> bytes:
+        if any("checksum" in name for name, _ in request.headers):
+            return refused
+        return upload_answer(request, agrees=False)
+
+    with Recorder(answer) as server, hook_on(server) as hook:
+        assert all(isinstance(one, Uploaded) for one in upload(hook))
+    assert [one.method for one in server.requests] == ["POST", "POST", "PUT", "PUT", "POST"]
+    assert [one["content-md5"] is not None for one in server.requests] == [False, False, True, True, False]
+
+
+def test_wrong_crc_of_the_object_is_an_error(hook_on: HookFactory) -> None:
+    def answer(request: Recorded) -> bytes:
+        ends = request.method == "POST" and "uploads" not in request.target
+        return refuse(400, "BadDigest") if ends else upload_answer(request)
+
+    with (
+        Recorder(answer) as server,
+        hook_on(server) as hook,
+        pytest.raises(TransientError, match="BadDigest"),
+    ):
+        upload(hook)
+
+
+def test_upload_without_permission_is_not_tried_without_crcs(hook_on: HookFactory) -> None:
+    with (
+        Recorder(lambda _: refuse(403, "AccessDenied")) as server,
+        hook_on(server) as hook,
+        pytest.raises(AccessError),
+    ):
+        hook.begin_upload(Location("logs", "k"), {}, with_crc=True)
+    assert len(server.requests) == 1
+
+
+def test_range_arrives_in_its_buffer(hook: PooledS3Hook, s3_server: S3Server, bucket: str) -> None:
+    body = bytes(range(256)) * 4
+    source = Location(bucket, "raw/a ü.log")
+    put_objects(s3_server.client(), bucket, {source.key: body})
+    head = hook.head(source)
+    assert head is not None
+    into = memoryview(bytearray(300))
+    answers: list[Downloaded | Exception] = []
+    with closing(hook.open_transfer(bucket, bucket)) as transfer:
+        for etag in (head.etag, "0" * 32):
+            transfer.get_range(source, etag, 500, into, answers.append)
+            while len(answers) < (1 if etag == head.etag else 2):
+                transfer.wait(1.0)
+    received, other = answers
+    assert isinstance(received, Downloaded)
+    assert (received.size, received.etag, received.checksum) == (300, head.etag, None)
+    assert bytes(into) == body[500:800]
+    # rclone ignores the condition.
+    assert isinstance(other, Downloaded | InputChangedError)

@@ -242,7 +242,7 @@ def place_views(stream: Stream, hour: datetime, meta: Any) -> tuple[PlaceView, P
     """
     paths = stream.at(hour)
     base = paths.key_base
-    raw = Location(stream.raw.bucket, base[: base.rfind("/") + 1])
+    raw = stream.raw.location(base[: base.rfind("/") + 1])
     raw_meta = None if stream.has_two_connections else meta
     return (
         PlaceView(str(paths.raw), console_page(raw_meta, raw) if raw_meta else None),
