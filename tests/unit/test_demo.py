@@ -15,6 +15,7 @@ import pytest
 from dev.demo import cli, group_table
 from dev.demo.group_table import read_group
 from dev.demo.hour_watch import describe_step_times
+from dev.made_logs import log_files
 from dev.made_logs.dataset import Dataset, make_dataset, read_dataset
 from dev.made_logs.layouts import CLOUDTRAIL, GROUPS, LAYOUTS, PLAIN
 from dev.made_logs.log_files import MadeGroup
@@ -27,11 +28,13 @@ from include.log_rollup.hour.template import AggregatedTemplate, RawTemplate
 
 START = datetime(2026, 11, 24, 8, tzinfo=UTC)
 
+POOL_BYTES = 200_000
+
 MakeHours = Callable[[str], tuple[StackPaths, Dataset]]
 
 
 @pytest.fixture(scope="module")
-def make_hours(tmp_path_factory: pytest.TempPathFactory) -> MakeHours:
+def make_hours(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeHours]:
     """Make two small hours of a layout, once for all tests."""
 
     @cache
@@ -40,7 +43,11 @@ def make_hours(tmp_path_factory: pytest.TempPathFactory) -> MakeHours:
         now = START + timedelta(hours=2)
         return paths, make_dataset(paths, 2, 4, now, lambda _: None, layout_name=layout_name)
 
-    return make
+    with pytest.MonkeyPatch.context() as patch:
+        # Large pools of lines take seconds of CPU, and only make the objects different.
+        patch.setattr(log_files, "_PLAIN_POOL_BYTES", POOL_BYTES)
+        patch.setattr(log_files, "_GZIP_POOL_BYTES", POOL_BYTES)
+        yield make
 
 
 def keys_in(paths: StackPaths) -> list[str]:
