@@ -11,7 +11,9 @@ from include.log_rollup.queries.locate import locate
 from include.log_rollup.queries.verify import verify_hour
 from include.log_rollup.steps.complete_hour import complete_hour
 from include.log_rollup.steps.pack_shard import pack_shard
+from include.log_rollup.steps.plan_hour import plan_hour
 from include.log_rollup.steps.validate_hour import validate_hour
+from tests.support.fake_store import FakeStore, join_stores
 from tests.support.grouped_hour import HOME, HOUR, LAYOUTS, GroupedHour, three_groups
 
 
@@ -140,3 +142,21 @@ def test_parts_are_numbered_within_each_group(hour: GroupedHour) -> None:
     hour.run()
     assert numbers_of(hour.manifest(hour.folder("web"))[0]) == [0, 1, 2]
     assert numbers_of(hour.manifest(hour.folder("a.b"))[0]) == [0]
+
+
+def test_groups_are_packed_into_another_store(hour: GroupedHour) -> None:
+    hour.produce({**three_groups(), "large": {"0.log": bytes(range(200))}})
+    source, target = hour.store, FakeStore()
+    store = join_stores(source, target)
+    for ref in plan_hour(store, hour.stream, HOUR, "run").shards:
+        pack_shard(store, hour.stream, ref)
+    validate_hour(store, hour.stream, HOUR)
+    complete_hour(store, hour.stream, HOUR)
+    assert verify_hour(store, hour.stream, HOUR, deep=True).problems == []
+    assert list(find_changed_hours(store, hour.stream, [HOUR]).changed) == []
+    assert source.writes() == []
+    assert [operation.key for operation in target.log if operation.key.startswith("raw/")] == []
+    for key in source.listing("raw/"):
+        target.produce(key, source.body(key))
+    hour.store = target
+    hour.verify()

@@ -45,7 +45,10 @@ LAYERS = {
 }
 # No step imports another one; what only pack_shard uses are modules of their own.
 STEPS = {"wait_for_raw_hour", "plan_hour", "pack_shard", "validate_hour", "complete_hour"}
-PACKING = {"packer", "pack_requests", "part_buffers", "request_loop"}
+PACKING = {"packer", "pack_requests", "range_requests", "part_buffers", "request_loop"}
+# Modules of the pipeline that make locations from a bucket and a key. All others get them from a template or from
+# another location, which know whether raw objects are there: see TwoStores.
+MAKE_LOCATIONS = {"storage.protocol", "hour.template", "hour.state", "queries.detect", "queries.sample_keys"}
 # Imports every module of the pipeline in a new interpreter, and prints which packages were imported.
 PROBE = """
 import importlib, pkgutil, sys
@@ -192,3 +195,14 @@ def test_superseded_error_is_created_in_one_place() -> None:
         if getattr(call.func, "id", "") == "SupersededError"
     ]
     assert creators == ["reader.py"]
+
+
+def test_locations_come_from_templates() -> None:
+    folder = INCLUDE / "log_rollup"
+    found = {
+        ".".join(path.relative_to(folder).with_suffix("").parts)
+        for path in sorted(folder.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Location"
+    }
+    assert found == MAKE_LOCATIONS

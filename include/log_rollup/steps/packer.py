@@ -18,15 +18,10 @@ from include.log_rollup.hour.records import READ_BY_LENGTH, PackedObject, Packed
 from include.log_rollup.steps.pack_requests import (
     CopyObject,
     GetObject,
-    GetRange,
     PartTarget,
-    PassedObject,
     PutPart,
-    PutRange,
-    RangeCopy,
     ReadClaim,
     input_changed,
-    range_count,
 )
 from include.log_rollup.steps.part_buffers import (
     MAX_BUFFERS,
@@ -37,6 +32,7 @@ from include.log_rollup.steps.part_buffers import (
     buffer_count,
     buffer_size,
 )
+from include.log_rollup.steps.range_requests import GetRange, PassedObject, PutRange, RangeCopy, range_count
 from include.log_rollup.steps.request_loop import Request, RequestLoop
 from include.log_rollup.storage.protocol import Location, ObjectStore, Transfer
 from include.log_rollup.units import GIB, MIB, format_size
