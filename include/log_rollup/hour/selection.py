@@ -21,6 +21,7 @@ OPAQUE = frozenset(
         *(".snappy", ".sz", ".zz", ".zlib", ".deflate", ".br", ".z", ".lzo", ".lzma", ".lz", ".lzf", ".bz"),
         *(".gzip", ".zstd", ".tgz", ".tbz", ".tbz2", ".txz", ".tzst", ".tar", ".rar", ".xlsx", ".jar"),
         *(".arrow", ".arrows", ".feather", ".pb", ".protobuf", ".msgpack", ".cbor", ".bson", ".avsc", ".rdb"),
+        *(".hsnappy", ".binpb"),
         *(".pcap", ".pcapng", ".evtx", ".gpg", ".pgp", ".age", ".enc", ".bin", ".db", ".sqlite"),
     )
 )
@@ -36,7 +37,13 @@ def encoding_of(key: str) -> str:
     The encoding of a known binary format (:data:`OPAQUE`) or container (:data:`NOT_JOINABLE`) is its ending.
     """
     ending = key[key.rfind(".") :].lower()
-    return ending if ending in _NOT_TEXT else PLAIN
+    if ending in _NOT_TEXT:
+        return ending
+    if "-" in ending and "/" not in ending:
+        # Fluent Bit appends random letters to names: `2026.log.gz-apwgylqg`.
+        start = ending[: ending.index("-")]
+        return start if start in _NOT_TEXT else PLAIN
+    return PLAIN
 
 
 @dataclass(frozen=True, slots=True)
