@@ -26,7 +26,7 @@ from log_rollup_plugin.hours_page.views import (
     StreamView,
     groups_view,
 )
-from tests.support.browser import running_browser
+from tests.support.browser import patient_context, running_browser
 from tests.support.hour_in_memory import make_stream
 
 HOUR = datetime(2026, 11, 23, 8, tzinfo=UTC)
@@ -60,7 +60,7 @@ def browser() -> Iterator[Browser]:
 def open_page(browser: Browser) -> Iterator[OpenPage]:
     """Open the page with an answer for each path; fails if a script of the page fails."""
     errors: list[str] = []
-    context = browser.new_context()
+    context = patient_context(browser)
 
     def open_with_answers(address: str, answers: Answers) -> Page:
         def answer(route: Route) -> None:

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, expect, sync_playwright
 
 from tests.support.debian import program_or_skip
 
@@ -14,10 +15,22 @@ ARGUMENTS = [
 ]  # fmt: skip
 
 
+# A page may take long on a machine that is busy with other tests.
+PATIENCE_MS = 60_000
+
+
+def patient_context(browser: Browser, **options: Any) -> BrowserContext:
+    """A context that waits longer than the browser's default for elements and pages."""
+    context = browser.new_context(**options)
+    context.set_default_timeout(PATIENCE_MS)
+    return context
+
+
 @contextmanager
 def running_browser() -> Iterator[Browser]:
     """Run a browser with a new profile; skip the test if Chromium is missing and cannot be installed."""
     path = program_or_skip("chromium", "chromium")
+    expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
         try:

@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Locator, Page, ViewportSize, expect
 
 from dev.stack.paths import BUCKET
 from include.log_rollup.hour.layout import floor_hour, format_hour
-from tests.support.browser import running_browser
+from tests.support.browser import patient_context, running_browser
 from tests.support.raw_hours import hour_prefix, make_hour
 from tests.system.running import APP, Running
 
@@ -21,7 +21,6 @@ PAGE = "/log-rollup/hours/"
 WIDE: ViewportSize = {"width": 1280, "height": 900}
 NARROW: ViewportSize = {"width": 360, "height": 740}
 # Other tests and Airflow may keep all cores busy.
-PATIENCE_MS = 60_000
 
 
 @dataclass(frozen=True)
@@ -73,9 +72,8 @@ def open_page(browser: Browser, running: Running) -> Iterator[OpenPage]:
             errors.append(text)
 
     def open_it(path: str, viewport: ViewportSize = WIDE) -> Page:
-        context = browser.new_context(viewport=viewport, base_url=running.stack.addresses.ui_url)
+        context = patient_context(browser, viewport=viewport, base_url=running.stack.addresses.ui_url)
         contexts.append(context)
-        context.set_default_timeout(PATIENCE_MS)
         page = context.new_page()
         page.on("pageerror", lambda error: note(str(error), error.stack or ""))
         page.on(
@@ -84,7 +82,6 @@ def open_page(browser: Browser, running: Running) -> Iterator[OpenPage]:
         page.goto(path)
         return page
 
-    expect.set_options(timeout=PATIENCE_MS)
     yield open_it
     for context in contexts:
         context.close()
