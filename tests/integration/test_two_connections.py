@@ -15,6 +15,7 @@ from urllib.parse import unquote
 import pytest
 import yaml
 
+from deploy.init_airflow import _missing_connections
 from dev.servers import MinistackServer, MotoServer, RcloneServer, S3Client, S3Server
 from dev.tls import TlsFiles
 from include.log_rollup import crc
@@ -48,7 +49,7 @@ from tests.support.faults import (
     on,
 )
 from tests.support.fixtures import ProxyFactory
-from tests.support.hour_on_server import Pipeline, settings_on
+from tests.support.hour_on_server import Pipeline, settings_on, stream_on
 from tests.support.proxy import FaultProxy
 from tests.support.raw_hours import AGGREGATED, HOUR, MIB, RAW, make_hour, put_objects
 from tests.support.verify import VerifiedHour, verify_hour
@@ -403,3 +404,11 @@ def test_each_side_uses_its_own_tls_settings(
     put_objects(two.raw, two.bucket, {f"{RAW}zz-late.log": b"late\n"})
     with pytest.raises(ConfigurationError, match="not trusted"):
         two.pipeline.plan()
+
+
+def test_init_names_a_missing_connection_of_the_parts(
+    database: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_RAW", '{"conn_type": "aws"}')
+    stream = stream_on("logs", aws_conn_id="raw", target_conn_id="parts")
+    assert _missing_connections([stream]) == ["parts"]

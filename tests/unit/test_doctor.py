@@ -199,6 +199,7 @@ def test_store_without_copies_takes_large_objects_by_upload(examine: Examine) ->
     [
         ({}, "allow s3:PutObject on arn:aws:s3:::logs/aggregated/app/* (deploy"),
         ({"tags": {"team": "search"}}, "allow s3:PutObject and s3:PutObjectTagging on arn:aws:s3:::logs/"),
+        ({"target_conn_id": "other"}, "(deploy/iam-policy-aggregated.json)"),
         ({"kms_key_id": "alias/logs"}, "and kms:GenerateDataKey and kms:Decrypt on the key alias/logs"),
     ],
 )
@@ -206,3 +207,9 @@ def test_refused_part_names_all_permissions(examine: Examine, settings: dict[str
     store = Store()
     store.on("PUT", "", AccessError("denied"))
     assert wanted in str(examine(store, **settings)["write aggregated"].remedy)
+
+
+def test_refused_listing_of_raw_names_the_policy_of_its_connection(examine: Examine) -> None:
+    store = Store()
+    store.on("LIST", "raw/", AccessError("denied"))
+    assert "(deploy/iam-policy-raw.json)" in str(examine(store, target_conn_id="other")["list raw"].remedy)

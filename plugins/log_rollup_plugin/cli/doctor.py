@@ -355,7 +355,7 @@ class _Probe:
             return Check(title, name, Outcome.FAIL, str(error))
         except AccessError as error:
             self.refused = True
-            remedy = f"allow {needed} (deploy/iam-policy.json)"
+            remedy = f"allow {needed} (deploy/{self._policy(title)})"
             return Check(title, name, Outcome.FAIL, str(error), remedy)
         except UnsupportedOperationError as error:
             return Check(title, name, Outcome.FAIL, str(error), unsupported=True)
@@ -363,6 +363,11 @@ class _Probe:
             if is_unreachable(error):
                 return Check(title, name, Outcome.FAIL, str(error), _UNREACHABLE)
             return Check(title, name, Outcome.FAIL, str(error))
+
+    def _policy(self, title: str) -> str:
+        if not self._stream.has_two_connections:
+            return "iam-policy.json"
+        return "iam-policy-raw.json" if "raw" in title.split() else "iam-policy-aggregated.json"
 
     def list_raw(self) -> str:
         meta = self._store.meta(self._stream.raw.root)
