@@ -135,7 +135,7 @@ def test_single_documented_keys_give_a_stream(name: str, tmp_path: Path) -> None
         assert match
         assert documented
         assert match.hour == documented.hour
-    # The times are not those of the hours, so they say nothing.
+    # The times are not those of the hours, so they do not show the zone.
     assert not found.proposals[0].zone.is_known
 
 
@@ -274,11 +274,41 @@ def test_order_of_the_date_is_found(form: str, raw: str, tmp_path: Path) -> None
     assert found.proposals[0].layout.alternatives == ()
 
 
+LAYOUTS = [
+    "{service}/%Y%m%d/%H/",
+    "raw/stage={stage}/{service}/%Y/%m/%d/%H/",
+    "{service}/raw/42/year=%Y/month=%m/day=%d/hour=%H/",
+    "raw/{service}/dt=%Y-%m-%d/{stage}/%H/",
+    "raw/{service}/%Y/%m/%d/{tag}_%Y%m%dT%H",
+    "%Y%m/%d/%H/",
+    "{service}/%Y-%m-%d-%H-",
+    "y=%Y/m=%m/d=%d/h=%H/",
+]
+
+
+@pytest.mark.parametrize("page_size", [7, 1000])
+@pytest.mark.parametrize("text", LAYOUTS)
+def test_every_key_is_in_the_hour_of_its_template(text: str, page_size: int, tmp_path: Path) -> None:
+    store = FakeStore(page_size=page_size)
+    raw = RawTemplate.parse(f"s3://logs/{text}")
+    hours = {}
+    for number in range(0, 24 * 12, 5):
+        hour = NOW.replace(minute=0) - timedelta(hours=number + 1)
+        for values in itertools.product(*(VALUES[capture] for capture in raw.captures)):
+            captures = dict(zip(raw.captures, values, strict=True))
+            key = f"{raw.fill(hour.replace(tzinfo=None), captures)}{'' if text.endswith(('/', '-')) else '15Z'}x"
+            put(store, key, hour + timedelta(minutes=15))
+            hours[key] = hour
+    streams = loaded(detected(store), tmp_path)
+    found = {key: [match.hour for stream in streams if (match := stream.raw.match(key))] for key in hours}
+    assert found == {key: [hour] for key, hour in hours.items()}
+
+
 def test_two_readings_of_a_date_are_both_named(tmp_path: Path) -> None:
     store = FakeStore()
     for day in range(1, 13):
         for hour in range(24):
-            # Copied later, so the times say nothing.
+            # Copied later, so the times do not help.
             put(store, f"raw/05/{day:02}/2024/{hour:02}/a.log", NOW)
     found = detected(store)
     loaded(found, tmp_path)
@@ -311,7 +341,7 @@ def test_zone_of_the_keys_is_named(zone: str, tmp_path: Path) -> None:
     assert ("UTC" in guess.others) == zone.startswith("America")
 
 
-def test_copied_objects_say_nothing_of_the_zone(tmp_path: Path) -> None:
+def test_copied_objects_do_not_show_the_zone(tmp_path: Path) -> None:
     store = FakeStore()
     for number in range(48):
         put(store, f"raw/{DAY - timedelta(days=90, hours=number):%Y%m%d/%H}/a.log", NOW)

@@ -48,7 +48,7 @@ _DEFAULT_QUIET_PERIOD = timedelta(minutes=10)
 _DAY_POLL_INTERVAL = "10m"
 _TEMPORARY = (".tmp", ".temp", ".partial", ".part", ".inprogress", ".filepart", ".swp", ".crdownload")
 _READY = re.compile(r"(?i)[._]?(?:success|done|complete|completed|ready|finished|manifest)(?:\.\w+)?$")
-# Folders whose names say nothing of their objects.
+# Folders whose names do not describe their objects.
 _USUAL_FOLDERS = frozenset(("raw", "log", "logs", "data", "topics"))
 # An object up to this size is read in one request.
 _WHOLE_BYTES = 4096
@@ -103,7 +103,7 @@ class Proposal:
 
     :param entry: its keys and values in the streams file
     :param zone: which time zone its hours have
-    :param quiet: how the quiet period was measured; None if the times say nothing
+    :param quiet: how the quiet period was measured; None if the times do not show it
     :param hours: the sample by hour and group
     :param encodings: number of objects by encoding
     """
@@ -324,7 +324,7 @@ def _propose(
             ]
             return proposals, text
         if len(drafts) == 1:
-            # Cannot overlap; the error says what is wrong.
+            # One stream with a bucket for its parts cannot overlap; the error is another one.
             parse_streams(_yaml_of([drafts[0].entry(_other_bucket(place.bucket))]).encode())
         drafts.pop()
 
@@ -472,7 +472,7 @@ class _Draft:
 
     @property
     def _excluded(self) -> list[str]:
-        """Patterns for temporary objects, and for visible objects that only say that an hour is complete."""
+        """Patterns for temporary objects, and for visible objects that mark an hour as complete."""
         temporary = [
             f"*{ending}"
             for ending in _TEMPORARY

@@ -48,9 +48,9 @@ _TOKENS = re.compile(r"\0\w+\0|[A-Za-z0-9]+|[^A-Za-z0-9]")
 
 NO_DATE = "no date in the key"
 NO_ZEROS = "numbers without leading zeros in the date"
-NO_HOUR = "a date, but no hour behind it"
+NO_HOUR = "a date, but no hour that is recognised behind it"
 TWO_DAYS = "its folder and its name have different days"
-OTHER_NAMES = "the text before the date differs in nearly every key, so hours cannot be listed"
+DIFFERENT_NAMES = "the text before the date differs in nearly every key, so hours cannot be listed"
 FEW = "a layout that few keys have"
 
 
@@ -205,7 +205,7 @@ def _shapes_of(keys: Sequence[str], is_all: bool) -> tuple[_Shapes, dict[str, st
             for reading in readings:
                 shapes[_Shape.of(key, reading)][key] = reading
     for many in _with_many_heads(shapes):
-        reasons |= dict.fromkeys(shapes.pop(many), OTHER_NAMES)
+        reasons |= dict.fromkeys(shapes.pop(many), DIFFERENT_NAMES)
     return shapes, reasons
 
 

@@ -1,4 +1,4 @@
-"""What the times at which objects were written say of their hours: the time zone, and the quiet period."""
+"""Infers the time zone of hours, and the quiet period, from the times at which objects were written."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +22,7 @@ _CLOCKS = timedelta(minutes=2)
 _BEGIN, _END = timedelta(minutes=15), timedelta(minutes=90)
 # A delay of this many hours may be a time zone.
 _ZONE_DELAY = timedelta(hours=2)
-# Times further from the hour say nothing of it: the objects were copied, or the number is no hour.
+# With times further from the hour, the objects were copied, or the number is no hour.
 _BEFORE, _AFTER = timedelta(hours=15), timedelta(hours=40)
 # The objects of an hour are written within less, unless many are late.
 _SPREAD = timedelta(hours=12)
@@ -42,7 +42,7 @@ class ZoneGuess:
     :param zone: to propose
     :param others: that agree with the sample as well; they may include UTC
     :param reason: why, as a sentence
-    :param is_known: whether the times say anything
+    :param is_known: whether the times show it
     """
 
     zone: str
@@ -52,16 +52,16 @@ class ZoneGuess:
 
 
 def guess_zone(written: Sequence[Written]) -> ZoneGuess:
-    """The time zone of the hours in keys, as far as the times say."""
+    """Infer the time zone of the hours in keys from the times at which their objects were written."""
     hours = {label for label, _ in written}
     if len(written) < _MIN_OBJECTS or len(hours) < _MIN_HOURS:
-        return ZoneGuess("UTC", (), f"{len(written)} objects of {len(hours)} hours are too few to say", False)
+        return ZoneGuess("UTC", (), f"{len(written)} objects of {len(hours)} hours are too few", False)
     low, middle, high = _delays(written, "UTC")
     if not -_BEFORE <= middle <= _AFTER:
         return ZoneGuess(
             "UTC",
             (),
-            f"the objects were written {_words(middle)} the begin of their hour: copied later?",
+            f"the objects were written {_words(middle)} the start of their hour, so they may have been copied",
             False,
         )
     if high - low > _SPREAD:
@@ -75,13 +75,13 @@ def guess_zone(written: Sequence[Written]) -> ZoneGuess:
     fitting = [zone for zone in _ZONES if _fits(_delays(written, zone))]
     if low >= -_CLOCKS and (low < _ZONE_DELAY or not fitting):
         return ZoneGuess(
-            "UTC", (), f"objects are written from {_words(low)} the begin of their hour on", True
+            "UTC", (), f"objects are written from {_words(low)} the start of their hour on", True
         )
     if low >= -_CLOCKS:
         return ZoneGuess(
             fitting[0],
             (*fitting[1:], "UTC"),
-            f"objects are written {_words(low)} the begin of their hour, as if it were UTC, and then evenly over "
+            f"objects are written {_words(low)} the start of their hour, as if it were UTC, and then evenly over "
             f"an hour: a local time, or a delay",
             True,
         )
@@ -89,13 +89,13 @@ def guess_zone(written: Sequence[Written]) -> ZoneGuess:
         return ZoneGuess(
             fitting[0],
             tuple(fitting[1:]),
-            f"objects are written {_words(low)} the begin of their hour, if it were UTC",
+            f"objects are written {_words(low)} the start of their hour, if it were UTC",
             True,
         )
     return ZoneGuess(
         "UTC",
         (),
-        f"objects are written {_words(low)} the begin of their hour, and no usual time zone fits",
+        f"objects are written {_words(low)} the start of their hour, and no usual time zone fits",
         False,
     )
 
@@ -106,7 +106,7 @@ def _fits(delays: tuple[timedelta, timedelta, timedelta]) -> bool:
 
 
 def _delays(written: Sequence[Written], zone: str) -> tuple[timedelta, timedelta, timedelta]:
-    """Times from the begin of the hour to the object: nearly the least, the middle, and nearly the longest."""
+    """Times from the start of the hour to the object: nearly the least, the middle, and nearly the longest."""
     info = ZoneInfo(zone)
     delays = sorted(modified - label.replace(tzinfo=info).astimezone(UTC) for label, modified in written)
     edge = len(delays) // 50

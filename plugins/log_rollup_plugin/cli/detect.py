@@ -85,9 +85,8 @@ def _about(proposal: Proposal) -> Iterator[str]:
             yield f"  objects came up to {last} after the end of their hour, and up to {gap} after the one before"
         else:
             yield "  no object came after the end of its hour"
-    if proposal.newlines.read:
-        ended = proposal.newlines.read - proposal.newlines.without
-        yield f"  {ended} of {proposal.newlines.read} plain objects that were read end with a newline"
+    if proposal.newlines.read and not proposal.newlines.without:
+        yield f"  all of {proposal.newlines.read} plain objects that were read end with a newline"
     for remark in proposal.remarks:
         yield f"  ! {remark}"
     shown = proposal.hours[-_SHOWN_HOURS:]
