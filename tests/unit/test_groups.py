@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from include.log_rollup.errors import UnreadableRecordError, VanishedInputError
+from include.log_rollup.errors import SupersededError, UnreadableRecordError, VanishedInputError
 from include.log_rollup.queries.late import find_changed_hours
 from include.log_rollup.queries.locate import locate
 from include.log_rollup.queries.verify import verify_hour
@@ -160,3 +160,38 @@ def test_groups_are_packed_into_another_store(hour: GroupedHour) -> None:
         target.produce(key, source.body(key))
     hour.store = target
     hour.verify()
+
+
+def test_overtaken_planning_keeps_the_markers_of_the_other_run(hour: GroupedHour) -> None:
+    hour.produce(three_groups())
+    hour.run()
+    hour.produce({"web": {"late.log": b"late"}})
+
+    def overtake() -> None:
+        hour.run()
+
+    hour.store.on("HEAD", hour.folder("web") + "_SUCCESS", overtake)
+    assert hour.plan().unchanged
+    hour.verify()
+    assert verify_hour(hour.store, hour.stream, HOUR).problems == []
+
+
+@pytest.mark.parametrize("file", ["_SUCCESS", "_manifest.jsonl.gz"])
+def test_overtaken_validation_keeps_the_records_of_the_other_run(hour: GroupedHour, file: str) -> None:
+    hour.produce(three_groups())
+    hour.run()
+    hour.expire("web")
+    planned = hour.plan(drop_vanished=True)
+    for ref in planned.shards:
+        pack_shard(hour.store, hour.stream, ref)
+
+    def bring_back() -> None:
+        hour.produce({"web": three_groups()["web"]})
+        hour.run()
+
+    # The group is gone for this run, but not for the other one.
+    hour.store.on("HEAD", hour.folder("web") + file, bring_back)
+    with pytest.raises(SupersededError):
+        validate_hour(hour.store, hour.stream, HOUR)
+    hour.verify()
+    assert verify_hour(hour.store, hour.stream, HOUR).problems == []

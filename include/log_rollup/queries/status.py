@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from include.log_rollup.errors import ProofError, TooLargeError, UnreadableRecordError
-from include.log_rollup.hour.records import Records
+from include.log_rollup.hour.records import MARKER_BYTES, Records
 from include.log_rollup.parallel import in_parallel
 from include.log_rollup.storage.protocol import Location, ObjectStore
 from include.log_rollup.streams import Stream
@@ -65,12 +65,6 @@ def _time(text: str) -> str:
     return text
 
 
-def _encodable(text: str) -> str:
-    # JSON may contain half of a surrogate pair, which cannot be encoded as UTF-8 in a response.
-    text.encode()
-    return text
-
-
 def _length(value: Any) -> Any:
     """Accept a list or an object in place of a count."""
     return len(value) if isinstance(value, list | dict) else value
@@ -78,7 +72,8 @@ def _length(value: Any) -> Any:
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Seconds = Annotated[float, Field(ge=0)]
-Text = Annotated[str, AfterValidator(_encodable)]
+# With a constraint, pydantic refuses half of a surrogate pair, which cannot be encoded as UTF-8 in a response.
+Text = Annotated[str, Field(max_length=MARKER_BYTES)]
 Time = Annotated[str, AfterValidator(_time)]
 Counts = dict[Text, Count]
 
@@ -172,10 +167,11 @@ def read_hours(
         except ProofError as error:
             return HourSummary(hour, HourStatus.DAMAGED, None, str(error))
         if content is not None:
-            totals = content.get("groups", ())
-            if "groups" in content:
-                content["groups"] = len(totals)
-            return HourSummary(hour, HourStatus.COMPLETE, content, groups=totals if groups else ())
+            values = content.model_dump(exclude_none=True, exclude={"groups"})
+            if content.groups is not None:
+                values["groups"] = len(content.groups)
+            totals = [group.model_dump() for group in content.groups or ()] if groups else ()
+            return HourSummary(hour, HourStatus.COMPLETE, values, groups=totals)
         try:
             with readable(paths.claim):
                 claim = records.read_claim(paths.claim)
@@ -224,8 +220,8 @@ def _first_problems(error: ValidationError) -> str:
     return "; ".join(shown) + (f"; and {more} more" if more else "")
 
 
-def _content(marker: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of a completion marker, with the keys of :class:`MarkerContent`.
+def _content(marker: Mapping[str, Any]) -> MarkerContent:
+    """The content of a completion marker.
 
     :raises UnreadableRecordError: if a key is missing or has an invalid value
     """
@@ -234,6 +230,6 @@ def _content(marker: Mapping[str, Any]) -> dict[str, Any]:
             f"is empty, is not JSON, or another version or program wrote it; {_REMEDY}"
         )
     try:
-        return MarkerContent.model_validate(dict(marker)).model_dump(exclude_none=True)
+        return MarkerContent.model_validate(dict(marker))
     except ValidationError as error:
         raise UnreadableRecordError(f"is damaged ({_first_problems(error)}); {_REMEDY}") from None
