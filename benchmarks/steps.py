@@ -43,10 +43,13 @@ class SyntheticServer(S3Server):
         delay_seconds: float,
         only_lists: bool = False,
         encoding: str = "",
+        prefix: str = RAW_PREFIX,
+        groups: int = 0,
+        day: bool = False,
     ) -> None:
         super().__init__(folder)
         self._settings = ServerSettings(
-            0, BUCKET, RAW_PREFIX, objects, tuple(sizes), delay_seconds, only_lists, encoding
+            0, BUCKET, prefix, objects, tuple(sizes), delay_seconds, only_lists, encoding, groups, day
         )
 
     def command(self) -> list[str]:
@@ -79,7 +82,7 @@ def step(
     :raises StepError: if it fails
     """
     with scratch(folder) as place:
-        prefix = f"out/{connections}/"
+        prefix = out_prefix(connections)
         job = Job(
             endpoint=server.endpoint_url, ca="", access_key=server.access_key, secret_key=server.secret_key,
             region=server.region, bucket=BUCKET, raw_prefix=RAW_PREFIX, out_prefix=prefix,
@@ -107,6 +110,11 @@ def step(
                 f"{name}: {observed.stopped or f'exit code {observed.exit_code}'}: {' | '.join(output)}"
             )
         return StepResult(peers.figures(Path(job.result)), observed)
+
+
+def out_prefix(connections: int) -> str:
+    """Return the prefix of the parts that a step with this number of connections writes."""
+    return f"out/{connections}/"
 
 
 @contextmanager

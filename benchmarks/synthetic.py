@@ -12,18 +12,22 @@ import random
 import re
 import sys
 import zlib
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from email.utils import formatdate
 from hashlib import md5
+from itertools import islice
 from urllib.parse import parse_qsl, quote, unquote
-from xml.sax.saxutils import escape
+from xml.sax.saxutils import escape, unescape
 
 from awscrt.checksums import crc64nvme
 
 OBJECTS_PER_HOST = 2_500
 PAGE_KEYS = 1_000
+# The names of load balancers in a day's folder, each with the same number of objects in every hour.
+BALANCERS = 100
+HOURS_PER_DAY = 24
 MODIFIED = "2026-11-23T08:59:00.000Z"
 
 
@@ -37,6 +41,9 @@ class ServerSettings:
     :param delay_seconds: delay of every response
     :param only_lists: delay only listings
     :param encoding: encoding of the raw objects: empty for plain, or ``.gz``
+    :param groups: number of groups in the raw hour, each with its own folder of the hour below ``prefix``; 0 for an
+        hour without groups, whose folder is ``prefix``
+    :param day: whether ``prefix`` is the folder of a day, whose objects have the hour in their names
     """
 
     port: int
@@ -47,6 +54,8 @@ class ServerSettings:
     delay_seconds: float
     only_lists: bool
     encoding: str = ""
+    groups: int = 0
+    day: bool = False
 
     def command(self) -> list[str]:
         """Return the command line of a server with these settings."""
@@ -56,10 +65,9 @@ class ServerSettings:
 class RawKeys(Sequence[str]):
     """The sorted keys of the raw objects, computed when they are read."""
 
-    def __init__(self, prefix: str, count: int, ending: str) -> None:
-        self._prefix = prefix
-        self._count = count
-        self._ending = ending
+    def __init__(self, settings: ServerSettings) -> None:
+        self._count = settings.objects
+        self._key = _key_function(settings)
 
     def __len__(self) -> int:
         return self._count
@@ -67,12 +75,31 @@ class RawKeys(Sequence[str]):
     def __getitem__(self, number):  # type: ignore[no-untyped-def]
         if not 0 <= number < self._count:
             raise IndexError(number)
-        return f"{self._prefix}host-{number // OBJECTS_PER_HOST:04d}/{number % OBJECTS_PER_HOST:05d}{self._ending}"
+        return self._key(number)
 
     def number(self, key: str) -> int | None:
         """Return the number of the object with this key, or None."""
         number = bisect_left(self, key)
         return number if number < self._count and self[number] == key else None
+
+
+def _key_function(settings: ServerSettings) -> Callable[[int], str]:
+    """Return the function from an object's number to its key; the keys increase with the numbers."""
+    prefix, ending = settings.prefix, f".log{settings.encoding}"
+    if settings.day:
+        per_hour = -(-settings.objects // (BALANCERS * HOURS_PER_DAY))
+        return lambda number: (
+            f"{prefix}app.lb-{number // (per_hour * HOURS_PER_DAY):03d}_"
+            f"20261123T{number // per_hour % HOURS_PER_DAY:02d}{number % per_hour:06d}Z_10.0.0.1{ending}"
+        )
+    if settings.groups:
+        per_group = -(-settings.objects // settings.groups)
+        return lambda number: (
+            f"{prefix}service-{number // per_group:04d}/20261123/08/{number % per_group:05d}{ending}"
+        )
+    return lambda number: (
+        f"{prefix}host-{number // OBJECTS_PER_HOST:04d}/{number % OBJECTS_PER_HOST:05d}{ending}"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +117,25 @@ class Store:
 
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
-        self.raw = RawKeys(settings.prefix, settings.objects, f".log{settings.encoding}")
+        self.raw = RawKeys(settings)
         self.bodies = {size: _body(size, settings.encoding) for size in set(settings.sizes)}
         self.etags = {
             size: md5(body, usedforsecurity=False).hexdigest() for size, body in self.bodies.items()
         }
         self.crcs = {size: _crc(body) for size, body in self.bodies.items()}
         self.written: dict[str, Stored] = {}
+        self._written_keys: list[str] = []
+
+    def write(self, key: str, stored: Stored) -> None:
+        """Keep a written object."""
+        if key not in self.written:
+            insort(self._written_keys, key)
+        self.written[key] = stored
+
+    def delete(self, key: str) -> None:
+        """Drop a written object, if there is one."""
+        if self.written.pop(key, None) is not None:
+            del self._written_keys[bisect_left(self._written_keys, key)]
 
     def size(self, number: int) -> int:
         """Return the nominal size of a raw object in bytes."""
@@ -122,9 +161,11 @@ class Store:
                 if key > after:
                     size = self.size(number)
                     yield key, len(self.bodies[size]), self.etags[size]
-        for key in sorted(self.written):
-            if key > after and key.startswith(prefix):
-                yield key, self.written[key].size, self.written[key].etag
+        start = max(bisect_left(self._written_keys, prefix), bisect_right(self._written_keys, after))
+        for key in islice(self._written_keys, start, None):
+            if not key.startswith(prefix):
+                break
+            yield key, self.written[key].size, self.written[key].etag
 
 
 def _body(size: int, encoding: str) -> bytes:
@@ -178,7 +219,7 @@ class Service:
         if method == "PUT":
             return self._put(key, headers, body)
         if method == "DELETE":
-            self._store.written.pop(key, None)
+            self._store.delete(key)
             return Response("204 No Content", {})
         return self._get(key, headers, method == "HEAD")
 
@@ -208,20 +249,22 @@ class Service:
             return _error("400 Bad Request", "BadDigest")
         etag = md5(body, usedforsecurity=False).hexdigest()
         kept = body if "part-" not in key else None
-        self._store.written[key] = Stored(len(body), etag, crc, kept)
+        self._store.write(key, Stored(len(body), etag, crc, kept))
         return Response("200 OK", {"ETag": f'"{etag}"', "x-amz-checksum-crc64nvme": crc})
 
     def _copy(self, key: str, source: str) -> Response:
         found = self._store.find(unquote(source).lstrip("/").partition("/")[2])
         if found is None:
             return _error("404 Not Found", "NoSuchKey")
-        self._store.written[key] = found
+        self._store.write(key, found)
         return _xml(f"<CopyObjectResult><ETag>&quot;{found.etag}&quot;</ETag></CopyObjectResult>")
 
     def _delete(self, body: bytes) -> Response:
-        for key in re.findall(rb"<Key>(.*?)</Key>", body):
-            self._store.written.pop(key.decode(), None)
-        return _xml("<DeleteResult></DeleteResult>")
+        keys = re.findall("<Key>(.*?)</Key>", body.decode())
+        for key in keys:
+            self._store.delete(unescape(key))
+        deleted = (f"<Deleted><Key>{key}</Key></Deleted>" for key in keys)
+        return _xml(f"<DeleteResult>{''.join(deleted)}</DeleteResult>")
 
     def _list(self, fields: Mapping[str, str]) -> Response:
         prefix, delimiter = fields.get("prefix", ""), fields.get("delimiter", "")

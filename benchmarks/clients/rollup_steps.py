@@ -6,6 +6,7 @@ then. Each shard has its own hook and transfer, like a task.
 """
 
 import json
+from collections import Counter
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
@@ -33,7 +34,7 @@ def stream_of(job: Job, out_prefix: str) -> Stream:
         {
             "name": "benchmark",
             "raw": f"s3://{job.bucket}/{job.options['stream_prefix']}",
-            "aggregated": f"s3://{job.bucket}/{out_prefix}",
+            "aggregated": f"s3://{job.bucket}/{out_prefix}{job.options.get('groups_layout', '')}",
             "start": "2026-11-01T00:00:00Z",
             "max_connections": job.connections,
             "check_encoding": job.options.get("check_encoding", False),
@@ -80,7 +81,10 @@ def pack(job: Job, hour: datetime) -> None:
         measured = [
             asdict(pack_shard.pack_shard(hook, stream, ref)) for hook, ref in zip(hooks, shards, strict=True)
         ]
-    job.finish(clock, hour=format_hour(hour), shards=measured, rss_before_bytes=before)
+    requests: Counter[str] = Counter()
+    for each in measured:
+        requests.update(each["requests"])
+    job.finish(clock, hour=format_hour(hour), shards=measured, requests=requests, rss_before_bytes=before)
 
 
 def prove(job: Job, hour: datetime) -> None:
