@@ -41,8 +41,8 @@ class ServerSettings:
     :param delay_seconds: delay of every response
     :param only_lists: delay only listings
     :param encoding: encoding of the raw objects: empty for plain, or ``.gz``
-    :param groups: number of groups in the raw hour, each with its own folder of the hour below ``prefix``; 0 for an
-        hour without groups, whose folder is ``prefix``
+    :param groups: number of groups in the raw hour, each with its own folder of the hour below ``prefix``; 0 for
+        an hour without groups, whose folder is ``prefix``
     :param day: whether ``prefix`` is the folder of a day, whose objects have the hour in their names
     """
 

@@ -46,7 +46,7 @@ def stream_of(job: Job, out_prefix: str) -> Stream:
 
 def control(stream: Stream) -> PooledS3Hook:
     """Return a hook as in plan_hour, validate_hour and complete_hour."""
-    return PooledS3Hook.for_stream(stream, limits.CONTROL_CONNECTIONS, limits.CONTROL_CONNECTIONS)
+    return PooledS3Hook.for_stream(stream, stream.control_connections, stream.control_connections)
 
 
 def plan(job: Job, hour: datetime) -> None:
