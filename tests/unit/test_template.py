@@ -357,6 +357,27 @@ def test_matching_key_is_a_key_of_one_hour_only(
         assert any(key.startswith(prefix) for prefix in prefixes)
 
 
+@given(templates(), zone_hours, st.data(), st.lists(names, min_size=2, max_size=4))
+def test_lookup_finds_what_match_finds(
+    text: str, zone_hour: tuple[str, datetime], data: st.DataObject, endings: list[str]
+) -> None:
+    zone, hour = zone_hour
+    template = RawTemplate.parse(text, zone)
+    find = template.lookup(lambda match: (match.hour, match.captures))
+    groups = [
+        {capture: data.draw(plain_values | odd_values) for capture in template.captures} for _ in range(2)
+    ]
+    beginnings = [template.fill(label, group) for label in template.labels(hour) for group in groups]
+    for key in [
+        *beginnings,
+        *(one[:-1] for one in beginnings),
+        *(one + end for one in beginnings for end in endings),
+    ]:
+        match, found = template.match(key), find(key)
+        expected = match and (len(key) - len(match.name), (match.hour, match.captures))
+        assert found == expected
+
+
 @given(templates(), zone_hours, st.data())
 def test_levels_and_prefixes_find_all_keys_of_an_hour(
     text: str, zone_hour: tuple[str, datetime], data: st.DataObject

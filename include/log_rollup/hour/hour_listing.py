@@ -91,8 +91,8 @@ class HourListing:
         """Which keys below the prefixes belong to the hour; None if all do."""
         if self.template.is_exact:
             return None
-        match, hour = self.template.match, self.hour
-        return lambda key: (found := match(key)) is not None and found.hour == hour
+        find = self.template.lookup(lambda match: match.hour == self.hour)
+        return lambda key: (found := find(key)) is not None and found[1]
 
 
 def _each(

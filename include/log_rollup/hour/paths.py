@@ -58,8 +58,8 @@ class RawPaths:
         if self._raw_prefix is not None:
             start = len(self._raw_prefix)
             return lambda key: key[start:]
-        match = self.raw_template.match
-        return lambda key: found.name if (found := match(key)) else key
+        find = self.raw_template.lookup(lambda match: None)
+        return lambda key: key[found[0] :] if (found := find(key)) else key
 
 
 @dataclass(frozen=True)
@@ -101,16 +101,28 @@ class HourPaths(RawPaths):
         """
         if not self.has_groups:
             return ""
-        found = self.raw_template.match(key)
+        try:
+            found = self._find_folder(key)
+        except ValueError as error:
+            raise UnsupportedInputError(f"{key}: {error}") from None
         if found is None:
             raise ValueError(f"{key} is no key of {self.raw_template}")
-        group = self._group_values(found.captures)
+        return found[1]
+
+    @cached_property
+    def _find_folder(self) -> Callable[[str], tuple[int, str] | None]:
+        return self.raw_template.lookup(lambda match: self._folder_of_group(match.captures))
+
+    def _folder_of_group(self, captures: tuple[str, ...]) -> str:
+        """The folder of a group.
+
+        :param captures: values of all captures of the raw template
+        :raises ValueError: if the folder would be that of the records
+        """
+        group = self._group_values(captures)
         folder = self._folders.get(group)
         if folder is None:
-            try:
-                prefix = self.aggregated_template.render(self.hour, group)
-            except ValueError as error:
-                raise UnsupportedInputError(f"{key}: {error}") from None
+            prefix = self.aggregated_template.render(self.hour, group)
             folder = self._folders[group] = prefix.removeprefix(self.base.key)
         return folder
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from functools import cached_property
 from operator import itemgetter
-from typing import ClassVar, NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self, TypeVar
 
 from include.log_rollup.hour.layout import format_hour
 from include.log_rollup.hour.local_hours import LocalHours, check_zone
@@ -34,6 +34,10 @@ from include.log_rollup.storage.protocol import Location
 HOURS_FOLDER = "_hours/"
 # One run packs one hour, so its keys have few stamps; the limit is for keys of many hours.
 _MAX_STAMPS = 10_000
+# No key begins with it: S3's keys have at most 1,024 bytes.
+_LONGER_THAN_KEYS = "-" * 1025
+
+R = TypeVar("R")
 
 
 class Match(NamedTuple):
@@ -121,6 +125,31 @@ class Template:
         if hour is None:
             return None
         return Match(hour, self._captures(found), key[found.end() :])
+
+    def lookup(self, value_of: Callable[[Match], R]) -> Callable[[str], tuple[int, R] | None]:
+        """A function from keys to the length of what the template matches and a value, faster than :meth:`match`.
+
+        In a listing, the next key usually begins with the same text, which then matches in the same way. The
+        function may be called from several threads; it returns None for keys that belong to no hour.
+
+        :param value_of: computes the value from the match of a key; the match's ``name`` must not matter
+        """
+        last: tuple[str, tuple[int, R] | None] = (_LONGER_THAN_KEYS, None)
+
+        def find(key: str) -> tuple[int, R] | None:
+            nonlocal last
+            beginning, result = last
+            if key.startswith(beginning):
+                return result
+            found = self.match(key)
+            if found is None:
+                return None
+            end = len(key) - len(found.name)
+            result = end, value_of(found)
+            last = key[:end], result
+            return result
+
+        return find
 
     def labels(self, hour: datetime) -> tuple[datetime, ...]:
         """The local hours, as naive datetimes, whose keys belong to a UTC hour; see :class:`LocalHours`."""
