@@ -91,7 +91,7 @@ for stream in streams:
             pool_slots=limits.WAIT_CONNECTIONS,
             execution_timeout=limits.WAIT_TASK_TIMEOUT,
         )
-        plan = PlanHourOperator(task_id="plan_hour", stream=stream, pool_slots=limits.CONTROL_CONNECTIONS)
+        plan = PlanHourOperator(task_id="plan_hour", stream=stream, pool_slots=stream.control_connections)
         pack = PackShardOperator.partial(
             task_id="pack_shard",
             stream=stream,
@@ -101,14 +101,14 @@ for stream in streams:
         validate = ValidateHourOperator(
             task_id="validate_hour",
             stream=stream,
-            pool_slots=limits.CONTROL_CONNECTIONS,
+            pool_slots=stream.control_connections,
             # Packing is skipped for a complete hour that has not changed: it has no shards.
             trigger_rule="none_failed",
         )
         complete = CompleteHourOperator(
             task_id="complete_hour",
             stream=stream,
-            pool_slots=limits.CONTROL_CONNECTIONS,
+            pool_slots=stream.control_connections,
             execution_timeout=limits.COMPLETE_TASK_TIMEOUT,
         )
 

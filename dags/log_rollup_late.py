@@ -51,7 +51,7 @@ with DAG(
             stream=stream,
             owner=stream.owner,
             pool=POOL,
-            pool_slots=limits.CONTROL_CONNECTIONS,
+            pool_slots=stream.control_connections,
             retries=limits.TASK_RETRIES,
             retry_delay=limits.TASK_RETRY_DELAY,
             retry_policy=policy,

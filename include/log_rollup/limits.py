@@ -21,6 +21,9 @@ WAIT_CONNECTIONS = 1
 CONTROL_CONNECTIONS = 4
 """`plan_hour`, `validate_hour`, `complete_hour`, `find_<stream>`: connections, and slots of the pool."""
 
+GROUP_CONTROL_CONNECTIONS = 16
+"""The same tasks of a stream whose `raw` has captures; not more than its `max_connections`, and at least 4."""
+
 PACKING_CONTROL_CONNECTIONS = 1
 """`pack_shard`: connections of boto3 to each host, for receipts; raw objects and parts use the rest."""
 

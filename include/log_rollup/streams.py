@@ -354,6 +354,12 @@ class Stream(BaseModel):
         return self.connection_of_aggregated != self.aws_conn_id
 
     @property
+    def control_connections(self) -> int:
+        """Connections of a task that lists and writes records. Groups are listed one by one, so they take more."""
+        more = min(limits.GROUP_CONTROL_CONNECTIONS, self.max_connections) if self.raw.captures else 0
+        return max(limits.CONTROL_CONNECTIONS, more)
+
+    @property
     def write_options(self) -> WriteOptions:
         """How the parts are written."""
         return WriteOptions(

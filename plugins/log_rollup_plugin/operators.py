@@ -205,7 +205,7 @@ class FindLateHoursOperator(BaseOperator):
 
 def _control_hook(stream: Stream) -> StreamStore:
     """The store of a task that moves no bodies of raw objects or parts."""
-    return store_for(stream, limits.CONTROL_CONNECTIONS, limits.CONTROL_CONNECTIONS)
+    return store_for(stream, stream.control_connections, stream.control_connections)
 
 
 def _counts(changes: Changes) -> dict[str, int]:
