@@ -323,6 +323,8 @@ def test_readings_of_a_key_have_different_hours() -> None:
     labels = [reading.label for reading in readings_of("04/11/2026/08/a")]
     assert labels == [datetime(2026, 11, 4, 8), datetime(2026, 4, 11, 8)]  # noqa: DTZ001 - local times
     assert readings_of("10.0.0.1/a-20261123.log") == []
+    first = readings_of("release-2026-11-01/2026/11/23/08/a")[0]
+    assert first.label == datetime(2026, 11, 23, 8)  # noqa: DTZ001 - a local time
 
 
 @pytest.mark.parametrize(
@@ -430,7 +432,7 @@ def test_newlines_containers_and_temporary_objects(tmp_path: Path) -> None:
 def test_compressed_objects_without_the_ending_are_named(tmp_path: Path) -> None:
     store = FakeStore()
     for number in range(24):
-        put(store, f"app/2022/12/25/{number:02}_00_00.gz-apwgylqg", NOW, b"\x1f\x8b and more" + bytes(9000))
+        put(store, f"app/2022/12/25/{number:02}_00_00-apwgylqg", NOW, b"\x1f\x8b and more" + bytes(9000))
     found = detected(store)
     (stream,) = loaded(found, tmp_path)
     assert not stream.ensure_newline

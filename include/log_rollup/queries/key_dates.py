@@ -103,7 +103,10 @@ def readings_of(key: str) -> list[Reading]:
     """The ways to read the hour of a key, with different hours; the most usual first."""
     found: list[Reading] = []
     dates = dates_in(key)
-    for day in sorted(dates, key=lambda item: (item.order, item.start)):
+    # An hour next to its date is more likely than one further on.
+    for day in sorted(
+        dates, key=lambda item: (item.order, _adjacent_hour(key, item, dates) is None, item.start)
+    ):
         hour = _hour_of(key, day, dates)
         if hour is None:
             continue
@@ -129,11 +132,11 @@ def _hour_of(key: str, day: DateInKey, dates: list[DateInKey]) -> tuple[tuple[Fi
             adjacent = _adjacent_hour(key, other, dates)
             if adjacent is not None:
                 return (*day.fields, *other.fields, adjacent), int(key[adjacent.start : adjacent.end])
-    later = _LATER.search(key, day.end)
-    if later is None:
-        return None
-    field = Field("%H", later.start("hour"), later.end("hour"))
-    return (*day.fields, field), int(later["hour"])
+    for later in _LATER.finditer(key, day.end):
+        field = Field("%H", later.start("hour"), later.end("hour"))
+        if not any(other.start <= field.start < other.end for other in dates):
+            return (*day.fields, field), int(later["hour"])
+    return None
 
 
 def _adjacent_hour(key: str, day: DateInKey, dates: list[DateInKey]) -> Field | None:

@@ -2,7 +2,8 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -124,7 +125,7 @@ def find_layouts(bucket: str, rows: Sequence[TimedObject]) -> tuple[list[Layout]
         chosen, others, decided = _choose(tied, shapes, written)
         try:
             layout = _layout(bucket, shapes[chosen])
-            alternatives = tuple(_layout(bucket, shapes[other]).raw for other in others)
+            alternatives = tuple(_templates(bucket, [shapes[other] for other in others]))
             layouts.append(replace(layout, alternatives=alternatives, decided_by_time=decided))
         except TemplateError as error:
             reasons |= dict.fromkeys(shapes[chosen], f"the template {error.reason}")
@@ -175,7 +176,7 @@ def _layout_by_path(
 ) -> Layout:
     raw = f"s3://{bucket}/{escape(prefix)}{producer.tail}"
     captures = RawTemplate.parse(raw).captures
-    # The account in the name of a resolver's log, and that of a distribution, need no parts of their own.
+    # Readers of resolver logs need no parts for each account in the names.
     group = tuple(name for name in captures if name != "owner")
     return Layout(raw, group, keys, names)
 
@@ -289,10 +290,15 @@ def _layout(bucket: str, readings: Mapping[str, Reading]) -> Layout:
     writer = _TemplateWriter(keys, names)
     text = writer.write(bucket, readings)
     RawTemplate.parse(text)
-    group = tuple(
-        name for name, values in writer.captures.items() if len(set(values)) <= min(_MAX_GROUPS, len(keys))
-    )
+    group = tuple(name for name, values in writer.captures.items() if len(set(values)) <= _MAX_GROUPS)
     return Layout(text, group, keys, producers)
+
+
+def _templates(bucket: str, shapes: Sequence[Mapping[str, Reading]]) -> Iterator[str]:
+    """The texts of the templates for the keys of some shapes, without those that no template can describe."""
+    for readings in shapes:
+        with suppress(TemplateError):
+            yield _layout(bucket, readings).raw
 
 
 class _TemplateWriter:

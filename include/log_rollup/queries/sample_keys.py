@@ -85,11 +85,13 @@ class KeySample:
             # First those with a name that no other one has.
             names = {folder.split("/")[-2]: folder for folder in reversed(candidates)}
             candidates.sort(key=lambda folder: names[folder.split("/")[-2]] != folder)
-            followed = set(candidates[:_WIDTH])
-            self.not_followed += [name for level in levels for name in level.names if name not in followed]
-        if sum(len(level.names) for level in levels) > len(candidates[:_WIDTH]):
+        followed = candidates[:_WIDTH]
+        if sum(len(level.names) for level in levels) > len(followed):
             self._is_whole = False
-        return candidates[:_WIDTH]
+        for level in levels:
+            if not level.is_dated:
+                self.not_followed += [name for name in level.names if name not in followed]
+        return followed
 
     def _visit(self, folder: str, number: int) -> "_Level | None":
         """List a folder; returns what is in it, or None if no request is left."""
