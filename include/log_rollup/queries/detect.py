@@ -11,9 +11,7 @@ import yaml
 
 from include.log_rollup import limits
 from include.log_rollup.errors import (
-    AccessError,
     ConfigurationError,
-    InputChangedError,
     NotFoundError,
     UnknownLayoutError,
 )
@@ -27,6 +25,7 @@ from include.log_rollup.hour.selection import (
 )
 from include.log_rollup.hour.template import RawTemplate
 from include.log_rollup.queries.layouts import Layout, find_layouts, reason_without_layout
+from include.log_rollup.queries.object_ends import EndReader, Newlines
 from include.log_rollup.queries.producers import BY_NAME, Producer
 from include.log_rollup.queries.sample_keys import KeySample
 from include.log_rollup.queries.written_times import (
@@ -50,12 +49,6 @@ _TEMPORARY = (".tmp", ".temp", ".partial", ".part", ".inprogress", ".filepart", 
 _READY = re.compile(r"(?i)[._]?(?:success|done|complete|completed|ready|finished|manifest)(?:\.\w+)?$")
 # Folders whose names do not describe their objects.
 _USUAL_FOLDERS = frozenset(("raw", "log", "logs", "data", "topics"))
-# An object up to this size is read in one request.
-_WHOLE_BYTES = 4096
-_MAGIC = {
-    b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ": "xz",
-    b"\x04\x22\x4d\x18": "lz4", b"PAR1": "Parquet", b"PK\x03\x04": "zip", b"Obj\x01": "Avro", b"ORC": "ORC",
-}  # fmt: skip
 # Only where these are is a folder one that this project has written.
 _MANIFEST = "_manifest.jsonl.gz"
 NOT_PROPOSED = (
@@ -79,22 +72,6 @@ class SampledHour:
     size_bytes: int
     first: datetime
     last: datetime
-
-
-@dataclass(frozen=True)
-class Newlines:
-    """What the bytes of some objects without a compression showed.
-
-    :param read: how many were read
-    :param without: how many do not end with a newline
-    :param formats: number of objects that are not text, by format
-    :param problem: why objects could not be read
-    """
-
-    read: int = 0
-    without: int = 0
-    formats: Mapping[str, int] | None = None
-    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -168,7 +145,7 @@ def detect(
     layouts, reasons = find_layouts(place.bucket, foreign)
     if not layouts:
         raise _unknown_layout(place, foreign, reasons)
-    reader = _Reader(store, place.bucket, limits.DETECT_READ_REQUESTS)
+    reader = EndReader(store, place.bucket, limits.DETECT_READ_REQUESTS)
     proposals, text = _propose(place, layouts[:MAX_STREAMS], foreign, reader, now, conn_id)
     proposed = {proposal.layout.raw for proposal in proposals}
     others = [RawTemplate.parse(layout.raw) for layout in layouts if layout.raw not in proposed]
@@ -239,70 +216,18 @@ def _unknown_layout(
     )
 
 
-class _Reader:
-    """Reads the beginning and the end of a few objects.
-
-    :param limit: the most requests
-    """
-
-    def __init__(self, store: SampledStore, bucket: str, limit: int) -> None:
-        self._store = store
-        self._bucket = bucket
-        self._left = limit
-        self.reads = 0
-
-    def newlines(self, rows: Sequence[TimedObject], share: int) -> Newlines:
-        """Whether some uncompressed objects end with a newline, and are text at all.
-
-        :param share: the most requests for these
-        """
-        share = min(share, self._left)
-        plain = [row for row in rows if row.size and row.etag and encoding_of(row.key) == PLAIN]
-        read = without = 0
-        formats: Counter[str] = Counter()
-        step = max(1, len(plain) // max(1, share // 2))
-        for row in plain[::step]:
-            needed = 1 if row.size <= _WHOLE_BYTES else 2
-            if share < needed:
-                break
-            share -= needed
-            try:
-                head, last = self._ends(row)
-            except (AccessError, NotFoundError, InputChangedError) as error:
-                return Newlines(read, without, formats, str(error))
-            read += 1
-            kind = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
-            if kind:
-                formats[kind] += 1
-            elif last != b"\n":
-                without += 1
-        return Newlines(read, without, formats)
-
-    def _ends(self, row: TimedObject) -> tuple[bytes, bytes]:
-        """The first bytes and the last byte of an object."""
-        if row.size <= _WHOLE_BYTES:
-            body = self._read(row, 0, row.size)
-            return body[:8], body[-1:]
-        return self._read(row, 0, 8), self._read(row, row.size - 1, 1)
-
-    def _read(self, row: TimedObject, offset: int, length: int) -> bytes:
-        self._left -= 1
-        self.reads += 1
-        return self._store.read_range(Location(self._bucket, row.key), row.etag, offset, length)
-
-
 def _propose(
     place: Location,
     layouts: Sequence[Layout],
     rows: Sequence[TimedObject],
-    reader: _Reader,
+    reader: EndReader,
     now: datetime,
     conn_id: str,
 ) -> tuple[list[Proposal], str]:
     """The proposals, and the streams file with them, which loads."""
     names = _names(place, layouts)
     drafts = [
-        _Draft(layout, name, rows, reader, limits.DETECT_READ_REQUESTS // len(layouts), now, conn_id)
+        _Draft(layout, name, rows, reader, max(2, limits.DETECT_READ_REQUESTS // len(layouts)), now, conn_id)
         for layout, name in zip(layouts, names, strict=True)
     ]
     while True:
@@ -360,7 +285,7 @@ class _Draft:
         layout: Layout,
         name: str,
         rows: Sequence[TimedObject],
-        reader: _Reader,
+        reader: EndReader,
         share: int,
         now: datetime,
         conn_id: str,
@@ -564,6 +489,8 @@ class _Draft:
             yield f"whether objects end with a newline is not known: {found.problem}"
         elif self._adds_newlines:
             yield f"{found.without} of {found.read} plain objects that were read do not end with a newline"
+        elif not found.read and any(row.size and encoding_of(row.key) == PLAIN for row in self._rows):
+            yield "whether plain objects end with a newline is not known: none was read"
         compressed = any(encoding_of(row.key) != PLAIN for row in self._rows)
         if compressed and any(not producer.has_newline for producer in self._layout.producers):
             yield (
