@@ -90,3 +90,9 @@ def test_damaged_hour_is_damaged_whatever_its_run(run: HourRun | None) -> None:
 def test_damaged_hour_is_unknown_after_a_later_run() -> None:
     hour_read = CachedHour(HourSummary(HOUR, HourStatus.DAMAGED, None, "cannot be read"), END)
     assert cell_of(STREAM, HOUR, SOON, hour_read, DONE).status is CellStatus.UNKNOWN
+
+
+def test_complete_hour_that_clocks_empty_says_why() -> None:
+    hour_read = CachedHour(HourSummary(HOUR, HourStatus.COMPLETE, {"why_empty": "clocks are set back"}), SOON)
+    assert cell_of(STREAM, HOUR, SOON, hour_read, DONE).reason == "clocks are set back"
+    assert cell_of(STREAM, HOUR, SOON, hour_read, RUN).reason == "a rerun is in progress"

@@ -277,3 +277,10 @@ def test_tooltip_has_the_number_of_groups(open_page: OpenPage) -> None:
     )
     page.locator(f'a.hour[data-key="{format_hour(HOUR)}"]').hover()
     expect(page.locator(".tip")).to_contain_text("300 objects, 95.4 MiB in 3 parts of 1,234 groups")
+
+
+def test_reason_of_an_hour_that_clocks_empty_is_shown(open_page: OpenPage) -> None:
+    why = "No object belongs to the UTC hour 2026-10-25T00:00:00Z: the clocks of Europe/Berlin are set back."
+    answer = detail(CellStatus.COMPLETE, why, {**MARKER, "objects": 0, "parts": 0, "why_empty": why})
+    page = open_page(ADDRESS, {HOUR_PATH: lambda route: route.fulfill(json=answer)})
+    expect(page.locator(".why")).to_have_text(why)

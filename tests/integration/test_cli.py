@@ -25,11 +25,12 @@ from tests.conftest import ROOT
 from tests.integration.conftest import PipelineFactory
 from tests.support.faults import Answer, Rule, access_denied, on
 from tests.support.fixtures import BucketFactory, ProxyFactory
-from tests.support.hour_on_server import Pipeline, settings_on
+from tests.support.hour_on_server import Pipeline, settings_on, stream_on
 from tests.support.raw_hours import AGGREGATED, MIB, RAW, make_hour, odd_hour, put_objects
 
 HOUR_ARGUMENT = "2026-11-23T08"
 LARGE = f"{RAW}large.log"
+HOUR_OBJECT = "plus+plus.log"
 
 
 @dataclass(frozen=True)
@@ -353,6 +354,30 @@ def test_doctor_tries_every_operation_and_leaves_nothing(command: RunCommand, rc
     lines = command("doctor", "app").text.splitlines()
     assert len([line for line in lines if not line.startswith("     ->")]) == len(checks)
     assert command("doctor", "other").code == 1
+
+
+def test_doctor_and_cat_work_for_a_stream_with_groups(
+    command: RunCommand, rclone: Pipeline, use_streams: Callable[[Mapping[str, Any]], None]
+) -> None:
+    places = {
+        "raw": f"s3://{rclone.bucket}/raw/{{service}}/",
+        "aggregated": f"s3://{rclone.bucket}/out/{{service}}/",
+    }
+    use_streams(settings_on(rclone.bucket, **places))
+    Pipeline(stream_on(rclone.bucket, **places), rclone.client, rclone.bucket).run()
+    before = rclone.listed("")
+    body = raw_objects()[f"{RAW}{HOUR_OBJECT}"]
+    result = command("doctor", "app", "--json")
+    checks = {check["check"]: check for check in result.json["checks"] if check["stream"] == "app"}
+    assert {check["state"] for check in checks.values()} <= {"ok", "warn"}
+    assert "/raw/{service}/" in checks["list raw"]["found"]
+    assert "/out/_rollup/doctor-" in checks["write aggregated"]["found"]
+    assert rclone.listed("") == before
+    key = f"{RAW}{HOUR_OBJECT}"
+    located = command("locate", "app", key, "--json").json
+    assert located["part_url"].startswith(f"s3://{rclone.bucket}/out/app/20261123/08/part-")
+    assert command("cat", "app", f"s3://{rclone.bucket}/{key}").out == body
+    assert command("verify", "app", HOUR_ARGUMENT).text.endswith("OK\n")
 
 
 def test_doctor_names_a_missing_permission_and_bucket(

@@ -29,6 +29,7 @@ from tests.support.raw_hours import (
     odd_hour,
     put_objects,
 )
+from tests.support.verify import verify_hour
 
 
 @pytest.fixture(params=["rclone", "ministack"])
@@ -94,6 +95,23 @@ def test_hidden_objects_are_left_out_and_empty_ones_are_not(rclone_pipeline: Pip
     facts = rclone_pipeline.verify(made)
     assert (facts.objects, facts.hidden, facts.bytes_out) == (3, 2, 10)
     assert facts.marker["left_out"]["hidden"] == 2
+
+
+def test_names_that_continue_a_step_are_not_hidden(
+    rclone_server: RcloneServer, make_bucket: BucketFactory, pipeline_on: PipelineFactory
+) -> None:
+    bucket = make_bucket(rclone_server)
+    pipeline = pipeline_on(rclone_server, bucket, raw=f"s3://{bucket}/raw/app/%Y%m%d/%H")
+    base = RAW.removesuffix("/")
+    made = {
+        f"{base}{name}": name.encode() for name in ("_host.log", ".123.gz", "-a.log", "/.b.log", "/_c/d.log")
+    }
+    put_objects(pipeline.client, bucket, made)
+    pipeline.run()
+    found = verify_hour(
+        pipeline.client, bucket, base, AGGREGATED, part_size=pipeline.stream.part_size, expected=made
+    )
+    assert (found.objects, found.hidden) == (3, 2)
 
 
 def test_hour_of_empty_objects_completes(ministack_pipeline: Pipeline) -> None:
