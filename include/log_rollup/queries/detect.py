@@ -469,7 +469,7 @@ class _Draft:
             )
         if not self._has_prefix_of_its_own:
             yield "each listing of an hour reads the keys of its whole day, so poll_interval is longer"
-        if "unjoinable" in _fields_of(stream):
+        if "unjoinable" in stream.model_fields_set:
             yield "containers cannot be joined end to end; unjoinable: copy gives each a part of its own"
         for name in self._ready:
             yield (
@@ -487,6 +487,8 @@ class _Draft:
             )
         if found.problem:
             yield f"whether objects end with a newline is not known: {found.problem}"
+        elif self._adds_newlines and not found.read:
+            yield "this producer writes no newline at the end of objects, so ensure_newline adds it"
         elif self._adds_newlines:
             yield f"{found.without} of {found.read} plain objects that were read do not end with a newline"
         elif not found.read and any(row.size and encoding_of(row.key) == PLAIN for row in self._rows):
@@ -494,13 +496,9 @@ class _Draft:
         compressed = any(encoding_of(row.key) != PLAIN for row in self._rows)
         if compressed and any(not producer.has_newline for producer in self._layout.producers):
             yield (
-                "its documents do not end with a newline, which is not added to compressed objects: see "
+                "this producer's documents do not end with a newline, and compressed ones get none: see "
                 "docs/SOURCES.md#json-documents-without-a-newline"
             )
-
-
-def _fields_of(stream: Stream) -> set[str]:
-    return set(stream.model_fields_set)
 
 
 def _yaml_of(entries: Sequence[Mapping[str, object]]) -> str:
