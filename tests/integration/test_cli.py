@@ -324,7 +324,7 @@ def test_unreachable_s3_exits_with_3_without_traceback(
 def test_interrupting_ends_with_130(
     command: RunCommand, rclone: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(hours, "read_hours", interrupted)

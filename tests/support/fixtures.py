@@ -6,11 +6,11 @@ A conftest loads it with ``pytest_plugins = ["tests.support.fixtures"]``.
 import fcntl
 import functools
 import os
-import shutil
+import sqlite3
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -109,13 +109,19 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> None:
     with (shared / "airflow.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if template.exists():
-            shutil.copyfile(template, own)
+            _copy_database(template, own)
             return
         # `airflow db migrate` does the same, after seconds to import Airflow in a new process.
         from airflow.utils.db import initdb
 
         initdb()
-        shutil.copyfile(own, template)
+        _copy_database(own, template)
+
+
+def _copy_database(source: Path, target: Path) -> None:
+    """Copy a SQLite database; a copy of the file alone would lack what is still in its write-ahead log."""
+    with closing(sqlite3.connect(source)) as old, closing(sqlite3.connect(target)) as new:
+        old.backup(new)
 
 
 @pytest.fixture(scope="session")
