@@ -113,7 +113,10 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class ShardRef:
-    """The argument of a mapped task: no keys, only where to read them, and totals. The size is in bytes."""
+    """The argument of a mapped task: no keys, only where to read them, and totals. The size is in bytes.
+
+    :param groups: number of groups of its parts; 0 for a stream without groups
+    """
 
     stream: str
     hour: str
@@ -123,13 +126,22 @@ class ShardRef:
     parts: int
     objects: int
     bytes: int
+    groups: int = 0
 
     @property
     def title(self) -> str:
         """The name of the shard in Airflow's grid."""
         last = self.first_part + self.parts - 1
-        span = f"part {last}" if self.parts == 1 else f"parts {self.first_part}-{last}"
+        if self.groups:
+            # The parts are numbered within each group.
+            span = f"{_counted(self.parts, 'part')} of {_counted(self.groups, 'group')}"
+        else:
+            span = f"part {last}" if self.parts == 1 else f"parts {self.first_part}-{last}"
         return f"{span}: {self.objects:,} objects, {format_size(self.bytes)}"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 class ObjectDigests:
@@ -379,6 +391,7 @@ def shard_refs(
     for number, parts in enumerate(shards):
         objects = sum(len(part.objects) for part in parts)
         size = sum(part.size for part in parts)
-        refs.append(ShardRef(stream, hour, plan_id, number, first_part, len(parts), objects, size))
+        groups = len({folder_of(part.name) for part in parts} - {""})
+        refs.append(ShardRef(stream, hour, plan_id, number, first_part, len(parts), objects, size, groups))
         first_part += len(parts)
     return refs
