@@ -1,6 +1,6 @@
 """Compares the manifest and completion marker of each group with those of the hour."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -30,7 +30,7 @@ class GroupProblem:
 
 @dataclass(slots=True)
 class _Group:
-    """The parts of a group by the hour's manifest, named as in the group's own."""
+    """The parts of a group as the hour's manifest describes them, with the names of the group's own manifest."""
 
     planned: list[PlannedPart] = field(default_factory=list)
     packed: list[PackedPart] = field(default_factory=list)
@@ -126,6 +126,9 @@ def _hour_problems(
             yield GroupProblem(folder, "_SUCCESS and the manifest of the hour state different totals of it")
 
 
+# Both functions below add the plan that the record names to ``plan_ids``.
+
+
 def _marker_problems(
     records: Records,
     paths: HourPaths,
@@ -178,11 +181,7 @@ def _manifest_problems(
 
 
 def _is_same(group: _Group, manifest: Manifest) -> bool:
-    return _rows(group.planned, group.packed) == _rows(manifest.planned, manifest.packed)
-
-
-def _rows(planned: Sequence[PlannedPart], packed: Sequence[PackedPart]) -> list[Any]:
-    return list(zip(planned, packed, strict=True))
+    return group.planned == list(manifest.planned) and group.packed == list(manifest.packed)
 
 
 def _different(totals: Mapping[str, int], stated: Callable[[str], Any]) -> str:
