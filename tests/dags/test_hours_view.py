@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -25,6 +26,7 @@ from log_rollup_plugin.hours_page.views import (
     PlaceView,
     StreamView,
     groups_view,
+    place_views,
 )
 from tests.support.browser import patient_context, running_browser
 from tests.support.hour_in_memory import make_stream
@@ -284,3 +286,21 @@ def test_reason_of_an_hour_that_clocks_empty_is_shown(open_page: OpenPage) -> No
     answer = detail(CellStatus.COMPLETE, why, {**MARKER, "objects": 0, "parts": 0, "why_empty": why})
     page = open_page(ADDRESS, {HOUR_PATH: lambda route: route.fulfill(json=answer)})
     expect(page.locator(".why")).to_have_text(why)
+
+
+def test_console_links_lead_to_folders() -> None:
+    meta = SimpleNamespace(
+        endpoint_url="https://s3.eu-central-1.amazonaws.com", partition="aws", region_name="eu-central-1"
+    )
+    console = "https://console.aws.amazon.com/s3/buckets/logs?region=eu-central-1&prefix="
+    raw, parts, records = place_views(GROUPED, HOUR, meta)
+    assert raw == PlaceView("s3://logs/raw/{service}/20261123/08/", f"{console}raw/")
+    assert parts == PlaceView("s3://logs/out/{service}/20261123/08/", f"{console}out/")
+    assert records == PlaceView(
+        "s3://logs/out/_hours/app/20261123/08/", f"{console}out/_hours/app/20261123/08/"
+    )
+    found = groups_view(GROUPED, summary_of(1), meta)
+    assert found is not None
+    assert found.groups[0].place.console == f"{console}out/service-0000/20261123/08/"
+    within_a_step = make_stream(raw=RawTemplate.parse("s3://logs/raw/%Y%m%d/host_%H"))
+    assert place_views(within_a_step, HOUR, meta)[0].console == f"{console}raw/20261123/"
