@@ -610,7 +610,7 @@ def test_upload_has_the_crc_of_each_piece_and_of_the_object(hook_on: HookFactory
     assert ended["x-amz-checksum-type"] == "FULL_OBJECT"
 
 
-def test_crc_of_the_object_is_sent_only_where_the_server_keeps_it(hook_on: HookFactory) -> None:
+def test_crc_of_the_object_is_sent_only_to_servers_that_keep_it(hook_on: HookFactory) -> None:
     """MiniStack, for example, would compare it with a CRC of the pieces' CRCs."""
     with Recorder(partial(upload_answer, agrees=False)) as server, hook_on(server) as hook:
         assert all(isinstance(answer, Uploaded) for answer in upload(hook))

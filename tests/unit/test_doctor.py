@@ -209,7 +209,7 @@ def test_refused_part_names_all_permissions(examine: Examine, settings: dict[str
     assert wanted in str(examine(store, **settings)["write aggregated"].remedy)
 
 
-def test_refused_listing_of_raw_names_the_policy_of_its_connection(examine: Examine) -> None:
+def test_refused_listing_of_raw_names_the_policy_for_raw(examine: Examine) -> None:
     store = Store()
     store.on("LIST", "raw/", AccessError("denied"))
     assert "(deploy/iam-policy-raw.json)" in str(examine(store, target_conn_id="other")["list raw"].remedy)

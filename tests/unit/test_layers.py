@@ -48,7 +48,13 @@ STEPS = {"wait_for_raw_hour", "plan_hour", "pack_shard", "validate_hour", "compl
 PACKING = {"packer", "pack_requests", "range_requests", "part_buffers", "request_loop"}
 # Modules of the pipeline that make locations from a bucket and a key. All others get them from a template or from
 # another location, which know whether raw objects are there: see TwoStores.
-MAKE_LOCATIONS = {"storage.protocol", "hour.template", "hour.state", "queries.detect", "queries.sample_keys"}
+MAKE_LOCATIONS = {
+    "storage.protocol",
+    "hour.template",
+    "hour.state",
+    "queries.object_ends",
+    "queries.sample_keys",
+}
 # Imports every module of the pipeline in a new interpreter, and prints which packages were imported.
 PROBE = """
 import importlib, pkgutil, sys
