@@ -375,6 +375,22 @@ def test_new_claim_of_an_equal_plan_overtakes_too(store: FakeStore, target: str,
     assert staged(store) == []
 
 
+@for_both_targets
+def test_claim_that_is_written_again_changes_no_complete_hour(store: FakeStore, target: str) -> None:
+    """The server carries out the PUT of the claim a second time, after another run has completed the hour."""
+    claim, marker = run_until_marker(store)
+    written = store.body(WORK + "claim.json")
+
+    def complete_and_write_again() -> None:
+        finish_hour(store, STREAM, take_over(store))
+        store.produce(WORK + "claim.json", written)
+
+    store.on("WRITE", "staged-", complete_and_write_again)
+    with pytest.raises(SupersededError, match="another run has"):
+        PUBLISH[target](store, claim, marker)
+    assert_right(store, STREAM)
+
+
 def test_marker_is_removed_by_a_run_that_takes_over(store: FakeStore) -> None:
     claim, marker = run_until_marker(store)
     outcomes = set()

@@ -15,7 +15,7 @@ from include.log_rollup.errors import (
     UnsupportedOperationError,
 )
 from include.log_rollup.hour.layout import folder_of
-from include.log_rollup.hour.manifest import ManifestReader
+from include.log_rollup.hour.manifest import ManifestReader, read_manifest_header
 from include.log_rollup.hour.plan import PlannedPart, content_id_of
 from include.log_rollup.hour.reader import HourReader
 from include.log_rollup.hour.records import GZIP, JSON, Claim, CompletionMarker
@@ -316,8 +316,9 @@ class HourState(HourReader):
             _Publication(self._staged_manifest(claim), self.paths.group_manifest(folder), group_body, GZIP)
             for folder, group_body in sorted((groups or {}).items())
         ]
-        self._publish(claim, for_groups)
-        self._publish(claim, [_Publication(self._staged_manifest(claim), self.paths.manifest, body, GZIP)])
+        self._publish(claim, for_groups, self._assert_not_completed)
+        for_hour = _Publication(self._staged_manifest(claim), self.paths.manifest, body, GZIP)
+        self._publish(claim, [for_hour], self._assert_not_completed)
 
     def remove_group_files(self, claim: Claim, folders: Iterable[str]) -> None:
         """Remove marker and manifest of groups that the hour does not have any more.
@@ -350,10 +351,9 @@ class HourState(HourReader):
             )
             for folder, group_marker in sorted((groups or {}).items())
         ]
-        self._publish(claim, for_groups)
-        self._publish(
-            claim, [_Publication(self._staged_marker(claim), self.paths.marker, marker.to_bytes(), JSON)]
-        )
+        self._publish(claim, for_groups, self._assert_manifest_of)
+        for_hour = _Publication(self._staged_marker(claim), self.paths.marker, marker.to_bytes(), JSON)
+        self._publish(claim, [for_hour], self._assert_manifest_of)
 
     def abort_uploads(self, parts: Container[str]) -> None:
         """Abort unfinished multipart uploads of these parts, which a crash has left; errors are only logged."""
@@ -461,14 +461,41 @@ class HourState(HourReader):
         manifest = self.manifest()
         return (manifest and manifest.claim_id) != (completed and completed.claim_id)
 
-    def _publish(self, claim: Claim, publications: Sequence["_Publication"]) -> None:
-        """Write staged records, read the claim, and have the store copy the records to their places."""
+    def _assert_not_completed(self, claim: Claim) -> None:
+        """Refuse to replace the manifest of a complete hour.
+
+        :raises SupersededError: if there is a completion marker, which this run has removed before
+        """
+        if self._store.head(self.paths.marker) is not None:
+            raise self.superseded(f"another run has completed the hour since plan {claim.plan_id} was proven")
+
+    def _assert_manifest_of(self, claim: Claim) -> None:
+        """Refuse to complete the hour with the manifest of another run.
+
+        :raises SupersededError: if the manifest was not written under this claim
+        """
+        header = read_manifest_header(self._store, self.paths.manifest)
+        if header is None or header.get("claim_id", "") != claim.claim_id:
+            raise self.superseded(f"another run has proven the hour since plan {claim.plan_id} was proven")
+
+    def _publish(
+        self,
+        claim: Claim,
+        publications: Sequence["_Publication"],
+        assert_undisturbed: Callable[[Claim], None],
+    ) -> None:
+        """Write staged records, read the claim, and have the store copy the records to their places.
+
+        :param assert_undisturbed: looks for traces of a later run, in case the server has carried out the PUT of
+            this claim a second time, after the other run
+        """
         if not publications:
             return
         bucket = self.paths.home.bucket
         try:
             self._in_parallel(lambda one: self._stage(one), publications)
             self.assert_current(claim.plan_id, claim.claim_id)
+            assert_undisturbed(claim)
             self._in_parallel(lambda one: self._put_in_place(claim, one), publications)
         finally:
             try:
