@@ -3,6 +3,7 @@
 Runs with one group and with many alternate, so that other work on the machine meets both.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http.client import HTTPConnection
@@ -52,6 +53,7 @@ class _Hour:
     def row(self, name: str, result: StepResult) -> Row:
         requests = result.own.get("requests", {})
         cpu_seconds = float(result.own["cpu_seconds"])
+        print(f"{name}, {self.groups:,} groups: {cpu_seconds:.2f} s of CPU", file=sys.stderr, flush=True)
         return {
             "step": name,
             "objects": self.objects,
