@@ -496,6 +496,16 @@ def test_headers_of_boto3_handlers_are_sent_by_both(hook_for: Callable[..., Pool
     assert [request["x-team"] for request in server.requests] == [None, "logs"] * 2
 
 
+def test_user_agent_names_botocore_in_each_request(hook_for: Callable[..., PooledS3Hook]) -> None:
+    with Recorder() as server:
+        hook = hook_for(server.url)
+        for _ in range(2):
+            hook.head(Location(BUCKET, KEY))
+    first, second = (one["user-agent"] for one in server.requests)
+    assert first == second
+    assert "Botocore/" in (first or "")
+
+
 def test_connection_without_signature_version_4_is_refused(hook_for: Callable[..., PooledS3Hook]) -> None:
     hook = hook_for("http://localhost:1", {"signature_version": "s3"})
     with pytest.raises(ConfigurationError, match="remove 'signature_version' from its config_kwargs"):

@@ -41,7 +41,13 @@ from log_rollup_plugin.s3.checksums import (
     may_refuse_header,
     quoted_etag,
 )
-from log_rollup_plugin.s3.client_settings import ClientSettings, cap_connections, extra_headers, with_tuples
+from log_rollup_plugin.s3.client_settings import (
+    ClientSettings,
+    cap_connections,
+    extra_headers,
+    keep_user_agent,
+    with_tuples,
+)
 from log_rollup_plugin.s3.connector import BucketEndpoint
 from log_rollup_plugin.s3.deletion import Deleter
 from log_rollup_plugin.s3.error_mapping import limit_redirects, status_and_code, translated
@@ -175,6 +181,7 @@ class PooledS3Hook(S3Hook):
         if (self._checksum_setting or self._checksum_default()) == "when_required":
             self._checksums.on_write = self._checksums.on_copy = False
         cap_connections(client)
+        keep_user_agent(client)
         client.meta.events.register("before-send.s3", self._count_request)
         list_parser.register_fast_parser(client)
         limit_redirects(client)
