@@ -5,6 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from zoneinfo import ZoneInfo
 
 import yaml
@@ -294,11 +295,12 @@ class _Draft:
         self._name = name
         self._now = now
         self._conn_id = conn_id
+        self._is_hidden = partial(is_hidden, begins_step=layout.raw.endswith("/"))
         in_utc = RawTemplate.parse(layout.raw)
         labels = [
             (match.hour.replace(tzinfo=None), row.modified)
             for row in rows
-            if (match := in_utc.match(row.key)) is not None and not is_hidden(match.name) and row.size
+            if (match := in_utc.match(row.key)) is not None and not self._is_hidden(match.name) and row.size
         ]
         self._zone = guess_zone(labels)
         self._raw = RawTemplate.parse(layout.raw, self._zone.zone)
@@ -306,7 +308,7 @@ class _Draft:
         self._names = {match.name for _, match in self._matches}
         self._rows = [row for row, _ in self._matches]
         self._newlines = reader.newlines(
-            [row for row, match in self._matches if not is_hidden(match.name)], share
+            [row for row, match in self._matches if not self._is_hidden(match.name)], share
         )
         self._quiet = self._measure_quiet_period()
         self._ready = self._ready_objects()
@@ -401,9 +403,9 @@ class _Draft:
         temporary = [
             f"*{ending}"
             for ending in _TEMPORARY
-            if any(name.lower().endswith(ending) and not is_hidden(name) for name in self._names)
+            if any(name.lower().endswith(ending) and not self._is_hidden(name) for name in self._names)
         ]
-        return temporary + [name for name in self._ready if not is_hidden(name)]
+        return temporary + [name for name in self._ready if not self._is_hidden(name)]
 
     @property
     def _adds_newlines(self) -> bool:
@@ -431,7 +433,7 @@ class _Draft:
         if not self._zone.is_known:
             return None
         times = times_by_hour(
-            (match.hour, row.modified) for row, match in self._matches if not is_hidden(match.name)
+            (match.hour, row.modified) for row, match in self._matches if not self._is_hidden(match.name)
         )
         return quiet_period_of(times, self._least_quiet_period)
 
@@ -474,7 +476,7 @@ class _Draft:
         for name in self._ready:
             yield (
                 f"most hours have an object {name}: if the producer writes it last, use ready_object: {name}"
-                + ("" if is_hidden(name) else " instead of exclude")
+                + ("" if self._is_hidden(name) else " instead of exclude")
             )
         yield from self._newline_remarks()
 
