@@ -12,7 +12,8 @@ from include.log_rollup.units import format_size
 COMPLETE_HOUR = "complete_hour"
 # A note written by :func:`describe`. Any other note was written by a person, or when the run was triggered.
 _OUR_NOTE = re.compile(
-    r"[0-9,]+ objects, [0-9.]+ [KMGT]?i?B -> [0-9,]+ parts(, verified by CRC)?(; [0-9,]+ groups.*|\. No .*)?"
+    r"[0-9,]+ objects, [0-9.]+ [KMGT]?i?B -> [0-9,]+ parts(, verified by CRC)?"
+    r"(; left out: [0-9a-z, ]+)?(; [0-9,]+ groups.*|\. No .*)?"
 )
 # The length of a note in Airflow's database.
 _MAX_LENGTH = 1000
@@ -21,7 +22,8 @@ _MAX_LENGTH = 1000
 def describe(totals: Mapping[str, Any]) -> str:
     """The text of the note, like ``29,812 objects, 16.1 GiB -> 514 parts, verified by CRC``.
 
-    With groups it goes on with their number, the largest ones, and those that are new or have vanished.
+    Then come the objects that ``include``, ``exclude`` and ``unjoinable: skip`` have left out, and with groups
+    their number, the largest ones, and those that are new or have vanished.
 
     :param totals: the return value of the task complete_hour
     :raises LookupError: if it is not
@@ -30,6 +32,11 @@ def describe(totals: Mapping[str, Any]) -> str:
     # Each part is proven by its CRC, either the one that the store keeps or one computed from its bytes.
     proven = ", verified by CRC" if parts else ""
     text = f"{totals['objects']:,} objects, {format_size(totals['bytes_in'])} -> {parts:,} parts{proven}"
+    # Hidden objects and folder placeholders are usual; these are the stream's own choice.
+    left_out = totals.get("left_out", {})
+    chosen = [f"{left_out[kind]:,} {kind}" for kind in ("excluded", "unjoinable") if left_out.get(kind)]
+    if chosen:
+        text += f"; left out: {', '.join(chosen)}"
     if totals.get("why_empty"):
         text += f". {totals['why_empty']}"
     elif totals.get("groups") is not None:

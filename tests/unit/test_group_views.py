@@ -262,6 +262,11 @@ LARGEST = [{"captures": {"service": name}, "bytes_in": 100} for name in ("web", 
 @pytest.mark.parametrize(
     ("more", "note"),
     [
+        (
+            {"left_out": {"hidden": 9, "excluded": 1200, "unjoinable": 3}, "groups": 1, "largest_groups": []},
+            "; left out: 1,200 excluded, 3 unjoinable; 1 groups",
+        ),
+        ({"left_out": {"hidden": 9, "excluded": 0}}, ""),
         ({}, ""),
         ({"groups": 0, "largest_groups": []}, "; 0 groups"),
         ({"groups": 3, "largest_groups": LARGEST}, "; 3 groups: web 100 B, db 100 B, x 100 B"),
