@@ -129,18 +129,11 @@ SPECIAL = {
 # Variants of another quirk of this module. Faster tests cover the difference: test_list_parser reads the form of
 # each listing, test_store_protocol and test_transfer get each status and code.
 VARIANTS = {
-    "ampersand-as-entity",
-    "apostrophe-as-entity",
-    "checksum-header-not-implemented",
     "checksum-mode-invalid",
     "copy-not-allowed",
     "delete-objects-no-such-key",
     "delete-objects-not-allowed",
-    "delete-objects-wants-md5",
-    "key-delete-slows-down",
     "owners-listed",
-    "probe-times-out",
-    "rfc1123-times",
     "short-checksum-header",
     "spaces-as-percent",
     "times-with-offset",
