@@ -70,6 +70,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.nodeid.startswith(STACK_TESTS), reverse=True)
 
 
+_LOWERED = pytest.StashKey[bool]()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Let the local stack go first: its tests mostly wait for Airflow, and end last."""
+    is_worker = "PYTEST_XDIST_WORKER" in os.environ
+    if is_worker and not item.nodeid.startswith(STACK_TESTS) and _LOWERED not in item.config.stash:
+        item.config.stash[_LOWERED] = True
+        os.nice(5)
+
+
 class _FilesAndStack(LoadScopeScheduling):
     """Gives each worker one file at a time, and all tests of the local stack to the same worker."""
 

@@ -23,6 +23,8 @@ AIRFLOW_SETTINGS = {
     "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "20",
     # Each task of a run waits for the scheduler's next loop, which costs CPU time; the default pause is 1 s.
     "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.4",
+    # How soon the scheduler ends a task whose trigger is silent; the default is 15 s.
+    "AIRFLOW__SCHEDULER__TRIGGER_TIMEOUT_CHECK_INTERVAL": "3",
     # Parsing a file takes a second of CPU time. New files and add_stream do not wait for the interval.
     "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "600",
     # A slow and busy machine may need more than the default of 30 s to import a Dag file.
