@@ -1,4 +1,4 @@
-"""What events, XComs and notes say of a complete hour, in a bounded size; sizes are in bytes."""
+"""The totals of a complete hour for events, XComs and notes, in a bounded size; sizes are in bytes."""
 
 import json
 import logging
