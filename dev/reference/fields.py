@@ -11,7 +11,7 @@ _TOTALS: Mapping[str, str] = {
     "objects": "Number of raw objects in the parts",
     "bytes_in": "Total size of these raw objects",
     "separator_bytes": "Number of newlines added between them (`ensure_newline`)",
-    "bytes_out": "Total size of the parts: `bytes_in` plus `separator_bytes`",
+    "bytes_out": "Total size of the content of the parts: `bytes_in` plus `separator_bytes`",
     "parts": "Number of parts",
     "left_out.hidden": "Number of objects left out because a segment of their name begins with `_` or `.`",
     "left_out.placeholders": "Number of objects left out because they are empty folder placeholders",
@@ -84,6 +84,8 @@ EVENT: Mapping[str, str] = {
     "marker": "Address of the completion marker",
 }
 
+_STORED = "Total size of the parts in the bucket; only if any of them is compressed"
+
 _GROUP: Mapping[str, str] = {
     "captures": "Values of the captures of the template `aggregated`, by name",
     "objects": "Number of its raw objects",
@@ -101,11 +103,14 @@ MARKER_WITH_GROUPS: Mapping[str, str] = {
     "groups[].verified.objects": "Number of its raw objects by kind of proof",
     "groups[].damaged": "Number of its raw objects that could not be decompressed",
     "group": "Only in the records of a group: its captures, by name",
+    "bytes_stored": _STORED,
+    "groups[].bytes_stored": "The same of the parts of the group",
     "why_empty": "Why no object can belong to the hour; only where the clocks of its `timezone` are set back",
 }
 
 EVENT_WITH_GROUPS: Mapping[str, str] = {
     "groups": "Number of groups",
+    "bytes_stored": _STORED,
     **{f"group_totals[].{name}": meaning for name, meaning in _GROUP.items()},
     "group_totals[].aggregated": "Prefix of its parts, its manifest and its `_SUCCESS`",
 }

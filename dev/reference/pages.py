@@ -179,8 +179,9 @@ def _records() -> str:
 A JSON object. An hour is complete if and only if it exists. Sizes are in bytes, times in seconds.
 
 {_fields(sample.marker(), fields.MARKER)}
-Only some hours have these fields. `groups` is in the marker of an hour with groups, one entry for each; `group` is
-in the marker of a group, whose totals are those of the group:
+Only some hours have these fields. `bytes_stored` is in the marker of an hour with compressed parts. `groups` is in
+the marker of an hour with groups, one entry for each; `group` is in the marker of a group, whose totals are those
+of the group:
 
 {_fields(sample.marker_with_groups(), fields.MARKER_WITH_GROUPS)}
 ## The manifest `_manifest.jsonl.gz`
@@ -188,11 +189,15 @@ in the marker of a group, whose totals are those of the group:
 Compressed JSON lines. The first line is the header:
 
 {_fields(header, fields.MANIFEST_HEADER)}
-With groups, it also has `groups` or `group`, as in the completion marker.
+With groups or compression, it also has `groups`, `group` and `bytes_stored`, as in the completion marker. With
+compression, `format` is 2, and the entries of compressed parts have `compression`: `zstd` or `gzip`.
 
 Each further line is a raw object, in the order of the parts and their content:
 
-{_fields(line, fields.MANIFEST_LINE)}"""
+{_fields(line, fields.MANIFEST_LINE)}
+The line of an object in a compressed part also has `frame_offset` and `frame_length`, the place of its frame in
+the part, and `separator`, the number of newlines after it. `offset` is then that in the content of the frame.
+"""
 
 
 def _events() -> str:
@@ -209,8 +214,8 @@ Each time an hour of the stream `app` is completed, two assets get an event:
 `extra` of both events:
 
 {_fields(sample.event(), fields.EVENT)}
-If the stream has groups, `extra` also has the following. `group_totals` has the largest ones, at most
-{hour_report.EVENT_GROUPS:,} and {hour_report.EVENT_GROUP_BYTES // KIB} KiB; the completion marker has all of them:
+If the stream has groups or compression, `extra` also has the following. `group_totals` has the largest groups, at
+most {hour_report.EVENT_GROUPS:,} and {hour_report.EVENT_GROUP_BYTES // KIB} KiB; the completion marker has all:
 
 {_fields(sample.event_with_groups(), fields.EVENT_WITH_GROUPS)}"""
 

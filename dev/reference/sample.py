@@ -30,7 +30,7 @@ _GROUPED = _STREAM.model_copy(
         "aggregated": AggregatedTemplate.parse("s3://application-logs/aggregated/{service}/"),
     }
 )
-_SIZE, _CRC = 550_000, 0xAE8B14860A799888
+_SIZE, _STORED, _CRC = 550_000, 61_000, 0xAE8B14860A799888
 
 
 def _manifest() -> manifests.Manifest:
@@ -77,9 +77,9 @@ def _grouped_totals() -> manifests.HourTotals:
     group = manifests.GroupTotals(
         folder="web/20261123/08/", captures={"service": "web"}, objects=totals.objects, bytes_in=totals.bytes_in,
         separator_bytes=totals.separator_bytes, bytes_out=totals.bytes_out, parts=totals.parts,
-        verified=totals.verified,
+        verified=totals.verified, bytes_stored=_STORED,
     )  # fmt: skip
-    return replace(totals, groups=(group,))
+    return replace(totals, groups=(group,), bytes_stored=_STORED)
 
 
 def marker_with_groups() -> dict[str, Any]:

@@ -18,7 +18,7 @@ _PIECE_BYTES = MIB
 # decompressor copies what follows the frame twice.
 _FIRST_PIECE_BYTES = 4 * KIB
 # The most memory for a frame's window, as the zstd command allows without an option.
-_WINDOW_BYTES = 128 * MIB
+WINDOW_BYTES = 128 * MIB
 # The xz format allows zeros after a stream, in multiples of this many bytes. Gzip readers stop at zeros and would
 # not read the objects that follow in the part, so for gzip zeros are damage.
 _PADDING = {".xz": 4}
@@ -82,7 +82,7 @@ class _Lz4:
 _DECOMPRESSORS: dict[str, Callable[[], _Decompressor]] = {
     ".gz": _Gzip,
     ".bz2": bz2.BZ2Decompressor,
-    ".xz": lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_WINDOW_BYTES),
+    ".xz": lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=WINDOW_BYTES),
     ".lz4": _Lz4,
 }
 COMPRESSED_ENCODINGS = frozenset({*_DECOMPRESSORS, ".zst"})
@@ -154,7 +154,7 @@ class _Discard(io.BytesIO):
 def _decompress_zstd(body: memoryview) -> None:
     # stream_writer writes its output in small pieces. The library's other interfaces return all of it at once, or
     # don't report whether a frame has ended.
-    decompressor = zstandard.ZstdDecompressor(max_window_size=_WINDOW_BYTES)
+    decompressor = zstandard.ZstdDecompressor(max_window_size=WINDOW_BYTES)
     position = 0
     while position < len(body):
         rest = body[position:]
@@ -162,7 +162,7 @@ def _decompress_zstd(body: memoryview) -> None:
         if not size:
             parameters = zstandard.get_frame_parameters(rest[:_ZSTD_HEADER_BYTES])
             size = _frame_size(rest, parameters)
-            if not parameters.dict_id and parameters.window_size <= _WINDOW_BYTES:
+            if not parameters.dict_id and parameters.window_size <= WINDOW_BYTES:
                 decompressor.stream_writer(_Discard()).write(rest[:size])
         position += size
 

@@ -77,7 +77,7 @@ class TransientError(RollupError):
 
 
 class ChangedBufferError(TransientError):
-    """A buffer in memory changed after download; sending it again cannot help, a new try of the task may."""
+    """A buffer changed in memory, or was compressed wrongly; only a new try of the task may help."""
 
 
 class ThrottledError(TransientError):

@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from include.log_rollup import limits
+from include.log_rollup.compression import Compression, codec_of
 from include.log_rollup.errors import ConfigurationError
 from include.log_rollup.hour.layout import check_hour, floor_hour
 from include.log_rollup.hour.local_hours import check_zone
@@ -37,6 +38,8 @@ from include.log_rollup.storage_options import StorageClass, check_kms_key, chec
 from include.log_rollup.units import GIB, MIB, Duration, Size, format_size
 
 INCLUDE = Path(__file__).resolve().parent.parent
+# With compression, a part of so many raw bytes has about as many bytes as one without.
+COMPRESSED_PART_SIZE = 256 * MIB
 POOL = "s3_connections"
 # Default schedule of log_rollup_late: once a day, at a time of little traffic.
 LATE_SCHEDULE = "0 5 * * *"
@@ -236,7 +239,8 @@ class Stream(BaseModel):
     # At least 5 MiB, the minimum of a part of an S3 multipart upload. At most 1 GiB, because a task holds parts in
     # memory.
     part_size: Annotated[Size, _between(5 * MIB, GIB)] = 32 * MIB
-    """Maximum size of a part. A raw object that is larger becomes a part by itself, copied by S3."""
+    """Maximum size of a part, in bytes of its raw objects; with `compression` the default is 256 MiB. A raw object
+    that is larger becomes a part by itself, copied by S3."""
     shard_size: Annotated[Size, _between(5 * MIB, 1024 * GIB)] = GIB
     """Approximate number of bytes that one mapped task packs; not below `part_size`."""
     # 1024 is Airflow's core.max_map_length.
@@ -284,6 +288,12 @@ class Stream(BaseModel):
     """Whether each compressed object (`.gz`, `.zst`, `.bz2`, `.xz`, `.lz4`) is decompressed in memory while it is
     packed. An object that is damaged or cut off is reported with its key and gets its own part, so that the others
     stay readable. It costs CPU time and does not change any object's bytes."""
+    compression: Compression = "none"
+    """Compression of the parts that hold plain objects: `none`, `zstd` or `gzip`. Each part is a sequence of
+    frames that hold whole objects. Objects of more than 32 MiB, and those that are compressed already, keep their
+    bytes."""
+    compression_level: int | None = None
+    """Level of the compression: 1 to 19 for zstd, 3 by default; 1 to 9 for gzip, 6 by default."""
     storage_class: Annotated[StorageClass | None, BeforeValidator(supported_class)] = None
     """Storage class of the parts; the default is the bucket's."""
     tags: Annotated[Mapping[str, str], BeforeValidator(check_tags)] = {}
@@ -320,6 +330,22 @@ class Stream(BaseModel):
             except ValueError as error:
                 raise ValueError(f"aggregated: {error}") from None
         return {**values, **parsed}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _part_size_of_compression(cls, values: Any) -> Any:
+        if values.get("compression", "none") == "none" or "part_size" in values:
+            return values
+        return {**values, "part_size": COMPRESSED_PART_SIZE}
+
+    @model_validator(mode="after")
+    def _compression_exists(self) -> "Stream":
+        if self.compression == "none":
+            if self.compression_level is not None:
+                raise ValueError("compression_level: nothing is compressed; give 'compression' too")
+        else:
+            codec_of(self.compression, self.compression_level)
+        return self
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> "Stream":
@@ -363,7 +389,12 @@ class Stream(BaseModel):
     def write_options(self) -> WriteOptions:
         """How the parts are written."""
         return WriteOptions(
-            self.ensure_newline, self.storage_class, tuple(sorted(self.tags.items())), self.kms_key_id
+            self.ensure_newline,
+            self.storage_class,
+            tuple(sorted(self.tags.items())),
+            self.kms_key_id,
+            "" if self.compression == "none" else self.compression,
+            self.compression_level,
         )
 
     def at(self, hour: datetime) -> HourPaths:

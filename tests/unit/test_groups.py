@@ -81,7 +81,7 @@ def test_object_is_located_in_the_part_of_its_group(hour: GroupedHour) -> None:
     found = locate(hour.store, hour.stream, hour.key("sp ace", "1.log"))
     assert found.part.key.startswith(hour.folder("sp ace") + "part-")
     part = hour.store.body(found.part.key)
-    assert part[found.offset : found.offset + found.length] == hour.raw["sp ace"]["1.log"]
+    assert part[found.place.offset : found.place.offset + found.length] == hour.raw["sp ace"]["1.log"]
 
 
 def test_group_that_vanished_is_reported_and_kept(hour: GroupedHour) -> None:

@@ -43,7 +43,9 @@ def test_every_object_is_read_from_its_part_after_expiry(store: FakeStore, name:
         len(RAW_HOUR[name]),
         True,
     )
-    assert store.body(found.part.key)[found.offset : found.offset + found.length] == RAW_HOUR[name]
+    assert (
+        store.body(found.part.key)[found.place.offset : found.place.offset + found.length] == RAW_HOUR[name]
+    )
     assert b"".join(read_object(store, found)) == RAW_HOUR[name]
     assert store.writes() == []
 

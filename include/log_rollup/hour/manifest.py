@@ -4,9 +4,10 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from itertools import islice
+from itertools import groupby, islice
 from typing import Any
 
+from include.log_rollup.compression import COMPRESSIONS
 from include.log_rollup.errors import (
     InputChangedError,
     NotFoundError,
@@ -23,13 +24,16 @@ from include.log_rollup.hour.gzip_json import (
     new_decompressor,
     to_json,
 )
+from include.log_rollup.hour.parts import places
 from include.log_rollup.hour.plan import PlannedPart
-from include.log_rollup.hour.records import Measured, PackedObject, PackedPart, crc_text, parse_crc
+from include.log_rollup.hour.records import Frame, Measured, PackedObject, PackedPart, crc_text, parse_crc
 from include.log_rollup.hour.selection import LeftOut
 from include.log_rollup.storage.protocol import Location, ObjectInfo, ObjectStore
 from include.log_rollup.units import KIB, MIB
 
-MANIFEST_FORMAT = 1
+# Format 2 has compressed parts: "offset" is that in the content of a frame. Other manifests are written in format
+# 1, so that versions without compression read them.
+MANIFEST_FORMAT, MANIFEST_FORMAT_COMPRESSED = 1, 2
 # One request reads the header of up to 500 parts; a longer header takes more requests.
 HEADER_BYTES = 128 * KIB
 # The manifest of 30,000 objects has 2 MB. A larger one is read in pieces of this size, again for each use.
@@ -50,6 +54,7 @@ class GroupTotals:
 
     :param folder: of its parts, as in the names of the table of parts
     :param captures: values of the captures of the template ``aggregated``, by name
+    :param bytes_stored: size of its parts in the bucket, if any of them is compressed; else 0
     """
 
     folder: str
@@ -61,6 +66,14 @@ class GroupTotals:
     parts: int
     verified: Verified
     damaged: int = 0
+    bytes_stored: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """The totals as in manifest and marker: ``bytes_stored`` only if it is not 0."""
+        values = asdict(self)
+        if not self.bytes_stored:
+            del values["bytes_stored"]
+        return values
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +84,7 @@ class HourTotals:
     :param damaged: number of raw objects that could not be decompressed; only tried with ``check_encoding``
     :param groups: of a stream with groups, in the order of the folders
     :param group: of the manifest of a group: its captures
+    :param bytes_stored: size of the parts in the bucket, if any of them is compressed; else 0
     """
 
     stream: str
@@ -88,6 +102,7 @@ class HourTotals:
     damaged: int = 0
     groups: tuple[GroupTotals, ...] = ()
     group: Mapping[str, str] = field(default_factory=dict)
+    bytes_stored: int = 0
 
     def of_group(self, group: GroupTotals) -> "HourTotals":
         """The totals of a group alone; what tasks measured is that of the whole hour."""
@@ -104,6 +119,7 @@ class HourTotals:
             damaged=group.damaged,
             groups=(),
             group=group.captures,
+            bytes_stored=group.bytes_stored,
         )
 
 
@@ -279,28 +295,30 @@ def manifest_lines(manifest: Manifest, raw_prefix: str) -> Iterator[dict[str, An
 
 def object_lines(planned: PlannedPart, packed: PackedPart) -> Iterator[dict[str, Any]]:
     """The lines of the raw objects of one part."""
-    offset = 0
-    for item, done in zip(planned.objects, packed.objects, strict=True):
+    for item, done, place in zip(planned.objects, packed.objects, places(planned, packed), strict=True):
         line = {
-            "key": item.key, "part": planned.name, "offset": offset, "length": item.size,
+            "key": item.key, "part": planned.name, "offset": place.offset, "length": item.size,
             "etag": item.etag, "crc64nvme": crc_text(done.crc64nvme), "checked": done.checked,
         }  # fmt: skip
         if done.damaged:
             line["damaged"] = True
+        if place.frame is not None:
+            line["frame_offset"], line["frame_length"] = place.frame_offset, place.frame.size
+            line["separator"] = done.separator
         yield line
-        offset += item.size + done.separator
 
 
 def _header(
     totals: HourTotals, validated_at: str, raw_prefix: str, table: list[dict[str, Any]]
 ) -> dict[str, Any]:
     values = asdict(totals)
-    if not totals.groups:
-        del values["groups"]
-    if not totals.group:
-        del values["group"]
+    values["groups"] = [group.to_json() for group in totals.groups]
+    for optional in ("groups", "group", "bytes_stored"):
+        if not values[optional]:
+            del values[optional]
+    is_compressed = any("compression" in row for row in table)
     return {
-        "format": MANIFEST_FORMAT,
+        "format": MANIFEST_FORMAT_COMPRESSED if is_compressed else MANIFEST_FORMAT,
         **values,
         "raw_prefix": raw_prefix,
         "validated_at": validated_at,
@@ -314,7 +332,11 @@ def _table_row(planned: PlannedPart, packed: PackedPart) -> dict[str, Any]:
         "etag": packed.etag, "crc64nvme": crc_text(packed.crc64nvme), "objects": len(packed.objects),
         "copied": planned.copied, "fingerprint": planned.fingerprint, "proof": packed.proof,
     }  # fmt: skip
-    return {**row, "split_of": planned.split_of} if planned.split_of else row
+    if planned.compression:
+        row["compression"] = planned.compression
+    if planned.split_of:
+        row["split_of"] = planned.split_of
+    return row
 
 
 @contextmanager
@@ -334,11 +356,11 @@ def _readable(source: Location) -> Iterator[None]:
 def _parse_header(source: Location, line: bytes) -> dict[str, Any]:
     header: dict[str, Any] = json.loads(line)
     written_as = header.pop("format")
-    if written_as != MANIFEST_FORMAT:
+    if written_as not in (MANIFEST_FORMAT, MANIFEST_FORMAT_COMPRESSED):
         raise UnreadableRecordError(
-            f"{source}: the manifest has format {written_as}, this version of Log Rollup reads format "
-            f"{MANIFEST_FORMAT}, so nothing is changed. Update Log Rollup to the version that wrote it, then "
-            f"clear the run from plan_hour on."
+            f"{source}: the manifest has format {written_as}, this version of Log Rollup reads formats "
+            f"{MANIFEST_FORMAT} and {MANIFEST_FORMAT_COMPRESSED}, so nothing is changed. Update Log Rollup to the "
+            f"version that wrote it, then clear the run from plan_hour on."
         )
     return header
 
@@ -349,9 +371,16 @@ def _proven_part(
     rows = list(islice(remaining, entry["objects"]))
     if len(rows) != entry["objects"]:
         raise EOFError(f"the lines of {entry['name']} are missing")
-    ends = [row["offset"] for row in rows[1:]] + [entry["size"]]
+    compression = entry.get("compression", "")
+    if compression and compression not in COMPRESSIONS:
+        raise ValueError(f"{entry['name']} has the unknown compression {compression!r}")
+    if compression:
+        separators = [int(row["separator"]) for row in rows]
+    else:
+        ends = [row["offset"] for row in rows[1:]] + [entry["size"]]
+        separators = [end - row["offset"] - row["length"] for row, end in zip(rows, ends, strict=True)]
     objects, done = [], []
-    for row, end in zip(rows, ends, strict=True):
+    for row, separator in zip(rows, separators, strict=True):
         objects.append(ObjectInfo(row["key"], row["length"], row["etag"]))
         done.append(
             PackedObject(
@@ -359,16 +388,27 @@ def _proven_part(
                 row["checked"],
                 # The part is proven, so its objects are not compared with their ETags again.
                 False,
-                end - row["offset"] - row["length"],
+                separator,
                 bool(row.get("damaged")),
             )
         )
     planned = PlannedPart(
         entry["name"], entry["encoding"], sum(item.size for item in objects), entry["copied"],
         entry["fingerprint"], tuple(objects), entry.get("split_of", ""),
+        compression,
     )  # fmt: skip
     packed = PackedPart(
         entry["name"], entry["fingerprint"], entry["size"], entry["etag"], parse_crc(entry["crc64nvme"]),
-        tuple(done), entry["proof"],
+        tuple(done), entry["proof"], _frames(rows) if compression else (),
     )  # fmt: skip
     return planned, packed
+
+
+def _frames(rows: list[dict[str, Any]]) -> tuple[Frame, ...]:
+    """The frames of a compressed part, from the lines of its objects."""
+    frames = []
+    for (_, size), group in groupby(rows, key=lambda row: (row["frame_offset"], row["frame_length"])):
+        members = list(group)
+        content = sum(row["length"] + row["separator"] for row in members)
+        frames.append(Frame(len(members), size, content))
+    return tuple(frames)

@@ -2,11 +2,14 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple
 
 from include.log_rollup import crc
+from include.log_rollup.compression import codec_of
+from include.log_rollup.errors import ProofError
 from include.log_rollup.hour.plan import PlannedPart
-from include.log_rollup.hour.records import PackedPart
+from include.log_rollup.hour.records import Frame, PackedPart
 from include.log_rollup.storage.protocol import Location, ObjectInfo, ObjectStore
 from include.log_rollup.units import MIB
 
@@ -51,10 +54,25 @@ def part_problem(planned: PlannedPart, packed: PackedPart | None, listed: Object
         return f"its ETag is {listed.etag}, {packed.etag} was written"
     if len(packed.objects) != len(planned.objects):
         return f"it holds {len(packed.objects)} objects, {len(planned.objects)} were planned"
-    if planned.size + packed.separators != packed.size:
-        return f"it has {packed.size} bytes, its raw objects {planned.size}, separators {packed.separators}"
+    if planned.size + packed.separators != packed.content_size:
+        size = packed.content_size
+        return f"it has {size} bytes, its raw objects {planned.size}, separators {packed.separators}"
+    if planned.compression:
+        return _frames_problem(planned, packed)
     if not planned.copied and crc.concatenate(_crcs_and_sizes(planned, packed)) != packed.crc64nvme:
         return "its CRC is not the combination of its raw objects' CRCs"
+    return None
+
+
+def _frames_problem(planned: PlannedPart, packed: PackedPart) -> str | None:
+    if sum(frame.objects for frame in packed.frames) != len(planned.objects):
+        return f"its frames hold other objects than the {len(planned.objects)} planned ones"
+    if sum(frame.size for frame in packed.frames) > packed.size:
+        return f"its frames are larger than its {packed.size} bytes"
+    for place, item, done in zip(places(planned, packed), planned.objects, packed.objects, strict=True):
+        frame = place.frame
+        if frame is None or place.offset + item.size + done.separator > frame.content:
+            return f"{item.key} does not fit into its frame"
     return None
 
 
@@ -66,14 +84,44 @@ def _crcs_and_sizes(planned: PlannedPart, packed: PackedPart) -> Iterator[tuple[
             yield newline, done.separator
 
 
-def spans(planned: PlannedPart, packed: PackedPart) -> list[tuple[int, int]]:
-    """Where each raw object begins and ends in the written part, in bytes."""
-    found = []
-    offset = 0
-    for item, done in zip(planned.objects, packed.objects, strict=True):
-        found.append((offset, offset + item.size))
-        offset += item.size + done.separator
-    return found
+def stored_bytes(parts: Iterable[PackedPart]) -> int:
+    """Size of parts in the bucket, in bytes, if any of them is compressed; else 0."""
+    size, is_compressed = 0, False
+    for part in parts:
+        size += part.size
+        is_compressed = is_compressed or bool(part.frames)
+    return size if is_compressed else 0
+
+
+class Place(NamedTuple):
+    """Where a raw object is in its part, in bytes.
+
+    :param offset: in the part, or in the content of its frame
+    :param frame: None if the part is not compressed
+    :param frame_offset: of the frame in the part
+    """
+
+    offset: int
+    frame: Frame | None = None
+    frame_offset: int = 0
+
+
+def places(planned: PlannedPart, packed: PackedPart) -> Iterator[Place]:
+    """Where each raw object is, in the order of the part."""
+    members = zip(planned.objects, packed.objects, strict=True)
+    if not packed.frames:
+        offset = 0
+        for item, done in members:
+            yield Place(offset)
+            offset += item.size + done.separator
+        return
+    frame_offset = 0
+    for frame in packed.frames:
+        offset = 0
+        for item, done in islice(members, frame.objects):
+            yield Place(offset, frame, frame_offset)
+            offset += item.size + done.separator
+        frame_offset += frame.size
 
 
 def read_runs(store: ObjectStore, source: Location, etag: str, size: int, offset: int = 0) -> Iterator[bytes]:
@@ -103,13 +151,23 @@ class Piece:
 
 def read_pieces(
     store: ObjectStore, source: Location, planned: PlannedPart, packed: PackedPart
-) -> Iterator[tuple[bytes, list[Piece]]]:
-    """Read a part in runs of up to 8 MiB, each with its pieces of raw objects.
+) -> Iterator[tuple[bytes | memoryview, list[Piece]]]:
+    """Read a part in runs, each with its pieces of raw objects.
 
+    A run of a compressed part is one frame, and its pieces are decompressed. Other runs have up to 8 MiB.
+
+    :returns: runs that are the bytes of the part, end to end, and their pieces
     :raises NotFoundError: if the part is gone
     :raises InputChangedError: if the part was overwritten since it was packed
+    :raises ProofError: if a frame cannot be decompressed
     """
-    where = spans(planned, packed)
+    if packed.frames:
+        yield from _read_frames(store, source, planned, packed)
+        return
+    where = [
+        (place.offset, place.offset + item.size)
+        for place, item in zip(places(planned, packed), planned.objects, strict=True)
+    ]
     position = first = 0
     for run in read_runs(store, source, packed.etag, packed.size):
         view = memoryview(run)
@@ -124,3 +182,46 @@ def read_pieces(
                 first = index + 1
         yield run, pieces
         position += len(run)
+
+
+def _read_frames(
+    store: ObjectStore, source: Location, planned: PlannedPart, packed: PackedPart
+) -> Iterator[tuple[memoryview, list[Piece]]]:
+    """The frames of a part, each with the pieces of its content; then what follows the last frame."""
+    members = enumerate(zip(planned.objects, packed.objects, strict=True))
+    left = list(packed.frames)
+    position = 0
+    while left:
+        batch: list[Frame] = []
+        size = 0
+        while left and (not batch or size + left[0].size <= READ_BACK_BYTES):
+            batch.append(left.pop(0))
+            size += batch[-1].size
+        run = memoryview(store.read_range(source, packed.etag, position, size))
+        position += size
+        start = 0
+        for frame in batch:
+            body = run[start : start + frame.size]
+            start += frame.size
+            content = memoryview(decompress_frame(source, planned.compression, body, frame.content))
+            pieces, offset = [], 0
+            for index, (item, done) in islice(members, frame.objects):
+                if item.size:
+                    pieces.append(Piece(index, 0, content[offset : offset + item.size]))
+                offset += item.size + done.separator
+            yield body, pieces
+    if position < packed.size:
+        yield memoryview(store.read_range(source, packed.etag, position, packed.size - position)), []
+
+
+def decompress_frame(source: Location, compression: str, body: bytes | memoryview, size: int) -> bytes:
+    """The content of a frame of a part.
+
+    :param source: the part, for the message
+    :param size: of the content, in bytes
+    :raises ProofError: if it cannot be decompressed
+    """
+    try:
+        return codec_of(compression).decompress(body, size)
+    except ValueError as error:
+        raise ProofError(f"{source}: {error}") from None

@@ -8,11 +8,13 @@ from dataclasses import dataclass, replace
 from itertools import count, pairwise
 from urllib.parse import quote, urlencode
 
+from include.log_rollup import compression
+from include.log_rollup.compression import Codec, codec_of
 from include.log_rollup.errors import ListingError, UnsupportedInputError
 from include.log_rollup.hour.layout import folder_of, part_name, part_name_of_format_1, split_name
 from include.log_rollup.hour.selection import NOT_JOINABLE, PLAIN, LeftOut, Unjoinable, encoding_of
 from include.log_rollup.storage.protocol import ObjectInfo
-from include.log_rollup.units import format_size
+from include.log_rollup.units import MIB, format_size
 
 # Increase it when the form of plan files changes. A plan of another format is never packed; its hour is planned
 # again.
@@ -24,6 +26,8 @@ FINGERPRINT_FORMAT = 1
 COPIES_PER_SHARD = 64
 # The files of a shard are read into memory, so tiny objects are spread over shards by their number.
 OBJECTS_PER_SHARD = 25_000
+# Parts of raw bytes are held in memory as a whole, compressed parts only frame by frame.
+LARGEST_UNCOMPRESSED_PART_BYTES = 32 * MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +38,39 @@ class WriteOptions:
     :param storage_class: of the parts; None for the bucket's default
     :param tags: of the parts, sorted by key
     :param kms_key_id: KMS key that encrypts the parts; None for the bucket's default encryption
+    :param compression: of the parts that hold plain objects: zstd, gzip, or empty for none
+    :param compression_level: None for the format's default
     """
 
     ensure_newline: bool = False
     storage_class: str | None = None
     tags: tuple[tuple[str, str], ...] = ()
     kms_key_id: str | None = None
+    compression: str = ""
+    compression_level: int | None = None
+
+    @property
+    def codec(self) -> Codec | None:
+        """What compresses the parts of plain objects; None if nothing does."""
+        return codec_of(self.compression, self.compression_level) if self.compression else None
+
+    def compresses(self, encoding: str) -> bool:
+        """Whether objects of this encoding are compressed."""
+        return bool(self.compression) and encoding == PLAIN
+
+    def part_bytes(self, encoding: str, part_size: int) -> int:
+        """The maximum size of a part of this encoding: of its raw objects, in bytes.
+
+        :param part_size: of the stream
+        """
+        if not self.compression or self.compresses(encoding):
+            return part_size
+        return min(part_size, LARGEST_UNCOMPRESSED_PART_BYTES)
+
+    def largest_object(self, encoding: str, part_size: int) -> int:
+        """The largest object that shares a part with others; a larger one is copied to a part of its own."""
+        most = self.part_bytes(encoding, part_size)
+        return min(most, compression.LARGEST_FRAME_BYTES) if self.compresses(encoding) else most
 
     def room_for_newline(self, encoding: str) -> int:
         """Number of bytes that may be added after each object of this encoding."""
@@ -51,6 +82,9 @@ class WriteOptions:
         # Only if they are set: parts that were written before these options existed keep their fingerprint.
         more = f" tags={json.dumps(self.tags)}" if self.tags else ""
         more += f" kms_key_id={json.dumps(self.kms_key_id)}" if self.kms_key_id else ""
+        codec = self.codec
+        if codec is not None and not copied and self.compresses(encoding):
+            more += f" compression={codec.describe()} {compression.FRAME_BYTES}"
         return f"{FINGERPRINT_FORMAT} {encoding} {copied} {room} {self.storage_class}{more}\n"
 
     @property
@@ -76,6 +110,7 @@ class PlannedPart:
     :param fingerprint: digest of everything that determines its bytes: raw objects (key, size, ETag, in order) and
         write options. The name has its first 8 digits, so parts of different content have different names.
     :param split_of: name of the planned part that this one was split off; empty if it was not
+    :param compression: of the part, besides that of its raw objects: zstd, gzip, or empty for none
     """
 
     name: str
@@ -85,6 +120,7 @@ class PlannedPart:
     fingerprint: str
     objects: tuple[ObjectInfo, ...]
     split_of: str = ""
+    compression: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +236,7 @@ def make_plan(
     """Fill parts in key order, separately for each group and encoding. A container gets a part of its own.
 
     :param chosen: the input in key order
-    :param part_size: maximum size of a part, in bytes; a larger object becomes a part of its own
+    :param part_size: maximum size of the raw objects of a part, in bytes; a larger object gets a part of its own
     :param unjoinable: "stop" refuses containers
     :param folder_of_key: the folder of the group of a key; None without groups
     :param kept_names: names of existing parts, by folder, index and fingerprint
@@ -218,22 +254,28 @@ def make_plan(
     first = 0
     digest = hashlib.blake2b(f"{FINGERPRINT_FORMAT}\n".encode(), digest_size=10)
     for folder, encoding, items in _by_kind(chosen, encodings, folder_of_key):
-        room = options.room_for_newline(encoding)
+        codec = options.codec if options.compresses(encoding) else None
         if parts and folder != folder_of(parts[-1].name):
             first = len(parts)
-        for members, copied in _fill(items, part_size, room, alone=encoding in NOT_JOINABLE):
+        for members, copied in _fill(items, encoding, part_size, options):
+            extension = encoding if copied or codec is None else codec.extension
             index = len(parts) - first
             text = "".join(map(_row_text, members))
             digests.add_text(folder + encoding, text)
             fingerprint = _fingerprint(options, encoding, copied, text)
             name = (kept_names or {}).get((folder, index, fingerprint))
             if name is None or name in taken:
-                name = _free_name(folder, index, encoding, fingerprint, taken)
-            default_names = default_names and name == folder + part_name(index, encoding, fingerprint[:8])
+                name = _free_name(folder, index, extension, fingerprint, taken)
+            default_names = default_names and name == folder + part_name(index, extension, fingerprint[:8])
             # With the name of format 1, so that the same content has the same id in both formats.
-            digest.update(f"{folder}{part_name_of_format_1(index, encoding)} {fingerprint}\n".encode())
+            digest.update(f"{folder}{part_name_of_format_1(index, extension)} {fingerprint}\n".encode())
             size = sum(item.size for item in members)
-            parts.append(PlannedPart(name, encoding, size, copied, fingerprint, tuple(members)))
+            format_of_part = "" if copied or codec is None else options.compression
+            parts.append(
+                PlannedPart(
+                    name, encoding, size, copied, fingerprint, tuple(members), compression=format_of_part
+                )
+            )
     if not default_names:
         digest.update("".join(f"{part.name}\n" for part in parts).encode())
     return Plan(digest.hexdigest(), tuple(parts), left_out, digests.result())
@@ -292,18 +334,24 @@ def _refuse_unjoinable(chosen: Sequence[ObjectInfo]) -> None:
     )
 
 
+def is_planned_with(part: PlannedPart, options: WriteOptions) -> bool:
+    """Whether a planned part has the fingerprint that these options give."""
+    text = "".join(map(_row_text, part.objects))
+    return part.fingerprint == _fingerprint(options, part.encoding, part.copied, text)
+
+
 def _fingerprint(options: WriteOptions, encoding: str, copied: bool, rows_text: str) -> str:
     text = options.describe(encoding, copied) + rows_text
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def _free_name(folder: str, index: int, encoding: str, fingerprint: str, taken: Container[str]) -> str:
-    name = folder + part_name(index, encoding, fingerprint[:8])
+def _free_name(folder: str, index: int, extension: str, fingerprint: str, taken: Container[str]) -> str:
+    name = folder + part_name(index, extension, fingerprint[:8])
     for attempt in count(1):
         if name not in taken:
             break
         tag = hashlib.blake2b(f"{fingerprint} {attempt}".encode(), digest_size=4).hexdigest()
-        name = folder + part_name(index, encoding, tag)
+        name = folder + part_name(index, extension, tag)
     return name
 
 
@@ -327,21 +375,22 @@ def split_part(
 
 
 def _fill(
-    items: Sequence[ObjectInfo], part_size: int, newline_room: int, *, alone: bool = False
+    items: Sequence[ObjectInfo], encoding: str, part_size: int, options: WriteOptions
 ) -> Iterator[tuple[Sequence[ObjectInfo], bool]]:
-    """The objects of each part, and whether S3 copies it.
-
-    :param alone: whether each object gets a part of its own
-    """
+    """The objects of each part, and whether S3 copies it."""
+    part_bytes = options.part_bytes(encoding, part_size)
+    largest = options.largest_object(encoding, part_size)
+    newline_room = options.room_for_newline(encoding)
+    alone = encoding in NOT_JOINABLE
     members: list[ObjectInfo] = []
     used = 0
     for item in items:
         # An empty object gets no newline.
         room = item.size + newline_room if item.size else 0
-        if members and (alone or used + room > part_size):
+        if members and (alone or room > largest or used + room > part_bytes):
             yield members, False
             members, used = [], 0
-        if room > part_size:
+        if room > largest:
             yield [item], True
         else:
             members.append(item)

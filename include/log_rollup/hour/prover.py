@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from awscrt import checksums
 
 from include.log_rollup import crc
-from include.log_rollup.errors import InputChangedError, NotFoundError
+from include.log_rollup.errors import InputChangedError, NotFoundError, ProofError
 from include.log_rollup.hour.parts import part_problem, read_pieces, read_runs
 from include.log_rollup.hour.paths import HourPaths
 from include.log_rollup.hour.plan import PlannedPart
@@ -153,12 +153,15 @@ class PartProver:
         value = 0
         md5s = [hashlib.md5(usedforsecurity=False) for _ in planned.objects]
         source = self._paths.part(planned.name)
-        for run, pieces in read_pieces(self._store, source, planned, packed):
-            self._count_read(run)
-            value = checksums.crc64nvme(run, value)
-            for piece in pieces:
-                if packed.objects[piece.index].etag_is_md5:
-                    md5s[piece.index].update(piece.body)
+        try:
+            for run, pieces in read_pieces(self._store, source, planned, packed):
+                self._count_read(run)
+                value = checksums.crc64nvme(run, value)
+                for piece in pieces:
+                    if packed.objects[piece.index].etag_is_md5:
+                        md5s[piece.index].update(piece.body)
+        except ProofError as error:
+            return str(error)
         if packed.crc64nvme not in (None, value):
             return f"read back it has CRC64NVME {value:x}, {packed.crc64nvme:x} was sent"
         if planned.copied:
@@ -219,7 +222,7 @@ class PartProver:
             value = checksums.crc64nvme(run, value)
         return value
 
-    def _count_read(self, run: bytes) -> None:
+    def _count_read(self, run: bytes | memoryview) -> None:
         with self._counting:
             self._read_bytes += len(run)
 

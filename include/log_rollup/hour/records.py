@@ -4,7 +4,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from include.log_rollup import crc
 from include.log_rollup.errors import TooLargeError
@@ -26,7 +26,7 @@ REMOVAL_FORMAT = 1
 SMALL_RECORD_BYTES = MIB
 # A completion marker has a few hundred bytes, and with groups up to 500 for each.
 MARKER_BYTES = 32 * MIB
-_OPTIONAL_MARKER_KEYS = ("groups", "group", "why_empty")
+_OPTIONAL_MARKER_KEYS = ("groups", "group", "why_empty", "bytes_stored")
 # The largest shard or receipt that is read: 20 times one of 156,000 objects, as in an hour of 10 million.
 MAX_DECOMPRESSED_BYTES = 512 * MIB
 
@@ -104,11 +104,26 @@ class PackedObject:
     damaged: bool = False
 
 
+class Frame(NamedTuple):
+    """A frame of a compressed part; sizes in bytes.
+
+    :param objects: how many raw objects it holds
+    :param size: of the frame, in the part
+    :param content: of its content: the raw objects and their separators
+    """
+
+    objects: int
+    size: int
+    content: int
+
+
 @dataclass(frozen=True, slots=True)
 class PackedPart:
     """A part as it was written.
 
+    :param size: in the bucket, in bytes
     :param proof: how it was proven, for this ETag; None until then
+    :param frames: of a compressed part, in order; they begin at its first byte
     """
 
     name: str
@@ -118,10 +133,16 @@ class PackedPart:
     crc64nvme: int | None
     objects: tuple[PackedObject, ...]
     proof: str | None = None
+    frames: tuple[Frame, ...] = ()
+
+    @property
+    def content_size(self) -> int:
+        """Size of its content, in bytes: its raw objects and their separators."""
+        return sum(frame.content for frame in self.frames) if self.frames else self.size
 
     @property
     def separators(self) -> int:
-        """Number of bytes in the part that belong to no raw object."""
+        """Number of bytes of its content that belong to no raw object."""
         return sum(item.separator for item in self.objects)
 
 
@@ -186,6 +207,7 @@ class CompletionMarker:
     :param groups: totals of each group of the hour
     :param group: captures of a group, in its own marker
     :param why_empty: why no object can belong to the hour; empty if objects can
+    :param bytes_stored: size of the parts in the bucket, if any of them is compressed; else 0
     """
 
     stream: str = ""
@@ -211,9 +233,10 @@ class CompletionMarker:
     groups: Sequence[Mapping[str, Any]] = ()
     group: Mapping[str, str] = field(default_factory=dict)
     why_empty: str = ""
+    bytes_stored: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON object of ``_SUCCESS``; the last three keys only if they have a value."""
+        """The JSON object of ``_SUCCESS``; the last four keys only if they have a value."""
         values = {"format": MARKER_FORMAT, **asdict(self)}
         return {key: value for key, value in values.items() if value or key not in _OPTIONAL_MARKER_KEYS}
 
@@ -263,6 +286,7 @@ class Records:
             [
                 part.name, part.encoding, part.size, part.copied, part.fingerprint,
                 [[item.key.removeprefix(raw_prefix), item.size, item.etag] for item in part.objects],
+                *([part.compression] if part.compression else []),
             ]
             for part in shard.parts
         ]  # fmt: skip
@@ -287,8 +311,9 @@ class Records:
                     copied,
                     fingerprint,
                     tuple(ObjectInfo(raw_prefix + key, size, etag) for key, size, etag in rows),
+                    compression=compression[0] if compression else "",
                 )
-                for name, encoding, size, copied, fingerprint, rows in body["parts"]
+                for name, encoding, size, copied, fingerprint, rows, *compression in body["parts"]
             )
             return ShardPlan(body["plan_id"], body["shard"], parts)
 
@@ -463,7 +488,8 @@ def packed_row(part: PackedPart) -> list[Any]:
         for item in part.objects
     ]
     return [
-        part.name, part.fingerprint, part.size, part.etag, crc_text(part.crc64nvme), part.proof, objects
+        part.name, part.fingerprint, part.size, part.etag, crc_text(part.crc64nvme), part.proof, objects,
+        *([part.frames] if part.frames else []),
     ]  # fmt: skip
 
 
@@ -473,12 +499,15 @@ def packed_row_json(part: PackedPart) -> str:
 
 
 def _packed_part(row: Sequence[Any]) -> PackedPart:
-    name, fingerprint, size, etag, crc64nvme, proof, objects = row
+    name, fingerprint, size, etag, crc64nvme, proof, objects, *frames = row
     packed = tuple(
         PackedObject(parse_crc(item), checked, is_md5, separator, bool(damaged))
         for item, checked, is_md5, separator, *damaged in objects
     )
-    return PackedPart(name, fingerprint, size, etag, parse_crc(crc64nvme), packed, proof)
+    return PackedPart(
+        name, fingerprint, size, etag, parse_crc(crc64nvme), packed, proof,
+        tuple(Frame(*frame) for frame in frames[0]) if frames else (),
+    )  # fmt: skip
 
 
 def crc_text(value: int | None) -> str | None:

@@ -42,6 +42,8 @@ def event_of(stream: Stream, hour: datetime, totals: HourTotals) -> dict[str, An
         "manifest": str(paths.manifest),
         "marker": str(paths.marker),
     }
+    if totals.bytes_stored:
+        event["bytes_stored"] = totals.bytes_stored
     if paths.has_groups:
         event |= {"groups": len(totals.groups), "group_totals": list(_event_groups(paths, totals))}
     return event

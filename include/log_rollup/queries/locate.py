@@ -3,12 +3,13 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 
 from include.log_rollup import crc
 from include.log_rollup.errors import ConfigurationError, InputChangedError, NotFoundError, ProofError
 from include.log_rollup.hour.layout import format_hour
 from include.log_rollup.hour.manifest import open_manifest
-from include.log_rollup.hour.parts import read_runs, spans
+from include.log_rollup.hour.parts import Place, decompress_frame, places, read_runs
 from include.log_rollup.hour.records import Records
 from include.log_rollup.storage.protocol import Location, ObjectStore
 from include.log_rollup.streams import Stream
@@ -25,7 +26,8 @@ class ObjectLocation:
 
     :param part: the part that holds them
     :param part_etag: ETag of the part when it was proven
-    :param offset: of the object in the part, in bytes
+    :param place: offset of the object in the part, or its frame and the offset in the frame's content
+    :param compression: of the part; empty for none
     :param length: of the object, in bytes
     :param etag: of the raw object when it was packed
     :param crc64nvme: of its bytes
@@ -38,7 +40,8 @@ class ObjectLocation:
     hour: datetime
     part: Location
     part_etag: str
-    offset: int
+    place: Place
+    compression: str
     length: int
     etag: str
     crc64nvme: int | None
@@ -88,7 +91,8 @@ def locate(store: ObjectStore, stream: Stream, key: str) -> ObjectLocation:
                     hour=paths.hour,
                     part=paths.part(planned.name),
                     part_etag=packed.etag,
-                    offset=spans(planned, packed)[index][0],
+                    place=next(islice(places(planned, packed), index, None)),
+                    compression=planned.compression,
                     length=item.size,
                     etag=item.etag,
                     crc64nvme=done.crc64nvme,
@@ -112,13 +116,15 @@ def read_object(store: ObjectStore, location: ObjectLocation) -> Iterator[bytes]
     :raises RollupError: as the store raises
     """
     try:
-        if location.length <= IN_ONE_PIECE_BYTES:
+        if location.place.frame is not None or location.length <= IN_ONE_PIECE_BYTES:
             body = _read_once(store, location)
             _check(location, crc.crc64(body))
             yield body
             return
         value = 0
-        for run in read_runs(store, location.part, location.part_etag, location.length, location.offset):
+        for run in read_runs(
+            store, location.part, location.part_etag, location.length, location.place.offset
+        ):
             value = crc.crc64(run, value)
             yield run
         _check(location, value)
@@ -133,14 +139,20 @@ def _read_once(store: ObjectStore, location: ObjectLocation) -> bytes:
     # An HTTP range has at least one byte.
     if not location.length:
         return b""
-    return store.read_range(location.part, location.part_etag, location.offset, location.length)
+    place = location.place
+    if place.frame is None:
+        return store.read_range(location.part, location.part_etag, place.offset, location.length)
+    frame = store.read_range(location.part, location.part_etag, place.frame_offset, place.frame.size)
+    content = decompress_frame(location.part, location.compression, frame, place.frame.content)
+    return content[place.offset : place.offset + location.length]
 
 
 def _check(location: ObjectLocation, value: int) -> None:
     if value != location.crc64nvme:
         stated = "none" if location.crc64nvme is None else crc.to_hex(location.crc64nvme)
+        offset = location.place.offset
         raise ProofError(
-            f"{location.part}: the {location.length:,} bytes of {location.key} at {location.offset:,} have the "
+            f"{location.part}: the {location.length:,} bytes of {location.key} at {offset:,} have the "
             f"CRC64-NVME {crc.to_hex(value)}, but the manifest states {stated}: they are not what was packed. "
             f"Run `log-rollup verify {location.stream} {location.hour:%Y-%m-%dT%H} --deep`, which shows all "
             f"damage and what to do."

@@ -12,7 +12,7 @@ from include.log_rollup.errors import InputChangedError, NotFoundError, ProofErr
 from include.log_rollup.hour.changes import Changes, compare, first_keys
 from include.log_rollup.hour.layout import format_hour
 from include.log_rollup.hour.manifest import Manifest
-from include.log_rollup.hour.parts import Piece, part_problem, read_pieces
+from include.log_rollup.hour.parts import Piece, part_problem, read_pieces, stored_bytes
 from include.log_rollup.hour.paths import HourPaths
 from include.log_rollup.hour.plan import PlannedPart
 from include.log_rollup.hour.reader import HourReader
@@ -222,7 +222,8 @@ def _count_problems(marker: CompletionMarker, manifest: Manifest) -> list[Proble
     counted = {
         "objects": sum(len(part.objects) for part in manifest.planned),
         "bytes_in": sum(part.size for part in manifest.planned),
-        "bytes_out": sum(part.size for part in manifest.packed),
+        "bytes_out": sum(part.content_size for part in manifest.packed),
+        "bytes_stored": stored_bytes(manifest.packed),
         "parts": len(manifest.packed),
     }
     return [
@@ -329,6 +330,8 @@ class _PartVerifier:
             return self._verify_by_reading(planned, packed)
         except (InputChangedError, NotFoundError):
             return Problem(planned.name, "it was overwritten or removed while it was verified")
+        except ProofError as error:
+            return Problem(planned.name, str(error))
 
     def _verify_by_head(self, packed: PackedPart) -> _Proof | Problem | None:
         """Compare the CRC that the store states; None if it states none."""

@@ -1,12 +1,12 @@
 """Compares the manifest and completion marker of each group with those of the hour."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 from include.log_rollup.errors import TooLargeError, UnreadableRecordError
 from include.log_rollup.hour.layout import folder_of
-from include.log_rollup.hour.manifest import GroupTotals, Manifest, open_manifest
+from include.log_rollup.hour.manifest import GroupTotals, HourTotals, Manifest, open_manifest
+from include.log_rollup.hour.parts import stored_bytes
 from include.log_rollup.hour.paths import HourPaths
 from include.log_rollup.hour.plan import PlannedPart, without_folder
 from include.log_rollup.hour.reader import Inventory
@@ -14,7 +14,7 @@ from include.log_rollup.hour.records import CompletionMarker, PackedPart, Record
 from include.log_rollup.parallel import in_parallel
 from include.log_rollup.storage.protocol import ObjectStore
 
-_TOTALS = ("objects", "bytes_in", "separator_bytes", "bytes_out", "parts")
+_TOTALS = ("objects", "bytes_in", "separator_bytes", "bytes_out", "bytes_stored", "parts")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,8 @@ class _Group:
             "objects": sum(len(part.objects) for part in self.planned),
             "bytes_in": sum(part.size for part in self.planned),
             "separator_bytes": sum(part.separators for part in self.packed),
-            "bytes_out": sum(part.size for part in self.packed),
+            "bytes_out": sum(part.content_size for part in self.packed),
+            "bytes_stored": stored_bytes(self.packed),
             "parts": len(self.packed),
         }
 
@@ -118,8 +119,8 @@ def _hour_problems(
             ]
             yield GroupProblem(folder, f"it is missing in {' and in '.join(lacking)} of the hour")
             continue
-        header = asdict(stated[folder])
-        different = _different(groups[folder].totals, header.get)
+        header = stated[folder].to_json()
+        different = _different(groups[folder].totals, stated[folder])
         if different:
             yield GroupProblem(folder, f"the manifest of the hour contradicts itself: {different}")
         elif dict(in_marker[folder]) != header:
@@ -146,7 +147,7 @@ def _marker_problems(
     else:
         content = stored.content
         plan_ids.add(content.plan_id)
-        different = _different(group.totals, lambda name: getattr(content, name))
+        different = _different(group.totals, content)
         if different:
             yield f"{source} has other totals than the manifest of the hour: {different}"
         if content.group != captures:
@@ -169,7 +170,7 @@ def _manifest_problems(
             return
         totals = reader.totals
         plan_ids.add(totals.plan_id)
-        different = _different(group.totals, lambda name: getattr(totals, name))
+        different = _different(group.totals, totals)
         if different:
             yield f"{source} has other totals than the manifest of the hour: {different}"
         elif not _is_same(group, reader.whole()):
@@ -184,10 +185,10 @@ def _is_same(group: _Group, manifest: Manifest) -> bool:
     return group.planned == list(manifest.planned) and group.packed == list(manifest.packed)
 
 
-def _different(totals: Mapping[str, int], stated: Callable[[str], Any]) -> str:
+def _different(totals: Mapping[str, int], record: GroupTotals | HourTotals | CompletionMarker) -> str:
     """The totals that differ, for a message; empty if none does."""
     return ", ".join(
-        f"{name} {stated(name)!r} instead of {totals[name]}"
+        f"{name} {getattr(record, name)!r} instead of {totals[name]}"
         for name in _TOTALS
-        if stated(name) != totals[name]
+        if getattr(record, name) != totals[name]
     )

@@ -148,7 +148,8 @@ def marker_of(totals: HourTotals, validated_at: str, now: datetime, why_empty: s
         retries=measured.retries,
         throttles=measured.throttles,
         seconds={"pack": measured.seconds, "pack_cpu": measured.cpu_seconds},
-        groups=[asdict(group) for group in totals.groups],
+        groups=[group.to_json() for group in totals.groups],
         group=dict(totals.group),
         why_empty=why_empty,
+        bytes_stored=totals.bytes_stored,
     )

@@ -1,6 +1,7 @@
 """Packs the parts of a shard: raw objects into the buffers of parts, and parts into the bucket."""
 
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,9 +12,10 @@ from functools import partial
 from typing import Any
 
 from include.log_rollup import crc, limits
+from include.log_rollup.compression import Codec
 from include.log_rollup.decompression import COMPRESSED_ENCODINGS, find_damage
-from include.log_rollup.errors import TransientError
-from include.log_rollup.hour.plan import PlannedPart, WriteOptions
+from include.log_rollup.errors import ConfigurationError, TransientError
+from include.log_rollup.hour.plan import PlannedPart, WriteOptions, is_planned_with
 from include.log_rollup.hour.records import READ_BY_LENGTH, PackedObject, PackedPart
 from include.log_rollup.steps.pack_requests import (
     CopyObject,
@@ -25,12 +27,16 @@ from include.log_rollup.steps.pack_requests import (
 )
 from include.log_rollup.steps.part_buffers import (
     MAX_BUFFERS,
+    CompressedFrame,
+    FramedPart,
+    FrameIndex,
     PartBody,
     PartBuffer,
     WrittenPart,
     allocate,
     buffer_count,
     buffer_size,
+    compress_frame,
 )
 from include.log_rollup.steps.range_requests import GetRange, PassedObject, PutRange, RangeCopy, range_count
 from include.log_rollup.steps.request_loop import Request, RequestLoop
@@ -45,6 +51,10 @@ LARGEST_COPY_BYTES = 5 * GIB
 COPY_RANGE_BYTES = GIB
 # https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
 MAX_RANGES = 10_000
+# Compressed parts that are in memory at a time: one is filled, one is written, one waits for its last frame.
+MAX_OPEN_PARTS = 3
+# Memory for the content of frames; a larger frame is one of few.
+FRAME_MEMORY_BYTES = 72 * MIB
 # zlib and the other libraries release the interpreter lock, so that the event loop goes on meanwhile.
 DECOMPRESSION_THREADS = 2
 
@@ -102,7 +112,9 @@ class ShardPacker:
     1. *planned*, until a buffer is free. The few buffers bound the memory.
     2. *downloading*: each raw object is read with If-Match on the planned ETag into the buffer, at its offset in
        the part. Its length, ETag and CRC are compared.
-    3. *decompressing*, only with ``check_encoding``: other threads decompress the objects to find damage.
+    3. *compressing*, only with compression: other threads compress the part frame by frame. The buffers then hold
+       frames.
+       *decompressing*, only with ``check_encoding``: other threads decompress the objects to find damage.
     4. *reading the claim*, before every try to write.
     5. *uploading* in one PUT with the part's CRC; then the buffer is free again.
 
@@ -143,6 +155,14 @@ class ShardPacker:
             if settings.check_encoding
             else None
         )
+        self._codec = settings.options.codec
+        self._compression = (
+            ThreadPoolExecutor(len(os.sched_getaffinity(0)), "log-rollup-compression")
+            if self._codec
+            else None
+        )
+        # Compressed parts of which some frames are in memory.
+        self._open_parts = 0
         self._free_buffers: deque[memoryview] = deque()
         # Ranges of large objects that can be downloaded: their uploads have begun.
         self._ranges: deque[tuple[PassedObject, int]] = deque()
@@ -164,8 +184,9 @@ class ShardPacker:
         finally:
             self._loop.close()
             self._store_thread.shutdown(cancel_futures=True)
-            if self._decompression is not None:
-                self._decompression.shutdown(cancel_futures=True)
+            for pool in (self._decompression, self._compression):
+                if pool is not None:
+                    pool.shutdown(cancel_futures=True)
         return self._done_parts == self._total_parts
 
     @property
@@ -208,31 +229,69 @@ class ShardPacker:
 
     def _first_requests(self, parts: Sequence[PlannedPart]) -> Iterator[Request[Any] | None]:
         """Copies, then the downloads in order; None while every buffer is in use."""
-        packed = [part for part in parts if not part.copied]
+        packed = [part for part in parts if not part.copied and not part.compression]
+        compressed = [part for part in parts if part.compression]
         large = [part for part in parts if part.copied]
         passed = [] if self._store.copies_raw else large
         if not passed:
             for planned in large:
                 yield self._first_copy_request(planned)
-        self._allocate_buffers(packed, passed)
+        framed = [FramedPart(part, self._codec_for(part)) for part in compressed]
+        self._allocate_buffers(packed, [frame for part in framed for frame in part.frames], passed)
         for planned in packed:
             while not self._free_buffers:
                 yield None
-            part = PartBuffer(planned, self._settings.options, self._free_buffers.popleft())
-            if part.missing == 0:
-                # All its objects are empty.
-                self._upload(part)
-            for index, item in enumerate(planned.objects):
-                if item.size:
-                    source = self._raw.at(item.key)
-                    yield GetObject(source, part, index, self._downloaded)
+            yield from self._downloads(
+                PartBuffer(planned, self._settings.options, self._free_buffers.popleft())
+            )
+        for part in framed:
+            while self._open_parts >= MAX_OPEN_PARTS:
+                yield None
+            self._open_parts += 1
+            for number, frame in enumerate(part.frames):
+                while not self._free_buffers:
+                    yield None
+                memory = self._free_buffers.popleft()
+                yield from self._downloads(
+                    PartBuffer(frame, self._settings.options, memory, FrameIndex(part, number))
+                )
         yield from self._range_requests(passed)
 
-    def _allocate_buffers(self, packed: Sequence[PlannedPart], passed: Sequence[PlannedPart]) -> None:
+    def _downloads(self, part: PartBuffer) -> Iterator[GetObject]:
+        """The downloads into a buffer."""
+        if part.missing == 0:
+            # All its objects are empty.
+            self._full(part)
+        for index, item in enumerate(part.planned.objects):
+            if item.size:
+                yield GetObject(self._raw.at(item.key), part, index, self._downloaded)
+
+    def _codec_for(self, part: PlannedPart) -> Codec:
+        """What compresses a part.
+
+        :raises ConfigurationError: if it would not give the bytes that were planned
+        """
+        codec = self._codec
+        if codec is None or not is_planned_with(part, self._settings.options):
+            here = "no compression" if codec is None else f"{codec.describe()}"
+            raise ConfigurationError(
+                f"{part.name} was planned with other settings or another version of the compression library than "
+                f"this worker has ({here}). Give all workers the same streams file and the same packages, then "
+                f"clear the run from plan_hour on."
+            )
+        return codec
+
+    def _allocate_buffers(
+        self, packed: Sequence[PlannedPart], frames: Sequence[PlannedPart], passed: Sequence[PlannedPart]
+    ) -> None:
         size = count = 0
+        if frames:
+            size = max(buffer_size(frame, self._settings.options) for frame in frames)
+            # Two more than downloads need: they are being compressed.
+            count = min(buffer_count(frames, size, self._connections) + 2, max(2, FRAME_MEMORY_BYTES // size))
         if packed:
-            size = max(buffer_size(part, self._settings.options) for part in packed)
-            count = buffer_count(packed, size, self._connections)
+            size = max(size, *(buffer_size(part, self._settings.options) for part in packed))
+            count = max(count, buffer_count(packed, size, self._connections))
         if passed:
             size = max(size, *(self._range_bytes(part) for part in passed))
             ranges = sum(range_count(part.size, self._range_bytes(part)) for part in passed)
@@ -262,26 +321,41 @@ class ShardPacker:
     def _object_ready(self, part: PartBuffer) -> None:
         part.missing -= 1
         if part.missing == 0:
-            self._upload(part)
+            self._full(part)
+
+    def _full(self, part: PartBuffer) -> None:
+        """All objects of a buffer have arrived."""
+        frame = part.frame
+        if frame is None:
+            for body in part.bodies():
+                self._upload(body)
+            return
+        assert self._compression is not None
+        self._loop.call(
+            self._compression,
+            partial(compress_frame, part, frame.part.codec),
+            partial(self._compressed, part.memory, frame),
+        )
+
+    def _compressed(self, memory: memoryview, frame: FrameIndex, compressed: CompressedFrame) -> None:
+        self._free_buffers.append(memory)
+        frame.part.set_compressed(frame.index, compressed)
+        if frame.part.missing == 0:
+            self._upload(frame.part.body())
 
     # -- uploads ---------------------------------------------------------------------------------------
 
-    def _upload(self, part: PartBuffer) -> None:
-        for body in part.bodies():
-            put = PutPart(self._target, body, self._claim_before, self._uploaded)
-            self._loop.queue(self._claim_before(put))
+    def _upload(self, body: PartBody) -> None:
+        put = PutPart(self._target, body, self._claim_before, self._uploaded)
+        self._loop.queue(self._claim_before(put))
 
     def _uploaded(self, body: PartBody, etag: str) -> None:
-        part, planned = body.buffer, body.planned
-        packed = PackedPart(
-            planned.name,
-            planned.fingerprint,
-            len(body.content),
-            etag,
-            body.crc64nvme,
-            body.objects,
-        )
-        part.written.append(WrittenPart(planned, packed))
+        part, written = body.buffer, WrittenPart(body.planned, body.packed(etag))
+        if isinstance(part, FramedPart):
+            self._open_parts -= 1
+            self._finished(part.planned, [written])
+            return
+        part.written.append(written)
         part.unwritten -= 1
         if part.unwritten == 0:
             self._free_buffers.append(part.memory)

@@ -1,4 +1,4 @@
-"""Buffers in which raw objects are joined into parts.
+"""Buffers in which raw objects are joined into parts, or into frames of compressed parts.
 
 Fast path: each raw object is downloaded to its final offset, so a full buffer is a finished part and nothing is
 copied. Bytes move only where newlines are added (the offsets leave room for one after each object) and where a
@@ -6,15 +6,17 @@ damaged object gets a part of its own.
 """
 
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
-from include.log_rollup import crc
+from include.log_rollup import compression, crc
+from include.log_rollup.compression import Codec
+from include.log_rollup.errors import ChangedBufferError
 from include.log_rollup.hour.plan import PlannedPart, WriteOptions, split_part
-from include.log_rollup.hour.records import READ_BY_LENGTH, PackedObject, PackedPart
-from include.log_rollup.storage.protocol import Downloaded
+from include.log_rollup.hour.records import READ_BY_LENGTH, Frame, PackedObject, PackedPart
+from include.log_rollup.storage.protocol import Downloaded, ObjectInfo
 
 NEWLINE = b"\n"
 _NEWLINE_CRC = crc.crc64(NEWLINE)
@@ -36,23 +38,42 @@ class WrittenPart:
 class PartBody:
     """The bytes to write as one part: a whole planned part, or one that was split off.
 
-    :param buffer: the planned part
+    :param buffer: what holds the planned part
     :param planned: the part to write
-    :param crc64nvme: computed from the raw objects' CRCs, not from the buffer; the transfer compares the two
+    :param crc64nvme: computed from the raw objects' CRCs, or from those of the frames, not from the buffer; the
+        transfer compares the two
+    :param frames: of a compressed part
     """
 
-    buffer: "PartBuffer"
+    buffer: "PartBuffer | FramedPart"
     planned: PlannedPart
     content: memoryview
     crc64nvme: int
     objects: tuple[PackedObject, ...]
+    frames: tuple[Frame, ...] = ()
+
+    def packed(self, etag: str) -> PackedPart:
+        """The part as it was written.
+
+        :param etag: that S3 has given it
+        """
+        return PackedPart(
+            self.planned.name,
+            self.planned.fingerprint,
+            len(self.content),
+            etag,
+            self.crc64nvme,
+            self.objects,
+            frames=self.frames,
+        )
 
 
 @dataclass(slots=True, eq=False)
 class PartBuffer:
-    """A planned part whose raw objects arrive in memory, in any order.
+    """A planned part, or one frame of it, whose raw objects arrive in memory, in any order.
 
     :param options: of the parts
+    :param frame: index of the frame in its part; None for a part that is not compressed
     :param memory: at least :func:`buffer_size` bytes
     :param starts: offset of each object, with room for newlines between them
     :param objects: what is known of each object; None until it has arrived
@@ -64,6 +85,7 @@ class PartBuffer:
     planned: PlannedPart
     options: WriteOptions
     memory: memoryview
+    frame: "FrameIndex | None" = None
     starts: list[int] = field(init=False)
     objects: list[PackedObject | None] = field(init=False)
     missing: int = field(init=False)
@@ -147,6 +169,109 @@ class PartBuffer:
                     known = replace(known, separator=1)
             objects.append(known)
         return PartBody(self, planned, memory[begin:end], crc.concatenate(pieces), tuple(objects))
+
+
+@dataclass(slots=True, eq=False)
+class FramedPart:
+    """A planned part that is compressed frame by frame, in any order.
+
+    :param planned: the whole part
+    :param frames: its frames as if they were parts, with the raw objects of each
+    :param done: the compressed frames; None until they are
+    """
+
+    planned: PlannedPart
+    codec: Codec
+    frames: list[PlannedPart] = field(init=False)
+    done: list["CompressedFrame | None"] = field(init=False)
+    missing: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.frames = list(split_into_frames(self.planned))
+        self.done = [None] * len(self.frames)
+        self.missing = len(self.frames)
+
+    def set_compressed(self, index: int, frame: "CompressedFrame") -> None:
+        """Note a compressed frame."""
+        self.done[index] = frame
+        self.missing -= 1
+
+    def body(self) -> PartBody:
+        """What to write, once no frame is missing."""
+        done = [frame for frame in self.done if frame is not None]
+        trailer = self.codec.trailer((len(frame.content), frame.size) for frame in done)
+        content = memoryview(b"".join((*(frame.content for frame in done), trailer)))
+        pieces = [(frame.crc64nvme, len(frame.content)) for frame in done]
+        self.done.clear()
+        return PartBody(
+            self,
+            self.planned,
+            content,
+            crc.concatenate([*pieces, (crc.crc64(trailer), len(trailer))]),
+            tuple(known for frame in done for known in frame.objects),
+            tuple(Frame(len(frame.objects), len(frame.content), frame.size) for frame in done),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class FrameIndex:
+    """Which frame of a part a buffer holds."""
+
+    part: FramedPart
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class CompressedFrame:
+    """A frame that was decompressed again and compared.
+
+    :param crc64nvme: of the frame
+    :param size: of its content, in bytes
+    :param objects: the raw objects in it
+    """
+
+    content: bytes
+    crc64nvme: int
+    size: int
+    objects: tuple[PackedObject, ...]
+
+
+def compress_frame(buffer: PartBuffer, codec: Codec) -> CompressedFrame:
+    """Compress a frame whose raw objects have all arrived, decompress it, and compare the content's CRC.
+
+    :raises ChangedBufferError: if the decompressed content is not what was received
+    """
+    (body,) = buffer.bodies()
+    frame = codec.compress(body.content)
+    try:
+        value = crc.crc64(codec.decompress(frame, len(body.content)))
+    except ValueError as error:
+        raise _damaged(buffer, str(error)) from None
+    if value != body.crc64nvme:
+        raise _damaged(buffer, f"its CRC64-NVME is {crc.to_hex(value)}, not {crc.to_hex(body.crc64nvme)}")
+    return CompressedFrame(frame, crc.crc64(frame), len(body.content), body.objects)
+
+
+def _damaged(buffer: PartBuffer, what: str) -> ChangedBufferError:
+    first, last = buffer.planned.objects[0].key, buffer.planned.objects[-1].key
+    return ChangedBufferError(
+        f"{buffer.planned.name}: a frame does not decompress to the bytes that were received ({what}). It was not "
+        f"written. If this happens again, the machine's memory or the compression library is faulty. The frame "
+        f"holds {first} to {last}."
+    )
+
+
+def split_into_frames(planned: PlannedPart) -> Iterator[PlannedPart]:
+    """The frames of a part, each as a part with some of its raw objects."""
+    members: list[ObjectInfo] = []
+    size = 0
+    for item in planned.objects:
+        if members and size + item.size > compression.FRAME_BYTES:
+            yield replace(planned, objects=tuple(members), size=size)
+            members, size = [], 0
+        members.append(item)
+        size += item.size
+    yield replace(planned, objects=tuple(members), size=size)
 
 
 def buffer_size(part: PlannedPart, options: WriteOptions) -> int:

@@ -267,6 +267,8 @@ class _Tally:
     objects: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
+    bytes_stored: int = 0
+    is_compressed: bool = False
     separators: int = 0
     damaged: list[str] = field(default_factory=list)
     parts_by_proof: Counter[str] = field(default_factory=Counter)
@@ -278,7 +280,9 @@ class _Tally:
         self.parts += 1
         self.objects += len(planned.objects)
         self.bytes_in += planned.size
-        self.bytes_out += packed.size
+        self.bytes_out += packed.content_size
+        self.bytes_stored += packed.size
+        self.is_compressed = self.is_compressed or bool(packed.frames)
         self.separators += packed.separators
         self.parts_by_proof[packed.proof or ""] += 1
         for item, done in zip(planned.objects, packed.objects, strict=True):
@@ -449,6 +453,7 @@ def _totals(
         measured=expected.measured,
         foreign=foreign,
         damaged=len(tally.damaged),
+        bytes_stored=tally.bytes_stored if tally.is_compressed else 0,
         groups=tuple(_group_totals(state, folder, group) for folder, group in proof.groups.items()),
     )
 
@@ -464,6 +469,7 @@ def _group_totals(state: HourState, folder: str, tally: _Tally) -> GroupTotals:
         parts=tally.parts,
         verified=tally.verified,
         damaged=len(tally.damaged),
+        bytes_stored=tally.bytes_stored if tally.is_compressed else 0,
     )
 
 

@@ -25,7 +25,14 @@ def locate(options: argparse.Namespace, answer: Answer) -> bool:
     if options.json:
         answer.json(_located(found))
     else:
-        answer.lines(f"{found.part}  offset {found.offset:,}  length {found.length:,}")
+        place = found.place
+        frame = place.frame
+        within = (
+            ""
+            if frame is None
+            else f"  in the {found.compression} frame at {place.frame_offset:,}, {frame.size:,} bytes"
+        )
+        answer.lines(f"{found.part}  offset {place.offset:,}  length {found.length:,}{within}")
         if not found.complete:
             tell(f"hour {format_hour(found.hour)} is not complete now: the part may be replaced at any time")
     return True
@@ -40,8 +47,11 @@ def _located(found: ObjectLocation) -> dict[str, Any]:
         "part": found.part.key.rpartition("/")[2],
         "part_url": f"{found.part}",
         "part_etag": found.part_etag,
-        "offset": found.offset,
+        "offset": found.place.offset,
         "length": found.length,
+        "compression": found.compression or None,
+        "frame_offset": found.place.frame_offset if found.place.frame else None,
+        "frame_length": found.place.frame.size if found.place.frame else None,
         "etag": found.etag,
         "crc64nvme": None if found.crc64nvme is None else crc.to_hex(found.crc64nvme),
         "checked": found.checked,
