@@ -1,10 +1,10 @@
-"""Finds damage in compressed objects by decompressing them, without keeping the content."""
+"""Decompresses compressed objects piece by piece, to find damage or to read their content."""
 
 import bz2
 import io
 import lzma
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 import lz4.frame
@@ -198,3 +198,141 @@ def _skippable_size(rest: memoryview) -> int:
     if len(rest) < 8 or size > len(rest):
         raise EOFError("it is cut off within a skippable frame")
     return size
+
+
+# -- reading the content -----------------------------------------------------------------------------------
+
+# The input of one step of zstd: each 4 bytes may become a block of 128 KiB, and all output comes at once.
+_ZSTD_STEP_BYTES = KIB
+_MAGIC_NUMBERS = (
+    (".gz", b"\x1f\x8b\x08"),
+    (".zst", b"\x28\xb5\x2f\xfd"),
+    (".bz2", b"BZh"),
+    (".xz", b"\xfd7zXZ\0"),
+    (".lz4", b"\x04\x22\x4d\x18"),
+)
+LONGEST_MAGIC_BYTES = 10
+"""How many bytes of an object :func:`encoding_of_content` needs."""
+
+
+class DamageError(ValueError):
+    """Compressed content that cannot be decompressed; the message says why."""
+
+
+def encoding_of_content(beginning: bytes) -> str:
+    """The encoding of an object by its first bytes: ``.gz``, ``.zst``, …; empty if it is none of these."""
+    for encoding, magic in _MAGIC_NUMBERS:
+        if beginning.startswith(magic):
+            # After "BZh", which text may begin with, come the block size and a block or the end.
+            is_bzip2 = beginning[4:10] in (b"1AY&SY", b"\x17\x72\x45\x38\x50\x90")
+            return encoding if encoding != ".bz2" or is_bzip2 else ""
+    is_skippable_frame = beginning[1:4] == b"\x2a\x4d\x18" and beginning[0] & 0xF0 == 0x50
+    return ".zst" if is_skippable_frame else ""
+
+
+class _Zstd:
+    def __init__(self) -> None:
+        self._decompressor = zstandard.ZstdDecompressor(max_window_size=_WINDOW_BYTES).decompressobj()
+        self._rest = memoryview(b"")
+
+    @property
+    def eof(self) -> bool:
+        return self._decompressor.eof
+
+    @property
+    def needs_input(self) -> bool:
+        return not self._rest
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._decompressor.unused_data + bytes(self._rest)
+
+    def decompress(self, data: bytes, max_length: int = -1) -> bytes:
+        """May return more than ``max_length``: what one step returns."""
+        rest = self._rest or memoryview(data)
+        output, size = [], 0
+        while rest and not self.eof and size < max_length:
+            output.append(self._decompressor.decompress(rest[:_ZSTD_STEP_BYTES]))
+            rest = rest[_ZSTD_STEP_BYTES:]
+            size += len(output[-1])
+        self._rest = rest
+        return b"".join(output)
+
+
+class _Input:
+    """The pieces of an object, as one sequence of bytes."""
+
+    def __init__(self, pieces: Iterable[bytes | memoryview]) -> None:
+        self._pieces = iter(pieces)
+        self._taken_back: list[memoryview] = []
+
+    def take(self, most: int) -> bytes:
+        """The next bytes; none at the end."""
+        rest = self._taken_back.pop() if self._taken_back else memoryview(b"")
+        while not rest:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return b""
+            rest = memoryview(piece)
+        if len(rest) > most:
+            self._taken_back.append(rest[most:])
+        return bytes(rest[:most])
+
+    def give_back(self, data: bytes) -> None:
+        """Take these bytes again next time."""
+        if data:
+            self._taken_back.append(memoryview(data))
+
+
+def decompress_pieces(encoding: str, pieces: Iterable[bytes | memoryview]) -> Iterator[bytes]:
+    """The content of a compressed object, in pieces of about 1 MiB.
+
+    All frames are decompressed, as :func:`find_damage` does. Content before damage is returned.
+
+    :param encoding: one of :data:`COMPRESSED_ENCODINGS`
+    :param pieces: the object's bytes
+    :raises DamageError: if the object is damaged or cut off, or a frame needs more than 128 MiB of memory or a
+        dictionary
+    """
+    source = _Input(pieces)
+    try:
+        while data := source.take(_FIRST_PIECE_BYTES):
+            if encoding in _PADDING and not data[0]:
+                _skip_padding(data, source, _PADDING[encoding])
+                return
+            yield from _decompress_frame(encoding, data, source)
+    except _ERRORS as error:
+        raise DamageError(str(error) or type(error).__name__) from error
+
+
+def _decompress_frame(encoding: str, data: bytes, source: _Input) -> Iterator[bytes]:
+    decompressor = _Zstd() if encoding == ".zst" else _DECOMPRESSORS[encoding]()
+    size = _FIRST_PIECE_BYTES
+    output = decompressor.decompress(data, _PIECE_BYTES)
+    while True:
+        if output:
+            yield output
+        if decompressor.eof:
+            break
+        needs_input = decompressor.needs_input
+        size = min(2 * size, _PIECE_BYTES)
+        data = source.take(size) if needs_input else b""
+        output = decompressor.decompress(data, _PIECE_BYTES)
+        if needs_input and not data and not output and not decompressor.eof:
+            raise EOFError(_CUT_OFF)
+    source.give_back(decompressor.unused_data)
+
+
+def _skip_padding(data: bytes, source: _Input, multiple: int) -> None:
+    """Read zeros to the end of the object.
+
+    :param data: the first of them
+    """
+    size = 0
+    while data:
+        size += len(data)
+        if data.strip(b"\0"):
+            raise ValueError("there is something else after its last stream")
+        data = source.take(_PIECE_BYTES)
+    if size % multiple:
+        raise ValueError(f"the padding after its last stream is not a multiple of {multiple} bytes")

@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
+from typing import Any
 
 from include.log_rollup import __version__
 from include.log_rollup.errors import (
@@ -13,7 +14,7 @@ from include.log_rollup.errors import (
     RollupError,
     TransientError,
 )
-from log_rollup_plugin.cli import arguments, detect, doctor, hours, objects
+from log_rollup_plugin.cli import arguments, detect, doctor, grep, hours, objects
 from log_rollup_plugin.cli.output import Answer, tell
 
 OK = 0
@@ -23,13 +24,14 @@ NO_ACCESS = 3
 INTERRUPTED = 130
 CLOSED_PIPE = 141
 
-Command = Callable[[argparse.Namespace, Answer], bool]
+Command = Callable[[argparse.Namespace, Answer], bool | int]
+"""Writes the answer; returns whether it is OK, or an exit code."""
 
 _EPILOG = """\
 exit codes:
   0  OK
-  1  the hour or object is wrong or missing, or a check of doctor failed
-  2  the command line, the streams file or the connection is wrong
+  1  the hour or object is wrong or missing, or a check of doctor failed; grep has found nothing
+  2  the command line, the streams file or the connection is wrong; grep could not search everything
   3  S3 refuses the request, or cannot be reached
   130, 141  interrupted by Ctrl-C; the reader of the output closed the pipe
 
@@ -61,12 +63,18 @@ def _run(options: argparse.Namespace, answer: Answer) -> int:
     try:
         # Airflow logs to stdout, which has to contain only the answer.
         with redirect_stdout(sys.stderr):
-            return OK if command(options, answer) else FAILED
+            code = command(options, answer)
+        if isinstance(code, bool):
+            return OK if code else FAILED
+        return code
     except RollupError as error:
         tell(f"log-rollup {options.name}: {error}")
         if options.json:
-            answer.json({"error": {"kind": type(error).__name__, "message": str(error)}})
-        return _exit_code(error)
+            document = {"error": {"kind": type(error).__name__, "message": str(error)}}
+            answer.json(document, in_one_line=command is grep.grep)
+        code = _exit_code(error)
+        # As of the command grep, 1 means that nothing was found.
+        return grep.INCOMPLETE if code == FAILED and command is grep.grep else code
 
 
 def _exit_code(error: RollupError) -> int:
@@ -87,11 +95,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="name")
 
-    def add(command: Command, stream: bool = True) -> argparse.ArgumentParser:
+    def add(
+        command: Command,
+        stream: bool = True,
+        json: str = "write one JSON document instead of text",
+        **how: Any,
+    ) -> argparse.ArgumentParser:
         about = (command.__doc__ or "").partition("\n")[0]
-        sub = commands.add_parser(command.__name__, help=about, description=about)
+        sub = commands.add_parser(command.__name__, help=about, description=about, **how)
         sub.set_defaults(command=command)
-        sub.add_argument("--json", action="store_true", help="write one JSON document instead of text")
+        sub.add_argument("--json", action="store_true", help=json)
         if stream:
             sub.add_argument("stream", metavar="STREAM", help="name of a stream")
         return sub
@@ -118,6 +131,10 @@ def _parser() -> argparse.ArgumentParser:
     cat.add_argument(
         "-o", "--output", metavar="FILE", help="write to a file, which is created only if the CRC is right"
     )
+    # -h is that of the command grep.
+    searching = add(grep.grep, False, "write a JSON object for each line instead of text", add_help=False)
+    searching.add_argument("--help", action="help", help="show this help message and exit")
+    grep.add_arguments(searching)
     plan = add(hours.plan)
     plan.add_argument("hour", metavar="HOUR", type=arguments.hour, help="like 2026-11-23T08")
     plan.add_argument("--dry-run", action="store_true", help="required, because only Airflow plans hours")

@@ -70,10 +70,9 @@ class Answer:
         # Not stream.buffer, which is unbuffered with PYTHONUNBUFFERED, so that its write() may write only a part.
         return os.fdopen(self._stream.fileno(), "wb", closefd=False)
 
-    def json(self, document: Mapping[str, Any]) -> None:
+    def json(self, document: Mapping[str, Any], in_one_line: bool = False) -> None:
         """Write one document in printable ASCII, which any terminal or pipe can pass on."""
-        # json does not escape DEL, which is a control character too.
-        self._stream.write(json.dumps(document, indent=2).replace("\x7f", "\\u007f") + "\n")
+        self._stream.write(json_text(document, None if in_one_line else 2) + "\n")
         self._stream.flush()
 
     def lines(self, *lines: str) -> None:
@@ -87,6 +86,12 @@ class Answer:
     def discard(self) -> None:
         """Drop all further output after the reader closed the pipe; Python would fail to flush it at exit."""
         os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+
+def json_text(document: Mapping[str, Any], indent: int | None = None) -> str:
+    """A document as JSON in printable ASCII."""
+    # json does not escape DEL, which is a control character too.
+    return json.dumps(document, indent=indent).replace("\x7f", "\\u007f")
 
 
 def tell(message: str) -> None:
