@@ -278,12 +278,15 @@ class _Grep:
 
     def _part_units(self, paths: HourPaths, manifest: ManifestReader) -> Iterator[_Unit]:
         objects = self._options.objects
+        if objects.takes_all:
+            yield _Unit(paths.hour, results=[Progress(planned=manifest.totals.bytes_in)])
         for planned, packed in manifest.parts():
             wanted = objects.indices(paths, planned)
-            if wanted:
-                size = sum(planned.objects[index].size for index in wanted)
-                part = (paths.part(planned.name), planned, packed)
-                yield _Unit(paths.hour, part, wanted, results=[Progress(planned=size)])
+            if not wanted:
+                continue
+            size = 0 if objects.takes_all else sum(planned.objects[index].size for index in wanted)
+            part = (paths.part(planned.name), planned, packed)
+            yield _Unit(paths.hour, part, wanted, results=[Progress(planned=size)])
 
     # -- searching -------------------------------------------------------------------------------------
 
