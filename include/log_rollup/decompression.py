@@ -232,7 +232,7 @@ def encoding_of_content(beginning: bytes) -> str:
 
 class _Zstd:
     def __init__(self) -> None:
-        self._decompressor = zstandard.ZstdDecompressor(max_window_size=_WINDOW_BYTES).decompressobj()
+        self._decompressor = zstandard.ZstdDecompressor(max_window_size=WINDOW_BYTES).decompressobj()
         self._rest = memoryview(b"")
 
     @property

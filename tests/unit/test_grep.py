@@ -177,11 +177,34 @@ def test_large_part_is_read_in_several_requests(size: int, monkeypatch: pytest.M
     assert lines(search(complete())) == ERRORS
 
 
-def test_part_of_another_kind_is_read_through_its_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("include.log_rollup.queries.grep._holds_raw_bytes", lambda *_: False)
-    store = complete()
-    assert lines(search(store)) == ERRORS
-    assert list(counts(search(store, match=["web-*"]))) == ["web-e.log"]
+@pytest.mark.parametrize("compression", ["zstd", "gzip"])
+def test_compressed_parts_are_searched_by_frames(compression: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("include.log_rollup.compression.FRAME_BYTES", 100)
+    monkeypatch.setattr("include.log_rollup.queries.grep._NEAR_BYTES", 0)
+    stream = make_stream(compression=compression, part_size=10_000, shard_size=20_000)
+    store = complete(
+        OBJECTS | {f"web-{number}.log": b"%d error %090d\n" % (number, 0) for number in range(9)}, stream
+    )
+    results = search(store, "error", stream=stream, match=["web-e.log"])
+    assert lines(results) == [ERRORS[-1]]
+    (request,) = (operation for operation in store.log if operation.kind == "RANGE")
+    part = store.body(part_key(store, 0))
+    assert int(request.detail.partition("+")[2]) < len(part) // 2
+    assert [row for row in lines(search(store, stream=stream)) if row[0] in OBJECTS] == ERRORS
+    store.log.clear()
+    assert len(lines(search(store, stream=stream, match=["web-3.*", "web-7.*"]))) == 2
+    assert sum(operation.kind == "RANGE" for operation in store.log) == 2
+
+
+def test_damaged_frame_is_noted_and_others_are_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("include.log_rollup.compression.FRAME_BYTES", 100)
+    stream = make_stream(compression="zstd", part_size=10_000, shard_size=20_000)
+    store = complete(OBJECTS, stream)
+    store.corrupt(part_key(store, 0), keep_etag=True)
+    results = search(store, stream=stream)
+    ((kind, name, text),) = notes(results)
+    assert (kind, name[:10]) == ("unread", "part-00000")
+    assert "the frame cannot be decompressed" in text
 
 
 def test_hours_are_searched_in_their_order() -> None:

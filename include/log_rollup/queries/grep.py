@@ -1,7 +1,7 @@
 """Searches the lines of the raw objects of some hours, mostly in their parts: a few requests for each hour."""
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Container, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -17,13 +17,13 @@ from include.log_rollup.decompression import (
     decompress_pieces,
     encoding_of_content,
 )
-from include.log_rollup.errors import InputChangedError, NotFoundError, UnreadableRecordError
+from include.log_rollup.errors import InputChangedError, NotFoundError, ProofError, UnreadableRecordError
 from include.log_rollup.hour.manifest import ManifestReader
-from include.log_rollup.hour.parts import read_pieces, read_runs, spans
+from include.log_rollup.hour.parts import decompress_frame, places, read_runs
 from include.log_rollup.hour.paths import HourPaths
 from include.log_rollup.hour.plan import PlannedPart
 from include.log_rollup.hour.reader import HourReader
-from include.log_rollup.hour.records import PackedPart
+from include.log_rollup.hour.records import Frame, PackedPart
 from include.log_rollup.hour.selection import NOT_JOINABLE, OPAQUE, encoding_of, select
 from include.log_rollup.parallel import stream_in_parallel
 from include.log_rollup.queries.line_pattern import LinePattern
@@ -324,6 +324,8 @@ class _Grep:
                             return
         except (NotFoundError, InputChangedError):
             yield Note(NoteKind.UNREAD, hour, "it was overwritten or removed while it was read", name)
+        except ProofError as error:
+            yield Note(NoteKind.UNREAD, hour, str(error), name)
 
     def _search_object(self, hour: datetime, key: str, bodies: Iterator[memoryview]) -> Iterator[Result]:
         read = _Counter(bodies)
@@ -408,45 +410,54 @@ def _read_objects(
 
     :raises NotFoundError: if the part is gone
     :raises InputChangedError: if the part was overwritten since it was packed
+    :raises ProofError: if a frame of it cannot be decompressed
     """
-    if not _holds_raw_bytes(planned, packed):
-        chosen = set(wanted)
-        for _, pieces in read_pieces(store, source, planned, packed):
-            for piece in pieces:
-                if piece.index in chosen:
-                    yield piece.index, piece.body
+    if packed.frames:
+        yield from _read_from_frames(store, source, planned, packed, frozenset(wanted))
         return
-    where = spans(planned, packed)
-    batch: list[int] = []
-    for index in wanted:
-        start, end = where[index]
-        if batch and (start - where[batch[-1]][1] > _NEAR_BYTES or end - where[batch[0]][0] > _REQUEST_BYTES):
-            yield from _read_batch(store, source, packed.etag, where, batch)
-            batch = []
-        if start < end:
-            batch.append(index)
-    if batch:
-        yield from _read_batch(store, source, packed.etag, where, batch)
+    starts = [place.offset for place in places(planned, packed)]
+    # An empty object has no lines.
+    spans = [(starts[index], starts[index] + planned.objects[index].size, index) for index in wanted]
+    for batch in _batches([span for span in spans if span[0] < span[1]]):
+        first, last = batch[0][0], batch[-1][1]
+        for position in range(first, last, _REQUEST_BYTES):
+            length = min(_REQUEST_BYTES, last - position)
+            view = memoryview(store.read_range(source, packed.etag, position, length))
+            for start, end, index in batch:
+                if start < position + length and end > position:
+                    yield index, view[max(start - position, 0) : end - position]
 
 
-def _holds_raw_bytes(planned: PlannedPart, packed: PackedPart) -> bool:
-    """Whether the part is its raw objects end to end, so that their offsets in it are known."""
-    has_own_ending = planned.name.endswith(f".log{planned.encoding}")
-    return has_own_ending and packed.size == planned.size + packed.separators
-
-
-def _read_batch(
-    store: ObjectStore, source: Location, etag: str, where: Sequence[tuple[int, int]], batch: Sequence[int]
+def _read_from_frames(
+    store: ObjectStore, source: Location, planned: PlannedPart, packed: PackedPart, wanted: Container[int]
 ) -> Iterator[tuple[int, memoryview]]:
-    """The bytes of objects that are near to each other; a request reads up to 32 MiB.
+    """The same for a part that is compressed: reads the frames of these objects."""
+    members: dict[int, list[tuple[int, int]]] = {}
+    frames: dict[int, Frame] = {}
+    for index, place in enumerate(places(planned, packed)):
+        if place.frame is not None and index in wanted and planned.objects[index].size:
+            frames[place.frame_offset] = place.frame
+            members.setdefault(place.frame_offset, []).append((index, place.offset))
+    for batch in _batches([(start, start + frame.size, start) for start, frame in frames.items()]):
+        first, last = batch[0][0], batch[-1][1]
+        view = memoryview(store.read_range(source, packed.etag, first, last - first))
+        for start, end, _ in batch:
+            body = view[start - first : end - first]
+            content = memoryview(decompress_frame(source, planned.compression, body, frames[start].content))
+            for index, offset in members[start]:
+                yield index, content[offset : offset + planned.objects[index].size]
 
-    :param where: begin and end of each object of the part
+
+def _batches(spans: Iterable[tuple[int, int, int]]) -> Iterator[list[tuple[int, int, int]]]:
+    """Join ranges of a part that are near to each other, up to the size of a request.
+
+    :param spans: begin and end of each range, and anything else
     """
-    first, last = where[batch[0]][0], where[batch[-1]][1]
-    for position in range(first, last, _REQUEST_BYTES):
-        length = min(_REQUEST_BYTES, last - position)
-        view = memoryview(store.read_range(source, etag, position, length))
-        for index in batch:
-            start, end = where[index]
-            if start < position + length and end > position:
-                yield index, view[max(start - position, 0) : end - position]
+    batch: list[tuple[int, int, int]] = []
+    for span in spans:
+        if batch and (span[0] - batch[-1][1] > _NEAR_BYTES or span[1] - batch[0][0] > _REQUEST_BYTES):
+            yield batch
+            batch = []
+        batch.append(span)
+    if batch:
+        yield batch
