@@ -61,6 +61,10 @@ class SupersededError(PermanentError):
     """Another run has taken over the hour, or the plan no longer exists."""
 
 
+class TargetConflictError(PermanentError):
+    """Other content exists where objects are to be restored, and overwriting it was not requested."""
+
+
 class ResourceLimitError(PermanentError):
     """A limit of the machine, such as the number of open files, is too low for the task."""
 

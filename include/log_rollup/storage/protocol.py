@@ -406,6 +406,16 @@ class ObjectStore(Protocol):
         """Abort a multipart upload; one that does not exist counts as aborted."""
 
 
+class UploadStore(ObjectStore, Protocol):
+    """A store that also sends the parts of a multipart upload without a transfer."""
+
+    def write_range(self, target: Location, upload_id: str, number: int, body: bytes) -> str:
+        """Write one part of a multipart upload (UploadPart); returns its ETag.
+
+        :param number: of the part, from 1
+        """
+
+
 class SampledStore(Protocol):
     """The requests with which a sample of a bucket is read. May raise the errors of this package."""
 

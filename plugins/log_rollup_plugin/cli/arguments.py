@@ -2,14 +2,16 @@
 
 import argparse
 import re
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 
 from include.log_rollup.errors import ConfigurationError
-from include.log_rollup.hour.layout import check_hour, floor_hour
+from include.log_rollup.hour.layout import check_hour, floor_hour, hours_between
 from include.log_rollup.streams import Stream, load_streams, streams_path
 
 MAX_NAMED_STREAMS = 20
 """The most streams that an error message lists."""
+MAX_HOURS = 10_000
+"""The most hours of a range: more than a year. A longer one has a wrong year."""
 _FOLDER = re.compile(r"([0-9]{8})/([0-9]{2})/?")
 _URL = re.compile(r"s3://([^/]+)/(.+)", re.DOTALL)
 
@@ -63,6 +65,27 @@ def hour(text: str) -> datetime:
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return floor_hour(instant if instant.tzinfo else instant.replace(tzinfo=UTC))
+
+
+def hours(text: str) -> list[datetime]:
+    """Parse a UTC hour, or a range of hours with its first and last one: ``2026-11-23T08..2026-11-23T10``."""
+    first, dots, last = text.partition("..")
+    begin = hour(first)
+    end = hour(last) if dots else begin
+    if end < begin:
+        raise argparse.ArgumentTypeError(f"{text!r} ends before it begins")
+    number = (end - begin) // timedelta(hours=1) + 1
+    if number > MAX_HOURS:
+        raise argparse.ArgumentTypeError(f"{text!r} has {number:,} hours; give at most {MAX_HOURS:,}")
+    return hours_between(begin, end + timedelta(hours=1))
+
+
+def group(text: str) -> tuple[str, str]:
+    """Parse the name and the value of a capture: ``service=web``."""
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a group; write it like service=web")
+    return name, value
 
 
 def key_of(stream: Stream, text: str) -> str:

@@ -14,7 +14,7 @@ from include.log_rollup.errors import (
     RollupError,
     TransientError,
 )
-from log_rollup_plugin.cli import arguments, detect, doctor, grep, hours, objects
+from log_rollup_plugin.cli import arguments, detect, doctor, grep, hours, objects, restore
 from log_rollup_plugin.cli.output import Answer, tell
 
 OK = 0
@@ -35,9 +35,10 @@ exit codes:
   3  S3 refuses the request, or cannot be reached
   130, 141  interrupted by Ctrl-C; the reader of the output closed the pipe
 
-Times are UTC. Write an hour as 2026-11-23T08 or, as in the bucket, 20261123/08. Only doctor writes into a bucket:
-small objects below the stream's _rollup/, which it removes. Streams and connections are found as in Airflow's own
-processes: LOG_ROLLUP_STREAMS, AIRFLOW_CONN_..., secrets backends, the metadata database.
+Times are UTC. Write an hour as 2026-11-23T08 or, as in the bucket, 20261123/08. Only two commands write into a
+bucket: restore, if you name one, and doctor: small objects below the stream's _rollup/, which it removes.
+Streams and connections are found as in Airflow's own processes: LOG_ROLLUP_STREAMS, AIRFLOW_CONN_..., secrets
+backends, the metadata database.
 """
 
 
@@ -135,6 +136,39 @@ def _parser() -> argparse.ArgumentParser:
     searching = add(grep.grep, False, "write a JSON object for each line instead of text", add_help=False)
     searching.add_argument("--help", action="help", help="show this help message and exit")
     grep.add_arguments(searching)
+    restored = add(restore.restore)
+    restored.add_argument(
+        "hours",
+        metavar="HOUR[..HOUR]",
+        type=arguments.hours,
+        help="like 2026-11-23T08, or 2026-11-23T08..2026-11-23T10 for three hours",
+    )
+    restored.add_argument(
+        "--to",
+        metavar="TARGET",
+        required=True,
+        help="s3://bucket/prefix/, a directory, a .tar file, or - for the objects' bytes on stdout",
+    )
+    restored.add_argument(
+        "--match",
+        metavar="GLOB",
+        action="append",
+        default=[],
+        help="restore only objects whose name below the hour matches, like '*.gz'; may be repeated",
+    )
+    restored.add_argument(
+        "--group",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        type=arguments.group,
+        help="restore only this group, like service=web; may be repeated",
+    )
+    restored.add_argument("--dry-run", action="store_true", help="show what would be read, and stop")
+    restored.add_argument("--overwrite", action="store_true", help="replace what differs in the target")
+    restored.add_argument(
+        "--incomplete", action="store_true", help="restore hours that are not complete, by their manifest"
+    )
     plan = add(hours.plan)
     plan.add_argument("hour", metavar="HOUR", type=arguments.hour, help="like 2026-11-23T08")
     plan.add_argument("--dry-run", action="store_true", help="required, because only Airflow plans hours")

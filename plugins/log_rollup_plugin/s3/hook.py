@@ -493,6 +493,27 @@ class PooledS3Hook(S3Hook):
                 self._checksums.on_write = False
         return str(response["UploadId"])
 
+    def write_range(self, target: Location, upload_id: str, number: int, body: bytes) -> str:
+        """Write one part of a multipart upload; returns its ETag.
+
+        :param upload_id: of an upload that began with ``with_crc``, which finds out whether CRCs are accepted
+        """
+        checksum = (
+            {"ChecksumCRC64NVME": crc.to_header(crc.crc64(body))}
+            if self._checksums.on_write
+            else {"ContentMD5": content_md5(body)}
+        )
+        with translated("PUT", target):
+            response = self.client.upload_part(
+                Bucket=target.bucket,
+                Key=target.key,
+                UploadId=upload_id,
+                PartNumber=number,
+                Body=body,
+                **checksum,
+            )
+        return str(response["ETag"]).strip('"')
+
     def finish_upload(
         self, target: Location, upload_id: str, etags: Sequence[str], crc64nvme: int | None = None
     ) -> None:

@@ -40,6 +40,10 @@ class TwoHooks(TwoStores):
         """The ``meta`` of the boto3 client for a location: endpoint, region, partition."""
         return (self._source_hook if location.is_raw else self._target_hook).meta(location)
 
+    def write_range(self, target: Location, upload_id: str, number: int, body: bytes) -> str:
+        """Write one part of a multipart upload to the target; returns its ETag."""
+        return self._target_hook.write_range(target, upload_id, number, body)
+
     def _open(self, read_bucket: str, write_bucket: str) -> SocketTransfer:
         """One transfer to both endpoints, within one cap."""
         connections = connections_left(self.max_connections, 2, self.control_connections)

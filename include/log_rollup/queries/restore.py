@@ -1,0 +1,618 @@
+"""Restores raw objects from the parts of hours: first the plan, which reads only, then the objects themselves.
+
+Every object is compared with its CRC in the manifest, and with its ETag where that was seen to be an MD5, before
+it appears in the target. An object whose bytes are wrong is named in the result, and the others are restored.
+"""
+
+import hashlib
+import threading
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import Enum
+from itertools import islice
+from typing import TypeVar
+
+from include.log_rollup import crc
+from include.log_rollup.errors import InputChangedError, NotFoundError, ProofError, UnreadableRecordError
+from include.log_rollup.hour.manifest import ManifestReader
+from include.log_rollup.hour.parts import Piece
+from include.log_rollup.hour.paths import HourPaths
+from include.log_rollup.hour.plan import PlannedPart
+from include.log_rollup.hour.reader import HourReader
+from include.log_rollup.hour.records import READ_BY_ETAG, PackedPart
+from include.log_rollup.parallel import in_parallel
+from include.log_rollup.queries.batches import BATCH_BYTES, Batch, plan_batches, read_batch
+from include.log_rollup.queries.object_filter import ObjectFilter
+from include.log_rollup.queries.restore_targets import (
+    Presence,
+    RestoredObject,
+    Target,
+    UnusableNameError,
+    Writer,
+)
+from include.log_rollup.storage.protocol import ObjectStore
+from include.log_rollup.streams import Stream
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+ProgressCallback = Callable[[int, int], None]
+"""Called with the number of bytes of objects that are done, and the total; from several threads, one at a time."""
+
+FEW = 20
+"""Number of objects that a plan names of those that would be overwritten."""
+MAX_OPEN_BATCHES = 8
+"""The most batches that are held in memory until all their objects come in key order; 64 MiB."""
+
+
+class HourState(Enum):
+    """Whether an hour can be restored."""
+
+    COMPLETE = "complete"
+    INCOMPLETE = "incomplete"
+    NO_MANIFEST = "no-manifest"
+    UNREADABLE = "unreadable"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A raw object that was not restored.
+
+    :param part: name of its part
+    """
+
+    hour: datetime
+    key: str
+    part: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class HourPlan:
+    """What is restored of an hour; sizes in bytes.
+
+    :param problem: why nothing of the hour is restored; empty if it is
+    :param in_manifest: number of raw objects in the manifest
+    :param objects: number of chosen raw objects
+    :param size: of the chosen raw objects
+    :param present: how many of them the target has already
+    :param present_size: their size
+    :param different: how many others the target has with other content
+    :param first_different: the keys of the first of these
+    :param failures: raw objects for which the target cannot have a name
+    :param indices: which raw objects of each part are restored, by name of the part
+    :param gets: number of ranged GETs that read them
+    :param read_bytes: number of bytes of parts that these read
+    :param example: name of a raw object of the hour, for messages; empty if it has none
+    """
+
+    hour: datetime
+    state: HourState
+    problem: str = ""
+    plan_id: str = ""
+    in_manifest: int = 0
+    objects: int = 0
+    size: int = 0
+    present: int = 0
+    present_size: int = 0
+    different: int = 0
+    first_different: Sequence[str] = ()
+    failures: Sequence[Failure] = ()
+    indices: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    gets: int = 0
+    read_bytes: int = 0
+    example: str = ""
+
+    @property
+    def to_restore(self) -> int:
+        """Number of objects to restore."""
+        return sum(map(len, self.indices.values()))
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """The result: how much was restored, and which objects were not; the size is in bytes."""
+
+    objects: int
+    size: int
+    failures: Sequence[Failure]
+
+
+def plan_restore(
+    store: ObjectStore,
+    stream: Stream,
+    hours: Sequence[datetime],
+    chosen: ObjectFilter,
+    target: Target,
+    *,
+    incomplete: bool = False,
+) -> list[HourPlan]:
+    """Plan the restore of some hours from their manifests, reading only. The plan of an object has 4 bytes.
+
+    :param incomplete: whether to restore hours that have a manifest, but are not complete
+    :raises RollupError: as the store raises
+    """
+    planner = _Planner(store, stream, chosen, target, incomplete)
+    return list(in_parallel(store.control_connections, "log-rollup-restore", planner.plan, hours))
+
+
+class _Planner:
+    """Plans one hour at a time; may be used from several threads."""
+
+    def __init__(
+        self, store: ObjectStore, stream: Stream, chosen: ObjectFilter, target: Target, incomplete: bool
+    ) -> None:
+        self._store = store
+        self._stream = stream
+        self._chosen = chosen
+        self._target = target
+        self._incomplete = incomplete
+
+    def plan(self, hour: datetime) -> HourPlan:
+        """The plan of an hour."""
+        reader = HourReader(self._store, self._stream, hour)
+        try:
+            manifest = reader.manifest()
+            if manifest is None:
+                problem = f"there is no {reader.paths.manifest}"
+                return HourPlan(hour, HourState.NO_MANIFEST, problem)
+            marker = reader.marker()
+            is_complete = marker is not None and marker.is_of(manifest.totals.plan_id)
+            state = HourState.COMPLETE if is_complete else HourState.INCOMPLETE
+            if not is_complete and not self._incomplete:
+                return HourPlan(hour, state, f"there is no {reader.paths.marker} of its manifest's plan")
+            return self._plan_objects(reader.paths, manifest, state)
+        except UnreadableRecordError as error:
+            return HourPlan(hour, HourState.UNREADABLE, f"{error}")
+
+    def _plan_objects(self, paths: HourPaths, manifest: ManifestReader, state: HourState) -> HourPlan:
+        """Choose objects, and compare them with those of the target."""
+        parts: list[tuple[PlannedPart, PackedPart, list[int]]] = []
+        objects: list[RestoredObject] = []
+        failures: list[Failure] = []
+        example = ""
+        for planned, packed in manifest.parts():
+            example = example or next((paths.name_of(item.key) for item in planned.objects), "")
+            wanted = []
+            for index in self._chosen.indices(paths, planned):
+                item = restored_object(self._stream, paths.hour, planned, packed, index)
+                if problem := self._target.name_problem(item.name):
+                    failures.append(Failure(paths.hour, item.key, planned.name, problem))
+                    continue
+                wanted.append(index)
+                objects.append(item)
+            if wanted:
+                parts.append((planned, packed, wanted))
+        presence = self._target.compare(objects)
+        different = [
+            item.key for item, found in zip(objects, presence, strict=True) if found is Presence.DIFFERENT
+        ]
+        same = [item.size for item, found in zip(objects, presence, strict=True) if found is Presence.SAME]
+        missing = iter(presence)
+        indices: dict[str, Sequence[int]] = {}
+        chosen_parts = []
+        for planned, packed, wanted in parts:
+            left = [index for index in wanted if next(missing) is not Presence.SAME]
+            if left:
+                indices[planned.name] = array("I", left)
+                chosen_parts.append((planned, packed, left))
+        batches = list(_batches(chosen_parts, self._target.is_ordered))
+        return HourPlan(
+            hour=paths.hour,
+            state=state,
+            plan_id=manifest.totals.plan_id,
+            in_manifest=manifest.totals.objects,
+            objects=len(objects) + len(failures),
+            size=sum(item.size for item in objects),
+            present=len(same),
+            present_size=sum(same),
+            different=len(different),
+            first_different=different[:FEW],
+            failures=failures,
+            indices=indices,
+            gets=sum(batch.gets for _, batch in batches),
+            read_bytes=sum(batch.end - batch.start for _, batch in batches),
+            example=example,
+        )
+
+
+def restored_object(
+    stream: Stream, hour: datetime, planned: PlannedPart, packed: PackedPart, index: int
+) -> RestoredObject:
+    """A raw object of a part, with its name below the literal beginning of the stream's raw template."""
+    item, done = planned.objects[index], packed.objects[index]
+    return RestoredObject(
+        item.key,
+        item.key.removeprefix(stream.raw.root.key),
+        hour,
+        item.size,
+        item.etag,
+        done.crc64nvme,
+        done.checked == READ_BY_ETAG,
+    )
+
+
+_ChosenPart = tuple[PlannedPart, PackedPart, Sequence[int]]
+
+
+def _batches(parts: Sequence[_ChosenPart], is_ordered: bool) -> Iterator[tuple[_ChosenPart, Batch]]:
+    """The batches of an hour, in the order of the parts or in the order in which key order needs them."""
+    if is_ordered:
+        yield from _ordered_batches(parts)
+        return
+    for part in parts:
+        for batch in plan_batches(*part):
+            yield part, batch
+
+
+def in_key_order(parts: Sequence[_ChosenPart]) -> list[tuple[int, int]]:
+    """The place of the part and the index of each object that is not empty, in the order of the keys."""
+    places = [
+        (place, index)
+        for place, (planned, _, wanted) in enumerate(parts)
+        for index in wanted
+        if planned.objects[index].size
+    ]
+    places.sort(key=lambda at: parts[at[0]][0].objects[at[1]].key)
+    return places
+
+
+def _ordered_batches(parts: Sequence[_ChosenPart]) -> Iterator[tuple[_ChosenPart, Batch]]:
+    """Batches such that each holds the next object in key order that no batch before it holds.
+
+    Parts of different encodings or groups alternate in key order. A batch reads ahead in its part, but while
+    :data:`MAX_OPEN_BATCHES` of them have objects that are not due yet, only up to where another part comes next.
+    """
+    order = in_key_order(parts)
+    rest = [[index for index in wanted if planned.objects[index].size] for planned, _, wanted in parts]
+    first = [0] * len(parts)
+    batch_of: dict[tuple[int, int], int] = {}
+    left: dict[int, int] = {}
+    for number, (place, index) in enumerate(order):
+        if (place, index) not in batch_of:
+            if len(left) < MAX_OPEN_BATCHES:
+                ahead = [one for one in rest[place][first[place] :] if (place, one) not in batch_of]
+                ahead = ahead[ahead.index(index) :]
+            else:
+                ahead = list(_consecutive(order, number, batch_of))
+            planned, packed, _ = parts[place]
+            batch = next(plan_batches(planned, packed, ahead))
+            left[number] = len(batch.indices)
+            batch_of.update(((place, one), number) for one in batch.indices)
+            yield parts[place], batch
+        opened = batch_of.pop((place, index))
+        left[opened] -= 1
+        if not left[opened]:
+            del left[opened]
+        while first[place] < len(rest[place]) and rest[place][first[place]] <= index:
+            first[place] += 1
+
+
+def _consecutive(
+    order: Sequence[tuple[int, int]], number: int, batch_of: Mapping[tuple[int, int], int]
+) -> Iterator[int]:
+    """The indices of the objects of one part that follow each other both in key order and in the part."""
+    place, last = order[number][0], -1
+    for at in islice(order, number, None):
+        if at[0] != place or at[1] <= last or at in batch_of:
+            return
+        last = at[1]
+        yield last
+
+
+def restore(
+    store: ObjectStore,
+    stream: Stream,
+    plans: Iterable[HourPlan],
+    target: Target,
+    on_progress: ProgressCallback | None = None,
+) -> Restored:
+    """Restore what was planned to a target that was entered.
+
+    Parts are read in parallel over the store's control connections, each in runs of up to 8 MiB.
+
+    :raises ConfigurationError: if the target cannot be written to
+    :raises RollupError: as the store raises
+    """
+    plans = list(plans)
+    total = sum(plan.size - plan.present_size for plan in plans)
+    return _Restore(store, stream, target, total, on_progress).run(plans)
+
+
+class _Restore:
+    """Restores batches, on as many threads as the store has control connections."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        stream: Stream,
+        target: Target,
+        total: int,
+        on_progress: ProgressCallback | None,
+    ) -> None:
+        self._store = store
+        self._stream = stream
+        self._target = target
+        self._total = total
+        self._on_progress = on_progress
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
+        self._objects = self._size = self._done = 0
+        self._failures: list[Failure] = []
+
+    def run(self, plans: Sequence[HourPlan]) -> Restored:
+        for plan in plans:
+            self._failures.extend(plan.failures)
+        workers = self._store.control_connections
+        with ThreadPoolExecutor(workers, "log-rollup-restore") as threads:
+            try:
+                if self._target.is_ordered:
+                    for plan in plans:
+                        self._write_in_order(threads, workers, plan)
+                else:
+                    _run_all(threads, 2 * workers, self._restore, self._jobs(plans))
+            except BaseException:
+                # Don't wait for the other threads to finish their batches, which may have gigabytes.
+                self._stopped.set()
+                threads.shutdown(cancel_futures=True)
+                raise
+        return Restored(self._objects, self._size, self._failures)
+
+    def _jobs(self, plans: Sequence[HourPlan]) -> Iterator["_Job"]:
+        for plan in plans:
+            for paths, part in self._parts(plan):
+                planned, packed, wanted = part
+                empty = [index for index in wanted if not planned.objects[index].size]
+                if empty:
+                    yield _Job(paths, planned, packed, Batch(empty, 0, 0))
+                for batch in plan_batches(planned, packed, wanted):
+                    yield _Job(paths, planned, packed, batch)
+
+    def _parts(self, plan: HourPlan) -> Iterator[tuple[HourPaths, _ChosenPart]]:
+        """The parts of an hour with the objects that were planned, from its manifest."""
+        if not plan.indices:
+            return
+        reader = HourReader(self._store, self._stream, plan.hour)
+        manifest = reader.manifest()
+        if manifest is None or manifest.totals.plan_id != plan.plan_id:
+            raise reader.superseded(
+                "a run has replaced the manifest since the restore was planned", "start the command again"
+            )
+        for planned, packed in manifest.parts():
+            wanted = plan.indices.get(planned.name)
+            if wanted:
+                yield reader.paths, (planned, packed, wanted)
+
+    # -- objects in any order ---------------------------------------------------------------------------
+
+    def _restore(self, job: "_Job") -> None:
+        """Read a batch and write its objects to the target."""
+        for item, outcome in self._read(job, self._target.begin):
+            if isinstance(outcome, str):
+                self._fail(job, item, outcome)
+                continue
+            try:
+                if outcome is not None:
+                    self._target.write(item, outcome)
+            except UnusableNameError as error:
+                self._fail(job, item, f"{error}")
+            else:
+                self._count(item)
+
+    def _read(
+        self, job: "_Job", begin: Callable[[RestoredObject], Writer]
+    ) -> Iterator[tuple[RestoredObject, memoryview | str | None]]:
+        """The objects of a batch: their right bytes, None after they were written in pieces, or what is wrong."""
+        left = dict.fromkeys(job.batch.indices)
+        incoming: _Incoming | None = None
+        try:
+            for piece in self._pieces(job):
+                if self._stopped.is_set():
+                    return
+                item = job.object(self._stream, piece.index)
+                if len(piece.body) == item.size:
+                    del left[piece.index]
+                    yield item, _content_problem(item, piece.body) or piece.body
+                    continue
+                if incoming is None:
+                    incoming = _Incoming(item, begin)
+                incoming.add(piece.body)
+                if piece.offset + len(piece.body) == item.size:
+                    del left[piece.index]
+                    problem, incoming = incoming.finish(), None
+                    yield item, problem
+        except (NotFoundError, InputChangedError) as error:
+            reason = f"{error}: the part is gone or was replaced"
+        except ProofError as error:
+            reason = f"{error}"
+        else:
+            reason = "the part has no bytes of it"
+        finally:
+            if incoming is not None:
+                incoming.discard()
+        for index in left:
+            yield job.object(self._stream, index), reason
+
+    def _pieces(self, job: "_Job") -> Iterator[Piece]:
+        if job.batch.end == job.batch.start:
+            return iter([Piece(index, 0, memoryview(b"")) for index in job.batch.indices])
+        return read_batch(self._store, job.paths.part(job.planned.name), job.planned, job.packed, job.batch)
+
+    # -- objects in key order ---------------------------------------------------------------------------
+
+    def _write_in_order(self, threads: ThreadPoolExecutor, workers: int, plan: HourPlan) -> None:
+        """Write an hour's objects in key order, while the next batches are read."""
+        found = list(self._parts(plan))
+        if not found:
+            return
+        paths, parts = found[0][0], [part for _, part in found]
+        for planned, packed, wanted in parts:
+            for index in wanted:
+                if not planned.objects[index].size:
+                    self._count(_Job(paths, planned, packed, Batch((), 0, 0)).object(self._stream, index))
+        jobs = (_Job(paths, part[0], part[1], batch) for part, batch in _ordered_batches(parts))
+        answers = _in_order(threads, workers, self._held, jobs)
+        held: dict[tuple[str, int], bytes | str | _Job] = {}
+        for place, index in in_key_order(parts):
+            at = parts[place][0].name, index
+            while at not in held:
+                held.update(next(answers))
+            self._write_next(_Job(paths, *parts[place][:2], Batch((index,), 0, 0)), index, held.pop(at))
+
+    def _held(self, job: "_Job") -> dict[tuple[str, int], "bytes | str | _Job"]:
+        """Read a batch into memory; the job itself for an object that is too large for it."""
+        if job.batch.end - job.batch.start > BATCH_BYTES and len(job.batch.indices) == 1:
+            return {(job.planned.name, job.batch.indices[0]): job}
+        index_of = {job.planned.objects[index].key: index for index in job.batch.indices}
+        return {
+            (job.planned.name, index_of[item.key]): outcome
+            if isinstance(outcome, str)
+            else bytes(outcome or b"")
+            for item, outcome in self._read(job, self._target.begin)
+        }
+
+    def _write_next(self, job: "_Job", index: int, held: "bytes | str | _Job") -> None:
+        item = job.object(self._stream, index)
+        if isinstance(held, bytes):
+            self._target.write(item, held)
+            self._count(item)
+        elif isinstance(held, str):
+            self._fail(job, item, held)
+        else:
+            for _, outcome in self._read(held, self._target.begin):
+                if isinstance(outcome, str):
+                    self._fail(job, item, f"{outcome}; bytes of it are in the output")
+                    continue
+                if outcome is not None:
+                    self._target.write(item, outcome)
+                self._count(item)
+
+    # -- results ----------------------------------------------------------------------------------------
+
+    def _count(self, item: RestoredObject) -> None:
+        with self._lock:
+            self._objects += 1
+            self._size += item.size
+            self._advance(item)
+
+    def _fail(self, job: "_Job", item: RestoredObject, reason: str) -> None:
+        with self._lock:
+            self._failures.append(Failure(item.hour, item.key, job.planned.name, reason))
+            self._advance(item)
+
+    def _advance(self, item: RestoredObject) -> None:
+        self._done += item.size
+        if self._on_progress:
+            self._on_progress(self._done, self._total)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A batch of a part of an hour."""
+
+    paths: HourPaths
+    planned: PlannedPart
+    packed: PackedPart
+    batch: Batch
+
+    def object(self, stream: Stream, index: int) -> RestoredObject:
+        """A raw object of the part."""
+        return restored_object(stream, self.paths.hour, self.planned, self.packed, index)
+
+
+class _Incoming:
+    """An object that comes in several pieces: held in memory up to the size of a batch, else written at once."""
+
+    def __init__(self, item: RestoredObject, begin: Callable[[RestoredObject], Writer]) -> None:
+        self._item = item
+        self._crc = 0
+        self._md5 = hashlib.md5(usedforsecurity=False) if item.etag_is_md5 else None
+        self._problem: str | None = None
+        self._writer: Writer | None = None
+        try:
+            self._writer = begin(item)
+        except UnusableNameError as error:
+            self._problem = f"{error}"
+
+    def add(self, body: memoryview) -> None:
+        """Add the next bytes."""
+        self._crc = crc.crc64(body, self._crc)
+        if self._md5:
+            self._md5.update(body)
+        if self._writer:
+            self._writer.write(body)
+
+    def finish(self) -> str | None:
+        """Let the object appear in the target if its bytes are right; else what is wrong."""
+        problem = self._problem or _problem(
+            self._item, self._crc, self._md5.hexdigest() if self._md5 else None
+        )
+        if problem is None and self._writer:
+            try:
+                self._writer.commit()
+            except UnusableNameError as error:
+                problem = f"{error}"
+        if problem is not None:
+            self.discard()
+        return problem
+
+    def discard(self) -> None:
+        """Remove what was written."""
+        if self._writer:
+            self._writer.discard()
+
+
+def _content_problem(item: RestoredObject, body: memoryview) -> str | None:
+    digest = hashlib.md5(body, usedforsecurity=False).hexdigest() if item.etag_is_md5 else None
+    return _problem(item, crc.crc64(body), digest)
+
+
+def _problem(item: RestoredObject, value: int, md5: str | None) -> str | None:
+    """What is wrong with the bytes of an object; None if nothing is.
+
+    :param value: their CRC64-NVME
+    :param md5: their MD5; None if the ETag is not one
+    """
+    if item.crc64nvme is not None and value != item.crc64nvme:
+        return (
+            f"its bytes in the part have the CRC64-NVME {crc.to_hex(value)}, but the manifest states "
+            f"{crc.to_hex(item.crc64nvme)}"
+        )
+    if md5 is not None and md5 != item.etag:
+        return f"its bytes in the part have the MD5 {md5}, but its ETag was {item.etag}"
+    return None
+
+
+def _run_all(
+    threads: ThreadPoolExecutor, most: int, function: Callable[[T], None], items: Iterable[T]
+) -> None:
+    """Call a function for each item, and read items only as far as calls are about to start.
+
+    :param most: the most calls that run or wait
+    """
+    pending: set[Future[None]] = set()
+    for item in items:
+        if len(pending) >= most:
+            done, pending = wait(pending, return_when=FIRST_COMPLETED)
+            for future in done:
+                future.result()
+        pending.add(threads.submit(function, item))
+    for future in pending:
+        future.result()
+
+
+def _in_order(
+    threads: ThreadPoolExecutor, most: int, function: Callable[[T], R], items: Iterable[T]
+) -> Iterator[R]:
+    """The results of a function for each item, in order; at most some calls run ahead."""
+    pending: deque[Future[R]] = deque()
+    for item in items:
+        if len(pending) >= most:
+            yield pending.popleft().result()
+        pending.append(threads.submit(function, item))
+    while pending:
+        yield pending.popleft().result()

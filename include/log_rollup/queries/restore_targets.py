@@ -1,0 +1,570 @@
+"""Where raw objects are restored to: a directory, a tar file, an S3 prefix, or a stream of bytes.
+
+An object appears under its own name only after all of its bytes were compared. Each target is a context manager,
+which removes what is unfinished if an error ends it.
+"""
+
+import errno
+import os
+import secrets
+import shutil
+import stat
+import tarfile
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import datetime
+from enum import Enum
+from itertools import count
+from pathlib import Path
+from types import TracebackType
+from typing import IO, NamedTuple, Protocol, Self
+
+from include.log_rollup import crc
+from include.log_rollup.errors import ConfigurationError, PermanentError, TargetConflictError
+from include.log_rollup.parallel import in_parallel
+from include.log_rollup.queries.present_objects import PresentObjects
+from include.log_rollup.storage.protocol import Location, UploadStore
+from include.log_rollup.units import MIB
+
+CONTENT_TYPE = "application/octet-stream"
+TEMPORARY = ".log-rollup-restore-"
+"""Beginning of the names of temporary files and folders. One that a killed process left behind may be deleted."""
+
+UPLOAD_PART_BYTES = 8 * MIB
+MAX_UPLOAD_PARTS = 10_000
+# https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html
+MAX_KEY_BYTES = 1024
+FILE_READ_BYTES = MIB
+# The name itself cannot be a file's, because of its length, its characters, or other names that exist.
+_NAME_ERRORS = frozenset(
+    {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EILSEQ, errno.EINVAL, errno.ELOOP}
+)
+
+
+class RestoredObject(NamedTuple):
+    """A raw object that is restored; a tuple, because an hour may have a million of them.
+
+    :param name: the target's name for it: the key below the literal beginning of the stream's raw template
+    :param etag: of the raw object when it was packed
+    :param crc64nvme: of its bytes; None if the manifest has none
+    :param etag_is_md5: whether the ETag was seen to be the MD5 of its bytes
+    """
+
+    key: str
+    name: str
+    hour: datetime
+    size: int
+    etag: str
+    crc64nvme: int | None
+    etag_is_md5: bool
+
+
+class Presence(Enum):
+    """Whether a target has an object already."""
+
+    ABSENT = "absent"
+    SAME = "same"
+    DIFFERENT = "different"
+
+
+class UnusableNameError(PermanentError):
+    """A target cannot have an object of this name."""
+
+
+class Writer(Protocol):
+    """Writes an object in pieces."""
+
+    def write(self, piece: memoryview) -> None:
+        """Add bytes."""
+
+    def commit(self) -> None:
+        """Make the object appear: all its bytes were written, and they are right."""
+
+    def discard(self) -> None:
+        """Remove what was written."""
+
+
+class Target(Protocol):
+    """Where raw objects are restored to. All but :meth:`compare` may be called from several threads.
+
+    :param is_ordered: whether objects have to be written in key order, from one thread
+    """
+
+    is_ordered: bool
+
+    def name_problem(self, name: str) -> str | None:
+        """Why the target cannot have an object of this name; None if it can."""
+
+    def compare(self, objects: Sequence[RestoredObject]) -> Sequence[Presence]:
+        """Whether the target has each of these objects already. Changes nothing.
+
+        :raises RollupError: as the store raises
+        """
+
+    def write(self, item: RestoredObject, body: bytes | memoryview) -> None:
+        """Write an object whose bytes were compared.
+
+        :raises UnusableNameError: if the target cannot have an object of this name
+        :raises ConfigurationError: if the target cannot be written to
+        """
+
+    def begin(self, item: RestoredObject) -> Writer:
+        """Begin an object that is too large to be held in memory; errors are those of :meth:`write`."""
+
+    def __enter__(self) -> Self:
+        """Begin to write."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Finish, or after an error remove what is unfinished."""
+
+
+def path_problem(name: str) -> str | None:
+    """Why a name cannot be a path below a directory; None if it can."""
+    steps = name.split("/")
+    if name.startswith("/"):
+        return "its name begins with a slash"
+    if name.endswith("/"):
+        return "its name ends with a slash, as that of a folder does"
+    if any(step in ("", ".", "..") for step in steps):
+        return "its name has an empty step, or a step '.' or '..'"
+    if "\0" in name:
+        return "its name has a null character"
+    return None
+
+
+class DirectoryTarget:
+    """A directory, with a file for each object.
+
+    Files are written in a temporary folder of the directory and then renamed.
+
+    :param folder: created if it does not exist
+    """
+
+    is_ordered = False
+
+    def __init__(self, folder: Path) -> None:
+        if folder.exists() and not folder.is_dir():
+            raise ConfigurationError(
+                f"cannot restore to {folder}: it is a file; name a directory or a .tar file"
+            )
+        self._folder = folder
+        self._work = folder
+        self._numbers = count()
+        self._made: set[str] = set()
+
+    def name_problem(self, name: str) -> str | None:
+        """See :class:`Target`."""
+        return path_problem(name)
+
+    def compare(self, objects: Sequence[RestoredObject]) -> Sequence[Presence]:
+        """See :class:`Target`. A file of the same size is read, and its CRC compared."""
+        return [self._presence(item) for item in objects]
+
+    def _presence(self, item: RestoredObject) -> Presence:
+        path = self._folder / item.name
+        try:
+            found = path.lstat()
+            if not stat.S_ISREG(found.st_mode) or found.st_size != item.size or item.crc64nvme is None:
+                return Presence.DIFFERENT
+            value = 0
+            with path.open("rb", buffering=0) as file:
+                while block := file.read(FILE_READ_BYTES):
+                    value = crc.crc64(block, value)
+        except (FileNotFoundError, NotADirectoryError):
+            return Presence.ABSENT
+        except OSError as error:
+            if error.errno in _NAME_ERRORS:
+                return Presence.ABSENT
+            raise _cannot("read", path, error) from error
+        return Presence.SAME if value == item.crc64nvme else Presence.DIFFERENT
+
+    def write(self, item: RestoredObject, body: bytes | memoryview) -> None:
+        """See :class:`Target`."""
+        writer = self.begin(item)
+        try:
+            writer.write(memoryview(body))
+            writer.commit()
+        except BaseException:
+            writer.discard()
+            raise
+
+    def begin(self, item: RestoredObject) -> "FileWriter":
+        """See :class:`Target`."""
+        path = self._folder / item.name
+        try:
+            self._make_folder(path.parent)
+        except OSError as error:
+            raise _cannot("write", path, error) from error
+        return FileWriter(self._work / f"{next(self._numbers)}", path)
+
+    def _make_folder(self, folder: Path) -> None:
+        name = f"{folder}"
+        if name in self._made:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        if not folder.resolve().is_relative_to(self._folder.resolve()):
+            raise UnusableNameError(f"{folder} is a link that leads out of {self._folder}")
+        self._made.add(name)
+
+    def __enter__(self) -> Self:
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._work = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=self._folder))
+        except OSError as error:
+            raise _cannot("write", self._folder, error) from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        shutil.rmtree(self._work, ignore_errors=True)
+
+
+class FileWriter:
+    """Writes a file under a temporary name, and renames it.
+
+    :param work: the temporary name, on the same file system
+    """
+
+    def __init__(self, work: Path, path: Path) -> None:
+        self._work, self._path = work, path
+        try:
+            self._file = os.open(work, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        except OSError as error:
+            raise _cannot("write", path, error) from error
+        self._is_open = True
+
+    def write(self, piece: memoryview) -> None:
+        """See :class:`Writer`."""
+        try:
+            while piece:
+                piece = piece[os.write(self._file, piece) :]
+        except OSError as error:
+            raise _cannot("write", self._path, error) from error
+
+    def commit(self) -> None:
+        """See :class:`Writer`."""
+        try:
+            self._close()
+            self._work.replace(self._path)
+        except OSError as error:
+            raise _cannot("write", self._path, error) from error
+
+    def discard(self) -> None:
+        """See :class:`Writer`."""
+        with suppress(OSError):
+            self._close()
+            self._work.unlink()
+
+    def _close(self) -> None:
+        if self._is_open:
+            self._is_open = False
+            os.close(self._file)
+
+
+class TarTarget:
+    """A tar file in the PAX format, with a member for each object.
+
+    It is written under a temporary name and then renamed. The time of a member is the beginning of the object's
+    hour, because manifests don't have the times of raw objects.
+
+    :param path: of the tar file, which must not exist
+    :param overwrite: whether it may exist
+    :raises TargetConflictError: if it exists
+    """
+
+    is_ordered = False
+
+    def __init__(self, path: Path, overwrite: bool) -> None:
+        if path.exists() and not path.is_file():
+            raise ConfigurationError(f"cannot restore to {path}: it is not a file")
+        if path.exists() and not overwrite:
+            raise TargetConflictError(f"{path} exists; use another name, or --overwrite to replace it")
+        self._path = path.resolve()
+        self._turn = threading.Lock()
+
+    def name_problem(self, name: str) -> str | None:
+        """See :class:`Target`."""
+        return path_problem(name)
+
+    def compare(self, objects: Sequence[RestoredObject]) -> Sequence[Presence]:
+        """See :class:`Target`. A tar file is always written as a whole."""
+        return [Presence.ABSENT] * len(objects)
+
+    def write(self, item: RestoredObject, body: bytes | memoryview) -> None:
+        """See :class:`Target`."""
+        writer = self.begin(item)
+        writer.write(memoryview(body))
+        writer.commit()
+
+    def begin(self, item: RestoredObject) -> "MemberWriter":
+        """See :class:`Target`. Until the member is finished, other threads wait."""
+        info = tarfile.TarInfo(item.name)
+        info.size = item.size
+        info.mtime = int(item.hour.timestamp())
+        return MemberWriter(self._file, self._path, self._turn, info)
+
+    def __enter__(self) -> Self:
+        self._work = self._path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}.tar")
+        try:
+            self._file = self._work.open("xb", buffering=MIB)
+        except OSError as error:
+            raise _cannot("write", self._path, error) from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                # Two empty blocks end the file, which has a multiple of the record size.
+                end = self._file.tell() + 2 * tarfile.BLOCKSIZE
+                self._file.write(bytes(2 * tarfile.BLOCKSIZE + -end % tarfile.RECORDSIZE))
+                self._file.close()
+                self._work.replace(self._path)
+        except OSError as problem:
+            raise _cannot("write", self._path, problem) from problem
+        finally:
+            with suppress(OSError):
+                self._file.close()
+            self._work.unlink(missing_ok=True)
+
+
+class MemberWriter:
+    """Writes a member of a tar file; no other thread writes meanwhile.
+
+    :param file: the tar file; its position is its end
+    """
+
+    def __init__(self, file: IO[bytes], path: Path, turn: threading.Lock, info: tarfile.TarInfo) -> None:
+        self._file, self._path, self._turn, self._info = file, path, turn, info
+        turn.acquire()
+        self._has_turn = True
+        self._start = file.tell()
+        try:
+            self._put(info.tobuf(tarfile.PAX_FORMAT))
+        except BaseException:
+            self._release()
+            raise
+
+    def write(self, piece: memoryview) -> None:
+        """See :class:`Writer`."""
+        try:
+            self._put(piece)
+        except BaseException:
+            self._release()
+            raise
+
+    def commit(self) -> None:
+        """See :class:`Writer`."""
+        try:
+            self._put(bytes(-self._info.size % tarfile.BLOCKSIZE))
+        finally:
+            self._release()
+
+    def discard(self) -> None:
+        """See :class:`Writer`."""
+        if not self._has_turn:
+            return
+        try:
+            self._file.seek(self._start)
+            self._file.truncate()
+        except OSError as error:
+            raise _cannot("write", self._path, error) from error
+        finally:
+            self._release()
+
+    def _put(self, data: bytes | memoryview) -> None:
+        try:
+            self._file.write(data)
+        except OSError as error:
+            raise _cannot("write", self._path, error) from error
+
+    def _release(self) -> None:
+        if self._has_turn:
+            self._has_turn = False
+            self._turn.release()
+
+
+class StreamTarget:
+    """A stream such as standard output: the objects' bytes end to end, in key order."""
+
+    is_ordered = True
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+
+    def name_problem(self, name: str) -> str | None:
+        """See :class:`Target`."""
+        return None
+
+    def compare(self, objects: Sequence[RestoredObject]) -> Sequence[Presence]:
+        """See :class:`Target`."""
+        return [Presence.ABSENT] * len(objects)
+
+    def write(self, item: RestoredObject, body: bytes | memoryview) -> None:
+        """See :class:`Target`."""
+        self._stream.write(body)
+
+    def begin(self, item: RestoredObject) -> "StreamWriter":
+        """See :class:`Target`. Its bytes are written at once, so they cannot be discarded."""
+        return StreamWriter(self._stream)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+
+class StreamWriter:
+    """Writes to a stream at once."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+
+    def write(self, piece: memoryview) -> None:
+        """See :class:`Writer`."""
+        self._stream.write(piece)
+
+    def commit(self) -> None:
+        """See :class:`Writer`."""
+
+    def discard(self) -> None:
+        """See :class:`Writer`. What was written stays."""
+
+
+class S3Target:
+    """A prefix in S3, written over the store of the parts. Objects above 8 MiB are multipart uploads.
+
+    :param prefix: begins the keys of all restored objects
+    :param headers: of uploads, such as that of the KMS key
+    :param is_ours: whether a key of the bucket is that of a part or record, below which nothing is restored
+    """
+
+    is_ordered = False
+
+    def __init__(
+        self, store: UploadStore, prefix: Location, headers: dict[str, str], is_ours: Callable[[str], bool]
+    ) -> None:
+        self._store = store
+        self._prefix = prefix
+        self._headers = headers
+        self._is_ours = is_ours
+
+    def name_problem(self, name: str) -> str | None:
+        """See :class:`Target`."""
+        key = f"{self._prefix.key}{name}"
+        size = len(key.encode())
+        if size > MAX_KEY_BYTES:
+            return f"its key there would have {size:,} bytes, more than S3 allows"
+        if self._is_ours(key):
+            return f"{key} would be among the parts and records of the stream; restore to another prefix"
+        return None
+
+    def compare(self, objects: Sequence[RestoredObject]) -> Sequence[Presence]:
+        """See :class:`Target`. An object is the same if its size and its ETag or CRC are.
+
+        If the store has another ETag and no CRC of an object of the same size, the object is read.
+        """
+        present = PresentObjects(self._store, self._prefix).find([item.name for item in objects])
+        pairs = [(item, present.get(item.name)) for item in objects]
+        if not present:
+            return [Presence.ABSENT] * len(pairs)
+
+        def presence(pair: tuple[RestoredObject, tuple[int, str] | None]) -> Presence:
+            item, found = pair
+            if found is None:
+                return Presence.ABSENT
+            return Presence.SAME if found == (item.size, item.etag) else self._look_closer(item)
+
+        return list(in_parallel(self._store.control_connections, "log-rollup-present", presence, pairs))
+
+    def _look_closer(self, item: RestoredObject) -> Presence:
+        source = self._prefix.child(item.name)
+        head = self._store.head(source)
+        if head is None:
+            return Presence.ABSENT
+        if head.size != item.size:
+            return Presence.DIFFERENT
+        if head.etag == item.etag:
+            return Presence.SAME
+        value = head.crc64nvme
+        if value is None:
+            value = 0
+            for start in range(0, item.size, UPLOAD_PART_BYTES):
+                length = min(UPLOAD_PART_BYTES, item.size - start)
+                value = crc.crc64(self._store.read_range(source, head.etag, start, length), value)
+        return Presence.SAME if value == item.crc64nvme else Presence.DIFFERENT
+
+    def write(self, item: RestoredObject, body: bytes | memoryview) -> None:
+        """See :class:`Target`."""
+        self._store.write(self._prefix.child(item.name), bytes(body), CONTENT_TYPE)
+
+    def begin(self, item: RestoredObject) -> "UploadWriter":
+        """See :class:`Target`."""
+        return UploadWriter(self._store, self._prefix.child(item.name), item.size, self._headers)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+
+class UploadWriter:
+    """Writes an object by a multipart upload.
+
+    Its parts have 8 MiB; those of an object of more than 78 GiB are as large as 10,000 of them need to be.
+    """
+
+    def __init__(self, store: UploadStore, target: Location, size: int, headers: dict[str, str]) -> None:
+        self._store, self._target = store, target
+        # Rounded up.
+        self._part_bytes = max(UPLOAD_PART_BYTES, -(-size // MAX_UPLOAD_PARTS))
+        self._buffer = bytearray()
+        self._etags: list[str] = []
+        self._crc = 0
+        self._is_open = True
+        self._upload_id = store.begin_upload(target, headers, with_crc=True)
+
+    def write(self, piece: memoryview) -> None:
+        """See :class:`Writer`."""
+        self._buffer += piece
+        while len(self._buffer) >= self._part_bytes:
+            self._send(self._part_bytes)
+
+    def commit(self) -> None:
+        """See :class:`Writer`."""
+        if self._buffer:
+            self._send(len(self._buffer))
+        self._store.finish_upload(self._target, self._upload_id, self._etags, self._crc)
+        self._is_open = False
+
+    def discard(self) -> None:
+        """See :class:`Writer`."""
+        if self._is_open:
+            self._is_open = False
+            self._store.abort_upload(self._target, self._upload_id)
+
+    def _send(self, size: int) -> None:
+        body = bytes(memoryview(self._buffer)[:size])
+        del self._buffer[:size]
+        self._crc = crc.crc64(body, self._crc)
+        number = len(self._etags) + 1
+        self._etags.append(self._store.write_range(self._target, self._upload_id, number, body))
+
+
+def _cannot(action: str, path: Path, error: OSError) -> PermanentError:
+    """The error for a path: about its name alone, or about all of the target."""
+    if error.errno in _NAME_ERRORS:
+        return UnusableNameError(f"{path} cannot be a file: {error.strerror}")
+    return ConfigurationError(f"cannot {action} {path}: {error.strerror}")
