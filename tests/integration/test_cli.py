@@ -1,28 +1,23 @@
 """The command log-rollup on real servers: its text, its JSON and its exit codes. It changes nothing."""
 
 import json
-import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from dev.servers import MotoServer, RcloneServer
 from include.log_rollup.streams import load_streams
 from log_rollup_plugin.cli import hours
-from log_rollup_plugin.cli.main import main
 from tests.conftest import ROOT
-from tests.integration.conftest import PipelineFactory
+from tests.integration.conftest import PipelineFactory, RunCommand, UseStreams
 from tests.support.faults import Answer, Rule, access_denied, on
 from tests.support.fixtures import BucketFactory, ProxyFactory
 from tests.support.hour_on_server import Pipeline, settings_on, stream_on
@@ -33,62 +28,10 @@ LARGE = f"{RAW}large.log"
 HOUR_OBJECT = "plus+plus.log"
 
 
-@dataclass(frozen=True)
-class CommandResult:
-    """The outcome of one call of the command."""
-
-    code: int
-    out: bytes
-    err: str
-
-    @property
-    def text(self) -> str:
-        return self.out.decode()
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-RunCommand = Callable[..., CommandResult]
-
-
-@pytest.fixture
-def command(capfdbinary: pytest.CaptureFixture[bytes], pool: None) -> RunCommand:
-    """Calls the command in this process, which has imported Airflow, without log messages."""
-
-    def call(*arguments: str) -> CommandResult:
-        capfdbinary.readouterr()
-        before = logging.root.manager.disable
-        logging.disable(logging.WARNING)
-        try:
-            code = main(arguments)
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        finally:
-            logging.disable(before)
-        out, err = capfdbinary.readouterr()
-        return CommandResult(code, out, err.decode())
-
-    return call
-
-
-@pytest.fixture
-def use_streams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Mapping[str, Any]], None]:
-    """Writes a streams file with one stream."""
-
-    def write(settings: Mapping[str, Any]) -> None:
-        path = tmp_path / "streams.yaml"
-        path.write_text(yaml.safe_dump({"streams": [dict(settings)]}))
-        monkeypatch.setenv("LOG_ROLLUP_STREAMS", str(path))
-
-    return write
-
-
 @pytest.fixture
 def rclone(
     rclone_server: RcloneServer, make_bucket: BucketFactory, pipeline_on: PipelineFactory,
-    use_streams: Callable[[Mapping[str, Any]], None],
+    use_streams: UseStreams,
 ) -> Pipeline:  # fmt: skip
     """The raw objects of an hour on rclone: odd names, and an object larger than a part."""
     bucket = make_bucket(rclone_server)
@@ -357,7 +300,7 @@ def test_doctor_tries_every_operation_and_leaves_nothing(command: RunCommand, rc
 
 
 def test_doctor_and_cat_work_for_a_stream_with_groups(
-    command: RunCommand, rclone: Pipeline, use_streams: Callable[[Mapping[str, Any]], None]
+    command: RunCommand, rclone: Pipeline, use_streams: UseStreams
 ) -> None:
     places = {
         "raw": f"s3://{rclone.bucket}/raw/{{service}}/",
@@ -382,7 +325,7 @@ def test_doctor_and_cat_work_for_a_stream_with_groups(
 
 def test_doctor_names_a_missing_permission_and_bucket(
     command: RunCommand, moto_server: MotoServer, make_bucket: BucketFactory, pipeline_on: PipelineFactory,
-    fault_proxy: ProxyFactory, use_streams: Callable[[Mapping[str, Any]], None],
+    fault_proxy: ProxyFactory, use_streams: UseStreams,
 ) -> None:  # fmt: skip
     proxy = fault_proxy(moto_server)
     bucket = make_bucket(moto_server)
@@ -420,7 +363,7 @@ NOT_IMPLEMENTED = Answer(501, "NotImplemented", "A header you provided implies f
 )  # fmt: skip
 def test_doctor_names_what_the_store_refuses(
     command: RunCommand, moto_server: MotoServer, make_bucket: BucketFactory, pipeline_on: PipelineFactory,
-    fault_proxy: ProxyFactory, use_streams: Callable[[Mapping[str, Any]], None],
+    fault_proxy: ProxyFactory, use_streams: UseStreams,
     rule: Rule, check: str, state: str, words: str,
 ) -> None:  # fmt: skip
     proxy = fault_proxy(moto_server)
@@ -442,7 +385,7 @@ def test_doctor_names_what_the_store_refuses(
 def test_doctor_ends_on_a_server_that_redirects_forever(
     command: RunCommand,
     monkeypatch: pytest.MonkeyPatch,
-    use_streams: Callable[[Mapping[str, Any]], None],
+    use_streams: UseStreams,
     status: int,
 ) -> None:
     def redirect(request: BaseHTTPRequestHandler) -> None:
@@ -467,7 +410,7 @@ def test_doctor_ends_on_a_server_that_redirects_forever(
 
 
 def test_doctor_reports_an_error_in_the_streams_file(
-    command: RunCommand, rclone: Pipeline, use_streams: Callable[[Mapping[str, Any]], None]
+    command: RunCommand, rclone: Pipeline, use_streams: UseStreams
 ) -> None:
     use_streams(settings_on(rclone.bucket, max_connections=500))
     result = command("doctor")

@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from include.log_rollup.hour.parts import READ_BACK_BYTES, Piece, read_runs, spans
+from include.log_rollup.hour.parts import READ_BACK_BYTES, Piece, spans
 from include.log_rollup.hour.plan import PlannedPart
 from include.log_rollup.hour.records import PackedPart
-from include.log_rollup.storage.protocol import Location, ObjectStore
+from include.log_rollup.storage.protocol import Location, RestoreStore
 from include.log_rollup.units import MIB
 
 BATCH_BYTES = READ_BACK_BYTES
@@ -57,26 +57,32 @@ def plan_batches(planned: PlannedPart, packed: PackedPart, wanted: Sequence[int]
     yield Batch(chosen, start, end)
 
 
-def read_batch(
-    store: ObjectStore, source: Location, planned: PlannedPart, packed: PackedPart, batch: Batch
-) -> Iterator[Piece]:
-    """Read the raw objects of a batch, each in one piece or, if it is larger than a run, in several.
+class BatchReader:
+    """Reads batches, one at a time, into memory that it keeps: pieces are valid until the next run is read."""
 
-    :param source: the part
-    :raises NotFoundError: if the part is gone
-    :raises InputChangedError: if the part was overwritten since it was packed
-    """
-    where = spans(planned, packed)
-    position = batch.start
-    first = 0
-    for run in read_runs(store, source, packed.etag, batch.end - batch.start, batch.start):
-        view = memoryview(run)
-        for place in range(first, len(batch.indices)):
-            index = batch.indices[place]
-            start, end = where[index]
-            if start >= position + len(run):
-                break
-            yield Piece(index, max(position - start, 0), view[max(start - position, 0) : end - position])
-            if end <= position + len(run):
-                first = place + 1
-        position += len(run)
+    def __init__(self, store: RestoreStore) -> None:
+        self._store = store
+        self._memory = bytearray(READ_BACK_BYTES)
+
+    def read(
+        self, source: Location, planned: PlannedPart, packed: PackedPart, batch: Batch
+    ) -> Iterator[Piece]:
+        """The raw objects of a batch, each in one piece or, if it is larger than 8 MiB, in several.
+
+        :param source: the part
+        :raises NotFoundError: if the part is gone
+        :raises InputChangedError: if the part was overwritten since it was packed
+        """
+        where = spans(planned, packed)
+        first = 0
+        for position in range(batch.start, batch.end, READ_BACK_BYTES):
+            run = memoryview(self._memory)[: min(READ_BACK_BYTES, batch.end - position)]
+            self._store.read_into(source, packed.etag, position, run)
+            for place in range(first, len(batch.indices)):
+                index = batch.indices[place]
+                start, end = where[index]
+                if start >= position + len(run):
+                    break
+                yield Piece(index, max(position - start, 0), run[max(start - position, 0) : end - position])
+                if end <= position + len(run):
+                    first = place + 1

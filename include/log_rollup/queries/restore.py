@@ -1,7 +1,8 @@
 """Restores raw objects from the parts of hours: first the plan, which reads only, then the objects themselves.
 
-Every object is compared with its CRC in the manifest, and with its ETag where that was seen to be an MD5, before
-it appears in the target. An object whose bytes are wrong is named in the result, and the others are restored.
+Every object is compared with its CRC in the manifest before it appears in the target, and on request with its ETag
+too, where that was seen to be an MD5. An object whose bytes are wrong is named in the result, and the others are
+restored.
 """
 
 import hashlib
@@ -25,7 +26,7 @@ from include.log_rollup.hour.plan import PlannedPart
 from include.log_rollup.hour.reader import HourReader
 from include.log_rollup.hour.records import READ_BY_ETAG, PackedPart
 from include.log_rollup.parallel import in_parallel
-from include.log_rollup.queries.batches import BATCH_BYTES, Batch, plan_batches, read_batch
+from include.log_rollup.queries.batches import BATCH_BYTES, Batch, BatchReader, plan_batches
 from include.log_rollup.queries.object_filter import ObjectFilter
 from include.log_rollup.queries.restore_targets import (
     Presence,
@@ -34,7 +35,7 @@ from include.log_rollup.queries.restore_targets import (
     UnusableNameError,
     Writer,
 )
-from include.log_rollup.storage.protocol import ObjectStore
+from include.log_rollup.storage.protocol import ObjectStore, RestoreStore
 from include.log_rollup.streams import Stream
 
 T = TypeVar("T")
@@ -305,22 +306,26 @@ def _consecutive(
 
 
 def restore(
-    store: ObjectStore,
+    store: RestoreStore,
     stream: Stream,
     plans: Iterable[HourPlan],
     target: Target,
     on_progress: ProgressCallback | None = None,
+    *,
+    with_md5: bool = False,
 ) -> Restored:
     """Restore what was planned to a target that was entered.
 
     Parts are read in parallel over the store's control connections, each in runs of up to 8 MiB.
 
+    :param with_md5: also compare the MD5 of each object whose ETag was seen to be one. It takes more CPU than all
+        else, and the CRC in the manifest is already that of bytes with this MD5.
     :raises ConfigurationError: if the target cannot be written to
     :raises RollupError: as the store raises
     """
     plans = list(plans)
     total = sum(plan.size - plan.present_size for plan in plans)
-    return _Restore(store, stream, target, total, on_progress).run(plans)
+    return _Restore(store, stream, target, total, on_progress, with_md5).run(plans)
 
 
 class _Restore:
@@ -328,18 +333,21 @@ class _Restore:
 
     def __init__(
         self,
-        store: ObjectStore,
+        store: RestoreStore,
         stream: Stream,
         target: Target,
         total: int,
         on_progress: ProgressCallback | None,
+        with_md5: bool,
     ) -> None:
+        self._with_md5 = with_md5
         self._store = store
         self._stream = stream
         self._target = target
         self._total = total
         self._on_progress = on_progress
         self._lock = threading.Lock()
+        self._local = threading.local()
         self._stopped = threading.Event()
         self._objects = self._size = self._done = 0
         self._failures: list[Failure] = []
@@ -414,12 +422,13 @@ class _Restore:
                 if self._stopped.is_set():
                     return
                 item = job.object(self._stream, piece.index)
+                has_md5 = item.etag_is_md5 and (self._with_md5 or item.crc64nvme is None)
                 if len(piece.body) == item.size:
                     del left[piece.index]
-                    yield item, _content_problem(item, piece.body) or piece.body
+                    yield item, _content_problem(item, piece.body, has_md5) or piece.body
                     continue
                 if incoming is None:
-                    incoming = _Incoming(item, begin)
+                    incoming = _Incoming(item, begin, has_md5)
                 incoming.add(piece.body)
                 if piece.offset + len(piece.body) == item.size:
                     del left[piece.index]
@@ -440,7 +449,11 @@ class _Restore:
     def _pieces(self, job: "_Job") -> Iterator[Piece]:
         if job.batch.end == job.batch.start:
             return iter([Piece(index, 0, memoryview(b"")) for index in job.batch.indices])
-        return read_batch(self._store, job.paths.part(job.planned.name), job.planned, job.packed, job.batch)
+        # Each thread has its own.
+        if not hasattr(self._local, "reader"):
+            self._local.reader = BatchReader(self._store)
+        reader: BatchReader = self._local.reader
+        return reader.read(job.paths.part(job.planned.name), job.planned, job.packed, job.batch)
 
     # -- objects in key order ---------------------------------------------------------------------------
 
@@ -525,12 +538,14 @@ class _Job:
 
 
 class _Incoming:
-    """An object that comes in several pieces: held in memory up to the size of a batch, else written at once."""
+    """An object that comes in several pieces, which are written as they come."""
 
-    def __init__(self, item: RestoredObject, begin: Callable[[RestoredObject], Writer]) -> None:
+    def __init__(
+        self, item: RestoredObject, begin: Callable[[RestoredObject], Writer], has_md5: bool
+    ) -> None:
         self._item = item
         self._crc = 0
-        self._md5 = hashlib.md5(usedforsecurity=False) if item.etag_is_md5 else None
+        self._md5 = hashlib.md5(usedforsecurity=False) if has_md5 else None
         self._problem: str | None = None
         self._writer: Writer | None = None
         try:
@@ -566,8 +581,8 @@ class _Incoming:
             self._writer.discard()
 
 
-def _content_problem(item: RestoredObject, body: memoryview) -> str | None:
-    digest = hashlib.md5(body, usedforsecurity=False).hexdigest() if item.etag_is_md5 else None
+def _content_problem(item: RestoredObject, body: memoryview, has_md5: bool) -> str | None:
+    digest = hashlib.md5(body, usedforsecurity=False).hexdigest() if has_md5 else None
     return _problem(item, crc.crc64(body), digest)
 
 

@@ -25,7 +25,7 @@ from include.log_rollup import crc
 from include.log_rollup.errors import ConfigurationError, PermanentError, TargetConflictError
 from include.log_rollup.parallel import in_parallel
 from include.log_rollup.queries.present_objects import PresentObjects
-from include.log_rollup.storage.protocol import Location, UploadStore
+from include.log_rollup.storage.protocol import Location, RestoreStore
 from include.log_rollup.units import MIB
 
 CONTENT_TYPE = "application/octet-stream"
@@ -215,7 +215,7 @@ class DirectoryTarget:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._work = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=self._folder))
         except OSError as error:
-            raise _cannot("write", self._folder, error) from error
+            raise ConfigurationError(f"cannot write {self._folder}: {error.strerror}") from error
         return self
 
     def __exit__(
@@ -313,7 +313,7 @@ class TarTarget:
         try:
             self._file = self._work.open("xb", buffering=MIB)
         except OSError as error:
-            raise _cannot("write", self._path, error) from error
+            raise ConfigurationError(f"cannot write {self._path}: {error.strerror}") from error
         return self
 
     def __exit__(
@@ -451,7 +451,7 @@ class S3Target:
     is_ordered = False
 
     def __init__(
-        self, store: UploadStore, prefix: Location, headers: dict[str, str], is_ours: Callable[[str], bool]
+        self, store: RestoreStore, prefix: Location, headers: dict[str, str], is_ours: Callable[[str], bool]
     ) -> None:
         self._store = store
         self._prefix = prefix
@@ -526,7 +526,7 @@ class UploadWriter:
     Its parts have 8 MiB; those of an object of more than 78 GiB are as large as 10,000 of them need to be.
     """
 
-    def __init__(self, store: UploadStore, target: Location, size: int, headers: dict[str, str]) -> None:
+    def __init__(self, store: RestoreStore, target: Location, size: int, headers: dict[str, str]) -> None:
         self._store, self._target = store, target
         # Rounded up.
         self._part_bytes = max(UPLOAD_PART_BYTES, -(-size // MAX_UPLOAD_PARTS))

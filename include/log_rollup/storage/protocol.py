@@ -406,8 +406,16 @@ class ObjectStore(Protocol):
         """Abort a multipart upload; one that does not exist counts as aborted."""
 
 
-class UploadStore(ObjectStore, Protocol):
-    """A store that also sends the parts of a multipart upload without a transfer."""
+class RestoreStore(ObjectStore, Protocol):
+    """A store with the requests that restore objects: of large bodies, without a transfer."""
+
+    def read_into(self, source: Location, etag: str, offset: int, into: memoryview) -> None:
+        """Read a range of an object's bytes into memory of the caller.
+
+        :param into: its length is that of the range
+        :raises NotFoundError: if the object does not exist
+        :raises InputChangedError: if the object has another ETag
+        """
 
     def write_range(self, target: Location, upload_id: str, number: int, body: bytes) -> str:
         """Write one part of a multipart upload (UploadPart); returns its ETag.

@@ -169,6 +169,9 @@ def _parser() -> argparse.ArgumentParser:
     restored.add_argument(
         "--incomplete", action="store_true", help="restore hours that are not complete, by their manifest"
     )
+    restored.add_argument(
+        "--md5", action="store_true", help="also compare objects with their ETags, where these are MD5s"
+    )
     plan = add(hours.plan)
     plan.add_argument("hour", metavar="HOUR", type=arguments.hour, help="like 2026-11-23T08")
     plan.add_argument("--dry-run", action="store_true", help="required, because only Airflow plans hours")

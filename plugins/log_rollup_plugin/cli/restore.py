@@ -22,7 +22,7 @@ from include.log_rollup.queries.restore_targets import (
     Target,
     TarTarget,
 )
-from include.log_rollup.storage.protocol import Location, UploadStore
+from include.log_rollup.storage.protocol import Location, RestoreStore
 from include.log_rollup.streams import Stream
 from include.log_rollup.units import format_size
 from log_rollup_plugin.cli.arguments import find_stream
@@ -60,7 +60,7 @@ def restore(options: argparse.Namespace, answer: Answer) -> bool:
             # On a terminal, the objects' bytes would overwrite the progress bar.
             shown = not (to_stdout and answer.is_terminal)
             with ProgressDisplay(f"restoring to {options.to}", shown) as progress, target:
-                done = restore_objects(store, stream, plans, target, progress)
+                done = restore_objects(store, stream, plans, target, progress, with_md5=options.md5)
     if options.json:
         answer.json(report.document(stream, done))
     elif to_stdout and not options.dry_run:
@@ -89,7 +89,7 @@ def _control_connections(stream: Stream, bucket: str | None) -> int:
 
 @contextmanager
 def _target(
-    options: argparse.Namespace, answer: Answer, store: UploadStore, stream: Stream
+    options: argparse.Namespace, answer: Answer, store: RestoreStore, stream: Stream
 ) -> Iterator[Target]:
     """The target that ``--to`` names."""
     text: str = options.to
@@ -114,7 +114,7 @@ def _target(
         yield DirectoryTarget(Path(text))
 
 
-def _s3_target(store: UploadStore, stream: Stream, bucket: str, key: str) -> S3Target:
+def _s3_target(store: RestoreStore, stream: Stream, bucket: str, key: str) -> S3Target:
     if key and not key.endswith("/"):
         raise ConfigurationError(
             f"s3://{bucket}/{key} is not a prefix that ends with a slash: write s3://{bucket}/{key}/"

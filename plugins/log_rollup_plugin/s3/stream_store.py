@@ -40,6 +40,10 @@ class TwoHooks(TwoStores):
         """The ``meta`` of the boto3 client for a location: endpoint, region, partition."""
         return (self._source_hook if location.is_raw else self._target_hook).meta(location)
 
+    def read_into(self, source: Location, etag: str, offset: int, into: memoryview) -> None:
+        """Read bytes of an object into memory of the caller, if it still has this ETag."""
+        (self._source_hook if source.is_raw else self._target_hook).read_into(source, etag, offset, into)
+
     def write_range(self, target: Location, upload_id: str, number: int, body: bytes) -> str:
         """Write one part of a multipart upload to the target; returns its ETag."""
         return self._target_hook.write_range(target, upload_id, number, body)
