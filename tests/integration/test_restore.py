@@ -187,6 +187,41 @@ def test_writes_bytes_to_stdout_in_key_order(
     assert command("restore", "app", HOUR_ARGUMENT, "--to", "-", "--json", "--dry-run").json["ok"] is True
 
 
+@pytest.mark.parametrize("compression", ["zstd", "gzip"])
+def test_restores_compressed_parts_to_every_target(
+    command: RunCommand, rclone_server: RcloneServer, make_bucket: BucketFactory, pipeline_on: PipelineFactory,
+    use_streams: UseStreams, tmp_path: Path, compression: str,
+) -> None:  # fmt: skip
+    bucket = make_bucket(rclone_server)
+    settings = {"compression": compression, "part_size": "32MiB", "shard_size": "64MiB"}
+    use_streams(settings_on(bucket, **settings))
+    pipeline = pipeline_on(rclone_server, bucket, **settings)
+    put_objects(pipeline.client, bucket, raw_objects())
+    pipeline.run()
+    arguments = ("restore", "app", HOUR_ARGUMENT, "--to")
+    result = command(*arguments, str(tmp_path / "out"), "--json", "--md5")
+    assert (result.code, result.json["restored"]) == (0, len(raw_objects())), result.err
+    assert result.json["bytes_read"] < result.json["bytes_restored"]
+    assert files_below(tmp_path / "out") == raw_objects()
+    assert command(*arguments, "-").out == b"".join(body for _, body in sorted(raw_objects().items()))
+    assert command(*arguments, f"s3://{bucket}/raw/app/", "--json").json["present"] == len(raw_objects())
+    assert command(*arguments, f"s3://{bucket}/copy/").code == 0
+    expected = {key.replace("raw/app/", "copy/", 1): body for key, body in raw_objects().items()}
+    assert objects_below(pipeline, "copy/") == expected
+    one = command(*arguments, str(tmp_path / "one"), "--match", "n03.log", "--json").json
+    assert one["gets"] == 1
+    part = (
+        rclone_server.data_dir / bucket / AGGREGATED / command("locate", "app", LARGE, "--json").json["part"]
+    )
+    body = bytearray(part.read_bytes())
+    body[len(body) // 3] ^= 255
+    part.write_bytes(body)
+    damaged = command(*arguments, str(tmp_path / "damaged"), "--json")
+    failed = {one["key"] for one in damaged.json["failed"]}
+    assert (damaged.code, bool(failed)) == (1, True)
+    assert files_below(tmp_path / "damaged") == without(raw_objects(), *failed)
+
+
 # -- what is there already --------------------------------------------------------------------------------
 
 

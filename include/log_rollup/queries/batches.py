@@ -2,15 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
-from include.log_rollup.hour.parts import READ_BACK_BYTES, Piece, spans
+from include.log_rollup.hour.parts import READ_BACK_BYTES, Piece, Place, decompress_frame, places
 from include.log_rollup.hour.plan import PlannedPart
 from include.log_rollup.hour.records import PackedPart
 from include.log_rollup.storage.protocol import Location, RestoreStore
 from include.log_rollup.units import MIB
 
 BATCH_BYTES = READ_BACK_BYTES
-"""The most that a batch of several objects reads, so that it takes one GET and is held in memory."""
+"""The most that a batch of several objects or frames reads, and the most that these have, to be held in memory."""
 
 NEAR_BYTES = MIB
 """Objects this near to each other are read together: on S3, a request takes as long as about 1 MiB of a body."""
@@ -21,7 +22,7 @@ class Batch:
     """Raw objects of a part that are read together.
 
     :param indices: of the raw objects in their part, in its order; none of them is empty
-    :param start: offset of the first byte that is read
+    :param start: offset of the first byte that is read: of an object, or of a frame of a compressed part
     :param end: offset behind the last byte that is read
     """
 
@@ -41,20 +42,33 @@ def plan_batches(planned: PlannedPart, packed: PackedPart, wanted: Sequence[int]
 
     :param wanted: indices of raw objects, in the order of the part; empty objects are left out
     """
-    wanted = [index for index in wanted if planned.objects[index].size]
-    if not wanted:
-        return
-    where = spans(planned, packed)
-    chosen = [wanted[0]]
-    start, end = where[wanted[0]]
-    for index in wanted[1:]:
-        first, last = where[index]
-        if first - end > NEAR_BYTES or last - start > BATCH_BYTES:
+    where = list(places(planned, packed))
+    chosen: list[int] = []
+    start = end = content = 0
+    for index in wanted:
+        size = planned.objects[index].size
+        if not size:
+            continue
+        first, last = _range_of(where[index], size)
+        is_near = first - end <= NEAR_BYTES and last - start <= BATCH_BYTES
+        # Objects of one frame are read and decompressed together in any case.
+        if chosen and last > end and not (is_near and content + size <= BATCH_BYTES):
             yield Batch(chosen, start, end)
-            chosen, start = [], first
+            chosen, content = [], 0
+        if not chosen:
+            start = first
         chosen.append(index)
         end = last
-    yield Batch(chosen, start, end)
+        content += size
+    if chosen:
+        yield Batch(chosen, start, end)
+
+
+def _range_of(place: Place, size: int) -> tuple[int, int]:
+    """The bytes of a part that have to be read for an object."""
+    if place.frame is None:
+        return place.offset, place.offset + size
+    return place.frame_offset, place.frame_offset + place.frame.size
 
 
 class BatchReader:
@@ -67,22 +81,53 @@ class BatchReader:
     def read(
         self, source: Location, planned: PlannedPart, packed: PackedPart, batch: Batch
     ) -> Iterator[Piece]:
-        """The raw objects of a batch, each in one piece or, if it is larger than 8 MiB, in several.
+        """The raw objects of a batch, each in one piece or, if it is larger than 8 MiB, perhaps in several.
 
         :param source: the part
         :raises NotFoundError: if the part is gone
         :raises InputChangedError: if the part was overwritten since it was packed
+        :raises ProofError: if a frame cannot be decompressed
         """
-        where = spans(planned, packed)
+        where = list(places(planned, packed))
+        if packed.frames:
+            yield from self._read_frames(source, planned, packed, batch, where)
+            return
         first = 0
         for position in range(batch.start, batch.end, READ_BACK_BYTES):
             run = memoryview(self._memory)[: min(READ_BACK_BYTES, batch.end - position)]
             self._store.read_into(source, packed.etag, position, run)
             for place in range(first, len(batch.indices)):
                 index = batch.indices[place]
-                start, end = where[index]
+                start, end = _range_of(where[index], planned.objects[index].size)
                 if start >= position + len(run):
                     break
                 yield Piece(index, max(position - start, 0), run[max(start - position, 0) : end - position])
                 if end <= position + len(run):
                     first = place + 1
+
+    def _read_frames(
+        self,
+        source: Location,
+        planned: PlannedPart,
+        packed: PackedPart,
+        batch: Batch,
+        where: Sequence[Place],
+    ) -> Iterator[Piece]:
+        size = batch.end - batch.start
+        # A frame of a single object may be larger.
+        body = memoryview(self._memory if size <= READ_BACK_BYTES else bytearray(size))[:size]
+        for start in range(0, size, READ_BACK_BYTES):
+            self._store.read_into(
+                source, packed.etag, batch.start + start, body[start : start + READ_BACK_BYTES]
+            )
+        for frame_offset, members in groupby(batch.indices, key=lambda index: where[index].frame_offset):
+            indices = list(members)
+            frame = where[indices[0]].frame
+            assert frame is not None
+            first = frame_offset - batch.start
+            content = memoryview(
+                decompress_frame(source, planned.compression, body[first : first + frame.size], frame.content)
+            )
+            for index in indices:
+                offset = where[index].offset
+                yield Piece(index, 0, content[offset : offset + planned.objects[index].size])
