@@ -136,42 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     searching = add(grep.grep, False, "write a JSON object for each line instead of text", add_help=False)
     searching.add_argument("--help", action="help", help="show this help message and exit")
     grep.add_arguments(searching)
-    restored = add(restore.restore)
-    restored.add_argument(
-        "hours",
-        metavar="HOUR[..HOUR]",
-        type=arguments.hours,
-        help="like 2026-11-23T08, or 2026-11-23T08..2026-11-23T10 for three hours",
-    )
-    restored.add_argument(
-        "--to",
-        metavar="TARGET",
-        required=True,
-        help="s3://bucket/prefix/, a directory, a .tar file, or - for the objects' bytes on stdout",
-    )
-    restored.add_argument(
-        "--match",
-        metavar="GLOB",
-        action="append",
-        default=[],
-        help="restore only objects whose name below the hour matches, like '*.gz'; may be repeated",
-    )
-    restored.add_argument(
-        "--group",
-        metavar="NAME=VALUE",
-        action="append",
-        default=[],
-        type=arguments.group,
-        help="restore only this group, like service=web; may be repeated",
-    )
-    restored.add_argument("--dry-run", action="store_true", help="show what would be read, and stop")
-    restored.add_argument("--overwrite", action="store_true", help="replace what differs in the target")
-    restored.add_argument(
-        "--incomplete", action="store_true", help="restore hours that are not complete, by their manifest"
-    )
-    restored.add_argument(
-        "--md5", action="store_true", help="also compare objects with their ETags, where these are MD5s"
-    )
+    restore.add_arguments(add(restore.restore))
     plan = add(hours.plan)
     plan.add_argument("hour", metavar="HOUR", type=arguments.hour, help="like 2026-11-23T08")
     plan.add_argument("--dry-run", action="store_true", help="required, because only Airflow plans hours")

@@ -25,6 +25,7 @@ from include.log_rollup.queries.restore_targets import (
 from include.log_rollup.storage.protocol import Location, RestoreStore
 from include.log_rollup.streams import Stream
 from include.log_rollup.units import format_size
+from log_rollup_plugin.cli import arguments
 from log_rollup_plugin.cli.arguments import find_stream
 from log_rollup_plugin.cli.output import Answer, ProgressDisplay, tell
 from log_rollup_plugin.cli.store import open_store
@@ -33,6 +34,42 @@ from log_rollup_plugin.cli.store import open_store
 _MAX_NAMED = 20
 _S3 = re.compile(r"s3://([^/]+)(?:/(.*))?", re.DOTALL)
 _COMPRESSED_TAR = re.compile(r".*\.(tgz|tar\.[a-z0-9]+)", re.IGNORECASE)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    add = parser.add_argument
+    add(
+        "hours",
+        metavar="HOUR[..HOUR]",
+        type=arguments.hours,
+        help="like 2026-11-23T08, or 2026-11-23T08..2026-11-23T10 for three hours",
+    )
+    add(
+        "--to",
+        metavar="TARGET",
+        required=True,
+        help="s3://bucket/prefix/, a directory, a .tar file, or - for the objects' bytes on stdout",
+    )
+    add(
+        "--match",
+        metavar="GLOB",
+        action="append",
+        default=[],
+        help="restore only objects whose name below the hour matches, like '*.gz'; may be repeated",
+    )
+    add(
+        "--group",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        type=arguments.group,
+        help="restore only this group, like service=web; may be repeated",
+    )
+    add("--dry-run", action="store_true", help="show what would be read, and stop")
+    add("--overwrite", action="store_true", help="replace what differs in the target")
+    add("--incomplete", action="store_true", help="restore hours that are not complete, by their manifest")
+    add("--md5", action="store_true", help="also compare objects with their ETags, where these are MD5s")
 
 
 def restore(options: argparse.Namespace, answer: Answer) -> bool:
