@@ -110,6 +110,7 @@ class GroupContent(_Record):
     parts: Count
     verified: _Verified
     damaged: Count = 0
+    bytes_stored: Count = 0
 
 
 class MarkerContent(_Record):
@@ -143,6 +144,8 @@ class MarkerContent(_Record):
     """The captures of a group, by name; only in the marker of a group."""
     why_empty: Text | None = None
     """Why no object can belong to the hour; only if none can."""
+    bytes_stored: Count | None = None
+    """Size of the parts in the bucket; only if any of them is compressed."""
 
 
 def read_hours(

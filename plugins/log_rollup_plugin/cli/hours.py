@@ -103,6 +103,7 @@ def _hour(stream: Stream, summary: HourSummary, now: datetime) -> dict[str, Any]
         "objects": marker.get("objects"),
         "bytes_in": marker.get("bytes_in"),
         "bytes_out": marker.get("bytes_out"),
+        "bytes_stored": marker.get("bytes_stored") or marker.get("bytes_out"),
         "parts": marker.get("parts"),
         "pack_seconds": marker.get("seconds", {}).get("pack"),
         "peak_sockets": marker.get("peak", {}).get("sockets"),

@@ -92,6 +92,7 @@ function facts(answer) {
       ["Raw objects", number(marker.objects)],
       ["Bytes in", exact(marker.bytes_in)],
       ["Bytes out", exact(marker.bytes_out) + (marker.separator_bytes ? `, ${number(marker.separator_bytes)} newlines added` : "")],
+      ...(marker.bytes_stored ? [["Stored", `${exact(marker.bytes_stored)}, ${ratio(marker)} times smaller`]] : []),
       ["Parts", number(marker.parts)],
       ...(marker.groups === undefined ? [] : [["Groups", number(marker.groups)]]),
       ...noted(marker),
@@ -150,6 +151,7 @@ function requests(marker) {
   return `${number(total)}, ${number(marker.retries)} retried, ${number(marker.throttles)} throttled`;
 }
 
+const ratio = (marker) => (marker.bytes_out / marker.bytes_stored).toFixed(1);
 const exact = (bytes) => `${size(bytes)} (${number(bytes)})`;
 
 function proof({ marker }) {
