@@ -3,6 +3,10 @@
 A template matches the start of keys; :mod:`include.log_rollup.hour.template_syntax` describes its text. From left
 to right, each capture takes as few characters as it can for the text up to the next capture to fit. Only then are
 the digits read: a key whose digits are not one local hour, the same in all places, belongs to no hour.
+
+There is one exception. Where a raw template has a date in its folders, and date and hour again in the name, the
+name alone decides the hour. Producers deliver into the folder of the present day, so the folder of an hour near
+midnight may be that of the day before or after (:data:`HOURS_IN_DAY_BEFORE`, :data:`HOURS_IN_DAY_AFTER`).
 """
 
 import difflib
@@ -25,6 +29,7 @@ from include.log_rollup.hour.template_syntax import (
     WIDTHS,
     Element,
     TemplateError,
+    count_folder_directives,
     escape,
     parse,
 )
@@ -32,6 +37,12 @@ from include.log_rollup.storage.protocol import Location
 
 # The folder below the literal beginning of an aggregated template that has the records of each hour.
 HOURS_FOLDER = "_hours/"
+# Hours of the day whose objects may be in the folder of the day before or after. AWS states for load balancers
+# that the folder has the day of the delivery, and the name the end of the logged interval, which is earlier.
+# Deliveries are late by minutes, rarely by hours. Each hour more costs the listing of one more folder.
+HOURS_IN_DAY_BEFORE = frozenset((0,))
+HOURS_IN_DAY_AFTER = frozenset((21, 22, 23))
+_DAY = timedelta(days=1)
 # One run packs one hour, so its keys have few stamps; the limit is for keys of many hours.
 _MAX_STAMPS = 10_000
 # No key begins with it: S3's keys have at most 1,024 bytes.
@@ -158,13 +169,25 @@ class Template:
             return labels
         return tuple(label for label in labels if _full_year(label.year % 100) == label.year)
 
-    def fill(self, label: datetime, values: Mapping[str, str]) -> str:
-        """The text of keys of a local hour, up to the first capture that has no value in ``values``."""
+    def folder_days(self, label: datetime) -> tuple[datetime, ...]:
+        """The times whose dates the folders of a local hour's keys may have; the hour itself is the first one."""
+        if not self._folder_elements:
+            return (label,)
+        if label.hour in HOURS_IN_DAY_BEFORE:
+            return label, label - _DAY
+        return (label, label + _DAY) if label.hour in HOURS_IN_DAY_AFTER else (label,)
+
+    def fill(self, label: datetime, values: Mapping[str, str], folder: datetime | None = None) -> str:
+        """The text of keys of a local hour, up to the first capture that has no value in ``values``.
+
+        :param folder: one of :meth:`folder_days`; the hour itself by default
+        """
         texts = []
-        for element in self.elements:
+        for index, element in enumerate(self.elements):
             if element.kind == CAPTURE and element.value not in values:
                 break
-            texts.append(_text_of(element, label, values))
+            time = folder if folder and index < self._folder_elements else label
+            texts.append(_text_of(element, time, values))
         return "".join(texts)
 
     def next_level(self, values: Mapping[str, str]) -> Level | None:
@@ -193,7 +216,12 @@ class Template:
         if (level := self.next_level(values)) is not None:
             raise ValueError(f"the capture {{{level.capture}}} before the date has no value")
         prefixes: list[str] = []
-        for prefix in sorted(self.fill(label, values) for label in self.labels(hour)):
+        filled = (
+            self.fill(label, values, folder)
+            for label in self.labels(hour)
+            for folder in self.folder_days(label)
+        )
+        for prefix in sorted(filled):
             if not prefixes or not prefix.startswith(prefixes[-1]):
                 prefixes.append(prefix)
         return tuple(prefixes)
@@ -245,7 +273,14 @@ class Template:
 
     @cached_property
     def _regex(self) -> "_Regex":
-        return _Regex.of(self.elements)
+        return _Regex.of(self.elements, self._folder_elements)
+
+    @cached_property
+    def _folder_elements(self) -> int:
+        """How many elements have the date of a folder that may differ from that of the hour."""
+        count = count_folder_directives(self.elements) if self.is_raw else 0
+        directives = [index for index, element in enumerate(self.elements) if element.kind == DIRECTIVE]
+        return directives[count - 1] + 1 if count else 0
 
     @cached_property
     def _hour_of_stamp(self) -> dict[str | tuple[str, ...], datetime | None]:
@@ -256,10 +291,19 @@ class Template:
         texts = (stamp,) if isinstance(stamp, str) else stamp
         label = _label_of(self._regex.runs, texts)
         hour = self.hours.hour_of(label) if label is not None else None
+        if label is None or hour is None or not self._agrees(texts, label):
+            hour = None
         if len(self._hour_of_stamp) >= _MAX_STAMPS:
             self._hour_of_stamp.clear()
         self._hour_of_stamp[stamp] = hour
         return hour
+
+    def _agrees(self, texts: Sequence[str], label: datetime) -> bool:
+        """Whether all texts of the runs are those of a local hour, with one of its folder's days."""
+        return any(
+            all(run.fill(label, folder) == text for run, text in zip(self._regex.runs, texts, strict=True))
+            for folder in self.folder_days(label)
+        )
 
 
 @dataclass(frozen=True)
@@ -373,25 +417,37 @@ def check_pair(raw: Template, aggregated: Template) -> None:
 class _Run(NamedTuple):
     """Directives of a template without a capture between them; in keys they have fixed positions.
 
-    :param fields: each directive and its slice of the run's text
+    :param fields: each directive of the hour and its slice of the run's text
+    :param in_folder: how many of the elements, from the first, have the date of a folder
     """
 
     elements: tuple[Element, ...]
     fields: tuple[tuple[str, slice], ...]
+    in_folder: int
 
     @classmethod
-    def of(cls, elements: Sequence[Element]) -> Self:
+    def of(cls, elements: Sequence[Element], in_folder: int) -> Self:
         fields, start = [], 0
-        for element in elements:
+        for index, element in enumerate(elements):
             width = WIDTHS[element.value] if element.kind == DIRECTIVE else len(element.value)
-            if element.kind == DIRECTIVE:
+            if element.kind == DIRECTIVE and index >= in_folder:
                 fields.append((element.value, slice(start, start + width)))
             start += width
-        return cls(tuple(elements), tuple(fields))
+        return cls(tuple(elements), tuple(fields), in_folder)
+
+    def fill(self, label: datetime, folder: datetime) -> str:
+        """The text of the run in keys of a local hour.
+
+        :param folder: the time whose date the folder has
+        """
+        return "".join(
+            _text_of(element, folder if index < self.in_folder else label, {})
+            for index, element in enumerate(self.elements)
+        )
 
 
 def _label_of(runs: Sequence[_Run], texts: Sequence[str]) -> datetime | None:
-    """The local hour of the texts of the runs; None if it is no date, or two occurrences do not agree."""
+    """The local hour of the texts of the runs, by the last occurrence of each directive; None if it is no date."""
     values: dict[str, int] = {}
     for run, text in zip(runs, texts, strict=True):
         values |= {directive: int(text[place]) for directive, place in run.fields}
@@ -403,12 +459,7 @@ def _label_of(runs: Sequence[_Run], texts: Sequence[str]) -> datetime | None:
             day = date(year, 1, 1) + timedelta(days=values["%j"] - 1)
     except (ValueError, OverflowError):
         return None
-    label = datetime(day.year, day.month, day.day, values["%H"])  # noqa: DTZ001 - a local time
-    agrees = all(
-        "".join(_text_of(element, label, {}) for element in run.elements) == text
-        for run, text in zip(runs, texts, strict=True)
-    )
-    return label if agrees else None
+    return datetime(day.year, day.month, day.day, values["%H"])  # noqa: DTZ001 - a local time
 
 
 def _full_year(two_digits: int) -> int:
@@ -447,8 +498,10 @@ class _Regex(NamedTuple):
     capture_groups: tuple[int, ...]
 
     @classmethod
-    def of(cls, elements: Sequence[Element]) -> Self:
+    def of(cls, elements: Sequence[Element], in_folder: int) -> Self:
         """The expression of a template.
+
+        :param in_folder: how many of the elements, from the first, have the date of a folder
 
         A capture and the text up to the next one are an atomic group. If the rest of a key does not fit, a longer
         value would not help, because the next capture can take the same characters. So no key takes long.
@@ -458,6 +511,7 @@ class _Regex(NamedTuple):
         stamp_groups: list[int] = []
         captures: dict[str, int] = {}
         groups = 0
+        folder_end = elements[in_folder].start if in_folder else 0
         for capture, text in _parts(elements):
             if capture is not None and capture.value in captures:
                 pieces.append(f"(?:\\{captures[capture.value]})")
@@ -473,7 +527,7 @@ class _Regex(NamedTuple):
             if run:
                 groups += 1
                 stamp_groups.append(groups)
-                runs.append(_Run.of(run))
+                runs.append(_Run.of(run, sum(element.start < folder_end for element in run)))
                 pieces.append(f"({''.join(_pattern_of(element) for element in run)})")
             pieces += [_pattern_of(element) for element in behind]
         pieces.append(")" if captures else "")
