@@ -463,11 +463,23 @@ def test_parts_of_log_rollup_are_not_proposed(tmp_path: Path) -> None:
 def test_folder_that_names_another_day_is_named(tmp_path: Path) -> None:
     store = FakeStore()
     filled(store, "alb", hours=3)
-    other = BY_NAME["alb"]["keys"][1]["key"]
-    put(store, other, NOW)
+    next_day, other = (key["key"] for key in BY_NAME["alb"]["keys"][1:])
+    for key in (next_day, other):
+        put(store, key, NOW)
     found = detected(store)
     loaded(found, tmp_path)
     assert found.not_read == {layouts.TWO_DAYS: [other]}
+
+
+def test_folder_of_the_next_day_is_read_without_a_known_producer(tmp_path: Path) -> None:
+    store = FakeStore()
+    for hour in range(24):
+        put(store, f"raw/{DAY:%Y/%m/%d}/x_{DAY:%Y%m%d}T{hour:02}30.log", DAY + timedelta(hours=hour))
+    put(store, f"raw/{DAY + timedelta(days=1):%Y/%m/%d}/x_{DAY:%Y%m%d}T2355.log", DAY + timedelta(days=1))
+    found = detected(store)
+    (stream,) = loaded(found, tmp_path)
+    assert stream.raw.text == "s3://logs/raw/%Y/%m/%d/x_%Y%m%dT%H"
+    assert found.not_read == {}
 
 
 def test_many_values_make_no_groups(tmp_path: Path) -> None:

@@ -126,9 +126,12 @@ def _hour_of(key: str, day: DateInKey, dates: list[DateInKey]) -> tuple[tuple[Fi
     """The fields up to the hour of a date, and the hour."""
     adjacent = _adjacent_hour(key, day, dates)
     if adjacent is not None:
-        return (*day.fields, adjacent), int(key[adjacent.start : adjacent.end])
+        # The date of a folder, and date and hour in the name.
+        folder = next((other for other in dates if other.end <= day.start and _is_same(other, day)), None)
+        before = folder.fields if folder else ()
+        return (*before, *day.fields, adjacent), int(key[adjacent.start : adjacent.end])
     for other in dates:
-        if other.start >= day.end and other.day == day.day and other.order == day.order:
+        if other.start >= day.end and _is_same(other, day):
             adjacent = _adjacent_hour(key, other, dates)
             if adjacent is not None:
                 return (*day.fields, *other.fields, adjacent), int(key[adjacent.start : adjacent.end])
@@ -137,6 +140,10 @@ def _hour_of(key: str, day: DateInKey, dates: list[DateInKey]) -> tuple[tuple[Fi
         if not any(other.start <= field.start < other.end for other in dates):
             return (*day.fields, field), int(later["hour"])
     return None
+
+
+def _is_same(one: DateInKey, other: DateInKey) -> bool:
+    return one.day == other.day and one.order == other.order
 
 
 def _adjacent_hour(key: str, day: DateInKey, dates: list[DateInKey]) -> Field | None:
