@@ -294,6 +294,7 @@ def test_plan_command_shows_the_plan_and_changes_nothing(command: RunCommand, rc
         (["status", "app", "yesterday"], "is not a day"),
         (["verify", "app", "2026-11-23"], "is a day"),
         (["verify", "app", "8 o'clock"], "is not an hour"),
+        (["status", "app", "raw/app/20261123/08/a.log"], "For the hour of a key, use the command locate"),
         (["locate", "app"], "KEY"),
         ([], "COMMAND"),
     ],

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from include.log_rollup.hour.template import AggregatedTemplate, Level, RawTemplate, check_pair
 from include.log_rollup.hour.template_syntax import TemplateError
+from include.log_rollup.hour.why_no_hour import why_no_hour
 from tests.unit.strategies import templates, zone_hours
 
 HOUR = datetime(2026, 11, 23, 8, tzinfo=UTC)
@@ -242,6 +243,19 @@ def test_dates_of_an_aggregated_template_have_to_agree() -> None:
     hour = datetime(2026, 11, 23, 23, tzinfo=UTC)
     assert template.prefixes(hour, {}) == ("20261123/20261123-23/",)
     assert template.match("20261124/20261123-23/part") is None
+
+
+@given(templates(), zone_hours, st.data(), st.integers(0, 60), st.sampled_from("a0/_"))
+def test_reason_is_given_for_keys_without_an_hour_only(
+    text: str, zone_hour: tuple[str, datetime], data: st.DataObject, place: int, character: str
+) -> None:
+    zone, hour = zone_hour
+    template = RawTemplate.parse(text, zone)
+    values = {capture: data.draw(plain_values | odd_values) for capture in template.captures}
+    for label in template.labels(hour):
+        key = template.fill(label, values)
+        for changed in (key, key[:place] + character + key[place + 1 :], key[:place]):
+            assert (why_no_hour(template, changed) is None) == (template.match(changed) is not None)
 
 
 # Aggregated templates

@@ -13,20 +13,19 @@ import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from operator import itemgetter
 from typing import ClassVar, NamedTuple, Self, TypeVar
 
+from include.log_rollup.hour.key_pattern import KeyPattern, full_year, label_of, text_of
 from include.log_rollup.hour.layout import format_hour
 from include.log_rollup.hour.local_hours import LocalHours, check_zone
 from include.log_rollup.hour.template_syntax import (
     CAPTURE,
     DEFAULT_SUFFIX,
-    DIGITS,
     DIRECTIVE,
     LITERAL,
-    WIDTHS,
     Element,
     TemplateError,
     count_folder_directives,
@@ -167,7 +166,7 @@ class Template:
         labels = self.hours.labels_of(hour)
         if self._has_century:
             return labels
-        return tuple(label for label in labels if _full_year(label.year % 100) == label.year)
+        return tuple(label for label in labels if full_year(label.year % 100) == label.year)
 
     def folder_days(self, label: datetime) -> tuple[datetime, ...]:
         """The times whose dates the folders of a local hour's keys may have; the hour itself is the first one."""
@@ -187,7 +186,7 @@ class Template:
             if element.kind == CAPTURE and element.value not in values:
                 break
             time = folder if folder and index < self._folder_elements else label
-            texts.append(_text_of(element, time, values))
+            texts.append(text_of(element, time, values))
         return "".join(texts)
 
     def next_level(self, values: Mapping[str, str]) -> Level | None:
@@ -255,16 +254,16 @@ class Template:
 
     @cached_property
     def _match(self) -> Callable[[str], re.Match[str] | None]:
-        return re.compile(self._regex.pattern).match
+        return re.compile(self.pattern.pattern).match
 
     @cached_property
     def _stamp(self) -> Callable[[re.Match[str]], str | tuple[str, ...]]:
         """The texts of the runs of directives in a key; a string if there is one."""
-        return itemgetter(*self._regex.stamp_groups)
+        return itemgetter(*self.pattern.stamp_groups)
 
     @cached_property
     def _captures(self) -> Callable[[re.Match[str]], tuple[str, ...]]:
-        groups = self._regex.capture_groups
+        groups = self.pattern.capture_groups
         if not groups:
             return lambda found: ()
         if len(groups) == 1:
@@ -272,8 +271,9 @@ class Template:
         return itemgetter(*groups)
 
     @cached_property
-    def _regex(self) -> "_Regex":
-        return _Regex.of(self.elements, self._folder_elements)
+    def pattern(self) -> KeyPattern:
+        """The regular expression of its keys."""
+        return KeyPattern.of(self.elements, self._folder_elements)
 
     @cached_property
     def _folder_elements(self) -> int:
@@ -289,7 +289,7 @@ class Template:
     def _read_stamp(self, stamp: str | tuple[str, ...]) -> datetime | None:
         """The UTC hour of the texts of the runs of directives in a key, and remember it."""
         texts = (stamp,) if isinstance(stamp, str) else stamp
-        label = _label_of(self._regex.runs, texts)
+        label = label_of(self.pattern.runs, texts)
         hour = self.hours.hour_of(label) if label is not None else None
         if label is None or hour is None or not self._agrees(texts, label):
             hour = None
@@ -301,7 +301,7 @@ class Template:
     def _agrees(self, texts: Sequence[str], label: datetime) -> bool:
         """Whether all texts of the runs are those of a local hour, with one of its folder's days."""
         return any(
-            all(run.fill(label, folder) == text for run, text in zip(self._regex.runs, texts, strict=True))
+            all(run.fill(label, folder) == text for run, text in zip(self.pattern.runs, texts, strict=True))
             for folder in self.folder_days(label)
         )
 
@@ -412,146 +412,3 @@ def check_pair(raw: Template, aggregated: Template) -> None:
                 element.start,
                 aggregated.text[: element.start] + fixed + aggregated.text[end:],
             )
-
-
-class _Run(NamedTuple):
-    """Directives of a template without a capture between them; in keys they have fixed positions.
-
-    :param fields: each directive of the hour and its slice of the run's text
-    :param in_folder: how many of the elements, from the first, have the date of a folder
-    """
-
-    elements: tuple[Element, ...]
-    fields: tuple[tuple[str, slice], ...]
-    in_folder: int
-
-    @classmethod
-    def of(cls, elements: Sequence[Element], in_folder: int) -> Self:
-        fields, start = [], 0
-        for index, element in enumerate(elements):
-            width = WIDTHS[element.value] if element.kind == DIRECTIVE else len(element.value)
-            if element.kind == DIRECTIVE and index >= in_folder:
-                fields.append((element.value, slice(start, start + width)))
-            start += width
-        return cls(tuple(elements), tuple(fields), in_folder)
-
-    def fill(self, label: datetime, folder: datetime) -> str:
-        """The text of the run in keys of a local hour.
-
-        :param folder: the time whose date the folder has
-        """
-        return "".join(
-            _text_of(element, folder if index < self.in_folder else label, {})
-            for index, element in enumerate(self.elements)
-        )
-
-
-def _label_of(runs: Sequence[_Run], texts: Sequence[str]) -> datetime | None:
-    """The local hour of the texts of the runs, by the last occurrence of each directive; None if it is no date."""
-    values: dict[str, int] = {}
-    for run, text in zip(runs, texts, strict=True):
-        values |= {directive: int(text[place]) for directive, place in run.fields}
-    year = values["%Y"] if "%Y" in values else _full_year(values["%y"])
-    try:
-        if "%m" in values and "%d" in values:
-            day = date(year, values["%m"], values["%d"])
-        else:
-            day = date(year, 1, 1) + timedelta(days=values["%j"] - 1)
-    except (ValueError, OverflowError):
-        return None
-    return datetime(day.year, day.month, day.day, values["%H"])  # noqa: DTZ001 - a local time
-
-
-def _full_year(two_digits: int) -> int:
-    return two_digits + (1900 if two_digits >= 69 else 2000)
-
-
-def _text_of(element: Element, label: datetime, values: Mapping[str, str]) -> str:
-    if element.kind == LITERAL:
-        return element.value
-    if element.kind == CAPTURE:
-        return values[element.value]
-    match element.value:
-        case "%Y":
-            return f"{label.year:04}"
-        case "%y":
-            return f"{label.year % 100:02}"
-        case "%m":
-            return f"{label.month:02}"
-        case "%d":
-            return f"{label.day:02}"
-        case "%H":
-            return f"{label.hour:02}"
-    return f"{label.timetuple().tm_yday:03}"
-
-
-class _Regex(NamedTuple):
-    """A template as a regular expression.
-
-    :param stamp_groups: group of each run
-    :param capture_groups: group of each capture
-    """
-
-    pattern: str
-    runs: tuple[_Run, ...]
-    stamp_groups: tuple[int, ...]
-    capture_groups: tuple[int, ...]
-
-    @classmethod
-    def of(cls, elements: Sequence[Element], in_folder: int) -> Self:
-        """The expression of a template.
-
-        :param in_folder: how many of the elements, from the first, have the date of a folder
-
-        A capture and the text up to the next one are an atomic group. If the rest of a key does not fit, a longer
-        value would not help, because the next capture can take the same characters. So no key takes long.
-        """
-        pieces: list[str] = []
-        runs: list[_Run] = []
-        stamp_groups: list[int] = []
-        captures: dict[str, int] = {}
-        groups = 0
-        folder_end = elements[in_folder].start if in_folder else 0
-        for capture, text in _parts(elements):
-            if capture is not None and capture.value in captures:
-                pieces.append(f"(?:\\{captures[capture.value]})")
-            elif capture is not None:
-                groups += 1
-                pieces.append(")" if captures else "")
-                captures[capture.value] = groups
-                # Up to a slash there is one way only, which the greedy expression finds faster.
-                is_lazy = not text[0].value.startswith("/")
-                pieces.append(f"(?>([^/]+{'?' if is_lazy else ''})")
-            before, run, behind = _split_run(text)
-            pieces += [_pattern_of(element) for element in before]
-            if run:
-                groups += 1
-                stamp_groups.append(groups)
-                runs.append(_Run.of(run, sum(element.start < folder_end for element in run)))
-                pieces.append(f"({''.join(_pattern_of(element) for element in run)})")
-            pieces += [_pattern_of(element) for element in behind]
-        pieces.append(")" if captures else "")
-        return cls("".join(pieces), tuple(runs), tuple(stamp_groups), tuple(captures.values()))
-
-
-def _parts(elements: Sequence[Element]) -> list[tuple[Element | None, tuple[Element, ...]]]:
-    """Each capture with the literals and directives up to the next one; first those before all captures."""
-    parts: list[tuple[Element | None, tuple[Element, ...]]] = [(None, ())]
-    for element in elements:
-        if element.kind == CAPTURE:
-            parts.append((element, ()))
-        else:
-            capture, text = parts[-1]
-            parts[-1] = (capture, (*text, element))
-    return parts
-
-
-def _split_run(text: tuple[Element, ...]) -> tuple[tuple[Element, ...], ...]:
-    """The elements before the first directive, from there up to the last one, and behind it."""
-    directives = [index for index, element in enumerate(text) if element.kind == DIRECTIVE]
-    first, end = (directives[0], directives[-1] + 1) if directives else (len(text), len(text))
-    return text[:first], text[first:end], text[end:]
-
-
-def _pattern_of(element: Element) -> str:
-    return re.escape(element.value) if element.kind == LITERAL else DIGITS[element.value]

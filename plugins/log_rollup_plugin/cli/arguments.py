@@ -34,7 +34,9 @@ def day(text: str) -> date:
     try:
         return date.fromisoformat(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a day; write it like 2026-11-23") from None
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a day; write it like 2026-11-23{_about_key(text)}"
+        ) from None
 
 
 def day_or_hour(text: str) -> date | datetime:
@@ -54,7 +56,7 @@ def hour(text: str) -> datetime:
         instant = datetime.fromisoformat(f"{folder[1]}T{folder[2]}" if folder else text)
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not an hour; write it like 2026-11-23T08 or 20261123/08, in UTC"
+            f"{text!r} is not an hour; write it like 2026-11-23T08 or 20261123/08, in UTC{_about_key(text)}"
         ) from None
     if folder is None and "T" not in text.upper() and " " not in text:
         raise argparse.ArgumentTypeError(f"{text!r} is a day; write an hour of it like 2026-11-23T08")
@@ -63,6 +65,11 @@ def hour(text: str) -> datetime:
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return floor_hour(instant if instant.tzinfo else instant.replace(tzinfo=UTC))
+
+
+def _about_key(text: str) -> str:
+    """A hint for a text that may be a key."""
+    return ". For the hour of a key, use the command locate" if "/" in text else ""
 
 
 def key_of(stream: Stream, text: str) -> str:
