@@ -18,6 +18,9 @@ DEFAULT_MAX_CONNECTIONS = 25
 WAIT_CONNECTIONS = 1
 """`wait_for_raw_hour`: connections, and slots of the pool."""
 
+GROUP_WAIT_CONNECTIONS = 8
+"""The same task of a stream whose `raw` has captures before the date; not more than its `max_connections`."""
+
 CONTROL_CONNECTIONS = 4
 """`plan_hour`, `validate_hour`, `complete_hour`, `find_<stream>`: connections, and slots of the pool."""
 
@@ -31,7 +34,10 @@ PACKING_CONNECTING_THREADS = 8
 """`pack_shard`: connections that are opened at the same time; they count towards `max_connections`."""
 
 POLL_THREADS = 2
-"""Triggerer: threads with one connection each, per Airflow connection, however many hours wait."""
+"""Triggerer: threads per Airflow connection, however many hours wait; each lists one hour at a time."""
+
+POLL_CONNECTIONS = 8
+"""Triggerer: connections of each such thread; one, unless the hour's `raw` has captures before the date."""
 
 MONTH_PAGE_CONNECTIONS = 4
 """Page Hours: connections of an api-server process for the months of all streams; without slots of the pool."""

@@ -354,6 +354,13 @@ class Stream(BaseModel):
         return self.connection_of_aggregated != self.aws_conn_id
 
     @property
+    def wait_connections(self) -> int:
+        """Connections of the task that waits for a raw hour."""
+        if self.raw.next_level({}) is None:
+            return limits.WAIT_CONNECTIONS
+        return min(limits.GROUP_WAIT_CONNECTIONS, self.max_connections)
+
+    @property
     def control_connections(self) -> int:
         """Connections of a task that lists and writes records. Groups are listed one by one, so they take more."""
         more = min(limits.GROUP_CONTROL_CONNECTIONS, self.max_connections) if self.raw.captures else 0

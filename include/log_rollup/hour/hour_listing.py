@@ -1,6 +1,6 @@
 """Lists the objects of one hour of a template, at once or page by page."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -19,7 +19,11 @@ from include.log_rollup.storage.protocol import ListPage, Location, ObjectInfo, 
 
 # Up to this number of prefixes, each is listed by all threads; above it, each by one thread.
 LISTED_IN_TURN = 4
+# First pages in memory that are not read yet, for each connection.
+PAGES_AHEAD = 2
+_THREADS = "log-rollup-listing"
 
+T = TypeVar("T")
 R = TypeVar("R")
 
 
@@ -58,12 +62,22 @@ class HourListing:
         )
 
     def pages(self, store: ObjectStore, page_size: int = PAGE_SIZE) -> Iterator[ListPage]:
-        """The pages of the hour by continuation token, one prefix after the other.
+        """The pages of the hour by continuation token, one prefix after the other, in bounded memory.
+
+        The first pages of several prefixes are requested at the same time.
 
         :param page_size: the most rows on a page, 1 to 1,000
         """
-        for prefix in self.prefixes(store, page_size):
-            yield from pages_by_token(store, prefix, page_size, self._own)
+
+        def begin(prefix: Location) -> tuple[ListPage, Iterator[ListPage]]:
+            pages = pages_by_token(store, prefix, page_size, self._own)
+            return next(pages), pages
+
+        workers = store.control_connections
+        prefixes = self.prefixes(store, page_size)
+        for first, others in in_parallel(workers, _THREADS, begin, prefixes, PAGES_AHEAD * workers):
+            yield first
+            yield from others
 
     def prefixes(self, store: ObjectStore, page_size: int = PAGE_SIZE) -> list[Location]:
         """The prefixes that cover the hour, in the order of their bytes; none is inside another.
@@ -73,15 +87,16 @@ class HourListing:
         if not self.template.labels(self.hour):
             return []
         found: list[Mapping[str, str]] = [{}]
-        while found and (level := self.template.next_level(found[0])) is not None:
-            levels = [(values, self.template.next_level(values)) for values in found]
-            places = [self.template.location(step.prefix) for _, step in levels if step]
+        while levels := [
+            (values, level) for values in found if (level := self.template.next_level(values)) is not None
+        ]:
+            places = [self.template.location(level.prefix) for _, level in levels]
             folders = _each(store, lambda place: folders_below(store, place, page_size), places)
             found = [
                 {**values, level.capture: value}
-                for (values, step), names in zip(levels, folders, strict=True)
+                for (values, level), names in zip(levels, folders, strict=True)
                 for name in names
-                if step and (value := step.value(name))
+                if (value := level.value(name))
             ]
         keys = sorted(key for values in found for key in self.template.prefixes(self.hour, values))
         return [self.template.location(key) for key in keys]
@@ -95,12 +110,9 @@ class HourListing:
         return lambda key: (found := find(key)) is not None and found[1]
 
 
-def _each(
-    store: ObjectStore, function: Callable[[Location], list[R]], prefixes: list[Location]
-) -> list[list[R]]:
-    """The results of a function for each prefix, over the store's connections."""
-    workers = min(store.control_connections, len(prefixes)) or 1
-    return list(in_parallel(workers, "log-rollup-listing", function, prefixes))
+def _each(store: ObjectStore, function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """The results of a function for each item, over the store's connections."""
+    return list(in_parallel(store.control_connections, _THREADS, function, items))
 
 
 def _joined(found: list[list[ObjectInfo]]) -> list[ObjectInfo]:

@@ -26,6 +26,7 @@ from include.log_rollup.storage.protocol import Location
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -411,17 +412,14 @@ class HourState(HourReader):
         The caller then reads the claim, and removes exactly these: what a later run writes has another ETag.
         """
         places = list(targets)
-        workers = min(self._store.control_connections, len(places)) or 1
-        heads = in_parallel(workers, "log-rollup-groups", self._store.head, places)
+        heads = self._for_each(self._store.head, places)
         return [(place, head.etag) for place, head in zip(places, heads, strict=True) if head is not None]
 
     def _remove_existing(self, found: Sequence[tuple[Location, str]]) -> None:
-        self._in_parallel(lambda one: self._remove_if(*one), found)
+        self._for_each(lambda one: self._remove_if(*one), found)
 
-    def _in_parallel(self, function: Callable[[T], None], items: Sequence[T]) -> None:
-        workers = min(self._store.control_connections, len(items)) or 1
-        for _ in in_parallel(workers, "log-rollup-groups", function, items):
-            pass
+    def _for_each(self, function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+        return list(in_parallel(self._store.control_connections, "log-rollup-groups", function, items))
 
     def _staged_manifest(self, claim: Claim) -> Location:
         return self.paths.staged_manifest(claim.plan_id, secrets.token_hex(8))
@@ -493,10 +491,10 @@ class HourState(HourReader):
             return
         bucket = self.paths.home.bucket
         try:
-            self._in_parallel(lambda one: self._stage(one), publications)
+            self._for_each(self._stage, publications)
             self.assert_current(claim.plan_id, claim.claim_id)
             assert_undisturbed(claim)
-            self._in_parallel(lambda one: self._put_in_place(claim, one), publications)
+            self._for_each(lambda one: self._put_in_place(claim, one), publications)
         finally:
             try:
                 self._store.delete(bucket, [one.staged.key for one in publications])
