@@ -14,6 +14,8 @@ COMPILE := pip compile --universal --python-version 3.11 --generate-hashes --no-
 
 # Otherwise uv downloads an interpreter if none of the installed ones fits.
 export UV_PYTHON_DOWNLOADS := never
+# With Python's cache, processes need not compile the project and the tests again: this saves the suite CPU time.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help demo up down test test-fast simulate test-soak fleet-test mwaa lint bench docs lock check-lock
