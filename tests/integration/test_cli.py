@@ -277,7 +277,7 @@ def test_plan_command_shows_the_plan_and_changes_nothing(command: RunCommand, rc
     assert (document["objects"], document["parts_copied"]) == (len(raw_objects()), 1)
     assert (document["unchanged"], document["parts_standing"]) == (False, 0)
     assert document["left_out"] == dict.fromkeys(
-        ("hidden", "placeholders", "markers", "excluded", "unjoinable"), 0
+        ("hidden", "placeholders", "markers", "excluded", "unjoinable", "unmatched"), 0
     )
     rclone.run()
     result = command("plan", "app", HOUR_ARGUMENT, "--dry-run")

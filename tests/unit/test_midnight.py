@@ -1,5 +1,6 @@
 """Hours near midnight, whose objects may be in the folder of the next day or of the day before."""
 
+import json
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 
@@ -91,6 +92,35 @@ def test_delivery_after_midnight_is_a_late_object(layout: Layout) -> None:
     assert find_changed_hours(layout.store, layout.stream, [LAST]).changed == []
     for key in (first, late):
         assert locate(layout.store, layout.stream, key).hour == LAST
+
+
+def test_object_in_no_hour_is_counted_in_one_hour(caplog: pytest.LogCaptureFixture) -> None:
+    layout = Layout("day")
+    early = datetime(2026, 11, 23, 20, tzinfo=UTC)
+    for hour in (early, early + timedelta(days=1), NOON, LAST, FIRST):
+        layout.produce(hour, 5, hour)
+    # Delivered more than three hours late.
+    key = layout.produce(early, 55, FIRST)
+    counted = {}
+    for hour in (early, early + timedelta(days=1), NOON, LAST, FIRST):
+        layout.run(hour)
+        marker = json.loads(layout.store.body(f"aggregated/{hour:%Y%m%d/%H}/_SUCCESS"))
+        assert (marker["objects"], sum(marker["left_out"].values())) == (1, marker["left_out"]["unmatched"])
+        counted[hour] = marker["left_out"]["unmatched"]
+        assert verify_hour(layout.store, layout.stream, hour, deep=True).problems == []
+    assert [hour for hour, count in counted.items() if count] == [early + timedelta(days=1)]
+    assert (
+        f"1 objects belong to no hour, because their folder has another day than their name, like {key}"
+        in (caplog.text)
+    )
+
+
+def test_wait_does_not_count_an_object_in_no_hour() -> None:
+    layout = Layout("day")
+    early = datetime(2026, 11, 23, 20, tzinfo=UTC)
+    layout.produce(early, 55, FIRST)
+    rule = SettleRule(timedelta(0), None, False)
+    assert check_raw_hour(layout.store, layout.stream.at(early + timedelta(days=1)), rule).objects == 0
 
 
 def test_wait_counts_a_delivery_after_midnight(layout: Layout) -> None:

@@ -200,6 +200,19 @@ def test_name_decides_where_the_folder_is_a_day_off(folder: str, name: str, hour
         assert any(key.startswith(prefix) for prefix in _prefixes(template, hour, ("111", "eu-west-1")))
 
 
+def test_key_in_no_hour_is_reported_by_the_hour_of_its_folder() -> None:
+    template = RawTemplate.parse("s3://bkt/%Y/%m/%d/{lb}_%Y%m%dT%H")
+    hour = datetime(2026, 11, 24, 20, tzinfo=UTC)
+    assert template.reporting_hour("2026/11/24/web_20261123T20") == hour
+    assert template.reporting_hour("2016/11/24/web_20261123T20") == hour.replace(year=2016)
+    # It belongs to an hour, the folder is no day, or there is no folder.
+    assert template.reporting_hour("2026/11/24/web_20261123T23") is None
+    assert template.reporting_hour("2026/02/30/web_20261123T20") is None
+    assert RawTemplate.parse("s3://bkt/%Y%m%d/%d/%H/").reporting_hour("20261124/23/20/") is None
+    monthly = RawTemplate.parse("s3://bkt/%Y/%m/{lb}_%Y%m%dT%H")
+    assert monthly.reporting_hour("2026/12/web_20261123T20") is None
+
+
 def test_only_hours_near_midnight_list_a_second_folder() -> None:
     template = RawTemplate.parse("s3://bkt/%Y/%m/%d/{lb}_%Y%m%dT%H")
     midnight = datetime(2026, 11, 23, tzinfo=UTC)
@@ -255,7 +268,9 @@ def test_reason_is_given_for_keys_without_an_hour_only(
     for label in template.labels(hour):
         key = template.fill(label, values)
         for changed in (key, key[:place] + character + key[place + 1 :], key[:place]):
-            assert (why_no_hour(template, changed) is None) == (template.match(changed) is not None)
+            match = template.match(changed)
+            assert (why_no_hour(template, changed) is None) == (match is not None)
+            assert template.reporting_hour(changed) is None or match is None
 
 
 # Aggregated templates

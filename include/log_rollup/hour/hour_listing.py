@@ -6,7 +6,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import TypeVar
 
-from include.log_rollup.hour.template import Template
+from include.log_rollup.hour.template import RawTemplate, Template
 from include.log_rollup.parallel import in_parallel
 from include.log_rollup.storage.listing import (
     PAGE_SIZE,
@@ -34,12 +34,15 @@ class HourListing:
     The captures before the date are found by listings with a delimiter, level by level. Objects of other hours
     below the same prefix are dropped page by page: a day's folder takes no more memory than the hour's objects.
 
+    :param unmatched: the template, if the objects that belong to no hour and that this one reports are listed too
+
     All methods raise :class:`include.log_rollup.errors.ListingError` if the store's listing contradicts itself,
     and :class:`include.log_rollup.errors.RollupError` as the store does.
     """
 
     template: Template
     hour: datetime
+    unmatched: RawTemplate | None = None
 
     def __str__(self) -> str:
         return self.template.show(self.hour)
@@ -107,6 +110,10 @@ class HourListing:
         if self.template.is_exact:
             return None
         find = self.template.lookup(lambda match: match.hour == self.hour)
+        if (raw := self.unmatched) is not None:
+            return lambda key: (
+                found[1] if (found := find(key)) is not None else raw.reporting_hour(key) == self.hour
+            )
         return lambda key: (found := find(key)) is not None and found[1]
 
 

@@ -5,29 +5,42 @@ from collections.abc import Mapping, Sequence
 from datetime import date, datetime, timedelta
 from typing import NamedTuple, Self
 
-from include.log_rollup.hour.template_syntax import CAPTURE, DIGITS, DIRECTIVE, LITERAL, WIDTHS, Element
+from include.log_rollup.hour.template_syntax import (
+    CAPTURE,
+    DIGITS,
+    DIRECTIVE,
+    LITERAL,
+    WIDTHS,
+    Element,
+    gives_day,
+)
 
 
 class Run(NamedTuple):
     """Directives of a template without a capture between them; in keys they have fixed positions.
 
     :param fields: each directive of the hour and its slice of the run's text
+    :param folder_fields: the same for the directives of a folder's date
     :param in_folder: how many of the elements, from the first, have the date of a folder
     """
 
     elements: tuple[Element, ...]
     fields: tuple[tuple[str, slice], ...]
+    folder_fields: tuple[tuple[str, slice], ...]
     in_folder: int
 
     @classmethod
     def of(cls, elements: Sequence[Element], in_folder: int) -> Self:
-        fields, start = [], 0
+        fields: list[tuple[str, slice]] = []
+        folder_fields: list[tuple[str, slice]] = []
+        start = 0
         for index, element in enumerate(elements):
             width = WIDTHS[element.value] if element.kind == DIRECTIVE else len(element.value)
-            if element.kind == DIRECTIVE and index >= in_folder:
-                fields.append((element.value, slice(start, start + width)))
+            if element.kind == DIRECTIVE:
+                kind = folder_fields if index < in_folder else fields
+                kind.append((element.value, slice(start, start + width)))
             start += width
-        return cls(tuple(elements), tuple(fields), in_folder)
+        return cls(tuple(elements), tuple(fields), tuple(folder_fields), in_folder)
 
     def fill(self, label: datetime, folder: datetime) -> str:
         """The text of the run in keys of a local hour.
@@ -45,15 +58,27 @@ def label_of(runs: Sequence[Run], texts: Sequence[str]) -> datetime | None:
     values: dict[str, int] = {}
     for run, text in zip(runs, texts, strict=True):
         values |= {directive: int(text[place]) for directive, place in run.fields}
+    day = _day_of(values)
+    return datetime(day.year, day.month, day.day, values["%H"]) if day else None  # noqa: DTZ001 - a local time
+
+
+def folder_day_of(runs: Sequence[Run], texts: Sequence[str]) -> date | None:
+    """The day of the folder in the texts of the runs; None if it has none, or only a month or year."""
+    values: dict[str, int] = {}
+    for run, text in zip(runs, texts, strict=True):
+        values |= {directive: int(text[place]) for directive, place in run.folder_fields}
+    return _day_of(values) if gives_day(values) else None
+
+
+def _day_of(values: Mapping[str, int]) -> date | None:
+    """The day of the values of directives; None if there is no such day."""
     year = values["%Y"] if "%Y" in values else full_year(values["%y"])
     try:
         if "%m" in values and "%d" in values:
-            day = date(year, values["%m"], values["%d"])
-        else:
-            day = date(year, 1, 1) + timedelta(days=values["%j"] - 1)
+            return date(year, values["%m"], values["%d"])
+        return date(year, 1, 1) + timedelta(days=values["%j"] - 1)
     except (ValueError, OverflowError):
         return None
-    return datetime(day.year, day.month, day.day, values["%H"])  # noqa: DTZ001 - a local time
 
 
 def full_year(two_digits: int) -> int:

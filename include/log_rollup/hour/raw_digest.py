@@ -38,7 +38,7 @@ def digest_raw(store: ObjectStore, paths: HourPaths, rules: InputRules, expected
     digests = ObjectDigests(paths.folder_of_key if paths.has_groups else None)
     last = ""
     objects = 0
-    for page in paths.raw.pages(store, page_size):
+    for page in paths.raw_and_unmatched.pages(store, page_size):
         rows = list(page.objects)
         if not increasing(last, rows):
             return _digest_unordered(store, paths, rules, page_size)
@@ -53,6 +53,6 @@ def _digest_unordered(store: ObjectStore, paths: HourPaths, rules: InputRules, p
     """For servers that don't list in key order: all rows are sorted in memory."""
     chosen = InputFilter(paths.name_of, rules)
     digests = ObjectDigests(paths.folder_of_key if paths.has_groups else None)
-    kept = chosen.keep(paths.raw.list_by_token(store, page_size))
+    kept = chosen.keep(paths.raw_and_unmatched.list_by_token(store, page_size))
     digests.add(kept)
     return RawDigest(len(kept), digests.result(), chosen.left_out)

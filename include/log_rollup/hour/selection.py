@@ -55,6 +55,7 @@ class LeftOut:
     :param markers: the ready object
     :param excluded: the stream's ``include`` or ``exclude`` leaves them out
     :param unjoinable: containers, which the stream skips
+    :param unmatched: objects that belong to no hour, as their folder has another day than their name
     """
 
     hidden: int = 0
@@ -62,6 +63,7 @@ class LeftOut:
     markers: int = 0
     excluded: int = 0
     unjoinable: int = 0
+    unmatched: int = 0
 
     def __add__(self, other: "LeftOut") -> "LeftOut":
         return LeftOut(
@@ -70,6 +72,7 @@ class LeftOut:
             self.markers + other.markers,
             self.excluded + other.excluded,
             self.unjoinable + other.unjoinable,
+            self.unmatched + other.unmatched,
         )
 
     def __str__(self) -> str:
@@ -79,6 +82,7 @@ class LeftOut:
             (self.markers, "ready objects"),
             (self.excluded, "excluded"),
             (self.unjoinable, "unjoinable"),
+            (self.unmatched, "unmatched"),
         )
         # The first three are always given.
         return ", ".join(
@@ -134,13 +138,14 @@ def _any_of(patterns: Sequence[str]) -> re.Pattern[str] | None:
 class InputFilter:
     """Selects the input among the listed objects of an hour, and counts the others.
 
-    :param name_of: the name below the hour of an object with a given key
+    :param name_of: the name below the hour of an object with a given key; the whole key if it belongs to no hour
     """
 
     def __init__(self, name_of: Callable[[str], str], rules: InputRules) -> None:
         self._name_of = name_of
         self._rules = rules
         self._hidden = self._placeholders = self._ready_objects = self._excluded = self._unjoinable = 0
+        self._unmatched = 0
 
     def keep(self, rows: Iterable[ObjectInfo]) -> list[ObjectInfo]:
         """The input among some listed objects; see :class:`LeftOut` for the others."""
@@ -149,7 +154,10 @@ class InputFilter:
         begins_step = self._rules.begins_step
         for item in rows:
             name = name_of(item.key)
-            if name == ready_object:
+            if len(name) == len(item.key):
+                # A template matches at least one character of each key of the hour.
+                self._unmatched += 1
+            elif name == ready_object:
                 self._ready_objects += 1
             elif is_hidden(name, begins_step):
                 self._hidden += 1
@@ -178,7 +186,12 @@ class InputFilter:
     def left_out(self) -> LeftOut:
         """Number of objects that were left out so far."""
         return LeftOut(
-            self._hidden, self._placeholders, self._ready_objects, self._excluded, self._unjoinable
+            self._hidden,
+            self._placeholders,
+            self._ready_objects,
+            self._excluded,
+            self._unjoinable,
+            self._unmatched,
         )
 
 

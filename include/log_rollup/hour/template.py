@@ -18,7 +18,7 @@ from functools import cached_property
 from operator import itemgetter
 from typing import ClassVar, NamedTuple, Self, TypeVar
 
-from include.log_rollup.hour.key_pattern import KeyPattern, full_year, label_of, text_of
+from include.log_rollup.hour.key_pattern import KeyPattern, folder_day_of, full_year, label_of, text_of
 from include.log_rollup.hour.layout import format_hour
 from include.log_rollup.hour.local_hours import LocalHours, check_zone
 from include.log_rollup.hour.template_syntax import (
@@ -321,6 +321,20 @@ class RawTemplate(Template):
         :raises ValueError: if there is no such time zone
         """
         return cls(*parse(text, aggregated=False), check_zone(zone))
+
+    def reporting_hour(self, key: str) -> datetime | None:
+        """The hour that reports a key because its folder has another day than its name; None for other keys.
+
+        It is the name's hour of the folder's day, whose listing reads this folder.
+        """
+        found = self._match(key)
+        if found is None or self.match(key) is not None:
+            return None
+        texts = [found[group] for group in self.pattern.stamp_groups]
+        label, day = label_of(self.pattern.runs, texts), folder_day_of(self.pattern.runs, texts)
+        if label is None or day is None:
+            return None
+        return self.hours.hour_of(label.replace(year=day.year, month=day.month, day=day.day))
 
     def why_empty(self, hour: datetime) -> str | None:
         """Why no key can belong to an hour, as a sentence; None if keys can."""

@@ -100,12 +100,13 @@ def count_folder_directives(elements: Sequence[Element]) -> int:
     for count in range(len(directives) - 1, 0, -1):
         begins_step = directives[count][1] > directives[count - 1][1]
         rest = {value for value, step in directives[count:] if step <= last}
-        if begins_step and year in rest and "%H" in rest and _gives_day(rest):
+        if begins_step and year in rest and "%H" in rest and gives_day(rest):
             return count
     return 0
 
 
-def _gives_day(directives: Collection[str]) -> bool:
+def gives_day(directives: Collection[str]) -> bool:
+    """Whether directives give the day: year, and month and day or the day of the year."""
     given = set(directives)
     return bool(given & {"%Y", "%y"}) and (given >= {"%m", "%d"} or "%j" in given)
 
@@ -264,7 +265,7 @@ def _refuse_touching(text: str, elements: Sequence[Element]) -> None:
 
 def _refuse_missing_day(text: str, elements: Sequence[Element]) -> None:
     given = {element.value: element.start for element in elements if element.kind == DIRECTIVE}
-    if _gives_day(given):
+    if gives_day(given):
         return
     raise _FaultError(
         "does not give the day: it needs %Y (or %y), with %m and %d, or with %j",
