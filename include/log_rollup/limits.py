@@ -85,6 +85,9 @@ DEFAULT_CONNECT_TIMEOUT = timedelta(seconds=5)
 DEFAULT_RESPONSE_TIMEOUT = timedelta(seconds=5)
 """Default of the stream's `response_timeout`: for the first byte of an object."""
 
+DIRECT_LISTS_PAUSE_SECONDS = 10.0
+"""With captures in `raw`: after a LIST that boto3 had to send again, it sends all for so long."""
+
 ADDRESS_CONNECT_SECONDS = 1.5
 """`pack_shard`: the least time to connect to one of several addresses; TCP repeats a SYN after 1 s (RFC 6298)."""
 
@@ -161,7 +164,10 @@ THROTTLED_RETRY_DELAY = timedelta(minutes=2)
 """Delay before a retry when S3 asked to slow down."""
 
 CONTROL_RETRIES = 6
-"""boto3: retries of a request in the mode `standard`, unless the Airflow connection sets others."""
+"""boto3: retries of a request in the mode `standard`, unless the Airflow connection sets others.
+
+With captures in `raw`, a LIST of a task has one try more.
+"""
 
 PAGE_TRIES = 2
 """Page Hours: tries of a request by boto3, whatever the Airflow connection sets."""

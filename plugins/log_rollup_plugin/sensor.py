@@ -135,6 +135,7 @@ class RawHourSensor(BaseSensorOperator):
             max_connections=connections,
             control_connections=connections,
             connect_timeout=self.stream.connect_timeout,
+            many_lists=bool(self.stream.raw.captures),
         )
         with hook:
             seen = check_raw_hour(hook, paths, self._rule)
