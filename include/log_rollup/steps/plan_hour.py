@@ -154,7 +154,7 @@ class _Assessment:
     :param marker_etag: None if there is no completion marker
     :param manifest_etag: None if there is no manifest
     :param complete_as: id of the plan under which the hour is complete and unchanged; otherwise empty
-    :param changed_groups: folders of the groups whose parts differ from those of the manifest
+    :param changed_groups: folders of the groups in which parts are written or removed
     :param group_changes: which groups the manifest lacks, and which the plan lacks; None without a manifest
     """
 
@@ -308,7 +308,7 @@ class _Planner:
             measured,
             marker_etag,
             survey.found.manifest_etag,
-            changed_groups=survey.changed_groups(plan),
+            changed_groups=survey.changed_groups(plan, holdings.packed),
             group_changes=survey.group_changes(plan),
         )
 
