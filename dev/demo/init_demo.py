@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from deploy import init_airflow
 from dev.demo.settings import InvalidSettingError, one_of, positive
-from dev.made_logs.dataset import make_dataset, read_dataset
+from dev.made_logs.dataset import NotEnoughDiskError, make_dataset, read_dataset
 from dev.made_logs.layouts import LAYOUTS, PLAIN
 from dev.stack.paths import StackPaths
 
@@ -26,12 +26,12 @@ T = TypeVar("T")
 def main() -> int:
     """Make the hours if DEMO_HOURS is set, and return the exit status of :mod:`deploy.init_airflow`.
 
-    It is 1, without calling that, if a setting is wrong.
+    It is 1, without calling that, if a setting is wrong or the disk has too little space.
     """
     if os.environ.get("DEMO_HOURS"):
         try:
             _make_missing_hours()
-        except InvalidSettingError as error:
+        except (InvalidSettingError, NotEnoughDiskError) as error:
             sys.stderr.write(f"{error}\n")
             return 1
     return init_airflow.main()
@@ -41,6 +41,7 @@ def _make_missing_hours() -> None:
     """Make the hours, unless they exist.
 
     :raises InvalidSettingError: if a setting is wrong, or the existing hours have another layout
+    :raises NotEnoughDiskError: before anything is written
     """
     hours = _setting("DEMO_HOURS", positive)
     objects = _setting("DEMO_OBJECTS", positive)

@@ -115,6 +115,14 @@ def test_wrong_demo_setting_stops_init(
     assert list(demo_settings.iterdir()) == []
 
 
+def test_full_disk_stops_demo_init(
+    demo_settings: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DEMO_OBJECTS", str(10**12))
+    assert init_demo.main() == 1
+    assert "set fewer HOURS or OBJECTS, or free some disk space" in capsys.readouterr().err
+
+
 def test_invalid_streams_stop_init_before_the_migration(tmp_path: Path) -> None:
     (tmp_path / "streams.yaml").write_text("streams: [{name: app, rav: s3://b/raw/}]")
     streams = {"LOG_ROLLUP_STREAMS": str(tmp_path / "streams.yaml")}
