@@ -340,7 +340,12 @@ class Stream(BaseModel):
     def input_rules(self) -> InputRules:
         """Which objects of a raw hour are its input."""
         return InputRules(
-            self.ready_object, self.include, self.exclude, self.unjoinable, self.raw.text.endswith("/")
+            self.ready_object,
+            self.include,
+            self.exclude,
+            self.unjoinable,
+            self.raw.text.endswith("/"),
+            self.raw.finds_unmatched,
         )
 
     @property

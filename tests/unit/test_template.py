@@ -213,6 +213,19 @@ def test_key_in_no_hour_is_reported_by_the_hour_of_its_folder() -> None:
     assert monthly.reporting_hour("2026/12/web_20261123T20") is None
 
 
+@pytest.mark.parametrize(
+    ("text", "finds"),
+    [
+        ("%Y/%m/%d/{lb}_%Y%m%dT%H", True),
+        ("%Y/%m/%d/%Y%m%dT%H", False),
+        ("%Y%m%d/{lb}_%H", False),
+        ("", False),
+    ],
+)
+def test_unmatched_keys_are_found_in_folders_of_days_only(text: str, finds: bool) -> None:
+    assert RawTemplate.parse(f"s3://bkt/{text}").finds_unmatched == finds
+
+
 def test_only_hours_near_midnight_list_a_second_folder() -> None:
     template = RawTemplate.parse("s3://bkt/%Y/%m/%d/{lb}_%Y%m%dT%H")
     midnight = datetime(2026, 11, 23, tzinfo=UTC)

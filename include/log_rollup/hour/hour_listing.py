@@ -110,7 +110,7 @@ class HourListing:
         if self.template.is_exact:
             return None
         find = self.template.lookup(lambda match: match.hour == self.hour)
-        if (raw := self.unmatched) is not None:
+        if (raw := self.unmatched) is not None and raw.finds_unmatched:
             return lambda key: (
                 found[1] if (found := find(key)) is not None else raw.reporting_hour(key) == self.hour
             )

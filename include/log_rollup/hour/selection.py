@@ -101,6 +101,7 @@ class InputRules:
     :param include: if not empty, only names that match one of these patterns are input
     :param exclude: names that match one of these patterns are not
     :param begins_step: whether the names begin a step of the key; False if the stream's template ends within one
+    :param finds_unmatched: whether listings of the hour may have objects that belong to no hour
     """
 
     ready_object: str | None = None
@@ -108,6 +109,7 @@ class InputRules:
     exclude: tuple[str, ...] = ()
     unjoinable: Unjoinable = "stop"
     begins_step: bool = True
+    finds_unmatched: bool = False
 
     @cached_property
     def _included(self) -> re.Pattern[str] | None:
@@ -149,15 +151,14 @@ class InputFilter:
 
     def keep(self, rows: Iterable[ObjectInfo]) -> list[ObjectInfo]:
         """The input among some listed objects; see :class:`LeftOut` for the others."""
+        if self._rules.finds_unmatched:
+            rows = self._keep_matched(rows)
         kept: list[ObjectInfo] = []
         ready_object, name_of = self._rules.ready_object, self._name_of
         begins_step = self._rules.begins_step
         for item in rows:
             name = name_of(item.key)
-            if len(name) == len(item.key):
-                # A template matches at least one character of each key of the hour.
-                self._unmatched += 1
-            elif name == ready_object:
+            if name == ready_object:
                 self._ready_objects += 1
             elif is_hidden(name, begins_step):
                 self._hidden += 1
@@ -169,6 +170,12 @@ class InputFilter:
             kept = self._keep_matching(kept)
         if self._rules.unjoinable == "skip":
             kept = self._keep_joinable(kept)
+        return kept
+
+    def _keep_matched(self, rows: Iterable[ObjectInfo]) -> list[ObjectInfo]:
+        listed, name_of = list(rows), self._name_of
+        kept = [item for item in listed if name_of(item.key) != item.key]
+        self._unmatched += len(listed) - len(kept)
         return kept
 
     def _keep_matching(self, rows: list[ObjectInfo]) -> list[ObjectInfo]:

@@ -322,6 +322,11 @@ class RawTemplate(Template):
         """
         return cls(*parse(text, aggregated=False), check_zone(zone))
 
+    @property
+    def finds_unmatched(self) -> bool:
+        """Whether the listing of an hour may find keys that :meth:`reporting_hour` assigns to it."""
+        return bool(self._folder_elements) and not self.is_exact
+
     def reporting_hour(self, key: str) -> datetime | None:
         """The hour that reports a key because its folder has another day than its name; None for other keys.
 
