@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from include.log_rollup.hour.raw_digest import digest_raw
 from include.log_rollup.steps.complete_hour import complete_hour
 from include.log_rollup.steps.pack_shard import pack_shard
 from include.log_rollup.steps.validate_hour import validate_hour
@@ -48,9 +49,9 @@ def keys_in_order(hour: GroupedHour) -> list[str]:
     return [hour.key(group, name) for group in GROUPS for name in ("a.log", "b.log", "c.log")]
 
 
-@pytest.mark.parametrize("page_size", [1, 2, 1000])
-def test_pages_of_groups_come_in_key_order(hour: GroupedHour, page_size: int) -> None:
-    pages = hour.stream.at(HOUR).raw.pages(hour.store, page_size)
+@pytest.mark.parametrize("expected", [None, 1, 200, 10**6])
+def test_pages_of_groups_come_in_key_order(hour: GroupedHour, expected: int | None) -> None:
+    pages = hour.stream.at(HOUR).raw.pages(hour.store, expected)
     assert [row.key for page in pages for row in page.objects] == keys_in_order(hour)
 
 
@@ -65,8 +66,19 @@ def test_pages_are_not_requested_far_ahead(hour: GroupedHour) -> None:
     pages = hour.stream.at(HOUR).raw.pages(hour.store)
     next(pages)
     time.sleep(0.1)
-    # Two first pages for each connection; one listing has found the groups.
+    # Two prefixes for each connection; one listing has found the groups.
     assert hour.store.requests["ListObjectsV2"] <= 1 + 2 * CONNECTIONS + 1
+
+
+def test_validation_lists_each_group_in_two_pages(hour: GroupedHour) -> None:
+    hour.plan()
+    paths = hour.stream.at(HOUR)
+    load = Load(hour.store)
+    before = hour.store.requests["ListObjectsV2"]
+    found = digest_raw(hour.store, paths, hour.stream.input_rules, 3 * len(GROUPS))
+    assert found.objects == 3 * len(GROUPS)
+    assert hour.store.requests["ListObjectsV2"] - before == 1 + 2 * len(GROUPS)
+    assert 1 < load.peak <= CONNECTIONS
 
 
 def test_wait_lists_each_group_once_in_parallel(hour: GroupedHour) -> None:

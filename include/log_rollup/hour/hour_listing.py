@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
+from itertools import chain
 from typing import TypeVar
 
 from include.log_rollup.hour.template import RawTemplate, Template
@@ -19,8 +20,8 @@ from include.log_rollup.storage.protocol import ListPage, Location, ObjectInfo, 
 
 # Up to this number of prefixes, each is listed by all threads; above it, each by one thread.
 LISTED_IN_TURN = 4
-# First pages in memory that are not read yet, for each connection.
-PAGES_AHEAD = 2
+# Prefixes whose first objects are in memory and not read yet, for each connection.
+PREFIXES_AHEAD = 2
 _THREADS = "log-rollup-listing"
 
 T = TypeVar("T")
@@ -64,23 +65,31 @@ class HourListing:
             _each(store, lambda prefix: list_by_token(store, prefix, page_size, self._own), prefixes)
         )
 
-    def pages(self, store: ObjectStore, page_size: int = PAGE_SIZE) -> Iterator[ListPage]:
+    def pages(self, store: ObjectStore, expected: int | None = None) -> Iterator[ListPage]:
         """The pages of the hour by continuation token, one prefix after the other, in bounded memory.
 
-        The first pages of several prefixes are requested at the same time.
+        The first thousand objects of several prefixes are requested at the same time.
 
-        :param page_size: the most rows on a page, 1 to 1,000
+        :param expected: probable number of objects. If it is given, pages are so small that a prefix with the
+            average number of objects has two: planning reads them in one.
         """
+        prefixes = self.prefixes(store, _half_of(expected))
+        page_size = _half_of(expected, max(1, len(prefixes)))
 
-        def begin(prefix: Location) -> tuple[ListPage, Iterator[ListPage]]:
+        def begin(prefix: Location) -> Iterator[ListPage]:
             pages = pages_by_token(store, prefix, page_size, self._own)
-            return next(pages), pages
+            first: list[ListPage] = []
+            rows = 0
+            for page in pages:
+                first.append(page)
+                rows += len(page.objects)
+                if rows >= PAGE_SIZE:
+                    break
+            return chain(first, pages)
 
         workers = store.control_connections
-        prefixes = self.prefixes(store, page_size)
-        for first, others in in_parallel(workers, _THREADS, begin, prefixes, PAGES_AHEAD * workers):
-            yield first
-            yield from others
+        for pages in in_parallel(workers, _THREADS, begin, prefixes, PREFIXES_AHEAD * workers):
+            yield from pages
 
     def prefixes(self, store: ObjectStore, page_size: int = PAGE_SIZE) -> list[Location]:
         """The prefixes that cover the hour, in the order of their bytes; none is inside another.
@@ -115,6 +124,11 @@ class HourListing:
                 found[1] if (found := find(key)) is not None else raw.reporting_hour(key) == self.hour
             )
         return lambda key: (found := find(key)) is not None and found[1]
+
+
+def _half_of(expected: int | None, prefixes: int = 1) -> int:
+    """The size of the pages on which a prefix with the average number of objects has two pages."""
+    return PAGE_SIZE if expected is None else max(1, min(PAGE_SIZE, expected // (2 * prefixes) + 1))
 
 
 def _each(store: ObjectStore, function: Callable[[T], R], items: Sequence[T]) -> list[R]:
