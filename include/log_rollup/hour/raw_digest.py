@@ -26,9 +26,9 @@ class RawDigest:
 def digest_raw(store: ObjectStore, paths: HourPaths, rules: InputRules, expected: int) -> RawDigest:
     """List the raw hour by continuation token and digest its input.
 
-    Planning lists by ranges of keys, or many groups by token, in pages of 1,000. Here the pages are smaller if there
-    are few objects, so that there are at least two: a server that is wrong in one way of listing is found out by
-    the other.
+    Planning lists by ranges of keys, or many groups by token, in pages of 1,000. Here the pages are smaller if
+    there are few objects, so that there are at least two: a server that is wrong in one way of listing is found
+    out by the other.
 
     :param expected: probable number of objects
     :raises ListingError: if the store's listing contradicts itself
