@@ -27,7 +27,7 @@ from include.log_rollup import limits
 from include.log_rollup.errors import ConfigurationError
 from include.log_rollup.hour.layout import check_hour, floor_hour
 from include.log_rollup.hour.local_hours import check_zone
-from include.log_rollup.hour.overlap import find_overlap
+from include.log_rollup.hour.overlap import example_without_overlap, find_overlap
 from include.log_rollup.hour.paths import HourPaths
 from include.log_rollup.hour.plan import WriteOptions
 from include.log_rollup.hour.selection import InputRules, Unjoinable
@@ -565,6 +565,9 @@ def _refuse_equal_names(streams: Sequence[Stream]) -> None:
                     )
 
 
+_RECORDS = "records of aggregated"
+
+
 def _refuse_overlaps(streams: Sequence[Stream]) -> None:
     """Refuse templates that could match one key."""
     owners: list[tuple[Stream, str, Template]] = []
@@ -574,12 +577,19 @@ def _refuse_overlaps(streams: Sequence[Stream]) -> None:
         if stream.aggregated.captures:
             # The template of the parts matches its own records by their form, but never takes them for parts.
             exempt.add((len(owners) - 1, len(owners)))
-            owners.append((stream, "records of aggregated", stream.aggregated.home_template(stream.name)))
+            owners.append((stream, _RECORDS, stream.aggregated.home_template(stream.name)))
     found = find_overlap([template for _, _, template in owners], exempt)
     if found is not None:
         one, key, template = owners[found.one]
         other, other_key, other_template = owners[found.other]
+        example = (
+            example_without_overlap(other_template, template, one.name)
+            # The place of the records follows from other templates.
+            if other_key == _RECORDS
+            else example_without_overlap(template, other_template, other.name)
+        )
         raise ConfigurationError(
             f"stream {one.name!r}: {key}: {template} overlaps with {other_key} {other_template} of stream "
             f"{other.name!r}: both could have s3://{template.bucket}/{found.key}; give each a prefix of its own"
+            f"{example}"
         )
