@@ -14,6 +14,8 @@ COMPILE := pip compile --universal --python-version 3.11 --generate-hashes --no-
 
 # Otherwise uv downloads an interpreter if none of the installed ones fits.
 export UV_PYTHON_DOWNLOADS := never
+# With Python's cache, processes need not compile the project and the tests again: this saves the suite CPU time.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help demo up down test test-fast simulate test-soak fleet-test mwaa lint bench docs lock check-lock
@@ -27,11 +29,11 @@ demo: PARALLELISM ?= 8
 demo: S3 ?= rclone
 demo: LAYOUT ?= plain
 demo: $(ENVIRONMENT) ## roll up generated raw hours in a real Airflow, and print a table of them (HOURS=3 OBJECTS=300 PARALLELISM=8 S3=rclone|ministack|moto LAYOUT=plain|groups|cloudtrail)
-	@$(BIN)/python -m dev.demo run --hours $(HOURS) --objects $(OBJECTS) --parallelism $(PARALLELISM) --s3 $(S3) --layout $(LAYOUT)
+	@$(BIN)/python -m dev.demo run --hours '$(HOURS)' --objects '$(OBJECTS)' --parallelism '$(PARALLELISM)' --s3 '$(S3)' --layout '$(LAYOUT)'
 
 up: S3 ?= rclone
 up: $(ENVIRONMENT) ## start the same Airflow, leave it running, and print its address (S3=rclone|ministack|moto LAYOUT=plain|groups|cloudtrail)
-	@$(BIN)/python -m dev.demo up --s3 $(S3) $(if $(LAYOUT),--layout $(LAYOUT))
+	@$(BIN)/python -m dev.demo up --s3 '$(S3)' $(if $(LAYOUT),--layout '$(LAYOUT)')
 
 down: $(ENVIRONMENT) ## stop what `make up` has started
 	@$(BIN)/python -m dev.demo down

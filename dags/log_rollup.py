@@ -88,7 +88,7 @@ for stream in streams:
         wait = RawHourSensor(
             task_id="wait_for_raw_hour",
             stream=stream,
-            pool_slots=limits.WAIT_CONNECTIONS,
+            pool_slots=stream.wait_connections,
             execution_timeout=limits.WAIT_TASK_TIMEOUT,
         )
         plan = PlanHourOperator(task_id="plan_hour", stream=stream, pool_slots=stream.control_connections)

@@ -58,7 +58,6 @@ def _missing_connections(streams: list[Stream]) -> list[str]:
 
     missing = []
     names = {name for one in streams for name in (one.aws_conn_id, one.connection_of_aggregated)}
-    names = {name for one in streams for name in (one.aws_conn_id, one.connection_of_aggregated)}
     for name in sorted(names - {""}):
         try:
             Connection.get_connection_from_secrets(name)

@@ -39,17 +39,26 @@ class Client:
     """Implements :class:`include.log_rollup.storage.protocol.ObjectStore`.
 
     Each request waits for the scheduler, which lets other tasks go first.
+
+    :param source: has the raw objects; transfers read them there
     """
 
     ports: Collection[int] = (1,)
     copies_raw = True
 
     def __init__(
-        self, server: Server, scheduler: Scheduler, task: Task, connections: int, control: int
+        self,
+        server: Server,
+        source: Server,
+        scheduler: Scheduler,
+        task: Task,
+        connections: int,
+        control: int,
     ) -> None:
         self.max_connections = connections
         self.control_connections = control
         self._server = server
+        self._source = source
         self._scheduler = scheduler
         self._task = task
         self._requests: Counter[str] = Counter()
@@ -57,7 +66,8 @@ class Client:
 
     def open_transfer(self, read_bucket: str, write_bucket: str) -> "SimulatedTransfer":
         """See the protocol."""
-        return SimulatedTransfer(self._server, self._scheduler, self._task, self.max_connections - 1)
+        connections = self.max_connections - 1
+        return SimulatedTransfer(self._server, self._source, self._scheduler, self._task, connections)
 
     def list_page(
         self,
@@ -70,15 +80,19 @@ class Client:
         """See the protocol; the simulated streams have no keys of other hours below an hour's prefix."""
         return self._read(
             "LIST",
-            prefix.key,
+            prefix,
             lambda: self._server.list_page(prefix.key, start_after, token, limit),
             lambda page: f"{len(page.objects)} keys" + (", more follow" if page.truncated else ""),
         )
 
     def list_folders(self, prefix: Location, token: str | None = None, limit: int = 1000) -> FolderPage:
-        """See the protocol; this server ignores the delimiter."""
-        page = self.list_page(prefix, token=token, limit=limit)
-        return FolderPage((), [row.key for row in page.objects], page.truncated, page.token)
+        """See the protocol."""
+        return self._read(
+            "LIST",
+            prefix,
+            lambda: self._server.list_folders(prefix.key, token, limit),
+            lambda page: f"{len(page.folders)} folders" + (", more follow" if page.truncated else ""),
+        )
 
     def head(self, target: Location) -> ObjectHead | None:
         """See the protocol."""
@@ -91,7 +105,7 @@ class Client:
             value = stated.value if stated and stated.algorithm == crc.CRC64NVME else None
             return ObjectHead(len(found.body), found.etag, value, found.etag_is_md5)
 
-        return self._read("HEAD", target.key, effect, _presence)
+        return self._read("HEAD", target, effect, _presence)
 
     def read(self, source: Location, limit: int = READ_LIMIT_BYTES) -> StoredObject | None:
         """See the protocol."""
@@ -104,7 +118,7 @@ class Client:
                 raise TooLargeError(f"GET {source}: {len(found.body)} bytes, at most {limit} are read")
             return StoredObject(found.body, found.etag)
 
-        return self._read("GET", source.key, effect, _presence)
+        return self._read("GET", source, effect, _presence)
 
     def read_range(self, source: Location, etag: str, offset: int, length: int) -> bytes:
         """See the protocol."""
@@ -116,14 +130,14 @@ class Client:
                 raise InputChangedError(f"GET {source}: its ETag is {found.etag} now")
             return found.body[offset : offset + length]
 
-        return self._read("GET", source.key, effect, lambda body: f"{len(body)} bytes")
+        return self._read("GET", source, effect, lambda body: f"{len(body)} bytes")
 
     def write(self, target: Location, body: bytes, content_type: str) -> str:
         """See the protocol."""
         # No client can prevent that a PUT of a staged record is done again after its response.
         return self._write(
             "PUT",
-            target.key,
+            target,
             lambda: self._server.put(target.key, body, self._task, crc.crc64(body)).etag,
             once="/staged-" in target.key,
         )
@@ -132,7 +146,7 @@ class Client:
         """See the protocol."""
         self._write(
             "COPY",
-            target.key,
+            target,
             lambda: self._server.copy(source, None, target.key, self._task, {}),
             f"from {source.key.rpartition('_rollup/')[2]}",
         )
@@ -140,9 +154,9 @@ class Client:
     def refuses_wrong_crc(self, scratch: Location) -> bool:
         """See the protocol."""
         if self._server.quirks.checksums is Checksums.CHECKED:
-            self._read("PUT", scratch.key, lambda: None, lambda _: "wrong CRC refused")
+            self._read("PUT", scratch, lambda: None, lambda _: "wrong CRC refused")
             return True
-        self._write("PUT", scratch.key, lambda: self._server.put(scratch.key, b"\n", self._task))
+        self._write("PUT", scratch, lambda: self._server.put(scratch.key, b"\n", self._task))
         self.delete(scratch.bucket, [scratch.key])
         return False
 
@@ -152,8 +166,9 @@ class Client:
         for key in keys:
             # No client can prevent that a DELETE is done again after its response.
             once = key.rpartition("/")[2].startswith("part-")
+            place = Location(bucket, key)
             try:
-                self._write("DELETE", key, partial(self._server.remove, key, self._task), once=once)
+                self._write("DELETE", place, partial(self._server.remove, key, self._task), once=once)
             except TransientError as error:
                 problem = error
         if problem is not None:
@@ -171,7 +186,7 @@ class Client:
             self._server.remove(target.key, self._task)
             return True
 
-        return self._write("DELETE", target.key, effect, f"if its ETag is {etag[:6]}")
+        return self._write("DELETE", target, effect, f"if its ETag is {etag[:6]}")
 
     def list_uploads(self, prefix: Location) -> Sequence[tuple[str, str]]:
         """See the protocol."""
@@ -184,7 +199,7 @@ class Client:
                 if everything or upload.key.startswith(prefix.key)
             ]
 
-        return self._read("LIST UPLOADS", prefix.key, effect, lambda found: f"{len(found)} uploads")
+        return self._read("LIST UPLOADS", prefix, effect, lambda found: f"{len(found)} uploads")
 
     def begin_upload(self, target: Location, headers: Mapping[str, str], *, with_crc: bool = False) -> str:
         """See the protocol."""
@@ -194,7 +209,7 @@ class Client:
             self._server.uploads[number] = Upload(target.key, self._task.name, headers)
             return number
 
-        return self._write("START UPLOAD", target.key, effect)
+        return self._write("START UPLOAD", target, effect)
 
     def finish_upload(
         self, target: Location, upload_id: str, etags: Sequence[str], crc64nvme: int | None = None
@@ -209,13 +224,9 @@ class Client:
                 raise AssertionError(
                     f"{target} is completed from {etags}, not from its {len(upload.parts)} parts"
                 )
-            body = b"".join(upload.parts[number] for number in sorted(upload.parts))
-            etag = f"{crc.crc64(body):032x}-{len(upload.parts)}"
-            self._server.store(
-                target.key, body, self._task.name, self._task, etag=etag, headers=upload.headers
-            )
+            self._server.finish(upload, self._task, crc64nvme)
 
-        self._write("FINISH UPLOAD", target.key, effect)
+        self._write("FINISH UPLOAD", target, effect)
 
     def abort_upload(self, target: Location, upload_id: str) -> None:
         """See the protocol."""
@@ -225,11 +236,12 @@ class Client:
             if upload is not None:
                 self._server.on_abort(upload, self._task)
 
-        self._write("ABORT UPLOAD", target.key, effect)
+        self._write("ABORT UPLOAD", target, effect)
 
     # -- requests and faults ---------------------------------------------------------------------------
 
-    def _read(self, kind: str, key: str, effect: Callable[[], T], describe: Callable[[T], str]) -> T:
+    def _read(self, kind: str, place: Location, effect: Callable[[], T], describe: Callable[[T], str]) -> T:
+        key = self._key_of(place)
         while True:
             self._scheduler.pause()
             self._requests[kind] += 1
@@ -245,8 +257,9 @@ class Client:
             self._fail(kind, key, fate)
 
     def _write(
-        self, kind: str, key: str, effect: Callable[[], T], detail: str = "", *, once: bool = False
+        self, kind: str, place: Location, effect: Callable[[], T], detail: str = "", *, once: bool = False
     ) -> T:
+        key = self._key_of(place)
         while True:
             self._scheduler.pause(writes=True, decisive=once or key.endswith(DECISIVE_KEYS))
             self._requests[kind] += 1
@@ -268,6 +281,11 @@ class Client:
                             self._note(kind, key, "refused: another ETag")
                         return result
             self._fail(kind, key, fate, retries=fate is not Fate.LATE or not once)
+
+    def _key_of(self, place: Location) -> str:
+        if place.bucket != self._server.bucket:
+            raise AssertionError(f"{place} is requested from the store of {self._server.bucket}")
+        return place.key
 
     def _fail(self, kind: str, key: str, fate: Fate, *, retries: bool = True) -> None:
         """Raise the error of a request, unless the client retries it by itself, as boto3 does."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from include.log_rollup.errors import TransientError
 from include.log_rollup.hour.plan import ShardRef
 from include.log_rollup.steps import complete_hour, pack_shard, plan_hour, validate_hour
-from simulation.client import Client
+from include.log_rollup.storage.protocol import ObjectStore
 from simulation.scheduler import Task, TimeoutInTaskError
 from simulation.world import HOUR
 
@@ -82,10 +82,10 @@ class DagRun:
         return task.name.partition(".")[2].partition("#")[0]
 
     def _start(self, key: str) -> None:
-        steps: dict[str, Callable[[Client], Any]] = {
+        steps: dict[str, Callable[[ObjectStore], Any]] = {
             "plan": self._plan,
-            "validate": lambda client: validate_hour.validate_hour(client, self._world.stream, HOUR),
-            "complete": lambda client: complete_hour.complete_hour(client, self._world.stream, HOUR),
+            "validate": lambda store: validate_hour.validate_hour(store, self._world.stream, HOUR),
+            "complete": lambda store: complete_hour.complete_hour(store, self._world.stream, HOUR),
         }
         self._start_task(key, key, steps[key], self._world.settings.control_connections)
 
@@ -93,16 +93,19 @@ class DagRun:
         self._start_task(
             f"pack-{ref.shard}",
             "pack",
-            lambda client: pack_shard.pack_shard(client, self._world.stream, ref),
+            lambda store: pack_shard.pack_shard(store, self._world.stream, ref),
             1,
+            ref.plan_id,
         )
 
-    def _plan(self, client: Client) -> Any:
+    def _plan(self, store: ObjectStore) -> Any:
         if self.drop_vanished:
             self._world.checker.drops_vanished = True
-        return plan_hour.plan_hour(client, self._world.stream, HOUR, self.name, self.drop_vanished)
+        return plan_hour.plan_hour(store, self._world.stream, HOUR, self.name, self.drop_vanished)
 
-    def _start_task(self, key: str, kind: str, step: Callable[[Client], Any], control: int) -> None:
+    def _start_task(
+        self, key: str, kind: str, step: Callable[[ObjectStore], Any], control: int, plan_id: str = ""
+    ) -> None:
         scenario, world = self._scenario, self._world
         generation = self._generation
         self._tries[key] += 1
@@ -110,7 +113,7 @@ class DagRun:
 
         def work(task: Task) -> Any:
             connections = world.stream.max_connections if kind == "pack" else control
-            return step(Client(world.server, world.scheduler, task, connections, control))
+            return step(world.open_store(task, connections, control))
 
         def on_end(task: Task, result: Any) -> None:
             scenario.task_ended(task, result)
@@ -119,7 +122,7 @@ class DagRun:
                 self._continue(key, kind, result)
 
         name = f"{self.name}.{key}#{scenario.tasks}"
-        task = Task(world.scheduler, name, kind, work, on_end, world.clock())
+        task = Task(world.scheduler, name, kind, work, on_end, world.clock(), plan_id)
         self._current[key] = task
         scenario.running.append((self, task))
 

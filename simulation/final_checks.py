@@ -1,15 +1,15 @@
 """Checks of the last phase: the complete hour, the commands that only read, and justified failures."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from include.log_rollup.queries import late, verify
 from include.log_rollup.steps import wait_for_raw_hour
-from simulation.client import Client
+from include.log_rollup.storage.protocol import ObjectStore
 from simulation.quirks import UNUSABLE, ListingFault
 from simulation.scheduler import Task
-from simulation.server import DAMAGE, FOREIGN
-from simulation.world import AGGREGATED, HOUR, OUR_PART_NAME, RAW, World
+from simulation.server import DAMAGE, FOREIGN, ServerObject
+from simulation.world import HOUR, OUR_PART_NAME, World
 
 # Connections of a step that only reads.
 READER_CONNECTIONS = 4
@@ -21,10 +21,11 @@ class FinalChecks:
     def __init__(self, world: World) -> None:
         self._world = world
 
-    def check_complete_hour(self, clears: int) -> None:
+    def check_complete_hour(self, clears: int) -> bool:
         """Check an hour that a run has completed.
 
-        :param clears: runs that failed before it
+        :param clears: earlier runs of the last phase
+        :returns: False if records of a group were damaged, and the remedy needs one more run
         """
         world, hour = self._world, self._world.hour
         objects, checker, seen = world.server.objects, world.checker, world.seen
@@ -32,6 +33,11 @@ class FinalChecks:
         seen[f"clears needed at the end: {clears + 1}"] = 1
         for problem in checker.violations(final=True):
             checker.fail(f"at the end: {problem}")
+        groups = checker.group_violations()
+        if groups and not checker.problems and self._is_excused(groups):
+            return not self._repair_groups(groups)
+        for problems in groups.values():
+            checker.fail(f"at the end: {problems[0]}")
         checker.problems += checker.unrecorded_last_copies()
         named = self._parts_in_manifest()
         left = [key for key in objects if hour.is_part_like(key) and key not in named]
@@ -43,32 +49,72 @@ class FinalChecks:
             seen["a stray part is left"] = 1
         if any(key.startswith(hour.work) and objects[key].task for key in objects):
             seen["records of a plan are left"] = 1
+        return True
+
+    def _is_excused(self, folders: Iterable[str]) -> bool:
+        """Whether somebody has damaged a record of each of these groups, or the server has no CopyObject."""
+        world = self._world
+        objects = world.server.objects
+        scopes = map(world.hour.scope, folders)
+        return not world.quirks.copies or all(
+            any(key in objects and objects[key].author == DAMAGE for key in (scope.marker, scope.manifest))
+            for scope in scopes
+        )
+
+    def _repair_groups(self, groups: Mapping[str, Sequence[str]]) -> bool:
+        """Do what ``verify`` says about groups whose records are damaged: remove these and the hour's marker.
+
+        :returns: False if raw objects have vanished, so that the records can only be restored
+        """
+        world = self._world
+        if self._run_verify(damaged_groups=set(groups)).changes.vanished:
+            return False
+        world.note("remedy", f"remove the records of {', '.join(groups)}")
+        world.server.remove(world.hour.marker)
+        for scope in map(world.hour.scope, groups):
+            world.server.remove(scope.marker)
+            world.server.remove(scope.manifest)
+        return True
 
     def _check_queries(self, *, stray_parts: bool) -> None:
         """Late checks and ``verify`` must find nothing wrong with the complete hour."""
         world = self._world
-        result = self._run_step("late", lambda client: late.find_changed_hours(client, world.stream, [HOUR]))
+        result = self._run_step("late", lambda store: late.find_changed_hours(store, world.stream, [HOUR]))
         if (result.complete, len(result.changed), len(result.unclear)) != (1, 0, 0):
             world.checker.fail(f"find_changed_hours finds {result} in a complete hour")
-        verified = self._run_step(
-            "verify",
-            lambda client: verify.verify_hour(client, world.stream, HOUR, deep=world.rng.random() < 0.5),
-        )
+        verified = self._run_verify(damaged_groups=set())
         marker = world.server.objects[world.hour.marker]
         if verified.problems and not stray_parts and marker.author != DAMAGE:
             world.checker.fail(f"verify_hour finds {verified.problems[0]} in a complete hour")
+
+    def _run_verify(self, *, damaged_groups: set[str]) -> verify.Verification:
+        """Run ``verify``, which must name exactly the groups with damaged records."""
+        world = self._world
+        verified: verify.Verification = self._run_step(
+            "verify",
+            lambda store: verify.verify_hour(store, world.stream, HOUR, deep=world.rng.random() < 0.5),
+        )
+        named = {problem.group for problem in verified.problems if problem.group is not None}
+        # A damaged marker of the hour may state wrong totals of any group.
+        is_damaged = world.server.objects[world.hour.marker].author == DAMAGE
+        if named != damaged_groups and not (is_damaged and named > damaged_groups):
+            world.checker.fail(
+                f"verify_hour finds problems of the groups {sorted(named)}; the records of "
+                f"{sorted(damaged_groups)} are damaged"
+            )
+        return verified
 
     def check_sensor(self) -> None:
         """The sensor must see the raw hour as it is, whatever its machine's clock."""
         world, stream = self._world, self._world.stream
         rule = wait_for_raw_hour.SettleRule(stream.quiet_period, stream.ready_object, stream.allow_empty)
         paths = stream.at(HOUR)
-        found = self._run_step("settle", lambda client: wait_for_raw_hour.check_raw_hour(client, paths, rule))
-        raw = [stored for key, stored in world.server.objects.items() if key.startswith(RAW)]
+        found = self._run_step("settle", lambda store: wait_for_raw_hour.check_raw_hour(store, paths, rule))
+        raw = list(world.raw_objects().values())
         quiet = stream.quiet_period.total_seconds()
-        now, end = world.server.epoch_seconds(), paths.end.timestamp()
+        now, end = world.source.epoch_seconds(), paths.end.timestamp()
         if stream.ready_object:
-            ready = RAW + stream.ready_object in world.server.objects
+            ready = self._is_ready(raw, stream.ready_object)
             expected = "settled" if ready else "waiting for the ready object"
         elif now < end:
             expected = "not ended"
@@ -81,7 +127,18 @@ class FinalChecks:
         if found.status != expected or found.objects != len(raw):
             world.checker.fail(f"the sensor sees {found.objects} objects, {found.status}; it is {expected}")
 
-    def _run_step(self, name: str, step: Callable[[Client], Any]) -> Any:
+    def _is_ready(self, raw: Sequence[ServerObject], ready_object: str) -> bool:
+        """Whether there is the ready object; with groups, in each place that has more than placeholders."""
+        hour = self._world.hour
+        keys = {stored.key for stored in raw}
+        if not hour.has_groups:
+            return hour.places[0].raw + ready_object in keys
+        used = {
+            hour.place_of(stored.key).raw for stored in raw if stored.body or not stored.key.endswith("/")
+        }
+        return bool(used) and all(place + ready_object in keys for place in used)
+
+    def _run_step(self, name: str, step: Callable[[ObjectStore], Any]) -> Any:
         """Run a step that only reads, with no other task running."""
         world = self._world
         results: list[Any] = []
@@ -91,7 +148,7 @@ class FinalChecks:
             world.scheduler,
             name,
             name,
-            lambda task: step(Client(world.server, world.scheduler, task, READER_CONNECTIONS, control)),
+            lambda task: step(world.open_store(task, READER_CONNECTIONS, control)),
             lambda task, result: results.append(result),
             clock,
         )
@@ -102,33 +159,34 @@ class FinalChecks:
 
     def _parts_in_manifest(self) -> set[str]:
         stored = self._world.server.objects.get(self._world.hour.manifest)
-        manifest = self._world.checker.read_manifest(stored) if stored else None
-        return set() if manifest is None else {AGGREGATED + name for name in manifest.by_part()}
+        manifest = self._world.checker.completion.read_manifest(stored) if stored else None
+        return set() if manifest is None else {self._world.hour.base + name for name in manifest.by_part()}
 
     def is_justified(self, error: BaseException) -> bool:
         """Whether the state of the hour justifies that a run fails with this error."""
         world = self._world
         objects = world.server.objects
         name = type(error).__name__
-        inputs = [
-            key for key in objects if key.startswith(RAW) and world.hour.is_input(key, len(objects[key].body))
-        ]
+        raw = world.raw_objects()
+        inputs = [key for key, stored in raw.items() if world.hour.is_input(key, len(stored.body))]
         if name == "VanishedInputError":
             return world.vanished_any
         if name == "UnreadableRecordError":
             # A foreign object named like one of our parts, and in no record, could be one of ours.
             foreign = [key for key, stored in objects.items() if stored.author == FOREIGN]
-            return world.checker.records_damaged or AGGREGATED + OUR_PART_NAME in foreign
+            return world.checker.records_damaged or any(key.endswith(OUR_PART_NAME) for key in foreign)
         if name == "EmptyHourError":
             return not inputs and not world.stream.allow_empty
         if name == "ListingError":
             # A key that is listed twice and overwritten in between has two ETags.
             faults = (*UNUSABLE, ListingFault.TWICE_LATER, ListingFault.PAGES_OVERLAP)
-            return world.quirks.listing in faults
+            return any(server.quirks.listing in faults for server in world.servers)
         if name == "UnsupportedInputError":
             return world.has_container
         if name == "UnsupportedOperationError":
-            return not world.quirks.copies and any(
-                len(objects[key].body) + 1 > world.stream.part_size for key in inputs
+            return (
+                not world.quirks.copies
+                and not world.has_two_stores
+                and any(len(raw[key].body) + 1 > world.stream.part_size for key in inputs)
             )
         return False

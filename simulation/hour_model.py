@@ -8,6 +8,7 @@ import json
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
 
 from simulation.server import ServerObject
@@ -63,47 +64,142 @@ class Manifest:
         return found
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A prefix of raw objects of the hour, all of one group.
+
+    :param folder: of the group's parts, below the prefix of the names of parts; empty without groups
+    :param captures: values that make the group, by name
+    """
+
+    raw: str
+    folder: str
+    captures: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What a completion marker is for: the hour, or one of its groups.
+
+    :param folder: of the group; None for the hour
+    :param marker: its key
+    :param manifest: its key
+    :param parts: prefix of the names of parts in the manifest
+    """
+
+    folder: str | None
+    marker: str
+    manifest: str
+    parts: str
+
+
 @dataclass(slots=True)
 class Hour:
     """The prefixes of the hour, and the stream's settings that affect its parts.
 
+    :param places: of the raw objects
+    :param base: prefix of the names of parts
+    :param home: prefix of the hour's records
+    :param raw_base: what the files of plans leave out of raw keys
     :param ready_object: name of the producer's ready object, if there is one
+    :param include: patterns, one of which the name of a raw object must match; empty for any name
+    :param exclude: patterns that it must not match
     :param history: the versions of each raw object, oldest first
     """
 
-    raw: str
-    aggregated: str
+    places: Sequence[Place]
+    base: str
+    home: str
+    raw_base: str
     part_size: int
     ensure_newline: bool
     storage_class: str | None
     ready_object: str | None
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
     history: dict[str, list[Version]] = field(default_factory=dict)
+    folders: dict[str, Mapping[str, str]] = field(init=False)
+    """The captures of each group, by folder; one empty folder without groups."""
+    records: frozenset[str] = field(init=False)
+    """The keys of all completion markers and manifests."""
+    _raw: tuple[str, ...] = field(init=False)
+    _parts: tuple[str, ...] = field(init=False)
+    _prefixes: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.folders = {place.folder: place.captures for place in self.places}
+        self._raw = tuple(place.raw for place in self.places)
+        self._parts = tuple(f"{self.base}{folder}part-" for folder in self.folders)
+        self._prefixes = (self.home, *(self.base + folder for folder in self.folders))
+        scopes = [self.scope(folder or None) for folder in (None, *self.folders)]
+        self.records = frozenset(key for scope in scopes for key in (scope.marker, scope.manifest))
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether the parts are divided into groups."""
+        return "" not in self.folders
+
+    def scope(self, folder: str | None = None) -> Scope:
+        """The hour, or the group with this folder."""
+        place = self.home if folder is None else self.base + folder
+        parts = self.base if folder is None else place
+        return Scope(folder, f"{place}_SUCCESS", f"{place}_manifest.jsonl.gz", parts)
 
     @property
     def marker(self) -> str:
         """The key of the completion marker."""
-        return self.aggregated + "_SUCCESS"
+        return self.home + "_SUCCESS"
 
     @property
     def manifest(self) -> str:
         """The key of the manifest."""
-        return self.aggregated + "_manifest.jsonl.gz"
+        return self.home + "_manifest.jsonl.gz"
 
     @property
     def work(self) -> str:
         """The prefix of plans, receipts and the claim."""
-        return self.aggregated + "_rollup/"
+        return self.home + "_rollup/"
+
+    @property
+    def claim(self) -> str:
+        """The key of the claim."""
+        return self.work + "claim.json"
+
+    @property
+    def prefixes(self) -> Sequence[str]:
+        """Of the hour's records, and of the parts of each group."""
+        return self._prefixes
+
+    def is_raw(self, key: str) -> bool:
+        """Whether a key of the raw objects' store is in the hour."""
+        return key.startswith(self._raw)
+
+    def is_aggregated(self, key: str) -> bool:
+        """Whether a key is that of a part or of a record of the hour, or below their prefixes."""
+        return key.startswith(self._prefixes)
+
+    def place_of(self, key: str) -> Place:
+        """The place of a raw object."""
+        return next(place for place in self.places if key.startswith(place.raw))
+
+    def folder_of(self, key: str) -> str:
+        """The folder of the group of an aggregated key; empty for the hour's records and without groups."""
+        return next((folder for folder in self.folders if key.startswith(self.base + folder)), "")
 
     def is_input(self, key: str, size: int) -> bool:
         """Whether a raw object must be in a part."""
-        name = key.removeprefix(self.raw)
+        name = key.removeprefix(self.place_of(key).raw)
         hidden = any(step.startswith(("_", ".")) for step in name.split("/"))
         placeholder = size == 0 and (name == "" or name.endswith("/"))
-        return not hidden and not placeholder and name != self.ready_object
+        return not hidden and not placeholder and name != self.ready_object and not self._is_excluded(name)
+
+    def _is_excluded(self, name: str) -> bool:
+        included = not self.include or any(fnmatchcase(name, pattern) for pattern in self.include)
+        return not included or any(fnmatchcase(name, pattern) for pattern in self.exclude)
 
     def is_part_like(self, key: str) -> bool:
         """Whether a key is named like a part."""
-        return key.startswith(self.aggregated + "part-")
+        return key.startswith(self._parts)
 
 
 def encoding_of(key: str) -> str:

@@ -35,12 +35,12 @@ def write_old_hour(world: "World", *, complete: bool) -> None:
         body, part_rows, packed = _part_content(world, name, keys, copied)
         if not complete and rng.random() < 0.4:
             continue
-        before = server.objects.get(hour.aggregated + name)
+        before = server.objects.get(hour.base + name)
         if before is not None:
             world.checker.excuse_part(before)
         checked = world.quirks.checksums is not Checksums.NONE
         checksum = Checksum("crc64nvme", crc.crc64(body)) if checked else None
-        stored = server.store(hour.aggregated + name, body, OLD_VERSION, checksum=checksum)
+        stored = server.store(hour.base + name, body, OLD_VERSION, checksum=checksum)
         value = crc.to_hex(crc.crc64(body))
         fingerprint = f"{rng.getrandbits(128):032x}"
         table.append(
@@ -64,7 +64,7 @@ def _write_completion(
 ) -> None:
     """Write the manifest and the completion marker."""
     server, hour = world.server, world.hour
-    header = {"format": 1, **totals, "raw_prefix": hour.raw, "validated_at": "2026-11-23T09:20:00+00:00",
+    header = {"format": 1, **totals, "raw_prefix": hour.raw_base, "validated_at": "2026-11-23T09:20:00+00:00",
               "parts_table": table}  # fmt: skip
     lines = "".join(json.dumps(line) + "\n" for line in (header, *rows))
     server.store(hour.manifest, gzip.compress(lines.encode(), mtime=0), OLD_VERSION)
@@ -87,7 +87,7 @@ def _write_plan(
         planned.append(
             [name, encoding, sum(len(one.body) for one in objects), copied,
              written.get(name, f"{rng.getrandbits(128):032x}"),
-             [[one.key.removeprefix(hour.raw), len(one.body), one.etag] for one in objects]]
+             [[one.key.removeprefix(hour.raw_base), len(one.body), one.etag] for one in objects]]
         )  # fmt: skip
     shard = {"format": 1, "plan_id": plan_id, "shard": 0, "parts": planned}
     server.store(f"{work}shard-00000.json.gz", gzip.compress(json.dumps(shard).encode()), OLD_VERSION)
@@ -111,7 +111,7 @@ def _plan_parts(world: "World") -> list[Part]:
     by_encoding: dict[str, list[ServerObject]] = {}
     for key in sorted(world.server.objects, key=str.encode):
         stored = world.server.objects[key]
-        if key.startswith(world.hour.raw) and world.hour.is_input(key, len(stored.body)):
+        if world.hour.is_raw(key) and world.hour.is_input(key, len(stored.body)):
             by_encoding.setdefault(encoding_of(key), []).append(stored)
     parts: list[Part] = []
     for encoding in sorted(by_encoding):

@@ -78,6 +78,7 @@ class Quirks:
     :param copies: whether it supports CopyObject
     :param if_match_get: whether it honours If-Match of a GET
     :param if_match_delete: whether it honours If-Match of a DELETE
+    :param delimiter: whether it honours the delimiter of a listing
     :param uploads_by_prefix: whether listings of multipart uploads honour the prefix
     :param clock_seconds: how far its clock is ahead
     """
@@ -93,6 +94,7 @@ class Quirks:
     copies: bool = True
     if_match_get: bool = True
     if_match_delete: bool = True
+    delimiter: bool = True
     uploads_by_prefix: bool = True
     clock_seconds: float = 0.0
 

@@ -4,8 +4,9 @@ A scenario has three phases:
 
 1. The hour is as producers, an older version of this project and other programs left it.
 2. Runs compete. Requests fail, take effect late or twice; tasks are killed, timed out or presumed dead; runs are
-   cleared; raw objects arrive late, change and expire; records and parts are damaged.
-3. Nothing interferes any more. At most four clears must complete the hour, or fail for a justified reason.
+   cleared; raw objects arrive late, change and expire; groups appear and vanish; records and parts are damaged.
+3. Nothing interferes any more. At most four clears must complete the hour, or fail for a justified reason. If
+   records of groups were damaged, ``verify`` must name exactly these groups, and its remedy must repair them.
 """
 
 import logging
@@ -68,7 +69,7 @@ def simulate_seed(seed: int) -> Outcome:
     fates = {entry.effect for entry in world.log.entries}.intersection(Fate)
     world.seen.update([f"request: {request}" for request in requests])
     world.seen.update([f"fate: {fate}" for fate in fates])
-    return Outcome(seed, world.checker.problems, world.seen, world.log, world.quirks.names())
+    return Outcome(seed, world.checker.problems, world.seen, world.log, world.quirk_names())
 
 
 class Scenario:
@@ -92,8 +93,10 @@ class Scenario:
     def run(self) -> None:
         """Run all phases."""
         world = self.world
-        for name in world.quirks.names():
+        for name in world.quirk_names():
             world.seen[f"quirk: {name}"] = 1
+        world.seen["layout: groups"] = int(world.layout.has_groups)
+        world.seen["layout: two stores"] = int(world.has_two_stores)
         world.prepare()
         for number in range(world.settings.rounds):
             if world.checker.problems:
@@ -147,7 +150,7 @@ class Scenario:
         world = self.world
         checks = FinalChecks(world)
         world.scheduler.max_steps = world.scheduler.step + FINAL_STEPS
-        if world.quirks.listing not in UNUSABLE:
+        if world.source.quirks.listing not in UNUSABLE:
             checks.check_sensor()
         reasons: list[BaseException | None] = []
         drop_vanished = False
@@ -160,8 +163,9 @@ class Scenario:
             if world.checker.problems:
                 return
             if run.result == "success":
-                checks.check_complete_hour(number)
-                return
+                if checks.check_complete_hour(number):
+                    return
+                continue
             reasons.append(run.error)
             if run.error is not None and checks.is_justified(run.error):
                 world.seen[f"refused: {type(run.error).__name__}"] = 1
@@ -183,9 +187,11 @@ class Scenario:
         if name == "UnreadableRecordError" and not world.vanished_any:
             world.note("remedy", "move the parts, the manifest and _SUCCESS away")
             hour = world.hour
-            for key in (hour.marker, hour.manifest, *world.server.objects):
-                if hour.is_part_like(key) or key in (hour.manifest, hour.marker):
-                    world.server.remove(key)
+            parts = [key for key in world.server.objects if hour.is_part_like(key)]
+            # The markers first: they promise what the others hold.
+            records = sorted(hour.records, key=lambda key: (not key.endswith("_SUCCESS"), key))
+            for key in (*records, *parts):
+                world.server.remove(key)
             return True
         return False
 

@@ -85,6 +85,7 @@ class Task:
     :param kind: ``plan``, ``pack``, ``validate``, ``complete``, or the name of a step that only reads
     :param on_end: called with its result or error, unless it is killed
     :param clock_seconds: how far its machine's clock is ahead
+    :param plan_id: the plan whose parts it packs; empty if it packs none
     """
 
     def __init__(
@@ -95,8 +96,10 @@ class Task:
         work: Callable[["Task"], Any],
         on_end: Callable[["Task", Any], None],
         clock_seconds: float = 0.0,
+        plan_id: str = "",
     ) -> None:
         self.name = name
+        self.plan_id = plan_id
         self.kind = kind
         self.clock_seconds = clock_seconds
         self.started = scheduler.step

@@ -15,6 +15,7 @@ from include.log_rollup.errors import (
 )
 from include.log_rollup.storage.protocol import (
     Checksum,
+    FolderPage,
     ListPage,
     Location,
     ObjectInfo,
@@ -31,6 +32,8 @@ PRODUCER = "producer"
 FOREIGN = "foreign"
 DAMAGE = "damage"
 OLD_VERSION = "old version"
+# Authors whose objects the pipeline does not answer for.
+INTERFERENCE = (DAMAGE, FOREIGN)
 
 # The place of a key in the server's order, and the key.
 ListingEntry = tuple[tuple[Any, ...], str]
@@ -139,6 +142,35 @@ class Server:
         return self.scheduler.wall_clock(self.quirks.clock_seconds)
 
     # -- requests --------------------------------------------------------------------------------------
+
+    def list_folders(self, prefix: str, token: str | None, limit: int) -> FolderPage:
+        """ListObjectsV2 with the delimiter ``/``."""
+        quirks = self.quirks
+        if not quirks.delimiter:
+            page = self.list_page(prefix, "", token, limit)
+            return FolderPage((), [row.key for row in page.objects], page.truncated, page.token)
+        steps = [_step(key, len(prefix)) for _, key in self._entries() if key.startswith(prefix)]
+        rows = list(dict.fromkeys(steps))
+        if quirks.listing is ListingFault.OUTSIDE:
+            rows.append("elsewhere/")
+        begin = 0
+        if token is not None:
+            last = self._tokens[int(token[1:])][1]
+            begin = rows.index(last) + 1 if last in rows else 0
+        shown = rows[begin : begin + min(limit, quirks.page_size)]
+        truncated = begin + len(shown) < len(rows)
+        following = None
+        if truncated and quirks.listing is ListingFault.SAME_TOKEN and token is not None:
+            following = token
+        elif truncated and quirks.listing is not ListingFault.NO_TOKEN:
+            self._tokens.append((1, shown[-1]))
+            following = f"t{len(self._tokens) - 1}"
+        return FolderPage(
+            [row for row in shown if row.endswith("/") and row != prefix],
+            [row for row in shown if not row.endswith("/") or row == prefix],
+            truncated,
+            following,
+        )
 
     def list_page(self, prefix: str, start_after: str, token: str | None, limit: int) -> ListPage:
         """ListObjectsV2."""
@@ -273,6 +305,24 @@ class Server:
             checksum = Checksum("crc64nvme", crc64nvme)
         return self.store(key, arrived, task.name, task, checksum=checksum, headers=headers)
 
+    def finish(self, upload: Upload, task: Task, crc64nvme: int | None = None) -> ServerObject:
+        """CompleteMultipartUpload.
+
+        :param crc64nvme: that the object should have; None for any
+        """
+        body = b"".join(upload.parts[number] for number in sorted(upload.parts))
+        checksum = None
+        if crc64nvme is not None and self.quirks.checksums is Checksums.CHECKED:
+            checksum = Checksum("crc64nvme", crc.crc64(body))
+            if checksum.value != crc64nvme:
+                raise TransientError(f"{upload.key}: S3 answered 400 BadDigest")
+        elif crc64nvme is not None and self.quirks.checksums is Checksums.ECHOED:
+            checksum = Checksum("crc64nvme", crc64nvme)
+        etag = f"{crc.crc64(body):032x}-{len(upload.parts)}"
+        return self.store(
+            upload.key, body, task.name, task, checksum=checksum, etag=etag, headers=upload.headers
+        )
+
     def copy(
         self, source: Location, etag: str | None, key: str, task: Task, headers: Mapping[str, str]
     ) -> ServerObject:
@@ -292,6 +342,12 @@ class Server:
 
 def _ignore(*_: Any) -> None:
     """Do nothing."""
+
+
+def _step(key: str, start: int) -> str:
+    """A key up to the first ``/`` after a prefix of this length."""
+    end = key.find("/", start)
+    return key if end < 0 else key[: end + 1]
 
 
 def _folders_first(key: str) -> tuple[Any, ...]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from include.log_rollup import crc
 from include.log_rollup.errors import (
     InputChangedError,
     NotFoundError,
@@ -13,7 +14,7 @@ from include.log_rollup.errors import (
 )
 from include.log_rollup.storage.protocol import Downloaded, Location, Uploaded
 from simulation.faults import COPY_FATES, GET_FATES, PUT_FATES, Fate, flip_bit
-from simulation.quirks import ETags
+from simulation.quirks import Checksums, ETags
 from simulation.scheduler import Fiber, Scheduler, Task
 from simulation.server import Server, ServerObject
 
@@ -97,14 +98,21 @@ class PendingRequest:
 
 
 class SimulatedTransfer:
-    """Implements :class:`include.log_rollup.storage.protocol.Transfer`."""
+    """Implements :class:`include.log_rollup.storage.protocol.Transfer`.
 
-    def __init__(self, server: Server, scheduler: Scheduler, task: Task, connections: int) -> None:
+    :param server: has the parts and records
+    :param source: has the raw objects; may be the same
+    """
+
+    def __init__(
+        self, server: Server, source: Server, scheduler: Scheduler, task: Task, connections: int
+    ) -> None:
         self.connections = connections
         self.scheduler = scheduler
         self.task = task
         self.pending: dict[PendingRequest, None] = {}
         self._server = server
+        self._source = source
         self._responses: list[tuple[PendingRequest, Any]] = []
         self._waiting: Fiber | None = None
         self._woken = False
@@ -119,18 +127,18 @@ class SimulatedTransfer:
     ) -> PendingRequest:
         """See the protocol."""
 
+        server = self._server_of(source)
+
         def effect(fate: Fate) -> tuple[bytes, Downloaded]:
-            found = self._server.get_matching(source, etag)
+            found = server.get_matching(source, etag)
             body = found.body
             if len(body) > len(into):
                 raise TransientError(f"GET {source}: {len(body)} of {len(into)} bytes came")
-            proves = found.checksum is not None or (
-                found.etag_is_md5 and self._server.quirks.etags is ETags.MD5
-            )
+            proves = found.checksum is not None or (found.etag_is_md5 and server.quirks.etags is ETags.MD5)
             if fate is Fate.WRONG_BYTES and proves:
                 body = flip_bit(body, self.scheduler.randbelow(8 * len(body)) if body else 0)
                 if found.checksum is None:
-                    self._server.misread.add((source.key, found.etag))
+                    server.misread.add((source.key, found.etag))
             elif fate is Fate.CUT_SHORT:
                 body = body[:-1]
             return body, Downloaded(len(body), found.etag, found.checksum, found.etag_is_md5)
@@ -178,10 +186,19 @@ class SimulatedTransfer:
     ) -> PendingRequest:
         """See the protocol."""
 
+        server = self._server_of(source)
+
         def effect(fate: Fate) -> tuple[bytes, Downloaded]:
-            found = self._server.get_matching(source, etag)
+            found = server.get_matching(source, etag)
             body = found.body[first : first + len(into)]
-            if fate is Fate.CUT_SHORT:
+            # The CRC of the whole object is compared; without one, validation compares the ETag.
+            has_crc = found.checksum is not None and found.checksum.algorithm == crc.CRC64NVME
+            is_md5 = found.etag_is_md5 and server.quirks.etags is ETags.MD5
+            if fate is Fate.WRONG_BYTES and body and (has_crc or is_md5):
+                body = flip_bit(body, self.scheduler.randbelow(8 * len(body)))
+                if not has_crc:
+                    server.misread.add((source.key, found.etag))
+            elif fate is Fate.CUT_SHORT:
                 body = body[:-1]
             return body, Downloaded(len(body), found.etag, None, found.etag_is_md5)
 
@@ -204,11 +221,16 @@ class SimulatedTransfer:
         """See the protocol."""
         sent = bytes(body)
 
-        def effect(_: Fate) -> Uploaded:
+        def effect(fate: Fate) -> Uploaded:
             upload = self._server.uploads.get(upload_id)
             if upload is None:
                 raise NotFoundError(f"{target}: S3 answered 404 NoSuchUpload")
-            upload.parts[number] = sent
+            arrived = sent
+            if fate is Fate.WRONG_BYTES:
+                arrived = flip_bit(sent, self.scheduler.randbelow(8 * len(sent)))
+                if self._server.quirks.checksums is Checksums.CHECKED:
+                    raise TransientError(f"PUT {target}: S3 answered 400 BadDigest")
+            upload.parts[number] = arrived
             return Uploaded(f"part-{number}", None)
 
         return self._start("PUT", target.key, PUT_FATES, effect, _unchanged, done)
@@ -222,6 +244,7 @@ class SimulatedTransfer:
         done: Callable[[Uploaded | Exception], None],
     ) -> PendingRequest:
         """See the protocol."""
+        self._assert_one_store(source)
 
         def effect(_: Fate) -> Uploaded:
             return self._uploaded(self._server.copy(source, etag, target.key, self.task, headers))
@@ -240,6 +263,7 @@ class SimulatedTransfer:
         done: Callable[[Uploaded | Exception], None],
     ) -> PendingRequest:
         """See the protocol."""
+        self._assert_one_store(source)
 
         def effect(_: Fate) -> Uploaded:
             if not self._server.quirks.copies:
@@ -282,6 +306,16 @@ class SimulatedTransfer:
         """Queue a response; :meth:`wait` passes it on."""
         self._responses.append((request, result))
         self._resume()
+
+    def _server_of(self, place: Location) -> Server:
+        server = self._source if place.is_raw else self._server
+        if place.bucket != server.bucket:
+            raise AssertionError(f"{place} is requested from the store of {server.bucket}")
+        return server
+
+    def _assert_one_store(self, source: Location) -> None:
+        if self._server_of(source) is not self._server:
+            raise AssertionError(f"{source}: no server copies from another one")
 
     def _resume(self) -> None:
         if self._waiting is not None:

@@ -11,8 +11,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 from dev.demo import group_table, hour_table
 from dev.demo.group_table import GroupResult, read_group
@@ -20,6 +22,7 @@ from dev.demo.hour_table import HourResult
 from dev.demo.hour_watch import DemoFailedError, HourWatch, describe_import_failures
 from dev.demo.marker import BadMarkerError, read_marker
 from dev.demo.progress import Progress
+from dev.demo.settings import InvalidSettingError, one_of, positive
 from dev.made_logs.dataset import Dataset, NotEnoughDiskError, make_dataset, read_dataset
 from dev.made_logs.layouts import LAYOUTS, PLAIN, Layout
 from dev.s3_client import S3Client
@@ -173,8 +176,15 @@ def down(paths: StackPaths, _options: argparse.Namespace) -> int:
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser without the usage before its errors: most people give the options as variables of make."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m dev.demo", description=__doc__)
+    parser = _Parser(prog="python -m dev.demo", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
     for command in (run, up, down):
         sub = commands.add_parser(command.__name__, help=command.__doc__, description=command.__doc__)
@@ -189,13 +199,15 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--dags", type=Path, help="Dags folder (default: the project's)")
             sub.add_argument(
                 "--s3",
-                choices=tuple(SERVERS),
+                type=partial(_one_of, tuple(SERVERS)),
+                metavar="|".join(SERVERS),
                 default=RCLONE,
                 help="the S3 server to start (default: %(default)s)",
             )
             sub.add_argument(
                 "--layout",
-                choices=tuple(LAYOUTS),
+                type=partial(_one_of, tuple(LAYOUTS)),
+                metavar="|".join(LAYOUTS),
                 default=PLAIN if command is run else None,
                 help=f"the layout of the raw objects (default: {_DEFAULT_LAYOUTS[command is run]})",
             )
@@ -227,10 +239,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} must be at least 1")
-    return number
+    try:
+        return positive(text)
+    except InvalidSettingError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _one_of(names: Sequence[str], text: str) -> str:
+    try:
+        return one_of(names, text)
+    except InvalidSettingError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _raise_on_signals() -> None:

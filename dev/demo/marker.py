@@ -72,7 +72,7 @@ def read_marker(client: S3Client, prefix: str) -> Marker | None:
             peak_sockets=content["peak"]["sockets"],
             group=content.get("group", {}),
             group_objects={
-                " ".join(group["captures"].values()): group["objects"] for group in content.get("groups", ())
+                "/".join(group["captures"].values()): group["objects"] for group in content.get("groups", ())
             },
         )
     except (ValueError, KeyError, TypeError) as error:

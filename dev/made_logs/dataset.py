@@ -83,8 +83,7 @@ def make_dataset(
     made: list[MadeHour] = []
     for hour in last_complete_hours(hours, now):
         made.append(layout.write(paths.bucket, hour, len(made), objects))
-        megabytes = made[-1].bytes / 1e6
-        log(f"made {objects:,} raw objects for {hour:%Y-%m-%d %H:%M} UTC, {megabytes:,.0f} MB")
+        log(_describe(made[-1]))
     paths.streams.write_text(
         _STREAMS_FILE.format(
             stream=layout.stream,
@@ -118,6 +117,13 @@ def read_dataset(paths: StackPaths) -> Dataset | None:
         s3=record.get("s3", RCLONE),
         layout_name=record.get("layout", PLAIN),
     )
+
+
+def _describe(made: MadeHour) -> str:
+    """Describe an hour: `made 300 raw objects for 2026-11-23 08:00 UTC, 157 MB: web 150, api 150`."""
+    text = f"made {made.objects:,} raw objects for {made.hour:%Y-%m-%d %H:%M} UTC, {made.bytes / 1e6:,.0f} MB"
+    groups = ", ".join(f"{group.name} {group.objects:,}" for group in made.groups)
+    return f"{text}: {groups}" if groups else text
 
 
 def _check_disk(folder: Path, needed_bytes: int) -> None:

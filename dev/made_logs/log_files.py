@@ -100,7 +100,7 @@ class MadeGroup:
     @property
     def name(self) -> str:
         """The values of its captures, for tables and messages."""
-        return " ".join(self.captures.values())
+        return "/".join(self.captures.values())
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ _TOTALS: Mapping[str, str] = {
     "left_out.markers": "Number of objects left out because they are the producer's `ready_object`",
     "left_out.excluded": "Number of objects left out because of the stream's `include` or `exclude`",
     "left_out.unjoinable": "Number of containers left out because the stream has `unjoinable: skip`",
+    "left_out.unmatched": "Number of objects that belong to no hour: the folder has this hour's day, the name "
+    "another one. Counted where an hour has no prefix of its own",
     "verified.parts": "Number of parts by kind of proof",
     "verified.objects": "Number of raw objects by kind of proof",
     "foreign": "Number of objects next to the parts that no record of the hour names; they are not touched",

@@ -29,6 +29,8 @@ from include.log_rollup.streams import (
     LATE_SCHEDULE,
     POOL,
     DurationRange,
+    Notifier,
+    Pattern,
     SizeRange,
     Stream,
     pool_slots,
@@ -55,6 +57,7 @@ _COUNTS = (
 _NAMES: Mapping[Any, str] = {
     bool: "true or false", int: "whole number", str: "text",
     RawTemplate: "template", AggregatedTemplate: "template", Mapping[str, str]: "mapping of texts",
+    tuple[Pattern, ...]: "text or list of texts", tuple[Notifier, ...]: "list",
 }  # fmt: skip
 
 _HEAD = """\
@@ -126,7 +129,7 @@ def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     value = field.default
-    if value is None:
+    if value is None or value in ((), {}):
         return "none"
     if _type(field) == "size":
         return f"`{_size(value)}`"

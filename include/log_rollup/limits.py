@@ -18,6 +18,9 @@ DEFAULT_MAX_CONNECTIONS = 25
 WAIT_CONNECTIONS = 1
 """`wait_for_raw_hour`: connections, and slots of the pool."""
 
+GROUP_WAIT_CONNECTIONS = 8
+"""The same task of a stream whose `raw` has captures before the date; not more than its `max_connections`."""
+
 CONTROL_CONNECTIONS = 4
 """`plan_hour`, `validate_hour`, `complete_hour`, `find_<stream>`: connections, and slots of the pool."""
 
@@ -31,7 +34,10 @@ PACKING_CONNECTING_THREADS = 8
 """`pack_shard`: connections that are opened at the same time; they count towards `max_connections`."""
 
 POLL_THREADS = 2
-"""Triggerer: threads with one connection each, per Airflow connection, however many hours wait."""
+"""Triggerer: threads per Airflow connection, however many hours wait; each lists one hour at a time."""
+
+POLL_CONNECTIONS = 8
+"""Triggerer: connections of each such thread; one, unless the hour's `raw` has captures before the date."""
 
 MONTH_PAGE_CONNECTIONS = 4
 """Page Hours: connections of an api-server process for the months of all streams; without slots of the pool."""
@@ -78,6 +84,9 @@ DEFAULT_CONNECT_TIMEOUT = timedelta(seconds=5)
 
 DEFAULT_RESPONSE_TIMEOUT = timedelta(seconds=5)
 """Default of the stream's `response_timeout`: for the first byte of an object."""
+
+DIRECT_LISTS_PAUSE_SECONDS = 10.0
+"""With captures in `raw`: after a LIST that boto3 had to send again, it sends all for so long."""
 
 ADDRESS_CONNECT_SECONDS = 1.5
 """`pack_shard`: the least time to connect to one of several addresses; TCP repeats a SYN after 1 s (RFC 6298)."""
@@ -155,7 +164,10 @@ THROTTLED_RETRY_DELAY = timedelta(minutes=2)
 """Delay before a retry when S3 asked to slow down."""
 
 CONTROL_RETRIES = 6
-"""boto3: retries of a request in the mode `standard`, unless the Airflow connection sets others."""
+"""boto3: retries of a request in the mode `standard`, unless the Airflow connection sets others.
+
+With captures in `raw`, a LIST of a task has one try more.
+"""
 
 PAGE_TRIES = 2
 """Page Hours: tries of a request by boto3, whatever the Airflow connection sets."""

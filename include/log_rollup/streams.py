@@ -28,7 +28,7 @@ from include.log_rollup.compression import Compression, codec_of
 from include.log_rollup.errors import ConfigurationError
 from include.log_rollup.hour.layout import check_hour, floor_hour
 from include.log_rollup.hour.local_hours import check_zone
-from include.log_rollup.hour.overlap import find_overlap
+from include.log_rollup.hour.overlap import example_without_overlap, find_overlap
 from include.log_rollup.hour.paths import HourPaths
 from include.log_rollup.hour.plan import WriteOptions
 from include.log_rollup.hour.selection import InputRules, Unjoinable
@@ -366,7 +366,12 @@ class Stream(BaseModel):
     def input_rules(self) -> InputRules:
         """Which objects of a raw hour are its input."""
         return InputRules(
-            self.ready_object, self.include, self.exclude, self.unjoinable, self.raw.text.endswith("/")
+            self.ready_object,
+            self.include,
+            self.exclude,
+            self.unjoinable,
+            self.raw.text.endswith("/"),
+            self.raw.finds_unmatched,
         )
 
     @property
@@ -378,6 +383,13 @@ class Stream(BaseModel):
     def has_two_connections(self) -> bool:
         """Whether raw objects and parts have different Airflow connections."""
         return self.connection_of_aggregated != self.aws_conn_id
+
+    @property
+    def wait_connections(self) -> int:
+        """Connections of the task that waits for a raw hour."""
+        if self.raw.next_level({}) is None:
+            return limits.WAIT_CONNECTIONS
+        return min(limits.GROUP_WAIT_CONNECTIONS, self.max_connections)
 
     @property
     def control_connections(self) -> int:
@@ -584,6 +596,9 @@ def _refuse_equal_names(streams: Sequence[Stream]) -> None:
                     )
 
 
+_RECORDS = "records of aggregated"
+
+
 def _refuse_overlaps(streams: Sequence[Stream]) -> None:
     """Refuse templates that could match one key."""
     owners: list[tuple[Stream, str, Template]] = []
@@ -593,12 +608,19 @@ def _refuse_overlaps(streams: Sequence[Stream]) -> None:
         if stream.aggregated.captures:
             # The template of the parts matches its own records by their form, but never takes them for parts.
             exempt.add((len(owners) - 1, len(owners)))
-            owners.append((stream, "records of aggregated", stream.aggregated.home_template(stream.name)))
+            owners.append((stream, _RECORDS, stream.aggregated.home_template(stream.name)))
     found = find_overlap([template for _, _, template in owners], exempt)
     if found is not None:
         one, key, template = owners[found.one]
         other, other_key, other_template = owners[found.other]
+        example = (
+            example_without_overlap(other_template, template, one.name)
+            # The place of the records follows from other templates.
+            if other_key == _RECORDS
+            else example_without_overlap(template, other_template, other.name)
+        )
         raise ConfigurationError(
             f"stream {one.name!r}: {key}: {template} overlaps with {other_key} {other_template} of stream "
             f"{other.name!r}: both could have s3://{template.bucket}/{found.key}; give each a prefix of its own"
+            f"{example}"
         )

@@ -1,4 +1,4 @@
-"""Lists raw hours for the triggerer in a few threads, each with a client of one connection."""
+"""Lists raw hours for the triggerer in a few threads, each with a client of its own."""
 
 import asyncio
 import threading
@@ -13,10 +13,13 @@ from log_rollup_plugin.s3.hook import PooledS3Hook
 
 
 class _Client:
-    """A hook with one connection, its age, and whether it has failed."""
+    """A hook, its age, and whether it has failed."""
 
     def __init__(self, aws_conn_id: str) -> None:
-        self.hook = PooledS3Hook(aws_conn_id=aws_conn_id, max_connections=1, control_connections=1)
+        connections = limits.POLL_CONNECTIONS
+        self.hook = PooledS3Hook(
+            aws_conn_id=aws_conn_id, max_connections=connections, control_connections=connections
+        )
         self.created = time.monotonic()
         self.failed = False
 
@@ -32,8 +35,9 @@ class Poller:
     """Lists hours through one Airflow connection, for all triggers of a triggerer.
 
     Each thread has its own client and replaces it between two listings. So no client is closed while it is in use,
-    and there are never more connections than threads. Each Airflow connection has its own threads, so that an
-    endpoint that does not answer delays only its own hours.
+    and there are never more connections than those of all threads. An hour with one prefix takes one connection;
+    the prefixes of groups are listed over all connections of the thread. Each Airflow connection has its own
+    threads, so that an endpoint that does not answer delays only its own hours.
 
     :param aws_conn_id: the Airflow connection
     """

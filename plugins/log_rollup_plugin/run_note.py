@@ -22,8 +22,8 @@ _MAX_LENGTH = 1000
 def describe(totals: Mapping[str, Any]) -> str:
     """The text of the note, like ``29,812 objects, 16.1 GiB -> 514 parts, verified by CRC``.
 
-    Then come the objects that ``include``, ``exclude`` and ``unjoinable: skip`` have left out, and with groups
-    their number, the largest ones, and those that are new or have vanished.
+    Then come the objects that ``include``, ``exclude`` and ``unjoinable: skip`` have left out, and those that
+    belong to no hour. With groups, their number, the largest ones, and the new and vanished ones follow.
 
     :param totals: the return value of the task complete_hour
     :raises LookupError: if it is not
@@ -32,9 +32,10 @@ def describe(totals: Mapping[str, Any]) -> str:
     # Each part is proven by its CRC, either the one that the store keeps or one computed from its bytes.
     proven = ", verified by CRC" if parts else ""
     text = f"{totals['objects']:,} objects, {format_size(totals['bytes_in'])} -> {parts:,} parts{proven}"
-    # Hidden objects and folder placeholders are usual; these are the stream's own choice.
+    # Hidden objects and folder placeholders are usual; these are the stream's own choice, or not expected.
     left_out = totals.get("left_out", {})
-    chosen = [f"{left_out[kind]:,} {kind}" for kind in ("excluded", "unjoinable") if left_out.get(kind)]
+    kinds = ("excluded", "unjoinable", "unmatched")
+    chosen = [f"{left_out[kind]:,} {kind}" for kind in kinds if left_out.get(kind)]
     if chosen:
         text += f"; left out: {', '.join(chosen)}"
     if totals.get("why_empty"):

@@ -128,7 +128,16 @@ class RawHourSensor(BaseSensorOperator):
     def _list_hour(self, hour: datetime) -> RawHourCheck:
         """List the hour once, with a new client."""
         paths = self.stream.at(hour)
-        with PooledS3Hook.for_stream(self.stream, limits.WAIT_CONNECTIONS, limits.WAIT_CONNECTIONS) as hook:
+        connections = self.stream.wait_connections
+        # Only raw is listed, so all of them go to one host.
+        hook = PooledS3Hook(
+            aws_conn_id=self.stream.aws_conn_id,
+            max_connections=connections,
+            control_connections=connections,
+            connect_timeout=self.stream.connect_timeout,
+            many_lists=bool(self.stream.raw.captures),
+        )
+        with hook:
             seen = check_raw_hour(hook, paths, self._rule)
         log.info("hour %s under %s is %s", format_hour(hour), paths.raw, seen)
         return seen

@@ -312,9 +312,10 @@ def test_groups_are_read_from_the_bucket_in_bounded_answers(
     detail = viewer.get(hour).json()
     assert (detail["marker"]["groups"], detail["parts_found"]) == (60, 60)
     assert (detail["groups"]["total"], len(detail["groups"]["groups"])) == (60, 50)
+    prefix = f"s3://{bucket_with_hour}/out/s59/20261102/08/"
     assert detail["groups"]["groups"][0] == {
         "name": "s59", "objects": 1, "bytes_in": 60, "parts": 1, "damaged": 0,
-        "place": {"url": f"s3://{bucket_with_hour}/out/s59/20261102/08/", "console": None},
+        "place": {"url": prefix, "console": None, "prefixes": [prefix], "captures": []},
     }  # fmt: skip
     assert detail["records"]["url"] == f"s3://{bucket_with_hour}/out/_hours/web/20261102/08/"
     found = viewer.get(f"{hour}/groups", params={"search": "S0", "most": 5}).json()
@@ -515,7 +516,8 @@ def test_hour_page_has_parts_proofs_tasks_and_addresses(users: Users) -> None:
         ("pack_shard", 0),
         ("plan_hour", -1),
     ]
-    assert detail["aggregated"] == {"url": "s3://hours-page/aggregated/app/20261102/08/", "console": None}
+    prefix = "s3://hours-page/aggregated/app/20261102/08/"
+    assert detail["aggregated"] == {"url": prefix, "console": None, "prefixes": [prefix], "captures": []}
     assert detail["may_clear"] is False
 
 

@@ -9,11 +9,12 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Page, Route, expect
+from playwright.sync_api import Browser, Locator, Page, Route, expect
 
 from include.log_rollup.hour.layout import format_hour
 from include.log_rollup.hour.template import AggregatedTemplate, RawTemplate
 from include.log_rollup.queries.status import HourStatus, HourSummary
+from include.log_rollup.streams import Stream
 from log_rollup_plugin.hours_page.app import STATIC
 from log_rollup_plugin.hours_page.hour_cells import CellStatus
 from log_rollup_plugin.hours_page.views import (
@@ -38,6 +39,9 @@ PAGE = "http://hours.test/log-rollup/hours/"
 ADDRESS = f"{PAGE}?stream=app&hour={format_hour(HOUR)}"
 STREAM = StreamView(
     "app", "log_rollup_app", "s3://logs/raw/", "s3://logs/out/", HOUR, 2**25, 25, 4200.0, False
+)
+PLAIN = make_stream(
+    raw=RawTemplate.parse("s3://logs/raw/"), aggregated=AggregatedTemplate.parse("s3://logs/out/")
 )
 PROBLEM = "s3://logs/out/20261123/08/_SUCCESS: is damaged (<b>objects</b>: field required)"
 MARKER: Mapping[str, Any] = {
@@ -99,12 +103,14 @@ def detail(
     why: str = "",
     marker: Mapping[str, Any] | None = None,
     groups: GroupsView | None = None,
+    stream: Stream = PLAIN,
+    hour: datetime = HOUR,
 ) -> Any:
     """Return the response of the API for an hour."""
-    raw, parts = (PlaceView(f"s3://logs/{name}/20261123/08/", None) for name in ("raw", "out"))
+    raw, parts, records = place_views(stream, hour, None)
     view = DetailView(
-        STREAM, format_hour(HOUR), NOW, state, why, marker, (), None, why, (), (), None, raw, parts, "", False,
-        groups=groups,
+        STREAM, format_hour(hour), NOW, state, why, marker, (), None, why, (), (), None, raw, parts, "", False,
+        groups=groups, records=records,
     )  # fmt: skip
     return to_json(asdict(view))
 
@@ -187,21 +193,25 @@ GROUPED = make_stream(
 )
 
 
-def summary_of(count: int) -> HourSummary:
-    """Return a complete hour with groups ``service-0000``, ``service-0001``, … of growing size."""
+def summary_of(count: int, long_names: bool = False) -> HourSummary:
+    """Return a complete hour with groups ``service-0000``, ``service-0001``, … of growing size.
+
+    :param long_names: the names get longer from group to group
+    """
     groups = [
         {
-            "folder": f"service-{number:04d}/20261123/08/", "captures": {"service": f"service-{number:04d}"},
+            "folder": f"{name}/20261123/08/", "captures": {"service": name},
             "objects": number + 1, "bytes_in": (number + 1) * 10**5, "parts": 1, "damaged": 0,
         }
         for number in range(count)
+        for name in [f"service-{number:04d}" + "-long" * number * long_names]
     ]  # fmt: skip
     return HourSummary(HOUR, HourStatus.COMPLETE, {**MARKER, "groups": count}, groups=groups)
 
 
-def open_grouped(open_page: OpenPage, count: int) -> Page:
+def open_grouped(open_page: OpenPage, count: int, long_names: bool = False) -> Page:
     """Open the page of an hour with so many groups."""
-    summary = summary_of(count)
+    summary = summary_of(count, long_names)
     shown = groups_view(GROUPED, summary, None)
 
     def answer_groups(route: Route) -> None:
@@ -211,7 +221,7 @@ def open_grouped(open_page: OpenPage, count: int) -> Page:
         assert found is not None
         route.fulfill(json=to_json(asdict(found)))
 
-    answer = detail(CellStatus.COMPLETE, marker=summary.marker, groups=shown)
+    answer = detail(CellStatus.COMPLETE, marker=summary.marker, groups=shown, stream=GROUPED)
     return open_page(
         ADDRESS, {HOUR_PATH: lambda route: route.fulfill(json=answer), GROUPS_PATH: answer_groups}
     )
@@ -294,13 +304,67 @@ def test_console_links_lead_to_folders() -> None:
     )
     console = "https://console.aws.amazon.com/s3/buckets/logs?region=eu-central-1&prefix="
     raw, parts, records = place_views(GROUPED, HOUR, meta)
-    assert raw == PlaceView("s3://logs/raw/{service}/20261123/08/", f"{console}raw/")
-    assert parts == PlaceView("s3://logs/out/{service}/20261123/08/", f"{console}out/")
-    assert records == PlaceView(
-        "s3://logs/out/_hours/app/20261123/08/", f"{console}out/_hours/app/20261123/08/"
-    )
+    services = ("service",)
+    assert raw == PlaceView("s3://logs/raw/{service}/20261123/08/", f"{console}raw/", [], services)
+    assert parts == PlaceView("s3://logs/out/{service}/20261123/08/", f"{console}out/", [], services)
+    home = "s3://logs/out/_hours/app/20261123/08/"
+    assert records == PlaceView(home, f"{console}out/_hours/app/20261123/08/", [home])
     found = groups_view(GROUPED, summary_of(1), meta)
     assert found is not None
     assert found.groups[0].place.console == f"{console}out/service-0000/20261123/08/"
     within_a_step = make_stream(raw=RawTemplate.parse("s3://logs/raw/%Y%m%d/host_%H"))
     assert place_views(within_a_step, HOUR, meta)[0].console == f"{console}raw/20261123/"
+
+
+def bucket_card(page: Page) -> Locator:
+    """Return the card with the prefixes of an hour."""
+    return page.locator("section.card", has=page.get_by_role("heading", name="In the bucket"))
+
+
+def test_templates_are_shown_without_a_copy_button(open_page: OpenPage) -> None:
+    card = bucket_card(open_grouped(open_page, 3))
+    expect(card.locator("h4")).to_have_text(
+        [
+            "Raw objects: a prefix for each service",
+            "Parts: a prefix for each service",
+            "Manifest and _SUCCESS of the hour",
+        ]
+    )
+    buttons = [line.get_by_role("button", name="Copy").count() for line in card.locator(".place").all()]
+    assert buttons == [0, 0, 1]
+
+
+def test_each_raw_prefix_of_an_hour_has_its_copy_button(open_page: OpenPage) -> None:
+    """Lord Howe sets its clocks by half an hour, so two local hours begin in one UTC hour."""
+    hour = datetime(2026, 10, 3, 15, tzinfo=UTC)
+    stream = make_stream(raw=RawTemplate.parse("s3://logs/raw/%Y%m%d/%H/", "Australia/Lord_Howe"))
+    answer = detail(CellStatus.OPEN, stream=stream, hour=hour)
+    page = open_page(ADDRESS, {HOUR_PATH: lambda route: route.fulfill(json=answer)})
+    lines = bucket_card(page).locator(".where").first.locator(".place")
+    expect(lines).to_have_text(["s3://logs/raw/20261004/01/Copy", "s3://logs/raw/20261004/02/Copy"])
+
+
+def test_hour_that_clocks_empty_has_no_raw_prefix() -> None:
+    stream = make_stream(raw=RawTemplate.parse("s3://logs/raw/%Y%m%d/%H/", "Europe/Berlin"))
+    raw, parts, _ = place_views(stream, datetime(2026, 10, 25, tzinfo=UTC), None)
+    assert raw.prefixes == []
+    assert parts.prefixes == [parts.url]
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_copy_buttons_of_groups_are_aligned(open_page: OpenPage, width: int) -> None:
+    page = open_grouped(open_page, 12, long_names=True)
+    page.set_viewport_size({"width": width, "height": 900})
+    boxes = [
+        (row.bounding_box(), row.get_by_role("button", name="Copy").bounding_box())
+        for row in page.locator("section.card tbody tr").all()
+    ]
+    assert len(boxes) == 12
+    lefts, offsets = set(), set()
+    for row, button in boxes:
+        assert row is not None
+        assert button is not None
+        lefts.add(round(button["x"]))
+        offsets.add(round(button["y"] + button["height"] / 2 - row["y"] - row["height"] / 2))
+    assert len(lefts) == 1
+    assert max(map(abs, offsets)) <= 1

@@ -299,6 +299,22 @@ def test_all_triggers_share_two_connections(
     assert (proxy.accepted_connections > limits.POLL_THREADS) is (client_seconds == 0.0)
 
 
+def test_groups_are_listed_over_a_few_connections(
+    bucket: str, rclone_server: RcloneServer, fault_proxy: ProxyFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = fault_proxy(rclone_server)
+    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", rclone_server.airflow_connection_json(proxy.endpoint_url))
+    proxy.add(Rule(on("ListObjectsV2"), Delay(0.05)))
+    groups = 40
+    put_objects(
+        rclone_server.client(), bucket, {f"raw/g{n:02d}/20261123/08/a.log": b"a" for n in range(groups)}
+    )
+    template = f"s3://{bucket}/raw/{{service}}/%Y%m%d/%H/"
+    assert first_event(trigger(bucket, template=template))["status"] == "settled"
+    assert proxy.count("ListObjectsV2") % (1 + groups) == 0
+    assert 1 < proxy.peak_connections <= limits.POLL_CONNECTIONS
+
+
 def test_clients_that_failed_are_renewed(
     bucket: str, rclone_server: RcloneServer, fault_proxy: ProxyFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ from airflow.cli import cli_parser
 from airflow.configuration import conf
 
 from deploy.make_env import render
+from dev.made_logs.layouts import LAYOUTS, PLAIN
 from include.log_rollup.streams import Stream, load_streams
 from tests.support.compose import (
     COMPOSE_FILE,
@@ -34,7 +35,9 @@ DAEMONS = {name: one for name, one in SERVICES.items() if name != "airflow-init"
 IMAGE_VARIABLES = {"DUMB_INIT_SETSID"}
 # Where the Dockerfile puts the project.
 IN_IMAGE = "/opt/log-rollup"
-OUR_VARIABLES = {"LOG_ROLLUP_STREAMS", "DEMO_HOURS", "DEMO_OBJECTS", "PYTHONPATH", "AIRFLOW_CONN_AWS_DEFAULT"}
+OUR_VARIABLES = {
+    "LOG_ROLLUP_STREAMS", "DEMO_HOURS", "DEMO_OBJECTS", "DEMO_LAYOUT", "PYTHONPATH", "AIRFLOW_CONN_AWS_DEFAULT",
+}  # fmt: skip
 
 
 def locked(package: str, lock: str = "requirements.txt") -> str:
@@ -217,6 +220,17 @@ def test_two_env_files_share_no_secret() -> None:
         if re.search("PASSWORD|SECRET|KEY", name):
             assert len(ENV[name]) >= 32
             assert ENV[name] != again[name]
+
+
+@pytest.mark.parametrize("layout_name", LAYOUTS)
+def test_layout_of_env_reaches_the_init_step(layout_name: str) -> None:
+    assert ENV["DEMO_LAYOUT"] == SERVICES["airflow-init"].environment["DEMO_LAYOUT"] == PLAIN
+    chosen = services(ENV | {"DEMO_LAYOUT": layout_name})["airflow-init"]
+    assert chosen.command == ("python", "-m", "dev.demo.init_demo")
+    assert chosen.environment["DEMO_LAYOUT"] == layout_name
+    # An .env of an earlier version has no such line.
+    older = {name: value for name, value in ENV.items() if name != "DEMO_LAYOUT"}
+    assert services(older)["airflow-init"].environment["DEMO_LAYOUT"] == PLAIN
 
 
 def test_aws_needs_only_a_connection() -> None:

@@ -28,6 +28,23 @@ print("FOUND", json.dumps({
 """
 
 
+# A stream with the keys that need more of the environment: zone data, a second connection, a KMS key.
+_STREAM_WITH_GROUPS = """
+  - name: trail
+    raw: s3://trail/AWSLogs/{account}/CloudTrail/{region}/%Y/%m/%d/{account}_CloudTrail_{region}_%Y%m%dT%H
+    aggregated: s3://log-archive/trail/{account}/{region}/%Y%m%d/%H/
+    timezone: Europe/Berlin
+    target_conn_id: archive
+    include: "*.json.gz"
+    exclude: ["*-Digest_*"]
+    unjoinable: skip
+    ready_object: _READY
+    tags: {team: search}
+    kms_key_id: arn:aws:kms:eu-central-1:123456789012:key/KEY-ID
+    start: 2026-11-01T00:00:00Z
+"""
+
+
 @pytest.fixture
 def built(tmp_path: Path) -> Path:
     build(tmp_path / "mwaa", "3.12")
@@ -36,6 +53,8 @@ def built(tmp_path: Path) -> Path:
 
 def test_airflow_needs_only_the_zip_and_the_dags_folder(built: Path, tmp_path: Path) -> None:
     plugins = tmp_path / "plugins"
+    with (built / "dags" / "streams.yaml").open("a") as file:
+        file.write(_STREAM_WITH_GROUPS)
     zipfile.ZipFile(built / "plugins.zip").extractall(plugins)
     env = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "PYTHON"))}
     done = subprocess.run(
@@ -51,7 +70,7 @@ def test_airflow_needs_only_the_zip_and_the_dags_folder(built: Path, tmp_path: P
     found = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("FOUND"))[6:])
     assert found["plugin_errors"] == found["dag_errors"] == {}
     assert "log_rollup" in found["plugins"]
-    assert found["dags"] == ["log_rollup_app", "log_rollup_late"]
+    assert found["dags"] == ["log_rollup_app", "log_rollup_late", "log_rollup_trail"]
     assert Path(found["include"]).is_relative_to(plugins)
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import yaml
-from airflow.providers.amazon.aws.hooks.base_aws import AwsGenericHook
 
 from dev.servers import S3Server
 from log_rollup_plugin.cli.main import main
@@ -18,14 +17,6 @@ from tests.integration.fork_server import ForkServer
 from tests.support.hour_on_server import Pipeline, stream_on
 
 PipelineFactory = Callable[..., Pipeline]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def no_caller_lookup() -> Iterator[None]:
-    """Skip the provider's search of the call stack for a name in the user agent; it takes CPU for each client."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(AwsGenericHook, "_get_caller", lambda *_: "test")
-        yield
 
 
 @pytest.fixture

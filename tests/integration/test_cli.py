@@ -220,7 +220,7 @@ def test_plan_command_shows_the_plan_and_changes_nothing(command: RunCommand, rc
     assert (document["objects"], document["parts_copied"]) == (len(raw_objects()), 1)
     assert (document["unchanged"], document["parts_standing"]) == (False, 0)
     assert document["left_out"] == dict.fromkeys(
-        ("hidden", "placeholders", "markers", "excluded", "unjoinable"), 0
+        ("hidden", "placeholders", "markers", "excluded", "unjoinable", "unmatched"), 0
     )
     rclone.run()
     result = command("plan", "app", HOUR_ARGUMENT, "--dry-run")
@@ -237,6 +237,7 @@ def test_plan_command_shows_the_plan_and_changes_nothing(command: RunCommand, rc
         (["status", "app", "yesterday"], "is not a day"),
         (["verify", "app", "2026-11-23"], "is a day"),
         (["verify", "app", "8 o'clock"], "is not an hour"),
+        (["status", "app", "raw/app/20261123/08/a.log"], "For the hour of a key, use the command locate"),
         (["locate", "app"], "KEY"),
         ([], "COMMAND"),
     ],

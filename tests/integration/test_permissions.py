@@ -1,16 +1,17 @@
 """The documented IAM policy allows all that the pipeline needs, and nothing else."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import parse_qs, unquote
 
 import pytest
 import yaml
 
-from dev.servers import MotoServer
+from dev.servers import MotoServer, S3Client
 from include.log_rollup.errors import RollupError
 from include.log_rollup.steps.wait_for_raw_hour import SettleRule, check_raw_hour
 from log_rollup_plugin.cli.main import main
@@ -21,6 +22,7 @@ from tests.support.faults import Request, Rule, access_denied, on
 from tests.support.fixtures import BucketFactory, ProxyFactory
 from tests.support.hour_on_server import Pipeline, settings_on
 from tests.support.raw_hours import AGGREGATED, HOUR, MIB, RAW, make_small_hour, put_objects
+from tests.support.verify_groups import verify_groups
 
 POLICY = json.loads((ROOT / "deploy" / "iam-policy.json").read_text())
 EXAMPLE_BUCKET = "application-logs"
@@ -41,6 +43,22 @@ ACTIONS = {
     "DeleteObjects": "s3:DeleteObject",
     "AbortMultipartUpload": "s3:AbortMultipartUpload",
 }
+# Of an object that a KMS key encrypts, on the key (
+# https://docs.aws.amazon.com/AmazonS3/latest/userguide/UsingKMSEncryption.html). HEAD asks for the checksum too.
+KMS_ACTIONS = {
+    "GetObject": {"kms:Decrypt"},
+    "HeadObject": {"kms:Decrypt"},
+    "PutObject": {"kms:GenerateDataKey"},
+    "CopyObject": {"kms:GenerateDataKey"},
+    "CreateMultipartUpload": {"kms:GenerateDataKey"},
+    "UploadPart": {"kms:GenerateDataKey", "kms:Decrypt"},
+    "UploadPartCopy": {"kms:GenerateDataKey", "kms:Decrypt"},
+    "CompleteMultipartUpload": {"kms:Decrypt"},
+}
+# Templates below the prefixes of the policies, and the folder of an hour of a group.
+GROUPED = {"raw": "raw/app/{service}/%Y%m%d/%H/", "aggregated": "aggregated/app/{service}/%Y%m%d/%H/"}
+GROUP = "app/{}/20261123/08/"
+HOME = "aggregated/app/_hours/app/20261123/08/"
 
 
 def allowed(action: str, resource: str, policy: Mapping[str, Any] = POLICY) -> list[str]:
@@ -53,8 +71,13 @@ def allowed(action: str, resource: str, policy: Mapping[str, Any] = POLICY) -> l
     ]
 
 
-def needed(requests: Iterable[Request], bucket: str = EXAMPLE_BUCKET) -> set[tuple[str, str]]:
-    """The actions and resources that requests need, in the example bucket of the policy."""
+def needed(
+    requests: Iterable[Request], bucket: str = EXAMPLE_BUCKET, kms_key: str = ""
+) -> set[tuple[str, str]]:
+    """The actions and resources that requests need, in the example bucket of the policy.
+
+    :param kms_key: the key that encrypts all objects below the aggregated prefix; empty for none
+    """
     found = set()
     bucket = f"arn:aws:s3:::{bucket}"
     for request in requests:
@@ -64,6 +87,10 @@ def needed(requests: Iterable[Request], bucket: str = EXAMPLE_BUCKET) -> set[tup
             # The keys are in the body. That no raw object is deleted is asserted by listing them.
             key = AGGREGATED
         found.add((action, bucket if action.startswith("s3:ListBucket") else f"{bucket}/{key}"))
+        if "x-amz-tagging" in request.headers:
+            found.add(("s3:PutObjectTagging", f"{bucket}/{key}"))
+        if kms_key and key.startswith("aggregated/"):
+            found |= {(action, kms_key) for action in KMS_ACTIONS.get(request.operation, ())}
         source = request.headers.get("x-amz-copy-source")
         if source:
             found.add(("s3:GetObject", f"{bucket}/{unquote(source).lstrip('/').partition('/')[2]}"))
@@ -98,6 +125,36 @@ def use_everything(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, folder: 
     assert set(raw_before) - set(pipeline.listed(RAW)) == {f"{RAW}large.log"}
 
 
+def use_groups(pipeline: Pipeline, raw: S3Client) -> None:
+    """Roll up groups that are new, late and large, and one that vanishes.
+
+    :param raw: a client for the raw objects
+    """
+    made: dict[str, bytes] = {}
+
+    def produce(group: str, **bodies: bytes) -> None:
+        new = {f"raw/{GROUP.format(group)}{name}.log": body for name, body in bodies.items()}
+        put_objects(raw, pipeline.bucket, new)
+        made.update(new)
+
+    produce("web", a=b"a\n", b=b"b\n")
+    produce("api", large=b"l" * (6 * MIB), small=b"s\n")
+    pipeline.run()
+    pipeline.run()
+    produce("web", zz_late=b"late\n")
+    produce("edge", a=b"new\n")
+    pipeline.run()
+    for key in [key for key in made if key.startswith(f"raw/{GROUP.format('api')}")]:
+        raw.delete_object(Bucket=pipeline.bucket, Key=key)
+        del made[key]
+    pipeline.run(drop_vanished=True)
+    folders = {f"raw/{GROUP.format(group)}": f"aggregated/{GROUP.format(group)}" for group in ("web", "edge")}
+    verify_groups(
+        pipeline.client, pipeline.bucket, folders, HOME,
+        part_size=pipeline.stream.part_size, expected=made, raw_client=raw,
+    )  # fmt: skip
+
+
 def run_every_command(key: str, target: Path) -> None:
     """Run each command of log-rollup on a complete hour."""
     day, hour = f"{HOUR:%Y-%m-%d}", f"{HOUR:%Y-%m-%dT%H}"
@@ -130,6 +187,57 @@ def requests(
 
 def test_policy_allows_what_is_needed_and_nothing_else(requests: list[Request]) -> None:
     assert_least(POLICY, needed(requests))
+
+
+def test_policy_allows_groups(
+    moto_server: MotoServer,
+    make_bucket: BucketFactory,
+    pipeline_on: PipelineFactory,
+    fault_proxy: ProxyFactory,
+) -> None:
+    """Also the records below `_hours/`, and listings of the text before the first capture."""
+    proxy, bucket = fault_proxy(moto_server), make_bucket(moto_server)
+    templates = {side: f"s3://{bucket}/{template}" for side, template in GROUPED.items()}
+    pipeline = pipeline_on(moto_server, bucket, proxy.endpoint_url, **templates)
+    use_groups(pipeline, pipeline.client)
+    requests = [exchange.request for exchange in proxy.exchanges]
+    pairs = needed(requests)
+    assert {pair for pair in pairs if not allowed(*pair)} == set()
+    assert ("s3:PutObject", f"arn:aws:s3:::{EXAMPLE_BUCKET}/{HOME}_SUCCESS") in pairs
+    queries = [parse_qs(request.query) for request in requests]
+    assert ["raw/app/"] in [query["prefix"] for query in queries if "delimiter" in query]
+
+
+def test_documented_statements_allow_tags_and_a_kms_key(
+    moto_server: MotoServer, make_bucket: BucketFactory, pipeline_on: PipelineFactory,
+    fault_proxy: ProxyFactory, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The statements that docs/DEPLOY.md adds to the policy for `tags` and `kms_key_id`."""
+    tagging, kms = documented_statements()
+    (key,) = _as_list(kms["Resource"])
+    monkeypatch.setattr("include.log_rollup.steps.packer.LARGEST_COPY_BYTES", 5 * MIB)
+    monkeypatch.setattr("include.log_rollup.steps.packer.COPY_RANGE_BYTES", 5 * MIB)
+    proxy = fault_proxy(moto_server)
+    pipeline = pipeline_on(
+        moto_server, make_bucket(moto_server), proxy.endpoint_url, tags={"team": "search"}, kms_key_id=key
+    )
+    made = make_small_hour(pipeline.client, pipeline.bucket, RAW, objects=8)
+    large = {f"{RAW}large.log": b"l" * (6 * MIB)}
+    put_objects(pipeline.client, pipeline.bucket, large)
+    pipeline.run()
+    pipeline.verify(made | large)
+    requests = [exchange.request for exchange in proxy.exchanges]
+    named = {"x-amz-server-side-encryption-aws-kms-key-id", "x-amz-tagging"}
+    assert named <= {name for request in requests for name in request.headers}
+    more = needed(requests, kms_key=key) - {pair for pair in needed(requests) if allowed(*pair)}
+    assert_least({"Statement": [tagging, kms]}, more)
+
+
+def documented_statements() -> list[dict[str, Any]]:
+    """The statements of policies in docs/DEPLOY.md, with an id each."""
+    text = (ROOT / "docs" / "DEPLOY.md").read_text()
+    blocks = re.findall(r"^```json\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return [{"Sid": str(number), **json.loads(block)} for number, block in enumerate(blocks)]
 
 
 def assert_least(policy: Mapping[str, Any], pairs: Iterable[tuple[str, str]]) -> None:

@@ -32,7 +32,7 @@ from log_rollup_plugin.cli.main import main
 from log_rollup_plugin.s3.stream_store import store_for
 from tests.conftest import ROOT
 from tests.integration.fork_server import ForkServer
-from tests.integration.test_permissions import assert_least, needed
+from tests.integration.test_permissions import GROUPED, allowed, assert_least, needed, use_groups
 from tests.support.faults import (
     Answer,
     Call,
@@ -105,10 +105,12 @@ def requests_of(proxy: FaultProxy, *operations: str) -> list[Request]:
 
 @pytest.fixture
 def between(fault_proxy: ProxyFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Between]:
-    """Makes a stream: ``between(source, target, **settings of the stream)``."""
+    """Makes a stream: ``between(source, target, templates without the bucket, **settings of the stream)``."""
     with ExitStack() as stack:
 
-        def make(source: S3Server, target: S3Server, **settings: Any) -> TwoServers:
+        def make(
+            source: S3Server, target: S3Server, templates: Mapping[str, str] | None = None, **settings: Any
+        ) -> TwoServers:
             bucket = f"bucket-{uuid.uuid4().hex[:16]}"
             for server in dict.fromkeys((source, target)):
                 server.create_bucket(bucket)
@@ -116,7 +118,8 @@ def between(fault_proxy: ProxyFactory, monkeypatch: pytest.MonkeyPatch) -> Itera
             reads, writes = fault_proxy(source), fault_proxy(target)
             monkeypatch.setenv("AIRFLOW_CONN_RAW", source.airflow_connection_json(reads.endpoint_url))
             monkeypatch.setenv("AIRFLOW_CONN_PARTS", target.airflow_connection_json(writes.endpoint_url))
-            chosen = settings_on(bucket, aws_conn_id="raw", target_conn_id="parts", **settings)
+            places = {side: f"s3://{bucket}/{template}" for side, template in (templates or {}).items()}
+            chosen = settings_on(bucket, aws_conn_id="raw", target_conn_id="parts", **places, **settings)
             pipeline = Pipeline(Stream.model_validate(chosen), target.client(), bucket)
             return TwoServers(bucket, reads, writes, chosen, pipeline, source.client())
 
@@ -382,6 +385,19 @@ def test_each_policy_of_two_allows_what_is_needed_only(
     ):  # fmt: skip
         policy = json.loads((ROOT / "deploy" / f"iam-policy-{name}.json").read_text())
         assert_least(policy, needed(requests_of(proxy), bucket))
+
+
+def test_each_policy_of_two_allows_groups(
+    rclone_server: RcloneServer, moto_server: MotoServer, between: Between
+) -> None:
+    two = between(rclone_server, moto_server, templates=GROUPED)
+    use_groups(two.pipeline, two.raw)
+    for name, bucket, proxy in (
+        ("raw", "application-logs", two.reads), ("aggregated", "log-archive", two.writes),
+    ):  # fmt: skip
+        policy = json.loads((ROOT / "deploy" / f"iam-policy-{name}.json").read_text())
+        pairs = needed(requests_of(proxy), bucket)
+        assert {pair for pair in pairs if not allowed(*pair, policy)} == set()
 
 
 def test_each_side_uses_its_own_tls_settings(

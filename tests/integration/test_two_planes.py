@@ -506,6 +506,19 @@ def test_user_agent_names_botocore_in_each_request(hook_for: Callable[..., Poole
     assert "Botocore/" in (first or "")
 
 
+def test_user_agent_names_the_calling_operator(hook_for: Callable[..., PooledS3Hook]) -> None:
+    class PackOperator:
+        def execute(self, url: str) -> None:
+            hook_for(url).head(Location(BUCKET, KEY))
+
+    with Recorder() as server:
+        PackOperator().execute(server.url)
+        hook_for(server.url).head(Location(BUCKET, KEY))
+    first, second = (str(one["user-agent"]) for one in server.requests)
+    assert " Caller/PackOperator " in first
+    assert " Caller/Unknown " in second
+
+
 def test_connection_without_signature_version_4_is_refused(hook_for: Callable[..., PooledS3Hook]) -> None:
     hook = hook_for("http://localhost:1", {"signature_version": "s3"})
     with pytest.raises(ConfigurationError, match="remove 'signature_version' from its config_kwargs"):

@@ -23,6 +23,7 @@ def verify_groups(
     part_size: int,
     ensure_newline: bool = False,
     expected: Mapping[str, bytes] | None = None,
+    raw_client: S3Client | None = None,
 ) -> dict[str, VerifiedHour]:
     """Assert that each group of an hour is complete, and that the hour's own records agree with all of them.
 
@@ -31,6 +32,7 @@ def verify_groups(
     :param part_size: the largest size in bytes of a part of more than one raw object
     :param ensure_newline: whether a newline must follow each plain object that does not end with one
     :param expected: the objects of the raw hour by key
+    :param raw_client: for the raw objects, if they are on another server
     :returns: the totals of each group, by the prefix of its parts
     :raises AssertionError: with the first problem of the records, or the problems of a group
     """
@@ -42,7 +44,7 @@ def verify_groups(
             else None
         )
         groups[aggregated] = verify_hour(
-            client, bucket, raw, aggregated,
+            raw_client or client, bucket, raw, aggregated, aggregated_client=client,
             part_size=part_size, ensure_newline=ensure_newline, expected=bodies,
         )  # fmt: skip
     if expected is not None:

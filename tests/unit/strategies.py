@@ -78,6 +78,7 @@ _dates = st.sampled_from(
         "%d.%m.%Y-%H-%Y",
         "%H%j/%Y",
         "%Y-%m-%d/%Y-%m-%d-%H",
+        "%Y/%j/%H-%Y%m%d",
     ]
 )
 

@@ -290,6 +290,19 @@ def test_status_shows_foreign_and_damaged_objects(run: RunCommand, store: FakeSt
     assert (second["foreign"], second["damaged"], second["state"]) == (2, 1, "complete")
 
 
+def test_status_names_objects_that_belong_to_no_hour(run: RunCommand, store: FakeStore) -> None:
+    produce(store, {"a.log": b"a" * 30})
+    run_hour(store, make_stream())
+    marker = json.loads(store.body(MARKER))
+    assert "belong to no hour" not in run("status", "app", "2026-11-23").err
+    marker["left_out"]["unmatched"] = 2
+    store.produce(MARKER, json.dumps(marker).encode())
+    shown = run("status", "app", "2026-11-23")
+    assert "2026-11-23T08:00:00Z: 2 objects in the folder of this day belong to no hour" in shown.err
+    answer = run("status", "app", "2026-11-23", "--json")
+    assert json.loads(answer.out)["hours"][HOUR.hour]["unmatched"] == 2
+
+
 def test_version_is_that_of_the_project(capsys: pytest.CaptureFixture[str]) -> None:
     project = tomllib.loads((INCLUDE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert __version__ == project["version"]

@@ -92,6 +92,7 @@ def test_marker_has_totals_and_measurements(store: FakeStore) -> None:
         "markers": 0,
         "excluded": 0,
         "unjoinable": 0,
+        "unmatched": 0,
     }
     assert marker["verified"] == {"parts": {"stored-crc64nvme": 3}, "objects": {"crc64nvme": 6}}
     assert marker["max_connections"] == 8

@@ -22,7 +22,7 @@ from dev.made_logs.log_files import MadeGroup
 from dev.stack.airflow_api import TaskInstance
 from dev.stack.environment import Addresses
 from dev.stack.paths import StackPaths
-from dev.stack.s3_servers import MINISTACK, RCLONE, SERVERS
+from dev.stack.s3_servers import MINISTACK, RCLONE
 from dev.stack.stack_record import StackRecord, read_record, write_record
 from include.log_rollup.hour.template import AggregatedTemplate, RawTemplate
 
@@ -79,12 +79,33 @@ def test_run_without_tasks_is_all_idle_time() -> None:
     assert describe_step_times(2.5, []) == "no task running 2.5 s"
 
 
-def test_unknown_s3_server_is_refused_with_the_valid_names(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--s3", "minio"], "--s3: 'minio' is not one of rclone, ministack, moto"),
+        (
+            ["--layout", "Group"],
+            "--layout: 'Group' is not one of plain, groups, cloudtrail; did you mean groups?",
+        ),
+        (["--layout", ""], "--layout: '' is not one of plain, groups, cloudtrail"),
+        (["--hours", "0"], "--hours: '0' is not a whole number above 0"),
+        (["--objects", "many"], "--objects: 'many' is not a whole number above 0"),
+    ],
+)
+def test_wrong_option_is_refused_in_one_line(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
-        cli._parser().parse_args(["run", "--s3", "minio"])
-    message = capsys.readouterr().err
-    assert "argument --s3: invalid choice: 'minio'" in message
-    assert all(name in message for name in SERVERS)
+        cli._parser().parse_args(["run", *options])
+    assert capsys.readouterr().err == f"python -m dev.demo run: error: argument {message}\n"
+
+
+def test_progress_shows_the_groups_of_each_made_hour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_files, "_PLAIN_POOL_BYTES", POOL_BYTES)
+    monkeypatch.setattr(log_files, "_GZIP_POOL_BYTES", POOL_BYTES)
+    lines: list[str] = []
+    make_dataset(StackPaths(tmp_path), 2, 4, START, lines.append, layout_name=GROUPS)
+    assert [line.rpartition(": ")[2] for line in lines] == ["web 2, api 2", "web 2, api 1, edge 1"]
 
 
 def test_up_with_another_s3_server_is_refused(tmp_path: Path) -> None:

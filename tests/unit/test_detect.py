@@ -263,6 +263,10 @@ def fill_template(store: FakeStore, form: str, zone: str = "UTC", days: int = 10
         ("raw/%Y-%m-%dT%H/", "raw/%Y-%m-%dT%H/"),
         ("raw/100%%/%Y%m%d/%H/", "raw/100%%/%Y%m%d/%H/"),
         ("raw/dt=%Y-%m-%d/host=a/hour=%H/", "raw/dt=%Y-%m-%d/host=a/hour=%H/"),
+        ("raw/%H/%Y/%m/%d/", "raw/%H/%Y/%m/%d/"),
+        ("raw/%H-%Y%m%d/x-", "raw/%H-%Y%m%d/"),
+        ("raw/hour=%H/dt=%Y-%m-%d/", "raw/hour=%H/dt=%Y-%m-%d/"),
+        ("raw/h%H/web/%d-%m-%Y/", "raw/h%H/web/%d-%m-%Y/"),
     ],
 )
 def test_order_of_the_date_is_found(form: str, raw: str, tmp_path: Path) -> None:
@@ -302,6 +306,23 @@ def test_every_key_is_in_the_hour_of_its_template(text: str, page_size: int, tmp
     streams = loaded(detected(store), tmp_path)
     found = {key: [match.hour for stream in streams if (match := stream.raw.match(key))] for key in hours}
     assert found == {key: [hour] for key, hour in hours.items()}
+
+
+def test_hour_before_the_date_is_to_be_checked(tmp_path: Path) -> None:
+    for form, is_doubted in (("raw/%H/%Y%m%d/", True), ("raw/%Y%m%d/%H/", False)):
+        store = FakeStore()
+        fill_template(store, form)
+        found = detected(store)
+        loaded(found, tmp_path)
+        remarks = [remark for remark in found.proposals[0].remarks if "before the date" in remark]
+        assert bool(remarks) == is_doubted
+
+
+def test_hour_behind_the_date_counts_before_one_in_front() -> None:
+    (reading,) = readings_of("raw/07/20261123/08/a.log")
+    assert reading.label == datetime(2026, 11, 23, 8)  # noqa: DTZ001 - a local time
+    for key in ("raw/24/20261123/a.log", "raw/x08/20261123/a.log", "raw/08/web/20261123/a.log"):
+        assert readings_of(key) == []
 
 
 def test_two_readings_of_a_date_are_both_named(tmp_path: Path) -> None:
@@ -411,6 +432,8 @@ def test_newlines_containers_and_temporary_objects(tmp_path: Path) -> None:
             "b.log.gz": b"x",
             "c.parquet": b"x",
             "d.log.tmp": b"x",
+            "d.log.tmp.md5": b"x",
+            "b.log.gz.md5": b"x",
             ".hidden": b"x",
             "_SUCCESS": b"",
             "DONE": b"",
@@ -419,14 +442,54 @@ def test_newlines_containers_and_temporary_objects(tmp_path: Path) -> None:
     found = detected(store)
     (stream,) = loaded(found, tmp_path)
     assert stream.ensure_newline
-    assert stream.unjoinable == "copy"
-    assert stream.exclude == ("*.tmp", "DONE")
+    assert (stream.unjoinable, stream.include) == ("stop", ("*.log", "*.log.gz"))
+    # Nothing else is included.
+    assert stream.exclude == ()
     proposal = found.proposals[0]
+    hours = len(proposal.hours)
     assert any("ready_object: _SUCCESS" in remark for remark in proposal.remarks)
-    assert set(proposal.encodings) == {"plain", ".gz", ".parquet"}
-    assert (proposal.left_out.hidden, proposal.left_out.excluded) == (
-        2 * len(proposal.hours), 2 * len(proposal.hours),
-    )  # fmt: skip
+    assert any(remark.startswith(f"{hours} .parquet objects cannot be joined") for remark in proposal.remarks)
+    assert proposal.encodings == {"plain": hours, ".gz": hours}
+    assert (proposal.left_out.hidden, proposal.left_out.excluded) == (2 * hours, 5 * hours)
+
+
+KINDS = [
+    # names of each hour, include, exclude, unjoinable
+    (("a.log", "a.log.tmp", "DONE"), (), ("*.tmp", "DONE"), "stop"),
+    (("a.json.gz", "a.json.gz.md5", "a.json.gz.sha256"), (), ("*.md5", "*.sha256"), "stop"),
+    # Without the object itself, they may be the data.
+    (("a.log", "b.md5"), (), (), "stop"),
+    (("a.parquet",), (), (), "copy"),
+    (("a.json.gz", "b.json.gz", "a.parquet", "a.orc"), ("*.json.gz",), (), "stop"),
+    (("a.json.gz", "b.json.tmp", "c.tmp.json.gz", "a.zip"), ("*.json.gz",), (), "stop"),
+    # What no ending describes would be left out: all objects are read.
+    (("part-0", "a.parquet"), (), (), "copy"),
+    (("a.b", "a.c", "a.d", "a.e", "a.f", "a.g", "a.avro"), (), (), "copy"),
+]
+
+
+@pytest.mark.parametrize(("names", "include", "exclude", "unjoinable"), KINDS)
+def test_kinds_of_objects_are_chosen_by_their_names(
+    names: tuple[str, ...],
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    unjoinable: str,
+    tmp_path: Path,
+) -> None:
+    store = FakeStore()
+    for number, name in itertools.product(range(24), names):
+        put(store, f"raw/{DAY + timedelta(hours=number):%Y%m%d/%H}/{name}", DAY)
+    (stream,) = loaded(detected(store), tmp_path)
+    assert (stream.include, stream.exclude, stream.unjoinable) == (include, exclude, unjoinable)
+
+
+def test_containers_with_few_joinable_objects_are_copied(tmp_path: Path) -> None:
+    store = FakeStore()
+    for number in range(24):
+        put(store, f"raw/{DAY + timedelta(hours=number):%Y%m%d/%H}/a.parquet", DAY)
+    put(store, f"raw/{DAY:%Y%m%d/%H}/notes.txt", DAY)
+    (stream,) = loaded(detected(store), tmp_path)
+    assert (stream.include, stream.unjoinable) == ((), "copy")
 
 
 def test_compressed_objects_without_the_ending_are_named(tmp_path: Path) -> None:
@@ -463,11 +526,23 @@ def test_parts_of_log_rollup_are_not_proposed(tmp_path: Path) -> None:
 def test_folder_that_names_another_day_is_named(tmp_path: Path) -> None:
     store = FakeStore()
     filled(store, "alb", hours=3)
-    other = BY_NAME["alb"]["keys"][1]["key"]
-    put(store, other, NOW)
+    next_day, other = (key["key"] for key in BY_NAME["alb"]["keys"][1:])
+    for key in (next_day, other):
+        put(store, key, NOW)
     found = detected(store)
     loaded(found, tmp_path)
     assert found.not_read == {layouts.TWO_DAYS: [other]}
+
+
+def test_folder_of_the_next_day_is_read_without_a_known_producer(tmp_path: Path) -> None:
+    store = FakeStore()
+    for hour in range(24):
+        put(store, f"raw/{DAY:%Y/%m/%d}/x_{DAY:%Y%m%d}T{hour:02}30.log", DAY + timedelta(hours=hour))
+    put(store, f"raw/{DAY + timedelta(days=1):%Y/%m/%d}/x_{DAY:%Y%m%d}T2355.log", DAY + timedelta(days=1))
+    found = detected(store)
+    (stream,) = loaded(found, tmp_path)
+    assert stream.raw.text == "s3://logs/raw/%Y/%m/%d/x_%Y%m%dT%H"
+    assert found.not_read == {}
 
 
 def test_many_values_make_no_groups(tmp_path: Path) -> None:
@@ -506,6 +581,10 @@ def test_names_and_odd_characters_load(tmp_path: Path) -> None:
             "#logstash",
         ),
         (["raw/20261123/a.log"], layouts.NO_HOUR),
+        (["raw/1560886634-a.log", "raw/1560886634123.log"], layouts.SECONDS),
+        (["raw/20261123/1795392000.log"], layouts.SECONDS),
+        (["raw/2026/Nov/23/08/a.log", "raw/23-november-2026/08/a.log"], layouts.MONTH_NAME),
+        (["raw/2026-11-23/a.log", "raw/2026-11-23/9/a.log"], "no template can express"),
     ],
 )
 def test_keys_without_an_hour_are_refused(keys: list[str], message: str) -> None:

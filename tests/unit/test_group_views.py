@@ -1,5 +1,6 @@
 """What commands, events and notes show of the groups of an hour."""
 
+import gzip
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -122,6 +123,23 @@ def test_rerun_writes_missing_records_of_groups_again(hour: GroupedHour) -> None
     assert not hour.run().unchanged
     assert {key: hour.store.stored(key) for key in hour.written() if "part-" in key} == parts
     hour.verify()
+
+
+def test_group_may_be_proven_in_another_way_than_its_hour(hour: GroupedHour) -> None:
+    place = hour.folder("web")
+    header, rows = hour.manifest(place)
+    for entry in header["parts_table"]:
+        entry["proof"] = "stored-crc64nvme" if entry["proof"] == "read-back" else "read-back"
+    for row in rows:
+        row["checked"] = "etag-md5"
+    lines = "".join(f"{json.dumps(line)}\n" for line in (header, *rows))
+    hour.store.produce(f"{place}_manifest.jsonl.gz", gzip.compress(lines.encode()))
+    assert verify(hour).problems == []
+    rows[0]["crc64nvme"] = "0" * 16
+    lines = "".join(f"{json.dumps(line)}\n" for line in (header, *rows))
+    hour.store.produce(f"{place}_manifest.jsonl.gz", gzip.compress(lines.encode()))
+    (problem,) = verify(hour).problems
+    assert problem.reason.endswith("has other parts or objects than the manifest of the hour")
 
 
 def test_records_of_an_unknown_group_are_a_problem(hour: GroupedHour) -> None:
@@ -267,6 +285,7 @@ LARGEST = [{"captures": {"service": name}, "bytes_in": 100} for name in ("web", 
             "; left out: 1,200 excluded, 3 unjoinable; 1 groups",
         ),
         ({"left_out": {"hidden": 9, "excluded": 0}}, ""),
+        ({"left_out": {"unjoinable": 1, "unmatched": 4}}, "; left out: 1 unjoinable, 4 unmatched"),
         ({}, ""),
         ({"groups": 0, "largest_groups": []}, "; 0 groups"),
         ({"groups": 3, "largest_groups": LARGEST}, "; 3 groups: web 100 B, db 100 B, x 100 B"),

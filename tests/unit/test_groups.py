@@ -196,3 +196,47 @@ def test_overtaken_validation_keeps_the_records_of_the_other_run(hour: GroupedHo
         validate_hour(hour.store, hour.stream, HOUR)
     hour.verify()
     assert verify_hour(hour.store, hour.stream, HOUR).problems == []
+
+
+def remove_part(hour: GroupedHour, group: str) -> str:
+    """Remove a part of a group, as somebody outside; returns its key."""
+    (key,) = (key for key in hour.written() if key.startswith(f"{hour.folder(group)}part-00000"))
+    hour.store.delete("logs", [key])
+    return key
+
+
+def test_part_that_is_written_again_renews_records_of_its_group(hour: GroupedHour) -> None:
+    hour.produce(three_groups())
+    hour.run()
+    key = remove_part(hour, "web")
+    before = {group: hour.store.stored(f"{hour.folder(group)}_SUCCESS") for group in ("a.b", "sp ace")}
+    planned = hour.plan()
+    assert not hour.store.has(f"{hour.folder('web')}_SUCCESS")
+    for ref in planned.shards:
+        pack_shard(hour.store, hour.stream, ref)
+    assert hour.store.has(key)
+    validate_hour(hour.store, hour.stream, HOUR)
+    complete_hour(hour.store, hour.stream, HOUR)
+    hour.verify()
+    assert {group: hour.store.stored(f"{hour.folder(group)}_SUCCESS") for group in before} == before
+    assert hour.json(f"{hour.folder('web')}_SUCCESS")["plan_id"] == planned.plan_id
+    assert verify_hour(hour.store, hour.stream, HOUR).problems == []
+
+
+def test_marker_goes_before_a_part_lost_since_planning(hour: GroupedHour) -> None:
+    hour.produce(three_groups())
+    hour.run()
+    hour.produce({"new": {"0.log": b"a new group"}})
+    planned = hour.plan()
+    key = remove_part(hour, "web")
+    assert hour.store.has(f"{hour.folder('web')}_SUCCESS")
+    markers = []
+    hour.store.on("PUT", key, lambda: markers.append(hour.store.has(f"{hour.folder('web')}_SUCCESS")))
+    for ref in planned.shards:
+        pack_shard(hour.store, hour.stream, ref)
+    assert markers == [False]
+    assert hour.store.has(f"{hour.folder('a.b')}_SUCCESS")
+    validate_hour(hour.store, hour.stream, HOUR)
+    complete_hour(hour.store, hour.stream, HOUR)
+    hour.verify()
+    assert hour.json(f"{hour.folder('web')}_SUCCESS")["plan_id"] == planned.plan_id

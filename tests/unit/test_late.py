@@ -144,3 +144,11 @@ def test_rerun_resolves_what_was_found(store: FakeStore) -> None:
     assert check(store).changed
     run_hour(store, STREAM)
     assert check(store).changed == []
+
+
+def test_object_that_a_new_exclude_leaves_out_has_not_vanished(store: FakeStore) -> None:
+    stream = make_stream(ready_object="DONE", exclude=("c.log",))
+    assert find_changed_hours(store, stream, [HOUR]).changed == []
+    store.delete("logs", [RAW + "c.log"])
+    result = find_changed_hours(store, stream, [HOUR])
+    assert changes_of(result) == Changes([], [], [RAW + "c.log"])

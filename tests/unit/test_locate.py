@@ -3,6 +3,7 @@
 import pytest
 
 from include.log_rollup.errors import ConfigurationError, NotFoundError, ProofError, TransientError
+from include.log_rollup.hour.template import RawTemplate
 from include.log_rollup.queries.locate import locate, read_object
 from include.log_rollup.steps.plan_hour import plan_hour
 from tests.support.fake_store import Effect, FakeStore
@@ -118,6 +119,43 @@ def test_hour_without_manifest_has_no_objects() -> None:
     plan_hour(store, STREAM, HOUR, "run")
     with pytest.raises(NotFoundError, match=r"there is no s3://logs/aggregated/app/20261123/08/_manifest"):
         locate(store, STREAM, RAW + "a.log")
+
+
+@pytest.mark.parametrize(
+    ("raw", "key", "why"),
+    [
+        ("", "raw/other/20261123/08/a.log", "it does not begin with 'raw/app/'"),
+        ("", "raw/app/x/a.log", "behind 'raw/app/' it has 'x/a.log', which does not fit %Y%m%d/%H/"),
+        (
+            "",
+            "raw/app/20261323/08/a",
+            "behind 'raw/app/2026' it has '1323/08/a', which does not fit %m%d/%H/",
+        ),
+        ("", "raw/app/20260230/08/a.log", "20260230/08 is not a date and hour of the calendar"),
+        ("", "raw/app/19691231/08/a.log", "19691231/08 is not in the years 1970 to 2999"),
+        ("", "raw/app/20261123/08/", "it ends where the object's name should begin"),
+        (
+            "%Y/%m/%d/{lb}_%H",
+            "2026/11/23/web",
+            "behind '2026/11/23/' it has 'web', which does not fit {lb}_%H",
+        ),
+        ("{a}/%Y%m%d/%H/", "x", "it does not begin like {a}/%Y%m%d/%H/"),
+        (
+            "%Y/%m/%d/{lb}_%Y%m%dT%H",
+            "2026/11/24/web_20261123T0805Z",
+            "its dates 2026/11/24 and 20261123T08 do not agree (the folder may have the next day if the name has "
+            "hour 21 or later, and the day before if it has hour 00)",
+        ),
+        ("%Y%m%d/%d-%H/", "20261124/23-08/a", "its dates 20261124/23-08 do not agree"),
+        ("%Y%m%d/%H/", "20260329/02/a", "the clocks of Europe/Berlin skip the hour 2026-03-29 02:00"),
+    ],
+)
+def test_refusal_says_why_a_key_is_in_no_hour(raw: str, key: str, why: str) -> None:
+    stream = make_stream(raw=RawTemplate.parse(f"s3://logs/{raw}", "Europe/Berlin")) if raw else STREAM
+    with pytest.raises(ConfigurationError) as caught:
+        locate(FakeStore(), stream, key)
+    start = f"{key!r} is not the key of a raw object of stream 'app': {why}. Keys of this stream look like "
+    assert str(caught.value).startswith(start)
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,25 @@ def test_results_are_in_the_order_of_the_items(items: list[int], workers: int) -
     assert list(in_parallel(workers, "test", lambda item: item * 2, items)) == [item * 2 for item in items]
 
 
-def test_one_worker_needs_no_thread() -> None:
-    threads = list(in_parallel(1, "test", lambda _: threading.get_ident(), range(3)))
-    assert threads == [threading.get_ident()] * 3
+@pytest.mark.parametrize(("workers", "items"), [(1, 3), (8, 1), (8, 0)])
+def test_one_worker_or_item_needs_no_thread(workers: int, items: int) -> None:
+    threads = list(in_parallel(workers, "test", lambda _: threading.get_ident(), range(items)))
+    assert threads == [threading.get_ident()] * items
+
+
+@given(st.integers(2, 4), st.integers(1, 6))
+def test_results_ahead_are_limited(workers: int, ahead: int) -> None:
+    called: list[int] = []
+    found: list[int] = []
+
+    def call(item: int) -> int:
+        called.append(item)
+        return item
+
+    for result in in_parallel(workers, "test", call, range(30), ahead):
+        found.append(result)
+        assert len(called) <= len(found) + ahead
+    assert found == list(range(30))
 
 
 def test_no_more_items_run_at_once_than_workers() -> None:

@@ -93,8 +93,8 @@ def test_large_container_is_copied_by_the_store() -> None:
 def test_counts_are_shown_and_added() -> None:
     one = LeftOut(hidden=1, excluded=2_000)
     assert str(one) == "1 hidden, 0 folder placeholders, 0 ready objects, 2,000 excluded"
-    assert asdict(one + LeftOut(1, 1, 1, 1, 1)) == {
-        "hidden": 2, "placeholders": 1, "markers": 1, "excluded": 2_001, "unjoinable": 1,
+    assert asdict(one + LeftOut(1, 1, 1, 1, 1, 1)) == {
+        "hidden": 2, "placeholders": 1, "markers": 1, "excluded": 2_001, "unjoinable": 1, "unmatched": 1,
     }  # fmt: skip
 
 

@@ -335,6 +335,23 @@ def test_overlapping_prefixes_are_refused_with_both_keys(
     if other:
         assert "of stream 'web'" in message
     assert "a prefix of its own" in message
+    url, caret = message.splitlines()[1:3]
+    assert url[: caret.index("^")] in message.splitlines()[0].replace("s3://", "  s3://")
+    (example,) = (line for line in message.splitlines() if line.startswith("write it like "))
+    place = example.removeprefix("write it like ")
+    key = "aggregated" if not other or "aggregated" in other else "raw"
+    changed = [{**APP, **one}, {**WEB, **other}]
+    changed[1 if other else 0][key] = place
+    assert len(load(streams_file, *changed)) == 2
+
+
+def test_overlap_is_shown_with_a_caret_and_an_example(streams_file: Path) -> None:
+    message = refusal(streams_file, APP, {**WEB, "raw": "s3://logs/raw/{service}/"})
+    assert message.splitlines()[1:] == [
+        "  s3://logs/raw/{service}/",
+        "                ^",
+        "write it like s3://logs/raw/web/{service}/",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from include.log_rollup.hour.template import AggregatedTemplate, Level, RawTemplate, check_pair
 from include.log_rollup.hour.template_syntax import TemplateError
+from include.log_rollup.hour.why_no_hour import why_no_hour
 from tests.unit.strategies import templates, zone_hours
 
 HOUR = datetime(2026, 11, 23, 8, tzinfo=UTC)
@@ -162,6 +163,127 @@ def test_level_reads_values_of_common_prefixes(prefix: str, value: str | None) -
 def test_prefix_needs_the_captures_before_the_date() -> None:
     with pytest.raises(ValueError, match=r"the capture {a} before the date has no value"):
         RawTemplate.parse("s3://bkt/{a}/").prefixes(HOUR, {})
+
+
+# Folders of the day before or after
+
+
+def trail_key(folder: str, name: str) -> str:
+    return f"AWSLogs/111/CloudTrail/eu-west-1/{folder}/111_CloudTrail_eu-west-1_{name}05Z_abc.json.gz"
+
+
+@pytest.mark.parametrize(
+    ("folder", "name", "hour"),
+    [
+        ("2026/11/24", "20261123T23", datetime(2026, 11, 23, 23, tzinfo=UTC)),
+        ("2026/11/24", "20261123T21", datetime(2026, 11, 23, 21, tzinfo=UTC)),
+        ("2026/11/22", "20261123T00", datetime(2026, 11, 23, 0, tzinfo=UTC)),
+        ("2027/01/01", "20261231T23", datetime(2026, 12, 31, 23, tzinfo=UTC)),
+        ("3000/01/01", "29991231T23", datetime(2999, 12, 31, 23, tzinfo=UTC)),
+        ("1969/12/31", "19700101T00", datetime(1970, 1, 1, tzinfo=UTC)),
+        # Not near midnight, on the wrong side of it, or more than a day apart.
+        ("2026/11/24", "20261123T20", None),
+        ("2026/11/22", "20261123T23", None),
+        ("2026/11/24", "20261123T00", None),
+        ("2026/11/25", "20261123T23", None),
+        ("2026/12/24", "20261123T23", None),
+        ("9999/12/31", "99991231T23", None),
+        ("0001/01/01", "00010101T00", None),
+    ],
+)
+def test_name_decides_where_the_folder_is_a_day_off(folder: str, name: str, hour: datetime | None) -> None:
+    template = RawTemplate.parse(CLOUDTRAIL)
+    key = trail_key(folder, name)
+    match = template.match(key)
+    assert (match and match.hour) == hour
+    if hour is not None:
+        assert any(key.startswith(prefix) for prefix in _prefixes(template, hour, ("111", "eu-west-1")))
+
+
+def test_key_in_no_hour_is_reported_by_the_hour_of_its_folder() -> None:
+    template = RawTemplate.parse("s3://bkt/%Y/%m/%d/{lb}_%Y%m%dT%H")
+    hour = datetime(2026, 11, 24, 20, tzinfo=UTC)
+    assert template.reporting_hour("2026/11/24/web_20261123T20") == hour
+    assert template.reporting_hour("2016/11/24/web_20261123T20") == hour.replace(year=2016)
+    # It belongs to an hour, the folder is no day, or there is no folder.
+    assert template.reporting_hour("2026/11/24/web_20261123T23") is None
+    assert template.reporting_hour("2026/02/30/web_20261123T20") is None
+    assert RawTemplate.parse("s3://bkt/%Y%m%d/%d/%H/").reporting_hour("20261124/23/20/") is None
+    monthly = RawTemplate.parse("s3://bkt/%Y/%m/{lb}_%Y%m%dT%H")
+    assert monthly.reporting_hour("2026/12/web_20261123T20") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "finds"),
+    [
+        ("%Y/%m/%d/{lb}_%Y%m%dT%H", True),
+        ("%Y/%m/%d/%Y%m%dT%H", False),
+        ("%Y%m%d/{lb}_%H", False),
+        ("", False),
+    ],
+)
+def test_unmatched_keys_are_found_in_folders_of_days_only(text: str, finds: bool) -> None:
+    assert RawTemplate.parse(f"s3://bkt/{text}").finds_unmatched == finds
+
+
+def test_only_hours_near_midnight_list_a_second_folder() -> None:
+    template = RawTemplate.parse("s3://bkt/%Y/%m/%d/{lb}_%Y%m%dT%H")
+    midnight = datetime(2026, 11, 23, tzinfo=UTC)
+    prefixes = [template.prefixes(midnight + timedelta(hours=hour), {}) for hour in range(24)]
+    assert prefixes[0] == ("2026/11/22/", "2026/11/23/")
+    assert set(prefixes[1:21]) == {("2026/11/23/",)}
+    assert set(prefixes[21:]) == {("2026/11/23/", "2026/11/24/")}
+
+
+def test_folder_is_that_of_a_day_in_the_zone() -> None:
+    template = RawTemplate.parse("s3://bkt/%Y/%m/%d/%Y%m%dT%H", "Asia/Tokyo")
+    match = template.match("2026/11/24/20261123T2355")
+    assert match == (datetime(2026, 11, 23, 14, tzinfo=UTC), (), "55")
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        # The folder has an hour too, the hour's folder has no full date, or both dates are in one step.
+        ("s3://bkt/%Y/%m/%d/%H/%Y%m%dT%H", "2026/11/24/23/20261123T23"),
+        ("s3://bkt/%Y%m%d/%H/x-%Y%m%d", "20261124/23/x-20261123"),
+        ("s3://bkt/%Y%m%d/%d/%H/", "20261124/23/23/"),
+        ("s3://bkt/%Y%m%d-%Y%m%dT%H", "20261124-20261123T23"),
+        ("s3://bkt/%Y/%m/%d/%y%m%dT%H", "2026/11/24/261123T23"),
+    ],
+)
+def test_other_dates_have_to_agree(text: str, key: str) -> None:
+    assert RawTemplate.parse(text).match(key) is None
+
+
+def test_folder_of_a_year_or_month_may_be_the_next_one() -> None:
+    template = RawTemplate.parse("s3://bkt/%Y/%m/%Y-%m-%dT%H")
+    hour = datetime(2026, 12, 31, 23, tzinfo=UTC)
+    assert template.match("2027/01/2026-12-31T23") == (hour, (), "")
+    assert template.prefixes(hour, {}) == ("2026/12/2026-12-31T23", "2027/01/2026-12-31T23")
+    assert template.match("2027/12/2026-12-31T23") is None
+
+
+def test_dates_of_an_aggregated_template_have_to_agree() -> None:
+    template = AggregatedTemplate.parse("s3://bkt/%Y%m%d/%Y%m%d-%H/")
+    hour = datetime(2026, 11, 23, 23, tzinfo=UTC)
+    assert template.prefixes(hour, {}) == ("20261123/20261123-23/",)
+    assert template.match("20261124/20261123-23/part") is None
+
+
+@given(templates(), zone_hours, st.data(), st.integers(0, 60), st.sampled_from("a0/_"))
+def test_reason_is_given_for_keys_without_an_hour_only(
+    text: str, zone_hour: tuple[str, datetime], data: st.DataObject, place: int, character: str
+) -> None:
+    zone, hour = zone_hour
+    template = RawTemplate.parse(text, zone)
+    values = {capture: data.draw(plain_values | odd_values) for capture in template.captures}
+    for label in template.labels(hour):
+        key = template.fill(label, values)
+        for changed in (key, key[:place] + character + key[place + 1 :], key[:place]):
+            match = template.match(changed)
+            assert (why_no_hour(template, changed) is None) == (match is not None)
+            assert template.reporting_hour(changed) is None or match is None
 
 
 # Aggregated templates
@@ -330,9 +452,8 @@ def test_key_of_an_hour_gives_the_hour_and_captures(
     template = RawTemplate.parse(text, zone)
     values = {capture: data.draw(plain_values) for capture in template.captures}
     assert (template.labels(hour) == ()) == (template.why_empty(hour) is not None)
-    for label in template.labels(hour):
-        key = template.fill(label, values) + name
-        assert template.match(key) == (hour, tuple(values.values()), name)
+    for text in _texts(template, hour, values):
+        assert template.match(text + name) == (hour, tuple(values.values()), name)
 
 
 @given(templates(), zone_hours, st.data(), names, st.integers(0, 60), st.sampled_from("a0/_"))
@@ -342,15 +463,15 @@ def test_matching_key_is_a_key_of_one_hour_only(
     zone, hour = zone_hour
     template = RawTemplate.parse(text, zone)
     values = {capture: data.draw(plain_values | odd_values) for capture in template.captures}
-    keys = [template.fill(label, values) + name for label in template.labels(hour)]
+    keys = [text + name for text in _texts(template, hour, values)]
     for key in [*keys, *(key[:place] + character + key[place + 1 :] for key in keys)]:
         match = template.match(key)
         if match is None:
             continue
         found = dict(zip(template.captures, match.captures, strict=True))
         texts = {
-            other: [template.fill(label, found) + match.name for label in template.labels(other)]
-            for other in (match.hour + timedelta(hours=hours) for hours in range(-2, 3))
+            other: [text + match.name for text in _texts(template, other, found)]
+            for other in (match.hour + timedelta(hours=hours) for hours in (-25, -24, *range(-4, 5), 24, 25))
         }
         assert [other for other in texts if key in texts[other]] == [match.hour]
         prefixes = template.prefixes(match.hour, found)
@@ -367,7 +488,7 @@ def test_lookup_finds_what_match_finds(
     groups = [
         {capture: data.draw(plain_values | odd_values) for capture in template.captures} for _ in range(2)
     ]
-    beginnings = [template.fill(label, group) for label in template.labels(hour) for group in groups]
+    beginnings = [text for group in groups for text in _texts(template, hour, group)]
     for key in [
         *beginnings,
         *(one[:-1] for one in beginnings),
@@ -387,8 +508,8 @@ def test_levels_and_prefixes_find_all_keys_of_an_hour(
     keys = set()
     for _ in range(4):
         values = {capture: data.draw(plain_values | odd_values) for capture in template.captures}
-        for other in (hour - timedelta(hours=1), hour, hour + timedelta(hours=1)):
-            keys |= {template.fill(label, values) + "a" for label in template.labels(other)}
+        for other in (hour + timedelta(hours=hours) for hours in (-24, -1, 0, 1, 24)):
+            keys |= {text + "a" for text in _texts(template, other, values)}
     expected = {key for key in keys if (match := template.match(key)) and match.hour == hour}
     found = []
     for expanded in _expand(template, keys, {}):
@@ -410,6 +531,15 @@ def _expand(template: RawTemplate, keys: set[str], values: Mapping[str, str]) ->
         for prefix in common
         if (value := level.value(prefix)) is not None
         for expanded in _expand(template, keys, {**values, level.capture: value})
+    ]
+
+
+def _texts(template: RawTemplate, hour: datetime, values: Mapping[str, str]) -> list[str]:
+    """The beginnings of the keys of an hour, for each day that the folder may have."""
+    return [
+        template.fill(label, values, folder)
+        for label in template.labels(hour)
+        for folder in template.folder_days(label)
     ]
 
 

@@ -336,6 +336,25 @@ def test_parts_without_md5_etags_excuse_nothing(size: int) -> None:
     assert_clear_completes(store)
 
 
+def test_random_etags_of_the_target_excuse_no_raw_object() -> None:
+    source, target = FakeStore(keeps_crc=False), FakeStore(random_etags=True)
+    produce(source, RAW_HOUR)
+    store = join_stores(source, target)
+    source.on("GET", "b.log", Effect.WRONG_BYTES)
+    with pytest.raises(ProofError, match=r"its bytes of .*b\.log have MD5"):
+        run_hour(store, STREAM)
+    assert_not_complete(target)
+    run_hour(store, STREAM)
+    assert joined_parts(target) == expected(source, STREAM)
+
+
+def test_random_etags_of_the_source_are_read_again() -> None:
+    source, target = FakeStore(keeps_crc=False, random_etags=True), FakeStore()
+    produce(source, RAW_HOUR)
+    run_hour(join_stores(source, target), STREAM)
+    assert joined_parts(target) == expected(source, STREAM)
+
+
 def test_raw_object_is_read_again_only_if_that_proves_it() -> None:
     store = FakeStore(keeps_crc=False, checks_crc=False, random_etags=True)
     produce(store, RAW_HOUR)

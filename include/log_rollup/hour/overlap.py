@@ -12,8 +12,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from include.log_rollup.hour.template import Template
-from include.log_rollup.hour.template_syntax import CAPTURE, LITERAL
+from include.log_rollup.hour.template import AggregatedTemplate, RawTemplate, Template
+from include.log_rollup.hour.template_syntax import CAPTURE, LITERAL, escape
 
 _DECIMALS = frozenset("0123456789")
 # A sample of a capture; those of directives are digits.
@@ -99,6 +99,21 @@ def overlap(one: Template, other: Template) -> str | None:
     """A key that two templates could both match; None if there is none."""
     found = find_overlap([one, other])
     return found.key if found else None
+
+
+def example_without_overlap(one: Template, other: Template, name: str) -> str:
+    """Lines for an error: the other template with a caret where it begins to differ, and a correct one like it.
+
+    :param name: of the other template's stream, for a folder of its own
+    """
+    texts = str(one), str(other)
+    caret = next((place for place, pair in enumerate(zip(*texts, strict=False)) if pair[0] != pair[1]), None)
+    caret = min(map(len, texts)) if caret is None else caret
+    shown = f"\n  {texts[1]}\n  {' ' * caret}^"
+    end = len(f"s3://{other.bucket}/{escape(other.root.key)}")
+    example = f"{texts[1][:end]}{escape(name)}/{texts[1][end:]}"
+    kind = RawTemplate if other.is_raw else AggregatedTemplate
+    return f"{shown}\nwrite it like {example}" if overlap(one, kind.parse(example)) is None else shown
 
 
 def _tree(templates: Sequence[Template]) -> _Node:

@@ -39,6 +39,14 @@ class RawPaths:
         return HourListing(self.raw_template, self.hour)
 
     @cached_property
+    def raw_and_unmatched(self) -> HourListing:
+        """The same, with the objects in a folder of another day: they belong to no hour, and this one counts them.
+
+        They are found where the listing reads them anyway, i.e. where the hour has no prefix of its own.
+        """
+        return HourListing(self.raw_template, self.hour, self.raw_template)
+
+    @cached_property
     def key_base(self) -> str:
         """What the keys of all raw objects of the hour begin with."""
         prefix = self._raw_prefix
@@ -54,7 +62,7 @@ class RawPaths:
 
     @cached_property
     def name_of(self) -> Callable[[str], str]:
-        """The name below the hour of a raw object with a given key."""
+        """The name below the hour of a raw object with a given key; the whole key if it belongs to no hour."""
         if self._raw_prefix is not None:
             start = len(self._raw_prefix)
             return lambda key: key[start:]

@@ -181,9 +181,10 @@ class PartProver:
         """Whether the bytes of a raw object are right, although its ETag has the form of another MD5.
 
         Some servers answer 32 random digits. This is tried out once, on a part whose bytes are known. If that
-        shows nothing, or if S3 copied the object, the raw object is read again and compared by its CRC.
+        shows nothing, if S3 copied the object, or if another connection has the raw objects, so that they may be
+        on another server, the raw object is read again and compared by its CRC.
         """
-        if not planned.copied and self._server_has_no_md5(packed):
+        if self._store.copies_raw and not planned.copied and self._server_has_no_md5(packed):
             return True
         item = planned.objects[index]
         return self._raw_crc(self._raw.at(item.key), item) == packed.objects[index].crc64nvme

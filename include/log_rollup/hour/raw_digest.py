@@ -26,22 +26,22 @@ class RawDigest:
 def digest_raw(store: ObjectStore, paths: HourPaths, rules: InputRules, expected: int) -> RawDigest:
     """List the raw hour by continuation token and digest its input.
 
-    Planning lists by ranges of keys, in pages of 1,000. Here the pages are smaller if there are few objects, so
-    that there are at least two: a server that is wrong in one way of listing is found out by the other.
+    Planning lists by ranges of keys, or many groups by token, in pages of 1,000. Here the pages are smaller if
+    there are few objects, so that there are at least two: a server that is wrong in one way of listing is found
+    out by the other.
 
     :param expected: probable number of objects
     :raises ListingError: if the store's listing contradicts itself
     :raises RollupError: as the store raises
     """
-    page_size = max(1, min(PAGE_SIZE, expected // 2 + 1))
     chosen = InputFilter(paths.name_of, rules)
     digests = ObjectDigests(paths.folder_of_key if paths.has_groups else None)
     last = ""
     objects = 0
-    for page in paths.raw.pages(store, page_size):
+    for page in paths.raw_and_unmatched.pages(store, expected):
         rows = list(page.objects)
         if not increasing(last, rows):
-            return _digest_unordered(store, paths, rules, page_size)
+            return _digest_unordered(store, paths, rules, max(1, min(PAGE_SIZE, expected // 2 + 1)))
         last = rows[-1].key if rows else last
         kept = chosen.keep(fill_rows(store, paths.raw_template.root, list(rows)))
         objects += len(kept)
@@ -53,6 +53,6 @@ def _digest_unordered(store: ObjectStore, paths: HourPaths, rules: InputRules, p
     """For servers that don't list in key order: all rows are sorted in memory."""
     chosen = InputFilter(paths.name_of, rules)
     digests = ObjectDigests(paths.folder_of_key if paths.has_groups else None)
-    kept = chosen.keep(paths.raw.list_by_token(store, page_size))
+    kept = chosen.keep(paths.raw_and_unmatched.list_by_token(store, page_size))
     digests.add(kept)
     return RawDigest(len(kept), digests.result(), chosen.left_out)

@@ -55,6 +55,7 @@ class LeftOut:
     :param markers: the ready object
     :param excluded: the stream's ``include`` or ``exclude`` leaves them out
     :param unjoinable: containers, which the stream skips
+    :param unmatched: objects that belong to no hour, as their folder has another day than their name
     """
 
     hidden: int = 0
@@ -62,6 +63,7 @@ class LeftOut:
     markers: int = 0
     excluded: int = 0
     unjoinable: int = 0
+    unmatched: int = 0
 
     def __add__(self, other: "LeftOut") -> "LeftOut":
         return LeftOut(
@@ -70,6 +72,7 @@ class LeftOut:
             self.markers + other.markers,
             self.excluded + other.excluded,
             self.unjoinable + other.unjoinable,
+            self.unmatched + other.unmatched,
         )
 
     def __str__(self) -> str:
@@ -79,6 +82,7 @@ class LeftOut:
             (self.markers, "ready objects"),
             (self.excluded, "excluded"),
             (self.unjoinable, "unjoinable"),
+            (self.unmatched, "unmatched"),
         )
         # The first three are always given.
         return ", ".join(
@@ -97,6 +101,7 @@ class InputRules:
     :param include: if not empty, only names that match one of these patterns are input
     :param exclude: names that match one of these patterns are not
     :param begins_step: whether the names begin a step of the key; False if the stream's template ends within one
+    :param finds_unmatched: whether listings of the hour may have objects that belong to no hour
     """
 
     ready_object: str | None = None
@@ -104,6 +109,7 @@ class InputRules:
     exclude: tuple[str, ...] = ()
     unjoinable: Unjoinable = "stop"
     begins_step: bool = True
+    finds_unmatched: bool = False
 
     @cached_property
     def _included(self) -> re.Pattern[str] | None:
@@ -134,16 +140,19 @@ def _any_of(patterns: Sequence[str]) -> re.Pattern[str] | None:
 class InputFilter:
     """Selects the input among the listed objects of an hour, and counts the others.
 
-    :param name_of: the name below the hour of an object with a given key
+    :param name_of: the name below the hour of an object with a given key; the whole key if it belongs to no hour
     """
 
     def __init__(self, name_of: Callable[[str], str], rules: InputRules) -> None:
         self._name_of = name_of
         self._rules = rules
         self._hidden = self._placeholders = self._ready_objects = self._excluded = self._unjoinable = 0
+        self._unmatched = 0
 
     def keep(self, rows: Iterable[ObjectInfo]) -> list[ObjectInfo]:
         """The input among some listed objects; see :class:`LeftOut` for the others."""
+        if self._rules.finds_unmatched:
+            rows = self._keep_matched(rows)
         kept: list[ObjectInfo] = []
         ready_object, name_of = self._rules.ready_object, self._name_of
         begins_step = self._rules.begins_step
@@ -163,6 +172,12 @@ class InputFilter:
             kept = self._keep_joinable(kept)
         return kept
 
+    def _keep_matched(self, rows: Iterable[ObjectInfo]) -> list[ObjectInfo]:
+        listed, name_of = list(rows), self._name_of
+        kept = [item for item in listed if name_of(item.key) != item.key]
+        self._unmatched += len(listed) - len(kept)
+        return kept
+
     def _keep_matching(self, rows: list[ObjectInfo]) -> list[ObjectInfo]:
         name_of, excludes = self._name_of, self._rules.excludes
         kept = [item for item in rows if not excludes(name_of(item.key))]
@@ -178,7 +193,12 @@ class InputFilter:
     def left_out(self) -> LeftOut:
         """Number of objects that were left out so far."""
         return LeftOut(
-            self._hidden, self._placeholders, self._ready_objects, self._excluded, self._unjoinable
+            self._hidden,
+            self._placeholders,
+            self._ready_objects,
+            self._excluded,
+            self._unjoinable,
+            self._unmatched,
         )
 
 

@@ -26,6 +26,7 @@ from include.log_rollup.storage.protocol import Location
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +56,10 @@ class HourState(HourReader):
     4                      manifests and markers that other runs have staged are deleted; then the removal
                            records are read: a plan that names a part or a file under removal is made again
     5                      ``_SUCCESS`` is removed, if it is the one that planning saw; the claim is read; then
-                           the ``_SUCCESS`` of each group whose parts change or whose manifest is missing
-    6   ``pack_shard``     a ``_SUCCESS`` of another plan is removed, before the first part is written
+                           the ``_SUCCESS`` of each group in which parts are written or removed, or whose
+                           manifest is missing
+    6   ``pack_shard``     a ``_SUCCESS`` of another plan is removed, before the first part is written; then the
+                           ``_SUCCESS`` of the groups of parts that have disappeared since the hour was planned
     7                      before each attempt to write a part, the claim is read; then ``part-…`` is written
     8                      the shard's receipt, after its parts; after the last part the claim is read once more
     9   ``validate_hour``  for parts that failed: a new claim of the same plan, ``_SUCCESS`` removed, the claim
@@ -154,7 +157,7 @@ class HourState(HourReader):
         :param files: names below ``_rollup/`` of the plan's files
         :param seen_marker: ETag of the marker when the plan was made; None if there was none
         :param seen_manifest: the same for the manifest
-        :param changed_groups: folders of the groups whose parts differ from those of the manifest
+        :param changed_groups: folders of the groups in which parts are written or removed
         :returns: the claim; None if the hour has changed since the plan was made, so that it must be planned again
         :raises SupersededError: if another run has claimed the hour meanwhile
         """
@@ -181,21 +184,23 @@ class HourState(HourReader):
         self._remove_existing(group_markers)
         return claim
 
-    def prepare_packing(self, plan_id: str) -> bool:
+    def prepare_packing(self, plan_id: str, lost: Iterable[str] = ()) -> bool:
         """Remove the completion marker of another plan, before parts are written under this plan.
 
+        :param lost: names of parts that existed when the hour was planned and have to be written again; the
+            completion markers of their groups are removed too
         :returns: False if another run has completed the hour under this very plan: nothing may be packed then
         :raises SupersededError: if the hour is being built under another plan
         """
         marker = self.marker()
-        if marker is None:
-            return True
-        if marker.is_of(plan_id):
+        if marker is not None and marker.is_of(plan_id):
             # plan_hour has removed every earlier marker.
             return False
-        # The marker was read before the claim, so it is older than this plan's claim.
-        self.assert_current(plan_id)
-        self.remove_marker(marker.etag)
+        if marker is not None:
+            # The marker was read before the claim, so it is older than this plan's claim.
+            self.assert_current(plan_id)
+            self.remove_marker(marker.etag)
+        self._remove_group_markers(plan_id, lost)
         return True
 
     def remove_overtaken(self, plan_id: str, written: Mapping[str, PlannedPart]) -> None:
@@ -288,11 +293,7 @@ class HourState(HourReader):
         marker = self.marker()
         if marker is not None:
             self.remove_marker(marker.etag)
-        folders = {folder_of(name) for name in parts} - {""}
-        group_markers = self._existing(map(self.paths.group_marker, sorted(folders)))
-        if group_markers:
-            self.assert_current(plan_id, claimed.claim_id)
-            self._remove_existing(group_markers)
+        self._remove_group_markers(plan_id, parts, claimed.claim_id)
         if parts:
             self.remove_parts(parts, claimed)
         if basis is None:
@@ -411,17 +412,26 @@ class HourState(HourReader):
         The caller then reads the claim, and removes exactly these: what a later run writes has another ETag.
         """
         places = list(targets)
-        workers = min(self._store.control_connections, len(places)) or 1
-        heads = in_parallel(workers, "log-rollup-groups", self._store.head, places)
+        heads = self._for_each(self._store.head, places)
         return [(place, head.etag) for place, head in zip(places, heads, strict=True) if head is not None]
 
     def _remove_existing(self, found: Sequence[tuple[Location, str]]) -> None:
-        self._in_parallel(lambda one: self._remove_if(*one), found)
+        self._for_each(lambda one: self._remove_if(*one), found)
 
-    def _in_parallel(self, function: Callable[[T], None], items: Sequence[T]) -> None:
-        workers = min(self._store.control_connections, len(items)) or 1
-        for _ in in_parallel(workers, "log-rollup-groups", function, items):
-            pass
+    def _remove_group_markers(self, plan_id: str, parts: Iterable[str], claim_id: str | None = None) -> None:
+        """Remove the completion markers of the groups of some parts, before these change.
+
+        :param claim_id: the claim that the hour must have; None accepts any claim of the plan
+        :raises SupersededError: if it has another one
+        """
+        folders = {folder_of(name) for name in parts} - {""}
+        found = self._existing(map(self.paths.group_marker, sorted(folders)))
+        if found:
+            self.assert_current(plan_id, claim_id)
+            self._remove_existing(found)
+
+    def _for_each(self, function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+        return list(in_parallel(self._store.control_connections, "log-rollup-groups", function, items))
 
     def _staged_manifest(self, claim: Claim) -> Location:
         return self.paths.staged_manifest(claim.plan_id, secrets.token_hex(8))
@@ -493,10 +503,10 @@ class HourState(HourReader):
             return
         bucket = self.paths.home.bucket
         try:
-            self._in_parallel(lambda one: self._stage(one), publications)
+            self._for_each(self._stage, publications)
             self.assert_current(claim.plan_id, claim.claim_id)
             assert_undisturbed(claim)
-            self._in_parallel(lambda one: self._put_in_place(claim, one), publications)
+            self._for_each(lambda one: self._put_in_place(claim, one), publications)
         finally:
             try:
                 self._store.delete(bucket, [one.staged.key for one in publications])

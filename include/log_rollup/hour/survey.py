@@ -1,7 +1,7 @@
 """What planning finds in the aggregated hour: which parts exist, and what raw objects they hold by the records."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -81,10 +81,13 @@ class Survey:
         folders = {group.folder for group in manifest.totals.groups}
         return folders <= self.found.group_manifests and folders <= self.found.group_markers.keys()
 
-    def changed_groups(self, plan: Plan) -> frozenset[str]:
-        """The folders of the groups without a manifest, or with other parts than in the hour's manifest.
+    def changed_groups(self, plan: Plan, packed: Container[str]) -> frozenset[str]:
+        """The folders of the groups that change: they have no manifest, or get parts other than those it names.
 
-        Without a manifest of the hour no group can have a completion marker.
+        A part that has to be written again counts as another one, although it gets the same name and bytes: its
+        ETag and its proof may differ. Without a manifest of the hour no group can have a completion marker.
+
+        :param packed: names of the plan's parts that exist already
         """
         if self.manifest is None:
             return frozenset()
@@ -93,12 +96,10 @@ class Survey:
             _names_by_folder(part.name for part in plan.parts),
         )
         folders = before.keys() | after.keys()
-        known = self.found.group_manifests
-        return frozenset(
-            folder
-            for folder in folders
-            if folder and (before.get(folder) != after.get(folder) or folder not in known)
-        )
+        changed = {folder for folder in folders if before.get(folder) != after.get(folder)}
+        changed |= folders - self.found.group_manifests
+        changed |= {folder_of(part.name) for part in plan.parts if part.name not in packed}
+        return frozenset(changed - {""})
 
     def group_changes(self, plan: Plan) -> GroupChanges | None:
         """Which groups of a plan are new or vanished, compared with the manifest; None without a manifest."""

@@ -3,28 +3,32 @@
 A template matches the start of keys; :mod:`include.log_rollup.hour.template_syntax` describes its text. From left
 to right, each capture takes as few characters as it can for the text up to the next capture to fit. Only then are
 the digits read: a key whose digits are not one local hour, the same in all places, belongs to no hour.
+
+There is one exception. Where a raw template has a date in its folders, and date and hour again in the name, the
+name alone decides the hour. Producers deliver into the folder of the present day, so the folder of an hour near
+midnight may be that of the day before or after (:data:`HOURS_IN_DAY_BEFORE`, :data:`HOURS_IN_DAY_AFTER`).
 """
 
 import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from operator import itemgetter
 from typing import ClassVar, NamedTuple, Self, TypeVar
 
+from include.log_rollup.hour.key_pattern import KeyPattern, folder_day_of, full_year, label_of, text_of
 from include.log_rollup.hour.layout import format_hour
 from include.log_rollup.hour.local_hours import LocalHours, check_zone
 from include.log_rollup.hour.template_syntax import (
     CAPTURE,
     DEFAULT_SUFFIX,
-    DIGITS,
     DIRECTIVE,
     LITERAL,
-    WIDTHS,
     Element,
     TemplateError,
+    count_folder_directives,
     escape,
     parse,
 )
@@ -32,6 +36,12 @@ from include.log_rollup.storage.protocol import Location
 
 # The folder below the literal beginning of an aggregated template that has the records of each hour.
 HOURS_FOLDER = "_hours/"
+# Hours of the day whose objects may be in the folder of the day before or after. AWS states for load balancers
+# that the folder has the day of the delivery, and the name the end of the logged interval, which is earlier.
+# Deliveries are late by minutes, rarely by hours. Each hour more costs the listing of one more folder.
+HOURS_IN_DAY_BEFORE = frozenset((0,))
+HOURS_IN_DAY_AFTER = frozenset((21, 22, 23))
+_DAY = timedelta(days=1)
 # One run packs one hour, so its keys have few stamps; the limit is for keys of many hours.
 _MAX_STAMPS = 10_000
 # No key begins with it: S3's keys have at most 1,024 bytes.
@@ -156,15 +166,27 @@ class Template:
         labels = self.hours.labels_of(hour)
         if self._has_century:
             return labels
-        return tuple(label for label in labels if _full_year(label.year % 100) == label.year)
+        return tuple(label for label in labels if full_year(label.year % 100) == label.year)
 
-    def fill(self, label: datetime, values: Mapping[str, str]) -> str:
-        """The text of keys of a local hour, up to the first capture that has no value in ``values``."""
+    def folder_days(self, label: datetime) -> tuple[datetime, ...]:
+        """The times whose dates the folders of a local hour's keys may have; the hour itself is the first one."""
+        if not self._folder_elements:
+            return (label,)
+        if label.hour in HOURS_IN_DAY_BEFORE:
+            return label, label - _DAY
+        return (label, label + _DAY) if label.hour in HOURS_IN_DAY_AFTER else (label,)
+
+    def fill(self, label: datetime, values: Mapping[str, str], folder: datetime | None = None) -> str:
+        """The text of keys of a local hour, up to the first capture that has no value in ``values``.
+
+        :param folder: one of :meth:`folder_days`; the hour itself by default
+        """
         texts = []
-        for element in self.elements:
+        for index, element in enumerate(self.elements):
             if element.kind == CAPTURE and element.value not in values:
                 break
-            texts.append(_text_of(element, label, values))
+            time = folder if folder and index < self._folder_elements else label
+            texts.append(text_of(element, time, values))
         return "".join(texts)
 
     def next_level(self, values: Mapping[str, str]) -> Level | None:
@@ -193,7 +215,12 @@ class Template:
         if (level := self.next_level(values)) is not None:
             raise ValueError(f"the capture {{{level.capture}}} before the date has no value")
         prefixes: list[str] = []
-        for prefix in sorted(self.fill(label, values) for label in self.labels(hour)):
+        filled = (
+            self.fill(label, values, folder)
+            for label in self.labels(hour)
+            for folder in self.folder_days(label)
+        )
+        for prefix in sorted(filled):
             if not prefixes or not prefix.startswith(prefixes[-1]):
                 prefixes.append(prefix)
         return tuple(prefixes)
@@ -227,16 +254,16 @@ class Template:
 
     @cached_property
     def _match(self) -> Callable[[str], re.Match[str] | None]:
-        return re.compile(self._regex.pattern).match
+        return re.compile(self.pattern.pattern).match
 
     @cached_property
     def _stamp(self) -> Callable[[re.Match[str]], str | tuple[str, ...]]:
         """The texts of the runs of directives in a key; a string if there is one."""
-        return itemgetter(*self._regex.stamp_groups)
+        return itemgetter(*self.pattern.stamp_groups)
 
     @cached_property
     def _captures(self) -> Callable[[re.Match[str]], tuple[str, ...]]:
-        groups = self._regex.capture_groups
+        groups = self.pattern.capture_groups
         if not groups:
             return lambda found: ()
         if len(groups) == 1:
@@ -244,8 +271,16 @@ class Template:
         return itemgetter(*groups)
 
     @cached_property
-    def _regex(self) -> "_Regex":
-        return _Regex.of(self.elements)
+    def pattern(self) -> KeyPattern:
+        """The regular expression of its keys."""
+        return KeyPattern.of(self.elements, self._folder_elements)
+
+    @cached_property
+    def _folder_elements(self) -> int:
+        """How many elements have the date of a folder that may differ from that of the hour."""
+        count = count_folder_directives(self.elements) if self.is_raw else 0
+        directives = [index for index, element in enumerate(self.elements) if element.kind == DIRECTIVE]
+        return directives[count - 1] + 1 if count else 0
 
     @cached_property
     def _hour_of_stamp(self) -> dict[str | tuple[str, ...], datetime | None]:
@@ -254,12 +289,21 @@ class Template:
     def _read_stamp(self, stamp: str | tuple[str, ...]) -> datetime | None:
         """The UTC hour of the texts of the runs of directives in a key, and remember it."""
         texts = (stamp,) if isinstance(stamp, str) else stamp
-        label = _label_of(self._regex.runs, texts)
+        label = label_of(self.pattern.runs, texts)
         hour = self.hours.hour_of(label) if label is not None else None
+        if label is None or hour is None or not self._agrees(texts, label):
+            hour = None
         if len(self._hour_of_stamp) >= _MAX_STAMPS:
             self._hour_of_stamp.clear()
         self._hour_of_stamp[stamp] = hour
         return hour
+
+    def _agrees(self, texts: Sequence[str], label: datetime) -> bool:
+        """Whether all texts of the runs are those of a local hour, with one of its folder's days."""
+        return any(
+            all(run.fill(label, folder) == text for run, text in zip(self.pattern.runs, texts, strict=True))
+            for folder in self.folder_days(label)
+        )
 
 
 @dataclass(frozen=True)
@@ -277,6 +321,25 @@ class RawTemplate(Template):
         :raises ValueError: if there is no such time zone
         """
         return cls(*parse(text, aggregated=False), check_zone(zone))
+
+    @property
+    def finds_unmatched(self) -> bool:
+        """Whether the listing of an hour may find keys that :meth:`reporting_hour` assigns to it."""
+        return bool(self._folder_elements) and not self.is_exact
+
+    def reporting_hour(self, key: str) -> datetime | None:
+        """The hour that reports a key because its folder has another day than its name; None for other keys.
+
+        It is the name's hour of the folder's day, whose listing reads this folder.
+        """
+        found = self._match(key)
+        if found is None or self.match(key) is not None:
+            return None
+        texts = [found[group] for group in self.pattern.stamp_groups]
+        label, day = label_of(self.pattern.runs, texts), folder_day_of(self.pattern.runs, texts)
+        if label is None or day is None:
+            return None
+        return self.hours.hour_of(label.replace(year=day.year, month=day.month, day=day.day))
 
     def why_empty(self, hour: datetime) -> str | None:
         """Why no key can belong to an hour, as a sentence; None if keys can."""
@@ -368,136 +431,3 @@ def check_pair(raw: Template, aggregated: Template) -> None:
                 element.start,
                 aggregated.text[: element.start] + fixed + aggregated.text[end:],
             )
-
-
-class _Run(NamedTuple):
-    """Directives of a template without a capture between them; in keys they have fixed positions.
-
-    :param fields: each directive and its slice of the run's text
-    """
-
-    elements: tuple[Element, ...]
-    fields: tuple[tuple[str, slice], ...]
-
-    @classmethod
-    def of(cls, elements: Sequence[Element]) -> Self:
-        fields, start = [], 0
-        for element in elements:
-            width = WIDTHS[element.value] if element.kind == DIRECTIVE else len(element.value)
-            if element.kind == DIRECTIVE:
-                fields.append((element.value, slice(start, start + width)))
-            start += width
-        return cls(tuple(elements), tuple(fields))
-
-
-def _label_of(runs: Sequence[_Run], texts: Sequence[str]) -> datetime | None:
-    """The local hour of the texts of the runs; None if it is no date, or two occurrences do not agree."""
-    values: dict[str, int] = {}
-    for run, text in zip(runs, texts, strict=True):
-        values |= {directive: int(text[place]) for directive, place in run.fields}
-    year = values["%Y"] if "%Y" in values else _full_year(values["%y"])
-    try:
-        if "%m" in values and "%d" in values:
-            day = date(year, values["%m"], values["%d"])
-        else:
-            day = date(year, 1, 1) + timedelta(days=values["%j"] - 1)
-    except (ValueError, OverflowError):
-        return None
-    label = datetime(day.year, day.month, day.day, values["%H"])  # noqa: DTZ001 - a local time
-    agrees = all(
-        "".join(_text_of(element, label, {}) for element in run.elements) == text
-        for run, text in zip(runs, texts, strict=True)
-    )
-    return label if agrees else None
-
-
-def _full_year(two_digits: int) -> int:
-    return two_digits + (1900 if two_digits >= 69 else 2000)
-
-
-def _text_of(element: Element, label: datetime, values: Mapping[str, str]) -> str:
-    if element.kind == LITERAL:
-        return element.value
-    if element.kind == CAPTURE:
-        return values[element.value]
-    match element.value:
-        case "%Y":
-            return f"{label.year:04}"
-        case "%y":
-            return f"{label.year % 100:02}"
-        case "%m":
-            return f"{label.month:02}"
-        case "%d":
-            return f"{label.day:02}"
-        case "%H":
-            return f"{label.hour:02}"
-    return f"{label.timetuple().tm_yday:03}"
-
-
-class _Regex(NamedTuple):
-    """A template as a regular expression.
-
-    :param stamp_groups: group of each run
-    :param capture_groups: group of each capture
-    """
-
-    pattern: str
-    runs: tuple[_Run, ...]
-    stamp_groups: tuple[int, ...]
-    capture_groups: tuple[int, ...]
-
-    @classmethod
-    def of(cls, elements: Sequence[Element]) -> Self:
-        """The expression of a template.
-
-        A capture and the text up to the next one are an atomic group. If the rest of a key does not fit, a longer
-        value would not help, because the next capture can take the same characters. So no key takes long.
-        """
-        pieces: list[str] = []
-        runs: list[_Run] = []
-        stamp_groups: list[int] = []
-        captures: dict[str, int] = {}
-        groups = 0
-        for capture, text in _parts(elements):
-            if capture is not None and capture.value in captures:
-                pieces.append(f"(?:\\{captures[capture.value]})")
-            elif capture is not None:
-                groups += 1
-                pieces.append(")" if captures else "")
-                captures[capture.value] = groups
-                # Up to a slash there is one way only, which the greedy expression finds faster.
-                is_lazy = not text[0].value.startswith("/")
-                pieces.append(f"(?>([^/]+{'?' if is_lazy else ''})")
-            before, run, behind = _split_run(text)
-            pieces += [_pattern_of(element) for element in before]
-            if run:
-                groups += 1
-                stamp_groups.append(groups)
-                runs.append(_Run.of(run))
-                pieces.append(f"({''.join(_pattern_of(element) for element in run)})")
-            pieces += [_pattern_of(element) for element in behind]
-        pieces.append(")" if captures else "")
-        return cls("".join(pieces), tuple(runs), tuple(stamp_groups), tuple(captures.values()))
-
-
-def _parts(elements: Sequence[Element]) -> list[tuple[Element | None, tuple[Element, ...]]]:
-    """Each capture with the literals and directives up to the next one; first those before all captures."""
-    parts: list[tuple[Element | None, tuple[Element, ...]]] = [(None, ())]
-    for element in elements:
-        if element.kind == CAPTURE:
-            parts.append((element, ()))
-        else:
-            capture, text = parts[-1]
-            parts[-1] = (capture, (*text, element))
-    return parts
-
-
-def _split_run(text: tuple[Element, ...]) -> tuple[tuple[Element, ...], ...]:
-    """The elements before the first directive, from there up to the last one, and behind it."""
-    directives = [index for index, element in enumerate(text) if element.kind == DIRECTIVE]
-    first, end = (directives[0], directives[-1] + 1) if directives else (len(text), len(text))
-    return text[:first], text[first:end], text[end:]
-
-
-def _pattern_of(element: Element) -> str:
-    return re.escape(element.value) if element.kind == LITERAL else DIGITS[element.value]

@@ -7,12 +7,13 @@ A template is ``s3://bucket/`` and a text of
   the year),
 * captures ``{name}``: one or more characters other than ``/``.
 
-Directives and captures may occur several times, and then have to agree in a key. ``%y`` has the years 1969 to
-2068, as for ``strptime`` (https://docs.python.org/3/library/time.html, "Year 2000 (Y2K) issues").
+Directives and captures may occur several times, and then have to agree in a key; a date in the folders may differ
+by a day from that in the name (:func:`count_folder_directives`). ``%y`` has the years 1969 to 2068, as for
+``strptime`` (https://docs.python.org/3/library/time.html, "Year 2000 (Y2K) issues").
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -76,6 +77,38 @@ class Element(NamedTuple):
 
     def __str__(self) -> str:
         return f"{{{self.value}}}" if self.kind == CAPTURE else self.value
+
+
+def count_folder_directives(elements: Sequence[Element]) -> int:
+    """How many directives, from the first, are of a folder's date that a later date with the hour overrides.
+
+    In ``%Y/%m/%d/{name}_%Y%m%dT%H`` the first three. The hour has to be in one path step only, and the later date
+    in the same one or before it. 0 if there is no such folder.
+    """
+    directives: list[tuple[str, int]] = []
+    step = 0
+    for element in elements:
+        if element.kind == LITERAL:
+            step += element.value.count("/")
+        elif element.kind == DIRECTIVE:
+            directives.append((element.value, step))
+    hours = {step for value, step in directives if value == "%H"}
+    if len(hours) != 1:
+        return 0
+    (last,) = hours
+    year = "%Y" if any(value == "%Y" for value, _ in directives) else "%y"
+    for count in range(len(directives) - 1, 0, -1):
+        begins_step = directives[count][1] > directives[count - 1][1]
+        rest = {value for value, step in directives[count:] if step <= last}
+        if begins_step and year in rest and "%H" in rest and gives_day(rest):
+            return count
+    return 0
+
+
+def gives_day(directives: Collection[str]) -> bool:
+    """Whether directives give the day: year, and month and day or the day of the year."""
+    given = set(directives)
+    return bool(given & {"%Y", "%y"}) and (given >= {"%m", "%d"} or "%j" in given)
 
 
 def escape(literal: str) -> str:
@@ -232,7 +265,7 @@ def _refuse_touching(text: str, elements: Sequence[Element]) -> None:
 
 def _refuse_missing_day(text: str, elements: Sequence[Element]) -> None:
     given = {element.value: element.start for element in elements if element.kind == DIRECTIVE}
-    if given.keys() & {"%Y", "%y"} and (given.keys() >= {"%m", "%d"} or "%j" in given):
+    if gives_day(given):
         return
     raise _FaultError(
         "does not give the day: it needs %Y (or %y), with %m and %d, or with %j",

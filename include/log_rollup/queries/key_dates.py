@@ -21,6 +21,11 @@ _ADJACENT = re.compile(
 _LATER = re.compile(
     rf"/(?:[A-Za-z_]+=)?(?P<hour>{_HOUR})(?=/|(?<=[=].{{2}})(?!\d)|[-_.:h]?[0-5]\d(?:[-_.:]?[0-5]\d)?(?!\d))"
 )
+# An earlier step that is an hour: any one next to the date, or one with a name further before it.
+_EARLIER = re.compile(
+    rf"(?:(?<=/)|^)(?:[A-Za-z_]+=|(?i:hour|h)[-_]?)?(?P<hour>{_HOUR})(?:[-_.T ]|/{_LABEL})$"
+)
+_EARLIER_NAMED = re.compile(rf"(?:(?<=/)|^)(?i:hour|hr|hh|h)[=_-]?(?P<hour>{_HOUR})(?=/)")
 _INNER = re.compile(rf"[-_.T ]?|/{_LABEL}")
 
 
@@ -126,9 +131,12 @@ def _hour_of(key: str, day: DateInKey, dates: list[DateInKey]) -> tuple[tuple[Fi
     """The fields up to the hour of a date, and the hour."""
     adjacent = _adjacent_hour(key, day, dates)
     if adjacent is not None:
-        return (*day.fields, adjacent), int(key[adjacent.start : adjacent.end])
+        # The date of a folder, and date and hour in the name.
+        folder = next((other for other in dates if other.end <= day.start and _is_same(other, day)), None)
+        before = folder.fields if folder else ()
+        return (*before, *day.fields, adjacent), int(key[adjacent.start : adjacent.end])
     for other in dates:
-        if other.start >= day.end and other.day == day.day and other.order == day.order:
+        if other.start >= day.end and _is_same(other, day):
             adjacent = _adjacent_hour(key, other, dates)
             if adjacent is not None:
                 return (*day.fields, *other.fields, adjacent), int(key[adjacent.start : adjacent.end])
@@ -136,7 +144,15 @@ def _hour_of(key: str, day: DateInKey, dates: list[DateInKey]) -> tuple[tuple[Fi
         field = Field("%H", later.start("hour"), later.end("hour"))
         if not any(other.start <= field.start < other.end for other in dates):
             return (*day.fields, field), int(later["hour"])
+    head = key[: day.start]
+    earlier = _EARLIER.search(head) or _EARLIER_NAMED.search(head)
+    if earlier and not any(other.start <= earlier.start("hour") < other.end for other in dates):
+        return (Field("%H", *earlier.span("hour")), *day.fields), int(earlier["hour"])
     return None
+
+
+def _is_same(one: DateInKey, other: DateInKey) -> bool:
+    return one.day == other.day and one.order == other.order
 
 
 def _adjacent_hour(key: str, day: DateInKey, dates: list[DateInKey]) -> Field | None:

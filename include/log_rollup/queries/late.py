@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from include.log_rollup.errors import ProofError, UnsupportedInputError
@@ -90,7 +90,8 @@ def _changes(store: ObjectStore, stream: Stream, hour: datetime) -> Changes | No
     marker = Records(store).read_marker(paths.marker)
     if marker is None:
         return None
-    chosen, left_out = select(paths.raw.list_all(store), paths.name_of, stream.input_rules)
+    listed = paths.raw.list_all(store)
+    chosen, left_out = select(listed, paths.name_of, stream.input_rules)
     try:
         plan = make_plan(
             chosen,
@@ -108,4 +109,9 @@ def _changes(store: ObjectStore, stream: Stream, hour: datetime) -> Changes | No
     manifest = open_manifest(store, paths.manifest)
     if manifest is None:
         raise ProofError(f"there is no {paths.manifest}, which says what was packed; clear the hour's run")
-    return compare((planned for planned, _ in manifest.parts()), chosen)
+    changes = compare((planned for planned, _ in manifest.parts()), chosen)
+    if not changes.vanished:
+        return changes
+    # An object that is left out since, for example by a new `exclude`, has not vanished: plan_hour accepts it too.
+    existing = {item.key for item in listed}
+    return replace(changes, vanished=[key for key in changes.vanished if key not in existing])

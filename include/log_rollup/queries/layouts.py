@@ -45,11 +45,22 @@ _STAGES = frozenset(
 )
 _USUAL_NAMES = ("service", "source", "component", "kind")
 _SHORT_NUMBERS = re.compile(r"(?<!\d)(?:19|20)\d\d[-_./](?:[a-z]+=)?\d{1,2}[-_./](?:[a-z]+=)?\d{1,2}(?!\d)")
+# Of the years 2001 to 2033.
+_SECONDS = re.compile(r"(?<!\d)1\d{9}(?:\d{3})?(?!\d)")
+_MONTH = (
+    "(?:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sep(?:t(?:ember)?)?|"
+    "oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)(?![a-z])"
+)
+_MONTH_NAME = re.compile(
+    rf"(?i)(?<![a-z]){_MONTH}[-_./]?(?:\d{{1,2}}[-_./])?(?:19|20)\d\d|(?:19|20)\d\d[-_./]?(?:[a-z]+=)?{_MONTH}"
+)
 _TOKENS = re.compile(r"\0\w+\0|[A-Za-z0-9]+|[^A-Za-z0-9]")
 
 NO_DATE = "no date in the key"
-NO_ZEROS = "numbers without leading zeros in the date"
-NO_HOUR = "a date, but no hour that is recognised behind it"
+NO_ZEROS = "numbers without leading zeros in the date, which no template can express"
+NO_HOUR = "a date, but no hour of two digits: without it, no template can express the key"
+SECONDS = "the hour only in seconds or milliseconds since 1970, which no template can express"
+MONTH_NAME = "the month as a name, which no template can express"
 TWO_DAYS = "its folder and its name have different days"
 DIFFERENT_NAMES = "the text before the date differs in nearly every key, so hours cannot be listed"
 FEW = "a layout that few keys have"
@@ -140,8 +151,12 @@ def reason_without_layout(key: str) -> str:
     """Why a key belongs to no hour, by the key alone."""
     if readings_of(key):
         return TWO_DAYS if _is_contradictory(key, readings_of(key)[0]) else FEW
+    if _SECONDS.search(key):
+        return SECONDS
     if dates_in(key):
         return NO_HOUR
+    if _MONTH_NAME.search(key):
+        return MONTH_NAME
     return NO_ZEROS if _SHORT_NUMBERS.search(key) else NO_DATE
 
 

@@ -11,6 +11,7 @@ from include.log_rollup.hour.layout import format_hour
 from include.log_rollup.hour.manifest import open_manifest
 from include.log_rollup.hour.parts import Place, decompress_frame, places, read_runs
 from include.log_rollup.hour.records import Records
+from include.log_rollup.hour.why_no_hour import why_no_hour
 from include.log_rollup.storage.protocol import Location, ObjectStore
 from include.log_rollup.streams import Stream
 from include.log_rollup.units import MIB
@@ -59,8 +60,9 @@ def hour_of_key(stream: Stream, key: str) -> datetime:
         return found.hour
     # A template may end within a step of the key.
     rest = "web-01/0001.log" if stream.raw.text.endswith("/") else "-0001.log"
+    why = why_no_hour(stream.raw, key) or "it ends where the object's name should begin"
     raise ConfigurationError(
-        f"{key!r} is not the key of a raw object of stream {stream.name!r}: those look like "
+        f"{key!r} is not the key of a raw object of stream {stream.name!r}: {why}. Keys of this stream look like "
         f"{stream.raw.fill(_EXAMPLE_HOUR, stream.raw.unknown_captures)}{rest}"
     )
 

@@ -69,7 +69,7 @@ def guess_zone(written: Sequence[Written]) -> ZoneGuess:
             "UTC",
             (),
             f"objects of an hour are written over {_words(high - low).rpartition(' ')[0]}: they come late, or the "
-            f"number behind the date is no hour",
+            f"number that is taken for the hour is no hour",
             False,
         )
     fitting = [zone for zone in _ZONES if _fits(_delays(written, zone))]

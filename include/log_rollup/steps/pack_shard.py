@@ -78,7 +78,9 @@ class _ShardTask:
             self._ref.shard, self._ref.parts, self._ref.objects, format_size(self._ref.bytes),
             len(shard.parts) - len(todo),
         )  # fmt: skip
-        if todo and not self._state.prepare_packing(self._ref.plan_id):
+        received = {part.name for part in receipt.parts}
+        lost = [part.name for part in todo if part.name in received]
+        if todo and not self._state.prepare_packing(self._ref.plan_id, lost):
             return None
         journal = Journal(records, target, receipt, existing.written(shard))
         return self._pack(shard, todo, journal, tried)

@@ -154,7 +154,7 @@ class _Assessment:
     :param marker_etag: None if there is no completion marker
     :param manifest_etag: None if there is no manifest
     :param complete_as: id of the plan under which the hour is complete and unchanged; otherwise empty
-    :param changed_groups: folders of the groups whose parts differ from those of the manifest
+    :param changed_groups: folders of the groups in which parts are written or removed
     :param group_changes: which groups the manifest lacks, and which the plan lacks; None without a manifest
     """
 
@@ -254,7 +254,7 @@ class _Planner:
 
     def _assess(self) -> _Assessment:
         """List the raw hour, plan it, and compare the plan with the aggregated hour."""
-        listed = self._state.paths.raw.list_all(self._store)
+        listed = self._state.paths.raw_and_unmatched.list_all(self._store)
         claim = self._state.claim()
         assessment = self._assess_listing(listed, claim)
         was_planned = claim is not None and content_id_of(claim.plan_id) == assessment.plan.content_id
@@ -265,12 +265,18 @@ class _Planner:
         digest = digest_raw(self._store, self._state.paths, self._stream.input_rules, len(listed))
         if digest.digests == assessment.plan.digests:
             return assessment
-        raw = self._state.paths.raw
+        raw = self._state.paths.raw_and_unmatched
         log.warning("%s is listed differently page by page; that listing is planned", raw)
         return self._assess_listing(raw.list_by_token(self._store), claim)
 
     def _assess_listing(self, listed: Sequence[ObjectInfo], claim: Claim | None) -> _Assessment:
-        chosen, left_out = select(listed, self._state.paths.name_of, self._stream.input_rules)
+        name_of = self._state.paths.name_of
+        chosen, left_out = select(listed, name_of, self._stream.input_rules)
+        if left_out.unmatched:
+            log.warning(
+                "%d objects belong to no hour, because their folder has another day than their name, like %s",
+                left_out.unmatched, next(item.key for item in listed if name_of(item.key) == item.key),
+            )  # fmt: skip
         survey = survey_hour(self._state)
         why_empty = self._state.paths.raw_template.why_empty(self._hour)
         if why_empty:
@@ -302,7 +308,7 @@ class _Planner:
             measured,
             marker_etag,
             survey.found.manifest_etag,
-            changed_groups=survey.changed_groups(plan),
+            changed_groups=survey.changed_groups(plan, holdings.packed),
             group_changes=survey.group_changes(plan),
         )
 

@@ -230,7 +230,7 @@ def _check_raw(store: ObjectStore, state: HourState, rules: InputRules, expected
         if found.digests == expected.digests:
             return found.left_out
     # With all rows in memory: for a complete hour, or to name what has changed.
-    listed = state.paths.raw.list_by_token(store)
+    listed = state.paths.raw_and_unmatched.list_by_token(store)
     chosen, left_out = select(listed, state.paths.name_of, rules)
     comparison = Comparison(chosen)
     for part in expected.planned_parts():

@@ -36,7 +36,9 @@ def day(text: str) -> date:
     try:
         return date.fromisoformat(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a day; write it like 2026-11-23") from None
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a day; write it like 2026-11-23{_about_key(text)}"
+        ) from None
 
 
 def day_or_hour(text: str) -> date | datetime:
@@ -56,7 +58,7 @@ def hour(text: str) -> datetime:
         instant = datetime.fromisoformat(f"{folder[1]}T{folder[2]}" if folder else text)
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not an hour; write it like 2026-11-23T08 or 20261123/08, in UTC"
+            f"{text!r} is not an hour; write it like 2026-11-23T08 or 20261123/08, in UTC{_about_key(text)}"
         ) from None
     if folder is None and "T" not in text.upper() and " " not in text:
         raise argparse.ArgumentTypeError(f"{text!r} is a day; write an hour of it like 2026-11-23T08")
@@ -86,6 +88,11 @@ def group(text: str) -> tuple[str, str]:
     if not (name and equals and value):
         raise argparse.ArgumentTypeError(f"{text!r} is not a group; write it like service=web")
     return name, value
+
+
+def _about_key(text: str) -> str:
+    """A hint for a text that may be a key."""
+    return ". For the hour of a key, use the command locate" if "/" in text else ""
 
 
 def key_of(stream: Stream, text: str) -> str:

@@ -8,14 +8,9 @@ from typing import Any
 
 from include.log_rollup.errors import ConfigurationError
 from include.log_rollup.hour.layout import format_hour
-from include.log_rollup.queries.detect import (
-    MAX_REQUESTS,
-    Detection,
-    Proposal,
-    SampledHour,
-    producers_of,
-)
+from include.log_rollup.queries.detect import MAX_REQUESTS, Detection, producers_of
 from include.log_rollup.queries.detect import detect as find
+from include.log_rollup.queries.proposal import Proposal, SampledHour
 from include.log_rollup.storage.protocol import Location
 from include.log_rollup.units import format_duration, format_size
 from log_rollup_plugin.cli.output import Answer, table

@@ -69,6 +69,11 @@ def status(options: argparse.Namespace, answer: Answer) -> bool:
     for hour in found:
         if hour["problem"] or hour["why_empty"]:
             tell(f"{hour['hour']}: {hour['problem'] or hour['why_empty']}")
+        if hour["unmatched"]:
+            tell(
+                f"{hour['hour']}: {hour['unmatched']:,} objects in the folder of this day belong to no hour, "
+                f"as their name has another day"
+            )
     return not damaged
 
 
@@ -112,6 +117,7 @@ def _hour(stream: Stream, summary: HourSummary, now: datetime) -> dict[str, Any]
         "completed_at": marker.get("completed_at"),
         "foreign": marker.get("foreign"),
         "damaged": marker.get("damaged"),
+        "unmatched": marker.get("left_out", {}).get("unmatched"),
         "groups": marker.get("groups"),
         "why_empty": marker.get("why_empty"),
         "problem": summary.problem or None,

@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 
 from include.log_rollup.hour.group_summary import group_name, largest_rows
 from include.log_rollup.hour.layout import format_hour
+from include.log_rollup.hour.template import Template
 from include.log_rollup.queries.hour_detail import HourDetail, PartStatus
 from include.log_rollup.queries.status import HourStatus, HourSummary
 from include.log_rollup.storage.protocol import Location
@@ -104,10 +105,18 @@ class MonthView:
 
 @dataclass(frozen=True, slots=True)
 class PlaceView:
-    """A prefix; ``console`` is its URL in the AWS console, None for other servers."""
+    """Where the raw objects, parts or records of an hour are.
+
+    :param url: for people; with captures it is a template, such as ``s3://logs/raw/{service}/20261123/08/``
+    :param console: URL in the AWS console; None for other servers
+    :param prefixes: the prefixes of ``url``; none if it has captures, or if no raw object can belong to the hour
+    :param captures: names of the captures in ``url``
+    """
 
     url: str
     console: str | None
+    prefixes: Sequence[str]
+    captures: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,19 +254,33 @@ def place_views(stream: Stream, hour: datetime, meta: Any) -> tuple[PlaceView, P
     raw = stream.raw.location(base[: base.rfind("/") + 1])
     raw_meta = None if stream.has_two_connections else meta
     return (
-        PlaceView(str(paths.raw), console_page(raw_meta, raw) if raw_meta else None),
-        place_view(str(paths.aggregated), paths.base, meta),
-        place_view(str(paths.home), paths.home, meta) if paths.has_groups else None,
+        _template_view(stream.raw, hour, raw, raw_meta),
+        _template_view(stream.aggregated, hour, paths.base, meta),
+        place_view(paths.home, meta) if paths.has_groups else None,
     )
 
 
-def place_view(url: str, folder: Location, meta: Any) -> PlaceView:
-    """A prefix of parts or records.
+def _template_view(template: Template, hour: datetime, folder: Location, meta: Any) -> PlaceView:
+    """The prefixes of a template in an hour.
 
     :param folder: shown in the console
+    :param meta: of the boto3 client; None if there is none
+    """
+    keys = () if template.captures else template.prefixes(hour, {})
+    return PlaceView(
+        url=template.show(hour),
+        console=console_page(meta, folder) if meta else None,
+        prefixes=[str(template.location(key)) for key in keys],
+        captures=template.captures,
+    )
+
+
+def place_view(folder: Location, meta: Any) -> PlaceView:
+    """A prefix of parts or records.
+
     :param meta: of the boto3 client for the parts; None if there is none
     """
-    return PlaceView(url, console_page(meta, folder) if meta else None)
+    return PlaceView(str(folder), console_page(meta, folder) if meta else None, [str(folder)])
 
 
 def groups_view(
@@ -279,7 +302,7 @@ def groups_view(
         views.append(
             GroupView(
                 group_name(group["captures"]), group["objects"], group["bytes_in"], group["parts"],
-                group["damaged"], place_view(str(folder), folder, meta),
+                group["damaged"], place_view(folder, meta),
             )
         )  # fmt: skip
     return GroupsView(len(summary.groups), len(found), views)

@@ -7,6 +7,7 @@ module.
 import functools
 import re
 import threading
+from collections.abc import Mapping
 from io import BytesIO
 from typing import Any
 from urllib.parse import urlsplit
@@ -147,11 +148,24 @@ class ClientSettings:
         forwarded = forwards and url.scheme == "https" and proxy.startswith("https:")
         return BucketEndpoint(origin, url.path.removesuffix(_KEY), region[1], proxy, forwarded, self._conn_id)
 
+    def send(self, url: str, headers: Mapping[str, str]) -> AWSResponse:
+        """Send a signed GET as boto3 sends its requests: over its connections, with its TLS and time limits.
+
+        :returns: the response, completely received
+        :raises botocore.exceptions.BotoCoreError: if there is none
+        """
+        response: AWSResponse = self._session.send(AWSPreparedRequest("GET", url, headers, None, False))
+        return response
+
     def _capture(self, bucket: str, operation: str, send: Any, **options: Any) -> AWSPreparedRequest:
         """Let boto3 build and sign a request with all its endpoint rules, and answer it here."""
         captured: list[AWSPreparedRequest] = []
+        owner = threading.get_ident()
 
-        def capture(request: AWSPreparedRequest, **_: Any) -> AWSResponse:
+        def capture(request: AWSPreparedRequest, **_: Any) -> AWSResponse | None:
+            # Other threads may send requests meanwhile.
+            if threading.get_ident() != owner:
+                return None
             captured.append(request)
             return AWSResponse(request.url, 200, {}, HTTPResponse(BytesIO(), preload_content=False))
 
@@ -173,6 +187,11 @@ def extra_headers(request: AWSPreparedRequest) -> dict[str, str]:
         for name, value in request.headers.items()
         if name.lower() not in _OWN_HEADERS and not name.lower().startswith("x-amz-checksum-")
     }
+
+
+def user_agent(request: AWSPreparedRequest) -> str:
+    """The User-Agent of a captured request."""
+    return _text(request.headers.get("User-Agent", ""))
 
 
 def _text(value: str | bytes) -> str:

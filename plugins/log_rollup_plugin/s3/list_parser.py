@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import unquote_plus
 
 from botocore import handlers
+from botocore.parsers import create_parser
 from botocore.utils import parse_timestamp
 
 from include.log_rollup.errors import ListingError, TransientError
@@ -205,6 +206,25 @@ def _time_of(text: str) -> datetime:
 
 def _utc(time: datetime) -> datetime:
     return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+def parse_response(model: Any, headers: Mapping[str, str], body: bytes) -> Mapping[str, Any]:
+    """The response to ListObjectsV2 with ``encoding-type=url`` as a client with the fast parser returns it.
+
+    :param model: botocore's model of the operation
+    :param headers: of a response of status 200
+    :raises TransientError: if it is an error or no listing
+    :raises ListingError: if a key is not UTF-8
+    :raises botocore.parsers.ResponseParserError: if it is not valid XML
+    """
+    raw = {"status_code": 200, "headers": headers, "body": body}
+    found: dict[str, Any] = {}
+    _parse_objects(model, raw, found)
+    if raw["status_code"] != 200:
+        raise TransientError("the server sent an error with status 200")
+    response: dict[str, Any] = create_parser("rest-xml").parse(raw, model.output_shape)
+    handlers.decode_list_object_v2(response, {"encoding_type_auto_set": True})
+    return response | found
 
 
 def parse_page(response: Mapping[str, Any], own: Callable[[str], bool] | None = None) -> ListPage:

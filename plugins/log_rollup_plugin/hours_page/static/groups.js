@@ -74,6 +74,6 @@ function row({ name, objects, bytes_in: bytes, parts, damaged, place }) {
     el("td", { class: "number" }, number(objects)),
     el("td", { class: "number", title: `${number(bytes)} bytes` }, size(bytes)),
     el("td", { class: "number" }, number(parts)),
-    el("td", {}, el("code", {}, place.url), " ", copyButton(place.url, `copy ${place.url}`), consoleLink(place.console)),
+    el("td", {}, el("div", { class: "prefix" }, el("code", {}, place.url), copyButton(place.url, `copy ${place.url}`), consoleLink(place.console))),
   );
 }

@@ -167,14 +167,21 @@ function proof({ marker }) {
 }
 
 function places({ raw, aggregated, records }) {
-  const place = (name, { url, console: consoleUrl }) =>
+  // A template is only shown, because it is no prefix of an object.
+  const line = (name, prefix, copied, consoleUrl) =>
     el(
       "div",
       { class: "place" },
-      el("h4", {}, name),
-      el("code", {}, url),
-      copyButton(url, `copy ${name}`),
+      el("code", {}, prefix),
+      copied ? copyButton(prefix, `copy ${name} ${prefix}`) : null,
       consoleLink(consoleUrl),
+    );
+  const place = (name, { url, prefixes, captures, console: consoleUrl }) =>
+    el(
+      "div",
+      { class: "where" },
+      el("h4", {}, captures.length ? `${name}: a prefix for each ${captures.join(" and ")}` : name),
+      prefixes.length ? prefixes.map((prefix) => line(name, prefix, true, consoleUrl)) : line(name, url, false, consoleUrl),
     );
   return card("In the bucket", place("Raw objects", raw), place("Parts", aggregated), records ? place("Manifest and _SUCCESS of the hour", records) : null);
 }

@@ -1,0 +1,299 @@
+"""Checks what completion markers promise: of the hour, and of each of its groups.
+
+It shares no code with the pipeline, and reads the servers' memory instead of making requests.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from awscrt.checksums import crc64nvme
+
+from simulation.hour_model import Hour, Manifest, Row, Scope, Version, encoding_of, read_manifest
+from simulation.scheduler import Scheduler
+from simulation.server import INTERFERENCE, Server, ServerObject
+
+_TOTALS = ("objects", "bytes_in", "separator_bytes", "bytes_out", "parts")
+
+
+class CompletionChecker:
+    """Compares markers, manifests and parts with what producers wrote.
+
+    :param damaged: the step at which each key was damaged, until a task writes it again
+    """
+
+    def __init__(self, server: Server, scheduler: Scheduler, hour: Hour, damaged: Mapping[str, int]) -> None:
+        self._server = server
+        self._scheduler = scheduler
+        self._hour = hour
+        self._damaged = damaged
+        self._manifests: dict[int, tuple[ServerObject, Manifest | None]] = {}
+        # Without CopyObject, an overtaken run may leave a wrong marker until it has read the claim again, and its
+        # late PUT may overwrite a newer manifest.
+        self._has_copy_object = server.quirks.copies
+        # If the server ignores If-Match of a DELETE, an overtaken run may remove a record of a group that another
+        # run has just written.
+        self._keeps_group_records = server.quirks.copies and server.quirks.if_match_delete
+
+    def hour_violations(self, *, final: bool = False) -> list[str]:
+        """What is wrong with the hour, if it has a completion marker.
+
+        :param final: nothing has interfered since: the raw hour must match, and no damage is excused
+        """
+        return self._violations(self._hour.scope(), final)
+
+    def group_violations(self, folder: str, *, final: bool = False) -> list[str]:
+        """What is wrong with a group, if it has a completion marker.
+
+        :param final: nothing has interfered since; a group of the hour's manifest must have a marker then
+        """
+        scope = self._hour.scope(folder)
+        if final and folder not in self._named_folders():
+            objects = self._server.objects
+            left = [key for key in (scope.marker, scope.manifest) if key in objects]
+            return [f"the hour does not have the group {folder}, but {key} is there" for key in left]
+        return [f"group {folder}: {problem}" for problem in self._violations(scope, final)]
+
+    def _named_folders(self) -> set[str]:
+        """The folders of the parts in the hour's manifest."""
+        stored = self._server.objects.get(self._hour.manifest)
+        manifest = self.read_manifest(stored) if stored else None
+        return {_folder_of(name) for name in manifest.by_part()} if manifest else set()
+
+    def _violations(self, scope: Scope, final: bool) -> list[str]:
+        objects = self._server.objects
+        marker = objects.get(scope.marker)
+        if marker is None or (marker.author in INTERFERENCE and not final):
+            return ["there is no marker"] if final else []
+        # Damage that is older than the task that wrote the marker is not excused.
+        since = marker.task.started if marker.task else marker.step
+        try:
+            fields = json.loads(marker.body)
+            plan_id = fields["plan_id"]
+        except (ValueError, LookupError, TypeError) as error:
+            return [f"the marker cannot be read: {error!r}"]
+        if fields.get("format") != 1:
+            return [f"the marker has format {fields.get('format')}"]
+        stored = objects.get(scope.manifest)
+        if not final and self._is_damaged_since(scope.manifest, since):
+            return []
+        if stored is None:
+            excused = scope.folder is not None and not self._keeps_group_records and not final
+            return [] if excused else ["a marker is in place, but no manifest"]
+        manifest = self.read_manifest(stored)
+        if manifest is None:
+            return ["a marker is in place, but the manifest cannot be read"]
+        if manifest.plan_id != plan_id and not self._has_copy_object and not final:
+            return []
+        if manifest.plan_id != plan_id:
+            return [f"the marker is of plan {plan_id}, the manifest of {manifest.plan_id}"]
+        problems: list[str] = []
+        # A damaged marker may still be readable, with a wrong number.
+        if marker.author not in INTERFERENCE:
+            problems += _total_violations(fields, manifest)
+            problems += self._captures_violations(scope, fields, manifest)
+            if scope.folder is None and self._hour.has_groups:
+                problems += self._group_list_violations(fields, manifest, since, final)
+        problems += self._part_violations(scope, manifest, since, final)
+        problems += self._object_violations(scope, manifest, stored, final)
+        return problems
+
+    def _is_damaged_since(self, key: str, since: int) -> bool:
+        """Whether a key was damaged at or after a step."""
+        return self._damaged.get(key, -1) >= since
+
+    # -- groups ----------------------------------------------------------------------------------------
+
+    def _captures_violations(
+        self, scope: Scope, fields: Mapping[str, Any], manifest: Manifest
+    ) -> Iterator[str]:
+        """Check the captures in the records of a group; those of an hour have none."""
+        expected = {} if scope.folder is None else self._hour.folders[scope.folder]
+        for name, values in (("marker", fields), ("manifest", manifest.header)):
+            if values.get("group", {}) != expected:
+                yield f"the {name} is of the group {values.get('group')}, not {expected}"
+
+    def _group_list_violations(
+        self, fields: Mapping[str, Any], manifest: Manifest, since: int, final: bool
+    ) -> Iterator[str]:
+        """Check the list of groups in the hour's marker and manifest, and that the groups are complete too."""
+        rows: dict[str, list[Row]] = {}
+        parts: dict[str, list[Mapping[str, Any]]] = {}
+        for entry in manifest.header["parts_table"]:
+            parts.setdefault(_folder_of(entry["name"]), []).append(entry)
+        for row in manifest.rows:
+            rows.setdefault(_folder_of(row.part), []).append(row)
+        expected = [
+            {
+                "folder": folder,
+                "captures": self._hour.folders.get(folder),
+                "objects": len(rows.get(folder, ())),
+                "bytes_in": sum(row.length for row in rows.get(folder, ())),
+                "bytes_out": sum(entry["size"] for entry in entries),
+                "parts": len(entries),
+            }
+            for folder, entries in sorted(parts.items())
+        ]
+        for group in expected:
+            group["separator_bytes"] = group["bytes_out"] - group["bytes_in"]
+        for name, values in (("marker", fields), ("manifest", manifest.header)):
+            stated = sorted(values.get("groups", ()), key=lambda group: str(group["folder"]))
+            for group, listed in zip(expected, stated, strict=False):
+                if any(listed.get(key) != value for key, value in group.items()):
+                    yield f"the {name} lists the group {listed}, which is {group}"
+            if len(stated) != len(expected):
+                yield f"the {name} lists {len(stated)} groups, there are {len(expected)}"
+        if self._keeps_group_records and not final:
+            yield from self._group_record_violations(parts, since)
+
+    def _group_record_violations(
+        self, parts: Mapping[str, Sequence[Mapping[str, Any]]], since: int
+    ) -> Iterator[str]:
+        """Check that each group of a complete hour has its records, and that no other one has any."""
+        for folder in self._hour.folders:
+            scope = self._hour.scope(folder)
+            for key in (scope.marker, scope.manifest):
+                stored = self._server.objects.get(key)
+                if folder in parts and stored is None and not self._is_damaged_since(key, since):
+                    yield f"the hour has a marker, but {key} is not there"
+                if folder not in parts and stored is not None and stored.author not in INTERFERENCE:
+                    yield f"{key} is there, but the hour does not have this group"
+
+    # -- parts -----------------------------------------------------------------------------------------
+
+    def _part_violations(self, scope: Scope, manifest: Manifest, since: int, final: bool) -> Iterator[str]:
+        sizes = {entry["name"]: entry for entry in manifest.header["parts_table"]}
+        bytes_out = 0
+        for name, rows in manifest.by_part().items():
+            key = scope.parts + name
+            expected, problem = self._expected_body(rows)
+            if problem:
+                yield f"{name}: {problem}"
+                continue
+            bytes_out += len(expected)
+            if name not in sizes or sizes[name]["size"] != len(expected):
+                yield f"{name}: the manifest gives it another size than its raw objects have"
+            stated = sizes[name]["crc64nvme"] if name in sizes else None
+            if stated is not None and stated != f"{crc64nvme(expected):016x}":
+                yield f"{name}: the manifest gives it the CRC {stated}, its raw objects have another one"
+            wrong = [
+                row.key
+                for row in rows
+                if self._hour.place_of(row.key).folder != (_folder_of(name) or scope.folder or "")
+            ]
+            if wrong:
+                yield f"{name} holds {wrong[0]}, which is of another group"
+            if not final and self._is_damaged_since(key, since):
+                continue
+            stored = self._server.objects.get(key)
+            if stored is None:
+                yield f"{name} is missing"
+            elif stored.body != expected:
+                yield f"{name} holds {stored.body[:60]!r}, not {expected[:60]!r}"
+            elif len(expected) > self._hour.part_size and len(rows) > 1:
+                yield f"{name} holds more than a part may"
+        if bytes_out != manifest.header["bytes_out"]:
+            yield f"the manifest says {manifest.header['bytes_out']} bytes, its parts have {bytes_out}"
+
+    def _expected_body(self, rows: Sequence[Row]) -> tuple[bytes, str | None]:
+        """Return the bytes that a part must have by its rows, or a problem."""
+        body = b""
+        last = ""
+        encodings = set()
+        for row in rows:
+            version = self.version(row.key, row.etag)
+            if version is None:
+                return b"", f"{row.key} with ETag {row.etag} was never produced"
+            if row.key <= last:
+                return b"", f"{row.key} is not in key order"
+            last = row.key
+            if row.offset == len(body) + 1:
+                if not (self._hour.ensure_newline and encoding_of(row.key) == "") or body.endswith(b"\n"):
+                    return b"", f"there is an unexpected byte before {row.key}"
+                body += b"\n"
+            if row.offset != len(body) or row.length != len(version.body):
+                stated, actual = (row.offset, row.length), (len(body), len(version.body))
+                return b"", f"{row.key} has offset and length {stated} in the manifest, not {actual}"
+            if row.crc64nvme is not None and row.crc64nvme != f"{crc64nvme(version.body):016x}":
+                return b"", f"{row.key} has the wrong CRC in the manifest: {row.crc64nvme}"
+            body += version.body
+            encodings.add(encoding_of(row.key))
+        if len(encodings) > 1:
+            return b"", f"it mixes {sorted(encodings)}"
+        wants_newline = self._hour.ensure_newline and encodings == {""} and len(body) <= self._hour.part_size
+        if wants_newline and body and not body.endswith(b"\n"):
+            copied = len(rows) == 1 and len(body) + 1 > self._hour.part_size
+            body += b"" if copied else b"\n"
+        return body, None
+
+    # -- raw objects -----------------------------------------------------------------------------------
+
+    def _object_violations(
+        self, scope: Scope, manifest: Manifest, stored: ServerObject, final: bool
+    ) -> Iterator[str]:
+        """Check that every raw object is in the manifest once, with an ETag it had during validation."""
+        begin = stored.task.started if stored.task else stored.step
+        end = stored.step
+        if final:
+            begin = end = self._scheduler.step
+        named: dict[str, str] = {}
+        for row in manifest.rows:
+            if row.key in named:
+                yield f"{row.key} is in the manifest twice"
+            named[row.key] = row.etag
+        for key, versions in self._hour.history.items():
+            if scope.folder is not None and self._hour.place_of(key).folder != scope.folder:
+                continue
+            inputs = [version for version in versions if self._hour.is_input(key, len(version.body))]
+            present = [
+                version
+                for version in inputs
+                if version.begin <= end and (version.end is None or version.end >= begin)
+            ]
+            if key in named:
+                if named[key] not in {version.etag for version in present}:
+                    yield f"{key} is in the manifest, but was not there with this ETag when it was validated"
+            elif _existed_throughout(present, begin, end):
+                yield f"{key} is not in the manifest, and was there all the time"
+        if len(manifest.rows) != manifest.header["objects"]:
+            yield f"the manifest says {manifest.header['objects']} objects, and names {len(manifest.rows)}"
+        total = sum(row.length for row in manifest.rows)
+        if total != manifest.header["bytes_in"]:
+            yield f"the manifest says {manifest.header['bytes_in']} bytes of raw objects, and names {total}"
+
+    def version(self, key: str, etag: str) -> Version | None:
+        """A version of a raw object, by its ETag; None if no producer wrote it."""
+        for version in self._hour.history.get(key, ()):
+            if version.etag == etag:
+                return version
+        return None
+
+    def read_manifest(self, stored: ServerObject) -> Manifest | None:
+        """Return a manifest, None if it can't be read."""
+        known = self._manifests.get(id(stored))
+        if known is None or known[0] is not stored:
+            known = self._manifests[id(stored)] = (stored, read_manifest(stored.body))
+        return known[1]
+
+
+def _total_violations(fields: Mapping[str, Any], manifest: Manifest) -> Iterator[str]:
+    """Totals that differ between a marker and its manifest."""
+    for name in _TOTALS:
+        if fields.get(name) != manifest.header[name]:
+            yield f"the marker says {name}={fields.get(name)}, the manifest {manifest.header[name]}"
+
+
+def _folder_of(name: str) -> str:
+    return name[: name.rfind("/") + 1]
+
+
+def _existed_throughout(versions: Sequence[Version], begin: int, end: int) -> bool:
+    """Whether one of the versions existed at every step."""
+    covered = begin
+    for version in sorted(versions, key=lambda version: version.begin):
+        if version.begin > covered:
+            return False
+        if version.end is None or version.end > end:
+            return True
+        covered = max(covered, version.end)
+    return False
