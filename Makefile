@@ -28,8 +28,9 @@ demo: OBJECTS ?= 300
 demo: PARALLELISM ?= 8
 demo: S3 ?= rclone
 demo: LAYOUT ?= plain
-demo: $(ENVIRONMENT) ## roll up generated raw hours in a real Airflow, and print a table of them (HOURS=3 OBJECTS=300 PARALLELISM=8 S3=rclone|ministack|moto LAYOUT=plain|groups|cloudtrail)
-	@$(BIN)/python -m dev.demo run --hours '$(HOURS)' --objects '$(OBJECTS)' --parallelism '$(PARALLELISM)' --s3 '$(S3)' --layout '$(LAYOUT)'
+demo: COMPRESSION ?= none
+demo: $(ENVIRONMENT) ## roll up generated raw hours in a real Airflow, and print a table of them (HOURS=3 OBJECTS=300 PARALLELISM=8 S3=rclone|ministack|moto LAYOUT=plain|groups|cloudtrail COMPRESSION=none|zstd|gzip)
+	@$(BIN)/python -m dev.demo run --hours '$(HOURS)' --objects '$(OBJECTS)' --parallelism '$(PARALLELISM)' --s3 '$(S3)' --layout '$(LAYOUT)' --compression '$(COMPRESSION)'
 
 up: S3 ?= rclone
 up: $(ENVIRONMENT) ## start the same Airflow, leave it running, and print its address (S3=rclone|ministack|moto LAYOUT=plain|groups|cloudtrail)

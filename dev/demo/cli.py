@@ -23,7 +23,7 @@ from dev.demo.hour_watch import DemoFailedError, HourWatch, describe_import_fail
 from dev.demo.marker import BadMarkerError, read_marker
 from dev.demo.progress import Progress
 from dev.demo.settings import InvalidSettingError, one_of, positive
-from dev.made_logs.dataset import Dataset, NotEnoughDiskError, make_dataset, read_dataset
+from dev.made_logs.dataset import COMPRESSIONS, NONE, Dataset, NotEnoughDiskError, make_dataset, read_dataset
 from dev.made_logs.layouts import LAYOUTS, PLAIN, Layout
 from dev.s3_client import S3Client
 from dev.stack.airflow_api import AirflowApi, DagRun
@@ -83,7 +83,14 @@ def run(paths: StackPaths, options: argparse.Namespace) -> int:
     _reset_state(paths, record)
     server = SERVERS[options.s3]
     dataset = make_dataset(
-        paths, options.hours, options.objects, datetime.now(UTC), progress.log, options.s3, options.layout
+        paths,
+        options.hours,
+        options.objects,
+        datetime.now(UTC),
+        progress.log,
+        options.s3,
+        options.layout,
+        options.compression,
     )
     dag_id = dataset.layout.dag_id
     fixed, for_hour, for_object = _TIMEOUT_SECONDS
@@ -103,6 +110,8 @@ def run(paths: StackPaths, options: argparse.Namespace) -> int:
     finally:
         stack.stop()
     print(f"\n{hour_table.render(hours)}\n")
+    if saved := hour_table.describe_compression(hours):
+        print(saved)
     if groups:
         print(f"{group_table.render(groups)}\n")
     problems = [problem for hour in hours for problem in hour.problems()]
@@ -223,6 +232,13 @@ def _parser() -> argparse.ArgumentParser:
                 type=_positive,
                 default=DEFAULT_OBJECTS,
                 help="raw objects in each hour (default: %(default)s)",
+            )
+            sub.add_argument(
+                "--compression",
+                type=partial(_one_of, COMPRESSIONS),
+                metavar="|".join(COMPRESSIONS),
+                default=NONE,
+                help="compression of the parts (default: %(default)s)",
             )
             sub.add_argument(
                 "--parallelism",

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+import zstandard
+
 from dev.demo.marker import Marker, read_marker
 from dev.demo.table import draw
 from dev.made_logs.log_files import MadeGroup
 from dev.s3_client import S3Client
+from dev.stack.bucket import read_object
 from dev.stack.paths import BUCKET
 
 _HEADINGS = ("hour (UTC)", "group", "objects", "bytes in", "bytes out", "parts", "same bytes as raw")
@@ -55,13 +60,14 @@ def read_group(client: S3Client, bucket: Path, hour: datetime, made: MadeGroup) 
     :param bucket: the directory in which the raw objects were made
     :raises BadMarkerError: if the marker is not JSON or lacks a field
     """
+    compressions = _compressions(client, made.aggregated)
     parts = [key for key in _keys(client, made.aggregated) if _name(key).startswith("part-")]
     return GroupResult(
         hour=hour,
         made=made,
         marker=read_marker(client, made.aggregated),
         parts=len(parts),
-        same_bytes=_digests((key, _read_object(client, key)) for key in parts)
+        same_bytes=_digests(_content(client, key, compressions.get(_name(key), "")) for key in parts)
         == _digests((path.name, _read_file(path)) for path in _raw_files(bucket, made.raw)),
     )
 
@@ -113,6 +119,26 @@ def _read_object(client: S3Client, key: str) -> Iterator[bytes]:
     body = client.get_object(Bucket=BUCKET, Key=key)["Body"]
     while piece := body.read(_CHUNK_BYTES):
         yield piece
+
+
+def _compressions(client: S3Client, prefix: str) -> Mapping[str, str]:
+    """Return the compression of each compressed part, by its name, as the manifest states it."""
+    body = read_object(client, f"{prefix}_manifest.jsonl.gz")
+    if body is None:
+        return {}
+    header = json.loads(gzip.decompress(body).partition(b"\n")[0])
+    return {entry["name"]: entry["compression"] for entry in header["parts_table"] if "compression" in entry}
+
+
+def _content(client: S3Client, key: str, compression: str) -> tuple[str, Iterator[bytes]]:
+    """Return the name of a part's content and its bytes, decompressed as any reader of the format does."""
+    if not compression:
+        return key, _read_object(client, key)
+    body = b"".join(_read_object(client, key))
+    if compression == "gzip":
+        return key.removesuffix(_GZIP), iter((gzip.decompress(body),))
+    reader = zstandard.ZstdDecompressor().stream_reader(body, read_across_frames=True)
+    return key, iter((reader.read(),))
 
 
 def _keys(client: S3Client, prefix: str) -> Iterator[str]:

@@ -52,6 +52,17 @@ def render(results: Sequence[HourResult]) -> str:
     return draw([_HEADINGS, *map(_cells, results)], left=(0, len(_HEADINGS) - 1))
 
 
+def describe_compression(results: Sequence[HourResult]) -> str:
+    """Return a sentence about the bytes that compression saves; empty if the parts are not compressed."""
+    markers = [result.marker for result in results if result.marker is not None]
+    content, stored = (
+        sum(getattr(marker, name) for marker in markers) for name in ("bytes_out", "bytes_stored")
+    )
+    if not stored or stored == content:
+        return ""
+    return f"The parts take {stored:,} bytes in the bucket, their content {content / stored:.1f} times more.\n"
+
+
 def _cells(result: HourResult) -> tuple[str, ...]:
     hour = f"{result.made.hour:%Y-%m-%d %H:%M}"
     seconds = "-" if result.seconds is None else f"{result.seconds:.1f}"

@@ -19,6 +19,7 @@ class BadMarkerError(Exception):
 class Marker:
     """The fields of a completion marker that the tables show or check.
 
+    :param bytes_stored: size of the parts; less than ``bytes_out`` if they are compressed
     :param group: the captures, if it is the marker of a group
     :param group_objects: number of objects by group, if it is the marker of an hour with groups
     """
@@ -34,6 +35,7 @@ class Marker:
     peak_sockets: int
     group: Mapping[str, str]
     group_objects: Mapping[str, int]
+    bytes_stored: int
 
     def problems(self, objects: int, size_bytes: int) -> Iterator[str]:
         """Return what differs from the raw objects that were made, a sentence for each number."""
@@ -70,6 +72,7 @@ def read_marker(client: S3Client, prefix: str) -> Marker | None:
             verified_objects=content["verified"]["objects"],
             max_connections=content["max_connections"],
             peak_sockets=content["peak"]["sockets"],
+            bytes_stored=content.get("bytes_stored", content["bytes_out"]),
             group=content.get("group", {}),
             group_objects={
                 "/".join(group["captures"].values()): group["objects"] for group in content.get("groups", ())

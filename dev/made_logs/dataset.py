@@ -13,6 +13,8 @@ from dev.made_logs.log_files import MadeGroup, MadeHour, last_complete_hours
 from dev.stack.paths import BUCKET, StackPaths, read_json, write_json
 from dev.stack.s3_servers import RCLONE
 
+NONE = "none"
+COMPRESSIONS = (NONE, "zstd", "gzip")
 # Bytes on disk for each raw byte: raw objects, their parts, new parts next to old ones in a rerun, and a reserve.
 _DISK_FACTOR = 2.5
 
@@ -23,6 +25,7 @@ streams:
   - name: {stream}
     raw: s3://{bucket}/{raw}
     aggregated: s3://{bucket}/{aggregated}
+    compression: {compression}
     start: {start:%Y-%m-%dT%H:%M:%SZ}
     # The demo writes no further raw objects, so later hours of `make up` are empty.
     allow_empty: true
@@ -64,6 +67,7 @@ def make_dataset(
     log: Callable[[str], None],
     s3: str = RCLONE,
     layout_name: str = PLAIN,
+    compression: str = NONE,
 ) -> Dataset:
     """Write the raw hours as files into the bucket's directory, then the streams file, then the record.
 
@@ -75,6 +79,7 @@ def make_dataset(
     :param log: called with a message after each hour
     :param s3: name of the S3 server that will serve them
     :param layout_name: a key of :data:`dev.made_logs.layouts.LAYOUTS`
+    :param compression: of the parts, one of :data:`COMPRESSIONS`
     :raises NotEnoughDiskError: before anything is written
     """
     paths.bucket.mkdir(parents=True, exist_ok=True)
@@ -90,6 +95,7 @@ def make_dataset(
             bucket=BUCKET,
             raw=layout.raw,
             aggregated=layout.aggregated,
+            compression=compression,
             start=made[0].hour,
         )
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 
 from dev.demo import cli, group_table
 from dev.demo.group_table import read_group
@@ -187,6 +188,12 @@ class FakeS3:
         return {"Body": io.BytesIO(self.objects[request["Key"]])}
 
 
+def manifest(**compressions: str) -> bytes:
+    """A manifest's header, with the compression of each compressed part."""
+    table = [{"name": name, "compression": value} for name, value in compressions.items()]
+    return gzip.compress(f"{json.dumps({'parts_table': table})}\n".encode())
+
+
 @pytest.fixture
 def group(tmp_path: Path) -> tuple[MadeGroup, FakeS3]:
     """A group of two plain raw objects and one gzip object, and its parts."""
@@ -208,7 +215,7 @@ def group(tmp_path: Path) -> tuple[MadeGroup, FakeS3]:
         {
             "parts/web/part-00000-3f9c2a1b.log": b"one\ntwo\n",
             "parts/web/part-00001-91d0c7e4.log.gz": bodies["raw/web/c.log.gz"],
-            "parts/web/_manifest.jsonl.gz": b"",
+            "parts/web/_manifest.jsonl.gz": manifest(),
             "parts/web/_SUCCESS": json.dumps(marker).encode(),
         }
     )
@@ -222,6 +229,27 @@ def test_group_with_the_bytes_of_raw_has_no_problem(group: tuple[MadeGroup, Fake
     assert group_table.render([result]).splitlines()[-1].split() == [
         "2026-11-24", "08:00", "web", "3", str(made.bytes), str(made.bytes), "2", "yes",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("compression", "name", "compress"),
+    [
+        ("zstd", "part-00000-3f9c2a1b.log.zst", zstandard.ZstdCompressor().compress),
+        ("gzip", "part-00000-3f9c2a1b.log.gz", gzip.compress),
+    ],
+)
+def test_compressed_parts_are_decompressed(
+    group: tuple[MadeGroup, FakeS3],
+    tmp_path: Path,
+    compression: str,
+    name: str,
+    compress: Callable[[bytes], bytes],
+) -> None:
+    made, client = group
+    del client.objects["parts/web/part-00000-3f9c2a1b.log"]
+    client.objects[f"parts/web/{name}"] = compress(b"one\n") + compress(b"two\n")
+    client.objects["parts/web/_manifest.jsonl.gz"] = manifest(**{name: compression})
+    assert read_group(client, tmp_path, START, made).problems() == []
 
 
 @pytest.mark.parametrize(
