@@ -15,19 +15,19 @@ from include.log_rollup import crc
 from include.log_rollup.errors import ConfigurationError, TargetConflictError
 from include.log_rollup.hour.plan import PlannedPart
 from include.log_rollup.hour.records import Frame, PackedObject, PackedPart
-from include.log_rollup.queries import restore
+from include.log_rollup.queries import restore_plan
 from include.log_rollup.queries.batches import BATCH_BYTES, NEAR_BYTES, Batch, plan_batches
 from include.log_rollup.queries.present_objects import PresentObjects
 from include.log_rollup.queries.restore_targets import (
     DirectoryTarget,
     Presence,
     RestoredObject,
-    S3Target,
     Target,
     TarTarget,
     UnusableNameError,
     path_problem,
 )
+from include.log_rollup.queries.restore_to_s3 import S3Target
 from include.log_rollup.storage.protocol import ListPage, Location, ObjectInfo
 from include.log_rollup.units import MIB
 from log_rollup_plugin.cli.arguments import group, hours
@@ -114,12 +114,12 @@ def test_ordered_batches_come_before_their_objects_are_due(drawn: list[tuple[int
             planned, packed = part_of([size for _, size in members], [key for key, _ in members])
             parts.append((planned, packed, list(range(len(members)))))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(restore, "MAX_OPEN_BATCHES", most)
-        batches = list(restore._ordered_batches(parts))
+        patch.setattr(restore_plan, "MAX_OPEN_BATCHES", most)
+        batches = list(restore_plan.ordered_batches(parts))
     read: set[str] = set()
     open_bytes: dict[str, int] = {}
     coming = iter(batches)
-    for place, index in restore.in_key_order(parts):
+    for place, index in restore_plan.in_key_order(parts):
         item = parts[place][0].objects[index]
         if item.key not in read:
             (planned, _, _), batch = next(coming)
