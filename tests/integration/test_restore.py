@@ -12,7 +12,7 @@ import pytest
 
 from dev.servers import MotoServer, RcloneServer
 from include.log_rollup.errors import TransientError
-from include.log_rollup.queries import restore as restoring
+from include.log_rollup.queries import restore_plan
 from include.log_rollup.queries.restore_targets import TEMPORARY
 from include.log_rollup.storage.protocol import Location
 from log_rollup_plugin.s3.hook import PooledS3Hook
@@ -179,7 +179,7 @@ def test_writes_bytes_to_stdout_in_key_order(
     result = command("restore", "app", HOUR_ARGUMENT, "--to", "-")
     assert (result.code, result.out == expected) == (0, True)
     assert f"restored {len(raw_objects())} objects" in result.err
-    monkeypatch.setattr(restoring, "MAX_OPEN_BATCHES", 1)
+    monkeypatch.setattr(restore_plan, "MAX_OPEN_BATCHES", 1)
     assert command("restore", "app", HOUR_ARGUMENT, "--to", "-").out == expected
     zipped = command("restore", "app", HOUR_ARGUMENT, "--to", "-", "--match", "zipped*")
     assert gzip.decompress(zipped.out) == b"a line\n" * 1000

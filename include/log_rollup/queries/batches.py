@@ -46,20 +46,24 @@ def plan_batches(planned: PlannedPart, packed: PackedPart, wanted: Sequence[int]
     chosen: list[int] = []
     start = end = content = 0
     for index in wanted:
-        size = planned.objects[index].size
+        size, frame = planned.objects[index].size, where[index].frame
         if not size:
             continue
         first, last = _range_of(where[index], size)
+        if chosen and last == end:
+            # Objects of one frame are read and decompressed together in any case.
+            chosen.append(index)
+            continue
+        more = size if frame is None else frame.content
         is_near = first - end <= NEAR_BYTES and last - start <= BATCH_BYTES
-        # Objects of one frame are read and decompressed together in any case.
-        if chosen and last > end and not (is_near and content + size <= BATCH_BYTES):
+        if chosen and not (is_near and content + more <= BATCH_BYTES):
             yield Batch(chosen, start, end)
             chosen, content = [], 0
         if not chosen:
             start = first
         chosen.append(index)
         end = last
-        content += size
+        content += more
     if chosen:
         yield Batch(chosen, start, end)
 

@@ -89,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _group(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
-    if not name or not equals:
+    if not (name and equals and value):
         raise argparse.ArgumentTypeError(f"{text!r} is not a group; write it like service=web")
     return name, value
 

@@ -13,15 +13,16 @@ from include.log_rollup.errors import ConfigurationError, NotFoundError, TargetC
 from include.log_rollup.hour.layout import format_hour
 from include.log_rollup.hour.plan import WriteOptions
 from include.log_rollup.queries.object_filter import ObjectFilter
-from include.log_rollup.queries.restore import Failure, HourPlan, Restored, plan_restore
+from include.log_rollup.queries.restore import Restored
 from include.log_rollup.queries.restore import restore as restore_objects
+from include.log_rollup.queries.restore_plan import Failure, HourPlan, plan_restore
 from include.log_rollup.queries.restore_targets import (
     DirectoryTarget,
-    S3Target,
     StreamTarget,
     Target,
     TarTarget,
 )
+from include.log_rollup.queries.restore_to_s3 import S3Target
 from include.log_rollup.storage.protocol import Location, RestoreStore
 from include.log_rollup.streams import Stream
 from include.log_rollup.units import format_size
