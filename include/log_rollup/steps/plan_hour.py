@@ -308,7 +308,7 @@ class _Planner:
             measured,
             marker_etag,
             survey.found.manifest_etag,
-            changed_groups=survey.changed_groups(plan, holdings.proven),
+            changed_groups=survey.changed_groups(plan, holdings.packed),
             group_changes=survey.group_changes(plan),
         )
 
