@@ -88,8 +88,8 @@ class CompletionChecker:
         if manifest.plan_id != plan_id:
             return [f"the marker is of plan {plan_id}, the manifest of {manifest.plan_id}"]
         problems: list[str] = []
-        # A damaged marker may still be readable, with a wrong number.
-        if marker.author not in INTERFERENCE:
+        # A damaged marker may still be readable, with a wrong number. No run reads that of a group again.
+        if marker.author not in INTERFERENCE or (final and scope.folder is not None):
             problems += _total_violations(fields, manifest)
             problems += self._captures_violations(scope, fields, manifest)
             if scope.folder is None and self._hour.has_groups:

@@ -58,8 +58,9 @@ class HourState(HourReader):
     5                      ``_SUCCESS`` is removed, if it is the one that planning saw; the claim is read; then
                            the ``_SUCCESS`` of each group in which parts are written or removed, or whose
                            manifest is missing
-    6   ``pack_shard``     a ``_SUCCESS`` of another plan is removed, before the first part is written; then the
-                           ``_SUCCESS`` of the groups of parts that have disappeared since the hour was planned
+    6   ``pack_shard``     a ``_SUCCESS`` of another plan is removed, before the first part is written; with
+                           groups, then the claim is read and the ``_SUCCESS`` of the groups of parts that have
+                           disappeared since the hour was planned is removed
     7                      before each attempt to write a part, the claim is read; then ``part-…`` is written
     8                      the shard's receipt, after its parts; after the last part the claim is read once more
     9   ``validate_hour``  for parts that failed: a new claim of the same plan, ``_SUCCESS`` removed, the claim
