@@ -406,6 +406,9 @@ class FakeStore:
         body = self.matching(source, etag).body[offset : offset + length]
         return _flipped(body) if effect is Effect.WRONG_BYTES else body
 
+    def read_into(self, source: Location, etag: str, offset: int, into: memoryview) -> None:
+        into[:] = self.read_range(source, etag, offset, len(into))
+
     def write(self, target: Location, body: bytes, content_type: str) -> str:
         effect = self.begin("WRITE", target)
         stored = self.keep("WRITE", target, body, content_type=content_type)

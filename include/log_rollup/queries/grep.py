@@ -1,7 +1,8 @@
 """Searches the lines of the raw objects of some hours, mostly in their parts: a few requests for each hour."""
 
+import threading
 from collections import deque
-from collections.abc import Container, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -19,24 +20,20 @@ from include.log_rollup.decompression import (
 )
 from include.log_rollup.errors import InputChangedError, NotFoundError, ProofError, UnreadableRecordError
 from include.log_rollup.hour.manifest import ManifestReader
-from include.log_rollup.hour.parts import decompress_frame, places, read_runs
 from include.log_rollup.hour.paths import HourPaths
 from include.log_rollup.hour.plan import PlannedPart
 from include.log_rollup.hour.reader import HourReader
-from include.log_rollup.hour.records import Frame, PackedPart
+from include.log_rollup.hour.records import PackedPart
 from include.log_rollup.hour.selection import NOT_JOINABLE, OPAQUE, encoding_of, select
 from include.log_rollup.parallel import stream_in_parallel
 from include.log_rollup.queries.line_pattern import LinePattern
 from include.log_rollup.queries.line_search import Lines, LineSearch
 from include.log_rollup.queries.object_filter import ObjectFilter
-from include.log_rollup.storage.protocol import Location, ObjectInfo, ObjectStore
+from include.log_rollup.queries.object_reader import ObjectReader
+from include.log_rollup.storage.protocol import LargeReadStore, Location, ObjectInfo
 from include.log_rollup.streams import Stream
 from include.log_rollup.units import MIB
 
-# A request for bytes of a part: with the default part_size, one request reads a part.
-_REQUEST_BYTES = 32 * MIB
-# Objects this near to each other are read with one request, which on S3 takes as long as about 1 MiB of a body.
-_NEAR_BYTES = MIB
 # Raw objects that one thread reads one after the other.
 _RAW_BATCH_BYTES = 8 * MIB
 _RAW_BATCH_OBJECTS = 32
@@ -161,7 +158,7 @@ class _OpenHour:
 
 
 def grep(
-    store: ObjectStore, stream: Stream, hours: Iterable[datetime], options: GrepOptions
+    store: LargeReadStore, stream: Stream, hours: Iterable[datetime], options: GrepOptions
 ) -> Generator[Result, None, None]:
     """Search the lines of the raw objects of some hours.
 
@@ -201,10 +198,11 @@ def _first(found: Found, most: int) -> Found:
 
 
 class _Grep:
-    def __init__(self, store: ObjectStore, stream: Stream, options: GrepOptions) -> None:
+    def __init__(self, store: LargeReadStore, stream: Stream, options: GrepOptions) -> None:
         self._store = store
         self._stream = stream
         self._options = options
+        self._of_thread = threading.local()
 
     # -- what to search --------------------------------------------------------------------------------
 
@@ -295,15 +293,20 @@ class _Grep:
         yield from unit.results
         for row in unit.raw:
             source = self._stream.raw.root.at(row.key)
-            bodies = read_runs(self._store, source, row.etag, row.size)
-            yield from self._search_one_by_one(
-                unit.hour, row.key, ((row.key, memoryview(body)) for body in bodies)
-            )
+            bodies = self._reader().read(source, row.etag, row.size)
+            yield from self._search_one_by_one(unit.hour, row.key, ((row.key, body) for body in bodies))
         if unit.part is not None:
             source, planned, packed = unit.part
-            pieces = _read_objects(self._store, source, planned, packed, unit.wanted)
+            pieces = self._reader().read_objects(source, planned, packed, unit.wanted)
             keyed = ((planned.objects[index].key, body) for index, body in pieces)
             yield from self._search_one_by_one(unit.hour, planned.name, keyed)
+
+    def _reader(self) -> ObjectReader:
+        """The reader of this thread."""
+        if not hasattr(self._of_thread, "reader"):
+            self._of_thread.reader = ObjectReader(self._store)
+        reader: ObjectReader = self._of_thread.reader
+        return reader
 
     def _search_one_by_one(
         self, hour: datetime, name: str, pieces: Iterator[tuple[str, memoryview]]
@@ -395,69 +398,12 @@ class _Counter:
 
 def _beginning(bodies: Iterator[memoryview]) -> bytes | memoryview:
     """The first pieces of an object, with enough bytes to see its encoding."""
-    beginning: bytes | memoryview = b""
+    beginning = b""
     for body in bodies:
-        beginning = bytes(beginning) + bytes(body) if len(beginning) else body
+        if not beginning and len(body) >= LONGEST_MAGIC_BYTES:
+            return body
+        # The next piece may replace this one in memory.
+        beginning += bytes(body)
         if len(beginning) >= LONGEST_MAGIC_BYTES:
             break
     return beginning
-
-
-def _read_objects(
-    store: ObjectStore, source: Location, planned: PlannedPart, packed: PackedPart, wanted: Sequence[int]
-) -> Iterator[tuple[int, memoryview]]:
-    """The bytes of some objects of a part, in order, in pieces with the object's index.
-
-    :raises NotFoundError: if the part is gone
-    :raises InputChangedError: if the part was overwritten since it was packed
-    :raises ProofError: if a frame of it cannot be decompressed
-    """
-    if packed.frames:
-        yield from _read_from_frames(store, source, planned, packed, frozenset(wanted))
-        return
-    starts = [place.offset for place in places(planned, packed)]
-    # An empty object has no lines.
-    spans = [(starts[index], starts[index] + planned.objects[index].size, index) for index in wanted]
-    for batch in _batches([span for span in spans if span[0] < span[1]]):
-        first, last = batch[0][0], batch[-1][1]
-        for position in range(first, last, _REQUEST_BYTES):
-            length = min(_REQUEST_BYTES, last - position)
-            view = memoryview(store.read_range(source, packed.etag, position, length))
-            for start, end, index in batch:
-                if start < position + length and end > position:
-                    yield index, view[max(start - position, 0) : end - position]
-
-
-def _read_from_frames(
-    store: ObjectStore, source: Location, planned: PlannedPart, packed: PackedPart, wanted: Container[int]
-) -> Iterator[tuple[int, memoryview]]:
-    """The same for a part that is compressed: reads the frames of these objects."""
-    members: dict[int, list[tuple[int, int]]] = {}
-    frames: dict[int, Frame] = {}
-    for index, place in enumerate(places(planned, packed)):
-        if place.frame is not None and index in wanted and planned.objects[index].size:
-            frames[place.frame_offset] = place.frame
-            members.setdefault(place.frame_offset, []).append((index, place.offset))
-    for batch in _batches([(start, start + frame.size, start) for start, frame in frames.items()]):
-        first, last = batch[0][0], batch[-1][1]
-        view = memoryview(store.read_range(source, packed.etag, first, last - first))
-        for start, end, _ in batch:
-            body = view[start - first : end - first]
-            content = memoryview(decompress_frame(source, planned.compression, body, frames[start].content))
-            for index, offset in members[start]:
-                yield index, content[offset : offset + planned.objects[index].size]
-
-
-def _batches(spans: Iterable[tuple[int, int, int]]) -> Iterator[list[tuple[int, int, int]]]:
-    """Join ranges of a part that are near to each other, up to the size of a request.
-
-    :param spans: begin and end of each range, and anything else
-    """
-    batch: list[tuple[int, int, int]] = []
-    for span in spans:
-        if batch and (span[0] - batch[-1][1] > _NEAR_BYTES or span[1] - batch[0][0] > _REQUEST_BYTES):
-            yield batch
-            batch = []
-        batch.append(span)
-    if batch:
-        yield batch

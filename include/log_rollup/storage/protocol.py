@@ -406,8 +406,8 @@ class ObjectStore(Protocol):
         """Abort a multipart upload; one that does not exist counts as aborted."""
 
 
-class RestoreStore(ObjectStore, Protocol):
-    """A store with the requests that restore objects: of large bodies, without a transfer."""
+class LargeReadStore(ObjectStore, Protocol):
+    """A store that reads large bodies without a transfer."""
 
     def read_into(self, source: Location, etag: str, offset: int, into: memoryview) -> None:
         """Read a range of an object's bytes into memory of the caller.
@@ -416,6 +416,10 @@ class RestoreStore(ObjectStore, Protocol):
         :raises NotFoundError: if the object does not exist
         :raises InputChangedError: if the object has another ETag
         """
+
+
+class RestoreStore(LargeReadStore, Protocol):
+    """A store with the requests that restore objects: of large bodies, without a transfer."""
 
     def write_range(self, target: Location, upload_id: str, number: int, body: bytes) -> str:
         """Write one part of a multipart upload (UploadPart); returns its ETag.

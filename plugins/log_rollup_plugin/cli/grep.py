@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="search only objects with such a name below the hour, like 'web-*'; several: any of them",
     )  # fmt: skip
     add(
-        "--group", metavar="NAME=VALUE", action="append", default=[], type=_group,
+        "--group", metavar="NAME=VALUE", action="append", default=[], type=arguments.group,
         help="search only groups with this value; several values of one name: any of them",
     )  # fmt: skip
     add(
@@ -85,13 +85,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-m", "--max-count", metavar="N", type=_count,
         help="stop after N lines of all hours together; with -l, after N keys",
     )  # fmt: skip
-
-
-def _group(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not (name and equals and value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a group; write it like service=web")
-    return name, value
 
 
 def _count(text: str) -> int:
