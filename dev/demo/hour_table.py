@@ -60,7 +60,9 @@ def describe_compression(results: Sequence[HourResult]) -> str:
     )
     if not stored or stored == content:
         return ""
-    return f"The parts take {stored:,} bytes in the bucket, their content {content / stored:.1f} times more.\n"
+    return (
+        f"The parts take {stored:,} bytes in the bucket, their content {content / stored:.1f} times more.\n"
+    )
 
 
 def _cells(result: HourResult) -> tuple[str, ...]:
