@@ -20,6 +20,7 @@ COMMANDS = {
     "validator": "the validation of 30,000 objects on a server that keeps CRCs",
     "groups": "all steps on 1,000 groups of 30 objects, and one hour of a day's folder",
     "encoding": "the cost of check_encoding on gzip objects",
+    "restore": "the restore of an hour to a directory, next to s5cmd cp",
     "bounds": "the memory of each step on a million objects",
     "profile": "the CPU profile of the pack step, with py-spy",
 }
@@ -30,6 +31,7 @@ _OBJECTS = {
     "validator": 30_000,
     "groups": 30_000,
     "encoding": 300,
+    "restore": 3_000,
     "bounds": 1_000_000,
     "profile": 3_000,
 }
