@@ -9,6 +9,9 @@ BIN := $(VENV)/bin
 LOCKS := requirements.txt requirements-fleet.txt requirements-dev.txt
 # Exists only if the environment is complete and matches the locks.
 ENVIRONMENT := $(VENV)/.stamp
+READERS_VENV := .venv-readers
+READERS_LOCK := requirements-readers.txt
+READERS_ENVIRONMENT := $(READERS_VENV)/.stamp
 
 COMPILE := pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -q
 
@@ -18,10 +21,10 @@ export UV_PYTHON_DOWNLOADS := never
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down test test-fast simulate test-soak fleet-test mwaa lint bench docs lock check-lock
+.PHONY: help demo up down test test-fast simulate test-soak fleet-test test-readers mwaa lint bench docs lock check-lock
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 demo: HOURS ?= 3
 demo: OBJECTS ?= 300
@@ -57,6 +60,9 @@ test-soak: $(ENVIRONMENT) ## run the tests that take too long for the suite
 fleet-test: $(ENVIRONMENT) ## run PostgreSQL, Redis, Airflow and Celery workers as in the compose file, and count their sockets
 	$(BIN)/python -m pytest -m fleet -s tests/fleet
 
+test-readers: $(ENVIRONMENT) $(READERS_ENVIRONMENT) ## read parts of every encoding with DuckDB, Spark and others; writes docs/READERS.md
+	$(BIN)/python -m pytest -m readers tests/readers
+
 mwaa: $(ENVIRONMENT) ## build the files for Amazon MWAA, in build/mwaa
 	@$(BIN)/python -m deploy.mwaa build/mwaa
 
@@ -76,6 +82,7 @@ lock: $(ENVIRONMENT) ## resolve requirements*.in into the locks requirements*.tx
 	$(BIN)/uv $(COMPILE) $(if $(UPGRADE),--upgrade) requirements.in -o requirements.txt
 	$(BIN)/uv $(COMPILE) $(if $(UPGRADE),--upgrade) requirements-fleet.in -o requirements-fleet.txt
 	$(BIN)/uv $(COMPILE) $(if $(UPGRADE),--upgrade) requirements-dev.in -o requirements-dev.txt
+	$(BIN)/uv $(COMPILE) $(if $(UPGRADE),--upgrade) requirements-readers.in -o $(READERS_LOCK)
 
 # The copy starts from the present locks, and uv keeps their versions and hashes if the inputs allow it. So a new
 # upstream release changes nothing, an edited input or lock does.
@@ -86,8 +93,9 @@ check-lock: $(ENVIRONMENT)
 	(cd "$$copy" && \
 	"$$uv" $(COMPILE) --python "$$python" requirements.in -o requirements.txt && \
 	"$$uv" $(COMPILE) --python "$$python" requirements-fleet.in -o requirements-fleet.txt && \
-	"$$uv" $(COMPILE) --python "$$python" requirements-dev.in -o requirements-dev.txt) && \
-	for lock in $(LOCKS); do \
+	"$$uv" $(COMPILE) --python "$$python" requirements-dev.in -o requirements-dev.txt && \
+	"$$uv" $(COMPILE) --python "$$python" requirements-readers.in -o $(READERS_LOCK)) && \
+	for lock in $(LOCKS) $(READERS_LOCK); do \
 		diff -u "$$lock" "$$copy/$$lock" || { echo "$$lock does not match its .in file: run make lock"; exit 1; }; \
 	done
 
@@ -103,4 +111,10 @@ $(ENVIRONMENT): $(LOCKS)
 		awk '/^uv==/ { found = 1 } found { print; if (!/\\$$/) exit }' requirements-dev.txt > $(VENV)/uv.txt && \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(VENV)/uv.txt; fi
 	$(BIN)/uv pip sync --quiet --require-hashes --python $(BIN)/python $(LOCKS)
+	@touch $@
+
+# The readers have an environment of their own, as they are large and need other versions.
+$(READERS_ENVIRONMENT): $(READERS_LOCK) | $(ENVIRONMENT)
+	@rm -rf $(READERS_VENV) && $(BIN)/uv venv --quiet --python $(BIN)/python $(READERS_VENV)
+	$(BIN)/uv pip sync --quiet --require-hashes --python $(READERS_VENV)/bin/python $(READERS_LOCK)
 	@touch $@
