@@ -97,7 +97,7 @@ def test_both_locks_have_the_same_versions() -> None:
     assert {(name, version) for name, version in fleet if name in names} <= base
 
 
-@pytest.mark.parametrize("lock", ["requirements.txt", "requirements-fleet.txt", "requirements-dev.txt"])
+@pytest.mark.parametrize("lock", [f"requirements{name}.txt" for name in ("", "-fleet", "-dev", "-readers")])
 def test_every_locked_package_has_hashes(lock: str) -> None:
     text = (ROOT / lock).read_text()
     packages = re.findall(r"^[a-z0-9].*?(?=^[a-z0-9]|\Z)", text, re.MULTILINE | re.DOTALL)
