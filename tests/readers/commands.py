@@ -35,9 +35,8 @@ def read(reader: str, path: Path) -> dict[str, Any]:
 
     :param reader: :data:`CAT` or :data:`RG`
     """
-    command = (
-        [_CAT[path.suffix]] if reader == CAT else ["rg", "-z", "--no-filename", "--no-line-number", '"id"']
-    )
+    search = ["rg", "-z", "--no-filename", "--no-line-number", '"id"']
+    command = [_CAT[path.suffix]] if reader == CAT else search
     done = subprocess.run([*command, path], capture_output=True, text=True)
     if done.returncode or done.stderr:
         return {"error": f"exit code {done.returncode}: {done.stderr}"}

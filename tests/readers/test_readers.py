@@ -232,15 +232,12 @@ def roll_up(
     pipeline = Pipeline(stream_on(bucket, **settings), server.client(), bucket)
     put_objects(pipeline.client, bucket, {RAW + name: body for name, body in raw.items()})
     pipeline.run()
-    assert (
-        verify_hour(store_for(pipeline.stream, 2, 2), pipeline.stream, pipeline.hour, deep=True).problems
-        == []
-    )
+    store = store_for(pipeline.stream, 2, 2)
+    assert verify_hour(store, pipeline.stream, pipeline.hour, deep=True).problems == []
     folder.mkdir()
     for key in pipeline.listed():
-        (folder / Path(key).name).write_bytes(
-            pipeline.client.get_object(Bucket=bucket, Key=key)["Body"].read()
-        )
+        body = pipeline.client.get_object(Bucket=bucket, Key=key)["Body"].read()
+        (folder / Path(key).name).write_bytes(body)
     server.delete_bucket(bucket)
     manifest = gzip.decompress((folder / "_manifest.jsonl.gz").read_bytes())
     lines = [json.loads(line) for line in manifest.splitlines()]
@@ -367,6 +364,8 @@ def run_library(library: Library, parts: Mapping[str, Path], outcomes: Outcomes)
 @pytest.fixture(scope="module")
 def outcomes(parts: Mapping[str, Path]) -> Outcomes:
     """What all readers found; the page is written if all could be run."""
+    if not PYTHON.exists():
+        pytest.fail("the readers' environment .venv-readers is missing: run make test-readers", pytrace=False)
     found = Outcomes()
     for library in LIBRARIES:
         try:
