@@ -39,7 +39,7 @@ LATER = {
         ("RECEIPT_FORMAT = 1", "RECEIPT_FORMAT = 2"),
         ("MARKER_FORMAT = 1", "MARKER_FORMAT = 2"),
     ],
-    "hour/manifest.py": [("MANIFEST_FORMAT = 1", "MANIFEST_FORMAT = 2")],
+    "hour/manifest.py": [("MANIFEST_FORMAT_COMPRESSED = 1, 2", "MANIFEST_FORMAT_COMPRESSED = 3, 4")],
 }
 
 
