@@ -5,6 +5,7 @@ clock starts, as in the other Python programs, because Airflow and botocore impo
 then. Each shard has its own hook and transfer, like a task.
 """
 
+import gc
 import json
 from collections import Counter
 from dataclasses import asdict
@@ -76,6 +77,8 @@ def pack(job: Job, hour: datetime) -> None:
         for _ in shards
     ]
     _connected = [hook.client for hook in hooks]
+    # As PackShardOperator does.
+    gc.freeze()
     before = peak_rss_bytes()
     with Clock() as clock:
         measured = [

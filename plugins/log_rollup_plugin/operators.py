@@ -1,5 +1,6 @@
 """Operators of the steps from plan_hour on, and of the check for late objects."""
 
+import gc
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -81,6 +82,9 @@ class PackShardOperator(BaseOperator):
         self.hour_page = hour_page(self.stream.name, parse_hour(ref.hour))
         tried = partial(metrics.shard_packed, self.stream.name)
         with store_for(self.stream, cap, limits.PACKING_CONTROL_CONNECTIONS) as hook:
+            # A full collection would visit each object of Airflow's and botocore's modules. One takes 0.15 s, a
+            # tenth of the time in which a task packs 3,000 objects. The process ends with the task.
+            gc.freeze()
             return asdict(pack_shard.pack_shard(hook, self.stream, ref, tried))
 
 

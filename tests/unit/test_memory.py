@@ -1,13 +1,11 @@
 """The memory that the steps of a whole hour take for each raw object."""
 
-import gc
 import tracemalloc
 from collections.abc import Callable
 
 import pytest
 
 from include.log_rollup.hour import gzip_json
-from include.log_rollup.memory import with_frozen_heap
 from include.log_rollup.steps.complete_hour import complete_hour
 from include.log_rollup.steps.pack_shard import pack_shard
 from include.log_rollup.steps.plan_hour import plan_hour
@@ -63,9 +61,3 @@ MOST_BYTES = 380
 @pytest.mark.parametrize("step", ["validate", "complete", "plan again"])
 def test_memory_per_object_stays_small(growth: dict[str, float], step: str) -> None:
     assert growth[step] < MOST_BYTES
-
-
-def test_heap_frozen_by_the_caller_stays_frozen() -> None:
-    gc.freeze()
-    with_frozen_heap(lambda: None)()
-    assert gc.get_freeze_count() > 0

@@ -13,7 +13,6 @@ from include.log_rollup.hour.parts import is_as_written
 from include.log_rollup.hour.plan import PlannedPart, ShardRef
 from include.log_rollup.hour.records import Measured, PackedPart, Receipt, Records, ShardPlan
 from include.log_rollup.hour.state import HourState
-from include.log_rollup.memory import with_frozen_heap
 from include.log_rollup.monitor import Monitor, check_open_file_limit, cpu_seconds
 from include.log_rollup.steps.packer import OwnershipCheck, PackSettings, ShardPacker
 from include.log_rollup.steps.part_buffers import WrittenPart
@@ -27,7 +26,6 @@ log = logging.getLogger(__name__)
 JOURNAL_SECONDS = 2.0
 
 
-@with_frozen_heap
 def pack_shard(
     store: ObjectStore,
     stream: Stream,
