@@ -355,9 +355,10 @@ def test_hour_that_clocks_empty_has_no_raw_prefix() -> None:
 def test_copy_buttons_of_groups_are_aligned(open_page: OpenPage, width: int) -> None:
     page = open_grouped(open_page, 12, long_names=True)
     page.set_viewport_size({"width": width, "height": 900})
+    rows = page.locator("section.card tbody tr")
+    rows.nth(11).wait_for()
     boxes = [
-        (row.bounding_box(), row.get_by_role("button", name="Copy").bounding_box())
-        for row in page.locator("section.card tbody tr").all()
+        (row.bounding_box(), row.get_by_role("button", name="Copy").bounding_box()) for row in rows.all()
     ]
     assert len(boxes) == 12
     lefts, offsets = set(), set()
