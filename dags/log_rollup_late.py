@@ -70,8 +70,10 @@ with DAG(
             poke_interval=int(stream.poll_interval.total_seconds()),
             # One at a time: reruns count towards the stream's `max_active_runs`, and the newest hour needs one.
             max_active_tis_per_dagrun=1,
-            # The run that it starts has its own retries.
-            retries=0,
+            # For lost tasks: the run that it starts has its own retries.
+            retries=limits.RERUN_RETRIES,
+            retry_delay=limits.TASK_RETRY_DELAY,
+            retry_policy=policy,
             execution_timeout=min(
                 stream.timeout + limits.LATE_RERUN_MARGIN + 3 * stream.task_timeout, limits.LATE_RERUN_TIMEOUT
             ),

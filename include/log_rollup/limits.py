@@ -155,7 +155,10 @@ DETECT_READ_REQUESTS = 10
 # -- tries -----------------------------------------------------------------------------------------------
 
 TASK_RETRIES = 4
-"""Airflow's retries of a task; none where a retry cannot help. `rerun_<stream>` has none: its run has its own."""
+"""Airflow's retries of a task; none where a retry cannot help."""
+
+RERUN_RETRIES = 2
+"""Airflow's retries of `rerun_<stream>`. They wait for the run that was started, which has its own retries."""
 
 TASK_RETRY_DELAY = timedelta(seconds=30)
 """Delay before such a retry."""

@@ -18,17 +18,32 @@ class RerunHourOperator(TriggerDagRunOperator):
     Airflow 3.3.2 has no time limit for such a deferral: the standard operator asks the task runner to start the
     run and to defer, and the task runner defers without a timeout. So this operator starts the run as the task
     runner does, and then defers by itself.
+
+    A retry waits for the run that an earlier try started, and starts no second one: a task whose trigger fires
+    while the scheduler is busy is marked as failed by Airflow 3.3.2, because the scheduler reads the end of its
+    first process too late. A cleared task starts the run again.
     """
 
     def execute(self, context: Context) -> None:
         """Start the run, or clear it if it exists, and wait for its end.
 
         :raises DagIsPaused: if the Dag is paused
+        :raises PermanentError: if this is a retry, and the run that an earlier try started has failed
         """
+        state = self._state_of_started_run(context["ti"])
+        if state == "success":
+            self.log.info("the run %r of %s has succeeded", self.trigger_run_id, self.trigger_dag_id)
+            return
+        if state == "failed":
+            raise PermanentError(
+                f"the run {self.trigger_run_id!r} of {self.trigger_dag_id} has failed: see its tasks, fix the "
+                f"cause, then clear this task"
+            )
         try:
             super().execute(context)
         except DagRunTriggerException as wanted:
-            self._start(wanted)
+            if state is None:
+                self._start(wanted)
             context["ti"].xcom_push(key="trigger_run_id", value=wanted.dag_run_id)
             self.defer(
                 trigger=DagStateTrigger(
@@ -40,6 +55,16 @@ class RerunHourOperator(TriggerDagRunOperator):
                 method_name="execute_complete",
                 timeout=self.execution_timeout,
             )
+
+    def _state_of_started_run(self, instance: Any) -> str | None:
+        """Return the state of the run that an earlier try started; None on a first try, or without a run."""
+        # Clearing raises `max_tries`, so that the cleared task has a first try again.
+        if instance.try_number <= instance.max_tries - self.retries + 1:
+            return None
+        try:
+            return _state(instance.get_dagrun_state(self.trigger_dag_id, self.trigger_run_id))
+        except AirflowRuntimeError:
+            return None
 
     def _start(self, wanted: DagRunTriggerException) -> None:
         # These modules can only be imported where a task runs.
@@ -77,9 +102,7 @@ class RerunHourOperator(TriggerDagRunOperator):
         instance = context["ti"]
         waited = format_duration(pendulum.now("UTC") - instance.start_date)
         try:
-            # An enum member, like DagRunState.RUNNING.
-            state = str(instance.get_dagrun_state(self.trigger_dag_id, self.trigger_run_id))
-            state = f"still {state.rpartition('.')[2].lower()}"
+            state = f"still {_state(instance.get_dagrun_state(self.trigger_dag_id, self.trigger_run_id))}"
         except AirflowRuntimeError as error:
             state = f"in an unknown state ({error})"
         raise PermanentError(
@@ -87,3 +110,8 @@ class RerunHourOperator(TriggerDagRunOperator):
             f"continues: see what it waits for, and clear or fail it if it is stuck. The next run of "
             f"log_rollup_late checks the hour again"
         )
+
+
+def _state(answer: object) -> str:
+    """Return a run's state in lower case; Airflow's answer is an enum member or its value."""
+    return str(answer).rpartition(".")[2].lower()

@@ -80,9 +80,12 @@ def supervised(monkeypatch: pytest.MonkeyPatch, answer: Any = None) -> Superviso
 
 
 class Instance:
-    """A task instance that has waited for 10 hours."""
+    """A task instance that has waited for 10 hours, of a task with two retries."""
 
-    def __init__(self, state: str | Exception = "running", paused: bool = False) -> None:
+    def __init__(
+        self, state: str | Exception = "running", paused: bool = False, tries: tuple[int, int] = (1, 2)
+    ) -> None:
+        self.try_number, self.max_tries = tries
         self.start_date = datetime.now(UTC) - timedelta(hours=10)
         self.pushed: dict[str, Any] = {}
         self._state = state
@@ -115,6 +118,7 @@ def rerun() -> RerunHourOperator:
         deferrable=True,
         poke_interval=60,
         execution_timeout=timedelta(hours=10),
+        retries=2,
     )
 
 
@@ -167,6 +171,51 @@ def test_rerun_ends_as_its_run_ended(state: str) -> None:
         return
     with pytest.raises(AirflowException, match=RUN):
         rerun().resume_execution("execute_complete", {"event": event}, {})
+
+
+# What Airflow counts: the try, and the last try.
+RETRIES = [(2, 2), (3, 2), (4, 4)]
+FIRST_TRIES = [(1, 2), (3, 4), (4, 5)]
+
+
+@pytest.mark.parametrize("tries", RETRIES)
+@pytest.mark.parametrize("state", ["queued", DagRunState.RUNNING])
+def test_retry_waits_for_the_run_of_an_earlier_try(
+    monkeypatch: pytest.MonkeyPatch, state: str, tries: tuple[int, int]
+) -> None:
+    supervisor = supervised(monkeypatch)
+    with pytest.raises(TaskDeferred) as raised:
+        rerun().execute({"ti": Instance(state, tries=tries)})
+    assert raised.value.trigger.serialize()[1]["run_ids"] == [RUN]
+    assert supervisor.requests == []
+
+
+@pytest.mark.parametrize("tries", RETRIES)
+def test_retry_ends_as_the_run_of_an_earlier_try_ended(
+    monkeypatch: pytest.MonkeyPatch, tries: tuple[int, int]
+) -> None:
+    supervisor = supervised(monkeypatch)
+    rerun().execute({"ti": Instance(DagRunState.SUCCESS, tries=tries)})
+    with pytest.raises(PermanentError, match=f"{RUN}.*has failed: .* clear this task"):
+        rerun().execute({"ti": Instance("failed", tries=tries)})
+    assert supervisor.requests == []
+
+
+@pytest.mark.parametrize(
+    ("state", "tries"),
+    [
+        *(("success", tries) for tries in FIRST_TRIES),
+        (AirflowRuntimeError(ErrorResponse(error=ErrorType.GENERIC_ERROR)), RETRIES[0]),
+    ],
+)
+def test_cleared_rerun_or_one_without_a_run_starts_it(
+    monkeypatch: pytest.MonkeyPatch, state: str | Exception, tries: tuple[int, int]
+) -> None:
+    supervisor = supervised(monkeypatch)
+    with pytest.raises(TaskDeferred):
+        rerun().execute({"ti": Instance(state, tries=tries)})
+    (request,) = supervisor.requests
+    assert isinstance(request, TriggerDagRun)
 
 
 def test_rerun_of_a_paused_dag_fails_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,7 +142,7 @@ def test_hour_that_shrinks_and_grows_is_never_mixed(running: Running, past: date
         running.clear(SMALL, run)
         assert running.ended(SMALL, run.run_id).state == "success"
         assert verify(running, hour, grown).parts == 5
-    watch.assert_never_mixed(plans=3)
+    watch.assert_never_mixed(plans={3})
 
 
 def test_run_with_expired_raw_objects_fails_and_keeps_the_hour(running: Running, past: datetime) -> None:
@@ -302,7 +302,7 @@ def test_competing_runs_never_mix_an_hour(running: Running, fresh: None) -> None
         running.clear(FRESH, scheduled)
         assert running.ended(FRESH, scheduled.run_id).state == "success"
     verify(running, hour, made, "fresh")
-    watch.assert_never_mixed(plans=1)
+    watch.assert_never_mixed(plans={1})
 
 
 def test_two_runs_of_an_unchanged_hour_agree(running: Running, past: datetime) -> None:
@@ -313,4 +313,5 @@ def test_two_runs_of_an_unchanged_hour_agree(running: Running, past: datetime) -
         states = {running.ended(SMALL, run_id).state for run_id in runs}
     assert "success" in states
     verify(running, hour, made)
-    watch.assert_never_mixed(plans=1)
+    # The second run may begin before or after the first has completed the hour.
+    watch.assert_never_mixed(plans={1, 2})
