@@ -193,7 +193,8 @@ Compressed JSON lines. The first line is the header:
 
 {_fields(header, fields.MANIFEST_HEADER)}
 With groups or compression, it also has `groups`, `group` and `bytes_stored`, as in the completion marker. With
-compression, `format` is 2, and the entries of compressed parts have `compression`: `zstd` or `gzip`.
+compression, `format` is 2, and the entries of compressed parts have `compression` (`zstd` or `gzip`), `frames`,
+the number of their frames, and `content_size`, the size of their content.
 
 Each further line is a raw object, in the order of the parts and their content:
 

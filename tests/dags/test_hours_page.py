@@ -314,7 +314,7 @@ def test_groups_are_read_from_the_bucket_in_bounded_answers(
     assert (detail["groups"]["total"], len(detail["groups"]["groups"])) == (60, 50)
     prefix = f"s3://{bucket_with_hour}/out/s59/20261102/08/"
     assert detail["groups"]["groups"][0] == {
-        "name": "s59", "objects": 1, "bytes_in": 60, "parts": 1, "damaged": 0,
+        "name": "s59", "objects": 1, "bytes_in": 60, "parts": 1, "damaged": 0, "bytes_stored": None,
         "place": {"url": prefix, "console": None, "prefixes": [prefix], "captures": []},
     }  # fmt: skip
     assert detail["records"]["url"] == f"s3://{bucket_with_hour}/out/_hours/web/20261102/08/"
@@ -326,6 +326,81 @@ def test_groups_are_read_from_the_bucket_in_bounded_answers(
     assert viewer.get(other).json()["groups"] is None
     assert viewer.get(f"{other}/groups").status_code == 404
     assert viewer.get(f"{other}/groups").json()["detail"].endswith("is not complete, or has no groups")
+
+
+@pytest.fixture
+def compressed(
+    streams: Path, rclone_server: RcloneServer, bucket_with_hour: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """The path of a compressed hour of ``web``: 150 frames of 2 objects. The hour before it is not compressed."""
+    monkeypatch.setattr("include.log_rollup.compression.FRAME_BYTES", 2_000)
+    places = {name: f"s3://{bucket_with_hour}/{name}/web/" for name in ("raw", "aggregated")}
+    client = rclone_server.client()
+    for hour, compression in ((HOUR, "zstd"), (HOUR - timedelta(hours=1), "none")):
+        for number in range(300):
+            key = f"raw/web/{hour:%Y%m%d/%H}/{number:03d}.log"
+            client.put_object(Bucket=bucket_with_hour, Key=key, Body=b"line\n" * 200)
+        stream = stream_on(bucket_with_hour, name="web", compression=compression, **places)
+        Pipeline(stream, client, bucket_with_hour, hour).run()
+    yield f"api/streams/web/hours/{format_hour(HOUR)}"
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket_with_hour):
+        for entry in page.get("Contents", ()):
+            if "/web/" in entry["Key"]:
+                client.delete_object(Bucket=bucket_with_hour, Key=entry["Key"])
+
+
+def test_month_has_totals_of_compressed_and_other_hours(users: Users, compressed: str) -> None:
+    month = read_month(users("viewer"), "web")
+    before, after = (
+        month["hours"][format_hour(HOUR + timedelta(hours=hours))]["marker"] for hours in (-1, 0)
+    )
+    assert (before["bytes_stored"], before["bytes_out"], after["bytes_in"]) == (None, 300_000, 300_000)
+    assert 0 < after["bytes_stored"] < 100_000
+    assert month["totals"] == {
+        "hours": 2, "compressed": 1, "objects": 600, "bytes_in": 600_000,
+        "bytes_stored": 300_000 + after["bytes_stored"],
+    }  # fmt: skip
+
+
+def test_frames_of_a_part_are_read_in_bounded_answers(users: Users, compressed: str) -> None:
+    viewer = users("viewer")
+    detail = viewer.get(compressed).json()
+    (part,) = detail["parts"]
+    assert (part["frames"], part["content_size"], part["objects"]) == (150, 300_000, 300)
+    assert part["size"] == detail["marker"]["bytes_stored"]
+    answer = viewer.get(f"{compressed}/frames", params={"part": part["name"]})
+    assert answer.status_code == 200
+    assert (answer.json()["total"], len(answer.json()["frames"])) == (150, 100)
+    first, second, *_ = answer.json()["frames"]
+    assert (first["offset"], first["content_size"], first["objects"]) == (0, 2_000, 2)
+    assert second["offset"] == first["size"] > 0
+
+
+def test_frames_of_other_parts_are_not_found(users: Users, compressed: str) -> None:
+    viewer = users("viewer")
+    plain = f"api/streams/app/hours/{format_hour(HOUR)}"
+    name = viewer.get(plain).json()["parts"][0]["name"]
+    for path, part in ((plain, name), (compressed, name), (f"{compressed[:-9]}12:00:00Z", name)):
+        answer = viewer.get(f"{path}/frames", params={"part": part})
+        assert answer.status_code == 404
+        assert f"has no compressed part {part!r}" in answer.json()["detail"].replace('"', "'")
+    assert viewer.get(f"{compressed}/frames").status_code == 422
+    assert viewer.get(f"{compressed}/frames", params={"part": "x" * 1025}).status_code == 422
+    other = users(f"viewer-of-{APP}")
+    assert other.get(f"{compressed}/frames", params={"part": name}).status_code == 403
+    assert users().get(f"{compressed}/frames", params={"part": name}).status_code == 401
+
+
+def test_frames_of_a_damaged_manifest_are_refused(
+    users: Users, compressed: str, rclone_server: RcloneServer, bucket_with_hour: str
+) -> None:
+    viewer = users("viewer")
+    name = viewer.get(compressed).json()["parts"][0]["name"]
+    key = "aggregated/web/20261102/08/_manifest.jsonl.gz"
+    rclone_server.client().put_object(Bucket=bucket_with_hour, Key=key, Body=b"not gzip")
+    answer = viewer.get(f"{compressed}/frames", params={"part": name})
+    assert answer.status_code == 503
+    assert f"s3://{bucket_with_hour}/{key}: the manifest cannot be read" in answer.json()["detail"]
 
 
 class StalledStore:

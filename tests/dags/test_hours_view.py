@@ -1,7 +1,7 @@
 """The page Hours in a real browser, with rare API responses that the tests make up."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -13,6 +13,7 @@ from playwright.sync_api import Browser, Locator, Page, Route, expect
 
 from include.log_rollup.hour.layout import format_hour
 from include.log_rollup.hour.template import AggregatedTemplate, RawTemplate
+from include.log_rollup.queries.hour_detail import FrameStatus, PartStatus
 from include.log_rollup.queries.status import HourStatus, HourSummary
 from include.log_rollup.streams import Stream
 from log_rollup_plugin.hours_page.app import STATIC
@@ -20,6 +21,7 @@ from log_rollup_plugin.hours_page.hour_cells import CellStatus
 from log_rollup_plugin.hours_page.views import (
     BucketView,
     DetailView,
+    FramesView,
     GroupsView,
     HourView,
     MarkerView,
@@ -28,6 +30,7 @@ from log_rollup_plugin.hours_page.views import (
     StreamView,
     groups_view,
     place_views,
+    totals_view,
 )
 from tests.support.browser import patient_context, running_browser
 from tests.support.hour_in_memory import make_stream
@@ -105,12 +108,13 @@ def detail(
     groups: GroupsView | None = None,
     stream: Stream = PLAIN,
     hour: datetime = HOUR,
+    parts_of_hour: Sequence[PartStatus] = (),
 ) -> Any:
     """Return the response of the API for an hour."""
     raw, parts, records = place_views(stream, hour, None)
     view = DetailView(
-        STREAM, format_hour(hour), NOW, state, why, marker, (), None, why, (), (), None, raw, parts, "", False,
-        groups=groups, records=records,
+        STREAM, format_hour(hour), NOW, state, why, marker, parts_of_hour, None, why, (), (), None, raw, parts, "",
+        False, groups=groups, records=records, parts_found=len(parts_of_hour),
     )  # fmt: skip
     return to_json(asdict(view))
 
@@ -182,6 +186,173 @@ def test_foreign_and_damaged_objects_are_shown_unless_none(
             expect(facts).to_contain_text(re.compile(f"{name}{count:,} "))
         else:
             expect(facts).not_to_contain_text(name)
+
+
+# -- compression ---------------------------------------------------------------------------------------
+
+COMPRESSED = {**MARKER, "bytes_stored": 10_400_000}
+NAME = "part-00000-5c926672.log.zst"
+PARTS = [
+    PartStatus(NAME, 10_300_000, 298, False, "3e0e83772713e5e0", "read-back", 2345, 99_000_000),
+    PartStatus("part-00001-e6e65796.log.gz", 100_000, 2, False, "e37175990bce8ec3", "read-back"),
+]
+FRAMES = [FrameStatus(number * 4_392, 4_392, 42_217, 1 + number % 3) for number in range(100)]
+FRAMES_PATH = f"{HOUR_PATH}/frames"
+
+
+def part_rows(page: Page) -> Locator:
+    """Return the rows of the table of parts, without those of the frames."""
+    card = page.locator("section.card", has=page.get_by_role("heading", name=re.compile("Parts")))
+    return card.locator(".rows > tbody > tr:not(.detail)")
+
+
+def open_compressed(open_page: OpenPage, frames: Callable[[Route], None]) -> Page:
+    """Open the page of an hour with a compressed part."""
+    answer = detail(CellStatus.COMPLETE, marker=COMPRESSED, parts_of_hour=PARTS)
+    return open_page(ADDRESS, {HOUR_PATH: lambda route: route.fulfill(json=answer), FRAMES_PATH: frames})
+
+
+def answer_frames(route: Route) -> None:
+    assert parse_qs(urlsplit(route.request.url).query) == {"part": [NAME]}
+    route.fulfill(json=to_json(asdict(FramesView(2345, FRAMES))))
+
+
+def test_compressed_hour_shows_ratio_and_bytes_saved(open_page: OpenPage) -> None:
+    page = open_compressed(open_page, answer_frames)
+    facts = page.locator("dl").first
+    expect(facts).to_contain_text("Bytes in95.4 MiB (100,000,000)")
+    expect(facts).to_contain_text("Bytes stored9.9 MiB (10,400,000)Ratio9.6xSaved85.4 MiB, 89.6 %")
+    cells = part_rows(page).nth(0).locator("td")
+    # Only the content tells how full a compressed part is.
+    expect(cells).to_have_text(
+        [NAME, "298", "2,345", "9.8 MiB", "94.4 MiB", "9.6x", "100 %", PARTS[0].crc64nvme or "", "read-back"]
+    )
+    other = part_rows(page).nth(1)
+    expect(other.locator("td").nth(2)).to_have_text("")
+    expect(other.get_by_role("button")).to_have_count(0)
+
+
+def test_hour_that_compression_enlarges_saves_nothing(open_page: OpenPage) -> None:
+    answer = detail(CellStatus.COMPLETE, marker={**MARKER, "bytes_in": 1000, "bytes_stored": 1024})
+    page = open_page(ADDRESS, {HOUR_PATH: lambda route: route.fulfill(json=answer)})
+    expect(page.locator("dl").first).to_contain_text("Ratio1.0xSavednone, 24 B more")
+
+
+def test_uncompressed_hour_shows_nothing_about_compression(open_page: OpenPage) -> None:
+    answer = detail(CellStatus.COMPLETE, marker=MARKER, parts_of_hour=PARTS[1:])
+    page = open_page(ADDRESS, {HOUR_PATH: lambda route: route.fulfill(json=answer)})
+    expect(part_rows(page).locator("td")).to_have_count(6)
+    for word in ("Bytes stored", "Ratio", "Saved", "Frames", "Content"):
+        expect(page.get_by_text(word, exact=True)).to_have_count(0)
+
+
+def test_frames_are_read_once_and_survive_an_update(open_page: OpenPage) -> None:
+    requests = []
+
+    def counted(route: Route) -> None:
+        requests.append(route)
+        answer_frames(route)
+
+    page = open_compressed(open_page, counted)
+    button = page.get_by_role("button", name=f"2,345 frames of {NAME}")
+    expect(button).to_have_attribute("aria-expanded", "false")
+    table = page.get_by_role("table", name=f"Frames of {NAME}")
+    expect(table).to_have_count(0)
+    button.focus()
+    page.keyboard.press("Enter")
+    expect(button).to_have_attribute("aria-expanded", "true")
+    expect(table.get_by_role("columnheader")).to_have_text(
+        ["Frame", "Offset", "Stored", "Content", "Raw objects"]
+    )
+    expect(table.locator("tbody tr")).to_have_count(100)
+    expect(table.locator("tbody tr").nth(1).locator("th, td")).to_have_text(
+        ["1", "4,392", "4.3 KiB", "41.2 KiB", "2"]
+    )
+    expect(page.get_by_text("The first 100 are shown, and there are 2,245 more.")).to_be_visible()
+    page.get_by_role("button", name="Refresh").click()
+    expect(button).to_have_attribute("aria-expanded", "true")
+    expect(table.locator("tbody tr")).to_have_count(100)
+    button.click()
+    expect(table).to_be_hidden()
+    expect(button).to_have_attribute("aria-expanded", "false")
+    assert len(requests) == 1
+
+
+def test_frames_that_cannot_be_read_show_why_and_retry(open_page: OpenPage) -> None:
+    requests = []
+
+    def busy_once(route: Route) -> None:
+        requests.append(route)
+        if len(requests) > 1:
+            answer_frames(route)
+        else:
+            route.fulfill(status=503, headers={"Retry-After": "1"}, json={"detail": "too many <b>hours</b>"})
+
+    page = open_compressed(open_page, busy_once)
+    page.get_by_role("button", name="2,345 frames").click()
+    expect(page.locator(".frames").get_by_role("status")).to_have_text("too many <b>hours</b>")
+    expect(page.locator(".frames tbody tr")).to_have_count(100)
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_frames_fit_into_the_window(open_page: OpenPage, width: int) -> None:
+    page = open_compressed(open_page, answer_frames)
+    page.set_viewport_size({"width": width, "height": 900})
+    page.get_by_role("button", name="2,345 frames").click()
+    cells = page.locator(".frames tbody tr").first.locator("th, td")
+    expect(cells).to_have_count(5)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.locator(".frames").evaluate("frames => frames.closest('.scroll').scrollTo(0, 0)")
+    for cell in cells.all():
+        box = cell.bounding_box()
+        assert box is not None
+        assert 0 <= box["x"] <= box["x"] + box["width"] <= width
+
+
+def open_month(open_page: OpenPage, markers: Mapping[datetime, MarkerView]) -> Page:
+    """Open the page of a month with these complete hours."""
+    first = HOUR.replace(day=1, hour=0)
+    hours = []
+    for at in (first + timedelta(hours=number) for number in range(30 * 24)):
+        state = CellStatus.COMPLETE if at in markers else CellStatus.NONE
+        hours.append(HourView(format_hour(at), state, "", None, markers.get(at), None))
+    view = MonthView(STREAM, "2026-11", NOW, hours, BucketView(NOW, NOW, 0, ""), totals_view(hours))
+    month = to_json(asdict(view))
+    return open_page(
+        f"{PAGE}?stream=app&month=2026-11", {"api/streams/app/hours": lambda route: route.fulfill(json=month)}
+    )
+
+
+def marker_view(stored: int | None) -> MarkerView:
+    return MarkerView(300, 10**8, 10**8, 3, 3.9, 20, 25, format_hour(NOW), None, stored)
+
+
+def test_month_shows_ratio_and_bytes_saved(open_page: OpenPage) -> None:
+    markers = {HOUR: marker_view(10_400_000), HOUR - timedelta(hours=1): marker_view(None)}
+    page = open_month(open_page, markers)
+    totals = page.locator("section.card", has=page.get_by_role("heading", name="Complete hours of the month"))
+    expect(totals.locator("dl")).to_have_text(
+        "Hours2Raw objects600Bytes in191 MiBBytes stored105 MiBRatio1.8xSaved85.4 MiB, 44.8 %"
+    )
+    expect(totals).to_contain_text("1 of these hours has compressed parts.")
+    cell = page.locator(f'a.hour[data-key="{format_hour(HOUR)}"]')
+    expect(cell).to_have_attribute("aria-label", re.compile("9.9 MiB stored, ratio 9.6x"))
+    cell.hover()
+    expect(page.locator(".tip")).to_contain_text("9.9 MiB stored, ratio 9.6x")
+    page.locator(f'a.hour[data-key="{format_hour(HOUR - timedelta(hours=1))}"]').hover()
+    expect(page.locator(".tip")).to_contain_text("07:00")
+    expect(page.locator(".tip")).not_to_contain_text("stored")
+
+
+def test_month_without_compression_shows_no_ratio(open_page: OpenPage) -> None:
+    page = open_month(open_page, {HOUR: marker_view(None)})
+    expect(page.locator("dl.totals")).to_have_text("Hours1Raw objects300Bytes in95.4 MiBBytes stored95.4 MiB")
+
+
+def test_month_without_complete_hours_has_no_totals(open_page: OpenPage) -> None:
+    page = open_month(open_page, {})
+    expect(page.get_by_role("grid")).to_be_visible()
+    expect(page.locator("dl.totals")).to_have_count(0)
 
 
 # -- groups --------------------------------------------------------------------------------------------

@@ -45,6 +45,7 @@ def verify_compressed_hour(
         assert content == b"".join(joined[line["key"]] for line in members)
         contents.append(content)
         frames = {(line["frame_offset"], line["frame_length"]) for line in members}
+        assert (entry["frames"], entry["content_size"]) == (len(frames), len(content))
         assert sum(length for _, length in frames) <= len(body)
         if entry["compression"] == "zstd":
             assert seek_table(body) == [

@@ -67,6 +67,22 @@ def test_status_lists_the_largest_groups_of_each_hour(ask: Ask) -> None:
     assert lines[13:] == ["and 110 smaller ones; --json has all"]
 
 
+def test_status_lists_the_ratio_of_compressed_groups(
+    ask: Ask, hour: GroupedHour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = hour.stream.model_copy(update={"compression": "zstd", "part_size": 10_000})
+    hour.produce({"g119": {"b.log": b"y" * 5000}})
+    monkeypatch.setattr(hour, "stream", changed)
+    hour.run()
+    lines = ask(hours.status, day=HOUR, groups=True).splitlines()
+    heads = next(line for line in lines if line.startswith("group"))
+    assert heads.split("  ")[-4:] == ["bytes stored", "ratio", "parts", "folder"]
+    largest = lines[lines.index(heads) + 2].split()
+    assert largest[0] == "g119"
+    stored = int(largest[4].replace(",", ""))
+    assert largest[5] == f"{5120 / stored:.1f}x"
+
+
 def test_status_of_one_hour_lists_more_groups(ask: Ask) -> None:
     lines = ask(hours.status, day=HOUR, groups=True).splitlines()
     assert len(lines) == 3 + 1 + 3 + 100 + 1

@@ -279,6 +279,25 @@ def test_status_shows_a_damaged_hour_and_ends_with_1(run: RunCommand, store: Fak
     assert "_SUCCESS: is damaged (stream: " in document["problem"]
 
 
+def test_status_shows_stored_bytes_only_of_compressed_hours(run: RunCommand, store: FakeStore) -> None:
+    produce(store, {"a.log": b"a" * 3000})
+    run_hour(store, make_stream())
+    plain = run("status", "app", "2026-11-23")
+    assert "bytes out  parts" in plain.out
+    document = json.loads(run("status", "app", "2026-11-23", "--json").out)["hours"][HOUR.hour]
+    assert (document["bytes_stored"], document["ratio"]) == (3000, 1.0)
+    run_hour(store, make_stream(compression="zstd", part_size=10_000), "another run")
+    stored = json.loads(store.body(MARKER))["bytes_stored"]
+    shown = run("status", "app", "2026-11-23")
+    shown.check()
+    assert "bytes out  bytes stored  ratio  parts" in shown.out
+    row = next(line for line in shown.out.splitlines() if " complete " in line)
+    assert row.split()[2:9] == ["complete", "1", "3,000", "3,000", f"{stored}", f"{3000 / stored:.1f}x", "1"]
+    found = json.loads(run("status", "app", "2026-11-23", "--json").out)["hours"]
+    assert found[HOUR.hour]["ratio"] == round(3000 / stored, 3)
+    assert found[0]["ratio"] is None
+
+
 def test_status_shows_foreign_and_damaged_objects(run: RunCommand, store: FakeStore) -> None:
     produce(store, {"a.log": b"a" * 30})
     run_hour(store, make_stream())

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 
+from include.log_rollup.errors import UnreadableRecordError
 from include.log_rollup.hour import manifest
-from include.log_rollup.queries.hour_detail import read_hour
+from include.log_rollup.queries.hour_detail import FrameStatus, read_frames, read_hour
 from include.log_rollup.queries.status import HourStatus
 from include.log_rollup.steps.pack_shard import pack_shard
 from include.log_rollup.steps.plan_hour import plan_hour
+from include.log_rollup.streams import Stream
 from tests.support.fake_store import FakeStore
 from tests.support.hour_in_memory import MANIFEST, MARKER, WORK, make_stream, manifest_of, produce, run_hour
 from tests.support.raw_hours import HOUR
@@ -48,6 +50,72 @@ def test_only_the_header_of_a_manifest_is_read(store: FakeStore, monkeypatch: py
     store.log.clear()
     read_hour(store, STREAM, HOUR)
     assert [step.kind for step in store.log if step.key == MANIFEST] == ["HEAD", "RANGE"]
+
+
+@pytest.fixture
+def compressed(store: FakeStore, monkeypatch: pytest.MonkeyPatch) -> Stream:
+    """A stream with a complete hour: parts with several frames, and one object that is copied."""
+    monkeypatch.setattr("include.log_rollup.compression.FRAME_BYTES", 50)
+    monkeypatch.setattr("include.log_rollup.compression.LARGEST_FRAME_BYTES", 90)
+    stream = make_stream(compression="zstd", part_size=150, shard_size=1000)
+    run_hour(store, stream)
+    return stream
+
+
+def frames_of(store: FakeStore, part: str) -> list[FrameStatus]:
+    """The frames of a part, from the lines of the manifest."""
+    lines = [line for line in manifest_of(store)[1] if line["part"] == part]
+    found = []
+    for offset in sorted({line["frame_offset"] for line in lines}):
+        members = [line for line in lines if line["frame_offset"] == offset]
+        content = sum(line["length"] + line["separator"] for line in members)
+        found.append(FrameStatus(offset, members[0]["frame_length"], content, len(members)))
+    return found
+
+
+def test_compressed_parts_have_frames_and_their_content(store: FakeStore, compressed: Stream) -> None:
+    detail = read_hour(store, compressed, HOUR)
+    framed = [part for part in detail.parts if part.frames]
+    assert len(framed) > 1
+    for part in framed:
+        found = read_frames(store, compressed, HOUR, part.name)
+        assert found == frames_of(store, part.name)
+        assert part.frames == len(found) > 1
+        assert part.content_size == sum(frame.content_size for frame in found)
+        assert part.objects == sum(frame.objects for frame in found)
+    (copied,) = [part for part in detail.parts if not part.frames]
+    assert (copied.copied, copied.content_size) == (True, None)
+    assert read_frames(store, compressed, HOUR, copied.name) == []
+
+
+def test_frames_need_a_part_of_the_manifest(store: FakeStore, compressed: Stream) -> None:
+    assert read_frames(store, compressed, HOUR, "part-00000-00000000.log.zst") is None
+    name = read_hour(store, compressed, HOUR).parts[0].name
+    body = store.body(MANIFEST)
+    store.produce(MANIFEST, body[:-40])
+    with pytest.raises(UnreadableRecordError, match=MANIFEST):
+        read_frames(store, compressed, HOUR, read_hour(store, compressed, HOUR).parts[-1].name)
+    store.delete("logs", [MANIFEST])
+    assert read_frames(store, compressed, HOUR, name) is None
+
+
+def test_uncompressed_manifest_states_no_frames(store: FakeStore) -> None:
+    run_hour(store, STREAM)
+    header, _ = manifest_of(store)
+    assert header["format"] == 1
+    assert not any("frames" in entry or "content_size" in entry for entry in header["parts_table"])
+    for part in read_hour(store, STREAM, HOUR).parts:
+        assert (part.frames, part.content_size) == (0, None)
+        assert read_frames(store, STREAM, HOUR, part.name) == []
+
+
+def test_packed_parts_of_a_compressed_hour_have_frames(store: FakeStore) -> None:
+    stream = make_stream(compression="gzip")
+    (ref, *_) = plan_hour(store, stream, HOUR, "run").shards
+    pack_shard(store, stream, ref)
+    packed = [part for part in read_hour(store, stream, HOUR).parts if part.frames]
+    assert packed
+    assert all(part.content_size and part.proof is None for part in packed)
 
 
 def test_hour_being_built_has_planned_and_packed_parts(store: FakeStore) -> None:

@@ -1,6 +1,7 @@
 """The manifest of an hour: totals, a table of its parts, and one line for each raw object."""
 
 import json
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -207,6 +208,21 @@ class ManifestReader:
             for row in rows:
                 raise ValueError(f"it has more lines than objects, the first of them for {row.get('key')!r}")
 
+    def part(self, name: str) -> tuple[PlannedPart, PackedPart] | None:
+        """One part as planned and as proven, with its raw objects; None if the manifest doesn't have it.
+
+        :param name: as in the table of parts
+        """
+        with _readable(self.source):
+            lines = decompress_lines(self._read())
+            next(lines)
+            for entry in self.table:
+                if entry["name"] == name:
+                    return _proven_part(entry, map(json.loads, lines))
+                # Lines of other parts are not parsed.
+                deque(islice(lines, entry["objects"]), maxlen=0)
+        return None
+
     def whole(self) -> Manifest:
         """The whole manifest in memory."""
         found = list(self.parts())
@@ -334,6 +350,7 @@ def _table_row(planned: PlannedPart, packed: PackedPart) -> dict[str, Any]:
     }  # fmt: skip
     if planned.compression:
         row["compression"] = planned.compression
+        row["frames"], row["content_size"] = len(packed.frames), packed.content_size
     if planned.split_of:
         row["split_of"] = planned.split_of
     return row

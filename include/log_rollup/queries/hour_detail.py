@@ -1,14 +1,18 @@
-"""The status of one hour with its parts: all parts of a complete hour, or those that are packed so far."""
+"""The status of one hour with its parts: all parts of a complete hour, or those that are packed so far.
+
+Also the frames of one part.
+"""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from itertools import accumulate
 
 from pydantic import TypeAdapter
 
 from include.log_rollup import crc
 from include.log_rollup.errors import ProofError
-from include.log_rollup.hour.manifest import read_manifest_header
+from include.log_rollup.hour.manifest import open_manifest, read_manifest_header
 from include.log_rollup.hour.paths import HourPaths
 from include.log_rollup.hour.records import PackedPart, Records
 from include.log_rollup.parallel import in_parallel
@@ -21,11 +25,13 @@ from include.log_rollup.streams import Stream
 class PartStatus:
     """A part as the manifest or a receipt describes it.
 
-    :param size: in bytes
+    :param size: in the bucket, in bytes
     :param objects: number of raw objects
     :param copied: whether S3 copied it: one raw object, larger than a part
     :param crc64nvme: of the part, in hexadecimal; None if S3 copied it and states none
     :param proof: kind of proof; None while the part is only packed
+    :param frames: number of frames of a compressed part; 0 if it is not compressed
+    :param content_size: of a compressed part: size of its content, in bytes
     """
 
     name: Text
@@ -34,6 +40,24 @@ class PartStatus:
     copied: bool
     crc64nvme: Text | None
     proof: Text | None
+    frames: Count = 0
+    content_size: Count | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FrameStatus:
+    """A frame of a part as the manifest describes it; sizes in bytes.
+
+    :param offset: in the part
+    :param size: in the bucket
+    :param content_size: of its raw objects and their separators
+    :param objects: number of raw objects
+    """
+
+    offset: int
+    size: int
+    content_size: int
+    objects: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +105,28 @@ def read_hour(store: ObjectStore, stream: Stream, hour: datetime) -> HourDetail:
     except ProofError as error:
         return HourDetail(status, (), unclear=str(error))
     return HourDetail(status, (), unclear=status.problem)
+
+
+def read_frames(store: ObjectStore, stream: Stream, hour: datetime, part: str) -> list[FrameStatus] | None:
+    """The frames of a part, in their order, from the manifest of an hour.
+
+    Takes one request for a manifest of up to 8 MiB.
+
+    :param part: its name as in the manifest
+    :returns: an empty list if the part is not compressed; None if there is no manifest, or no such part in it
+    :raises UnreadableRecordError: if the manifest is damaged or of another format
+    :raises RollupError: as the store raises
+    """
+    manifest = open_manifest(store, stream.at(hour).manifest)
+    found = None if manifest is None else manifest.part(part)
+    if found is None:
+        return None
+    frames = found[1].frames
+    offsets = accumulate((frame.size for frame in frames), initial=0)
+    return [
+        FrameStatus(offset, frame.size, frame.content, frame.objects)
+        for offset, frame in zip(offsets, frames, strict=False)
+    ]
 
 
 def _complete(store: ObjectStore, paths: HourPaths, status: HourSummary) -> HourDetail:
@@ -132,4 +178,7 @@ def _part_status(part: PackedPart) -> PartStatus:
     # Records have no CRC for an object that S3 copied, which is alone in its part.
     copied = len(part.objects) == 1 and part.objects[0].crc64nvme is None
     stated = None if part.crc64nvme is None else crc.to_hex(part.crc64nvme)
-    return PartStatus(part.name, part.size, len(part.objects), copied, stated, part.proof)
+    content_size = part.content_size if part.frames else None
+    return PartStatus(
+        part.name, part.size, len(part.objects), copied, stated, part.proof, len(part.frames), content_size
+    )

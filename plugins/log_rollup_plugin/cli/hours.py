@@ -24,11 +24,8 @@ _GROUPS_OF_DAY = 10
 _GROUPS_OF_HOUR = 100
 # Number of problems that `verify` prints.
 _MAX_PROBLEMS = 20
-_GROUP_HEADINGS = ("group", "objects", "bytes in", "bytes out", "parts", "folder")
-_HEADINGS = (
-    "hour (UTC)", "state", "objects", "bytes in", "bytes out", "parts", "pack s", "peak sockets / cap", "verified",
-)  # fmt: skip
-_LEFT = (0, 1, 8)
+# Of tables with compressed parts.
+_STORED_HEADINGS = ("bytes stored", "ratio")
 # States that the pipeline does not have, for hours that no run could have completed yet.
 _BEFORE_START = "before-start"
 _NOT_OVER = "not-over"
@@ -58,8 +55,13 @@ def status(options: argparse.Namespace, answer: Answer) -> bool:
     shown = [hour for hour in found if hour["state"] != _BEFORE_START]
     if shown:
         with_groups = bool(stream.aggregated.captures)
-        headings = (*_HEADINGS, "groups") if with_groups else _HEADINGS
-        answer.lines(*table(headings, [_cells(hour, with_groups) for hour in shown], _LEFT))
+        compressed = any(hour["bytes_stored"] != hour["bytes_out"] for hour in shown)
+        headings = (
+            "hour (UTC)", "state", "objects", "bytes in", "bytes out", *(_STORED_HEADINGS if compressed else ()),
+            "parts", "pack s", "peak sockets / cap", "verified", *(["groups"] if with_groups else ()),
+        )  # fmt: skip
+        rows = [_cells(hour, with_groups, compressed) for hour in shown]
+        answer.lines(*table(headings, rows, (0, 1, headings.index("verified"))))
     else:
         why = f"the stream starts at {format_hour(stream.start)}" if found else "that day has not begun yet"
         tell(f"nothing to show for {day}: {why}")
@@ -85,15 +87,21 @@ def _group_lines(hour: str, groups: Sequence[Mapping[str, Any]], most: int) -> l
     if not groups:
         return []
     largest = largest_rows(groups, most)
+    compressed = any(group.get("bytes_stored") for group in largest)
+    headings = (
+        "group", "objects", "bytes in", "bytes out", *(_STORED_HEADINGS if compressed else ()), "parts", "folder",
+    )  # fmt: skip
     rows = [
         [
             group_name(group["captures"]),
-            *(_number(group[name]) for name in ("objects", "bytes_in", "bytes_out", "parts")),
+            *(_number(group[name]) for name in ("objects", "bytes_in", "bytes_out")),
+            *(_stored_cells(group["bytes_in"], group.get("bytes_stored") or None) if compressed else ()),
+            _number(group["parts"]),
             group["folder"],
         ]
         for group in largest
     ]
-    lines = ["", f"{hour}: {len(groups):,} groups", *table(_GROUP_HEADINGS, rows, (0, 5))]
+    lines = ["", f"{hour}: {len(groups):,} groups", *table(headings, rows, (0, len(headings) - 1))]
     if len(groups) > len(largest):
         lines.append(f"and {len(groups) - len(largest):,} smaller ones; --json has all")
     return lines
@@ -101,6 +109,7 @@ def _group_lines(hour: str, groups: Sequence[Mapping[str, Any]], most: int) -> l
 
 def _hour(stream: Stream, summary: HourSummary, now: datetime) -> dict[str, Any]:
     marker = summary.marker or {}
+    stored = marker.get("bytes_stored") or marker.get("bytes_out")
     return {
         "hour": format_hour(summary.hour),
         "state": _state(stream, summary, now),
@@ -108,7 +117,8 @@ def _hour(stream: Stream, summary: HourSummary, now: datetime) -> dict[str, Any]
         "objects": marker.get("objects"),
         "bytes_in": marker.get("bytes_in"),
         "bytes_out": marker.get("bytes_out"),
-        "bytes_stored": marker.get("bytes_stored") or marker.get("bytes_out"),
+        "bytes_stored": stored,
+        "ratio": round(marker["bytes_in"] / stored, 3) if stored else None,
         "parts": marker.get("parts"),
         "pack_seconds": marker.get("seconds", {}).get("pack"),
         "peak_sockets": marker.get("peak", {}).get("sockets"),
@@ -134,14 +144,21 @@ def _state(stream: Stream, summary: HourSummary, now: datetime) -> str:
     return summary.state.value
 
 
-def _cells(hour: Mapping[str, Any], with_groups: bool) -> list[str]:
+def _stored_cells(bytes_in: int | None, stored: int | None) -> list[str]:
+    """Stored bytes and the ratio, as cells of a table."""
+    return [_number(stored), f"{bytes_in / stored:.1f}x" if bytes_in is not None and stored else "-"]
+
+
+def _cells(hour: Mapping[str, Any], with_groups: bool, compressed: bool) -> list[str]:
     verified = hour["verified"] or {}
     seconds = hour["pack_seconds"]
     sockets = f"{hour['peak_sockets']} / {hour['max_connections']}"
     return [
         f"{datetime.fromisoformat(hour['hour']):%Y-%m-%d %H:%M}",
         hour["state"],
-        *(_number(hour[name]) for name in ("objects", "bytes_in", "bytes_out", "parts")),
+        *(_number(hour[name]) for name in ("objects", "bytes_in", "bytes_out")),
+        *(_stored_cells(hour["bytes_in"], hour["bytes_stored"]) if compressed else ()),
+        _number(hour["parts"]),
         "-" if seconds is None else f"{seconds:.1f}",
         "-" if hour["peak_sockets"] is None else sockets,
         "; ".join(f"{kind} {_counts(verified.get(kind, {}))}" for kind in ("parts", "objects"))

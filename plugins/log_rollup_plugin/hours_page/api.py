@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 from include.log_rollup import limits
 from include.log_rollup.errors import ConfigurationError
 from include.log_rollup.hour.layout import format_hour, parse_hour
-from include.log_rollup.queries.hour_detail import HourDetail, read_hour
+from include.log_rollup.queries.hour_detail import HourDetail, read_frames, read_hour
 from include.log_rollup.queries.status import read_hours
 from include.log_rollup.streams import Stream, load_streams
 from log_rollup_plugin.hours_page.cache import MarkerCache, explain
@@ -39,11 +39,13 @@ from log_rollup_plugin.hours_page.hour_cells import cell_of
 from log_rollup_plugin.hours_page.page_store import OpenStore, open_store
 from log_rollup_plugin.hours_page.page_threads import BusyError, PageThreads
 from log_rollup_plugin.hours_page.views import (
+    MOST_FRAMES,
     MOST_GROUPS,
     MOST_PARTS,
     SHOWN_GROUPS,
     BucketView,
     DetailView,
+    FramesView,
     GroupsView,
     MonthView,
     PlaceView,
@@ -54,6 +56,7 @@ from log_rollup_plugin.hours_page.views import (
     place_views,
     planned_view,
     stream_view,
+    totals_view,
 )
 from log_rollup_plugin.runs import dag_id_of
 
@@ -140,6 +143,7 @@ class _BucketHour:
     records: PlaceView | None
     error: str
     groups: GroupsView | None = None
+    frames: FramesView | None = None
 
 
 class HoursApi:
@@ -169,6 +173,7 @@ class HoursApi:
         self.router.add_api_route("/{stream}/hours", self.month, response_model=None)
         self.router.add_api_route("/{stream}/hours/{hour}", self.hour, response_model=None)
         self.router.add_api_route("/{stream}/hours/{hour}/groups", self.groups, response_model=None)
+        self.router.add_api_route("/{stream}/hours/{hour}/frames", self.frames, response_model=None)
 
     def streams(self, user: GetUserDep, session: SessionDep) -> StreamsView:
         """The streams whose Dags the user may read."""
@@ -205,7 +210,8 @@ class HoursApi:
             ages = [one.read_at for one in found.hours.values()]
             bucket = BucketView(min(ages, default=None), max(ages, default=None), found.pending, found.error)
             paused = is_paused(session, [dag_id_of(stream)])
-            return json_response(MonthView(stream_view(stream, paused), month, now, views, bucket))
+            totals = totals_view(views)
+            return json_response(MonthView(stream_view(stream, paused), month, now, views, bucket, totals))
 
         return await run_in_threadpool(answer)
 
@@ -270,6 +276,25 @@ class HoursApi:
             raise HTTPException(404, f"hour {hour} of {stream.name} is not complete, or has no groups")
         return await run_in_threadpool(json_response, found.groups)
 
+    async def frames(
+        self,
+        stream: ReadableStream,
+        hour: str,
+        part: Annotated[str, Query(description="name of the part in the manifest", max_length=1024)],
+    ) -> Response:
+        """The first frames of a compressed part (:class:`FramesView`), read from the bucket now.
+
+        :raises HTTPException: 404 if the manifest has no such part or the part is not compressed, 503 if too many
+            hours are being read or the bucket can't be
+        """
+        at = one_hour(hour)
+        found = await self._run(stream, at, partial(self._read_frames, stream, at, part))
+        if found.error:
+            raise HTTPException(503, found.error)
+        if found.frames is None:
+            raise HTTPException(404, f"hour {hour} of {stream.name} has no compressed part {part!r}")
+        return await run_in_threadpool(json_response, found.frames)
+
     async def _run(self, stream: Stream, hour: datetime, read: Callable[[], _BucketHour]) -> _BucketHour:
         """Read an hour in one of the page's threads.
 
@@ -302,6 +327,18 @@ class HoursApi:
         except Exception as error:
             return _BucketHour(None, *places, explain(error, stream))
         return _BucketHour(None, *places, "", groups)
+
+    def _read_frames(self, stream: Stream, hour: datetime, part: str) -> _BucketHour:
+        places = place_views(stream, hour, None)
+        try:
+            with self._open_store(
+                stream, limits.HOUR_PAGE_CONNECTIONS, limits.HOUR_PAGE_READ_SECONDS
+            ) as hook:
+                frames = read_frames(hook, stream, hour, part)
+        except Exception as error:
+            return _BucketHour(None, *places, explain(error, stream))
+        view = FramesView(len(frames), frames[:MOST_FRAMES]) if frames else None
+        return _BucketHour(None, *places, "", frames=view)
 
     def _read_now(self, stream: Stream, hour: datetime) -> _BucketHour:
         places = place_views(stream, hour, None)

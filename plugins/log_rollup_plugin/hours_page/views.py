@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from include.log_rollup.hour.group_summary import group_name, largest_rows
 from include.log_rollup.hour.layout import format_hour
 from include.log_rollup.hour.template import Template
-from include.log_rollup.queries.hour_detail import HourDetail, PartStatus
+from include.log_rollup.queries.hour_detail import FrameStatus, HourDetail, PartStatus
 from include.log_rollup.queries.status import HourStatus, HourSummary
 from include.log_rollup.storage.protocol import Location
 from include.log_rollup.streams import Stream
@@ -25,6 +25,8 @@ from log_rollup_plugin.urls import console_page
 SHOWN_GROUPS = 50
 MOST_GROUPS = 1_000
 MOST_PARTS = 1_000
+# Number of frames of a part in one answer. A part of 256 MiB has about 45, one of small frames thousands.
+MOST_FRAMES = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,10 @@ class StreamsView:
 
 @dataclass(frozen=True, slots=True)
 class MarkerView:
-    """The fields of a completion marker that the calendar and the charts show."""
+    """The fields of a completion marker that the calendar and the charts show.
+
+    :param bytes_stored: size of the parts in the bucket; None if none of them is compressed
+    """
 
     objects: int
     bytes_in: int
@@ -64,6 +69,7 @@ class MarkerView:
     max_connections: int
     completed_at: str
     groups: int | None
+    bytes_stored: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +99,22 @@ class BucketView:
 
 
 @dataclass(frozen=True, slots=True)
+class TotalsView:
+    """The totals of the complete hours of a month, as far as their markers have been read.
+
+    :param hours: number of these hours
+    :param compressed: number of those with compressed parts
+    :param bytes_stored: size of the parts in the bucket
+    """
+
+    hours: int = 0
+    compressed: int = 0
+    objects: int = 0
+    bytes_in: int = 0
+    bytes_stored: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class MonthView:
     """A month of hours of a stream."""
 
@@ -101,6 +123,7 @@ class MonthView:
     now: datetime
     hours: Sequence[HourView]
     bucket: BucketView
+    totals: TotalsView = TotalsView()
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +144,10 @@ class PlaceView:
 
 @dataclass(frozen=True, slots=True)
 class GroupView:
-    """A group of a complete hour, with the prefix of its parts."""
+    """A group of a complete hour, with the prefix of its parts.
+
+    :param bytes_stored: size of its parts in the bucket; None if none of them is compressed
+    """
 
     name: str
     objects: int
@@ -129,6 +155,7 @@ class GroupView:
     parts: int
     damaged: int
     place: PlaceView
+    bytes_stored: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +170,18 @@ class GroupsView:
     total: int
     found: int
     groups: Sequence[GroupView]
+
+
+@dataclass(frozen=True, slots=True)
+class FramesView:
+    """The frames of a compressed part.
+
+    :param total: number of its frames
+    :param frames: the first of them
+    """
+
+    total: int
+    frames: Sequence[FrameStatus]
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,10 +221,10 @@ class DetailView:
     records: PlaceView | None = None
 
 
-_ADAPTERS = {view: TypeAdapter(view) for view in (MonthView, DetailView, GroupsView)}
+_ADAPTERS = {view: TypeAdapter(view) for view in (MonthView, DetailView, GroupsView, FramesView)}
 
 
-def json_response(view: MonthView | DetailView | GroupsView) -> Response:
+def json_response(view: MonthView | DetailView | GroupsView | FramesView) -> Response:
     """Encode an answer in the calling thread; FastAPI would do it in the thread that serves all requests."""
     return Response(_ADAPTERS[type(view)].dump_json(view), media_type="application/json")
 
@@ -232,8 +271,22 @@ def _marker_view(marker: Mapping[str, Any] | None) -> MarkerView | None:
     return MarkerView(
         marker["objects"], marker["bytes_in"], marker["bytes_out"], marker["parts"],
         marker["seconds"]["pack"], marker["peak"]["sockets"], marker["max_connections"],
-        marker["completed_at"], marker.get("groups"),
+        marker["completed_at"], marker.get("groups"), marker.get("bytes_stored"),
     )  # fmt: skip
+
+
+def totals_view(hours: Sequence[HourView]) -> TotalsView:
+    """The totals of the complete hours among these."""
+    markers = [hour.marker for hour in hours if hour.marker is not None]
+    return TotalsView(
+        hours=len(markers),
+        compressed=sum(marker.bytes_stored is not None for marker in markers),
+        objects=sum(marker.objects for marker in markers),
+        bytes_in=sum(marker.bytes_in for marker in markers),
+        bytes_stored=sum(
+            marker.bytes_out if marker.bytes_stored is None else marker.bytes_stored for marker in markers
+        ),
+    )
 
 
 def planned_view(detail: HourDetail | None) -> Mapping[str, int] | None:
@@ -302,7 +355,7 @@ def groups_view(
         views.append(
             GroupView(
                 group_name(group["captures"]), group["objects"], group["bytes_in"], group["parts"],
-                group["damaged"], place_view(folder, meta),
+                group["damaged"], place_view(folder, meta), group.get("bytes_stored") or None,
             )
         )  # fmt: skip
     return GroupsView(len(summary.groups), len(found), views)

@@ -1,6 +1,6 @@
 // A month of hours: a calendar with days as rows and hours as columns, and charts.
 
-import { dayOnly, el, glyph, clock, monthTitle, number, seconds, size, span } from "./dom.js";
+import { dayOnly, el, glyph, clock, monthTitle, number, ratio, saved, seconds, size, span } from "./dom.js";
 import { charts } from "./charts.js";
 import { STATES, address, age, chip, replace, streamChoice, warnings } from "./header.js";
 
@@ -33,6 +33,7 @@ export function showCalendar(month, page, streams, refresh) {
       grid(month, tip),
       tip,
     ),
+    totals(month),
     attention(stream.name, hours),
     charts(hours, (hour) => address({ stream: stream.name, hour })),
     el(
@@ -158,6 +159,9 @@ function facts(one) {
     const groups = marker.groups === null || marker.groups === undefined ? "" : ` of ${number(marker.groups)} groups`;
     texts.push(`${number(marker.objects)} objects, ${size(marker.bytes_in)} in ${number(marker.parts)} parts${groups}`);
   }
+  if (marker?.bytes_stored) {
+    texts.push(`${size(marker.bytes_stored)} stored, ratio ${ratio(marker.bytes_in, marker.bytes_stored)}`);
+  }
   if (behind) texts.push(`since then raw objects ${differences(late)}`);
   return texts;
 }
@@ -204,6 +208,30 @@ function showTip(link, month, tip) {
   const below = box.bottom + 6 + tip.offsetHeight < innerHeight;
   tip.style.left = `${Math.max(8, Math.min(room, box.left + box.width / 2 - tip.offsetWidth / 2))}px`;
   tip.style.top = `${below ? box.bottom + 6 : box.top - tip.offsetHeight - 6}px`;
+}
+
+/** The totals of the complete hours; of what compression saves only if any hour is compressed. */
+function totals({ totals: { hours, compressed, objects, bytes_in: bytes, bytes_stored: stored }, bucket }) {
+  if (!hours) return null;
+  const fact = (name, value, title) => el("div", { title }, el("dt", {}, name), el("dd", {}, value));
+  const some = compressed && compressed < hours ? `${number(compressed)} of these hours ${compressed === 1 ? "has" : "have"} compressed parts.` : null;
+  return el(
+    "section",
+    { class: "card" },
+    el("h3", {}, "Complete hours of the month"),
+    el(
+      "dl",
+      { class: "totals" },
+      fact("Hours", number(hours)),
+      fact("Raw objects", number(objects)),
+      fact("Bytes in", size(bytes), `${number(bytes)} bytes`),
+      fact("Bytes stored", size(stored), `${number(stored)} bytes`),
+      compressed ? fact("Ratio", ratio(bytes, stored)) : null,
+      compressed ? fact("Saved", saved(bytes, stored)) : null,
+    ),
+    bucket.pending ? el("p", { class: "quiet" }, `${number(bucket.pending)} more hours are being read.`) : null,
+    some ? el("p", { class: "quiet" }, some) : null,
+  );
 }
 
 /** The hours that need attention, newest first. */

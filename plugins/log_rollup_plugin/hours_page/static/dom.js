@@ -43,6 +43,19 @@ export function size(bytes) {
   return `${step === 0 || value >= 100 ? Math.round(value) : value.toFixed(1)} ${UNITS[step]}`;
 }
 
+/** A size, and the number of bytes. */
+export const exact = (bytes) => `${size(bytes)} (${number(bytes)})`;
+
+/** How many times smaller stored bytes are than the bytes they hold, like 9.6x; a dash if nothing is stored. */
+export const ratio = (content, stored) => (stored ? `${(content / stored).toFixed(1)}x` : "–");
+
+/** The bytes that compression saves, with their share; it may cost some. */
+export function saved(content, stored) {
+  const bytes = content - stored;
+  if (bytes < 0) return `none, ${size(-bytes)} more`;
+  return content ? `${size(bytes)}, ${((100 * bytes) / content).toFixed(1)} %` : size(0);
+}
+
 /** A short number for an axis. */
 export function brief(value) {
   if (value >= 1e6) return `${trim(value / 1e6)}M`;

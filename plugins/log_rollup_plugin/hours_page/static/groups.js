@@ -2,11 +2,10 @@
 
 import { AnswerError, ask } from "./airflow.js";
 import { card, consoleLink, copyButton, table } from "./cards.js";
-import { el, number, size } from "./dom.js";
+import { el, number, ratio, size } from "./dom.js";
 
 const SEARCH_PAUSE_MS = 300;
 const ALL = 1000;
-const HEADS = ["Group", "Raw objects", "Size", "Parts", "Prefix"];
 
 // What the user has chosen; it outlives the regular updates of the page.
 const chosen = { hour: "", search: "", all: false };
@@ -23,7 +22,7 @@ export function groups({ stream, hour, groups: found }) {
   const show = (answer) => {
     status.textContent = summary(answer);
     more.hidden = answer.groups.length >= Math.min(answer.found, ALL);
-    rows.replaceChildren(answer.groups.length ? table(HEADS, answer.groups.map(row), [1, 2, 3]) : "");
+    rows.replaceChildren(answer.groups.length ? rowsOf(answer.groups) : "");
   };
   const read = async () => {
     const current = ++asked;
@@ -66,13 +65,22 @@ function summary({ total, found, groups: shown }) {
   return shown.length < found ? `The ${number(shown.length)} largest${matching}` : `All${matching}`;
 }
 
-function row({ name, objects, bytes_in: bytes, parts, damaged, place }) {
+/** The table of groups; with stored bytes if the parts of any group are compressed. */
+function rowsOf(found) {
+  const isCompressed = found.some((group) => group.bytes_stored);
+  const heads = ["Group", "Raw objects", "Size", ...(isCompressed ? ["Stored", "Ratio"] : []), "Parts", "Prefix"];
+  return table(heads, found.map((group) => row(group, isCompressed)), isCompressed ? [1, 2, 3, 4, 5] : [1, 2, 3]);
+}
+
+function row({ name, objects, bytes_in: bytes, bytes_stored: stored, parts, damaged, place }, isCompressed) {
   return el(
     "tr",
     {},
     el("td", {}, el("code", {}, name), damaged ? el("span", { class: "quiet" }, ` ${number(damaged)} damaged objects`) : null),
     el("td", { class: "number" }, number(objects)),
     el("td", { class: "number", title: `${number(bytes)} bytes` }, size(bytes)),
+    isCompressed ? el("td", { class: "number", title: stored ? `${number(stored)} bytes` : null }, stored ? size(stored) : "") : null,
+    isCompressed ? el("td", { class: "number" }, stored ? ratio(bytes, stored) : "") : null,
     el("td", { class: "number" }, number(parts)),
     el("td", {}, el("div", { class: "prefix" }, el("code", {}, place.url), copyButton(place.url, `copy ${place.url}`), consoleLink(place.console))),
   );

@@ -1,8 +1,9 @@
 // One hour: its totals, how it was proven, its parts and runs, and what to do.
 
 import { clearRun, leave, runPage, taskPage } from "./airflow.js";
-import { addHours, clock, day, dayOnly, el, glyph, instant, number, seconds, size, span } from "./dom.js";
+import { addHours, clock, day, dayOnly, el, exact, glyph, instant, number, ratio, saved, seconds, size, span } from "./dom.js";
 import { card, consoleLink, copyButton, fillBar, list, table } from "./cards.js";
+import { frames } from "./frames.js";
 import { groups } from "./groups.js";
 import { address, away, chip, replace, warnings } from "./header.js";
 
@@ -92,7 +93,7 @@ function facts(answer) {
       ["Raw objects", number(marker.objects)],
       ["Bytes in", exact(marker.bytes_in)],
       ["Bytes out", exact(marker.bytes_out) + (marker.separator_bytes ? `, ${number(marker.separator_bytes)} newlines added` : "")],
-      ...(marker.bytes_stored ? [["Stored", `${exact(marker.bytes_stored)}, ${ratio(marker)} times smaller`]] : []),
+      ...savings(marker),
       ["Parts", number(marker.parts)],
       ...(marker.groups === undefined ? [] : [["Groups", number(marker.groups)]]),
       ...noted(marker),
@@ -105,6 +106,16 @@ function facts(answer) {
       ["Requests", requests(marker)],
     ]),
   );
+}
+
+/** What compression saves, if any part is compressed. */
+function savings({ bytes_in: bytes, bytes_stored: stored }) {
+  if (!stored) return [];
+  return [
+    ["Bytes stored", exact(stored)],
+    ["Ratio", ratio(bytes, stored)],
+    ["Saved", saved(bytes, stored)],
+  ];
 }
 
 /** Foreign and damaged objects, if there are any. */
@@ -150,9 +161,6 @@ function requests(marker) {
   const total = Object.values(marker.requests).reduce((sum, count) => sum + count, 0);
   return `${number(total)}, ${number(marker.retries)} retried, ${number(marker.throttles)} throttled`;
 }
-
-const ratio = (marker) => (marker.bytes_out / marker.bytes_stored).toFixed(1);
-const exact = (bytes) => `${size(bytes)} (${number(bytes)})`;
 
 function proof({ marker }) {
   if (!marker?.verified) return null;
@@ -248,29 +256,45 @@ function shards({ stream, runs: hourRuns, tasks }) {
   return card("Tasks and shards of the last run", table(["Task", "State", "Shard", "Took", "Tries"], rows, [3, 4]));
 }
 
-function parts({ parts: packed, parts_found: found, stream, unclear, planned, state }) {
+function parts(answer) {
+  const { parts: packed, parts_found: found, stream, unclear, planned, state } = answer;
   if (!packed.length) return unclear && state !== "damaged" ? card("Parts", el("p", { class: "quiet" }, unclear)) : null;
-  const rows = packed.map((part) => {
-    const full = part.size / stream.part_size;
-    return el(
-      "tr",
-      {},
-      el("td", {}, el("code", {}, part.name)),
-      el("td", { class: "number" }, number(part.objects)),
-      el("td", { class: "number", title: `${number(part.size)} bytes` }, size(part.size)),
-      el("td", {}, part.copied ? el("span", { class: "quiet" }, "copied by S3, because larger than a part") : fillBar(full)),
-      el("td", {}, part.crc64nvme ? el("code", {}, part.crc64nvme) : el("span", { class: "quiet" }, "none")),
-      el("td", {}, part.proof ? el("span", { class: "proven", title: PROOFS[part.proof] }, glyph("complete"), part.proof) : el("span", { class: "quiet" }, "packed, not proven yet")),
-    );
-  });
+  const isCompressed = packed.some((part) => part.frames);
+  const heads = [
+    "Part", "Objects", ...(isCompressed ? ["Frames"] : []), "Size", ...(isCompressed ? ["Content", "Ratio"] : []),
+    `Full, of ${size(stream.part_size)}`, "CRC64-NVME", "Proven by",
+  ];
+  const rows = packed.flatMap((part, index) => partRows(answer, part, index, isCompressed ? heads.length : 0));
   const all = Math.max(found, packed.length);
   const count = planned && state !== "complete" ? `${number(all)} of ${number(planned.parts)}` : number(all);
   const rest = all - packed.length;
   return card(
     `Parts (${count})`,
     rest ? el("p", { class: "quiet" }, `The first ${number(packed.length)} are shown; the manifest has all.`) : null,
-    table(["Part", "Objects", "Size", `Full, of ${size(stream.part_size)}`, "CRC64-NVME", "Proven by"], rows, [1, 2]),
+    table(heads, rows, isCompressed ? [1, 2, 3, 4, 5] : [1, 2]),
   );
+}
+
+/** The rows of a part: its own, and that of its frames. `columns` is the number of columns if any part is compressed, else 0. */
+function partRows(answer, part, index, columns) {
+  const bytes = part.frames ? part.content_size : part.size;
+  // While an hour is being built, its parts are not in a manifest yet.
+  const detail = part.frames && answer.state === "complete" ? frames(answer, part, index, columns) : null;
+  const cell = (value) => (columns ? el("td", { class: "number" }, value) : null);
+  const row = el(
+    "tr",
+    {},
+    el("td", {}, el("code", {}, part.name)),
+    el("td", { class: "number" }, number(part.objects)),
+    cell(detail ? detail.button : part.frames ? number(part.frames) : ""),
+    el("td", { class: "number", title: `${number(part.size)} bytes` }, size(part.size)),
+    columns ? el("td", { class: "number", title: part.frames ? `${number(bytes)} bytes` : null }, part.frames ? size(bytes) : "") : null,
+    cell(part.frames ? ratio(bytes, part.size) : ""),
+    el("td", {}, part.copied ? el("span", { class: "quiet" }, "copied by S3, because larger than a part") : fillBar(bytes / answer.stream.part_size)),
+    el("td", {}, part.crc64nvme ? el("code", {}, part.crc64nvme) : el("span", { class: "quiet" }, "none")),
+    el("td", {}, part.proof ? el("span", { class: "proven", title: PROOFS[part.proof] }, glyph("complete"), part.proof) : el("span", { class: "quiet" }, "packed, not proven yet")),
+  );
+  return detail ? [row, detail.row] : [row];
 }
 
 /** Ask for confirmation before a run is cleared, with the number of task instances. */
