@@ -57,6 +57,7 @@ def small_frames(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compression, "FRAME_BYTES", 50)
 
 
+@pytest.mark.slow
 @given(
     hour=hours,
     options=stores,

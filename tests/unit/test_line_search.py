@@ -97,6 +97,7 @@ def naive(
     return [item for item in lines_of(content, longest) if bool(compiled.search(item[1])) is not invert]
 
 
+@pytest.mark.slow
 @settings(max_examples=1000)
 @given(
     text=PATTERNS, content=CONTENT.map(b"".join), cuts=st.lists(st.integers(0, 200), max_size=4),
@@ -214,6 +215,7 @@ def test_memory_stays_bounded_with_a_line_of_gigabytes() -> None:
     assert peak < 4 * line_search.LONGEST_LINE_BYTES
 
 
+@pytest.mark.slow
 def test_memory_stays_bounded_with_many_tiny_lines() -> None:
     search = LineSearch(compile_pattern("b", fixed=True), invert=True)
     content = b"aa\n" * (3 * MIB // 3)

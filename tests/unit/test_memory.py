@@ -58,6 +58,7 @@ def growth() -> dict[str, float]:
 MOST_BYTES = 380
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["validate", "complete", "plan again"])
 def test_memory_per_object_stays_small(growth: dict[str, float], step: str) -> None:
     assert growth[step] < MOST_BYTES
