@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from airflow import settings
 from airflow.api_fastapi.app import get_auth_manager, init_auth_manager, purge_cached_app
 from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
 from airflow.models.dag import DagModel
@@ -25,7 +26,7 @@ from airflow.models.xcom import XComModel
 from airflow.utils.session import create_session
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from sqlalchemy import delete, insert
+from sqlalchemy import delete, event, insert
 
 from dev.servers import RcloneServer
 from include.log_rollup import limits
@@ -468,6 +469,37 @@ def test_stalled_bucket_does_not_delay_other_pages(
     answers = send_concurrently(viewer, path, 60, other_pages)
     assert {answer.status_code for answer in answers} == {200}
     assert store.opened <= 60
+
+
+@pytest.fixture
+def most_connections() -> Iterator[Callable[[], int]]:
+    """Count the connections to Airflow's database that are in use at the same time."""
+    in_use, most = 0, 0
+
+    def checked_out(*_: object) -> None:
+        nonlocal in_use, most
+        in_use += 1
+        most = max(most, in_use)
+
+    def checked_in(*_: object) -> None:
+        nonlocal in_use
+        in_use -= 1
+
+    listeners = (("checkout", checked_out), ("checkin", checked_in))
+    for name, listener in listeners:
+        event.listen(settings.engine, name, listener)
+    yield lambda: most
+    for name, listener in listeners:
+        event.remove(settings.engine, name, listener)
+
+
+# With two, as many requests as the pool has connections could each wait for their second one.
+@pytest.mark.parametrize("path", ["api/streams", HOUR_PATH, "api/streams/app/hours?month=2026-11"])
+def test_request_takes_one_database_connection_at_a_time(
+    serve: Callable[[HoursApi], Users], path: str, most_connections: Callable[[], int]
+) -> None:
+    assert serve(HoursApi(lambda: NOW))("viewer").get(path).status_code == 200
+    assert most_connections() == 1
 
 
 def test_hours_beyond_the_threads_are_refused_at_once(

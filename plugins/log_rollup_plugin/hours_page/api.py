@@ -228,6 +228,10 @@ class HoursApi:
 
         def answer() -> Response:
             dag_id, runs = dag_id_of(stream), runs_by_hour.get(at, [])
+            # Permissions come first: Airflow reads them in a session of its own, and a thread that holds one
+            # connection while it waits for a second can block all others, once the pool has none left.
+            may_clear = _may(user, dag_id, "PUT", DagAccessEntity.TASK_INSTANCE)
+            late = self._late(stream, user, session).get(hour)
             # If it could not be read now, this is what was read the last time.
             cached = self._cache.get(stream, at)
             cell = cell_of(stream, at, now, cached, runs[0] if runs else None)
@@ -247,11 +251,11 @@ class HoursApi:
                     unclear=found.detail.unclear if found.detail else "",
                     runs=runs,
                     tasks=tasks_of(session, dag_id, runs[0].run_id) if runs else (),
-                    late=self._late(stream, user, session).get(hour),
+                    late=late,
                     raw=found.raw,
                     aggregated=found.aggregated,
                     error=found.error,
-                    may_clear=_may(user, dag_id, "PUT", DagAccessEntity.TASK_INSTANCE),
+                    may_clear=may_clear,
                 )
             )
 
