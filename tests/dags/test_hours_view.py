@@ -269,9 +269,14 @@ def test_frames_are_read_once_and_survive_an_update(open_page: OpenPage) -> None
         ["1", "4,392", "4.3 KiB", "41.2 KiB", "2"]
     )
     expect(page.get_by_text("The first 100 are shown, and there are 2,245 more.")).to_be_visible()
+    region = page.get_by_role("region", name="Part")
+    region.evaluate("region => region.scrollTo(0, 300)")
+    region.evaluate("region => { region.id = 'before' }")
     page.get_by_role("button", name="Refresh").click()
+    expect(page.locator("#before")).to_have_count(0)
     expect(button).to_have_attribute("aria-expanded", "true")
     expect(table.locator("tbody tr")).to_have_count(100)
+    assert region.evaluate("region => region.scrollTop") == 300
     button.click()
     expect(table).to_be_hidden()
     expect(button).to_have_attribute("aria-expanded", "false")

@@ -33,8 +33,8 @@ export function showCalendar(month, page, streams, refresh) {
       grid(month, tip),
       tip,
     ),
-    totals(month),
     attention(stream.name, hours),
+    totals(month),
     charts(hours, (hour) => address({ stream: stream.name, hour })),
     el(
       "p",

@@ -89,10 +89,14 @@ export function warnings(stream, error) {
   return [error ? bucket : null, stream.paused === false ? null : paused].filter(Boolean);
 }
 
-/** Replace the view, keeping the keyboard focus. */
+/** Replace the view, keeping the keyboard focus and where tables are scrolled to. */
 export function replace(page, ...children) {
   if (document.querySelector("dialog[open]")) return;
   const key = document.activeElement?.dataset?.key;
+  const scrolled = [...page.querySelectorAll(".scroll")].map((box) => [box.ariaLabel, box.scrollLeft, box.scrollTop]);
   page.replaceChildren(...children.flat().filter(Boolean));
+  for (const [label, left, top] of scrolled) {
+    page.querySelector(`.scroll[aria-label="${CSS.escape(label)}"]`)?.scrollTo(left, top);
+  }
   if (key) page.querySelector(`[data-key="${CSS.escape(key)}"]`)?.focus({ preventScroll: true });
 }
