@@ -160,7 +160,7 @@ def test_one_part_takes_one_request() -> None:
 
 
 def test_only_the_ranges_of_matching_objects_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("include.log_rollup.queries.object_reader._NEAR_BYTES", 150)
+    monkeypatch.setattr("include.log_rollup.queries.batches.NEAR_BYTES", 150)
     stream = make_stream(part_size=10_000, shard_size=20_000)
     names = [f"{number:02d}.log" for number in range(20)]
     store = complete({name: f"{name} error\n".encode().rjust(100, b".") for name in names}, stream)
@@ -174,7 +174,7 @@ def test_only_the_ranges_of_matching_objects_are_read(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("size", [3, 7, 64, 100])
 def test_large_part_is_read_in_several_requests(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("include.log_rollup.queries.object_reader._REQUEST_BYTES", size)
+    monkeypatch.setattr("include.log_rollup.queries.grep._REQUEST_BYTES", size)
     store = complete(OBJECTS | {"z.gz": COMPRESS[".gz"](b"error 1\n"), "z.xz": COMPRESS[".xz"](b"error 2\n")})
     assert lines(search(store)) == [*ERRORS, ("z.gz", 1, b"error 1"), ("z.xz", 1, b"error 2")]
 
@@ -182,7 +182,7 @@ def test_large_part_is_read_in_several_requests(size: int, monkeypatch: pytest.M
 @pytest.mark.parametrize("compression", ["zstd", "gzip"])
 def test_compressed_parts_are_searched_by_frames(compression: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("include.log_rollup.compression.FRAME_BYTES", 100)
-    monkeypatch.setattr("include.log_rollup.queries.object_reader._NEAR_BYTES", 0)
+    monkeypatch.setattr("include.log_rollup.queries.batches.NEAR_BYTES", 0)
     stream = make_stream(compression=compression, part_size=10_000, shard_size=20_000)
     store = complete(
         OBJECTS | {f"web-{number}.log": b"%d error %090d\n" % (number, 0) for number in range(9)}, stream

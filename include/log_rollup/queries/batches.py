@@ -7,7 +7,7 @@ from itertools import groupby
 from include.log_rollup.hour.parts import READ_BACK_BYTES, Piece, Place, decompress_frame, places
 from include.log_rollup.hour.plan import PlannedPart
 from include.log_rollup.hour.records import PackedPart
-from include.log_rollup.storage.protocol import Location, RestoreStore
+from include.log_rollup.storage.protocol import LargeReadStore, Location
 from include.log_rollup.units import MIB
 
 BATCH_BYTES = READ_BACK_BYTES
@@ -37,10 +37,18 @@ class Batch:
         return -(-(self.end - self.start) // READ_BACK_BYTES)
 
 
-def plan_batches(planned: PlannedPart, packed: PackedPart, wanted: Sequence[int]) -> Iterator[Batch]:
+def plan_batches(
+    planned: PlannedPart,
+    packed: PackedPart,
+    wanted: Sequence[int],
+    batch_bytes: int = BATCH_BYTES,
+    content_bytes: float = BATCH_BYTES,
+) -> Iterator[Batch]:
     """Divide raw objects of a part into batches. This alone decides which bytes of a part are read.
 
     :param wanted: indices of raw objects, in the order of the part; empty objects are left out
+    :param batch_bytes: the most that a batch of several objects or frames reads
+    :param content_bytes: the most that these have, decompressed
     """
     where = list(places(planned, packed))
     chosen: list[int] = []
@@ -55,8 +63,8 @@ def plan_batches(planned: PlannedPart, packed: PackedPart, wanted: Sequence[int]
             chosen.append(index)
             continue
         more = size if frame is None else frame.content
-        is_near = first - end <= NEAR_BYTES and last - start <= BATCH_BYTES
-        if chosen and not (is_near and content + more <= BATCH_BYTES):
+        is_near = first - end <= NEAR_BYTES and last - start <= batch_bytes
+        if chosen and not (is_near and content + more <= content_bytes):
             yield Batch(chosen, start, end)
             chosen, content = [], 0
         if not chosen:
@@ -76,16 +84,33 @@ def _range_of(place: Place, size: int) -> tuple[int, int]:
 
 
 class BatchReader:
-    """Reads batches, one at a time, into memory that it keeps: pieces are valid until the next run is read."""
+    """Reads batches, one at a time, into memory that it keeps: pieces are valid until the next run is read.
 
-    def __init__(self, store: RestoreStore) -> None:
+    :param request_bytes: the most that a request reads, and the size of that memory
+    """
+
+    def __init__(self, store: LargeReadStore, request_bytes: int = READ_BACK_BYTES) -> None:
         self._store = store
-        self._memory = bytearray(READ_BACK_BYTES)
+        self._request_bytes = request_bytes
+        self._memory = bytearray(request_bytes)
+
+    def read_range(self, source: Location, etag: str, size: int, first: int = 0) -> Iterator[memoryview]:
+        """A range of an object, in pieces of up to ``request_bytes``.
+
+        :param size: of the range in bytes
+        :param first: offset of its first byte
+        :raises NotFoundError: if the object is gone
+        :raises InputChangedError: if it was overwritten
+        """
+        for offset in range(0, size, self._request_bytes):
+            run = memoryview(self._memory)[: min(self._request_bytes, size - offset)]
+            self._store.read_into(source, etag, first + offset, run)
+            yield run
 
     def read(
         self, source: Location, planned: PlannedPart, packed: PackedPart, batch: Batch
     ) -> Iterator[Piece]:
-        """The raw objects of a batch, each in one piece or, if it is larger than 8 MiB, perhaps in several.
+        """The raw objects of a batch, each in one piece or, if it is larger than a request, perhaps in several.
 
         :param source: the part
         :raises NotFoundError: if the part is gone
@@ -96,10 +121,8 @@ class BatchReader:
         if packed.frames:
             yield from self._read_frames(source, planned, packed, batch, where)
             return
-        first = 0
-        for position in range(batch.start, batch.end, READ_BACK_BYTES):
-            run = memoryview(self._memory)[: min(READ_BACK_BYTES, batch.end - position)]
-            self._store.read_into(source, packed.etag, position, run)
+        first, position = 0, batch.start
+        for run in self.read_range(source, packed.etag, batch.end - batch.start, batch.start):
             for place in range(first, len(batch.indices)):
                 index = batch.indices[place]
                 start, end = _range_of(where[index], planned.objects[index].size)
@@ -108,6 +131,7 @@ class BatchReader:
                 yield Piece(index, max(position - start, 0), run[max(start - position, 0) : end - position])
                 if end <= position + len(run):
                     first = place + 1
+            position += len(run)
 
     def _read_frames(
         self,
@@ -119,10 +143,10 @@ class BatchReader:
     ) -> Iterator[Piece]:
         size = batch.end - batch.start
         # A frame of a single object may be larger.
-        body = memoryview(self._memory if size <= READ_BACK_BYTES else bytearray(size))[:size]
-        for start in range(0, size, READ_BACK_BYTES):
+        body = memoryview(self._memory if size <= len(self._memory) else bytearray(size))[:size]
+        for start in range(0, size, self._request_bytes):
             self._store.read_into(
-                source, packed.etag, batch.start + start, body[start : start + READ_BACK_BYTES]
+                source, packed.etag, batch.start + start, body[start : start + self._request_bytes]
             )
         for frame_offset, members in groupby(batch.indices, key=lambda index: where[index].frame_offset):
             indices = list(members)

@@ -1,5 +1,6 @@
 """Searches the lines of the raw objects of some hours, mostly in their parts: a few requests for each hour."""
 
+import math
 import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -26,14 +27,16 @@ from include.log_rollup.hour.reader import HourReader
 from include.log_rollup.hour.records import PackedPart
 from include.log_rollup.hour.selection import NOT_JOINABLE, OPAQUE, encoding_of, select
 from include.log_rollup.parallel import stream_in_parallel
+from include.log_rollup.queries.batches import BatchReader, plan_batches
 from include.log_rollup.queries.line_pattern import LinePattern
 from include.log_rollup.queries.line_search import Lines, LineSearch
 from include.log_rollup.queries.object_filter import ObjectFilter
-from include.log_rollup.queries.object_reader import ObjectReader
 from include.log_rollup.storage.protocol import LargeReadStore, Location, ObjectInfo
 from include.log_rollup.streams import Stream
 from include.log_rollup.units import MIB
 
+# With the default part_size, one request reads a part.
+_REQUEST_BYTES = 32 * MIB
 # Raw objects that one thread reads one after the other.
 _RAW_BATCH_BYTES = 8 * MIB
 _RAW_BATCH_OBJECTS = 32
@@ -293,19 +296,24 @@ class _Grep:
         yield from unit.results
         for row in unit.raw:
             source = self._stream.raw.root.at(row.key)
-            bodies = self._reader().read(source, row.etag, row.size)
+            bodies = self._reader().read_range(source, row.etag, row.size)
             yield from self._search_one_by_one(unit.hour, row.key, ((row.key, body) for body in bodies))
         if unit.part is not None:
             source, planned, packed = unit.part
-            pieces = self._reader().read_objects(source, planned, packed, unit.wanted)
-            keyed = ((planned.objects[index].key, body) for index, body in pieces)
+            # Frames are decompressed one at a time, so their content needs no limit.
+            batches = plan_batches(planned, packed, unit.wanted, _REQUEST_BYTES, math.inf)
+            keyed = (
+                (planned.objects[piece.index].key, piece.body)
+                for batch in batches
+                for piece in self._reader().read(source, planned, packed, batch)
+            )
             yield from self._search_one_by_one(unit.hour, planned.name, keyed)
 
-    def _reader(self) -> ObjectReader:
+    def _reader(self) -> BatchReader:
         """The reader of this thread."""
         if not hasattr(self._of_thread, "reader"):
-            self._of_thread.reader = ObjectReader(self._store)
-        reader: ObjectReader = self._of_thread.reader
+            self._of_thread.reader = BatchReader(self._store, _REQUEST_BYTES)
+        reader: BatchReader = self._of_thread.reader
         return reader
 
     def _search_one_by_one(
