@@ -5,11 +5,23 @@ It shares no code with the pipeline, and reads the servers' memory instead of ma
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 from awscrt.checksums import crc64nvme
 
-from simulation.hour_model import Hour, Manifest, Row, Scope, Version, encoding_of, read_manifest
+from simulation.hour_model import (
+    DEFAULT_LEVEL,
+    Hour,
+    Manifest,
+    Row,
+    Scope,
+    Version,
+    encoding_of,
+    read_manifest,
+    seek_table,
+    split_frames,
+)
 from simulation.scheduler import Scheduler
 from simulation.server import INTERFERENCE, Server, ServerObject
 
@@ -28,6 +40,8 @@ class CompletionChecker:
         self._hour = hour
         self._damaged = damaged
         self._manifests: dict[int, tuple[ServerObject, Manifest | None]] = {}
+        # Bytes of compressed parts, by fingerprint: it decides them.
+        self._compressed: dict[str, bytes] = {}
         # Without CopyObject, an overtaken run may leave a wrong marker until it has read the claim again, and its
         # late PUT may overwrite a newer manifest.
         self._has_copy_object = server.quirks.copies
@@ -123,13 +137,14 @@ class CompletionChecker:
             parts.setdefault(_folder_of(entry["name"]), []).append(entry)
         for row in manifest.rows:
             rows.setdefault(_folder_of(row.part), []).append(row)
-        expected = [
+        expected: list[dict[str, Any]] = [
             {
                 "folder": folder,
                 "captures": self._hour.folders.get(folder),
                 "objects": len(rows.get(folder, ())),
                 "bytes_in": sum(row.length for row in rows.get(folder, ())),
-                "bytes_out": sum(entry["size"] for entry in entries),
+                "bytes_out": _content_bytes(entries, rows.get(folder, ())),
+                "bytes_stored": _stored_bytes(entries),
                 "parts": len(entries),
             }
             for folder, entries in sorted(parts.items())
@@ -139,7 +154,7 @@ class CompletionChecker:
         for name, values in (("marker", fields), ("manifest", manifest.header)):
             stated = sorted(values.get("groups", ()), key=lambda group: str(group["folder"]))
             for group, listed in zip(expected, stated, strict=False):
-                if any(listed.get(key) != value for key, value in group.items()):
+                if any(listed.get(key, 0) != value for key, value in group.items()):
                     yield f"the {name} lists the group {listed}, which is {group}"
             if len(stated) != len(expected):
                 yield f"the {name} lists {len(stated)} groups, there are {len(expected)}"
@@ -162,41 +177,70 @@ class CompletionChecker:
     # -- parts -----------------------------------------------------------------------------------------
 
     def _part_violations(self, scope: Scope, manifest: Manifest, since: int, final: bool) -> Iterator[str]:
-        sizes = {entry["name"]: entry for entry in manifest.header["parts_table"]}
+        entries = {entry["name"]: entry for entry in manifest.header["parts_table"]}
         bytes_out = 0
         for name, rows in manifest.by_part().items():
-            key = scope.parts + name
-            expected, problem = self._expected_body(rows)
+            if name not in entries:
+                yield f"{name} has raw objects, but the table of parts does not have it"
+                continue
+            contents, problem = self._expected_contents(entries[name], rows)
             if problem:
                 yield f"{name}: {problem}"
                 continue
-            bytes_out += len(expected)
-            if name not in sizes or sizes[name]["size"] != len(expected):
-                yield f"{name}: the manifest gives it another size than its raw objects have"
-            stated = sizes[name]["crc64nvme"] if name in sizes else None
-            if stated is not None and stated != f"{crc64nvme(expected):016x}":
-                yield f"{name}: the manifest gives it the CRC {stated}, its raw objects have another one"
-            wrong = [
-                row.key
-                for row in rows
-                if self._hour.place_of(row.key).folder != (_folder_of(name) or scope.folder or "")
-            ]
+            size = sum(map(len, contents))
+            bytes_out += size
+            folder = _folder_of(name) or scope.folder or ""
+            wrong = [row.key for row in rows if self._hour.place_of(row.key).folder != folder]
             if wrong:
                 yield f"{name} holds {wrong[0]}, which is of another group"
-            if not final and self._is_damaged_since(key, since):
-                continue
-            stored = self._server.objects.get(key)
-            if stored is None:
-                yield f"{name} is missing"
-            elif stored.body != expected:
-                yield f"{name} holds {stored.body[:60]!r}, not {expected[:60]!r}"
-            elif len(expected) > self._hour.part_size and len(rows) > 1:
+            if size > self._hour.part_size and len(rows) > 1:
                 yield f"{name} holds more than a part may"
+            is_damaged = not final and self._is_damaged_since(scope.parts + name, since)
+            stored = None if is_damaged else self._server.objects.get(scope.parts + name)
+            if stored is None and not is_damaged:
+                yield f"{name} is missing"
+            if final:
+                yield from self._packing_violations(entries[name], rows)
+            if "compression" in entries[name]:
+                if stored is not None:
+                    yield from self._frame_violations(entries[name], rows, contents, stored.body, final)
+            else:
+                yield from _body_violations(entries[name], contents[0], stored)
         if bytes_out != manifest.header["bytes_out"]:
             yield f"the manifest says {manifest.header['bytes_out']} bytes, its parts have {bytes_out}"
 
-    def _expected_body(self, rows: Sequence[Row]) -> tuple[bytes, str | None]:
-        """Return the bytes that a part must have by its rows, or a problem."""
+    def _expected_contents(
+        self, entry: Mapping[str, Any], rows: Sequence[Row]
+    ) -> tuple[list[bytes], str | None]:
+        """Return what a part must hold by its rows, for each frame; or a problem. Other parts are one frame."""
+        is_compressed = "compression" in entry
+        if not is_compressed:
+            body, problem = self._expected_body(rows, bool(entry["copied"]))
+            return [body], problem
+        contents: list[bytes] = []
+        if [row.key for row in rows] != sorted((row.key for row in rows), key=str.encode):
+            return [], "its raw objects are not in key order"
+        for frame, members in groupby(rows, key=lambda row: row.frame):
+            inside = list(members)
+            body, problem = self._expected_body(inside, copied=False)
+            if problem is None and frame is None:
+                problem = f"{inside[0].key} has no frame"
+            if problem is None and sum(row.length + (row.separator or 0) for row in inside) != len(body):
+                problem = f"the separators in the frame at {frame} do not add up"
+            if problem is None and any(encoding_of(row.key) for row in inside):
+                problem = "it compresses objects that are not plain"
+            if problem is not None:
+                return [], problem
+            if len(inside) > 1 and sum(row.length for row in inside) > self._hour.frame_bytes:
+                return [], f"the frame at {frame} holds more than a frame may"
+            contents.append(body)
+        return contents, None
+
+    def _expected_body(self, rows: Sequence[Row], copied: bool) -> tuple[bytes, str | None]:
+        """Return the bytes that a part or a frame must hold by its rows, or a problem.
+
+        :param copied: whether S3 copied the only raw object
+        """
         body = b""
         last = ""
         encodings = set()
@@ -220,11 +264,57 @@ class CompletionChecker:
             encodings.add(encoding_of(row.key))
         if len(encodings) > 1:
             return b"", f"it mixes {sorted(encodings)}"
-        wants_newline = self._hour.ensure_newline and encodings == {""} and len(body) <= self._hour.part_size
+        if copied and not (len(rows) == 1 and len(body) + 1 > self._hour.copied_above):
+            return b"", "it is copied, though its raw objects fit into a part"
+        wants_newline = self._hour.ensure_newline and encodings == {""} and not copied
         if wants_newline and body and not body.endswith(b"\n"):
-            copied = len(rows) == 1 and len(body) + 1 > self._hour.part_size
-            body += b"" if copied else b"\n"
+            body += b"\n"
         return body, None
+
+    def _frame_violations(
+        self,
+        entry: Mapping[str, Any],
+        rows: Sequence[Row],
+        contents: Sequence[bytes],
+        body: bytes,
+        final: bool,
+    ) -> Iterator[str]:
+        """Check a compressed part.
+
+        :param contents: what each frame must hold
+        :param body: of the part
+        """
+        name = entry["name"]
+        if (entry["size"], entry["crc64nvme"]) != (len(body), f"{crc64nvme(body):016x}"):
+            yield f"{name}: the manifest gives it another size or CRC than it has"
+        try:
+            frames, rest = split_frames(body)
+        except ValueError as error:
+            yield f"{name}: {error}"
+            return
+        if [frame.content for frame in frames] != list(contents):
+            yield f"{name} holds {frames[:2]}, not {contents[:2]}"
+        if [(frame.offset, frame.length) for frame in frames] != list(
+            dict.fromkeys(row.frame for row in rows)
+        ):
+            yield f"{name}: the manifest gives its frames another place than they have"
+        if rest != (seek_table(frames) if entry["compression"] == "zstd" else b""):
+            yield f"{name} has {rest!r} after its last frame"
+        if len({(frame.level, frame.version) for frame in frames}) > 1:
+            yield f"{name} mixes frames of different versions or levels"
+        packing = self._hour.packing
+        level = DEFAULT_LEVEL if packing.level is None else packing.level
+        if final and frames and (frames[0].level, frames[0].version) != (level, packing.version):
+            yield f"{name} was packed with version {frames[0].version}, level {frames[0].level}; not as {packing}"
+        if self._compressed.setdefault(entry["fingerprint"], body) != body:
+            yield f"{name}: its fingerprint was given to other bytes before"
+
+    def _packing_violations(self, entry: Mapping[str, Any], rows: Sequence[Row]) -> Iterator[str]:
+        """Check that a part of a complete hour at the end is compressed as the stream says."""
+        is_plain = not any(encoding_of(row.key) for row in rows) and not entry["copied"]
+        expected = self._hour.packing.compression if is_plain else ""
+        if entry.get("compression", "") != expected:
+            yield f"{entry['name']} has the compression {entry.get('compression')}, not {expected}"
 
     # -- raw objects -----------------------------------------------------------------------------------
 
@@ -281,6 +371,42 @@ def _total_violations(fields: Mapping[str, Any], manifest: Manifest) -> Iterator
     for name in _TOTALS:
         if fields.get(name) != manifest.header[name]:
             yield f"the marker says {name}={fields.get(name)}, the manifest {manifest.header[name]}"
+    table = manifest.header["parts_table"]
+    for record, values in (("marker", fields), ("manifest", manifest.header)):
+        if values.get("bytes_stored", 0) != _stored_bytes(table):
+            stated = values.get("bytes_stored")
+            yield f"the {record} says that the parts have {stated} bytes, they have {_stored_bytes(table)}"
+    if manifest.header["format"] != 1 + any("compression" in entry for entry in table):
+        yield f"the manifest has format {manifest.header['format']}"
+
+
+def _body_violations(entry: Mapping[str, Any], expected: bytes, stored: ServerObject | None) -> Iterator[str]:
+    """Check a part that is not compressed.
+
+    :param stored: the part; None if it is missing, or may be damaged
+    """
+    name = entry["name"]
+    if entry["size"] != len(expected):
+        yield f"{name}: the manifest gives it another size than its raw objects have"
+    if entry["crc64nvme"] not in (None, f"{crc64nvme(expected):016x}"):
+        yield f"{name}: the manifest gives it the CRC {entry['crc64nvme']}, its raw objects have another one"
+    if stored is not None and stored.body != expected:
+        yield f"{name} holds {stored.body[:60]!r}, not {expected[:60]!r}"
+
+
+def _content_bytes(entries: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> int:
+    """Size of the content of some parts, in bytes: raw objects and separators.
+
+    :param rows: of these parts
+    """
+    plain: int = sum(entry["size"] for entry in entries if "compression" not in entry)
+    return plain + sum(row.length + (row.separator or 0) for row in rows if row.frame is not None)
+
+
+def _stored_bytes(entries: Sequence[Mapping[str, Any]]) -> int:
+    """Size of some parts, in bytes, if any is compressed; else 0."""
+    is_compressed = any("compression" in entry for entry in entries)
+    return sum(entry["size"] for entry in entries) if is_compressed else 0
 
 
 def _folder_of(name: str) -> str:

@@ -8,6 +8,7 @@ from include.log_rollup.errors import TransientError
 from include.log_rollup.hour.plan import ShardRef
 from include.log_rollup.steps import complete_hour, pack_shard, plan_hour, validate_hour
 from include.log_rollup.storage.protocol import ObjectStore
+from simulation.codec import CodecFailureError
 from simulation.scheduler import Task, TimeoutInTaskError
 from simulation.world import HOUR
 
@@ -128,7 +129,7 @@ class DagRun:
 
     def _continue(self, key: str, kind: str, result: Any) -> None:
         """Start what follows a task: its retry, the next tasks, or the end of the run."""
-        if isinstance(result, TransientError | TimeoutInTaskError):
+        if isinstance(result, TransientError | TimeoutInTaskError | CodecFailureError):
             self._retry(key, result)
         elif isinstance(result, BaseException):
             self._fail(key, result)

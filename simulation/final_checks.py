@@ -1,11 +1,13 @@
 """Checks of the last phase: the complete hour, the commands that only read, and justified failures."""
 
+import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from include.log_rollup.queries import late, verify
+from include.log_rollup.queries import late, locate, verify
 from include.log_rollup.steps import wait_for_raw_hour
 from include.log_rollup.storage.protocol import ObjectStore
+from simulation.hour_model import Manifest
 from simulation.quirks import UNUSABLE, ListingFault
 from simulation.scheduler import Task
 from simulation.server import DAMAGE, FOREIGN, ServerObject
@@ -13,6 +15,8 @@ from simulation.world import HOUR, OUR_PART_NAME, World
 
 # Connections of a step that only reads.
 READER_CONNECTIONS = 4
+# How many raw objects of an hour are read back.
+READ_OBJECTS = 2
 
 
 class FinalChecks:
@@ -86,6 +90,23 @@ class FinalChecks:
         marker = world.server.objects[world.hour.marker]
         if verified.problems and not stray_parts and marker.author != DAMAGE:
             world.checker.fail(f"verify_hour finds {verified.problems[0]} in a complete hour")
+        if world.library is not None:
+            self._check_reading(world.library.rng)
+
+    def _check_reading(self, rng: random.Random) -> None:
+        """The command ``cat`` must return raw objects as producers wrote them."""
+        world = self._world
+        manifest = self._manifest()
+        rows = [] if manifest is None else [row for row in manifest.rows if row.crc64nvme is not None]
+        for row in rng.sample(rows, min(len(rows), READ_OBJECTS)):
+
+            def read(store: ObjectStore, key: str = row.key) -> bytes:
+                return b"".join(locate.read_object(store, locate.locate(store, world.stream, key)))
+
+            body = self._run_step("cat", read)
+            version = world.checker.completion.version(row.key, row.etag)
+            if version is None or body != version.body:
+                world.checker.fail(f"read_object returns {body[:60]!r} for {row.key}")
 
     def _run_verify(self, *, damaged_groups: set[str]) -> verify.Verification:
         """Run ``verify``, which must name exactly the groups with damaged records."""
@@ -157,9 +178,12 @@ class FinalChecks:
             raise results[0]
         return results[0]
 
-    def _parts_in_manifest(self) -> set[str]:
+    def _manifest(self) -> Manifest | None:
         stored = self._world.server.objects.get(self._world.hour.manifest)
-        manifest = self._world.checker.completion.read_manifest(stored) if stored else None
+        return self._world.checker.completion.read_manifest(stored) if stored else None
+
+    def _parts_in_manifest(self) -> set[str]:
+        manifest = self._manifest()
         return set() if manifest is None else {self._world.hour.base + name for name in manifest.by_part()}
 
     def is_justified(self, error: BaseException) -> bool:
@@ -187,6 +211,6 @@ class FinalChecks:
             return (
                 not world.quirks.copies
                 and not world.has_two_stores
-                and any(len(raw[key].body) + 1 > world.stream.part_size for key in inputs)
+                and any(len(raw[key].body) + 1 > world.hour.copied_above for key in inputs)
             )
         return False

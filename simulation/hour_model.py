@@ -5,16 +5,51 @@ It shares no code with the pipeline.
 
 import gzip
 import json
+import struct
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from simulation.server import ServerObject
 
 # Formats whose objects never share a part with plain ones.
 ENDINGS = (".gz", ".zst", ".bz2", ".xz", ".lz4", ".snappy", ".zz", ".br", ".z", ".tgz")
+# What a frame of the fake codec begins with: magic bytes, version, level and size of the content.
+FRAME_MAGIC = b"\xf5Z"
+FRAME_HEADER = struct.Struct(">2sBBI")
+DEFAULT_LEVEL = 3
+# Formats of manifests without and with compressed parts.
+MANIFEST_FORMATS = (1, 2)
+
+
+class Packing(NamedTuple):
+    """What decides the bytes of compressed parts.
+
+    :param compression: zstd, gzip, or empty for none
+    :param level: None for the default
+    :param version: of the library
+    """
+
+    compression: str
+    level: int | None
+    version: int
+
+
+class PartFrame(NamedTuple):
+    """A frame of the fake codec in a part.
+
+    :param offset: in the part
+    :param length: in the part
+    """
+
+    offset: int
+    length: int
+    content: bytes
+    level: int
+    version: int
 
 
 @dataclass(slots=True)
@@ -42,6 +77,9 @@ class Row:
     length: int
     etag: str
     crc64nvme: str | None
+    # Offset and length of its frame in the part, and the bytes added behind it; None if it is not compressed.
+    frame: tuple[int, int] | None = None
+    separator: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +140,9 @@ class Hour:
     :param home: prefix of the hour's records
     :param raw_base: what the files of plans leave out of raw keys
     :param ready_object: name of the producer's ready object, if there is one
+    :param packing: how the next run compresses
+    :param frame_bytes: the largest content of a frame of several raw objects
+    :param copied_above: the largest raw object that no run copies to a part of its own
     :param include: patterns, one of which the name of a raw object must match; empty for any name
     :param exclude: patterns that it must not match
     :param history: the versions of each raw object, oldest first
@@ -115,6 +156,9 @@ class Hour:
     ensure_newline: bool
     storage_class: str | None
     ready_object: str | None
+    packing: Packing
+    frame_bytes: int
+    copied_above: int
     include: Sequence[str] = ()
     exclude: Sequence[str] = ()
     history: dict[str, list[Version]] = field(default_factory=dict)
@@ -222,15 +266,57 @@ def read_manifest(body: bytes) -> Manifest | None:
     try:
         first, *lines = gzip.decompress(body).decode().removesuffix("\n").split("\n")
         header = json.loads(first)
-        if header["format"] != 1:
+        if header["format"] not in MANIFEST_FORMATS:
             return None
-        rows = [json.loads(line) for line in lines]
-        return Manifest(
-            header,
-            [
-                Row(row["key"], row["part"], row["offset"], row["length"], row["etag"], row["crc64nvme"])
-                for row in rows
-            ],
-        )
+        return Manifest(header, [_row(json.loads(line)) for line in lines])
     except (OSError, EOFError, zlib.error, ValueError, LookupError, TypeError):
         return None
+
+
+def _row(row: Mapping[str, Any]) -> Row:
+    frame = (row["frame_offset"], row["frame_length"]) if "frame_offset" in row else None
+    return Row(
+        row["key"], row["part"], row["offset"], row["length"], row["etag"], row["crc64nvme"],
+        frame, row.get("separator"),
+    )  # fmt: skip
+
+
+def split_frames(body: bytes) -> tuple[list[PartFrame], bytes]:
+    """The frames of a compressed part, and what follows the last one.
+
+    :raises ValueError: if a frame is damaged
+    """
+    frames: list[PartFrame] = []
+    position = 0
+    while body.startswith(FRAME_MAGIC, position):
+        decompressor = zlib.decompressobj()
+        try:
+            _, version, level, size = FRAME_HEADER.unpack_from(body, position)
+            content = decompressor.decompress(body[position + FRAME_HEADER.size :])
+        except (struct.error, zlib.error) as error:
+            raise ValueError(f"the frame at {position} cannot be decompressed: {error}") from None
+        if not decompressor.eof or len(content) != size:
+            raise ValueError(f"the frame at {position} does not have {size} bytes of content")
+        end = len(body) - len(decompressor.unused_data)
+        frames.append(PartFrame(position, end - position, content, level, version))
+        position = end
+    return frames, body[position:]
+
+
+@lru_cache(maxsize=256)
+def content_of(body: bytes) -> bytes:
+    """The raw objects in a part, end to end; of a damaged compressed part no bytes."""
+    if not body.startswith(FRAME_MAGIC):
+        return body
+    try:
+        frames, _ = split_frames(body)
+    except ValueError:
+        return b""
+    return b"".join(frame.content for frame in frames)
+
+
+def seek_table(frames: Sequence[PartFrame]) -> bytes:
+    """What follows the frames of a zstd part: the seek table of the seekable format."""
+    entries = b"".join(struct.pack("<II", frame.length, len(frame.content)) for frame in frames)
+    footer = struct.pack("<IBI", len(frames), 0, 0x8F92EAB1)
+    return struct.pack("<II", 0x184D2A5E, len(entries) + len(footer)) + entries + footer

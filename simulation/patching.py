@@ -5,6 +5,7 @@ What those modules import as ``time``, ``random``, ``secrets``, ``uuid``, ``date
 """
 
 import importlib
+import os
 import pkgutil
 import random
 import secrets
@@ -19,13 +20,16 @@ from types import ModuleType
 from typing import Any, Self
 
 import include.log_rollup as pipeline
-from include.log_rollup import monitor
+from include.log_rollup import compression, monitor
+from include.log_rollup.compression import codec_of
 from include.log_rollup.steps import packer
+from simulation.codec import FakeCodec, Library, fake_codec_of
 from simulation.scheduler import START, Scheduler, running_fiber
 from simulation.threads import SimulatedCondition, SimulatedExecutor
 
 # Bytes of one request, where an object is copied in several.
 COPY_RANGE_BYTES = 16
+CPUS = frozenset((0, 1))
 
 
 class _NoMonitor:
@@ -110,6 +114,7 @@ def _replacements() -> dict[int, Any]:
         id(threading): _PatchedModule(threading, Lock=condition, RLock=condition, Condition=condition),
         id(ThreadPoolExecutor): lambda *args, **kwargs: SimulatedExecutor(scheduler(), *args, **kwargs),
         id(datetime): _TaskDatetime,
+        id(codec_of): fake_codec_of,
         id(monitor.Monitor): _NoMonitor,
         id(monitor.check_open_file_limit): lambda *_: None,
         id(monitor.cpu_seconds): lambda: scheduler().now,
@@ -121,17 +126,33 @@ _DATETIME_AS_TYPE = ("streams", "layout", "protocol")
 
 
 @contextmanager
-def simulated(scheduler: Scheduler, copies_up_to: int | None = None) -> Iterator[None]:
-    """Let the pipeline's modules use the scheduler's time, random numbers and threads.
+def simulated(
+    scheduler: Scheduler, copies_up_to: int | None = None, library: Library | None = None
+) -> Iterator[None]:
+    """Let the pipeline's modules use the scheduler's time, random numbers and threads, and the fake codec.
 
     :param copies_up_to: the most bytes that S3 copies in one request; None for 5 GiB
+    :param library: of the fake codec; None if nothing is compressed
     """
     _current.scheduler = scheduler
     changed: list[tuple[ModuleType, str, Any]] = []
+    values: list[tuple[ModuleType, str, Any]] = []
     if copies_up_to is not None:
-        for name, value in (("LARGEST_COPY_BYTES", copies_up_to), ("COPY_RANGE_BYTES", COPY_RANGE_BYTES)):
-            changed.append((packer, name, getattr(packer, name)))
-            setattr(packer, name, value)
+        values += [
+            (packer, "LARGEST_COPY_BYTES", copies_up_to),
+            (packer, "COPY_RANGE_BYTES", COPY_RANGE_BYTES),
+        ]
+    if library is not None:
+        FakeCodec.library = library
+        values += [
+            (compression, "FRAME_BYTES", library.frame_bytes),
+            (compression, "LARGEST_FRAME_BYTES", library.largest_frame_bytes),
+            # A scenario must not depend on the machine's number of CPUs.
+            (packer, "os", _PatchedModule(os, sched_getaffinity=lambda _: CPUS)),
+        ]
+    for module, name, value in values:
+        changed.append((module, name, getattr(module, name)))
+        setattr(module, name, value)
     for module in _modules():
         for name, replacement in _replacements_of(module):
             changed.append((module, name, getattr(module, name)))

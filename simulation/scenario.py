@@ -4,7 +4,8 @@ A scenario has three phases:
 
 1. The hour is as producers, an older version of this project and other programs left it.
 2. Runs compete. Requests fail, take effect late or twice; tasks are killed, timed out or presumed dead; runs are
-   cleared; raw objects arrive late, change and expire; groups appear and vanish; records and parts are damaged.
+   cleared; raw objects arrive late, change and expire; groups appear and vanish; records and parts are damaged;
+   the compression of frames fails, and its library and settings change.
 3. Nothing interferes any more. At most four clears must complete the hour, or fail for a justified reason. If
    records of groups were damaged, ``verify`` must name exactly these groups, and its remedy must repair them.
 """
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from include.log_rollup.errors import RollupError
+from simulation.codec import CodecFailureError
 from simulation.dag_run import DagRun
 from simulation.event_log import EventLog
 from simulation.faults import Fate
@@ -55,7 +57,7 @@ def simulate_seed(seed: int) -> Outcome:
     logging.disable(logging.CRITICAL)
     world = World(seed)
     scenario = Scenario(world)
-    with simulated(world.scheduler, world.copies_up_to):
+    with simulated(world.scheduler, world.copies_up_to, world.library):
         try:
             scenario.run()
         except EndlessError as error:
@@ -97,18 +99,26 @@ class Scenario:
             world.seen[f"quirk: {name}"] = 1
         world.seen["layout: groups"] = int(world.layout.has_groups)
         world.seen["layout: two stores"] = int(world.has_two_stores)
+        world.seen["layout: compression"] = int(world.library is not None)
         world.prepare()
         for number in range(world.settings.rounds):
             if world.checker.problems:
                 return
             self._compete(calm=number == 0 and world.settings.rounds > 1)
         world.scheduler.fault_rate = world.scheduler.delay_rate = 0.0
+        if world.library is not None:
+            world.library.calm = True
+            if world.library.changes_at_end:
+                world.change_packing()
         if not world.checker.problems:
             self._finish()
 
     def _compete(self, *, calm: bool) -> None:
         """Run several Dag runs at once with interference, or a single one undisturbed."""
         world, settings, scheduler = self.world, self.world.settings, self.world.scheduler
+        library = world.library
+        if library is not None:
+            library.calm = calm
         span = 60 + 30 * len(world.hour.history)
         self.running = [(run, task) for run, task in self.running if not task.done and not task.dead]
         for number in range(1 if calm else settings.runs):
@@ -126,6 +136,7 @@ class Scenario:
                 (settings.producer_events, world.change_raw_objects),
                 (settings.damages, world.damage_something),
                 (settings.foreign, world.put_foreign_object),
+                (library.changes if library else 0, world.change_packing),
             )
             for count, action in interference:
                 for _ in range(count):
@@ -202,7 +213,7 @@ class Scenario:
         world = self.world
         if isinstance(result, BaseException):
             world.seen[f"{task.kind} ended with {type(result).__name__}"] = 1
-            if not isinstance(result, RollupError | TimeoutInTaskError):
+            if not isinstance(result, RollupError | TimeoutInTaskError | CodecFailureError):
                 trace = "".join(traceback.format_exception(result)[-6:])
                 world.checker.fail(f"{task.name} raised {type(result).__name__}: {result}\n{trace}")
         else:

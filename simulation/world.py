@@ -12,10 +12,11 @@ from include.log_rollup import crc
 from include.log_rollup.storage.protocol import Checksum, ObjectStore
 from include.log_rollup.storage.two_stores import TwoStores
 from simulation.client import Client
+from simulation.codec import SCALE, draw_library
 from simulation.draws import BUCKET, Settings, draw_quirks, draw_stream
 from simulation.event_log import EventLog
 from simulation.faults import flip_bit
-from simulation.hour_model import Hour, Place, Version, encoding_of
+from simulation.hour_model import Hour, Packing, Place, Version, encoding_of
 from simulation.invariants import InvariantChecker
 from simulation.layout import draw_layout
 from simulation.old_version import write_old_hour
@@ -47,7 +48,17 @@ class World:
         race = rng.random() < 0.35
         self.quirks = Quirks(page_size=rng.choice((1000, 2))) if race else draw_quirks(rng)
         self.settings = Settings.draw_race(rng) if race else Settings.draw(rng)
-        self.stream = layout.apply(draw_stream(rng))
+        stream = draw_stream(rng)
+        # None if nothing is compressed.
+        self.library = library = draw_library(seed, SCALE * stream.part_size)
+        self._scale = 1
+        if library is not None:
+            library.on_fault = lambda fault: self.note(fault, "")
+            self._scale = SCALE
+            sizes = {"part_size": SCALE * stream.part_size, "shard_size": SCALE * stream.shard_size}
+            stream = library.apply(stream.model_copy(update=sizes))
+        # As a task reads it when it starts.
+        self.stream = layout.apply(stream)
         # Larger objects are copied in ranges, as S3 requires above 5 GiB. None: the limit of S3.
         self.copies_up_to = self.stream.part_size + 3 if rng.random() < 0.25 else None
         self.scheduler = Scheduler(rng, self.log, rng.choice((10, 60, 400)))
@@ -63,6 +74,9 @@ class World:
         self.hour = Hour(
             layout.places, layout.base, layout.home, layout.raw_base, self.stream.part_size,
             self.stream.ensure_newline, self.stream.storage_class, self.stream.ready_object,
+            library.packing if library else Packing("", None, 0),
+            library.frame_bytes if library else 0,
+            min(self.stream.part_size, library.largest_frame_bytes if library else self.stream.part_size),
             layout.include, layout.exclude,
         )  # fmt: skip
         self.checker = InvariantChecker(self.server, self.source, self.scheduler, self.hour)
@@ -120,6 +134,13 @@ class World:
         """Draw how far a machine's clock is ahead, in seconds."""
         return self.rng.choice((0.0, 0.0, -1000.0, 5000.0))
 
+    def change_packing(self) -> None:
+        """Change the version of the compression library, or the stream's compression."""
+        assert self.library is not None
+        self.note("compression changed", self.library.change())
+        self.stream = self.library.apply(self.stream)
+        self.hour.packing = self.library.packing
+
     # -- producers -------------------------------------------------------------------------------------
 
     def write_raw_object(self, key: str, body: bytes) -> None:
@@ -163,7 +184,7 @@ class World:
         if draw < 0.14:
             body += b"x" * (self.stream.part_size * self.layout.large)
         else:
-            body += b"." * self.rng.randint(0, 14)
+            body += b"." * (self._scale * self.rng.randint(0, 14))
         body += b">"
         if encoding_of(key) == ".gz" and self.rng.random() < 0.5:
             return gzip.compress(body, mtime=0)[: None if self.rng.random() < 0.8 else -5]
