@@ -72,8 +72,11 @@ lint: $(ENVIRONMENT) check-lock ## check style, types, and that the locks match 
 	$(BIN)/python -m mypy
 
 bench: OBJECTS ?= 3000
-bench: $(ENVIRONMENT) ## measure against boto3, s5cmd and others; writes build/bench.json (OBJECTS=3000 ONLY=log-rollup,floor)
+bench: $(ENVIRONMENT) ## measure against boto3, s5cmd and others; writes build/bench*.json (OBJECTS=3000 ONLY=log-rollup,floor)
 	$(BIN)/python -m benchmarks --objects $(OBJECTS) $(if $(ONLY),--only $(ONLY))
+	$(if $(ONLY),,$(BIN)/python -m benchmarks restore --objects $(OBJECTS))
+	$(if $(ONLY),,$(BIN)/python -m benchmarks grep --objects $(OBJECTS) --rounds 1)
+	$(if $(ONLY),,$(BIN)/python -m benchmarks compression --objects $(OBJECTS) $(LOGS))
 
 docs: $(ENVIRONMENT) ## write docs/REFERENCE.md from the code
 	@$(BIN)/python -m dev.reference

@@ -17,7 +17,7 @@ from benchmarks.measure import Limits, Observed, run
 from benchmarks.peers import OURS, Peer, Run
 from benchmarks.results import Measurement, Outcome, Row, print_table, print_verdicts
 from benchmarks.settings import BUILD, PROJECT, Settings
-from benchmarks.testbed import Testbed, md5_of, testbed_for
+from benchmarks.testbed import Testbed, md5_of, open_testbed
 from benchmarks.tools import MissingError
 
 # Share of the free memory that a program may use; the rest keeps the machine usable.
@@ -34,7 +34,7 @@ class BrokenError(Exception):
 def compare(settings: Settings) -> int:
     """Run all programs, print the table, write ``build/bench.json``, and return the exit code."""
     chosen = [peer for peer in peers.peers(settings.may_install) if settings.wants(peer.name)]
-    with testbed_for(settings.objects, settings.tls) as testbed:
+    with open_testbed(settings.objects, settings.tls) as testbed:
         print(f"{testbed}; rounds: {settings.rounds}", flush=True)
         outcomes: dict[tuple[str, bool], Outcome] = defaultdict(Outcome)
         try:
@@ -113,16 +113,30 @@ def measure_one(testbed: Testbed, peer: Peer, secure: bool, title: str) -> Measu
     return sum(measurements[1:], measurements[0])
 
 
-def plan(testbed: Testbed, secure: bool, out_prefix: str) -> Sequence[Mapping[str, Any]]:
+def plan(testbed: Testbed, secure: bool, out_prefix: str, **options: Any) -> Sequence[Mapping[str, Any]]:
     """Plan the hour for the pack step in a separate process, and return the shards.
 
+    :param options: of the stream
     :raises BrokenError: if planning fails
     """
     with scratch_folder(testbed) as scratch:
         job = Run(testbed, secure, out_prefix, scratch, ())
-        run_checked(job, job.python("rollup_steps", step="plan", out_prefixes=[out_prefix]))
+        run_checked(job, job.python("rollup_steps", step="plan", out_prefixes=[out_prefix], **options))
         shards: Sequence[Mapping[str, Any]] = peers.figures(job.result())["shards"][out_prefix]
     return shards
+
+
+def roll_up(testbed: Testbed, out_prefix: str, **options: Any) -> None:
+    """Plan, pack, validate and complete the hour over plain HTTP.
+
+    :param options: of the stream
+    :raises BrokenError: if a step fails
+    """
+    shards = plan(testbed, False, out_prefix, **options)
+    with scratch_folder(testbed) as scratch:
+        job = Run(testbed, False, out_prefix, scratch, shards)
+        for step in ("pack", "validate", "complete"):
+            run_checked(job, job.python("rollup_steps", step=step, shards=shards, **options))
 
 
 def run_checked(job: Run, command: Sequence[str]) -> Observed:

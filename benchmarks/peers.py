@@ -52,7 +52,7 @@ class Run:
         return self.scratch / f"result-{number}.json"
 
     def python(
-        self, module: str, interpreter: Path | None = None, number: int = 0, **options: object
+        self, module: str, interpreter: Path | None = None, number: int = 0, **options: Any
     ) -> list[str]:
         """Return the command of a program in :mod:`benchmarks.clients`.
 

@@ -14,7 +14,7 @@ from benchmarks.compare import LOG_TAIL_LINES, MEMORY_SHARE, START_SECONDS, plan
 from benchmarks.measure import Limits, run
 from benchmarks.peers import Run, environment
 from benchmarks.settings import BUILD, PROJECT, Settings
-from benchmarks.testbed import Testbed, testbed_for
+from benchmarks.testbed import Testbed, open_testbed
 
 SAMPLES_PER_SECOND = 100
 SECONDS_PER_OBJECT = 0.5
@@ -33,7 +33,7 @@ def profile(settings: Settings) -> int:
     """Profile one shard, and return the exit code."""
     spy = tools.peer_venv().py_spy
     BUILD.mkdir(parents=True, exist_ok=True)
-    with testbed_for(settings.objects, settings.tls[:1]) as testbed:
+    with open_testbed(settings.objects, settings.tls[:1]) as testbed:
         print(f"{testbed}; under py-spy, {SAMPLES_PER_SECOND} samples per second", flush=True)
         secure = settings.tls[0]
         # With native frames, if py-spy may read them here, and with Python frames only.

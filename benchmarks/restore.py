@@ -7,12 +7,12 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks import peers, tools
-from benchmarks.compare import run_checked, scratch_folder
+from benchmarks.compare import roll_up, run_checked, scratch_folder
 from benchmarks.peers import Run
 from benchmarks.results import machine
 from benchmarks.settings import BUILD, PROJECT, Settings
 from benchmarks.table import as_table, write_json
-from benchmarks.testbed import BUCKET, RAW_PREFIX, NoRoomError, Testbed, md5_of, testbed_for
+from benchmarks.testbed import BUCKET, RAW_PREFIX, NoRoomError, Testbed, md5_of, open_testbed
 
 OUT_PREFIX = "restored/"
 NAMES = ("restore", "restore --md5", "s5cmd cp")
@@ -21,9 +21,9 @@ NAMES = ("restore", "restore --md5", "s5cmd cp")
 def restore(settings: Settings) -> int:
     """Pack the hour, restore it with each program in each round, compare the files, and return the exit code."""
     try:
-        with testbed_for(settings.objects, (False,)) as testbed:
+        with open_testbed(settings.objects, (False,)) as testbed:
             print(f"{testbed}; {machine()}\n", flush=True)
-            pack(testbed)
+            roll_up(testbed, OUT_PREFIX)
             rounds = [
                 (name, *measure(testbed, name))
                 for _ in range(settings.rounds)
@@ -46,16 +46,6 @@ def restore(settings: Settings) -> int:
     write_json(target, rows)
     print(f"\nwrote {target.relative_to(PROJECT)}")
     return 0
-
-
-def pack(testbed: Testbed) -> None:
-    """Roll up the hour."""
-    with scratch_folder(testbed) as scratch:
-        run = Run(testbed, False, OUT_PREFIX, scratch, ())
-        run_checked(run, run.python("rollup_steps", step="plan", out_prefixes=[OUT_PREFIX]))
-        shards = peers.figures(run.result())["shards"][OUT_PREFIX]
-        for step in ("pack", "validate", "complete"):
-            run_checked(run, run.python("rollup_steps", step=step, shards=shards))
 
 
 def measure(testbed: Testbed, name: str) -> tuple[float, float]:

@@ -20,7 +20,9 @@ COMMANDS = {
     "validator": "the validation of 30,000 objects on a server that keeps CRCs",
     "groups": "all steps on 1,000 groups of 30 objects, and one hour of a day's folder",
     "encoding": "the cost of check_encoding on gzip objects",
+    "compression": "ratios, and the pack step with and without compression, on real and made logs",
     "restore": "the restore of an hour to a directory, next to s5cmd cp",
+    "grep": "the search of an hour, next to s5cmd cat and rclone cat with grep",
     "bounds": "the memory of each step on a million objects",
     "profile": "the CPU profile of the pack step, with py-spy",
 }
@@ -31,7 +33,9 @@ _OBJECTS = {
     "validator": 30_000,
     "groups": 30_000,
     "encoding": 300,
+    "compression": 3_000,
     "restore": 3_000,
+    "grep": 3_000,
     "bounds": 1_000_000,
     "profile": 3_000,
 }
@@ -46,6 +50,7 @@ class Settings:
     :param only: run only programs whose name contains one of these strings; all if empty
     :param tls: measure plain HTTP (False), TLS (True), or both
     :param may_install: whether to install missing Debian packages
+    :param folders: directories of log files, for ``compression``; none for its default
     """
 
     command: str
@@ -54,6 +59,7 @@ class Settings:
     only: tuple[str, ...]
     tls: tuple[bool, ...]
     may_install: bool
+    folders: tuple[Path, ...] = ()
 
     def wants(self, name: str) -> bool:
         """Return whether to run the program of this name."""
@@ -62,11 +68,15 @@ class Settings:
 
 def parse(arguments: Sequence[str]) -> Settings:
     """Parse the command line; an environment variable with the flag's name in capitals gives the default."""
-    listed = "\n".join(f"  {name:10} {what}" for name, what in COMMANDS.items())
+    listed = "\n".join(f"  {name:11} {what}" for name, what in COMMANDS.items())
     parser = ArgumentParser(
         "python -m benchmarks", epilog=f"Commands:\n{listed}", formatter_class=RawDescriptionHelpFormatter
     )
     parser.add_argument("command", nargs="?", default="compare", choices=list(COMMANDS), metavar="COMMAND")
+    parser.add_argument(
+        "folders", nargs="*", type=Path, metavar="DIR",
+        help="directories of log files, for compression (default: /var/log, and the logs of Airflow's home)",
+    )  # fmt: skip
     parser.add_argument("--objects", type=int, help="raw objects in the hour")
     parser.add_argument("--rounds", type=int, help="runs of each program (default: 3)")
     parser.add_argument(
@@ -79,7 +89,10 @@ def parse(arguments: Sequence[str]) -> Settings:
         "--install", choices=("yes", "no"),
         help="whether to install a missing Go with apt-get (default: yes for root)",
     )  # fmt: skip
-    return _settings(parser.parse_args(arguments))
+    asked = parser.parse_intermixed_args(arguments)
+    if asked.folders and asked.command != "compression":
+        parser.error(f"{asked.command} takes no directories")
+    return _settings(asked)
 
 
 def _settings(asked: Namespace) -> Settings:
@@ -93,4 +106,5 @@ def _settings(asked: Namespace) -> Settings:
         only=tuple(part.strip() for part in value("only", "").split(",") if part.strip()),
         tls={"both": (False, True), "no": (False,), "yes": (True,)}[value("tls", "both")],
         may_install=value("install", "yes" if os.geteuid() == 0 else "no") == "yes",
+        folders=tuple(asked.folders),
     )

@@ -3,7 +3,7 @@
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,8 +14,8 @@ import psutil
 
 from benchmarks.clients.job import Job
 from benchmarks.settings import CONNECTIONS, PART_BYTES
-from dev.made_logs.log_files import MEAN_OBJECT_BYTES, write_hour
-from dev.servers import RcloneServer
+from dev.made_logs.log_files import HOSTS, MEAN_OBJECT_BYTES, MadeHour, write_hour
+from dev.servers import RcloneServer, S3Server
 from dev.tls import TlsFiles, make_tls_files
 
 BUCKET = "bench"
@@ -59,7 +59,7 @@ class Testbed:
     in_memory: bool
     objects: int
     bytes: int
-    servers: dict[bool, BenchServer]
+    servers: Mapping[bool, S3Server]
 
     def __str__(self) -> str:
         where = "in memory" if self.in_memory else f"on disk in {self.folder.parent}: too large for memory"
@@ -74,7 +74,9 @@ class Testbed:
         """Return the directory of the parts below a prefix."""
         return self.folder / "data" / BUCKET / out_prefix
 
-    def job(self, tls: bool, out_prefix: str, result: Path, **options: object) -> Job:
+    def job(
+        self, tls: bool, out_prefix: str, result: Path, part_bytes: int = PART_BYTES, **options: object
+    ) -> Job:
         """Return the job of a Python program."""
         server = self.servers[tls]
         return Job(
@@ -86,7 +88,7 @@ class Testbed:
             bucket=BUCKET,
             raw_prefix=RAW_PREFIX,
             out_prefix=out_prefix,
-            part_bytes=PART_BYTES,
+            part_bytes=part_bytes,
             connections=CONNECTIONS,
             result=str(result),
             options={"hour": HOUR.isoformat(), "stream_prefix": STREAM_PREFIX, **options},
@@ -117,10 +119,24 @@ def md5_of(files: Iterator[Path] | list[Path]) -> str:
     return digest.hexdigest()
 
 
+def write_made_hour(folder: Path, objects: int) -> MadeHour:
+    """Write the raw hour of the comparison below a directory."""
+    return write_hour(folder, HOUR, objects, SEED)
+
+
+def write_plain_hour(folder: Path, objects: int) -> MadeHour:
+    """Write an hour of the same hosts, but without those that compress."""
+    return write_hour(folder, HOUR, objects, SEED, [host for host in HOSTS if not host.gzipped])
+
+
 @contextmanager
-def testbed_for(objects: int, tls: tuple[bool, ...]) -> Iterator[Testbed]:
+def open_testbed(
+    objects: int, tls: tuple[bool, ...], write: Callable[[Path, int], MadeHour] = write_made_hour
+) -> Iterator[Testbed]:
     """Make the hour and start the servers; remove and stop them at the end.
 
+    :param objects: number of raw objects
+    :param write: writes so many raw objects, of 100 KB to 1 MB, below a directory
     :raises NoRoomError: with the needed size
     """
     needed = objects * MEAN_OBJECT_BYTES * COPIES
@@ -129,7 +145,7 @@ def testbed_for(objects: int, tls: tuple[bool, ...]) -> Iterator[Testbed]:
         folder = Path(tempfile.mkdtemp(prefix="log-rollup-bench-", dir=parent))
         cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
         raw = folder / "data" / BUCKET / RAW_PREFIX
-        made = write_hour(raw, HOUR, objects, SEED)
+        made = write(raw, objects)
         certificates = make_tls_files(folder / "tls")
         servers = {}
         for secure in tls:

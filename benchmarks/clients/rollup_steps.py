@@ -39,6 +39,7 @@ def stream_of(job: Job, out_prefix: str) -> Stream:
             "start": "2026-11-01T00:00:00Z",
             "max_connections": job.connections,
             "check_encoding": job.options.get("check_encoding", False),
+            "compression": job.options.get("compression", "none"),
         }
     )
     # Set without validation: parts of tiny objects are smaller than the allowed minimum.
