@@ -45,6 +45,8 @@ def manual_streams(start: datetime) -> list[dict[str, Any]]:
             notify=[{"class": HTTP_NOTIFIER, "http_conn_id": "chat"}], **AT_ONCE,
         ),
         stream("waits", start, ready_object=READY_OBJECT, timeout="6h", **AT_ONCE),
+        # Its parts have several frames.
+        stream("archive", start, compression="zstd", **AT_ONCE | {"part_size": "16MiB", "shard_size": "16MiB"}),
         stream("quiet", start, quiet_period="5s", poll_interval="1s"),
         # Its connections to S3 pass through a proxy.
         stream("crashes", start, aws_conn_id="proxied", quiet_period="3s", poll_interval="3s"),
