@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -412,6 +412,22 @@ def test_few_groups_are_all_shown_largest_first(open_page: OpenPage) -> None:
     expect(card.get_by_role("button", name="Show all")).to_be_hidden()
     expect(card).to_contain_text("s3://logs/out/service-0002/20261123/08/")
     expect(page.locator("dl").first).to_contain_text("Groups3")
+
+
+def test_compressed_groups_show_stored_bytes_and_ratio(open_page: OpenPage) -> None:
+    summary = summary_of(2)
+    largest = {**summary.groups[1], "bytes_stored": 20_000}
+    shown = groups_view(GROUPED, replace(summary, groups=[summary.groups[0], largest]), None)
+    answer = detail(CellStatus.COMPLETE, marker=summary.marker, groups=shown, stream=GROUPED)
+    page = open_page(ADDRESS, {HOUR_PATH: lambda route: route.fulfill(json=answer)})
+    card = page.locator("section.card", has=page.get_by_role("heading", name="Groups (2)"))
+    expect(card.get_by_role("columnheader")).to_have_text(
+        ["Group", "Raw objects", "Size", "Stored", "Ratio", "Parts", "Prefix"]
+    )
+    rows = card.locator("tbody tr")
+    for row, stored, ratio in ((0, "19.5 KiB", "10.0x"), (1, "", "")):
+        expect(rows.nth(row).locator("td").nth(3)).to_have_text(stored)
+        expect(rows.nth(row).locator("td").nth(4)).to_have_text(ratio)
 
 
 def test_many_groups_can_be_searched_and_all_shown(open_page: OpenPage) -> None:

@@ -14,6 +14,7 @@ from include.log_rollup.steps.pack_shard import pack_shard
 from include.log_rollup.steps.plan_hour import plan_hour
 from include.log_rollup.streams import Stream
 from tests.support.fake_store import FakeStore
+from tests.support.grouped_hour import GroupedHour
 from tests.support.hour_in_memory import MANIFEST, MARKER, WORK, make_stream, manifest_of, produce, run_hour
 from tests.support.raw_hours import HOUR
 
@@ -86,6 +87,16 @@ def test_compressed_parts_have_frames_and_their_content(store: FakeStore, compre
     (copied,) = [part for part in detail.parts if not part.frames]
     assert (copied.copied, copied.content_size) == (True, None)
     assert read_frames(store, compressed, HOUR, copied.name) == []
+
+
+def test_frames_of_groups_are_found_by_the_names_of_the_hour() -> None:
+    hour = GroupedHour("before the date", compression="zstd", part_size=10_000)
+    hour.produce({"web": {"a.log": b"a\n"}, "api": {"a.log": b"b\n", "b.log": b"b\n"}})
+    hour.run()
+    detail = read_hour(hour.store, hour.stream, HOUR)
+    assert [part.name.split("/")[0] for part in detail.parts] == ["api", "web"]
+    found = [read_frames(hour.store, hour.stream, HOUR, part.name) for part in detail.parts]
+    assert [[frame.objects for frame in frames or ()] for frames in found] == [[2], [1]]
 
 
 def test_frames_need_a_part_of_the_manifest(store: FakeStore, compressed: Stream) -> None:
