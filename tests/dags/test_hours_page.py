@@ -333,12 +333,12 @@ def test_groups_are_read_from_the_bucket_in_bounded_answers(
 def compressed(
     streams: Path, rclone_server: RcloneServer, bucket_with_hour: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[str]:
-    """The path of a compressed hour of ``web``: 150 frames of 2 objects. The hour before it is not compressed."""
-    monkeypatch.setattr("include.log_rollup.compression.FRAME_BYTES", 2_000)
+    """The path of a compressed hour of ``web``: 110 frames of an object. The hour before it is not compressed."""
+    monkeypatch.setattr("include.log_rollup.compression.FRAME_BYTES", 1_000)
     places = {name: f"s3://{bucket_with_hour}/{name}/web/" for name in ("raw", "aggregated")}
     client = rclone_server.client()
-    for hour, compression in ((HOUR, "zstd"), (HOUR - timedelta(hours=1), "none")):
-        for number in range(300):
+    for hour, objects, compression in ((HOUR, 110, "zstd"), (HOUR - timedelta(hours=1), 10, "none")):
+        for number in range(objects):
             key = f"raw/web/{hour:%Y%m%d/%H}/{number:03d}.log"
             client.put_object(Bucket=bucket_with_hour, Key=key, Body=b"line\n" * 200)
         stream = stream_on(bucket_with_hour, name="web", compression=compression, **places)
@@ -355,11 +355,11 @@ def test_month_has_totals_of_compressed_and_other_hours(users: Users, compressed
     before, after = (
         month["hours"][format_hour(HOUR + timedelta(hours=hours))]["marker"] for hours in (-1, 0)
     )
-    assert (before["bytes_stored"], before["bytes_out"], after["bytes_in"]) == (None, 300_000, 300_000)
-    assert 0 < after["bytes_stored"] < 100_000
+    assert (before["bytes_stored"], before["bytes_out"], after["bytes_in"]) == (None, 10_000, 110_000)
+    assert 0 < after["bytes_stored"] < 50_000
     assert month["totals"] == {
-        "hours": 2, "compressed": 1, "objects": 600, "bytes_in": 600_000,
-        "bytes_stored": 300_000 + after["bytes_stored"],
+        "hours": 2, "compressed": 1, "objects": 120, "bytes_in": 120_000,
+        "bytes_stored": 10_000 + after["bytes_stored"],
     }  # fmt: skip
 
 
@@ -367,13 +367,13 @@ def test_frames_of_a_part_are_read_in_bounded_answers(users: Users, compressed: 
     viewer = users("viewer")
     detail = viewer.get(compressed).json()
     (part,) = detail["parts"]
-    assert (part["frames"], part["content_size"], part["objects"]) == (150, 300_000, 300)
+    assert (part["frames"], part["content_size"], part["objects"]) == (110, 110_000, 110)
     assert part["size"] == detail["marker"]["bytes_stored"]
     answer = viewer.get(f"{compressed}/frames", params={"part": part["name"]})
     assert answer.status_code == 200
-    assert (answer.json()["total"], len(answer.json()["frames"])) == (150, 100)
+    assert (answer.json()["total"], len(answer.json()["frames"])) == (110, 100)
     first, second, *_ = answer.json()["frames"]
-    assert (first["offset"], first["content_size"], first["objects"]) == (0, 2_000, 2)
+    assert (first["offset"], first["content_size"], first["objects"]) == (0, 1_000, 1)
     assert second["offset"] == first["size"] > 0
 
 
