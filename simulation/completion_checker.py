@@ -212,9 +212,11 @@ class CompletionChecker:
     def _expected_contents(
         self, entry: Mapping[str, Any], rows: Sequence[Row]
     ) -> tuple[list[bytes], str | None]:
-        """Return what a part must hold by its rows, for each frame; or a problem. Other parts are one frame."""
-        is_compressed = "compression" in entry
-        if not is_compressed:
+        """Return what each frame of a part must hold by its rows, or a problem.
+
+        Without compression, the part is the only element.
+        """
+        if "compression" not in entry:
             body, problem = self._expected_body(rows, bool(entry["copied"]))
             return [body], problem
         contents: list[bytes] = []
