@@ -168,7 +168,7 @@ def draw_library(seed: int, part_size: int) -> Library | None:
         frame_bytes=rng.choice((20, 60, 120)),
         largest_frame_bytes=part_size if rng.random() < 0.7 else 50,
         mixed=rng.choice((0.0, 0.0, 0.0, 0.1, 0.3)),
-        faults=rng.choice((0.0, 0.0, 0.03, 0.1)),
+        faults=rng.choice((0.0, 0.0, 0.1, 0.3)),
         changes=rng.choice((0, 0, 1, 1, 2, 3)),
         changes_at_end=rng.random() < 0.3,
     )
