@@ -18,6 +18,7 @@ from simulation.hour_model import (
     Scope,
     Version,
     encoding_of,
+    is_too_large,
     read_manifest,
     seek_table,
     split_frames,
@@ -253,24 +254,18 @@ class CompletionChecker:
             if row.key <= last:
                 return b"", f"{row.key} is not in key order"
             last = row.key
-            if row.offset == len(body) + 1:
-                if not (self._hour.ensure_newline and encoding_of(row.key) == "") or body.endswith(b"\n"):
-                    return b"", f"there is an unexpected byte before {row.key}"
-                body += b"\n"
             if row.offset != len(body) or row.length != len(version.body):
                 stated, actual = (row.offset, row.length), (len(body), len(version.body))
                 return b"", f"{row.key} has offset and length {stated} in the manifest, not {actual}"
             if row.crc64nvme is not None and row.crc64nvme != f"{crc64nvme(version.body):016x}":
                 return b"", f"{row.key} has the wrong CRC in the manifest: {row.crc64nvme}"
-            body += version.body
+            newline = b"" if copied else self._hour.newline_in_part(row.part, row.key, version.body)
+            body += version.body + newline
             encodings.add(encoding_of(row.key))
         if len(encodings) > 1:
             return b"", f"it mixes {sorted(encodings)}"
-        if copied and not (len(rows) == 1 and len(body) + 1 > self._hour.copied_above):
+        if copied and not (len(rows) == 1 and is_too_large(last, len(body), self._hour.copied_above)):
             return b"", "it is copied, though its raw objects fit into a part"
-        wants_newline = self._hour.ensure_newline and encodings == {""} and not copied
-        if wants_newline and body and not body.endswith(b"\n"):
-            body += b"\n"
         return body, None
 
     def _frame_violations(

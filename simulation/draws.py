@@ -62,6 +62,10 @@ def draw_stream(rng: random.Random) -> Stream:
         "ready_object": rng.choice((None, None, "DONE")),
     }
     update["check_encoding"] = rng.random() < 0.3
+    if update["ensure_newline"] and part_size == 80:
+        # Room for two compressed objects and their newline frames.
+        update["part_size"] = 120
+        update["shard_size"] = update["shard_size"] * 3 // 2
     return stream.model_copy(update=update)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from include.log_rollup.queries import late, locate, verify
 from include.log_rollup.steps import wait_for_raw_hour
 from include.log_rollup.storage.protocol import ObjectStore
-from simulation.hour_model import Manifest
+from simulation.hour_model import Manifest, is_too_large
 from simulation.quirks import UNUSABLE, ListingFault
 from simulation.scheduler import Task
 from simulation.server import DAMAGE, FOREIGN, ServerObject
@@ -211,6 +211,6 @@ class FinalChecks:
             return (
                 not world.quirks.copies
                 and not world.has_two_stores
-                and any(len(raw[key].body) + 1 > world.hour.copied_above for key in inputs)
+                and any(is_too_large(key, len(raw[key].body), world.hour.copied_above) for key in inputs)
             )
         return False

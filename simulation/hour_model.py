@@ -5,6 +5,7 @@ It shares no code with the pipeline.
 
 import gzip
 import json
+import re
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,11 @@ from simulation.server import ServerObject
 
 # Formats whose objects never share a part with plain ones.
 ENDINGS = (".gz", ".zst", ".bz2", ".xz", ".lz4", ".snappy", ".zz", ".br", ".z", ".tgz")
+_OLD_NAME = re.compile(r"part-\d+\.log.*")
+# A gzip member without a time that holds just a newline, in a block with fixed codes (RFC 1951, 3.2.6).
+_GZIP_NEWLINE = bytes.fromhex("1f8b0800000000000003e302009306d73201000000")
+# The size of the newline in each encoding that the simulation has.
+_NEWLINE_BYTES = {"": 1, ".gz": 21, ".zst": 10}
 # What a frame of the fake codec begins with: magic bytes, version, level and size of the content.
 FRAME_MAGIC = b"\xf5Z"
 FRAME_HEADER = struct.Struct(">2sBBI")
@@ -241,6 +247,17 @@ class Hour:
         included = not self.include or any(fnmatchcase(name, pattern) for pattern in self.include)
         return not included or any(fnmatchcase(name, pattern) for pattern in self.exclude)
 
+    def newline_in_part(self, part: str, key: str, body: bytes) -> bytes:
+        """The newline that follows a raw object in a part that is not a copy; empty if none does.
+
+        :param part: name of the part
+        """
+        # The older version added newlines to plain objects only; its names have no digits of a fingerprint.
+        is_of_old_version = _OLD_NAME.fullmatch(part.rpartition("/")[2]) is not None
+        if not self.ensure_newline or (is_of_old_version and encoding_of(key)):
+            return b""
+        return newline_after(key, body)
+
     def is_part_like(self, key: str) -> bool:
         """Whether a key is named like a part."""
         return key.startswith(self._parts)
@@ -250,6 +267,24 @@ def encoding_of(key: str) -> str:
     """Return the ending that keeps an object apart from plain ones, in lower case; "" for plain objects."""
     name = key.rpartition("/")[2].lower()
     return next((ending for ending in ENDINGS if name.endswith(ending)), "")
+
+
+def newline_after(key: str, body: bytes) -> bytes:
+    """What ``ensure_newline`` adds after a raw object; of the compressed ones, only gzip objects are intact."""
+    if encoding_of(key) == "":
+        return b"\n" if body and not body.endswith(b"\n") else b""
+    if encoding_of(key) != ".gz":
+        return b""
+    try:
+        content = gzip.decompress(body)
+    except (OSError, EOFError, zlib.error):
+        return b""
+    return _GZIP_NEWLINE if content and not content.endswith(b"\n") else b""
+
+
+def is_too_large(key: str, size: int, most: int) -> bool:
+    """Whether a raw object of this size is copied where a part takes this many bytes, its newline included."""
+    return size + _NEWLINE_BYTES.get(encoding_of(key), 0) > most
 
 
 def read_gzip_json(stored: ServerObject, formats: Sequence[int]) -> dict[str, Any] | None:

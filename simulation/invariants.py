@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 
 from simulation.completion_checker import CompletionChecker
-from simulation.hour_model import Hour, Version, content_of, encoding_of, read_gzip_json
+from simulation.hour_model import Hour, Version, content_of, is_too_large, read_gzip_json
 from simulation.scheduler import Scheduler, Task
 from simulation.server import FOREIGN, INTERFERENCE, Server, ServerObject, Upload
 
@@ -162,7 +162,7 @@ class InvariantChecker:
             if stored is None or part in removals:
                 continue
             for objects in contents:
-                if (version.key, version.etag) in objects and self._holds(stored, objects):
+                if (version.key, version.etag) in objects and self._holds(part, stored, objects):
                     self.last_copies[version.key, version.etag] = version.body
                     return True
         return False
@@ -192,29 +192,22 @@ class InvariantChecker:
                 names.update(json.loads(stored.body)["names"])
         return names
 
-    def _holds(self, part: ServerObject, objects: Sequence[tuple[str, str]]) -> bool:
-        """Whether a part has exactly these raw objects."""
-        content = content_of(part.body)
-        expected = self._part_content(objects)
-        if expected is None:
-            return False
-        # An object that S3 copied has no newline added. With compression, smaller ones are copied, too.
-        is_copied = len(objects) == 1 and len(content) + 1 > self.hour.copied_above
-        return content == expected or (is_copied and content == expected.removesuffix(b"\n"))
+    def _holds(self, part: str, stored: ServerObject, objects: Sequence[tuple[str, str]]) -> bool:
+        """Whether a part has exactly these raw objects.
 
-    def _part_content(self, objects: Sequence[tuple[str, str]]) -> bytes | None:
-        """Return the content of a part that holds these raw objects, None if one of them is unknown."""
-        body = b""
+        :param part: name of the part
+        """
+        expected = b""
         for key, etag in objects:
             version = self.completion.version(key, etag)
             if version is None:
-                return None
-            body += version.body
-            plain = self.hour.ensure_newline and encoding_of(key) == ""
-            copied = len(objects) == 1 and len(version.body) + 1 > self.hour.part_size
-            if plain and not copied and version.body and not version.body.endswith(b"\n"):
-                body += b"\n"
-        return body
+                return False
+            expected += version.body + self.hour.newline_in_part(part, key, version.body)
+            # An object that S3 copied has no newline added. With compression, smaller ones are copied, too.
+            is_copied = len(objects) == 1 and is_too_large(key, len(version.body), self.hour.copied_above)
+            if is_copied and stored.body == version.body:
+                return True
+        return content_of(stored.body) == expected
 
     def raw_object_written(self, key: str) -> None:
         """Note that a raw object was written: parts need not keep its earlier versions."""

@@ -187,6 +187,7 @@ class World:
             body += b"." * (self._scale * self.rng.randint(0, 14))
         body += b">"
         if encoding_of(key) == ".gz" and self.rng.random() < 0.5:
+            body += b"\n" if self._contents % 2 else b""
             return gzip.compress(body, mtime=0)[: None if self.rng.random() < 0.8 else -5]
         return body + (b"\n" if self.rng.random() < 0.5 else b"")
 

@@ -10,7 +10,7 @@ _TOTALS: Mapping[str, str] = {
     "and a random number. Equal `plan_id`, equal parts",
     "objects": "Number of raw objects in the parts",
     "bytes_in": "Total size of these raw objects",
-    "separator_bytes": "Number of newlines added between them (`ensure_newline`)",
+    "separator_bytes": "Number of bytes added after them by `ensure_newline`",
     "bytes_out": "Total size of the content of the parts: `bytes_in` plus `separator_bytes`",
     "parts": "Number of parts",
     "left_out.hidden": "Number of objects left out because a segment of their name begins with `_` or `.`",
@@ -100,7 +100,7 @@ MARKER_WITH_GROUPS: Mapping[str, str] = {
     **{f"groups[].{name}": meaning for name, meaning in _GROUP.items()},
     "groups[].folder": "Its folder below the literal beginning of `aggregated`; in the records of the hour, the "
     "names of its parts begin with it",
-    "groups[].separator_bytes": "Number of newlines added in it",
+    "groups[].separator_bytes": "Number of bytes added in it by `ensure_newline`",
     "groups[].verified.parts": "Number of its parts by kind of proof",
     "groups[].verified.objects": "Number of its raw objects by kind of proof",
     "groups[].damaged": "Number of its raw objects that could not be decompressed",

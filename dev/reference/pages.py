@@ -200,7 +200,7 @@ Each further line is a raw object, in the order of the parts and their content:
 
 {_fields(line, fields.MANIFEST_LINE)}
 The line of an object in a compressed part also has `frame_offset` and `frame_length`, the place of its frame in
-the part, and `separator`, the number of newlines after it. `offset` is then that in the content of the frame.
+the part, and `separator`, the number of bytes added after it. `offset` is then that in the content of the frame.
 """
 
 

@@ -1,10 +1,11 @@
-"""Decompresses compressed objects piece by piece, to find damage or to read their content."""
+"""Decompresses compressed objects piece by piece, to inspect them or to read their content."""
 
 import bz2
 import io
 import lzma
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import lz4.frame
@@ -86,7 +87,7 @@ _DECOMPRESSORS: dict[str, Callable[[], _Decompressor]] = {
     ".lz4": _Lz4,
 }
 COMPRESSED_ENCODINGS = frozenset({*_DECOMPRESSORS, ".zst"})
-"""The encodings in which :func:`find_damage` can find damage."""
+"""The encodings that :func:`inspect` decompresses."""
 _CUT_OFF = "it is cut off before the end of the last frame"
 # The longest header of a zstd frame, and the type of a block that is one byte, repeated (RFC 8878, 3.1.1).
 _ZSTD_HEADER_BYTES = 18
@@ -94,34 +95,45 @@ _ZSTD_RLE_BLOCK = 1
 _ERRORS = (OSError, EOFError, ValueError, RuntimeError, zlib.error, lzma.LZMAError, zstandard.ZstdError)
 
 
-def find_damage(encoding: str, body: memoryview) -> str | None:
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What decompressing an object has shown.
+
+    :param damage: why it cannot be decompressed; None if it can, or if its encoding is not supported
+    :param lacks_newline: whether its content has a last line without a newline
+    """
+
+    damage: str | None = None
+    lacks_newline: bool = False
+
+
+def inspect(encoding: str, body: memoryview) -> Inspection:
     """Decompress an object to its end, piece by piece.
 
     Zeros after the last stream of xz count as padding. A frame that needs more than 128 MiB of memory or a zstd
-    dictionary counts as intact; of such a zstd frame only the length is checked.
+    dictionary counts as intact; of such a zstd frame only the length is checked. How an object ends is unknown if
+    its last frame is of this kind; it then counts as ending with a newline.
 
-    :param encoding: as :func:`include.log_rollup.hour.plan.encoding_of` returns it
-    :returns: why the object cannot be decompressed; None if it can, or if this encoding is not supported
+    :param encoding: as :func:`include.log_rollup.hour.selection.encoding_of` returns it
     """
     if not body or encoding not in COMPRESSED_ENCODINGS:
-        return None
+        return Inspection()
     try:
-        if encoding == ".zst":
-            _decompress_zstd(body)
-        else:
-            _decompress(encoding, body)
+        last = _decompress_zstd(body) if encoding == ".zst" else _decompress(encoding, body)
     except _ERRORS as error:
         if isinstance(error, lzma.LZMAError) and "Memory usage limit" in str(error):
-            return None
-        return str(error) or type(error).__name__
-    return None
+            return Inspection()
+        return Inspection(str(error) or type(error).__name__)
+    return Inspection(lacks_newline=last not in (b"", b"\n"))
 
 
-def _decompress(encoding: str, body: memoryview) -> None:
+def _decompress(encoding: str, body: memoryview) -> bytes:
+    """The last byte of the content; empty if there is none."""
+    last = b""
     position = 0
     while position < len(body):
         if position and _is_padding(encoding, body[position:]):
-            return
+            return last
         decompressor = _DECOMPRESSORS[encoding]()
         size = _FIRST_PIECE_BYTES
         while not decompressor.eof:
@@ -130,9 +142,11 @@ def _decompress(encoding: str, body: memoryview) -> None:
             position += len(data)
             size = min(2 * size, _PIECE_BYTES)
             output = decompressor.decompress(data, _PIECE_BYTES)
+            last = output[-1:] or last
             if needs_input and not data and not output and not decompressor.eof:
                 raise EOFError(_CUT_OFF)
         position -= len(decompressor.unused_data)
+    return last
 
 
 def _is_padding(encoding: str, rest: memoryview) -> bool:
@@ -144,17 +158,22 @@ def _is_padding(encoding: str, rest: memoryview) -> bool:
     )
 
 
-class _Discard(io.BytesIO):
-    """A file that discards what is written to it."""
+class _LastByte(io.BytesIO):
+    """A file that keeps only the last byte of what is written to it."""
+
+    last = b""
 
     def write(self, data: Any, /) -> int:
+        self.last = bytes(data[-1:]) or self.last
         return len(data)
 
 
-def _decompress_zstd(body: memoryview) -> None:
+def _decompress_zstd(body: memoryview) -> bytes:
+    """The last byte of the content; empty if there is none, or if it is unknown."""
     # stream_writer writes its output in small pieces. The library's other interfaces return all of it at once, or
     # don't report whether a frame has ended.
     decompressor = zstandard.ZstdDecompressor(max_window_size=WINDOW_BYTES)
+    content = _LastByte()
     position = 0
     while position < len(body):
         rest = body[position:]
@@ -163,8 +182,11 @@ def _decompress_zstd(body: memoryview) -> None:
             parameters = zstandard.get_frame_parameters(rest[:_ZSTD_HEADER_BYTES])
             size = _frame_size(rest, parameters)
             if not parameters.dict_id and parameters.window_size <= WINDOW_BYTES:
-                decompressor.stream_writer(_Discard()).write(rest[:size])
+                decompressor.stream_writer(content).write(rest[:size])
+            else:
+                content.last = b""
         position += size
+    return content.last
 
 
 def _frame_size(rest: memoryview, parameters: zstandard.FrameParameters) -> int:
@@ -287,7 +309,7 @@ class _Input:
 def decompress_pieces(encoding: str, pieces: Iterable[bytes | memoryview]) -> Iterator[bytes]:
     """The content of a compressed object, in pieces of about 1 MiB.
 
-    All frames are decompressed, as :func:`find_damage` does. Content before damage is returned.
+    All frames are decompressed, as :func:`inspect` does. Content before damage is returned.
 
     :param encoding: one of :data:`COMPRESSED_ENCODINGS`
     :param pieces: the object's bytes

@@ -283,7 +283,10 @@ class Stream(BaseModel):
     allow_empty: bool = False
     """Whether an hour without objects is completed, without parts, instead of failing."""
     ensure_newline: bool = False
-    """Whether a newline is added in the part after each plain object that does not end with one."""
+    """Whether a newline is added in the part after each object whose last line has none. After a compressed object
+    (`.gz`, `.zst`, `.bz2`, `.xz`, `.lz4`) it is a frame with just a newline; to find out, such objects are
+    decompressed in memory while they are packed, which costs CPU time. Objects of other encodings (`.lzo`,
+    `.snappy`, …), damaged ones, and those that are larger than a part get none."""
     check_encoding: bool = False
     """Whether each compressed object (`.gz`, `.zst`, `.bz2`, `.xz`, `.lz4`) is decompressed in memory while it is
     packed. An object that is damaged or cut off is reported with its key and gets its own part, so that the others

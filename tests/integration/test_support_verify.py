@@ -14,6 +14,7 @@ from awscrt.checksums import crc64nvme
 
 from dev.servers import MotoServer, RcloneServer, S3Client, S3Server
 from tests.support.fixtures import BucketFactory
+from tests.support.newlines import lacks_newline
 from tests.support.raw_hours import (
     ODD_NAMES,
     ODD_NAMES_BEYOND_FILES,
@@ -29,6 +30,7 @@ RAW = "raw/app/20261123/08/"
 PART_SIZE = 8000
 
 Member = tuple[str, bytes]
+NEWLINES = {"": b"\n", ".gz": gzip.compress(b"\n", mtime=0)}
 
 
 def _encoding(key: str) -> str:
@@ -79,15 +81,14 @@ class Layout:
                     }
                 )
                 body += data
+                newline = NEWLINES.get(_encoding(key), b"")
                 if (
                     self.newline
-                    and data
-                    and data[-1:] != b"\n"
-                    and not _encoding(key)
-                    and len(data) < PART_SIZE
+                    and lacks_newline(_encoding(key), data)
+                    and len(data) + len(newline) <= PART_SIZE
                 ):
-                    body += b"\n"
-                    separators += 1
+                    body += newline
+                    separators += len(newline)
             files[name] = body
         totals = {
             "objects": len(lines),
@@ -200,8 +201,11 @@ def test_missing_separators_are_found(rclone_server: RcloneServer, make_bucket: 
     store = Store(rclone_server.client(), make_bucket(rclone_server), raw)
     put_objects(store.client, store.bucket, raw)
     facts = store.verify(Layout.of(raw, newline=True), ensure_newline=True)
-    assert (facts.separator_bytes, facts.bytes_out - facts.bytes_in) == (3, 3)
+    assert (facts.separator_bytes, facts.bytes_out - facts.bytes_in) == (24, 24)
     store.assert_refused(Layout.of(raw), "ends within", ensure_newline=True)
+    damaged = Layout.of(raw, newline=True)
+    damaged.files["part-00002.log.gz"] = raw[RAW + "z.gz"] + gzip.compress(b"x", mtime=0)
+    store.assert_refused(damaged, "should be followed by a newline", ensure_newline=True)
     store.assert_refused(Layout.of(raw, newline=True), "are not those of")
 
 

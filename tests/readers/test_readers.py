@@ -49,8 +49,11 @@ RAW_PARTS = (".gz", ".zst", ".bz2", ".xz", ".lz4")
 DOCUMENTS = ("documents .gz", "documents .zst")
 SEPARATED = ("separated .gz", "separated .zst")
 LARGE = "large documents .gz"
+# Only the readers of every encoding are tried with these.
+SEPARATED_TOO = ("separated .bz2", "separated .xz", "separated .lz4")
 PARTS = (PLAIN, ZSTD, GZIP, *RAW_PARTS, *DOCUMENTS, LARGE, *SEPARATED)
-COMPRESSED = tuple(part for part in PARTS if part != PLAIN)
+ALL_PARTS = (*PARTS, *SEPARATED_TOO)
+COMPRESSED = tuple(part for part in ALL_PARTS if part != PLAIN)
 
 YES, NO = "yes", "no"
 ERROR_CHARACTERS = 120
@@ -135,12 +138,14 @@ KNOWN: Mapping[str, Known] = {
         "`FAILFAST` does not notice the rest. Leave `multiLine` off.",
     ),
     "spark_split": Known(parts=(*DOCUMENTS, LARGE, *SEPARATED)),
-    "python_open": Known(),
+    "python_open": Known(parts=ALL_PARTS),
     "python_decompress": Known(
         parts=COMPRESSED,
         results={
             ZSTD: FIRST_FRAME,
-            **dict.fromkeys((".zst", ".lz4", "documents .zst", "separated .zst"), FIRST_OBJECT),
+            **dict.fromkeys(
+                (".zst", ".lz4", "documents .zst", "separated .zst", "separated .lz4"), FIRST_OBJECT
+            ),
         },
         advice="The one-shot functions of zstandard and lz4 return the first frame only. Use `zstandard.open` and "
         "`lz4.frame.open`, which accept a file object too, or `decompressobj(read_across_frames=True)`. "
@@ -158,8 +163,8 @@ KNOWN: Mapping[str, Known] = {
         advice="Give it `read_across_frames=True`.",
     ),
     "zstandard_across": Known(parts=(ZSTD, ".zst")),
-    commands.CAT: Known(),
-    commands.RG: Known(),
+    commands.CAT: Known(parts=ALL_PARTS),
+    commands.RG: Known(parts=ALL_PARTS),
 }
 READERS: Mapping[str, tuple[str, str]] = {
     reader.__name__: (library.name, " ".join((reader.__doc__ or "").split()))
@@ -244,17 +249,6 @@ def roll_up(
     return {path.suffix: path for path in folder.glob("part-*")}, lines[1:]
 
 
-def separate(part: Path, lines: Sequence[Mapping[str, Any]], folder: Path) -> Path:
-    """Write a part with a newline behind each of its raw objects, as docs/SOURCES.md shows."""
-    newline = encode(part.suffix, b"\n", 0)
-    body = part.read_bytes()
-    members = [(line["offset"], line["length"]) for line in lines if line["part"] == part.name]
-    pieces = [body[offset : offset + length] + newline for offset, length in members]
-    folder.mkdir(exist_ok=True)
-    (folder / part.name).write_bytes(b"".join(pieces))
-    return folder / part.name
-
-
 @pytest.fixture(scope="module")
 def parts(rclone_server: RcloneServer, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     """A part of each kind; each has all records."""
@@ -275,8 +269,9 @@ def parts(rclone_server: RcloneServer, tmp_path_factory: pytest.TempPathFactory)
     in_documents = {
         f"{number:03d}.json{extension}": encode(extension, body, number)
         for number, body in enumerate(texts)
-        for extension in (".gz", ".zst")
+        for extension in RAW_PARTS
     }
+    two_encodings = {name: body for name, body in in_documents.items() if name.endswith((".gz", ".zst"))}
     made: dict[str, Path] = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AIRFLOW_CONN_AWS_DEFAULT", rclone_server.airflow_connection_json())
@@ -290,11 +285,11 @@ def parts(rclone_server: RcloneServer, tmp_path_factory: pytest.TempPathFactory)
             assert len({line["frame_offset"] for line in manifest}) >= 3
         found, _ = roll_up(rclone_server, large, folder / "large")
         made[LARGE] = found[".gz"]
-        found, manifest = roll_up(rclone_server, in_documents, folder / "documents")
-    for extension, path in found.items():
-        made[f"documents {extension}"] = path
-        made[f"separated {extension}"] = separate(path, manifest, folder / "separated")
-    assert set(made) == set(PARTS)
+        found, _ = roll_up(rclone_server, two_encodings, folder / "documents")
+        made |= {f"documents {extension}": path for extension, path in found.items()}
+        found, _ = roll_up(rclone_server, in_documents, folder / "separated", ensure_newline=True)
+        made |= {f"separated {extension}": path for extension, path in found.items()}
+    assert set(made) == set(ALL_PARTS)
     return made
 
 
@@ -422,7 +417,7 @@ records it finds are compared with those that were written.
 | {", ".join(RAW_PARTS)} | the same, from raw objects with this extension, joined as they are |
 | {", ".join(DOCUMENTS)} | raw objects of one JSON document each, without a newline, joined as they are |
 | {LARGE} | the same, with more than 2 MiB of content |
-| {", ".join(SEPARATED)} | the documents with a newline [put between them]({SECTION}) afterwards |
+| {", ".join((*SEPARATED, *SEPARATED_TOO))} | these documents (the smaller ones), with `ensure_newline: true` |
 
 **DROPS** is the result to fear: the reader reports no error and finds too few records.
 
@@ -434,8 +429,8 @@ The rows of Python and of the commands take documents apart by their syntax, as 
 
 
 SEPARATE = f"""\
-"Separate the documents" means: set `ensure_newline: true` for plain raw objects, and put a newline between
-compressed ones as [SOURCES.md]({SECTION}) shows."""
+"Separate the documents" means: set `ensure_newline: true`, or put a newline between them afterwards as
+[SOURCES.md]({SECTION}) shows."""
 
 
 def cell(outcomes: Outcomes, reader: str, part: str) -> str:
@@ -446,9 +441,9 @@ def cell(outcomes: Outcomes, reader: str, part: str) -> str:
 
 def page(outcomes: Outcomes) -> str:
     """The page docs/READERS.md."""
-    lines = [INTRODUCTION, f"| reader | {' | '.join(PARTS)} |", "|---" * (len(PARTS) + 1) + "|"]
+    lines = [INTRODUCTION, f"| reader | {' | '.join(ALL_PARTS)} |", "|---" * (len(ALL_PARTS) + 1) + "|"]
     for reader, (library, call) in READERS.items():
-        cells = " | ".join(cell(outcomes, reader, part) for part in PARTS)
+        cells = " | ".join(cell(outcomes, reader, part) for part in ALL_PARTS)
         lines.append(f"| {library} {call} | {cells} |")
     lines += ["", "An empty cell was not tried.", "", "## What to use instead", "", SEPARATE, ""]
     for reader, (library, call) in READERS.items():

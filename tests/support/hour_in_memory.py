@@ -15,6 +15,7 @@ from include.log_rollup.hour.plan import content_id_of, make_plan
 from include.log_rollup.hour.selection import select
 from include.log_rollup.hour.template import AggregatedTemplate, RawTemplate
 from include.log_rollup.monitor import Peaks
+from include.log_rollup.newlines import newline_of
 from include.log_rollup.steps.complete_hour import complete_hour
 from include.log_rollup.steps.pack_shard import pack_shard
 from include.log_rollup.steps.plan_hour import Planned, plan_hour
@@ -22,6 +23,7 @@ from include.log_rollup.steps.validate_hour import validate_hour
 from include.log_rollup.storage.protocol import ObjectInfo, ObjectStore
 from include.log_rollup.streams import Stream
 from tests.support.fake_store import FakeStore, Operation, Stored
+from tests.support.newlines import NEWLINE_BYTES, lacks_newline
 from tests.support.raw_hours import AGGREGATED, HOUR, RAW, name_of
 
 WORK = AGGREGATED + "_rollup/"
@@ -91,11 +93,18 @@ def expected(store: FakeStore, stream: Stream) -> dict[str, bytes]:
     joined: dict[str, bytes] = {}
     for name, body in inputs(store, stream).items():
         encoding = encoding_of(name)
-        # An object that does not fit into a part is copied unchanged.
-        if stream.ensure_newline and not encoding and body and len(body) < stream.part_size:
-            body = body.removesuffix(b"\n") + b"\n"
-        joined[encoding] = joined.get(encoding, b"") + body
+        joined[encoding] = joined.get(encoding, b"") + body + newline_after(stream, name, body)
     return joined
+
+
+def newline_after(stream: Stream, name: str, body: bytes) -> bytes:
+    """What a part has between this raw object and the next one."""
+    encoding = encoding_of(name)
+    # An object that does not fit into a part with a newline is copied unchanged.
+    is_copied = len(body) + NEWLINE_BYTES.get(encoding, 0) > stream.part_size
+    if not stream.ensure_newline or is_copied or not lacks_newline(encoding, body):
+        return b""
+    return newline_of(encoding)
 
 
 def parts(store: FakeStore) -> dict[str, bytes]:
@@ -182,6 +191,8 @@ def assert_right(store: FakeStore, stream: Stream) -> None:
         assert row["crc64nvme"] == f"{crc64nvme(body):016x}"
     for entry in header["parts_table"]:
         body = found[entry["name"]]
+        members = [row["key"].removeprefix(RAW) for row in rows if row["part"] == entry["name"]]
+        assert body == b"".join(raw[name] + newline_after(stream, name, raw[name]) for name in members)
         assert (entry["size"], entry["crc64nvme"]) == (len(body), f"{crc64nvme(body):016x}")
         assert len(body) <= stream.part_size or entry["objects"] == 1
     marker = marker_of(store)

@@ -13,12 +13,13 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from awscrt.checksums import crc64nvme
 
 from dev.servers import S3Client
+from tests.support.newlines import NEWLINE_BYTES, content_of, lacks_newline
 
 ENCODINGS = (".gz", ".zst", ".bz2", ".xz", ".lz4")
 """Extensions of compressed raw objects, in lower or upper case. They get parts of their own."""
@@ -62,7 +63,8 @@ class _Content:
     digest: str
     crc64nvme: int
     head: bytes
-    last: bytes
+    lacks_newline: bool = field(compare=False)
+    """Whether the last line of the content has no newline; for compressed objects only with ``ensure_newline``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,7 @@ def verify_hour(
     :param raw_prefix: of the hour, such as ``raw/app/20261123/08/``
     :param aggregated_prefix: of the hour, such as ``aggregated/app/20261123/08/``
     :param part_size: the largest size in bytes of a part of more than one raw object
-    :param ensure_newline: whether a newline must follow each plain object that does not end with one
+    :param ensure_newline: whether a newline must follow each object whose content does not end with one
     :param ready_object: name of the ready object below the raw prefix; it is not packed
     :param expected: the objects of the raw hour by key, with hidden objects and placeholders
     :param aggregated_bucket: the bucket of the aggregated hour, if it is another one
@@ -128,7 +130,7 @@ def verify_hour(
         contents = dict(
             zip(
                 (item.key for item in raw),
-                pool.map(lambda item: _read(client, bucket, item, findings), raw),
+                pool.map(lambda item: _read(client, bucket, item, ensure_newline, findings), raw),
                 strict=True,
             )
         )
@@ -149,7 +151,7 @@ def verify_hour(
                 aggregated_prefix,
                 contents,
                 part_size,
-                ensure_newline and not encoding,
+                NEWLINE_BYTES[encoding] if ensure_newline else 0,
                 _Peek(writer, target, contents),
                 findings,
             )
@@ -254,7 +256,9 @@ class _Meter:
             self._last = piece[-1:]
 
     def content(self) -> _Content:
-        return _Content(self._size, self._digest.hexdigest(), self._crc, self._head, self._last)
+        return _Content(
+            self._size, self._digest.hexdigest(), self._crc, self._head, self._last not in (b"", b"\n")
+        )
 
 
 def _pieces(client: S3Client, bucket: str, key: str) -> Iterator[bytes]:
@@ -263,11 +267,19 @@ def _pieces(client: S3Client, bucket: str, key: str) -> Iterator[bytes]:
         yield piece
 
 
-def _read(client: S3Client, bucket: str, item: _Listed, findings: _Findings) -> _Content:
+def _read(
+    client: S3Client, bucket: str, item: _Listed, ensure_newline: bool, findings: _Findings
+) -> _Content:
     meter = _Meter()
+    body = bytearray()
+    encoding = _encoding(item.key)
     for piece in _pieces(client, bucket, item.key):
         meter.take(piece)
+        if ensure_newline and encoding:
+            body += piece
     content = meter.content()
+    if encoding:
+        content = replace(content, lacks_newline=lacks_newline(encoding, bytes(body)))
     findings.check(
         content.size == item.size, f"{item.key}: {item.size} bytes listed, {content.size} bytes read"
     )
@@ -339,7 +351,7 @@ def _lay_out(
     prefix: str,
     contents: Mapping[str, _Content],
     part_size: int,
-    separated: bool,
+    newline: int,
     peek: _Peek,
     findings: _Findings,
 ) -> list[_Segment]:
@@ -356,8 +368,8 @@ def _lay_out(
                 )
                 return segments
             item = waiting.pop()
-            separator = int(separated and item.size > 0 and contents[item.key].last != b"\n")
-            if separator and item.size == part.size and item.size + 1 > part_size:
+            separator = newline if contents[item.key].lacks_newline else 0
+            if separator and item.size == part.size and item.size + newline > part_size:
                 # Too large to pack: S3 copied the object, which adds no newline.
                 separator = 0
             if offset + item.size + separator > part.size:
@@ -422,12 +434,18 @@ def _compare_part(
             )
         separator = b"".join(take(segment.separator))
         findings.check(
-            separator == b"\n" * segment.separator,
+            _is_newline(_encoding(segment.raw.key), separator) if segment.separator else not separator,
             f"{segment.part}: {segment.raw.key} should be followed by a newline, not by {separator!r}",
         )
     for _ in take(part.size + 1):
         pass
     findings.check(total == part.size, f"{part.key}: {part.size} bytes listed, {total} bytes read")
+
+
+def _is_newline(encoding: str, separator: bytes) -> bool:
+    return (
+        len(separator) == NEWLINE_BYTES[encoding] and content_of(encoding, separator + separator) == b"\n\n"
+    )
 
 
 def _read_manifest(

@@ -30,7 +30,7 @@ def verify_groups(
     :param folders: prefix of the raw objects to prefix of the parts, for each group of the hour
     :param home: prefix of the hour's records, such as ``aggregated/_hours/app/20261123/08/``
     :param part_size: the largest size in bytes of a part of more than one raw object
-    :param ensure_newline: whether a newline must follow each plain object that does not end with one
+    :param ensure_newline: whether a newline must follow each object whose content does not end with one
     :param expected: the objects of the raw hour by key
     :param raw_client: for the raw objects, if they are on another server
     :returns: the totals of each group, by the prefix of its parts

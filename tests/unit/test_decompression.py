@@ -22,7 +22,7 @@ from include.log_rollup.decompression import (
     DamageError,
     decompress_pieces,
     encoding_of_content,
-    find_damage,
+    inspect,
 )
 from include.log_rollup.hour.selection import ENCODINGS
 from include.log_rollup.units import MIB
@@ -67,7 +67,7 @@ SKIPPABLE = b"\x5a\x2a\x4d\x18" + (5).to_bytes(4, "little") + b"index"
 
 
 def damage(encoding: str, body: bytes) -> str | None:
-    return find_damage(encoding, memoryview(body))
+    return inspect(encoding, memoryview(body)).damage
 
 
 @cache
@@ -383,7 +383,7 @@ def test_reading_fails_where_damage_is_found(encoding: str, data: st.DataObject)
             content += piece
     except DamageError as error:
         reason = str(error)
-    # A changed bit may require a large window or a dictionary of zstd; find_damage does not call that damage.
+    # A changed bit may require a large window or a dictionary of zstd; inspect does not call that damage.
     if reason:
         assert damage(encoding, object_body) is not None or encoding == ".zst"
     else:

@@ -478,7 +478,7 @@ def test_damaged_object_gets_a_part_of_its_own(
         assert found[part] == hour[name]
     # The rest of the part can be decompressed completely.
     intact = {row["part"] for row in rows if row["key"].endswith(ending) and not row.get("damaged")}
-    joined = b"".join(CONTENTS[letter] for letter in CONTENTS if letter not in letters)
+    joined = b"".join(CONTENTS[letter] + b"\n" for letter in CONTENTS if letter not in letters)
     assert [CODECS[ending][1](found[part]) for part in intact] == ([joined] if joined else [])
 
 

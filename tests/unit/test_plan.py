@@ -21,16 +21,18 @@ from include.log_rollup.hour.plan import (
     PlannedPart,
     ShardRef,
     WriteOptions,
+    gets_newlines,
     make_plan,
     make_shards,
     shard_refs,
     split_part,
 )
-from include.log_rollup.hour.selection import OPAQUE, InputRules, LeftOut, encoding_of, select
+from include.log_rollup.hour.selection import ENCODINGS, OPAQUE, InputRules, LeftOut, encoding_of, select
 from include.log_rollup.storage.listing import list_all, list_by_token
 from include.log_rollup.storage.protocol import ListPage, Location, ObjectInfo
 from tests.support import hour_in_memory
 from tests.support.fake_store import FakeStore
+from tests.support.newlines import NEWLINE_BYTES
 from tests.support.raw_hours import RAW, name_of
 from tests.unit.strategies import CONTAINERS, listings, raw_hours
 
@@ -113,7 +115,7 @@ def test_objects_are_contiguous_within_the_part_size(listed: list[ObjectInfo], p
 @given(listings(), part_sizes)
 def test_part_size_includes_added_newlines(listed: list[ObjectInfo], part_size: int) -> None:
     for part in plan_of(listed, part_size, separators=True).parts:
-        newlines = sum(1 for item in part.objects if item.size) if part.encoding == "" else 0
+        newlines = sum(1 for item in part.objects if item.size) * NEWLINE_BYTES.get(part.encoding, 0)
         assert part.copied or part.size + newlines <= part_size
 
 
@@ -280,9 +282,44 @@ def test_part_size_that_moves_borders_changes_the_content_id() -> None:
     assert len({plan_of(listed, size).content_id for size in (9, 10, 20, 30)}) == 4
 
 
-def test_newlines_change_the_content_id_of_plain_objects_only() -> None:
-    assert plan_of([info("a")], separators=True).content_id != plan_of([info("a")]).content_id
-    assert plan_of([info("a.gz")], separators=True).content_id == plan_of([info("a.gz")]).content_id
+@pytest.mark.parametrize("ending", ["", *ENCODINGS])
+def test_newlines_change_the_content_id_of_text(ending: str) -> None:
+    listed = [info(f"a{ending}")]
+    assert plan_of(listed, separators=True).content_id != plan_of(listed).content_id
+
+
+@pytest.mark.parametrize("ending", sorted(OPAQUE))
+def test_newlines_keep_the_content_id_of_other_formats(ending: str) -> None:
+    listed = [info(f"a{ending}")]
+    assert plan_of(listed, separators=True).content_id == plan_of(listed).content_id
+
+
+@pytest.mark.parametrize("ending", ENCODINGS)
+def test_newlines_keep_the_name_of_a_copied_object(ending: str) -> None:
+    names = [
+        [part.name for part in plan_of([info(f"a{ending}", 65)], separators=separators).parts]
+        for separators in (False, True)
+    ]
+    assert names[0] == names[1]
+
+
+@pytest.mark.parametrize(
+    ("ending", "planned", "packed", "expected"),
+    [
+        ("", True, True, True),
+        ("", True, False, False),
+        (".gz", True, True, True),
+        # An earlier version, or other settings, planned it without newlines.
+        (".gz", False, True, False),
+        (".gz", True, False, False),
+        (".snappy", True, True, False),
+    ],
+)
+def test_parts_get_the_newlines_that_were_planned(
+    ending: str, planned: bool, packed: bool, expected: bool
+) -> None:
+    (part,) = plan_of([info(f"a{ending}"), info(f"b{ending}")], 200, separators=planned).parts
+    assert gets_newlines(part, WriteOptions(packed)) == expected
 
 
 def test_other_storage_class_gives_another_content_id() -> None:
@@ -443,6 +480,13 @@ def test_unknown_formats_share_no_part_with_text(endings: list[str], upper: bool
     for part in plan.parts:
         assert {pipeline_ending(item.key) for item in part.objects} == {part.encoding}
         assert WriteOptions(True).room_for_newline(part.encoding) == (1 if part.encoding == "" else 0)
+        assert WriteOptions(False).room_for_newline(part.encoding) == 0
+
+
+@pytest.mark.parametrize("encoding", ["", *ENCODINGS])
+def test_there_is_room_for_the_newline_of_each_encoding(encoding: str) -> None:
+    assert WriteOptions(True).room_for_newline(encoding) == NEWLINE_BYTES[encoding]
+    assert WriteOptions(False).room_for_newline(encoding) == 0
 
 
 def pipeline_ending(key: str) -> str:

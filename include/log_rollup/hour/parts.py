@@ -10,6 +10,7 @@ from include.log_rollup.compression import codec_of
 from include.log_rollup.errors import ProofError
 from include.log_rollup.hour.plan import PlannedPart
 from include.log_rollup.hour.records import Frame, PackedPart
+from include.log_rollup.newlines import newline_crc
 from include.log_rollup.storage.protocol import Location, ObjectInfo, ObjectStore
 from include.log_rollup.units import MIB
 
@@ -77,7 +78,7 @@ def _frames_problem(planned: PlannedPart, packed: PackedPart) -> str | None:
 
 
 def _crcs_and_sizes(planned: PlannedPart, packed: PackedPart) -> Iterator[tuple[int, int]]:
-    newline = crc.crc64(b"\n")
+    newline = newline_crc(planned.encoding)
     for item, done in zip(planned.objects, packed.objects, strict=True):
         yield done.crc64nvme or 0, item.size
         if done.separator:

@@ -13,6 +13,7 @@ from include.log_rollup.compression import Codec, codec_of
 from include.log_rollup.errors import ListingError, UnsupportedInputError
 from include.log_rollup.hour.layout import folder_of, part_name, part_name_of_format_1, split_name
 from include.log_rollup.hour.selection import NOT_JOINABLE, PLAIN, LeftOut, Unjoinable, encoding_of
+from include.log_rollup.newlines import newline_of
 from include.log_rollup.storage.protocol import ObjectInfo
 from include.log_rollup.units import MIB, format_size
 
@@ -34,7 +35,7 @@ LARGEST_UNCOMPRESSED_PART_BYTES = 32 * MIB
 class WriteOptions:
     """The settings that determine the bytes of a part and how it is stored, besides its raw objects.
 
-    :param ensure_newline: whether a newline is added to each plain object that does not end with one
+    :param ensure_newline: whether a newline is added after each object whose content does not end with one
     :param storage_class: of the parts; None for the bucket's default
     :param tags: of the parts, sorted by key
     :param kms_key_id: KMS key that encrypts the parts; None for the bucket's default encryption
@@ -74,11 +75,13 @@ class WriteOptions:
 
     def room_for_newline(self, encoding: str) -> int:
         """Number of bytes that may be added after each object of this encoding."""
-        return 1 if self.ensure_newline and encoding == PLAIN else 0
+        return len(newline_of(encoding)) if self.ensure_newline else 0
 
     def describe(self, encoding: str, copied: bool) -> str:
         """The text of a fingerprint before the raw objects."""
-        room = self.room_for_newline(encoding)
+        # Nothing is added to a copied object. With the room for a newline, as earlier versions wrote it for plain
+        # ones, so that they keep their fingerprint.
+        room = self.room_for_newline(encoding) if encoding == PLAIN or not copied else 0
         # Only if they are set: parts that were written before these options existed keep their fingerprint.
         more = f" tags={json.dumps(self.tags)}" if self.tags else ""
         more += f" kms_key_id={json.dumps(self.kms_key_id)}" if self.kms_key_id else ""
@@ -338,6 +341,17 @@ def is_planned_with(part: PlannedPart, options: WriteOptions) -> bool:
     """Whether a planned part has the fingerprint that these options give."""
     text = "".join(map(_row_text, part.objects))
     return part.fingerprint == _fingerprint(options, part.encoding, part.copied, text)
+
+
+def gets_newlines(part: PlannedPart, options: WriteOptions) -> bool:
+    """Whether newlines are added to the objects of a part.
+
+    They are not if an earlier version planned it, which added them to plain objects only: its name means those
+    bytes.
+    """
+    if not options.room_for_newline(part.encoding):
+        return False
+    return part.encoding == PLAIN or not is_planned_with(part, replace(options, ensure_newline=False))
 
 
 def _fingerprint(options: WriteOptions, encoding: str, copied: bool, rows_text: str) -> str:

@@ -93,7 +93,7 @@ class PackedObject:
     :param checked: how its bytes were compared with the raw object: name of the CRC that S3 keeps, ``etag-md5``,
         or ``length`` if neither was available
     :param etag_is_md5: whether reading the part back can prove more than ``checked`` says
-    :param separator: number of newline bytes added after it
+    :param separator: number of bytes added after it: a newline in its encoding
     :param damaged: whether it could not be decompressed; only tried with ``check_encoding``
     """
 

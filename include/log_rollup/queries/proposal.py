@@ -289,6 +289,6 @@ class Draft:
         compressed = any(encoding_of(row.key) != PLAIN for row in self._rows)
         if compressed and any(not producer.has_newline for producer in self._layout.producers):
             yield (
-                "this producer's documents do not end with a newline, and compressed ones get none: see "
-                "docs/SOURCES.md#json-documents-without-a-newline"
+                "this producer's documents do not end with a newline; ensure_newline adds it to compressed ones "
+                "too, and decompresses them for that: see docs/SOURCES.md#json-documents-without-a-newline"
             )

@@ -13,7 +13,7 @@ from typing import Any
 
 from include.log_rollup import crc, limits
 from include.log_rollup.compression import Codec
-from include.log_rollup.decompression import COMPRESSED_ENCODINGS, find_damage
+from include.log_rollup.decompression import COMPRESSED_ENCODINGS, Inspection, inspect
 from include.log_rollup.errors import ConfigurationError, TransientError
 from include.log_rollup.hour.plan import PlannedPart, WriteOptions, is_planned_with
 from include.log_rollup.hour.records import READ_BY_LENGTH, PackedObject, PackedPart
@@ -152,7 +152,7 @@ class ShardPacker:
         self._store_thread = ThreadPoolExecutor(1, "log-rollup-control")
         self._decompression = (
             ThreadPoolExecutor(DECOMPRESSION_THREADS, "log-rollup-decompression")
-            if settings.check_encoding
+            if settings.check_encoding or settings.options.ensure_newline
             else None
         )
         self._codec = settings.options.codec
@@ -307,14 +307,15 @@ class ShardPacker:
             return
         self._loop.call(
             self._decompression,
-            partial(find_damage, encoding, part.window(index)),
+            partial(inspect, encoding, part.window(index)),
             partial(self._decompressed, part, index),
         )
 
-    def _decompressed(self, part: PartBuffer, index: int, damage: str | None) -> None:
-        if damage is not None:
+    def _decompressed(self, part: PartBuffer, index: int, found: Inspection) -> None:
+        part.lacks_newline[index] = found.lacks_newline
+        if found.damage is not None and self._settings.check_encoding:
             source = self._raw.at(part.planned.objects[index].key)
-            log.warning("%s cannot be decompressed (%s): it gets a part of its own", source, damage)
+            log.warning("%s cannot be decompressed (%s): it gets a part of its own", source, found.damage)
             part.set_damaged(index)
         self._object_ready(part)
 

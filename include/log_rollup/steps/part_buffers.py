@@ -1,7 +1,7 @@
 """Buffers in which raw objects are joined into parts, or into frames of compressed parts.
 
 Fast path: each raw object is downloaded to its final offset, so a full buffer is a finished part and nothing is
-copied. Bytes move only where newlines are added (the offsets leave room for one after each object) and where a
+copied. Bytes move only where newlines may be added (the offsets leave room for one after each object) and where a
 damaged object gets a part of its own.
 """
 
@@ -14,13 +14,14 @@ from itertools import accumulate
 from include.log_rollup import compression, crc
 from include.log_rollup.compression import Codec
 from include.log_rollup.errors import ChangedBufferError
-from include.log_rollup.hour.plan import PlannedPart, WriteOptions, split_part
+from include.log_rollup.hour.plan import PlannedPart, WriteOptions, gets_newlines, split_part
 from include.log_rollup.hour.records import READ_BY_LENGTH, Frame, PackedObject, PackedPart
+from include.log_rollup.hour.selection import PLAIN
+from include.log_rollup.newlines import newline_crc, newline_of
 from include.log_rollup.storage.protocol import Downloaded, ObjectInfo
 
-NEWLINE = b"\n"
-_NEWLINE_CRC = crc.crc64(NEWLINE)
 MAX_BUFFERS = 8
+_NEWLINE = ord("\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +77,9 @@ class PartBuffer:
     :param frame: index of the frame in its part; None for a part that is not compressed
     :param memory: at least :func:`buffer_size` bytes
     :param starts: offset of each object, with room for newlines between them
+    :param lacks_newline: whether the content of each compressed object has a last line without a newline
     :param objects: what is known of each object; None until it has arrived
-    :param missing: how many objects have not arrived, or are still being decompressed to find damage
+    :param missing: how many objects have not arrived, or are still being decompressed
     :param unwritten: how many of its bodies are not written
     :param written: what was written for it; more than one part if it was split
     """
@@ -87,6 +89,7 @@ class PartBuffer:
     memory: memoryview
     frame: "FrameIndex | None" = None
     starts: list[int] = field(init=False)
+    lacks_newline: list[bool] = field(init=False)
     objects: list[PackedObject | None] = field(init=False)
     missing: int = field(init=False)
     unwritten: int = field(default=0, init=False)
@@ -96,6 +99,7 @@ class PartBuffer:
         items = self.planned.objects
         room = self.options.room_for_newline(self.planned.encoding)
         self.starts = list(accumulate((item.size + room for item in items), initial=0))
+        self.lacks_newline = [False] * len(items)
         # Empty objects are not downloaded.
         self.objects = [None if item.size else PackedObject(0, READ_BY_LENGTH, False) for item in items]
         self.missing = self.objects.count(None)
@@ -147,11 +151,12 @@ class PartBuffer:
         return bodies
 
     def _join(self, planned: PlannedPart, indexes: Sequence[int]) -> PartBody:
-        """Close the gaps between some objects, and add a newline after each plain one that has none."""
+        """Close the gaps between some objects, and add a newline after each one that ends without it."""
         pieces: list[tuple[int, int]] = []
         objects: list[PackedObject] = []
         memory = self.memory
-        adds_newline = self.options.room_for_newline(self.planned.encoding)
+        encoding = self.planned.encoding
+        newline = newline_of(encoding) if gets_newlines(self.planned, self.options) else b""
         begin = end = self.starts[indexes[0]] if len(indexes) == 1 else 0
         for index in indexes:
             item, known = self.planned.objects[index], self.objects[index]
@@ -162,13 +167,16 @@ class PartBuffer:
                     memory[end : end + item.size] = self.window(index)
                 end += item.size
                 pieces.append((known.crc64nvme or 0, item.size))
-                if adds_newline and memory[end - 1] != NEWLINE[0]:
-                    memory[end : end + 1] = NEWLINE
-                    end += 1
-                    pieces.append((_NEWLINE_CRC, 1))
-                    known = replace(known, separator=1)
+                if newline and self._lacks_newline(index, memory[end - 1]):
+                    memory[end : end + len(newline)] = newline
+                    end += len(newline)
+                    pieces.append((newline_crc(encoding), len(newline)))
+                    known = replace(known, separator=len(newline))
             objects.append(known)
         return PartBody(self, planned, memory[begin:end], crc.concatenate(pieces), tuple(objects))
+
+    def _lacks_newline(self, index: int, last_byte: int) -> bool:
+        return last_byte != _NEWLINE if self.planned.encoding == PLAIN else self.lacks_newline[index]
 
 
 @dataclass(slots=True, eq=False)

@@ -92,7 +92,7 @@ function facts(answer) {
     list([
       ["Raw objects", number(marker.objects)],
       ["Bytes in", exact(marker.bytes_in)],
-      ["Bytes out", exact(marker.bytes_out) + (marker.separator_bytes ? `, ${number(marker.separator_bytes)} newlines added` : "")],
+      ["Bytes out", exact(marker.bytes_out) + (marker.separator_bytes ? `, ${exact(marker.separator_bytes)} of them added as newlines` : "")],
       ...savings(marker),
       ["Parts", number(marker.parts)],
       ...(marker.groups === undefined ? [] : [["Groups", number(marker.groups)]]),
