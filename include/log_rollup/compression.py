@@ -73,7 +73,10 @@ class Zstd(Codec):
 
     def compress(self, content: memoryview) -> bytes:
         # A compressor cannot be shared between threads. Making one takes a thousandth of the time of a frame.
-        return zstandard.ZstdCompressor(level=self._level, write_checksum=True).compress(content)
+        frame = zstandard.ZstdCompressor(level=self._level, write_checksum=True).compress(content)
+        # The library allocates as much as the content and shrinks it, which leaves a hole of some MiB next to each
+        # frame that is kept. Copying the frames of a part of 256 MiB saves 100 MiB of memory.
+        return bytes(memoryview(frame))
 
     @staticmethod
     def decompress(frame: bytes | memoryview, size: int) -> bytes:
