@@ -223,6 +223,23 @@ def test_part_that_is_written_again_renews_records_of_its_group(hour: GroupedHou
     assert verify_hour(hour.store, hour.stream, HOUR).problems == []
 
 
+def test_part_with_another_etag_renews_records_of_its_group(hour: GroupedHour) -> None:
+    # Each write gets another ETag.
+    hour.store = FakeStore(etag_is_md5=False)
+    hour.produce(three_groups())
+    hour.run()
+    marker = f"{hour.folder('web')}_SUCCESS"
+    body = hour.store.body(marker)
+    remove_part(hour, "web")
+    for ref in hour.plan().shards:
+        pack_shard(hour.store, hour.stream, ref)
+    # As if an overtaken run had written the part again since the group was complete: its receipt names it.
+    hour.store.produce(marker, body)
+    hour.run()
+    hour.verify()
+    assert verify_hour(hour.store, hour.stream, HOUR).problems == []
+
+
 def test_marker_goes_before_a_part_lost_since_planning(hour: GroupedHour) -> None:
     hour.produce(three_groups())
     hour.run()

@@ -81,13 +81,13 @@ class Survey:
         folders = {group.folder for group in manifest.totals.groups}
         return folders <= self.found.group_manifests and folders <= self.found.group_markers.keys()
 
-    def changed_groups(self, plan: Plan, packed: Container[str]) -> frozenset[str]:
+    def changed_groups(self, plan: Plan, proven: Container[str]) -> frozenset[str]:
         """The folders of the groups that change: they have no manifest, or get parts other than those it names.
 
-        A part that has to be written again counts as another one, although it gets the same name and bytes: its
-        ETag and its proof may differ. Without a manifest of the hour no group can have a completion marker.
+        A part that was or will be written again counts as another one, although it has the same name and bytes:
+        its ETag and its proof may differ. Without a manifest of the hour no group can have a completion marker.
 
-        :param packed: names of the plan's parts that exist already
+        :param proven: names of the parts that exist as the manifest says
         """
         if self.manifest is None:
             return frozenset()
@@ -98,7 +98,7 @@ class Survey:
         folders = before.keys() | after.keys()
         changed = {folder for folder in folders if before.get(folder) != after.get(folder)}
         changed |= folders - self.found.group_manifests
-        changed |= {folder_of(part.name) for part in plan.parts if part.name not in packed}
+        changed |= {folder_of(part.name) for part in plan.parts if part.name not in proven}
         return frozenset(changed - {""})
 
     def group_changes(self, plan: Plan) -> GroupChanges | None:

@@ -308,7 +308,7 @@ class _Planner:
             measured,
             marker_etag,
             survey.found.manifest_etag,
-            changed_groups=survey.changed_groups(plan, holdings.packed),
+            changed_groups=survey.changed_groups(plan, holdings.proven),
             group_changes=survey.group_changes(plan),
         )
 
