@@ -56,7 +56,7 @@ class HourState(HourReader):
     4                      manifests and markers that other runs have staged are deleted; then the removal
                            records are read: a plan that names a part or a file under removal is made again
     5                      ``_SUCCESS`` is removed, if it is the one that planning saw; the claim is read; then
-                           the ``_SUCCESS`` of each group in which parts are written or removed, or whose
+                           the ``_SUCCESS`` of each group whose parts are not as the manifest says, or whose
                            manifest is missing
     6   ``pack_shard``     a ``_SUCCESS`` of another plan is removed, before the first part is written; with
                            groups, then the claim is read and the ``_SUCCESS`` of the groups of parts that have
@@ -158,7 +158,7 @@ class HourState(HourReader):
         :param files: names below ``_rollup/`` of the plan's files
         :param seen_marker: ETag of the marker when the plan was made; None if there was none
         :param seen_manifest: the same for the manifest
-        :param changed_groups: folders of the groups in which parts are written or removed
+        :param changed_groups: folders of the groups whose parts are not as the manifest says
         :returns: the claim; None if the hour has changed since the plan was made, so that it must be planned again
         :raises SupersededError: if another run has claimed the hour meanwhile
         """
