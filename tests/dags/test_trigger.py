@@ -246,6 +246,7 @@ def test_changed_connection_reaches_waiting_hours(
     assert failures == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "error", [AccessError("403"), ConfigurationError("no CA"), RuntimeError("no such id")]
 )

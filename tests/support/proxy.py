@@ -271,6 +271,9 @@ class FaultProxy:
         while True:
             accepted, _address = await loop.sock_accept(listener)
             accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # The client may have closed another connection before it opened this one: let the loop notice that.
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
             # Counted before the TLS handshake: a connection in its handshake is also one.
             self._count_connection(+1)
             task = loop.create_task(self._serve(accepted, self._accepted))

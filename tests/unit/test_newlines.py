@@ -178,6 +178,7 @@ def test_padding_of_xz_does_not_hide_the_last_line() -> None:
 # -- parts ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @of_each_encoding
 @given(
     objects=st.lists(

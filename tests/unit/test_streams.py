@@ -428,6 +428,7 @@ def test_overlaps_are_found_at_any_position(streams_file: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_loading_scales_linearly_with_the_streams(streams_file: Path) -> None:
     def calls(count: int) -> int:
         lines = ["streams:"]
