@@ -4,7 +4,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Annotated
@@ -59,6 +59,7 @@ from log_rollup_plugin.hours_page.views import (
     totals_view,
 )
 from log_rollup_plugin.runs import dag_id_of
+from log_rollup_plugin.s3.hook import PooledS3Hook
 
 log = logging.getLogger(__name__)
 
@@ -321,28 +322,36 @@ class HoursApi:
             return _BucketHour(None, *place_views(stream, hour, None), error)
 
     def _read_groups(self, stream: Stream, hour: datetime, search: str, most: int) -> _BucketHour:
-        places = place_views(stream, hour, None)
-        try:
-            with self._open_store(
-                stream, limits.HOUR_PAGE_CONNECTIONS, limits.HOUR_PAGE_READ_SECONDS
-            ) as hook:
-                (summary,) = read_hours(hook, stream, [hour], groups=True)
-                groups = groups_view(stream, summary, hook.meta(stream.aggregated.root), search, most)
-        except Exception as error:
-            return _BucketHour(None, *places, explain(error, stream))
-        return _BucketHour(None, *places, "", groups)
+        def read(hook: PooledS3Hook, found: _BucketHour) -> _BucketHour:
+            (summary,) = read_hours(hook, stream, [hour], groups=True)
+            meta = hook.meta(stream.aggregated.root)
+            return replace(found, groups=groups_view(stream, summary, meta, search, most))
+
+        return self._read(stream, hour, read)
 
     def _read_frames(self, stream: Stream, hour: datetime, part: str) -> _BucketHour:
-        places = place_views(stream, hour, None)
+        def read(hook: PooledS3Hook, found: _BucketHour) -> _BucketHour:
+            frames = read_frames(hook, stream, hour, part)
+            view = FramesView(len(frames), frames[:MOST_FRAMES]) if frames else None
+            return replace(found, frames=view)
+
+        return self._read(stream, hour, read)
+
+    def _read(
+        self, stream: Stream, hour: datetime, read: Callable[[PooledS3Hook, _BucketHour], _BucketHour]
+    ) -> _BucketHour:
+        """Read some of an hour; an error is part of the result.
+
+        :param read: adds what it reads to an empty result
+        """
+        found = _BucketHour(None, *place_views(stream, hour, None), "")
         try:
             with self._open_store(
                 stream, limits.HOUR_PAGE_CONNECTIONS, limits.HOUR_PAGE_READ_SECONDS
             ) as hook:
-                frames = read_frames(hook, stream, hour, part)
+                return read(hook, found)
         except Exception as error:
-            return _BucketHour(None, *places, explain(error, stream))
-        view = FramesView(len(frames), frames[:MOST_FRAMES]) if frames else None
-        return _BucketHour(None, *places, "", frames=view)
+            return replace(found, error=explain(error, stream))
 
     def _read_now(self, stream: Stream, hour: datetime) -> _BucketHour:
         places = place_views(stream, hour, None)
