@@ -14,7 +14,7 @@ from include.log_rollup.steps.complete_hour import complete_hour
 from include.log_rollup.steps.pack_shard import pack_shard
 from include.log_rollup.steps.plan_hour import Planned, plan_hour
 from include.log_rollup.steps.validate_hour import validate_hour
-from include.log_rollup.steps.wait_for_raw_hour import SettleRule, check_raw_hour
+from include.log_rollup.steps.wait_for_raw_hour import RawHourStatus, SettleRule, check_raw_hour
 from include.log_rollup.streams import Stream
 from tests.support.fake_store import FakeStore
 from tests.support.hour_in_memory import make_stream
@@ -128,6 +128,28 @@ def test_wait_counts_a_delivery_after_midnight(layout: Layout) -> None:
     layout.produce(LAST, 55, FIRST)
     rule = SettleRule(timedelta(0), None, False)
     assert check_raw_hour(layout.store, layout.stream.at(LAST), rule).objects == 2
+
+
+@pytest.mark.parametrize("ready_folder", [LAST, FIRST])
+@pytest.mark.parametrize("hour", [LAST, FIRST])
+def test_folders_of_two_days_share_a_ready_object(
+    layout: Layout, hour: datetime, ready_folder: datetime
+) -> None:
+    layout.produce(hour, 50, LAST)
+    layout.produce(hour, 55, FIRST)
+    paths, rule = layout.stream.at(hour), SettleRule(timedelta(0), "00Z.log", False)
+    assert check_raw_hour(layout.store, paths, rule).status is RawHourStatus.NO_READY_OBJECT
+    layout.produce(hour, 0, ready_folder)
+    seen = check_raw_hour(layout.store, paths, rule)
+    assert (seen.status, seen.objects, seen.unready) == (RawHourStatus.SETTLED, 3, ())
+
+
+def test_place_without_ready_object_has_its_own_folder() -> None:
+    layout = Layout("groups")
+    layout.produce(LAST, 55, FIRST)
+    layout.store.produce("raw/2/2026/11/24/2_20261123T2300Z.log", b"x")
+    seen = check_raw_hour(layout.store, layout.stream.at(LAST), SettleRule(timedelta(0), "00Z.log", False))
+    assert (seen.places, seen.unready) == (2, ("s3://logs/raw/1/2026/11/23/1_20261123T23",))
 
 
 def test_second_folder_costs_one_list_and_noon_none(layout: Layout) -> None:

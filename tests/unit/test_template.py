@@ -136,7 +136,9 @@ def test_prefixes_of_an_hour_with_two_local_hours_are_apart() -> None:
 
 
 def test_unknown_zone_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"'Europe/Berlln' is not a time zone; did you mean Europe/Berlin\?"):
+    with pytest.raises(
+        ValueError, match=r"'Europe/Berlln' is not a time zone\n(.*\n){2}.* timezone: Europe/Berlin$"
+    ):
         RawTemplate.parse("s3://bkt/", "Europe/Berlln")
 
 

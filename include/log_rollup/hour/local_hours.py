@@ -98,18 +98,35 @@ class LocalHours:
 def check_zone(name: object) -> str:
     """The name of a time zone, if it is one.
 
-    :raises ValueError: if the IANA database has no such zone; it suggests a name that is near
+    :raises ValueError: if the IANA database has no such zone; the message shows the key of the streams file with a
+        caret under the fault, and the zone with the nearest name
     """
     if isinstance(name, str) and name:
         try:
             return ZoneInfo(name).key
         except (ZoneInfoNotFoundError, ValueError, OSError):
             pass
+    text = str(name)
+    near = _nearest_zone(text)
+    shown = "".join(character if character.isprintable() else "\ufffd" for character in text)
+    caret = " " * (len("timezone: ") + _first_difference(text, near or ""))
+    raise ValueError(
+        f"{name!r} is not a time zone\n  timezone: {shown}\n  {caret}^\n"
+        f"write it like timezone: {near or 'Europe/Berlin'}"
+    )
+
+
+def _nearest_zone(text: str) -> str | None:
+    """The zone whose name, or the last step of it, is nearest to a text; None if none is near."""
     zones = sorted(available_timezones())
-    wanted = str(name).replace(" ", "_").lower()
     by_lower = {zone.lower(): zone for zone in zones} | {
         zone.lower().rpartition("/")[2]: zone for zone in zones
     }
-    near = difflib.get_close_matches(wanted, by_lower, n=1, cutoff=0.7)
-    hint = f"did you mean {by_lower[near[0]]}?" if near else "write an IANA name like Europe/Berlin"
-    raise ValueError(f"{name!r} is not a time zone; {hint}")
+    near = difflib.get_close_matches(text.replace(" ", "_").lower(), by_lower, n=1, cutoff=0.7)
+    return by_lower[near[0]] if near else None
+
+
+def _first_difference(text: str, near: str) -> int:
+    """Index of the first character of a text that differs from the zone's name."""
+    pairs = enumerate(zip(text, near, strict=False))
+    return next((index for index, (one, other) in pairs if one != other), min(len(text), len(near)))

@@ -189,6 +189,19 @@ class Template:
             texts.append(text_of(element, time, values))
         return "".join(texts)
 
+    def own_folder(self, text: str) -> str:
+        """The text of a key up to its name, with the folder of the hour's own day.
+
+        :param text: a key of an hour, up to its name, perhaps with the folder of the day before or after
+        """
+        found = self._match(text) if self._folder_elements else None
+        if found is None:
+            return text
+        label = label_of(self.pattern.runs, [found[group] for group in self.pattern.stamp_groups])
+        if label is None:
+            return text
+        return self.fill(label, dict(zip(self.captures, self._captures(found), strict=True)))
+
     def next_level(self, values: Mapping[str, str]) -> Level | None:
         """The listing that finds the next capture before the date; None if ``values`` has all of them.
 

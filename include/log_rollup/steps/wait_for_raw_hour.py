@@ -29,7 +29,8 @@ class SettleRule:
 
     :param quiet_period: minimum age of the newest object
     :param ready_object: name below the raw hour of the object that the producer writes last; if given, only its
-        presence decides. If the raw template has captures, each place of the hour that has objects needs its own
+        presence decides. If the raw template has captures, each place of the hour that has objects needs its own;
+        near midnight, the folders of two days are one place, and the object may be in either
     :param allow_empty: whether an hour without objects can be settled
     """
 
@@ -73,7 +74,8 @@ class _ReadyObjects:
     """Notes which places of the hour have objects, and which have the ready object.
 
     Without captures the hour is one place. With captures, the objects of each place have the same key up to the
-    name below the hour.
+    name below the hour. What a producer delivers after midnight, into the folder of the next day, is of the same
+    place: producers write one ready object for an hour, in the folder of its own day or of the day of delivery.
     """
 
     def __init__(self, paths: RawPaths, ready_object: str) -> None:
@@ -81,14 +83,22 @@ class _ReadyObjects:
         self._ready_object = ready_object
         self._by_place = bool(paths.raw_template.captures)
         self._ready: dict[str, bool] = {}
+        # Places by the text of a key up to its name.
+        self._places: dict[str, str] = {}
 
     def add(self, key: str, size: int) -> None:
         """Note an object; empty ones for folders don't count."""
         name = self._paths.name_of(key)
         is_ready = name == self._ready_object
         if is_ready or size or (name and not name.endswith("/")):
-            place = key[: len(key) - len(name)] if self._by_place else ""
+            place = self._place_of(key[: len(key) - len(name)]) if self._by_place else ""
             self._ready[place] = self._ready.get(place, False) or is_ready
+
+    def _place_of(self, text: str) -> str:
+        place = self._places.get(text)
+        if place is None:
+            place = self._places[text] = self._paths.raw_template.own_folder(text)
+        return place
 
     @property
     def places(self) -> Mapping[str, bool]:
