@@ -22,7 +22,15 @@ Compression = Literal["none", "zstd", "gzip"]
 FRAME_BYTES = 6 * MIB
 """A frame is closed before its content exceeds this size. benchmarks/README.md shows what other sizes give."""
 LARGEST_FRAME_BYTES = 32 * MIB
-"""The largest raw object that is compressed, in a frame of its own: a task holds a few frames in memory."""
+"""The largest raw object that is compressed, in a frame of its own: a task holds a few frames in memory. It also
+bounds the content of a recompressed object."""
+PLANNED_RATIO = 8
+"""How many times as large the content of a recompressed object is assumed to be when parts are planned. Logs
+compressed one by one have a ratio of 5 to 15."""
+LARGEST_RECOMPRESSED_BYTES = 2 * MIB
+"""The largest compressed object that is recompressed: with a ratio of 16, its content has LARGEST_FRAME_BYTES."""
+RECOMPRESSION_FORMAT = 1
+"""Increase it when other objects are recompressed, or the same ones into other frames: it is in fingerprints."""
 
 
 class Codec(ABC):

@@ -9,12 +9,16 @@ from include.log_rollup.errors import ConfigurationError
 
 # Names have four digits for the year, and every time-out can be added to an hour of these years.
 FIRST_YEAR, LAST_YEAR = 1970, 2999
-# The name of a part: index, 8 digits of its fingerprint (none in format 1), 8 more if it was split off a part.
-# Records put the folder of its group before it, if there are groups.
+# The name of a part: index, 8 digits of its fingerprint (none in format 1), 8 more if it was split off a part, and
+# the extension of that part if it has another one. Records put the folder of its group before it, if there are
+# groups.
 _PART = re.compile(
-    r"(?P<folder>(?s:.+/)?)part-(?P<index>[0-9]{5,})(?P<tag>-[0-9a-f]{8}){0,2}\.log(\.[a-z0-9]+)?"
+    r"(?P<folder>(?s:.+/)?)part-(?P<index>[0-9]{5,})(?P<tag>-[0-9a-f]{8}(-[0-9a-f]{8}(-zst|-gz)?)?)?"
+    r"\.log(\.[a-z0-9]+)?"
 )
-_SPLIT = re.compile(r"((?s:.+/)?part-[0-9]{5,}-[0-9a-f]{8})-[0-9a-f]{8}(\.log.*)")
+_SPLIT = re.compile(
+    r"(?P<start>(?s:.+/)?part-[0-9]{5,}-[0-9a-f]{8})-[0-9a-f]{8}(-(?P<planned>zst|gz))?(?P<rest>\.log.*)"
+)
 
 
 def parse_hour(value: str) -> datetime:
@@ -95,23 +99,32 @@ def folder_of(name: str) -> str:
     return name[: name.rfind("/") + 1]
 
 
-def split_name(planned: str, tag: str) -> str:
+def split_name(planned: str, tag: str, encoding: str | None = None) -> str:
     """The name of a part that is split off a planned part: ``part-00008-91d0c7e4-5b0e66aa.log.gz``.
 
-    It begins with the planned part's name, so that the plan alone shows which part it belongs to.
+    It begins with the planned part's name, so that the plan alone shows which part it belongs to. If the planned
+    part has another extension, that is in it too: ``part-00008-91d0c7e4-5b0e66aa-zst.log.gz``.
 
     :param planned: name of the planned part
     :param tag: first 8 hexadecimal digits of the split part's fingerprint
+    :param encoding: extension of the split part; None for that of the planned part
     """
     folder = folder_of(planned)
     start, dot, rest = planned[len(folder) :].partition(".")
-    return f"{folder}{start}-{tag}{dot}{rest}"
+    extension = rest.removeprefix("log")
+    if encoding is None or encoding == extension:
+        return f"{folder}{start}-{tag}{dot}{rest}"
+    return f"{folder}{start}-{tag}-{extension[1:]}.log{encoding}"
 
 
 def planned_name(name: str) -> str:
     """The name of the planned part that a part was split off; the same name if it was not split off."""
     match = _SPLIT.fullmatch(name)
-    return f"{match[1]}{match[2]}" if match else name
+    if match is None:
+        return name
+    return (
+        f"{match['start']}.log.{match['planned']}" if match["planned"] else f"{match['start']}{match['rest']}"
+    )
 
 
 def is_part_name(name: str) -> bool:

@@ -10,6 +10,7 @@ from urllib.parse import quote, urlencode
 
 from include.log_rollup import compression
 from include.log_rollup.compression import Codec, codec_of
+from include.log_rollup.decompression import COMPRESSED_ENCODINGS
 from include.log_rollup.errors import ListingError, UnsupportedInputError
 from include.log_rollup.hour.layout import folder_of, part_name, part_name_of_format_1, split_name
 from include.log_rollup.hour.selection import NOT_JOINABLE, PLAIN, LeftOut, Unjoinable, encoding_of
@@ -41,6 +42,7 @@ class WriteOptions:
     :param kms_key_id: KMS key that encrypts the parts; None for the bucket's default encryption
     :param compression: of the parts that hold plain objects: zstd, gzip, or empty for none
     :param compression_level: None for the format's default
+    :param recompress: whether compressed objects are decompressed and share compressed parts with plain ones
     """
 
     ensure_newline: bool = False
@@ -49,6 +51,7 @@ class WriteOptions:
     kms_key_id: str | None = None
     compression: str = ""
     compression_level: int | None = None
+    recompress: bool = False
 
     @property
     def codec(self) -> Codec | None:
@@ -58,6 +61,17 @@ class WriteOptions:
     def compresses(self, encoding: str) -> bool:
         """Whether objects of this encoding are compressed."""
         return bool(self.compression) and encoding == PLAIN
+
+    def encoding_in_part(self, item: ObjectInfo, part_size: int) -> str:
+        """The encoding of a raw object in its part: that of its name, or plain if it is recompressed.
+
+        :param part_size: of the stream
+        """
+        encoding = encoding_of(item.key)
+        if not (self.recompress and encoding in COMPRESSED_ENCODINGS):
+            return encoding
+        most = min(compression.LARGEST_RECOMPRESSED_BYTES, part_size)
+        return PLAIN if item.size <= most else encoding
 
     def part_bytes(self, encoding: str, part_size: int) -> int:
         """The maximum size of a part of this encoding: of its raw objects, in bytes.
@@ -77,8 +91,11 @@ class WriteOptions:
         """Number of bytes that may be added after each object of this encoding."""
         return len(newline_of(encoding)) if self.ensure_newline else 0
 
-    def describe(self, encoding: str, copied: bool) -> str:
-        """The text of a fingerprint before the raw objects."""
+    def describe(self, encoding: str, copied: bool, recompressed: bool = False) -> str:
+        """The text of a fingerprint before the raw objects.
+
+        :param recompressed: whether the part has recompressed objects
+        """
         # Nothing is added to a copied object. With the room for a newline, as earlier versions wrote it for plain
         # ones, so that they keep their fingerprint.
         room = self.room_for_newline(encoding) if encoding == PLAIN or not copied else 0
@@ -88,6 +105,8 @@ class WriteOptions:
         codec = self.codec
         if codec is not None and not copied and self.compresses(encoding):
             more += f" compression={codec.describe()} {compression.FRAME_BYTES}"
+        if recompressed:
+            more += f" recompress={compression.RECOMPRESSION_FORMAT} {compression.LARGEST_FRAME_BYTES}"
         return f"{FINGERPRINT_FORMAT} {encoding} {copied} {room} {self.storage_class}{more}\n"
 
     @property
@@ -114,6 +133,7 @@ class PlannedPart:
         write options. The name has its first 8 digits, so parts of different content have different names.
     :param split_of: name of the planned part that this one was split off; empty if it was not
     :param compression: of the part, besides that of its raw objects: zstd, gzip, or empty for none
+    :param recompressed: whether its compressed objects are decompressed before they are packed
     """
 
     name: str
@@ -124,6 +144,15 @@ class PlannedPart:
     objects: tuple[ObjectInfo, ...]
     split_of: str = ""
     compression: str = ""
+    recompressed: bool = False
+
+    def is_recompressed(self, item: ObjectInfo) -> bool:
+        """Whether one of its raw objects is decompressed before it is packed."""
+        return self.recompressed and encoding_of(item.key) in COMPRESSED_ENCODINGS
+
+    def planned_content(self, item: ObjectInfo) -> int:
+        """The assumed size of the content of one of its raw objects, in bytes."""
+        return item.size * compression.PLANNED_RATIO if self.is_recompressed(item) else item.size
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,12 +280,12 @@ def make_plan(
     encodings = {encoding_of(item.key) for item in chosen}
     if unjoinable == "stop" and not encodings.isdisjoint(NOT_JOINABLE):
         _refuse_unjoinable(chosen)
-    digests = ObjectDigests()
+    digests = ObjectDigests(folder_of_key)
     parts: list[PlannedPart] = []
     default_names = True
     first = 0
     digest = hashlib.blake2b(f"{FINGERPRINT_FORMAT}\n".encode(), digest_size=10)
-    for folder, encoding, items in _by_kind(chosen, encodings, folder_of_key):
+    for folder, encoding, items in _by_kind(chosen, encodings, folder_of_key, part_size, options):
         codec = options.codec if options.compresses(encoding) else None
         if parts and folder != folder_of(parts[-1].name):
             first = len(parts)
@@ -264,8 +293,12 @@ def make_plan(
             extension = encoding if copied or codec is None else codec.extension
             index = len(parts) - first
             text = "".join(map(_row_text, members))
-            digests.add_text(folder + encoding, text)
-            fingerprint = _fingerprint(options, encoding, copied, text)
+            recompressed = encoding == PLAIN and options.recompress and _has_compressed(members)
+            if recompressed:
+                digests.add(members)
+            else:
+                digests.add_text(folder + encoding, text)
+            fingerprint = _fingerprint(options, encoding, copied, text, recompressed)
             name = (kept_names or {}).get((folder, index, fingerprint))
             if name is None or name in taken:
                 name = _free_name(folder, index, extension, fingerprint, taken)
@@ -276,7 +309,14 @@ def make_plan(
             format_of_part = "" if copied or codec is None else options.compression
             parts.append(
                 PlannedPart(
-                    name, encoding, size, copied, fingerprint, tuple(members), compression=format_of_part
+                    name,
+                    encoding,
+                    size,
+                    copied,
+                    fingerprint,
+                    tuple(members),
+                    compression=format_of_part,
+                    recompressed=recompressed,
                 )
             )
     if not default_names:
@@ -284,18 +324,28 @@ def make_plan(
     return Plan(digest.hexdigest(), tuple(parts), left_out, digests.result())
 
 
+def _has_compressed(members: Iterable[ObjectInfo]) -> bool:
+    return any(encoding_of(item.key) in COMPRESSED_ENCODINGS for item in members)
+
+
 def _by_kind(
-    chosen: Sequence[ObjectInfo], encodings: Collection[str], folder_of_key: Callable[[str], str] | None
+    chosen: Sequence[ObjectInfo],
+    encodings: Collection[str],
+    folder_of_key: Callable[[str], str] | None,
+    part_size: int,
+    options: WriteOptions,
 ) -> Iterator[tuple[str, str, Sequence[ObjectInfo]]]:
-    """The objects of each group and encoding, with the folder and the encoding, in order."""
-    if folder_of_key is None and len(encodings) == 1:
+    """The objects of each group and encoding in the parts, with the folder and the encoding, in order."""
+    recompress = options.recompress and not COMPRESSED_ENCODINGS.isdisjoint(encodings)
+    if folder_of_key is None and len(encodings) == 1 and not recompress:
         # Don't copy a list of a million objects if there is only one encoding.
         yield "", next(iter(encodings)), chosen
         return
     kinds: dict[tuple[str, str], list[ObjectInfo]] = {}
     for item in chosen:
         folder = folder_of_key(item.key) if folder_of_key else ""
-        kinds.setdefault((folder, encoding_of(item.key)), []).append(item)
+        encoding = options.encoding_in_part(item, part_size) if recompress else encoding_of(item.key)
+        kinds.setdefault((folder, encoding), []).append(item)
     for (folder, encoding), items in sorted(kinds.items()):
         yield folder, encoding, items
 
@@ -340,7 +390,7 @@ def _refuse_unjoinable(chosen: Sequence[ObjectInfo]) -> None:
 def is_planned_with(part: PlannedPart, options: WriteOptions) -> bool:
     """Whether a planned part has the fingerprint that these options give."""
     text = "".join(map(_row_text, part.objects))
-    return part.fingerprint == _fingerprint(options, part.encoding, part.copied, text)
+    return part.fingerprint == _fingerprint(options, part.encoding, part.copied, text, part.recompressed)
 
 
 def gets_newlines(part: PlannedPart, options: WriteOptions) -> bool:
@@ -354,8 +404,10 @@ def gets_newlines(part: PlannedPart, options: WriteOptions) -> bool:
     return part.encoding == PLAIN or not is_planned_with(part, replace(options, ensure_newline=False))
 
 
-def _fingerprint(options: WriteOptions, encoding: str, copied: bool, rows_text: str) -> str:
-    text = options.describe(encoding, copied) + rows_text
+def _fingerprint(
+    options: WriteOptions, encoding: str, copied: bool, rows_text: str, recompressed: bool
+) -> str:
+    text = options.describe(encoding, copied, recompressed) + rows_text
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
@@ -377,15 +429,39 @@ def split_part(
     :param part: as planned
     :param groups: all its objects, each in one group
     """
-    parts = []
-    for members in groups:
-        # Includes the name of the planned part: parts of different planned parts never get the same name.
-        text = "".join((f"{part.name}\n", *map(_row_text, members)))
-        fingerprint = _fingerprint(options, part.encoding, False, text)
-        name = split_name(part.name, fingerprint[:8])
-        size = sum(item.size for item in members)
-        parts.append(PlannedPart(name, part.encoding, size, False, fingerprint, tuple(members), part.name))
-    return parts
+    return [_split_off(part, options, members, part.encoding, part.compression) for members in groups]
+
+
+def split_recompressed(
+    part: PlannedPart, options: WriteOptions, kept: Iterable[ObjectInfo], others: Sequence[ObjectInfo]
+) -> list[PlannedPart]:
+    """Split a part: some objects of it keep their bytes, each in a part of its own encoding.
+
+    :param part: as planned, with recompressed objects
+    :param kept: the objects that keep their bytes
+    :param others: all its other objects; their part comes last, if there are any
+    """
+    parts = [_split_off(part, options, [item], encoding_of(item.key), "") for item in kept]
+    return parts + ([_split_off(part, options, others, part.encoding, part.compression)] if others else [])
+
+
+def _split_off(
+    part: PlannedPart,
+    options: WriteOptions,
+    members: Sequence[ObjectInfo],
+    encoding: str,
+    compression_of_part: str,
+) -> PlannedPart:
+    # Includes the name of the planned part: parts of different planned parts never get the same name.
+    text = "".join((f"{part.name}\n", *map(_row_text, members)))
+    recompressed = part.recompressed and encoding == part.encoding
+    fingerprint = _fingerprint(options, encoding, False, text, recompressed)
+    name = split_name(part.name, fingerprint[:8], None if encoding == part.encoding else encoding)
+    size = sum(item.size for item in members)
+    return PlannedPart(
+        name, encoding, size, False, fingerprint, tuple(members), part.name,
+        compression_of_part, recompressed,
+    )  # fmt: skip
 
 
 def _fill(
@@ -396,15 +472,19 @@ def _fill(
     largest = options.largest_object(encoding, part_size)
     newline_room = options.room_for_newline(encoding)
     alone = encoding in NOT_JOINABLE
+    recompress = options.recompress and encoding == PLAIN
     members: list[ObjectInfo] = []
     used = 0
     for item in items:
         # An empty object gets no newline.
         room = item.size + newline_room if item.size else 0
-        if members and (alone or room > largest or used + room > part_bytes):
+        is_large = room > largest
+        if recompress and encoding_of(item.key) in COMPRESSED_ENCODINGS:
+            room, is_large = item.size * compression.PLANNED_RATIO, False
+        if members and (alone or is_large or used + room > part_bytes):
             yield members, False
             members, used = [], 0
-        if room > largest:
+        if is_large:
             yield [item], True
         else:
             members.append(item)
@@ -424,7 +504,7 @@ def make_shards(plan: Plan, shard_size: int, max_shards: int) -> list[Sequence[P
         return []
     # The bytes of a copied part don't pass through the task, so its size does not count.
     copy_weight = max(1, shard_size // COPIES_PER_SHARD)
-    weights = [copy_weight if part.copied else max(part.size, 1) for part in plan.parts]
+    weights = [copy_weight if part.copied else max(_bytes_to_pack(part), 1) for part in plan.parts]
     by_bytes = -(-sum(weights) // shard_size)
     by_objects = -(-plan.objects // OBJECTS_PER_SHARD)
     if by_objects > by_bytes:
@@ -440,6 +520,10 @@ def make_shards(plan: Plan, shard_size: int, max_shards: int) -> list[Sequence[P
         done += weight
     edges.append(len(plan.parts))
     return [plan.parts[start:end] for start, end in pairwise(edges)]
+
+
+def _bytes_to_pack(part: PlannedPart) -> int:
+    return sum(map(part.planned_content, part.objects)) if part.recompressed else part.size
 
 
 def shard_refs(
