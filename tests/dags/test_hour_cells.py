@@ -5,10 +5,11 @@ from datetime import datetime, timedelta
 
 import pytest
 
+from include.log_rollup.queries.overview import late_after
 from include.log_rollup.queries.status import HourStatus, HourSummary
 from log_rollup_plugin.hours_page.cache import CachedHour
 from log_rollup_plugin.hours_page.database import HourRun
-from log_rollup_plugin.hours_page.hour_cells import CellStatus, cell_of, late_after
+from log_rollup_plugin.hours_page.hour_cells import CellStatus, cell_of
 from tests.support.hour_on_server import stream_on
 from tests.support.raw_hours import HOUR
 

@@ -7,20 +7,24 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
 from dev.servers import MotoServer, RcloneServer
+from include.log_rollup.hour.layout import format_hour
+from include.log_rollup.queries.overview import last_hours
 from include.log_rollup.streams import load_streams
-from log_rollup_plugin.cli import hours
+from log_rollup_plugin.cli import all_streams, hours
 from tests.conftest import ROOT
 from tests.integration.conftest import PipelineFactory, RunCommand, UseStreams
 from tests.support.faults import Answer, Rule, access_denied, on
 from tests.support.fixtures import BucketFactory, ProxyFactory
 from tests.support.hour_on_server import Pipeline, settings_on, stream_on
+from tests.support.markers import marker_body
 from tests.support.raw_hours import AGGREGATED, MIB, RAW, make_hour, odd_hour, put_objects
 
 HOUR_ARGUMENT = "2026-11-23T08"
@@ -89,6 +93,40 @@ def test_status_distinguishes_building_from_impossible_hours(command: RunCommand
     assert today[-1]["state"] in {"not-over", "before-start"}
     future = command("status", "app", "2999-01-01", "--json")
     assert (future.code, future.json["hours"]) == (0, [])
+
+
+class FixedClock(datetime):
+    """A clock that shows 45 minutes past an hour."""
+
+    @classmethod
+    def now(cls, tz: Any = None) -> Self:
+        """See the base class."""
+        return cls.fromisoformat("2026-11-26T08:45:00+00:00")
+
+
+def test_status_without_a_stream_shows_all_streams(
+    command: RunCommand, rclone: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(all_streams, "datetime", FixedClock)
+    stream = stream_on(rclone.bucket)
+    hours = last_hours(FixedClock.now())
+    for number, hour in enumerate(hours[:-1]):
+        marker = marker_body(stream, hour, 0 if number == 9 else 100, 2048, 1024)
+        rclone.client.put_object(Bucket=rclone.bucket, Key=stream.at(hour).marker.key, Body=marker)
+    result = command("status")
+    assert result.code == 0
+    row, _, summary = result.text.splitlines()[2:]
+    assert row.split() == ["app", "2026-11-26", "06:00", "-", "47", "/", "47", "1", "96,256", "48,128", "-"]
+    assert summary == "1 of 1 streams are whole: of 47 hours that should be complete, 47 are"
+    rclone.client.delete_object(Bucket=rclone.bucket, Key=stream.at(hours[4]).marker.key)
+    result = command("status")
+    assert (result.code, f"app: {format_hour(hours[4])} is incomplete" in result.text) == (1, True)
+    result = command("status", "--json")
+    (found,) = result.json["streams"]
+    assert (result.code, result.json["whole"], found["whole"], found["error"]) == (1, False, False, None)
+    assert found["incomplete"] == [{"hour": format_hour(hours[4]), "state": "incomplete", "problem": None}]
+    assert (found["complete"], found["empty"], found["bytes_stored"]) == (46, 1, 46 * 1024)
+    assert (found["volume"]["state"], found["groups"]) == ("unknown", {"compared": None, "unusual": []})
 
 
 def test_verify_accepts_a_correct_hour_and_changes_nothing(command: RunCommand, complete: Pipeline) -> None:
@@ -235,6 +273,7 @@ def test_plan_command_shows_the_plan_and_changes_nothing(command: RunCommand, rc
     [
         (["status", "other"], "there is no stream 'other'"),
         (["status", "app", "yesterday"], "is not a day"),
+        (["status", "--groups"], "--groups needs a stream"),
         (["verify", "app", "2026-11-23"], "is a day"),
         (["verify", "app", "8 o'clock"], "is not an hour"),
         (["status", "app", "raw/app/20261123/08/a.log"], "For the hour of a key, use the command locate"),
@@ -257,6 +296,9 @@ def test_unreachable_s3_exits_with_3_without_traceback(
     monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(connection | {"password": "wrong"}))
     result = command("status", "app", "2026-11-23", "--json")
     assert (result.code, result.json["error"]["kind"]) == (3, "CredentialsError")
+    everything = command("status", "--json")
+    assert everything.code == 3
+    assert "fix the Airflow connection" in everything.json["streams"][0]["error"]
     assert "Traceback" not in result.err
     assert "fix the Airflow connection" in result.err
     result = command("doctor", "--json")

@@ -14,6 +14,7 @@ from include.log_rollup.queries.verify import Verification, verify_hour
 from include.log_rollup.steps.plan_hour import preview_hour
 from include.log_rollup.streams import Stream
 from include.log_rollup.units import format_size
+from log_rollup_plugin.cli.all_streams import status_of_all
 from log_rollup_plugin.cli.arguments import find_stream
 from log_rollup_plugin.cli.output import Answer, ProgressDisplay, table, tell
 from log_rollup_plugin.cli.store import open_store
@@ -31,8 +32,12 @@ _BEFORE_START = "before-start"
 _NOT_OVER = "not-over"
 
 
-def status(options: argparse.Namespace, answer: Answer) -> bool:
-    """show the hours of a day that have begun"""
+def status(options: argparse.Namespace, answer: Answer) -> bool | int:
+    """show the hours of a day that have begun; without a stream, an overview of all streams"""
+    if options.stream is None:
+        if options.groups:
+            raise ConfigurationError("status: --groups needs a stream")
+        return status_of_all(answer, options.json)
     stream = find_stream(options.stream)
     now = datetime.now(UTC)
     day = options.day or now.date()

@@ -110,7 +110,10 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("stream", metavar="STREAM", help="name of a stream")
         return sub
 
-    status = add(hours.status)
+    status = add(hours.status, stream=False)
+    status.add_argument(
+        "stream", metavar="STREAM", nargs="?", help="name of a stream (default: an overview of all streams)"
+    )
     status.add_argument(
         "day",
         metavar="DAY",

@@ -24,15 +24,16 @@ def open_store(stream: Stream, control_connections: int = limits.COMMAND_CONNECT
     return store_for(stream, limits.COMMAND_CONNECTIONS, control_connections)
 
 
-def open_connection(conn_id: str) -> "PooledS3Hook":
-    """The hook for a command that has no stream.
+def open_connection(conn_id: str, connections: int = 1) -> "PooledS3Hook":
+    """The hook for a command that has no stream, or several of one bucket.
 
     :param conn_id: name of the Airflow connection
+    :param connections: the most connections to one host
     """
     load_airflow()
     from log_rollup_plugin.s3.hook import PooledS3Hook
 
-    return PooledS3Hook(aws_conn_id=conn_id, max_connections=1, control_connections=1)
+    return PooledS3Hook(aws_conn_id=conn_id, max_connections=connections, control_connections=connections)
 
 
 def load_airflow() -> None:

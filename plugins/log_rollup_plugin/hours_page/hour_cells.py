@@ -6,6 +6,7 @@ from enum import StrEnum
 
 from airflow.utils.types import DagRunType
 
+from include.log_rollup.queries.overview import late_after
 from include.log_rollup.queries.status import HourStatus, HourSummary
 from include.log_rollup.streams import Stream
 from log_rollup_plugin.hours_page.cache import CachedHour
@@ -13,8 +14,6 @@ from log_rollup_plugin.hours_page.database import HourRun
 
 RUN_DELAY = timedelta(minutes=5)
 """An hour without a run is not reported until this long after its end; the scheduler needs seconds."""
-LATE_MARGIN = timedelta(hours=1)
-"""Packing takes minutes after the quiet period; an hour that is not complete after this is late."""
 
 
 class CellStatus(StrEnum):
@@ -42,14 +41,6 @@ class HourCell:
 
     status: CellStatus
     reason: str
-
-
-def late_after(stream: Stream) -> timedelta:
-    """How long after its end an hour that is not complete counts as late.
-
-    For a run that was created later, by hand or by a backfill, the time counts from when it was queued.
-    """
-    return stream.quiet_period + LATE_MARGIN
 
 
 def cell_of(

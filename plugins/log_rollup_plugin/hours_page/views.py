@@ -12,12 +12,13 @@ from include.log_rollup.hour.group_summary import group_name, largest_rows
 from include.log_rollup.hour.layout import format_hour
 from include.log_rollup.hour.template import Template
 from include.log_rollup.queries.hour_detail import FrameStatus, HourDetail, PartStatus
+from include.log_rollup.queries.overview import late_after
 from include.log_rollup.queries.status import HourStatus, HourSummary
 from include.log_rollup.storage.protocol import Location
 from include.log_rollup.streams import Stream
 from log_rollup_plugin.hours_page.cache import CachedHour
 from log_rollup_plugin.hours_page.database import HourRun, HourTask, LateHour
-from log_rollup_plugin.hours_page.hour_cells import CellStatus, cell_of, late_after
+from log_rollup_plugin.hours_page.hour_cells import CellStatus, cell_of
 from log_rollup_plugin.runs import dag_id_of
 from log_rollup_plugin.urls import console_page
 
