@@ -52,5 +52,5 @@ def order_in_the_code() -> list[str]:
 
 
 def test_order_of_writes_is_the_same_in_page_and_code() -> None:
-    assert len(order_in_the_page()) == 13
+    assert len(order_in_the_page()) == 14
     assert order_in_the_code() == order_in_the_page()

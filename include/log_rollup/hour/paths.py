@@ -79,6 +79,7 @@ class HourPaths(RawPaths):
 
     marker_name: ClassVar = "_SUCCESS"
     manifest_name: ClassVar = "_manifest.jsonl.gz"
+    expiry_name: ClassVar = "_expired.json"
 
     @property
     def has_groups(self) -> bool:
@@ -165,6 +166,11 @@ class HourPaths(RawPaths):
     def manifest(self) -> Location:
         """The manifest: part, offset, length, ETag and CRC of every raw object."""
         return self.home.child(self.manifest_name)
+
+    @property
+    def expiry_record(self) -> Location:
+        """The record of the raw objects that have expired; see :mod:`include.log_rollup.hour.expiry_record`."""
+        return self.home.child(self.expiry_name)
 
     @property
     def work(self) -> Location:

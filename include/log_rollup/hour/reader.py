@@ -4,8 +4,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from include.log_rollup.errors import InputChangedError, SupersededError
+from include.log_rollup.errors import InputChangedError, SupersededError, TooLargeError
 from include.log_rollup.hour.changes import first_keys
+from include.log_rollup.hour.expiry_record import ExpiryRecord, unreadable_expiry
 from include.log_rollup.hour.layout import format_hour, planned_name
 from include.log_rollup.hour.manifest import ManifestReader, open_manifest
 from include.log_rollup.hour.plan import PlannedPart
@@ -23,10 +24,11 @@ class Inventory:
 
     :param parts: objects named like a part, by name; also foreign ones
     :param work: names below ``_rollup/`` of the files that this project writes there
-    :param foreign: all other objects except manifest and completion marker
+    :param foreign: all other objects except manifest, completion marker and record of expired raw objects
     :param manifest_etag: None if there is no manifest
     :param group_markers: ETags of the groups' completion markers, by the folder of the group
     :param group_manifests: folders of the groups that have a manifest
+    :param expiry_etag: ETag of the record of expired raw objects; None if there is none
     """
 
     parts: Mapping[str, ObjectInfo]
@@ -36,6 +38,7 @@ class Inventory:
     has_marker: bool
     group_markers: Mapping[str, str] = field(default_factory=dict)
     group_manifests: frozenset[str] = frozenset()
+    expiry_etag: str | None = None
 
 
 class HourReader:
@@ -60,7 +63,9 @@ class HourReader:
         group_markers: dict[str, str] = {}
         group_manifests: set[str] = set()
         paths = self.paths
-        ours: dict[str, str | None] = {paths.manifest.key: None, paths.marker.key: None}
+        ours: dict[str, str | None] = {
+            paths.manifest.key: None, paths.marker.key: None, paths.expiry_record.key: None,
+        }  # fmt: skip
         rows = paths.aggregated.list_by_token(self._store)
         if paths.has_groups:
             rows += list_by_token(self._store, paths.home)
@@ -85,6 +90,7 @@ class HourReader:
             has_marker=ours[paths.marker.key] is not None,
             group_markers=group_markers,
             group_manifests=frozenset(group_manifests),
+            expiry_etag=ours[paths.expiry_record.key],
         )
 
     def claim(self) -> Claim | None:
@@ -106,6 +112,18 @@ class HourReader:
         :raises UnreadableRecordError: if it is damaged or of another format
         """
         return open_manifest(self._store, self.paths.manifest)
+
+    def expiry_record(self) -> ExpiryRecord | None:
+        """The record of expired raw objects; None if none was ever announced.
+
+        :raises UnreadableRecordError: if it is damaged or of another format
+        """
+        source = self.paths.expiry_record
+        try:
+            found = self._store.read(source)
+        except TooLargeError as error:
+            raise unreadable_expiry(source, error) from error
+        return None if found is None else ExpiryRecord.from_bytes(source, found.body, found.etag)
 
     def plan(self, plan_id: str) -> PlanSummary:
         """The summary of a plan.

@@ -3,7 +3,7 @@
 import logging
 import secrets
 from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from include.log_rollup import limits
@@ -14,6 +14,7 @@ from include.log_rollup.errors import (
     UnreadableRecordError,
     UnsupportedOperationError,
 )
+from include.log_rollup.hour.expiry_record import ExpiryRecord
 from include.log_rollup.hour.layout import folder_of
 from include.log_rollup.hour.manifest import ManifestReader, read_manifest_header
 from include.log_rollup.hour.plan import PlannedPart, content_id_of
@@ -79,9 +80,13 @@ class HourState(HourReader):
     13                     unfinished multipart uploads of the hour's parts are aborted; for the files of other
                            plans: a removal record, the claim read again, the files deleted, the record deleted;
                            then this plan's files are deleted, and last the claim, if it is still this plan's
+    14  ``expire_hour``    ``_expired.json`` is written, with the parts whose raw objects are about to be deleted;
+                           then, and again before each batch, it, the claim and the manifest are read: raw objects
+                           are deleted only without a claim, and under the manifest that was proven; after the
+                           last one ``_expired.json`` is written again
     ==  =================  ======================================================================================
 
-    Five rules follow from it:
+    Six rules follow from it:
 
     1. The claim comes before everything that could disturb another run. A run that claims the hour then deletes
        what others have staged.
@@ -94,6 +99,9 @@ class HourState(HourReader):
        again, so that no run completes it meanwhile.
     5. No two plans share a file, because a plan's id has a random part. Files of other plans are deleted as in
        rule 4.
+    6. Raw objects are deleted only after their parts were announced in ``_expired.json`` and the claim was read
+       again. A planner does it in the other order: it writes its claim, then reads that record again. So one of
+       the two always sees the other, and a part with announced raw objects is never written again or removed.
     """
 
     # -- who owns the hour -----------------------------------------------------------------------------
@@ -392,6 +400,51 @@ class HourState(HourReader):
         self._delete_work(work - others)
         if claim is not None and claim.plan_id == plan_id:
             self._release(claim)
+
+    # -- expire_hour -----------------------------------------------------------------------------------
+
+    def announce_expiry(
+        self, record: ExpiryRecord, seen_record: str | None, seen_manifest: str
+    ) -> ExpiryRecord:
+        """Announce that raw objects are about to be deleted. Planning keeps their parts from then on.
+
+        :param seen_record: ETag of the record that was there when the raw hour was listed; None if there was none
+        :param seen_manifest: ETag of the manifest whose parts were proven
+        :returns: the record as it was written
+        :raises SupersededError: if the hour has changed since; no raw object may be deleted then
+        """
+        # Read after the raw hour was listed: objects that another run has deleted before are in this record.
+        present = self._store.head(self.paths.expiry_record)
+        if (present.etag if present else None) != seen_record:
+            raise self._expiry_overtaken("another run has deleted raw objects since they were listed")
+        written = self.write_expiry(record)
+        self.assert_expirable(written, seen_manifest)
+        return written
+
+    def assert_expirable(self, record: ExpiryRecord, seen_manifest: str) -> None:
+        """Make sure that announced raw objects may be deleted now.
+
+        :param record: from :meth:`announce_expiry`
+        :param seen_manifest: ETag of the manifest whose parts were proven
+        :raises SupersededError: if the hour has changed since
+        """
+        present = self._store.head(self.paths.expiry_record)
+        if present is None or present.etag != record.etag:
+            raise self._expiry_overtaken("another run has written the record of expired raw objects")
+        if self.claim() is not None:
+            raise self._expiry_overtaken("a run has claimed the hour")
+        manifest = self._store.head(self.paths.manifest)
+        if manifest is None or manifest.etag != seen_manifest:
+            raise self._expiry_overtaken("the manifest is not the one whose parts were proven")
+
+    def write_expiry(self, record: ExpiryRecord) -> ExpiryRecord:
+        """Write the record of expired raw objects; returns it with its ETag."""
+        return replace(record, etag=self._store.write(self.paths.expiry_record, record.to_bytes(), JSON))
+
+    def _expiry_overtaken(self, problem: str) -> SupersededError:
+        return self.superseded(
+            f"{problem}, so no more raw objects are deleted", "the next run of log_rollup_expire continues"
+        )
 
     # -- used by several steps -------------------------------------------------------------------------
 
