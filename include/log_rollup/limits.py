@@ -152,6 +152,12 @@ DETECT_LIST_REQUESTS = 50
 DETECT_READ_REQUESTS = 10
 """`./log-rollup detect`: the most ranged GETs, of a few bytes each: the beginning and end of some objects."""
 
+COST_MARKER_REQUESTS = 31 * 24
+"""`./log-rollup cost`: the most completion markers that are read; of more hours, as many at equal intervals."""
+
+COST_MANIFEST_REQUESTS = 8
+"""`./log-rollup cost`: the most manifests that are read for the sizes of objects."""
+
 # -- tries -----------------------------------------------------------------------------------------------
 
 TASK_RETRIES = 4

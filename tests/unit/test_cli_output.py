@@ -16,7 +16,7 @@ import yaml
 
 from include.log_rollup import __version__
 from include.log_rollup.streams import INCLUDE, load_streams
-from log_rollup_plugin.cli import detect, hours, objects, output
+from log_rollup_plugin.cli import cost, detect, hours, objects, output
 from log_rollup_plugin.cli.arguments import hour
 from log_rollup_plugin.cli.main import main
 from log_rollup_plugin.cli.output import Answer, ProgressDisplay, printable, printable_record, table
@@ -179,7 +179,7 @@ def run(
     path = tmp_path / "streams.yaml"
     path.write_text(yaml.safe_dump({"streams": [{**stream, "start": "2026-11-01T00:00:00Z"}]}))
     monkeypatch.setenv("LOG_ROLLUP_STREAMS", str(path))
-    for module in (hours, objects):
+    for module in (cost, hours, objects):
         monkeypatch.setattr(module, "open_store", lambda _: nullcontext(store))
     monkeypatch.setattr(detect, "open_connection", lambda _: nullcontext(store))
 
@@ -214,6 +214,8 @@ def test_no_command_prints_control_characters_of_keys(
             run("cat", "app", key, "-o", str(tmp_path / "no" / "out")),
             run("plan", "app", "2026-11-23T08", "--dry-run"),
             run("plan", "app", "2026-11-23T08", "--dry-run", "--json"),
+            run("cost", "app", "--since", "2026-11-23", "--until", "2026-11-23"),
+            run("cost", "app", "--since", "2026-11-23", "--until", "2026-11-23", "--json", "--plan", "3y"),
             run("detect", "s3://logs/raw/"),
             run("detect", "s3://logs/raw/", "--json"),
             run("detect", f"s3://logs/{CONTROL_CHARACTERS}/"),

@@ -14,7 +14,7 @@ from include.log_rollup.errors import (
     RollupError,
     TransientError,
 )
-from log_rollup_plugin.cli import arguments, detect, doctor, grep, hours, objects, restore
+from log_rollup_plugin.cli import arguments, cost, detect, doctor, grep, hours, objects, restore
 from log_rollup_plugin.cli.output import Answer, tell
 
 OK = 0
@@ -143,6 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     plan = add(hours.plan)
     plan.add_argument("hour", metavar="HOUR", type=arguments.hour, help="like 2026-11-23T08")
     plan.add_argument("--dry-run", action="store_true", help="required, because only Airflow plans hours")
+    cost.add_arguments(add(cost.cost))
     detected = add(detect.detect, stream=False)
     detected.add_argument("url", metavar="URL", help="prefix of the objects, like s3://my-bucket/raw/")
     detected.add_argument(

@@ -1,0 +1,98 @@
+"""What a stream costs now, in each class and under a plan, with what every figure was measured from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from include.log_rollup.prices import COMPARED_CLASSES, STANDARD, Prices
+from include.log_rollup.queries.cost import (
+    Bill,
+    ClassCost,
+    Step,
+    class_costs,
+    monthly_bill,
+    monthly_bill_of_raw,
+)
+from include.log_rollup.queries.hourly_load import MeasuredLoad
+from include.log_rollup.streams import Stream
+
+RETENTIONS_DAYS = (30, 90, 365, 3 * 365, 7 * 365)
+"""The retentions that are compared, unless others are asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """How long the objects of a stream are kept.
+
+    :param age_days: since the stream's start
+    :param raw_days: how long raw objects are kept; None for ever
+    :param raw_reason: where that is set; empty for ever
+    """
+
+    age_days: float
+    raw_days: float | None
+    raw_reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class CostReport:
+    """What a stream costs a month.
+
+    :param storage_class: in which parts are written
+    :param now: the bill of this month
+    :param without: the bill of this month without the rollup: raw objects in STANDARD, none deleted
+    :param raw_months: for each retention, the bill of a month without the rollup
+    """
+
+    measured: MeasuredLoad
+    prices: Prices
+    kept: Kept
+    storage_class: str
+    now: Bill
+    without: Bill
+    classes: Sequence[ClassCost]
+    raw_months: dict[float, Bill]
+
+    @property
+    def saved(self) -> float:
+        """What the rollup saves in this month; negative if it costs more."""
+        return self.without.total - self.now.total
+
+
+def kept_of(stream: Stream, now: datetime, raw_days: float | None = None, reason: str = "") -> Kept:
+    """How long a stream's objects are kept: raw objects as ``expire_raw`` says, parts for ever.
+
+    :param raw_days: how long something else keeps raw objects, such as a lifecycle rule
+    :param reason: what that is
+    """
+    age = max(now - stream.start, timedelta()) / timedelta(days=1)
+    if raw_days is None:
+        expire = getattr(stream, "expire_raw", None)
+        if expire is not None and expire.mode == "delete":
+            return Kept(age, expire.after / timedelta(days=1), "expire_raw")
+    return Kept(age, raw_days, reason if raw_days is not None else "")
+
+
+def cost_report(
+    measured: MeasuredLoad,
+    prices: Prices,
+    stream: Stream,
+    kept: Kept,
+    retentions: Sequence[float] = RETENTIONS_DAYS,
+) -> CostReport:
+    """Calculate what a stream costs.
+
+    :param retentions: numbers of days that parts are kept, which are compared
+    """
+    storage_class = stream.storage_class or STANDARD
+    load = measured.load
+    return CostReport(
+        measured,
+        prices,
+        kept,
+        storage_class,
+        monthly_bill(prices, load, (Step(storage_class, 0),), age_days=kept.age_days, raw_days=kept.raw_days),
+        monthly_bill_of_raw(prices, load, age_days=kept.age_days),
+        class_costs(prices, load, COMPARED_CLASSES, retentions, kept.raw_days),
+        {days: monthly_bill_of_raw(prices, load, age_days=days, raw_days=days) for days in retentions},
+    )
