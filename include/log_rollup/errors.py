@@ -49,6 +49,10 @@ class UnsupportedInputError(PermanentError):
     """A raw object has a format that cannot be joined end to end, such as Parquet."""
 
 
+class ArchivedError(PermanentError):
+    """An object is in an archive class, and cannot be read before it was retrieved from the archive."""
+
+
 class UnknownLayoutError(PermanentError):
     """No template can read the keys below a prefix."""
 

@@ -1,14 +1,49 @@
 """Stream keys about how S3 stores parts: storage class, tags, KMS key."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
-# https://docs.aws.amazon.com/AmazonS3/latest/API/API_PutObject.html, without the archive
-# classes, whose objects cannot be read at once, and the classes of directory buckets and Outposts.
+from include.log_rollup.units import KIB, MIB, format_size
+
+# https://docs.aws.amazon.com/AmazonS3/latest/API/API_PutObject.html, without the classes of directory buckets and
+# Outposts.
 StorageClass = Literal[
-    "STANDARD", "STANDARD_IA", "ONEZONE_IA", "INTELLIGENT_TIERING", "GLACIER_IR", "REDUCED_REDUNDANCY"
-]
+    "STANDARD", "STANDARD_IA", "ONEZONE_IA", "INTELLIGENT_TIERING", "GLACIER_IR", "GLACIER", "DEEP_ARCHIVE",
+    "REDUCED_REDUNDANCY",
+]  # fmt: skip
+# Objects of these classes cannot be read before they were retrieved from the archive (RestoreObject).
+ARCHIVE_CLASSES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
+
+
+@dataclass(frozen=True, slots=True)
+class ClassTerms:
+    """What S3 bills for objects of a storage class, besides their bytes and days.
+
+    https://docs.aws.amazon.com/AmazonS3/latest/userguide/storage-class-intro.html and
+    https://docs.aws.amazon.com/AmazonS3/latest/userguide/glacier-storage-classes.html
+
+    :param minimum_days: that each object is billed for
+    :param minimum_bytes: that each object is billed for
+    :param overhead_bytes: that are added to each object
+    """
+
+    minimum_days: int
+    minimum_bytes: int = 0
+    overhead_bytes: int = 0
+
+
+CLASS_TERMS: Mapping[str, ClassTerms] = {
+    "STANDARD_IA": ClassTerms(30, 128 * KIB),
+    "ONEZONE_IA": ClassTerms(30, 128 * KIB),
+    "GLACIER_IR": ClassTerms(90, 128 * KIB),
+    "GLACIER": ClassTerms(90, overhead_bytes=40 * KIB),
+    "DEEP_ARCHIVE": ClassTerms(180, overhead_bytes=40 * KIB),
+}
+# In an archive class, writing and retrieving a part costs 5 to 10 times the request of another class.
+SMALL_ARCHIVED_PART_BYTES = 32 * MIB
+
 _OTHER_CLASSES = {
     "EXPRESS_ONEZONE": "is the class of directory buckets, which are not supported; leave storage_class out, or "
     "use a general purpose bucket with ONEZONE_IA or INTELLIGENT_TIERING",
@@ -33,6 +68,59 @@ def supported_class(value: Any) -> Any:
     if isinstance(value, str) and value.upper() in _OTHER_CLASSES:
         raise ValueError(f"{value} {_OTHER_CLASSES[value.upper()]}")
     return value
+
+
+def describe_class(storage_class: str) -> str:
+    """What S3 bills for objects of a class, in one line; empty if it has no special terms."""
+    terms = CLASS_TERMS.get(storage_class)
+    if terms is None:
+        return ""
+    text = (
+        f"{storage_class} bills each part for {terms.minimum_days} days at least, even if a rerun replaces it"
+    )
+    if terms.minimum_bytes:
+        text += f", and for at least {format_size(terms.minimum_bytes)}"
+    if terms.overhead_bytes:
+        text += f", and {format_size(terms.overhead_bytes)} more than it has"
+    return text
+
+
+def class_warnings(
+    storage_class: str | None, part_size: int, *, has_groups: bool, late_merge: bool
+) -> Sequence[str]:
+    """What in a stream does not go with the minimum duration and size of its storage class.
+
+    :param part_size: of the stream, in bytes
+    :param has_groups: whether its parts are divided into groups
+    :param late_merge: whether small late parts are merged
+    """
+    terms = CLASS_TERMS.get(storage_class or "")
+    if terms is None:
+        return ()
+    found = []
+    if late_merge:
+        found.append(
+            f"late_merge: storage_class {storage_class} bills each part for at least {terms.minimum_days} days, "
+            f"also those that are merged into another one before; leave 'late_merge' out, or move the parts to "
+            f"this class later by a lifecycle rule"
+        )
+    if has_groups:
+        least = (
+            f"bills each part as at least {format_size(terms.minimum_bytes)}"
+            if terms.minimum_bytes
+            else f"adds {format_size(terms.overhead_bytes)} to each part"
+        )
+        found.append(
+            f"aggregated: each group has at least one part an hour, and storage_class {storage_class} {least}; "
+            f"with many small groups, that costs more than a class without it"
+        )
+    if storage_class in ARCHIVE_CLASSES and part_size < SMALL_ARCHIVED_PART_BYTES:
+        found.append(
+            f"part_size: {format_size(part_size)} is small for storage_class {storage_class}, in which each part "
+            f"costs a dearer request and {format_size(terms.overhead_bytes)} of storage; give at least "
+            f"{format_size(SMALL_ARCHIVED_PART_BYTES)}"
+        )
+    return found
 
 
 def check_tags(tags: Any) -> Mapping[str, str]:

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import logging
 import os
 import re
 from collections import Counter
@@ -34,8 +35,16 @@ from include.log_rollup.hour.plan import WriteOptions
 from include.log_rollup.hour.selection import InputRules, Unjoinable
 from include.log_rollup.hour.template import AggregatedTemplate, RawTemplate, Template, check_pair
 from include.log_rollup.storage.protocol import Location
-from include.log_rollup.storage_options import StorageClass, check_kms_key, check_tags, supported_class
+from include.log_rollup.storage_options import (
+    StorageClass,
+    check_kms_key,
+    check_tags,
+    class_warnings,
+    supported_class,
+)
 from include.log_rollup.units import GIB, MIB, Duration, Size, format_size
+
+log = logging.getLogger(__name__)
 
 INCLUDE = Path(__file__).resolve().parent.parent
 # With compression, a part of so many raw bytes has about as many bytes as one without.
@@ -298,7 +307,9 @@ class Stream(BaseModel):
     compression_level: int | None = None
     """Level of the compression: 1 to 19 for zstd, 3 by default; 1 to 9 for gzip, 6 by default."""
     storage_class: Annotated[StorageClass | None, BeforeValidator(supported_class)] = None
-    """Storage class of the parts; the default is the bucket's."""
+    """Storage class of the parts; the default is the bucket's. Parts in `GLACIER` and `DEEP_ARCHIVE` cannot be read
+    before they are retrieved; the store has to keep their CRC64-NVME, as S3 does. Records stay in the bucket's
+    class."""
     tags: Annotated[Mapping[str, str], BeforeValidator(check_tags)] = {}
     """Tags of the parts, like `{team: search, cost-center: '42'}`: up to 10, keys of up to 128 characters, values
     of up to 256. Records get none."""
@@ -412,6 +423,16 @@ class Stream(BaseModel):
             self.compression_level,
         )
 
+    @cached_property
+    def storage_warnings(self) -> Sequence[str]:
+        """What does not go with the minimum duration and size of the storage class, each with its key."""
+        return class_warnings(
+            self.storage_class,
+            self.part_size,
+            has_groups=bool(self.aggregated.captures),
+            late_merge=bool(getattr(self, "late_merge", False)),
+        )
+
     def at(self, hour: datetime) -> HourPaths:
         """The prefixes and keys of an hour."""
         return HourPaths(self.raw, hour, self.aggregated, self.name)
@@ -487,6 +508,9 @@ def parse_streams(content: bytes) -> Sequence[Stream]:
     streams = _parse(_parse_yaml(content))
     _refuse_equal_names(streams)
     _refuse_overlaps(streams)
+    for stream in streams:
+        for warning in stream.storage_warnings:
+            log.warning("stream %r: %s", stream.name, warning)
     return tuple(streams)
 
 

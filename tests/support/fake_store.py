@@ -21,6 +21,7 @@ from typing import Any
 
 from include.log_rollup import crc
 from include.log_rollup.errors import (
+    ArchivedError,
     InputChangedError,
     MissingBucketError,
     NotFoundError,
@@ -42,6 +43,7 @@ from include.log_rollup.storage.protocol import (
     Uploaded,
 )
 from include.log_rollup.storage.two_stores import TwoStores
+from include.log_rollup.storage_options import ARCHIVE_CLASSES
 
 WRITES = frozenset({"WRITE", "PUT", "COPY", "PUBLISH", "DELETE"})
 # S3's names of the requests that the hook counts. Those of a transfer are counted by the packer.
@@ -126,6 +128,11 @@ class Stored:
     content_type: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def storage_class(self) -> str:
+        """The storage class; empty for STANDARD."""
+        return self.headers.get("x-amz-storage-class", "")
+
 
 class CrashError(Exception):
     """The process died: no later request of it has any effect."""
@@ -163,6 +170,8 @@ class FakeStore:
         self.requests: Mapping[str, int] = self._requests
         self.ports: Collection[int] = (1,)
         self.copies_raw = True
+        # Whether the store states a CRC of what it has copied or joined from ranges.
+        self.copies_keep_crc = True
         self.now = datetime(2026, 11, 23, 12, tzinfo=UTC)
         self.log: list[Operation] = []
         self.transfers: list[FakeTransfer] = []
@@ -170,6 +179,8 @@ class FakeStore:
         self._upload_headers: dict[str, Mapping[str, str]] = {}
         self.lists_all_uploads = False
         self.watcher: Callable[[Operation], None] | None = None
+        # Retrievals from the archive that were requested, by key, and whether they have ended.
+        self.retrievals: dict[str, bool] = {}
         self.threads = threads
         self.crashed = False
         self._options: dict[str, Any] = {
@@ -265,6 +276,18 @@ class FakeStore:
                     etag=self._etag(body, was.etag_is_md5),
                     checksum=self._checksum(body, None),
                 )
+
+    def archive(self, prefix: str, storage_class: str = "GLACIER", bucket: str = "logs") -> None:
+        """Move objects to a class, as a lifecycle rule does."""
+        with self._lock:
+            for key in self.listing(prefix, bucket):
+                stored = self._buckets[bucket][key]
+                headers = {**stored.headers, "x-amz-storage-class": storage_class}
+                self._buckets[bucket][key] = replace(stored, headers=headers)
+
+    def end_retrievals(self) -> None:
+        """Make the objects readable that are being retrieved."""
+        self.retrievals = dict.fromkeys(self.retrievals, True)
 
     def on(
         self,
@@ -392,11 +415,20 @@ class FakeStore:
             return None
         stated = found.checksum
         value = stated.value if stated and stated.algorithm == "crc64nvme" else None
-        return ObjectHead(len(found.body), found.etag, value, found.etag_is_md5)
+        return ObjectHead(
+            len(found.body),
+            found.etag,
+            value,
+            found.etag_is_md5,
+            found.storage_class,
+            self._is_archived(target, found),
+            self.retrievals.get(target.key) is False,
+        )
 
     def read(self, source: Location, limit: int = READ_LIMIT_BYTES) -> StoredObject | None:
         self.begin("READ", source)
         found = self._find(source)
+        self._refuse_archived(source, found)
         if found is not None and len(found.body) > limit:
             raise TooLargeError(f"{source} has {len(found.body)} bytes")
         return None if found is None else StoredObject(found.body, found.etag)
@@ -456,6 +488,13 @@ class FakeStore:
         _lose_answer(effect, target)
         return True
 
+    def request_retrieval(self, target: Location, tier: str, days: int | None) -> bool:
+        self.begin("RETRIEVE", target, f"{tier} {days}")
+        if target.key in self.retrievals:
+            return False
+        self.retrievals[target.key] = False
+        return True
+
     def list_uploads(self, prefix: Location) -> Sequence[tuple[str, str]]:
         self.begin("UPLOADS", prefix)
         with self._lock:
@@ -485,7 +524,7 @@ class FakeStore:
             if crc64nvme is not None and self.refuses(body, crc64nvme):
                 raise TransientError(f"FINISH UPLOAD {target}: S3 answered 400 BadDigest")
             headers = self._upload_headers[upload_id]
-            self.keep("COPY", target, body, crc64nvme, headers=headers)
+            self.keep("COPY" if crc64nvme is None else "PUT", target, body, crc64nvme, headers=headers)
         _lose_answer(effect, target)
 
     def abort_upload(self, target: Location, upload_id: str) -> None:
@@ -538,7 +577,7 @@ class FakeStore:
             self._etag(body, self._etag_is_md5),
             self._etag_is_md5,
             self.now.timestamp(),
-            self._checksum(body, sent_crc),
+            self._checksum(body, sent_crc) if self.copies_keep_crc or kind != "COPY" else None,
             content_type,
             dict(headers or {}),
         )
@@ -556,7 +595,15 @@ class FakeStore:
             raise NotFoundError(f"GET {source}: S3 answered 404 NoSuchKey")
         if etag not in (None, found.etag):
             raise InputChangedError(f"GET {source}: S3 answered 412 PreconditionFailed")
+        self._refuse_archived(source, found)
         return found
+
+    def _is_archived(self, target: Location, found: Stored) -> bool:
+        return found.storage_class in ARCHIVE_CLASSES and not self.retrievals.get(target.key)
+
+    def _refuse_archived(self, source: Location, found: Stored | None) -> None:
+        if found is not None and self._is_archived(source, found):
+            raise ArchivedError(f"GET {source}: S3 answered 403 InvalidObjectState: the object is archived")
 
     def refuses(self, body: bytes, sent_crc: int) -> bool:
         """Whether the store refuses this object because of its CRC."""
@@ -813,7 +860,7 @@ class FakeTransfer:
         body = _flipped(found.body) if effect is Effect.WRONG_BYTES else found.body
         stored = self._store.keep("COPY", target, body, headers=headers)
         _lose_answer(effect, target)
-        return Uploaded(stored.etag, None)
+        return Uploaded(stored.etag, stored.checksum.value if stored.checksum else None)
 
     def _put(
         self, target: Location, body: bytes, sent_crc: int, headers: Mapping[str, str]

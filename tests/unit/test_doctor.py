@@ -16,6 +16,7 @@ from include.log_rollup.errors import (
     UnsupportedOperationError,
 )
 from include.log_rollup.storage.protocol import Location
+from include.log_rollup.units import MIB
 from log_rollup_plugin.cli import doctor
 from log_rollup_plugin.cli.doctor import Check, Outcome
 from log_rollup_plugin.s3.error_mapping import from_network, from_response
@@ -70,6 +71,23 @@ def test_store_with_all_operations_passes(examine: Examine) -> None:
     assert {check.state for name, check in checks.items() if name != "clock"} == {Outcome.OK}
     assert "refuses to copy an object that does not exist" in checks["copy"].found
     assert "deletes only objects with the given ETag" in checks["conditional delete"].found
+
+
+def test_archive_class_is_checked_by_the_stated_crc(examine: Examine) -> None:
+    checks = examine(Store(), storage_class="GLACIER")
+    assert {check.state for name, check in checks.items() if name != "clock"} == {Outcome.OK}
+    checks = examine(Store(keeps_crc=False, checks_crc=False), storage_class="GLACIER")
+    failed = {name for name, check in checks.items() if check.state is Outcome.FAIL}
+    assert failed - {"clock"} == {"read aggregated", "CRC64-NVME"}
+    assert "could not be proven" in checks["CRC64-NVME"].found
+
+
+def test_terms_and_warnings_of_a_storage_class_are_shown() -> None:
+    stream = make_stream(storage_class="DEEP_ARCHIVE", part_size=5 * MIB)
+    terms, warning = doctor._storage_class(stream)
+    assert (terms.state, "180 days at least" in terms.found) == (Outcome.OK, True)
+    assert (warning.state, "part_size: 5.0 MiB is small" in warning.found) == (Outcome.WARN, True)
+    assert list(doctor._storage_class(make_stream())) == []
 
 
 def test_store_without_copies_is_an_explained_warning(examine: Examine) -> None:

@@ -33,7 +33,7 @@ from include.log_rollup.errors import (
     RollupError,
     ThrottledError,
     TransientError,
-    UnsupportedInputError,
+    ArchivedError,
     UnsupportedOperationError,
 )
 from include.log_rollup.storage.protocol import Location
@@ -66,7 +66,8 @@ EXPECTED: Mapping[type[RollupError], str] = {
     AccessError: "AccessDenied AccountProblem AllAccessDisabled NotSignedUp InvalidPayer UserSuspended "
     "KMS.DisabledException KMS.NotFoundException KMS.KMSInvalidStateException KMS.AccessDeniedException "
     "CloudKmsDisabledKey",
-    UnsupportedInputError: "InvalidObjectState ObjectNotInActiveTierError",
+    ArchivedError: "InvalidObjectState ObjectNotInActiveTierError ObjectAlreadyInActiveTierError "
+    "RestoreAlreadyInProgress GlacierExpeditedRetrievalNotAvailable",
     UnsupportedOperationError: "NotImplemented MethodNotAllowed",
     ConfigurationError: "EntityTooLarge KeyTooLong KeyTooLongError InvalidStorageClass",
     PermanentError: "QuotaExceeded XMinioStorageFull XMinioAdminBucketQuotaExceeded InsufficientCapacity "
@@ -139,7 +140,12 @@ def test_code_of_a_head_is_read_from_minios_header() -> None:
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (response(403, "InvalidObjectState"), "the object is archived; restore it"),
+        (
+            response(403, "InvalidObjectState"),
+            "the object is archived, so that it cannot be read; retrieve it",
+        ),
+        (response(409, "RestoreAlreadyInProgress"), "being retrieved from the archive already; wait"),
+        (response(503, "GlacierExpeditedRetrievalNotAvailable"), "use the tier 'standard'"),
         (response(501, "NotImplemented", operation="DELETE"), "does not support the request (DELETE)"),
         (response(307, "TemporaryRedirect"), "the bucket is new"),
         (response(301, "PermanentRedirect", x_amz_bucket_region="eu-central-1"), "the region eu-central-1"),
@@ -278,7 +284,7 @@ def test_client_error_of_botocore_goes_through_the_table() -> None:
 def test_error_element_with_a_namespace_keeps_its_code() -> None:
     empty = {"Code": "", "Message": ""}
     error = raised(client_error("", 403, Error=empty, Code="InvalidObjectState", Message="archived"))
-    assert type(error) is UnsupportedInputError
+    assert type(error) is ArchivedError
     assert "(archived)" in str(error)
 
 

@@ -224,7 +224,7 @@ def test_notify_is_a_list_of_classes_with_arguments(streams_file: Path) -> None:
         ({"start": "yesterday"}, ["start"]),
         ({"start": "9999-12-31T23:00:00Z"}, ["start", "out of range", "1970 to 2999"]),
         ({"start": "0001-01-01T00:00:00+05:00"}, ["start", "out of range", "1970 to 2999"]),
-        ({"storage_class": "GLACIER"}, ["storage_class", "STANDARD_IA"]),
+        ({"storage_class": "GLACIER_FLEXIBLE"}, ["storage_class", "STANDARD_IA"]),
         (
             {"storage_class": "EXPRESS_ONEZONE"},
             ["storage_class", "directory buckets", "leave storage_class out"],

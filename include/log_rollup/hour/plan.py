@@ -16,6 +16,7 @@ from include.log_rollup.hour.layout import folder_of, part_name, part_name_of_fo
 from include.log_rollup.hour.selection import NOT_JOINABLE, PLAIN, LeftOut, Unjoinable, encoding_of
 from include.log_rollup.newlines import newline_of
 from include.log_rollup.storage.protocol import ObjectInfo
+from include.log_rollup.storage_options import ARCHIVE_CLASSES
 from include.log_rollup.units import MIB, format_size
 
 # Increase it when the form of plan files changes. A plan of another format is never packed; its hour is planned
@@ -108,6 +109,11 @@ class WriteOptions:
         if recompressed:
             more += f" recompress={compression.RECOMPRESSION_FORMAT} {compression.LARGEST_FRAME_BYTES}"
         return f"{FINGERPRINT_FORMAT} {encoding} {copied} {room} {self.storage_class}{more}\n"
+
+    @property
+    def is_archived(self) -> bool:
+        """Whether parts are written to a class whose objects cannot be read at once."""
+        return self.storage_class in ARCHIVE_CLASSES
 
     @property
     def headers(self) -> dict[str, str]:

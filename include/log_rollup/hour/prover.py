@@ -10,7 +10,13 @@ from dataclasses import dataclass, replace
 from awscrt import checksums
 
 from include.log_rollup import crc
-from include.log_rollup.errors import InputChangedError, NotFoundError, ProofError
+from include.log_rollup.errors import (
+    ArchivedError,
+    InputChangedError,
+    NotFoundError,
+    ProofError,
+    UnsupportedOperationError,
+)
 from include.log_rollup.hour.parts import part_problem, read_pieces, read_runs
 from include.log_rollup.hour.paths import HourPaths
 from include.log_rollup.hour.plan import PlannedPart
@@ -22,7 +28,7 @@ from include.log_rollup.hour.records import (
     PackedObject,
     PackedPart,
 )
-from include.log_rollup.storage.protocol import Location, ObjectInfo, ObjectStore
+from include.log_rollup.storage.protocol import Location, ObjectHead, ObjectInfo, ObjectStore
 from include.log_rollup.units import format_size
 
 log = logging.getLogger(__name__)
@@ -40,6 +46,27 @@ class UnprovenPart:
     reason: str
     planned: str
     written: bool
+
+
+def require_stored_crc(store: ObjectStore, scratch: Location, storage_class: str) -> None:
+    """Refuse a store that cannot prove parts of an archive class, which are not readable once they are written.
+
+    :param scratch: where an object of one byte may be written and deleted; it gets the bucket's standard class
+    :param storage_class: of the parts
+    :raises UnsupportedOperationError: if the store does not compare and keep CRCs
+    """
+    if store.refuses_wrong_crc(scratch):
+        store.write(scratch, b"\n", "text/plain")
+        head = store.head(scratch)
+        store.delete(scratch.bucket, [scratch.key])
+        if head is not None and head.crc64nvme is not None:
+            return
+    raise UnsupportedOperationError(
+        f"parts could not be proven in the storage class {storage_class}, where they cannot be read back: the "
+        f"store does not keep and compare the CRC64-NVME of what it is sent, as was tried with {scratch}. No part "
+        f"was written. Remove 'storage_class' of the stream, and let a lifecycle rule move the parts later, when "
+        f"they are proven"
+    )
 
 
 class PartProver:
@@ -83,10 +110,12 @@ class PartProver:
         """Prove one part.
 
         The part must have the size, ETag and CRC of its receipt. If the store states no CRC that counts, or if a
-        raw object was compared by its length only, the part is read back.
+        raw object was compared by its length only, the part is read back. A part in an archive class cannot be
+        read: the store has to state its CRC, and those raw objects are read again instead.
 
         :param packed: the part as its receipt describes it; None if it has none
         :returns: the part with its proof, or the reason why it has none
+        :raises ArchivedError: if it is archived and the store states no CRC of it
         :raises InputChangedError: if a raw object that is needed for the proof has changed or vanished
         """
         outcome = self._prove(planned, packed)
@@ -104,6 +133,8 @@ class PartProver:
         if head is None or head.etag != packed.etag:
             return "it was overwritten while it was validated"
         stored = head.crc64nvme if self._crc_is_checked else None
+        if head.is_archived:
+            return self._prove_archived(planned, packed, head, stored)
         if planned.copied:
             return self._prove_copy(planned, packed, stored)
         if stored not in (None, packed.crc64nvme):
@@ -136,6 +167,53 @@ class PartProver:
             done = replace(done, etag_is_md5=True)
             return self._read_back(planned, replace(packed, objects=(done,)))
         return self._compare_with_source(planned, packed, source)
+
+    def _prove_archived(
+        self, planned: PlannedPart, packed: PackedPart, head: ObjectHead, stored: int | None
+    ) -> PackedPart | str:
+        """Prove a part that cannot be read, by the CRC that the store states and by its raw objects."""
+        if stored is not None and packed.crc64nvme not in (None, stored):
+            return f"the store has CRC64NVME {stored:x}, {packed.crc64nvme:x} was sent"
+        if packed.proof == PROVEN_BY_READING:
+            # It was proven with this ETag and has not been written since.
+            return packed
+        if stored is None:
+            raise self._unprovable(packed.name, head)
+        objects = []
+        for item, done in zip(planned.objects, packed.objects, strict=True):
+            needs_reading = done.checked == READ_BY_LENGTH and done.etag_is_md5
+            if planned.copied:
+                needs_reading, done = self._compare_copied(item, replace(done, crc64nvme=stored))
+            if needs_reading:
+                value, md5 = self._read_raw(item)
+                if value != done.crc64nvme:
+                    return f"its bytes of {item.key} are not those of the raw object, whose CRC64NVME is {value:x}"
+                # An ETag that is not the MD5 of these bytes has only its form.
+                done = replace(done, checked=READ_BY_ETAG) if md5 == item.etag else done
+            objects.append(done)
+        return replace(packed, proof=PROVEN_BY_STORE, crc64nvme=stored, objects=tuple(objects))
+
+    def _compare_copied(self, item: ObjectInfo, done: PackedObject) -> tuple[bool, PackedObject]:
+        """Compare the only object of an archived part with what the store states of the raw object.
+
+        :param done: with the CRC that the store states of the part
+        :returns: whether the raw object has to be read, and the object as it is proven then
+        """
+        source = self._raw.at(item.key)
+        before = self._store.head(source)
+        if before is None or before.etag != item.etag:
+            raise _input_changed(source)
+        if before.crc64nvme == done.crc64nvme:
+            return False, replace(done, checked=crc.CRC64NVME, etag_is_md5=False)
+        return True, replace(done, checked=PROVEN_BY_READING, etag_is_md5=False)
+
+    def _unprovable(self, name: str, head: ObjectHead) -> ArchivedError:
+        return ArchivedError(
+            f"{self._paths.part(name)} is in the archive class {head.storage_class}, and the store states no "
+            f"CRC64-NVME of it, so that it can be proven only by reading it. Nothing was removed. Retrieve it "
+            f"from the archive (RestoreObject), then clear this task; or remove the stream's 'storage_class' and "
+            f"pack the hour again"
+        )
 
     def _compare_with_source(
         self, planned: PlannedPart, packed: PackedPart, source: Location
@@ -215,6 +293,18 @@ class PartProver:
             return self._crc_of(source, item.etag, item.size)
         except (NotFoundError, InputChangedError):
             raise _input_changed(source) from None
+
+    def _read_raw(self, item: ObjectInfo) -> tuple[int, str]:
+        """CRC and MD5 of a raw object, which is read again."""
+        source, value, md5 = self._raw.at(item.key), 0, hashlib.md5(usedforsecurity=False)
+        try:
+            for run in read_runs(self._store, source, item.etag, item.size):
+                self._count_read(run)
+                value = checksums.crc64nvme(run, value)
+                md5.update(run)
+        except (NotFoundError, InputChangedError):
+            raise _input_changed(source) from None
+        return value, md5.hexdigest()
 
     def _crc_of(self, source: Location, etag: str, size: int) -> int:
         value = 0

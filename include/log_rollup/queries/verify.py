@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from include.log_rollup import crc
-from include.log_rollup.errors import InputChangedError, NotFoundError, ProofError
+from include.log_rollup.errors import ArchivedError, InputChangedError, NotFoundError, ProofError
 from include.log_rollup.hour.changes import Changes, compare, first_keys
 from include.log_rollup.hour.layout import format_hour
 from include.log_rollup.hour.manifest import Manifest
@@ -33,15 +33,17 @@ ProgressCallback = Callable[[int, int], None]
 class Problem:
     """A difference between the hour and its records.
 
-    :param part: name of the part that is wrong; None if the problem is not in one part
+    :param part: name of the part that is wrong or archived; None if the problem is not in one part
     :param keys: the raw objects whose bytes are wrong, as far as known
     :param group: folder of the group whose records are missing or wrong; None if the problem is not in these
+    :param is_archived: whether the part cannot be read, so that nothing is known of its bytes
     """
 
     part: str | None
     reason: str
     keys: Sequence[str] = ()
     group: str | None = None
+    is_archived: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,12 @@ class Verification:
     @property
     def remedy(self) -> str | None:
         """What to do about wrong parts, or else about wrong records of groups; None if there are none."""
-        if not any(problem.part for problem in self.problems):
+        if not any(problem.part and not problem.is_archived for problem in self.problems):
+            if any(problem.is_archived for problem in self.problems):
+                return (
+                    "Retrieve these parts from the archive (docs/READING.md), then verify the hour again. Without "
+                    "--deep, a part whose CRC the store states is not read."
+                )
             return self._remedy_for_groups
         if self.changes.vanished:
             return (
@@ -332,6 +339,9 @@ class _PartVerifier:
             return Problem(planned.name, "it was overwritten or removed while it was verified")
         except ProofError as error:
             return Problem(planned.name, str(error))
+        except ArchivedError:
+            self._progress.add(packed.size)
+            return Problem(planned.name, "it is archived, so that its bytes cannot be read", is_archived=True)
 
     def _verify_by_head(self, packed: PackedPart) -> _Proof | Problem | None:
         """Compare the CRC that the store states; None if it states none."""
@@ -374,11 +384,11 @@ class _PartVerifier:
         return _Proof(PROVEN_BY_READING, sum(compared))
 
     def _read_raw(self, item: ObjectInfo, piece: Piece) -> bytes | None:
-        """The bytes of a raw object that belong to a piece; None if the object expired or changed meanwhile."""
+        """The bytes of a raw object that belong to a piece; None if it has expired, changed or been archived."""
         source = self._raw.at(item.key)
         try:
             return self._store.read_range(source, item.etag, piece.offset, len(piece.body))
-        except (NotFoundError, InputChangedError):
+        except (NotFoundError, InputChangedError, ArchivedError):
             return None
 
 

@@ -190,7 +190,7 @@ class CopyObject(Request[Uploaded]):
     """Lets the store copy a raw object of up to 5 GiB to a part of its own.
 
     :param read_claim: returns the request that reads the claim before the next try
-    :param copied: called with the part and its ETag
+    :param copied: called with the part, its ETag, and the CRC that the store states of it
     """
 
     operation = "COPY"
@@ -200,7 +200,7 @@ class CopyObject(Request[Uploaded]):
     target: PartTarget
     planned: PlannedPart
     read_claim: Callable[[Request[Any]], ReadClaim]
-    copied: Callable[[PlannedPart, str], None]
+    copied: Callable[[PlannedPart, str, int | None], None]
 
     @property
     def size(self) -> int:
@@ -214,7 +214,7 @@ class CopyObject(Request[Uploaded]):
     def handle_result(self, result: Uploaded | Exception) -> Exception | None:
         if isinstance(result, Exception):
             return source_error(self.source, result)
-        self.copied(self.planned, result.etag)
+        self.copied(self.planned, result.etag, result.crc64nvme)
         return None
 
     def next_try(self) -> ReadClaim:

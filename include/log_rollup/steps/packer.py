@@ -120,7 +120,8 @@ class ShardPacker:
 
     The next parts download while earlier ones upload. An object larger than a part needs no buffer: the store
     copies it, in ranges if it has more than 5 GiB. If raw objects and parts have different connections, it passes
-    through the same buffers in ranges, as a multipart upload.
+    through the same buffers in ranges, as a multipart upload; so it does on the way into an archive class, where
+    it cannot be read back, if the store states no CRC of its copy.
 
     :param store: begins and completes multipart uploads
     :param transfer: moves the bodies; its ``connections`` bound what is in flight
@@ -164,6 +165,9 @@ class ShardPacker:
         # Compressed parts of which some frames are in memory.
         self._open_parts = 0
         self._free_buffers: deque[memoryview] = deque()
+        self._is_archived = settings.options.is_archived
+        # Large objects on the way into an archive class that have no copy of which the store states the CRC.
+        self._unstated: list[PlannedPart] = []
         # Ranges of large objects that can be downloaded: their uploads have begun.
         self._ranges: deque[tuple[PassedObject, int]] = deque()
         self._total_parts = self._done_parts = self._done_bytes = 0
@@ -234,8 +238,11 @@ class ShardPacker:
         large = [part for part in parts if part.copied]
         passed = [] if self._store.copies_raw else large
         if not passed:
+            # A copy in ranges has no CRC of the whole object.
+            self._unstated = [part for part in large if self._is_archived and part.size > LARGEST_COPY_BYTES]
             for planned in large:
-                yield self._first_copy_request(planned)
+                if planned not in self._unstated:
+                    yield self._first_copy_request(planned)
         framed = [FramedPart(part, self._codec_for(part)) for part in compressed]
         self._allocate_buffers(packed, [frame for part in framed for frame in part.frames], passed)
         for planned in packed:
@@ -256,6 +263,17 @@ class ShardPacker:
                     PartBuffer(frame, self._settings.options, memory, FrameIndex(part, number))
                 )
         yield from self._range_requests(passed)
+        if self._is_archived and not passed and large:
+            yield from self._pass_unstated()
+
+    def _pass_unstated(self) -> Iterator[Request[Any] | None]:
+        """Pass the large objects through of whose copies the store states no CRC, after all other parts."""
+        while self._done_parts + len(self._unstated) < self._total_parts:
+            yield None
+        if self._unstated:
+            self._free_buffers.clear()
+            self._allocate_buffers([], [], self._unstated)
+            yield from self._range_requests(self._unstated)
 
     def _downloads(self, part: PartBuffer) -> Iterator[GetObject]:
         """The downloads into a buffer."""
@@ -396,7 +414,10 @@ class ShardPacker:
         source = self._raw.at(planned.objects[0].key)
         return self._claim_before(CopyObject(source, self._target, planned, self._claim_before, self._copied))
 
-    def _copied(self, planned: PlannedPart, etag: str) -> None:
+    def _copied(self, planned: PlannedPart, etag: str, stored: int | None = None) -> None:
+        if self._is_archived and stored is None:
+            self._unstated.append(planned)
+            return
         # Validation reads the rest from the store: the CRC, and whether the ETag can be an MD5.
         unproven = PackedObject(None, READ_BY_LENGTH, False)
         packed = PackedPart(planned.name, planned.fingerprint, planned.size, etag, None, (unproven,))

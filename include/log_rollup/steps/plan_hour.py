@@ -20,6 +20,7 @@ from include.log_rollup.hour.plan import (
     new_plan_id,
     shard_refs,
 )
+from include.log_rollup.hour.prover import require_stored_crc
 from include.log_rollup.hour.raw_digest import digest_raw
 from include.log_rollup.hour.records import Claim, Measured, PlanSummary, ShardPlan
 from include.log_rollup.hour.selection import LeftOut, select
@@ -115,6 +116,7 @@ def plan_hour(
     :raises VanishedInputError: if raw objects that a part holds have vanished; nothing is changed
     :raises UnreadableRecordError: if parts exist and no readable record says what they hold
     :raises EmptyHourError: if there is nothing to pack and the stream does not allow that
+    :raises UnsupportedOperationError: if the parts go into an archive class, where this store could not prove them
     :raises TransientError: if other runs of the hour keep changing it
     :raises RollupError: as the store raises
     """
@@ -198,6 +200,11 @@ class _Planner:
             self._state.clean_up(assessment.complete_as)
             log.info("the hour is complete under this very plan; nothing to do")
             return Planned(assessment.complete_as, [], True)
+        options = self._stream.write_options
+        if options.is_archived:
+            require_stored_crc(
+                self._store, self._state.paths.work.child("crc-probe"), f"{options.storage_class}"
+            )
         plan_id = new_plan_id(assessment.plan.content_id)
         refs, files = self._write_plan(assessment, plan_id)
         claim = self._state.begin(

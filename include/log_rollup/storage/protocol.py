@@ -121,12 +121,18 @@ class ObjectHead:
     :param crc64nvme: CRC of the whole object; None if the store keeps none
     :param etag_is_md5: False if the ETag cannot be the MD5 of the content: after a multipart upload, or with KMS
         or customer keys (https://docs.aws.amazon.com/AmazonS3/latest/API/API_Object.html)
+    :param storage_class: empty if the store states none, as for STANDARD
+    :param is_archived: whether it has to be retrieved from the archive before it can be read
+    :param is_being_retrieved: whether that was requested and is under way
     """
 
     size: int
     etag: str
     crc64nvme: int | None
     etag_is_md5: bool
+    storage_class: str = ""
+    is_archived: bool = False
+    is_being_retrieved: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -425,6 +431,18 @@ class RestoreStore(LargeReadStore, Protocol):
         """Write one part of a multipart upload (UploadPart); returns its ETag.
 
         :param number: of the part, from 1
+        """
+
+
+class RetrievalStore(ObjectStore, Protocol):
+    """A store with the request that retrieves objects from an archive class."""
+
+    def request_retrieval(self, target: Location, tier: str, days: int | None) -> bool:
+        """Request that an archived object becomes readable for some days (RestoreObject).
+
+        :param tier: ``Bulk``, ``Standard`` or ``Expedited``
+        :param days: how long the copy that can be read is kept; None for a class that moves the object itself
+        :returns: False if its retrieval is under way already
         """
 
 

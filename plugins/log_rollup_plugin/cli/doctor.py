@@ -27,6 +27,7 @@ from include.log_rollup.errors import (
 )
 from include.log_rollup.monitor import OTHER_FILES, check_open_file_limit, open_files
 from include.log_rollup.storage.protocol import Downloaded, ListPage, Location, ObjectInfo, Transfer, Uploaded
+from include.log_rollup.storage_options import describe_class
 from include.log_rollup.streams import (
     INCLUDE,
     POOL,
@@ -146,6 +147,7 @@ def _checks(name: str | None) -> Iterator[Check]:
     ):
         yield _connection(connection)
     for stream in asked:
+        yield from _storage_class(stream)
         yield from _bucket(stream)
 
 
@@ -229,6 +231,15 @@ def _connection(name: str) -> Check:
             f"set AIRFLOW_CONN_{name.upper()}, or create it under Admin > Connections",
         )  # fmt: skip
     return Check(title, None, Outcome.OK, "Airflow knows it")
+
+
+def _storage_class(stream: Stream) -> Iterator[Check]:
+    """What S3 bills for the stream's storage class, and what in the stream does not go with it."""
+    terms = describe_class(stream.storage_class or "")
+    if terms:
+        yield Check("storage class", stream.name, Outcome.OK, terms)
+    for warning in stream.storage_warnings:
+        yield Check("storage class", stream.name, Outcome.WARN, warning)
 
 
 def _bucket(stream: Stream) -> Iterator[Check]:
@@ -419,9 +430,20 @@ class _Probe:
         return f"{self._record}, as the tasks write plans and markers"
 
     def read_back(self) -> str:
-        for written in (self._object, self._record):
-            self._expect_probe(written)
+        self._expect_written(self._object)
+        self._expect_probe(self._record)
         return "it contains what was written"
+
+    def _expect_written(self, place: Location) -> None:
+        """Compare an object that was written as parts are; in an archive class, by the CRC that S3 states."""
+        if not self._stream.write_options.is_archived:
+            self._expect_probe(place)
+            return
+        head = self._store.head(place)
+        if head is None or head.crc64nvme != crc.crc64(_PROBE):
+            raise ProofError(
+                f"{place}: the store does not state the CRC64-NVME of what has just been written"
+            )
 
     def copy(self) -> str:
         """Copy as manifests and markers are published; copying an object that does not exist has to fail."""
@@ -451,7 +473,7 @@ class _Probe:
         except RollupError:
             self._store.abort_upload(self._large, upload_id)
             raise
-        self._expect_probe(self._large)
+        self._expect_written(self._large)
         return "the server takes them in ranges, as the tasks send them"
 
     def _expect_probe(self, place: Location) -> None:
@@ -479,6 +501,11 @@ class _Probe:
     def crc(self) -> str:
         if self._store.refuses_wrong_crc(self._object):
             return "S3 refuses a wrong one: parts are proven by the CRC that it keeps"
+        if self._stream.write_options.is_archived:
+            raise ProofError(
+                f"the store accepts a wrong one, so that parts in {self._stream.storage_class}, which cannot be read "
+                f"back, could not be proven; remove 'storage_class' from the stream"
+            )
         return "the store accepts a wrong one: parts are read back when an hour is validated"
 
     def uploads(self) -> str:

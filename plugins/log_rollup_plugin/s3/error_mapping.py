@@ -21,6 +21,7 @@ from urllib3.util.ssl_match_hostname import CertificateError
 
 from include.log_rollup.errors import (
     AccessError,
+    ArchivedError,
     ConfigurationError,
     CredentialsError,
     InputChangedError,
@@ -31,7 +32,6 @@ from include.log_rollup.errors import (
     RollupError,
     ThrottledError,
     TransientError,
-    UnsupportedInputError,
     UnsupportedOperationError,
 )
 from include.log_rollup.storage.protocol import Location
@@ -85,7 +85,20 @@ _CLOCK = ErrorRule(
     CredentialsError,
     "the clock of this machine is off by more than 15 minutes; set it (NTP), then clear the task",
 )
-_ARCHIVED = ErrorRule(UnsupportedInputError, "the object is archived; restore it, then clear the task")
+_ARCHIVED = ErrorRule(
+    ArchivedError,
+    "the object is archived, so that it cannot be read; retrieve it from the archive (RestoreObject; for parts: "
+    "log-rollup restore or grep with --retrieve), then try again",
+)
+_BEING_RETRIEVED = ErrorRule(
+    ArchivedError,
+    "the object is being retrieved from the archive already; wait until that has ended, then try again",
+)
+_NOT_ARCHIVED = ErrorRule(ArchivedError, "the object is not archived any more; try again")
+_NO_EXPEDITED = ErrorRule(
+    ArchivedError,
+    "there is no capacity for expedited retrievals now; use the tier 'standard' or buy provisioned capacity",
+)
 _UNSUPPORTED = ErrorRule(UnsupportedOperationError, "this server does not support the request ({operation})")
 _TOO_LARGE = ErrorRule(
     ConfigurationError,
@@ -183,10 +196,10 @@ CODES: Mapping[str, ErrorRule] = _table(
         "IDPRejectedClaim AuthenticationRequired",
     ),
     (_CLOCK, "RequestTimeTooSkewed"),
-    (
-        _ARCHIVED,
-        "InvalidObjectState ObjectNotInActiveTierError ObjectAlreadyInActiveTierError RestoreAlreadyInProgress",
-    ),
+    (_ARCHIVED, "InvalidObjectState ObjectNotInActiveTierError"),
+    (_BEING_RETRIEVED, "RestoreAlreadyInProgress"),
+    (_NOT_ARCHIVED, "ObjectAlreadyInActiveTierError"),
+    (_NO_EXPEDITED, "GlacierExpeditedRetrievalNotAvailable"),
     (
         _UNSUPPORTED,
         "NotImplemented MethodNotAllowed UnsupportedOperation NotSupported UnsupportedOperationException "

@@ -31,6 +31,7 @@ from include.log_rollup.storage.protocol import (
     StoredObject,
     TimedPage,
 )
+from include.log_rollup.storage_options import ARCHIVE_CLASSES
 from include.log_rollup.streams import Stream
 from include.log_rollup.units import MIB
 from log_rollup_plugin.s3 import list_parser
@@ -308,6 +309,7 @@ class PooledS3Hook(S3Hook):
             return None
         etag = response.get("ETag", "").strip('"')
         whole = response.get("ChecksumType", "FULL_OBJECT") == "FULL_OBJECT"
+        storage_class, retrieval = response.get("StorageClass", ""), response.get("Restore", "")
         return ObjectHead(
             size=size,
             etag=etag,
@@ -315,6 +317,11 @@ class PooledS3Hook(S3Hook):
             etag_is_md5=etag_may_be_md5(
                 etag, response.get("ServerSideEncryption"), response.get("SSECustomerAlgorithm")
             ),
+            storage_class=storage_class,
+            # INTELLIGENT_TIERING states the archive tier apart.
+            is_archived=(storage_class in ARCHIVE_CLASSES or bool(response.get("ArchiveStatus")))
+            and 'ongoing-request="false"' not in retrieval,
+            is_being_retrieved='ongoing-request="true"' in retrieval,
         )
 
     def _head(self, target: Location) -> Mapping[str, Any]:
@@ -481,6 +488,23 @@ class PooledS3Hook(S3Hook):
     def delete_if(self, target: Location, etag: str) -> bool:
         """Delete an object if it has this ETag; False if it has another one."""
         return self._deleter.delete_if(target, etag)
+
+    def request_retrieval(self, target: Location, tier: str, days: int | None) -> bool:
+        """Request that an archived object becomes readable (RestoreObject); False if that is under way already.
+
+        :raises UnsupportedOperationError: if the store does not know the request
+        """
+        request: dict[str, Any] = {"GlacierJobParameters": {"Tier": tier}}
+        if days is not None:
+            request["Days"] = days
+        with translated("RETRIEVE", target):
+            try:
+                self.client.restore_object(Bucket=target.bucket, Key=target.key, RestoreRequest=request)
+            except boto.ClientError as error:
+                if status_and_code(error)[1] != "RestoreAlreadyInProgress":
+                    raise
+                return False
+        return True
 
     # -- multipart uploads -----------------------------------------------------------------------------
 

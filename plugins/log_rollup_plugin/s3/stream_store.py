@@ -48,6 +48,10 @@ class TwoHooks(TwoStores):
         """Write one part of a multipart upload to the target; returns its ETag."""
         return self._target_hook.write_range(target, upload_id, number, body)
 
+    def request_retrieval(self, target: Location, tier: str, days: int | None) -> bool:
+        """Request that an archived part becomes readable; False if that is under way already."""
+        return self._target_hook.request_retrieval(target, tier, days)
+
     def _open(self, read_bucket: str, write_bucket: str) -> SocketTransfer:
         """One transfer to both endpoints, within one cap."""
         connections = connections_left(self.max_connections, 2, self.control_connections)
