@@ -307,9 +307,9 @@ class Stream(BaseModel):
     compression_level: int | None = None
     """Level of the compression: 1 to 19 for zstd, 3 by default; 1 to 9 for gzip, 6 by default."""
     storage_class: Annotated[StorageClass | None, BeforeValidator(supported_class)] = None
-    """Storage class of the parts; the default is the bucket's. Parts in `GLACIER` and `DEEP_ARCHIVE` cannot be read
-    before they are retrieved; the store has to keep their CRC64-NVME, as S3 does. Records stay in the bucket's
-    class."""
+    """Storage class of the parts; the default is the bucket's. Parts in `GLACIER` and `DEEP_ARCHIVE` have to be
+    retrieved before they can be read, and the store has to keep their CRC64-NVME, as S3 does. Records stay in the
+    bucket's class."""
     tags: Annotated[Mapping[str, str], BeforeValidator(check_tags)] = {}
     """Tags of the parts, like `{team: search, cost-center: '42'}`: up to 10, keys of up to 128 characters, values
     of up to 256. Records get none."""

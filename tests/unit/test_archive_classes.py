@@ -111,7 +111,7 @@ def test_parts_archived_before_validation_stay_and_can_be_retrieved() -> None:
     store = FakeStore(keeps_crc=False)
     produce(store, OBJECTS)
     store.on("HEAD", "part-", lambda: store.archive(AGGREGATED + "part-"), times=1)
-    with pytest.raises(ArchivedError, match="states no CRC64-NVME of it.*Nothing was removed"):
+    with pytest.raises(ArchivedError, match=r"states no CRC64-NVME of it.*Nothing was removed"):
         run_hour(store, stream)
     assert not store.has(MARKER)
     written = parts(store)
@@ -142,9 +142,7 @@ def test_wrong_bytes_in_an_archived_part_are_found() -> None:
     store = FakeStore()
     produce(store, LARGE, algorithm=None)
     store.on("GET", RAW + "3.log", Effect.WRONG_BYTES)
-    with pytest.raises(
-        ProofError, match="its bytes of raw/app/20261123/08/3.log are not those of the raw object"
-    ):
+    with pytest.raises(ProofError, match=r"its bytes of .*3[.]log are not those of the raw object"):
         run_hour(store, ARCHIVED)
     run_hour(store, ARCHIVED)
     assert_complete(store, ARCHIVED)

@@ -22,6 +22,7 @@ from dev.tls import TlsFiles, make_tls_files
 from include.log_rollup import errors
 from include.log_rollup.errors import (
     AccessError,
+    ArchivedError,
     ChangedBufferError,
     ConfigurationError,
     CredentialsError,
@@ -33,7 +34,6 @@ from include.log_rollup.errors import (
     RollupError,
     ThrottledError,
     TransientError,
-    ArchivedError,
     UnsupportedOperationError,
 )
 from include.log_rollup.storage.protocol import Location

@@ -503,8 +503,8 @@ class _Probe:
             return "S3 refuses a wrong one: parts are proven by the CRC that it keeps"
         if self._stream.write_options.is_archived:
             raise ProofError(
-                f"the store accepts a wrong one, so that parts in {self._stream.storage_class}, which cannot be read "
-                f"back, could not be proven; remove 'storage_class' from the stream"
+                f"the store accepts a wrong one, so that parts in {self._stream.storage_class}, which cannot be "
+                f"read back, could not be proven; remove 'storage_class' from the stream"
             )
         return "the store accepts a wrong one: parts are read back when an hour is validated"
 
