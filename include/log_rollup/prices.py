@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -129,6 +130,12 @@ def prices_path() -> Path:
     return Path(os.environ.get("LOG_ROLLUP_PRICES") or default)
 
 
+# Cached, because the page Hours reads the file at each request. A change of the file takes effect at once.
+@lru_cache(maxsize=2)
+def _parse(content: bytes) -> Prices:
+    return Prices.model_validate(yaml.safe_load(content))
+
+
 def load_prices(path: Path | None = None) -> Prices:
     """Read and check a price file.
 
@@ -137,7 +144,7 @@ def load_prices(path: Path | None = None) -> Prices:
     """
     path = path or prices_path()
     try:
-        return Prices.model_validate(yaml.safe_load(path.read_bytes()))
+        return _parse(path.read_bytes())
     except OSError as error:
         raise ConfigurationError(
             f"{path}: the prices cannot be read ({error.strerror}); LOG_ROLLUP_PRICES or --prices has to name a "

@@ -361,6 +361,22 @@ def test_month_has_totals_of_compressed_and_other_hours(users: Users, compressed
         "hours": 2, "compressed": 1, "objects": 120, "bytes_in": 120_000,
         "bytes_stored": 10_000 + after["bytes_stored"],
     }  # fmt: skip
+    figures = month["cost"]["figures"]
+    assert (figures["currency"], figures["hours"], figures["raw_days"]) == ("USD", 2, None)
+    assert (figures["first"], figures["last"]) == (format_hour(HOUR - timedelta(hours=1)), format_hour(HOUR))
+    # 60 PUTs of producers an hour.
+    assert figures["requests"] > 730 * 0.06 * 0.005
+    assert figures["total"] > figures["without"] > 0
+
+
+def test_month_says_that_prices_are_wrong(
+    users: Users, compressed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "prices.yaml").write_text("as_of: [")
+    monkeypatch.setenv("LOG_ROLLUP_PRICES", str(tmp_path / "prices.yaml"))
+    cost = read_month(users("viewer"), "web")["cost"]
+    assert cost["figures"] is None
+    assert "the prices are not YAML" in cost["problem"]
 
 
 def test_frames_of_a_part_are_read_in_bounded_answers(users: Users, compressed: str) -> None:

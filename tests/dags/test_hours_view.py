@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -17,6 +17,7 @@ from include.log_rollup.queries.hour_detail import FrameStatus, PartStatus
 from include.log_rollup.queries.status import HourStatus, HourSummary
 from include.log_rollup.streams import Stream
 from log_rollup_plugin.hours_page.app import STATIC
+from log_rollup_plugin.hours_page.cost_view import CostFigures, CostView
 from log_rollup_plugin.hours_page.hour_cells import CellStatus
 from log_rollup_plugin.hours_page.views import (
     BucketView,
@@ -96,6 +97,8 @@ def to_json(value: Any) -> Any:
     """Convert to types that JSON has."""
     if isinstance(value, datetime):
         return format_hour(value)
+    if isinstance(value, date):
+        return value.isoformat()
     if isinstance(value, Mapping):
         return {name: to_json(item) for name, item in value.items()}
     return [to_json(item) for item in value] if isinstance(value, list | tuple) else value
@@ -314,18 +317,61 @@ def test_frames_fit_into_the_window(open_page: OpenPage, width: int) -> None:
         assert 0 <= box["x"] <= box["x"] + box["width"] <= width
 
 
-def open_month(open_page: OpenPage, markers: Mapping[datetime, MarkerView]) -> Page:
+def open_month(
+    open_page: OpenPage, markers: Mapping[datetime, MarkerView], cost: CostView | None = None
+) -> Page:
     """Open the page of a month with these complete hours."""
     first = HOUR.replace(day=1, hour=0)
     hours = []
     for at in (first + timedelta(hours=number) for number in range(30 * 24)):
         state = CellStatus.COMPLETE if at in markers else CellStatus.NONE
         hours.append(HourView(format_hour(at), state, "", None, markers.get(at), None))
-    view = MonthView(STREAM, "2026-11", NOW, hours, BucketView(NOW, NOW, 0, ""), totals_view(hours))
+    view = MonthView(STREAM, "2026-11", NOW, hours, BucketView(NOW, NOW, 0, ""), totals_view(hours), cost)
     month = to_json(asdict(view))
     return open_page(
         f"{PAGE}?stream=app&month=2026-11", {"api/streams/app/hours": lambda route: route.fulfill(json=month)}
     )
+
+
+def costs(page: Page) -> Locator:
+    """The card of costs."""
+    return page.locator("section.card", has=page.get_by_role("heading", name="Cost of S3 a month"))
+
+
+FIGURES = CostFigures(
+    "USD", 118.75, 297.06, 120.67, 536.82, 2912.25, 168, "2026-11-16T09:00:00Z", "2026-11-23T08:00:00Z", 14.0,
+    "us-east-1", date(2026, 6, 18),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_month_shows_costs_and_what_they_are_measured_from(open_page: OpenPage, width: int) -> None:
+    page = open_month(open_page, {HOUR: marker_view(None)}, CostView(FIGURES))
+    page.set_viewport_size({"width": width, "height": 900})
+    expect(costs(page).locator("dl")).to_have_text(
+        "Now536.82 USDRaw objects118.75 USDParts297.06 USDRequests120.67 USDWithout the rollup2,912.25 USD"
+        "Saved2,375.43 USD, 82 %"
+    )
+    expect(costs(page)).to_contain_text(
+        "Measured from 168 complete hours, 16 Nov 09:00 to 23 Nov 09:00, with list prices of us-east-1 as of "
+        "2026-06-18. Raw objects are kept for 14 days."
+    )
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_month_shows_that_nothing_is_saved(open_page: OpenPage) -> None:
+    figures = replace(FIGURES, raw=2802.75, total=3220.82, without=2912.25, raw_days=None, hours=1)
+    page = open_month(open_page, {HOUR: marker_view(None)}, CostView(figures))
+    expect(costs(page)).to_contain_text("Savednone, 308.57 USD more")
+    expect(costs(page)).to_contain_text("Measured from 1 complete hour,")
+    expect(costs(page)).to_contain_text(
+        "kept for ever, because the stream has no expire_raw that deletes them"
+    )
+
+
+def test_month_shows_why_there_are_no_costs(open_page: OpenPage) -> None:
+    page = open_month(open_page, {HOUR: marker_view(None)}, CostView(None, "<b>prices</b> are wrong"))
+    expect(costs(page)).to_have_text("Cost of S3 a monthNot known: <b>prices</b> are wrong")
 
 
 def marker_view(stored: int | None) -> MarkerView:

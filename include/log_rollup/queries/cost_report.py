@@ -1,6 +1,6 @@
 """What a stream costs now, in each class and under a plan, with what every figure was measured from."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -35,13 +35,12 @@ class Kept:
 
 
 @dataclass(frozen=True, slots=True)
-class CostReport:
-    """What a stream costs a month.
+class CurrentCost:
+    """What a stream costs in this month.
 
     :param storage_class: in which parts are written
-    :param now: the bill of this month
-    :param without: the bill of this month without the rollup: raw objects in STANDARD, none deleted
-    :param raw_months: for each retention, the bill of a month without the rollup
+    :param now: the bill with the rollup
+    :param without: the bill without the rollup: raw objects in STANDARD, none deleted
     """
 
     measured: MeasuredLoad
@@ -50,13 +49,22 @@ class CostReport:
     storage_class: str
     now: Bill
     without: Bill
-    classes: Sequence[ClassCost]
-    raw_months: dict[float, Bill]
 
     @property
     def saved(self) -> float:
         """What the rollup saves in this month; negative if it costs more."""
         return self.without.total - self.now.total
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What a stream costs a month in each storage class.
+
+    :param raw_months: for each retention in days, the bill of a month without the rollup
+    """
+
+    classes: Sequence[ClassCost]
+    raw_months: Mapping[float, Bill]
 
 
 def kept_of(stream: Stream, now: datetime, raw_days: float | None = None, reason: str = "") -> Kept:
@@ -73,26 +81,25 @@ def kept_of(stream: Stream, now: datetime, raw_days: float | None = None, reason
     return Kept(age, raw_days, reason if raw_days is not None else "")
 
 
-def cost_report(
-    measured: MeasuredLoad,
-    prices: Prices,
-    stream: Stream,
-    kept: Kept,
-    retentions: Sequence[float] = RETENTIONS_DAYS,
-) -> CostReport:
-    """Calculate what a stream costs.
-
-    :param retentions: numbers of days that parts are kept, which are compared
-    """
+def current_cost(measured: MeasuredLoad, prices: Prices, stream: Stream, kept: Kept) -> CurrentCost:
+    """What a stream costs in this month."""
     storage_class = stream.storage_class or STANDARD
+    steps = (Step(storage_class, 0),)
     load = measured.load
-    return CostReport(
-        measured,
-        prices,
-        kept,
-        storage_class,
-        monthly_bill(prices, load, (Step(storage_class, 0),), age_days=kept.age_days, raw_days=kept.raw_days),
-        monthly_bill_of_raw(prices, load, age_days=kept.age_days),
+    now = monthly_bill(prices, load, steps, age_days=kept.age_days, raw_days=kept.raw_days)
+    without = monthly_bill_of_raw(prices, load, age_days=kept.age_days)
+    return CurrentCost(measured, prices, kept, storage_class, now, without)
+
+
+def comparison(
+    measured: MeasuredLoad, prices: Prices, kept: Kept, retentions: Sequence[float] = RETENTIONS_DAYS
+) -> Comparison:
+    """What a stream costs in each storage class.
+
+    :param retentions: numbers of days that parts are kept
+    """
+    load = measured.load
+    return Comparison(
         class_costs(prices, load, COMPARED_CLASSES, retentions, kept.raw_days),
         {days: monthly_bill_of_raw(prices, load, age_days=days, raw_days=days) for days in retentions},
     )

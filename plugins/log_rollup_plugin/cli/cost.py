@@ -12,7 +12,14 @@ from include.log_rollup.errors import ConfigurationError
 from include.log_rollup.hour.layout import floor_hour, format_hour, hours_between
 from include.log_rollup.prices import Prices, load_prices, prices_path
 from include.log_rollup.queries.cost import DAYS_PER_YEAR, Bill, StoragePlan, plan_storage
-from include.log_rollup.queries.cost_report import RETENTIONS_DAYS, CostReport, cost_report, kept_of
+from include.log_rollup.queries.cost_report import (
+    RETENTIONS_DAYS,
+    Comparison,
+    CurrentCost,
+    comparison,
+    current_cost,
+    kept_of,
+)
 from include.log_rollup.queries.hourly_load import MeasuredLoad, measure_load
 from include.log_rollup.queries.lifecycle import lifecycle_rules, part_tags, terraform
 from include.log_rollup.streams import Stream
@@ -100,18 +107,19 @@ def cost(options: argparse.Namespace, answer: Answer) -> bool:
     with open_store(stream) as store:
         measured = measure_load(store, stream, hours)
     kept = kept_of(stream, now, options.keep_raw, "--keep-raw")
-    report = cost_report(measured, prices, stream, kept, options.retention or RETENTIONS_DAYS)
+    current = current_cost(measured, prices, stream, kept)
+    compared = comparison(measured, prices, kept, options.retention or RETENTIONS_DAYS)
     plan = None
     if options.plan:
         plan = plan_storage(
             prices, measured.load, days=options.plan, hot_days=max(options.hot, stream.late_days),
-            readable_days=options.readable, first_class=report.storage_class, raw_days=kept.raw_days,
+            readable_days=options.readable, first_class=current.storage_class, raw_days=kept.raw_days,
         )  # fmt: skip
     source = options.prices or prices_path()
     if options.json:
-        answer.json(_document(stream, report, plan, source))
+        answer.json(_document(stream, current, compared, plan, source))
         return True
-    answer.lines(*_summary(stream, report, source), "", *_month(report), "", *_classes(report))
+    answer.lines(*_summary(stream, current, source), "", *_month(current), "", *_classes(current, compared))
     if plan is not None:
         answer.lines("", *_plan(plan, prices, stream))
         _show_lifecycle(stream, plan, answer, as_terraform=options.terraform)
@@ -148,8 +156,10 @@ def _bill(bill: Bill) -> dict[str, float]:
     return {name: round(value, _DIGITS) for name, value in {**asdict(bill), "total": bill.total}.items()}
 
 
-def _document(stream: Stream, report: CostReport, plan: StoragePlan | None, source: Path) -> dict[str, Any]:
-    measured, prices, kept = report.measured, report.prices, report.kept
+def _document(
+    stream: Stream, current: CurrentCost, compared: Comparison, plan: StoragePlan | None, source: Path
+) -> dict[str, Any]:
+    measured, prices, kept = current.measured, current.prices, current.kept
     load = measured.load
     return {
         "stream": stream.name,
@@ -177,11 +187,11 @@ def _document(stream: Stream, report: CostReport, plan: StoragePlan | None, sour
             "raw_days": kept.raw_days,
             "raw_reason": kept.raw_reason or None,
         },
-        "storage_class": report.storage_class,
+        "storage_class": current.storage_class,
         "month": {
-            "now": _bill(report.now),
-            "without_rollup": _bill(report.without),
-            "saved": round(report.saved, _DIGITS),
+            "now": _bill(current.now),
+            "without_rollup": _bill(current.without),
+            "saved": round(current.saved, _DIGITS),
         },
         "classes": [
             {
@@ -193,9 +203,9 @@ def _document(stream: Stream, report: CostReport, plan: StoragePlan | None, sour
                 "read_hour": round(cost.read_hour, _DIGITS),
                 "months": {f"{days:g}": _bill(bill) for days, bill in cost.months.items()},
             }
-            for cost in report.classes
+            for cost in compared.classes
         ],
-        "without_rollup_months": {f"{days:g}": _bill(bill) for days, bill in report.raw_months.items()},
+        "without_rollup_months": {f"{days:g}": _bill(bill) for days, bill in compared.raw_months.items()},
         "plan": None if plan is None else _plan_document(stream, plan),
     }
 
@@ -241,8 +251,8 @@ def _time(days: float | None) -> str:
     return f"{days / DAYS_PER_YEAR:g}y" if days and days % DAYS_PER_YEAR == 0 else f"{days:g}d"
 
 
-def _summary(stream: Stream, report: CostReport, source: Path) -> list[str]:
-    measured, prices, kept = report.measured, report.prices, report.kept
+def _summary(stream: Stream, current: CurrentCost, source: Path) -> list[str]:
+    measured, prices, kept = current.measured, current.prices, current.kept
     load = measured.load
     ratio = "" if load.ratio is None else f", ratio {load.ratio:.1f}x"
     lines = [
@@ -261,38 +271,39 @@ def _summary(stream: Stream, report: CostReport, source: Path) -> list[str]:
         raw = f"raw objects {_time(kept.raw_days)} ({kept.raw_reason})"
     return [
         *lines,
-        f"kept: {raw}; parts for ever, in {report.storage_class}. Stored: {kept.age_days:,.0f} days, since "
+        f"kept: {raw}; parts for ever, in {current.storage_class}. Stored: {kept.age_days:,.0f} days, since "
         f"{format_hour(stream.start)}",
     ]
 
 
-def _month(report: CostReport) -> list[str]:
-    currency = report.prices.currency
-    now, without = asdict(report.now), asdict(report.without)
+def _month(current: CurrentCost) -> list[str]:
+    currency = current.prices.currency
+    now, without = asdict(current.now), asdict(current.without)
     rows = [[title, _money(now[name]), _money(without[name])] for name, title in _ROWS.items()]
-    rows.append(["total", _money(report.now.total), _money(report.without.total)])
+    rows.append(["total", _money(current.now.total), _money(current.without.total)])
     lines = table((f"{currency} a month", "now", "without the rollup"), rows, (0,))
-    if report.saved >= 0:
-        share = f", {report.saved / report.without.total:.0%}" if report.without.total else ""
-        return [*lines, f"saved: {_money(report.saved)} {currency} a month{share}"]
+    if current.saved >= 0:
+        share = f", {current.saved / current.without.total:.0%}" if current.without.total else ""
+        return [*lines, f"saved: {_money(current.saved)} {currency} a month{share}"]
     return [
         *lines,
-        f"saved: nothing; the rollup costs {_money(-report.saved)} {currency} a month more than raw objects alone",
+        f"saved: nothing; the rollup costs {_money(-current.saved)} {currency} a month more than raw objects "
+        f"alone",
     ]
 
 
-def _classes(report: CostReport) -> list[str]:
+def _classes(current: CurrentCost, compared: Comparison) -> list[str]:
     headings = (
-        f"{report.prices.currency} a month, parts kept", *map(_time, report.raw_months), "write",
+        f"{current.prices.currency} a month, parts kept", *map(_time, compared.raw_months), "write",
         "move parts", "move raw instead", "read an hour",
     )  # fmt: skip
     dashes = ["-"] * 4
-    rows = [["without the rollup", *(_money(bill.total) for bill in report.raw_months.values()), *dashes]]
-    for cost in report.classes:
+    rows = [["without the rollup", *(_money(bill.total) for bill in compared.raw_months.values()), *dashes]]
+    for cost in compared.classes:
         amounts = [cost.write, cost.transition, cost.raw_transition, cost.read_hour]
         months = (_money(bill.total) for bill in cost.months.values())
         rows.append([cost.storage_class, *months, *map(_money, amounts)])
-    raw_days = report.kept.raw_days
+    raw_days = current.kept.raw_days
     raw = "as long as the parts" if raw_days is None else f"{_time(raw_days)} at most"
     return [*table(headings, rows, (0,)), f"These bills include raw objects in STANDARD, kept {raw}."]
 

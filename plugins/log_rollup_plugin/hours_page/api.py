@@ -26,6 +26,7 @@ from include.log_rollup.queries.hour_detail import HourDetail, read_frames, read
 from include.log_rollup.queries.status import read_hours
 from include.log_rollup.streams import Stream, load_streams
 from log_rollup_plugin.hours_page.cache import MarkerCache, explain
+from log_rollup_plugin.hours_page.cost_view import cost_view
 from log_rollup_plugin.hours_page.database import (
     LATE_DAG_ID,
     HourRun,
@@ -211,8 +212,12 @@ class HoursApi:
             ages = [one.read_at for one in found.hours.values()]
             bucket = BucketView(min(ages, default=None), max(ages, default=None), found.pending, found.error)
             paused = is_paused(session, [dag_id_of(stream)])
+            summaries = (found.hours[hour].summary for hour in hours if hour in found.hours)
+            cost = cost_view(stream, summaries, now)
             totals = totals_view(views)
-            return json_response(MonthView(stream_view(stream, paused), month, now, views, bucket, totals))
+            return json_response(
+                MonthView(stream_view(stream, paused), month, now, views, bucket, totals, cost)
+            )
 
         return await run_in_threadpool(answer)
 

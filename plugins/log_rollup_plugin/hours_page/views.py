@@ -17,6 +17,7 @@ from include.log_rollup.queries.status import HourStatus, HourSummary
 from include.log_rollup.storage.protocol import Location
 from include.log_rollup.streams import Stream
 from log_rollup_plugin.hours_page.cache import CachedHour
+from log_rollup_plugin.hours_page.cost_view import CostView
 from log_rollup_plugin.hours_page.database import HourRun, HourTask, LateHour
 from log_rollup_plugin.hours_page.hour_cells import CellStatus, cell_of
 from log_rollup_plugin.runs import dag_id_of
@@ -125,6 +126,7 @@ class MonthView:
     hours: Sequence[HourView]
     bucket: BucketView
     totals: TotalsView = TotalsView()
+    cost: CostView | None = None
 
 
 @dataclass(frozen=True, slots=True)

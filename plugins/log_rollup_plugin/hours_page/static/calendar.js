@@ -1,6 +1,6 @@
 // A month of hours: a calendar with days as rows and hours as columns, and charts.
 
-import { dayOnly, el, glyph, clock, monthTitle, number, ratio, saved, seconds, size, span } from "./dom.js";
+import { addHours, dayOnly, el, glyph, clock, money, monthTitle, number, ratio, saved, seconds, size, span } from "./dom.js";
 import { charts } from "./charts.js";
 import { STATES, address, age, chip, replace, streamChoice, warnings } from "./header.js";
 
@@ -35,6 +35,7 @@ export function showCalendar(month, page, streams, refresh) {
     ),
     attention(stream.name, hours),
     totals(month),
+    costs(month),
     charts(hours, (hour) => address({ stream: stream.name, hour })),
     el(
       "p",
@@ -231,6 +232,40 @@ function totals({ totals: { hours, compressed, objects, bytes_in: bytes, bytes_s
     ),
     bucket.pending ? el("p", { class: "quiet" }, `${number(bucket.pending)} more hours are being read.`) : null,
     some ? el("p", { class: "quiet" }, some) : null,
+  );
+}
+
+/** What the stream costs a month, and what the rollup saves, by the complete hours of the month. */
+function costs({ stream, cost }) {
+  if (!cost) return null;
+  const title = el("h3", {}, "Cost of S3 a month");
+  if (!cost.figures) return el("section", { class: "card" }, title, el("p", { class: "quiet" }, `Not known: ${cost.problem}`));
+  const { currency, raw, parts, requests, total, without, hours, first, last, raw_days: days, region, as_of: date } = cost.figures;
+  const fact = (name, value, about) => el("div", { title: about }, el("dt", {}, name), el("dd", {}, value));
+  const difference = without - total;
+  const saved = difference < 0 ? `none, ${money(-difference, currency)} more` : `${money(difference, currency)}, ${((100 * difference) / without || 0).toFixed(0)} %`;
+  const kept = days === null ? "Raw objects are counted as kept for ever, because the stream has no expire_raw that deletes them" : `Raw objects are kept for ${number(days)} days`;
+  return el(
+    "section",
+    { class: "card" },
+    title,
+    el(
+      "dl",
+      { class: "totals" },
+      fact("Now", money(total, currency), "all hours since the start of the stream"),
+      fact("Raw objects", money(raw, currency)),
+      fact("Parts", money(parts, currency)),
+      fact("Requests", money(requests, currency), "PUTs of the producers, and all requests of the rollup"),
+      fact("Without the rollup", money(without, currency), "all raw objects in STANDARD"),
+      fact("Saved", saved),
+    ),
+    el(
+      "p",
+      { class: "quiet" },
+      `Measured from ${number(hours)} complete ${hours === 1 ? "hour" : "hours"}, ${dayOnly(first)} ${clock(first)} to ${dayOnly(last)} ${clock(addHours(last, 1))}, `,
+      `with list prices of ${region} as of ${date}. ${kept}. For other cases: `,
+      el("code", {}, `log-rollup cost ${stream.name}`),
+    ),
   );
 }
 

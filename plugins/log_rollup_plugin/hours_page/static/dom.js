@@ -65,6 +65,11 @@ export function brief(value) {
 
 const trim = (value) => String(Number(value.toPrecision(3)));
 
+const cents = new Intl.NumberFormat("en-US", { minimumFractionDigits: 2, maximumFractionDigits: 2 });
+
+/** An amount, rounded to a cent; a smaller one is shown as such. */
+export const money = (amount, currency) => `${amount > 0 && amount < 0.005 ? "<0.01" : cents.format(amount)} ${currency}`;
+
 export function seconds(value) {
   if (value < 1) return `${value.toFixed(2)} s`;
   if (value < 10) return `${value.toFixed(1)} s`;
