@@ -88,6 +88,12 @@ EVENT: Mapping[str, str] = {
 
 _STORED = "Total size of the parts in the bucket; only if any of them is compressed"
 
+_RECOMPRESSED = "Number of recompressed objects, of which the parts have the content; only if there are any"
+_UNPACKED = (
+    "Total size of the raw objects, of the recompressed ones that of their content; with `separator_bytes` it is "
+    "`bytes_out`"
+)
+
 _GROUP: Mapping[str, str] = {
     "captures": "Values of the captures of the template `aggregated`, by name",
     "objects": "Number of its raw objects",
@@ -106,13 +112,19 @@ MARKER_WITH_GROUPS: Mapping[str, str] = {
     "groups[].damaged": "Number of its raw objects that could not be decompressed",
     "group": "Only in the records of a group: its captures, by name",
     "bytes_stored": _STORED,
+    "recompressed": _RECOMPRESSED,
+    "bytes_unpacked": _UNPACKED,
     "groups[].bytes_stored": "The same of the parts of the group",
+    "groups[].recompressed": "The same of the group",
+    "groups[].bytes_unpacked": "The same of the raw objects of the group",
     "why_empty": "Why no object can belong to the hour; only where the clocks of its `timezone` are set back",
 }
 
 EVENT_WITH_GROUPS: Mapping[str, str] = {
     "groups": "Number of groups",
     "bytes_stored": _STORED,
+    "recompressed": _RECOMPRESSED,
+    "bytes_unpacked": _UNPACKED,
     **{f"group_totals[].{name}": meaning for name, meaning in _GROUP.items()},
     "group_totals[].aggregated": "Prefix of its parts, its manifest and its `_SUCCESS`",
 }

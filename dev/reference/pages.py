@@ -182,7 +182,8 @@ def _records() -> str:
 A JSON object. An hour is complete if and only if it exists. Sizes are in bytes, times in seconds.
 
 {_fields(sample.marker(), fields.MARKER)}
-Only some hours have these fields. `bytes_stored` is in the marker of an hour with compressed parts. `groups` is in
+Only some hours have these fields. `bytes_stored` is in the marker of an hour with compressed parts, `recompressed`
+and `bytes_unpacked` in that of an hour with recompressed objects. `groups` is in
 the marker of an hour with groups, one entry for each; `group` is in the marker of a group, whose totals are those
 of the group:
 
@@ -192,15 +193,20 @@ of the group:
 Compressed JSON lines. The first line is the header:
 
 {_fields(header, fields.MANIFEST_HEADER)}
-With groups or compression, it also has `groups`, `group` and `bytes_stored`, as in the completion marker. With
-compression, `format` is 2, and the entries of compressed parts have `compression` (`zstd` or `gzip`), `frames`,
-the number of their frames, and `content_size`, the size of their content.
+With groups or compression, it also has `groups`, `group`, `bytes_stored`, `recompressed` and `bytes_unpacked`, as
+in the completion marker. With compression, `format` is 2, and the entries of compressed parts have `compression`
+(`zstd` or `gzip`), `frames`, the number of their frames, and `content_size`, the size of their content. With
+`recompress`, they may have `recompressed`, the number of their recompressed objects. An entry has `split_of`, the
+name of the part as it was planned, if objects of that part could not be decompressed.
 
 Each further line is a raw object, in the order of the parts and their content:
 
 {_fields(line, fields.MANIFEST_LINE)}
 The line of an object in a compressed part also has `frame_offset` and `frame_length`, the place of its frame in
 the part, and `separator`, the number of bytes added after it. `offset` is then that in the content of the frame.
+The line of a recompressed object has `content_length` and `content_crc64nvme`, those of its content, which is at
+`offset`; `length`, `etag`, `crc64nvme` and `checked` are those of the raw object. An object that could not be
+decompressed has `damaged`.
 """
 
 

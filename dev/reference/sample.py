@@ -31,6 +31,7 @@ _GROUPED = _STREAM.model_copy(
     }
 )
 _SIZE, _STORED, _CRC = 550_000, 61_000, 0xAE8B14860A799888
+_RECOMPRESSED = 120
 
 
 def _manifest() -> manifests.Manifest:
@@ -77,9 +78,16 @@ def _grouped_totals() -> manifests.HourTotals:
     group = manifests.GroupTotals(
         folder="web/20261123/08/", captures={"service": "web"}, objects=totals.objects, bytes_in=totals.bytes_in,
         separator_bytes=totals.separator_bytes, bytes_out=totals.bytes_out, parts=totals.parts,
-        verified=totals.verified, bytes_stored=_STORED,
+        verified=totals.verified, bytes_stored=_STORED, recompressed=_RECOMPRESSED,
+        bytes_unpacked=totals.bytes_out - totals.separator_bytes,
     )  # fmt: skip
-    return replace(totals, groups=(group,), bytes_stored=_STORED)
+    return replace(
+        totals,
+        groups=(group,),
+        bytes_stored=_STORED,
+        recompressed=group.recompressed,
+        bytes_unpacked=group.bytes_unpacked,
+    )
 
 
 def marker_with_groups() -> dict[str, Any]:

@@ -317,11 +317,13 @@ def decompress_pieces(encoding: str, pieces: Iterable[bytes | memoryview]) -> It
         dictionary
     """
     source = _Input(pieces)
+    is_first = True
     try:
         while data := source.take(_FIRST_PIECE_BYTES):
-            if encoding in _PADDING and not data[0]:
+            if not is_first and encoding in _PADDING and not data[0]:
                 _skip_padding(data, source, _PADDING[encoding])
                 return
+            is_first = False
             yield from _decompress_frame(encoding, data, source)
     except _ERRORS as error:
         raise DamageError(str(error) or type(error).__name__) from error
@@ -358,3 +360,19 @@ def _skip_padding(data: bytes, source: _Input, multiple: int) -> None:
         data = source.take(_PIECE_BYTES)
     if size % multiple:
         raise ValueError(f"the padding after its last stream is not a multiple of {multiple} bytes")
+
+
+def decompress_object(encoding: str, body: bytes | memoryview, most: int) -> bytes:
+    """The content of a compressed object.
+
+    :param encoding: one of :data:`COMPRESSED_ENCODINGS`
+    :param most: the most bytes that it may have
+    :raises DamageError: if it has more, or as :func:`decompress_pieces` raises
+    """
+    pieces, size = [], 0
+    for piece in decompress_pieces(encoding, (body,)):
+        pieces.append(piece)
+        size += len(piece)
+        if size > most:
+            raise DamageError(f"its content has more than {most:,} bytes")
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)

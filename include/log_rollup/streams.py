@@ -303,9 +303,16 @@ class Stream(BaseModel):
     compression: Compression = "none"
     """Compression of the parts that hold plain objects: `none`, `zstd` or `gzip`. Each part is a sequence of
     frames that hold whole objects. Objects of more than 32 MiB, and those that are compressed already, keep their
-    bytes."""
+    bytes; of the latter see `recompress`."""
     compression_level: int | None = None
     """Level of the compression: 1 to 19 for zstd, 3 by default; 1 to 9 for gzip, 6 by default."""
+    recompress: bool = False
+    """Whether raw objects that are compressed themselves (`.gz`, `.zst`, `.bz2`, `.xz`, `.lz4`) are decompressed
+    first, and share compressed parts with plain ones; needs `compression`. The parts then have their content,
+    proven as all bytes are, and **not the original bytes**: these cannot be restored once raw objects have
+    expired. Objects of more than 2 MiB are joined as they are. One that cannot be decompressed, or has more than
+    32 MiB of content, keeps its bytes in a part of its own and counts as `damaged`. `part_size` and `shard_size`
+    count such an object 8 times, which is about the size of its content."""
     storage_class: Annotated[StorageClass | None, BeforeValidator(supported_class)] = None
     """Storage class of the parts; the default is the bucket's. Parts in `GLACIER` and `DEEP_ARCHIVE` have to be
     retrieved before they can be read, and the store has to keep their CRC64-NVME, as S3 does. Records stay in the
@@ -357,6 +364,8 @@ class Stream(BaseModel):
         if self.compression == "none":
             if self.compression_level is not None:
                 raise ValueError("compression_level: nothing is compressed; give 'compression' too")
+            if self.recompress:
+                raise ValueError("recompress: nothing is compressed; give 'compression' too")
         else:
             codec_of(self.compression, self.compression_level)
         return self
@@ -421,6 +430,7 @@ class Stream(BaseModel):
             self.kms_key_id,
             "" if self.compression == "none" else self.compression,
             self.compression_level,
+            self.recompress,
         )
 
     @cached_property

@@ -259,14 +259,17 @@ class FakeStore:
         with self._lock:
             del self._buckets[bucket][key]
 
-    def corrupt(self, key: str, bucket: str = "logs", *, keep_etag: bool = False) -> None:
+    def corrupt(
+        self, key: str, bucket: str = "logs", *, keep_etag: bool = False, body: bytes | None = None
+    ) -> None:
         """Flip a bit of an object, as a disk or another writer would do.
 
         :param keep_etag: whether the store keeps the old ETag and CRC, as after damage on a disk
+        :param body: the new bytes; None to flip a bit
         """
         with self._lock:
             was = self._buckets[bucket][key]
-            body = _flipped(was.body)
+            body = _flipped(was.body) if body is None else body
             if keep_etag:
                 self._buckets[bucket][key] = replace(was, body=body)
             else:

@@ -12,24 +12,32 @@ from awscrt.checksums import crc64nvme
 
 
 def verify_compressed_hour(
-    raw: Mapping[str, bytes], read: Callable[[str], bytes], *, ensure_newline: bool = False
+    raw: Mapping[str, bytes],
+    read: Callable[[str], bytes],
+    *,
+    ensure_newline: bool = False,
+    contents: Mapping[str, bytes] | None = None,
 ) -> dict[str, Any]:
-    """Assert that the parts of an hour hold these plain objects, and return the header of its manifest.
+    """Assert that the parts of an hour hold these objects, and return the header of its manifest.
 
-    :param raw: bytes of the raw objects by key
+    :param raw: bytes of the raw objects by key; they are plain, or in ``contents``, or kept in parts of their own
     :param read: returns the bytes of an object below the aggregated hour
-    :param ensure_newline: whether each object ends with a newline in the part
+    :param ensure_newline: whether each plain or recompressed object ends with a newline in the part
+    :param contents: what compressed parts hold of the raw objects, by key; by default their bytes
     :raises AssertionError: if they don't
     """
+    held = {key: (contents or {}).get(key, body) for key, body in raw.items()}
     text = gzip.decompress(read("_manifest.jsonl.gz")).decode()
     rows = [json.loads(line) for line in text.removesuffix("\n").split("\n")]
     header: dict[str, Any] = rows[0]
     lines = rows[1:]
     marker = json.loads(read("_SUCCESS"))
     keys = sorted(raw, key=str.encode)
-    joined = {key: _with_newline(raw[key], ensure_newline) for key in keys}
-    assert [line["key"] for line in lines] == keys
-    contents = []
+    joined = {key: _with_newline(held[key], ensure_newline) for key in keys}
+    if contents is None:
+        assert [line["key"] for line in lines] == keys
+    assert sorted((line["key"] for line in lines), key=str.encode) == keys
+    found_contents = []
     for entry in header["parts_table"]:
         body = read(entry["name"])
         assert (entry["size"], entry["crc64nvme"]) == (len(body), f"{crc64nvme(body):016x}")
@@ -38,12 +46,12 @@ def verify_compressed_hour(
         if "compression" not in entry:
             (member,) = members
             assert body == raw[member["key"]]
-            contents.append(body)
+            found_contents.append(body)
             continue
         content = decompress(entry["compression"], body)
         # Readers that know nothing of frames see the objects end to end.
         assert content == b"".join(joined[line["key"]] for line in members)
-        contents.append(content)
+        found_contents.append(content)
         frames = {(line["frame_offset"], line["frame_length"]) for line in members}
         assert (entry["frames"], entry["content_size"]) == (len(frames), len(content))
         assert sum(length for _, length in frames) <= len(body)
@@ -54,13 +62,22 @@ def verify_compressed_hour(
             ]
         for line in members:
             frame = body[line["frame_offset"] : line["frame_offset"] + line["frame_length"]]
-            found = decompress(entry["compression"], frame)[line["offset"] : line["offset"] + line["length"]]
-            assert found == raw[line["key"]]
-            assert line["crc64nvme"] == f"{crc64nvme(found):016x}"
+            length = line.get("content_length", line["length"])
+            found = decompress(entry["compression"], frame)[line["offset"] : line["offset"] + length]
+            body_of_object = raw[line["key"]]
+            assert found == held[line["key"]]
+            assert (line["length"], line["crc64nvme"]) == (
+                len(body_of_object),
+                f"{crc64nvme(body_of_object):016x}",
+            )
+            if "content_length" in line:
+                assert line["content_crc64nvme"] == f"{crc64nvme(found):016x}"
+            else:
+                assert found == body_of_object
     sizes = {
         "objects": len(raw),
         "bytes_in": sum(map(len, raw.values())),
-        "bytes_out": sum(map(len, contents)),
+        "bytes_out": sum(map(len, found_contents)),
         "parts": len(header["parts_table"]),
     }
     if any("compression" in entry for entry in header["parts_table"]):

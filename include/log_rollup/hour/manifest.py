@@ -25,20 +25,29 @@ from include.log_rollup.hour.gzip_json import (
     new_decompressor,
     to_json,
 )
-from include.log_rollup.hour.parts import places
+from include.log_rollup.hour.parts import count_recompressed, places
 from include.log_rollup.hour.plan import PlannedPart
-from include.log_rollup.hour.records import Frame, Measured, PackedObject, PackedPart, crc_text, parse_crc
+from include.log_rollup.hour.records import (
+    Content,
+    Frame,
+    Measured,
+    PackedObject,
+    PackedPart,
+    crc_text,
+    parse_crc,
+)
 from include.log_rollup.hour.selection import LeftOut
 from include.log_rollup.storage.protocol import Location, ObjectInfo, ObjectStore
 from include.log_rollup.units import KIB, MIB
 
-# Format 2 has compressed parts: "offset" is that in the content of a frame. Other manifests are written in format
-# 1, so that versions without compression read them.
+# Format 2 has compressed parts: "offset" is that in the content of a frame, and a recompressed object has length
+# and CRC of its content. Other manifests are written in format 1, so that versions without compression read them.
 MANIFEST_FORMAT, MANIFEST_FORMAT_COMPRESSED = 1, 2
 # One request reads the header of up to 500 parts; a longer header takes more requests.
 HEADER_BYTES = 128 * KIB
 # The manifest of 30,000 objects has 2 MB. A larger one is read in pieces of this size, again for each use.
 MANIFEST_AT_ONCE_BYTES = 8 * MIB
+_OPTIONAL_TOTALS = ("bytes_stored", "recompressed", "bytes_unpacked")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +65,8 @@ class GroupTotals:
     :param folder: of its parts, as in the names of the table of parts
     :param captures: values of the captures of the template ``aggregated``, by name
     :param bytes_stored: size of its parts in the bucket, if any of them is compressed; else 0
+    :param recompressed: number of raw objects that are in the parts as their content
+    :param bytes_unpacked: as in :class:`HourTotals`
     """
 
     folder: str
@@ -68,13 +79,13 @@ class GroupTotals:
     verified: Verified
     damaged: int = 0
     bytes_stored: int = 0
+    recompressed: int = 0
+    bytes_unpacked: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """The totals as in manifest and marker: ``bytes_stored`` only if it is not 0."""
+        """The totals as in manifest and marker: those of compression only if they are not 0."""
         values = asdict(self)
-        if not self.bytes_stored:
-            del values["bytes_stored"]
-        return values
+        return {key: value for key, value in values.items() if value or key not in _OPTIONAL_TOTALS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +93,14 @@ class HourTotals:
     """Totals of a validated hour; sizes in bytes.
 
     :param foreign: number of foreign objects below the aggregated hour
-    :param damaged: number of raw objects that could not be decompressed; only tried with ``check_encoding``
+    :param damaged: number of raw objects that could not be decompressed; only tried with ``check_encoding`` or
+        ``recompress``
     :param groups: of a stream with groups, in the order of the folders
     :param group: of the manifest of a group: its captures
     :param bytes_stored: size of the parts in the bucket, if any of them is compressed; else 0
+    :param recompressed: number of raw objects that are in the parts as their content
+    :param bytes_unpacked: size of the raw objects, of the recompressed ones that of their content; 0 if there are
+        none of those
     """
 
     stream: str
@@ -104,6 +119,13 @@ class HourTotals:
     groups: tuple[GroupTotals, ...] = ()
     group: Mapping[str, str] = field(default_factory=dict)
     bytes_stored: int = 0
+    recompressed: int = 0
+    bytes_unpacked: int = 0
+
+    @property
+    def bytes_held(self) -> int:
+        """Size of what the parts have of the raw objects: their bytes, or the content of recompressed ones."""
+        return self.bytes_unpacked if self.recompressed else self.bytes_in
 
     def of_group(self, group: GroupTotals) -> "HourTotals":
         """The totals of a group alone; what tasks measured is that of the whole hour."""
@@ -121,6 +143,8 @@ class HourTotals:
             groups=(),
             group=group.captures,
             bytes_stored=group.bytes_stored,
+            recompressed=group.recompressed,
+            bytes_unpacked=group.bytes_unpacked,
         )
 
 
@@ -321,6 +345,9 @@ def object_lines(planned: PlannedPart, packed: PackedPart) -> Iterator[dict[str,
         if place.frame is not None:
             line["frame_offset"], line["frame_length"] = place.frame_offset, place.frame.size
             line["separator"] = done.separator
+        if done.content is not None:
+            line["content_length"] = done.content.size
+            line["content_crc64nvme"] = crc_text(done.content.crc64nvme)
         yield line
 
 
@@ -329,7 +356,7 @@ def _header(
 ) -> dict[str, Any]:
     values = asdict(totals)
     values["groups"] = [group.to_json() for group in totals.groups]
-    for optional in ("groups", "group", "bytes_stored"):
+    for optional in ("groups", "group", *_OPTIONAL_TOTALS):
         if not values[optional]:
             del values[optional]
     is_compressed = any("compression" in row for row in table)
@@ -351,6 +378,8 @@ def _table_row(planned: PlannedPart, packed: PackedPart) -> dict[str, Any]:
     if planned.compression:
         row["compression"] = planned.compression
         row["frames"], row["content_size"] = len(packed.frames), packed.content_size
+    if planned.recompressed:
+        row["recompressed"] = count_recompressed((packed,))
     if planned.split_of:
         row["split_of"] = planned.split_of
     return row
@@ -398,6 +427,7 @@ def _proven_part(
         separators = [end - row["offset"] - row["length"] for row, end in zip(rows, ends, strict=True)]
     objects, done = [], []
     for row, separator in zip(rows, separators, strict=True):
+        content = _content(row) if compression and "content_length" in row else None
         objects.append(ObjectInfo(row["key"], row["length"], row["etag"]))
         done.append(
             PackedObject(
@@ -407,12 +437,13 @@ def _proven_part(
                 False,
                 separator,
                 bool(row.get("damaged")),
+                content,
             )
         )
     planned = PlannedPart(
         entry["name"], entry["encoding"], sum(item.size for item in objects), entry["copied"],
         entry["fingerprint"], tuple(objects), entry.get("split_of", ""),
-        compression,
+        compression, "recompressed" in entry,
     )  # fmt: skip
     packed = PackedPart(
         entry["name"], entry["fingerprint"], entry["size"], entry["etag"], parse_crc(entry["crc64nvme"]),
@@ -421,11 +452,15 @@ def _proven_part(
     return planned, packed
 
 
+def _content(row: Mapping[str, Any]) -> Content:
+    return Content(int(row["content_length"]), int(row["content_crc64nvme"], 16))
+
+
 def _frames(rows: list[dict[str, Any]]) -> tuple[Frame, ...]:
     """The frames of a compressed part, from the lines of its objects."""
     frames = []
     for (_, size), group in groupby(rows, key=lambda row: (row["frame_offset"], row["frame_length"])):
         members = list(group)
-        content = sum(row["length"] + row["separator"] for row in members)
+        content = sum(row.get("content_length", row["length"]) + row["separator"] for row in members)
         frames.append(Frame(len(members), size, content))
     return tuple(frames)

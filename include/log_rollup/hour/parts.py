@@ -9,7 +9,7 @@ from include.log_rollup import crc
 from include.log_rollup.compression import codec_of
 from include.log_rollup.errors import ProofError
 from include.log_rollup.hour.plan import PlannedPart
-from include.log_rollup.hour.records import Frame, PackedPart
+from include.log_rollup.hour.records import Frame, PackedObject, PackedPart
 from include.log_rollup.newlines import newline_crc
 from include.log_rollup.storage.protocol import Location, ObjectInfo, ObjectStore
 from include.log_rollup.units import MIB
@@ -55,9 +55,10 @@ def part_problem(planned: PlannedPart, packed: PackedPart | None, listed: Object
         return f"its ETag is {listed.etag}, {packed.etag} was written"
     if len(packed.objects) != len(planned.objects):
         return f"it holds {len(packed.objects)} objects, {len(planned.objects)} were planned"
-    if planned.size + packed.separators != packed.content_size:
+    held = sum(map(held_size, planned.objects, packed.objects))
+    if held + packed.separators != packed.content_size:
         size = packed.content_size
-        return f"it has {size} bytes, its raw objects {planned.size}, separators {packed.separators}"
+        return f"it has {size} bytes, its raw objects {held}, separators {packed.separators}"
     if planned.compression:
         return _frames_problem(planned, packed)
     if not planned.copied and crc.concatenate(_crcs_and_sizes(planned, packed)) != packed.crc64nvme:
@@ -72,7 +73,7 @@ def _frames_problem(planned: PlannedPart, packed: PackedPart) -> str | None:
         return f"its frames are larger than its {packed.size} bytes"
     for place, item, done in zip(places(planned, packed), planned.objects, packed.objects, strict=True):
         frame = place.frame
-        if frame is None or place.offset + item.size + done.separator > frame.content:
+        if frame is None or place.offset + held_size(item, done) + done.separator > frame.content:
             return f"{item.key} does not fit into its frame"
     return None
 
@@ -83,6 +84,30 @@ def _crcs_and_sizes(planned: PlannedPart, packed: PackedPart) -> Iterator[tuple[
         yield done.crc64nvme or 0, item.size
         if done.separator:
             yield newline, done.separator
+
+
+def held_size(item: ObjectInfo, done: PackedObject) -> int:
+    """Size of what the part has of a raw object: its bytes, or the content of a recompressed one."""
+    return item.size if done.content is None else done.content.size
+
+
+def held_crc(done: PackedObject) -> int | None:
+    """The CRC64-NVME of what the part has of a raw object; None if S3 copied it."""
+    return done.crc64nvme if done.content is None else done.content.crc64nvme
+
+
+def count_recompressed(parts: Iterable[PackedPart]) -> int:
+    """Number of recompressed objects in some parts."""
+    return sum(done.content is not None for part in parts if part.frames for done in part.objects)
+
+
+def unpacked_bytes(pairs: Iterable[tuple[PlannedPart, PackedPart]]) -> int:
+    """Size of raw objects, of the recompressed ones that of their content; 0 if there are none of those."""
+    size, found = 0, False
+    for planned, packed in pairs:
+        size += sum(map(held_size, planned.objects, packed.objects))
+        found = found or count_recompressed((packed,)) > 0
+    return size if found else 0
 
 
 def stored_bytes(parts: Iterable[PackedPart]) -> int:
@@ -121,7 +146,7 @@ def places(planned: PlannedPart, packed: PackedPart) -> Iterator[Place]:
         offset = 0
         for item, done in islice(members, frame.objects):
             yield Place(offset, frame, frame_offset)
-            offset += item.size + done.separator
+            offset += held_size(item, done) + done.separator
         frame_offset += frame.size
 
 
@@ -142,7 +167,7 @@ class Piece:
     """Bytes of a part that belong to one raw object.
 
     :param index: of the raw object in its part
-    :param offset: of the first byte within the raw object
+    :param offset: of the first byte within the raw object, or within the content of a recompressed one
     """
 
     index: int
@@ -207,9 +232,10 @@ def _read_frames(
             content = memoryview(decompress_frame(source, planned.compression, body, frame.content))
             pieces, offset = [], 0
             for index, (item, done) in islice(members, frame.objects):
-                if item.size:
-                    pieces.append(Piece(index, 0, content[offset : offset + item.size]))
-                offset += item.size + done.separator
+                held = held_size(item, done)
+                if held:
+                    pieces.append(Piece(index, 0, content[offset : offset + held]))
+                offset += held + done.separator
             yield body, pieces
     if position < packed.size:
         yield memoryview(store.read_range(source, packed.etag, position, packed.size - position)), []

@@ -154,7 +154,7 @@ class PlannedPart:
 
     def is_recompressed(self, item: ObjectInfo) -> bool:
         """Whether one of its raw objects is decompressed before it is packed."""
-        return self.recompressed and encoding_of(item.key) in COMPRESSED_ENCODINGS
+        return self.recompressed and item.size > 0 and encoding_of(item.key) in COMPRESSED_ENCODINGS
 
     def planned_content(self, item: ObjectInfo) -> int:
         """The assumed size of the content of one of its raw objects, in bytes."""

@@ -26,7 +26,9 @@ REMOVAL_FORMAT = 1
 SMALL_RECORD_BYTES = MIB
 # A completion marker has a few hundred bytes, and with groups up to 500 for each.
 MARKER_BYTES = 32 * MIB
-_OPTIONAL_MARKER_KEYS = ("groups", "group", "why_empty", "bytes_stored")
+_OPTIONAL_MARKER_KEYS = (
+    "groups", "group", "why_empty", "bytes_stored", "recompressed", "bytes_unpacked",
+)  # fmt: skip
 # The largest shard or receipt that is read: 20 times one of 156,000 objects, as in an hour of 10 million.
 MAX_DECOMPRESSED_BYTES = 512 * MIB
 
@@ -85,6 +87,16 @@ class PlanSummary:
     replaces: tuple[str, ...]
 
 
+class Content(NamedTuple):
+    """The content of a recompressed object, which its part has instead of its bytes.
+
+    :param size: in bytes
+    """
+
+    size: int
+    crc64nvme: int
+
+
 @dataclass(frozen=True, slots=True)
 class PackedObject:
     """A raw object as it was packed.
@@ -94,7 +106,8 @@ class PackedObject:
         or ``length`` if neither was available
     :param etag_is_md5: whether reading the part back can prove more than ``checked`` says
     :param separator: number of bytes added after it: a newline in its encoding
-    :param damaged: whether it could not be decompressed; only tried with ``check_encoding``
+    :param damaged: whether it could not be decompressed; only tried with ``check_encoding`` or ``recompress``
+    :param content: of a recompressed object; None if the part has the object's bytes
     """
 
     crc64nvme: int | None
@@ -102,6 +115,7 @@ class PackedObject:
     etag_is_md5: bool
     separator: int = 0
     damaged: bool = False
+    content: Content | None = None
 
 
 class Frame(NamedTuple):
@@ -208,6 +222,9 @@ class CompletionMarker:
     :param group: captures of a group, in its own marker
     :param why_empty: why no object can belong to the hour; empty if objects can
     :param bytes_stored: size of the parts in the bucket, if any of them is compressed; else 0
+    :param recompressed: number of raw objects that were decompressed and are in the parts as their content
+    :param bytes_unpacked: size of the raw objects, of the recompressed ones that of their content; 0 if there are
+        none of those
     """
 
     stream: str = ""
@@ -234,9 +251,11 @@ class CompletionMarker:
     group: Mapping[str, str] = field(default_factory=dict)
     why_empty: str = ""
     bytes_stored: int = 0
+    recompressed: int = 0
+    bytes_unpacked: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON object of ``_SUCCESS``; the last four keys only if they have a value."""
+        """The JSON object of ``_SUCCESS``; the last six keys only if they have a value."""
         values = {"format": MARKER_FORMAT, **asdict(self)}
         return {key: value for key, value in values.items() if value or key not in _OPTIONAL_MARKER_KEYS}
 
@@ -286,7 +305,7 @@ class Records:
             [
                 part.name, part.encoding, part.size, part.copied, part.fingerprint,
                 [[item.key.removeprefix(raw_prefix), item.size, item.etag] for item in part.objects],
-                *([part.compression] if part.compression else []),
+                *([part.compression, *([True] if part.recompressed else [])] if part.compression else []),
             ]
             for part in shard.parts
         ]  # fmt: skip
@@ -312,6 +331,7 @@ class Records:
                     fingerprint,
                     tuple(ObjectInfo(raw_prefix + key, size, etag) for key, size, etag in rows),
                     compression=compression[0] if compression else "",
+                    recompressed=len(compression) > 1,
                 )
                 for name, encoding, size, copied, fingerprint, rows, *compression in body["parts"]
             )
@@ -359,7 +379,14 @@ class Records:
         if receipt.splits:
             body["splits"] = {
                 name: [
-                    [part.name, part.encoding, part.size, part.fingerprint, list(map(list, part.objects))]
+                    [
+                        part.name,
+                        part.encoding,
+                        part.size,
+                        part.fingerprint,
+                        list(map(list, part.objects)),
+                        *([part.compression, True] if part.recompressed else []),
+                    ]
                     for part in parts
                 ]
                 for name, parts in receipt.splits.items()
@@ -397,8 +424,9 @@ class Records:
                         fingerprint,
                         tuple(ObjectInfo(*item) for item in objects),
                         name,
+                        *compression,
                     )
-                    for part, encoding, size, fingerprint, objects in rows
+                    for part, encoding, size, fingerprint, objects, *compression in rows
                 )
                 for name, rows in body.get("splits", {}).items()
             }
@@ -485,6 +513,7 @@ def packed_row(part: PackedPart) -> list[Any]:
     objects = [
         [crc_text(item.crc64nvme), item.checked, item.etag_is_md5, item.separator]
         + ([True] if item.damaged else [])
+        + ([False, item.content.size, crc_text(item.content.crc64nvme)] if item.content else [])
         for item in part.objects
     ]
     return [
@@ -501,13 +530,17 @@ def packed_row_json(part: PackedPart) -> str:
 def _packed_part(row: Sequence[Any]) -> PackedPart:
     name, fingerprint, size, etag, crc64nvme, proof, objects, *frames = row
     packed = tuple(
-        PackedObject(parse_crc(item), checked, is_md5, separator, bool(damaged))
-        for item, checked, is_md5, separator, *damaged in objects
+        PackedObject(parse_crc(item), checked, is_md5, separator, any(more[:1]), _content(more[1:]))
+        for item, checked, is_md5, separator, *more in objects
     )
     return PackedPart(
         name, fingerprint, size, etag, parse_crc(crc64nvme), packed, proof,
         tuple(Frame(*frame) for frame in frames[0]) if frames else (),
     )  # fmt: skip
+
+
+def _content(row: Sequence[Any]) -> Content | None:
+    return Content(int(row[0]), int(row[1], 16)) if row else None
 
 
 def crc_text(value: int | None) -> str | None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from include.log_rollup.hour.parts import READ_BACK_BYTES, Piece, Place, decompress_frame, places
+from include.log_rollup.hour.parts import READ_BACK_BYTES, Piece, Place, decompress_frame, held_size, places
 from include.log_rollup.hour.plan import PlannedPart
 from include.log_rollup.hour.records import PackedPart
 from include.log_rollup.storage.protocol import LargeReadStore, Location
@@ -21,7 +21,7 @@ NEAR_BYTES = MIB
 class Batch:
     """Raw objects of a part that are read together.
 
-    :param indices: of the raw objects in their part, in its order; none of them is empty
+    :param indices: of the raw objects in their part, in its order; none of them is empty there
     :param start: offset of the first byte that is read: of an object, or of a frame of a compressed part
     :param end: offset behind the last byte that is read
     """
@@ -54,7 +54,7 @@ def plan_batches(
     chosen: list[int] = []
     start = end = content = 0
     for index in wanted:
-        size, frame = planned.objects[index].size, where[index].frame
+        size, frame = held_size(planned.objects[index], packed.objects[index]), where[index].frame
         if not size:
             continue
         first, last = _range_of(where[index], size)
@@ -158,4 +158,5 @@ class BatchReader:
             )
             for index in indices:
                 offset = where[index].offset
-                yield Piece(index, 0, content[offset : offset + planned.objects[index].size])
+                held = held_size(planned.objects[index], packed.objects[index])
+                yield Piece(index, 0, content[offset : offset + held])

@@ -11,6 +11,7 @@ from datetime import datetime
 from enum import StrEnum
 from itertools import chain, groupby
 from operator import itemgetter
+from typing import NamedTuple
 
 from include.log_rollup.decompression import (
     COMPRESSED_ENCODINGS,
@@ -21,11 +22,12 @@ from include.log_rollup.decompression import (
 )
 from include.log_rollup.errors import InputChangedError, NotFoundError, ProofError, UnreadableRecordError
 from include.log_rollup.hour.manifest import ManifestReader
+from include.log_rollup.hour.parts import held_size
 from include.log_rollup.hour.paths import HourPaths
 from include.log_rollup.hour.plan import PlannedPart
 from include.log_rollup.hour.reader import HourReader
 from include.log_rollup.hour.records import PackedPart
-from include.log_rollup.hour.selection import NOT_JOINABLE, OPAQUE, encoding_of, select
+from include.log_rollup.hour.selection import NOT_JOINABLE, OPAQUE, PLAIN, encoding_of, select
 from include.log_rollup.parallel import stream_in_parallel
 from include.log_rollup.queries.batches import BatchReader, plan_batches
 from include.log_rollup.queries.line_pattern import LinePattern
@@ -160,6 +162,16 @@ class _OpenHour:
     raw: Sequence[ObjectInfo] | None = None
 
 
+class _Source(NamedTuple):
+    """What some bytes belong to.
+
+    :param is_content: whether they are the content of a recompressed object
+    """
+
+    key: str
+    is_content: bool = False
+
+
 def grep(
     store: LargeReadStore, stream: Stream, hours: Iterable[datetime], options: GrepOptions
 ) -> Generator[Result, None, None]:
@@ -185,6 +197,10 @@ def grep(
                 yield result
                 if left == 0:
                     return
+
+
+def _held_bytes(planned: PlannedPart, packed: PackedPart, wanted: Iterable[int]) -> int:
+    return sum(held_size(planned.objects[index], packed.objects[index]) for index in wanted)
 
 
 def _size_of(result: Result) -> int:
@@ -280,12 +296,12 @@ class _Grep:
     def _part_units(self, paths: HourPaths, manifest: ManifestReader) -> Iterator[_Unit]:
         objects = self._options.objects
         if objects.takes_all:
-            yield _Unit(paths.hour, results=[Progress(planned=manifest.totals.bytes_in)])
+            yield _Unit(paths.hour, results=[Progress(planned=manifest.totals.bytes_held)])
         for planned, packed in manifest.parts():
             wanted = objects.indices(paths, planned)
             if not wanted:
                 continue
-            size = 0 if objects.takes_all else sum(planned.objects[index].size for index in wanted)
+            size = 0 if objects.takes_all else _held_bytes(planned, packed, wanted)
             part = (paths.part(planned.name), planned, packed)
             yield _Unit(paths.hour, part, wanted, results=[Progress(planned=size)])
 
@@ -297,13 +313,20 @@ class _Grep:
         for row in unit.raw:
             source = self._stream.raw.root.at(row.key)
             bodies = self._reader().read_range(source, row.etag, row.size)
-            yield from self._search_one_by_one(unit.hour, row.key, ((row.key, body) for body in bodies))
+            yield from self._search_one_by_one(
+                unit.hour, row.key, ((_Source(row.key), body) for body in bodies)
+            )
         if unit.part is not None:
             source, planned, packed = unit.part
             # Frames are decompressed one at a time, so their content needs no limit.
             batches = plan_batches(planned, packed, unit.wanted, _REQUEST_BYTES, math.inf)
             keyed = (
-                (planned.objects[piece.index].key, piece.body)
+                (
+                    _Source(
+                        planned.objects[piece.index].key, packed.objects[piece.index].content is not None
+                    ),
+                    piece.body,
+                )
                 for batch in batches
                 for piece in self._reader().read(source, planned, packed, batch)
             )
@@ -317,17 +340,17 @@ class _Grep:
         return reader
 
     def _search_one_by_one(
-        self, hour: datetime, name: str, pieces: Iterator[tuple[str, memoryview]]
+        self, hour: datetime, name: str, pieces: Iterator[tuple["_Source", memoryview]]
     ) -> Iterator[Result]:
         """Search objects that come one after the other.
 
         :param name: of what is read, for a note
-        :param pieces: bytes of the objects, each with the key
+        :param pieces: bytes of the objects, each with what it belongs to
         """
         left = self._options.max_count
         try:
-            for key, bodies in groupby(pieces, itemgetter(0)):
-                for result in self._search_object(hour, key, (body for _, body in bodies)):
+            for source, bodies in groupby(pieces, itemgetter(0)):
+                for result in self._search_object(hour, source, (body for _, body in bodies)):
                     yield result
                     if left is not None and isinstance(result, Found):
                         left -= result.count
@@ -338,10 +361,13 @@ class _Grep:
         except ProofError as error:
             yield Note(NoteKind.UNREAD, hour, str(error), name)
 
-    def _search_object(self, hour: datetime, key: str, bodies: Iterator[memoryview]) -> Iterator[Result]:
-        read = _Counter(bodies)
+    def _search_object(
+        self, hour: datetime, source: "_Source", bodies: Iterator[memoryview]
+    ) -> Iterator[Result]:
+        key, read = source.key, _Counter(bodies)
         beginning = _beginning(read)
-        encoding, named = encoding_of_content(bytes(beginning[:LONGEST_MAGIC_BYTES])), encoding_of(key)
+        encoding = encoding_of_content(bytes(beginning[:LONGEST_MAGIC_BYTES]))
+        named = PLAIN if source.is_content else encoding_of(key)
         content: Iterable[bytes | memoryview] = chain((beginning,), read)
         if encoding:
             content = decompress_pieces(encoding, content)

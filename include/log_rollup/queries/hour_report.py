@@ -44,6 +44,8 @@ def event_of(stream: Stream, hour: datetime, totals: HourTotals) -> dict[str, An
     }
     if totals.bytes_stored:
         event["bytes_stored"] = totals.bytes_stored
+    if totals.recompressed:
+        event |= {"recompressed": totals.recompressed, "bytes_unpacked": totals.bytes_unpacked}
     if paths.has_groups:
         event |= {"groups": len(totals.groups), "group_totals": list(_event_groups(paths, totals))}
     return event

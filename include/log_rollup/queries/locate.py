@@ -9,7 +9,14 @@ from include.log_rollup import crc
 from include.log_rollup.errors import ConfigurationError, InputChangedError, NotFoundError, ProofError
 from include.log_rollup.hour.layout import format_hour
 from include.log_rollup.hour.manifest import open_manifest
-from include.log_rollup.hour.parts import Place, decompress_frame, places, read_runs
+from include.log_rollup.hour.parts import (
+    Place,
+    decompress_frame,
+    held_crc,
+    held_size,
+    places,
+    read_runs,
+)
 from include.log_rollup.hour.records import Records
 from include.log_rollup.hour.why_no_hour import why_no_hour
 from include.log_rollup.storage.protocol import Location, ObjectStore
@@ -29,11 +36,13 @@ class ObjectLocation:
     :param part_etag: ETag of the part when it was proven
     :param place: offset of the object in the part, or its frame and the offset in the frame's content
     :param compression: of the part; empty for none
-    :param length: of the object, in bytes
+    :param length: of what the part has of it, in bytes: the object, or the content of a recompressed one
     :param etag: of the raw object when it was packed
-    :param crc64nvme: of its bytes
+    :param crc64nvme: of what the part has of it
     :param checked: kind of proof of its bytes, as in the manifest
     :param complete: whether the hour is complete; if not, a run may replace the part at any time
+    :param recompressed: whether the part has its content instead of its bytes
+    :param raw_length: of the raw object, in bytes
     """
 
     stream: str
@@ -48,6 +57,8 @@ class ObjectLocation:
     crc64nvme: int | None
     checked: str
     complete: bool
+    recompressed: bool = False
+    raw_length: int = 0
 
 
 def hour_of_key(stream: Stream, key: str) -> datetime:
@@ -95,11 +106,13 @@ def locate(store: ObjectStore, stream: Stream, key: str) -> ObjectLocation:
                     part_etag=packed.etag,
                     place=next(islice(places(planned, packed), index, None)),
                     compression=planned.compression,
-                    length=item.size,
+                    length=held_size(item, done),
                     etag=item.etag,
-                    crc64nvme=done.crc64nvme,
+                    crc64nvme=held_crc(done),
                     checked=done.checked,
                     complete=complete,
+                    recompressed=done.content is not None,
+                    raw_length=item.size,
                 )
     raise NotFoundError(
         f"{key!r} is not among the {manifest.totals.objects:,} raw objects of {paths.manifest}: it came late, "
@@ -108,7 +121,7 @@ def locate(store: ObjectStore, stream: Stream, key: str) -> ObjectLocation:
 
 
 def read_object(store: ObjectStore, location: ObjectLocation) -> Iterator[bytes]:
-    """Read a raw object from its part.
+    """Read a raw object from its part; of a recompressed one the content.
 
     An object up to :data:`IN_ONE_PIECE_BYTES` is returned in one piece, after its CRC was compared. A larger one
     is returned in pieces of a few MiB, and its CRC is compared after the last one.

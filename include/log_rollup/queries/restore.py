@@ -8,7 +8,7 @@ restored.
 import hashlib
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TypeVar
@@ -26,6 +26,7 @@ from include.log_rollup.queries.restore_plan import (
     Failure,
     HourPlan,
     in_key_order,
+    is_empty,
     ordered_batches,
     restored_object,
 )
@@ -123,11 +124,11 @@ class _Restore:
         for plan in plans:
             for paths, part in self._parts(plan):
                 planned, packed, wanted = part
-                empty = [index for index in wanted if not planned.objects[index].size]
+                empty = [index for index in wanted if is_empty(planned, packed, index)]
                 if empty:
-                    yield _Job(paths, planned, packed, Batch(empty, 0, 0))
+                    yield _Job(paths, planned, packed, plan.names, Batch(empty, 0, 0))
                 for batch in plan_batches(planned, packed, wanted):
-                    yield _Job(paths, planned, packed, batch)
+                    yield _Job(paths, planned, packed, plan.names, batch)
 
     def _parts(self, plan: HourPlan) -> Iterator[tuple[HourPaths, ChosenPart]]:
         """The parts of an hour with the objects that were planned, from its manifest."""
@@ -214,16 +215,18 @@ class _Restore:
         paths, parts = found[0][0], [part for _, part in found]
         for planned, packed, wanted in parts:
             for index in wanted:
-                if not planned.objects[index].size:
-                    self._count(_Job(paths, planned, packed, Batch((), 0, 0)).object(self._stream, index))
-        jobs = (_Job(paths, part[0], part[1], batch) for part, batch in ordered_batches(parts))
+                if is_empty(planned, packed, index):
+                    job = _Job(paths, planned, packed, plan.names, Batch((), 0, 0))
+                    self._count(job.object(self._stream, index))
+        jobs = (_Job(paths, part[0], part[1], plan.names, batch) for part, batch in ordered_batches(parts))
         answers = _in_order(threads, workers, self._held, jobs)
         held: dict[tuple[str, int], bytes | str | _Job] = {}
         for place, index in in_key_order(parts):
             at = parts[place][0].name, index
             while at not in held:
                 held.update(next(answers))
-            self._write_next(_Job(paths, *parts[place][:2], Batch((index,), 0, 0)), index, held.pop(at))
+            job = _Job(paths, *parts[place][:2], plan.names, Batch((index,), 0, 0))
+            self._write_next(job, index, held.pop(at))
 
     def _held(self, job: "_Job") -> dict[tuple[str, int], "bytes | str | _Job"]:
         """Read a batch into memory; the job itself for an object that is too large for it."""
@@ -274,16 +277,17 @@ class _Restore:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """A batch of a part of an hour."""
+    """A batch of a part of an hour; see :class:`HourPlan` for the names."""
 
     paths: HourPaths
     planned: PlannedPart
     packed: PackedPart
+    names: Mapping[str, str]
     batch: Batch
 
     def object(self, stream: Stream, index: int) -> RestoredObject:
         """A raw object of the part."""
-        return restored_object(stream, self.paths.hour, self.planned, self.packed, index)
+        return restored_object(stream, self.paths.hour, self.planned, self.packed, index, self.names)
 
 
 class _Incoming:

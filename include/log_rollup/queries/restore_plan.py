@@ -9,6 +9,7 @@ from itertools import islice
 
 from include.log_rollup.errors import UnreadableRecordError
 from include.log_rollup.hour.manifest import ManifestReader
+from include.log_rollup.hour.parts import held_size
 from include.log_rollup.hour.paths import HourPaths
 from include.log_rollup.hour.plan import PlannedPart
 from include.log_rollup.hour.reader import HourReader
@@ -17,6 +18,7 @@ from include.log_rollup.parallel import in_parallel
 from include.log_rollup.queries.batches import Batch, plan_batches
 from include.log_rollup.queries.object_filter import ObjectFilter
 from include.log_rollup.queries.restore_targets import Presence, RestoredObject, Target
+from include.log_rollup.queries.restored_names import names_of_conflicts, unpacked_name
 from include.log_rollup.storage.protocol import ObjectStore
 from include.log_rollup.streams import Stream
 
@@ -65,6 +67,8 @@ class HourPlan:
     :param gets: number of ranged GETs that read them
     :param read_bytes: number of bytes of parts that these read
     :param example: name of a raw object of the hour, for messages; empty if it has none
+    :param recompressed: how many of the chosen raw objects are restored as their content
+    :param names: see :func:`include.log_rollup.queries.restored_names.names_of_conflicts`
     """
 
     hour: datetime
@@ -83,6 +87,8 @@ class HourPlan:
     gets: int = 0
     read_bytes: int = 0
     example: str = ""
+    recompressed: int = 0
+    names: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def to_restore(self) -> int:
@@ -143,11 +149,14 @@ class _Planner:
         objects: list[RestoredObject] = []
         failures: list[Failure] = []
         example = ""
+        recompressed = 0
+        names = names_of_conflicts(manifest.parts) if manifest.totals.recompressed else {}
         for planned, packed in manifest.parts():
             example = example or next((paths.name_of(item.key) for item in planned.objects), "")
             wanted = []
             for index in self._chosen.indices(paths, planned):
-                item = restored_object(self._stream, paths.hour, planned, packed, index)
+                item = restored_object(self._stream, paths.hour, planned, packed, index, names)
+                recompressed += item.is_content
                 if problem := self._target.name_problem(item.name):
                     failures.append(Failure(paths.hour, item.key, planned.name, problem))
                     continue
@@ -185,14 +194,31 @@ class _Planner:
             gets=sum(batch.gets for _, batch in batches),
             read_bytes=sum(batch.end - batch.start for _, batch in batches),
             example=example,
+            recompressed=recompressed,
+            names=names,
         )
 
 
 def restored_object(
-    stream: Stream, hour: datetime, planned: PlannedPart, packed: PackedPart, index: int
+    stream: Stream,
+    hour: datetime,
+    planned: PlannedPart,
+    packed: PackedPart,
+    index: int,
+    names: Mapping[str, str],
 ) -> RestoredObject:
-    """A raw object of a part, with its name below the literal beginning of the stream's raw template."""
+    """A raw object of a part, with its name below the literal beginning of the stream's raw template.
+
+    :param names: of recompressed objects that cannot have their key without the extension, by key
+    """
     item, done = planned.objects[index], packed.objects[index]
+    if done.content is not None:
+        name = names.get(item.key) or unpacked_name(item.key)
+        name = name.removeprefix(stream.raw.root.key)
+        # The ETag is that of other bytes.
+        return RestoredObject(
+            item.key, name, hour, done.content.size, "", done.content.crc64nvme, False, True
+        )
     return RestoredObject(
         item.key,
         item.key.removeprefix(stream.raw.root.key),
@@ -202,6 +228,11 @@ def restored_object(
         done.crc64nvme,
         done.checked == READ_BY_ETAG,
     )
+
+
+def is_empty(planned: PlannedPart, packed: PackedPart, index: int) -> bool:
+    """Whether a part has no bytes of one of its raw objects."""
+    return not held_size(planned.objects[index], packed.objects[index])
 
 
 ChosenPart = tuple[PlannedPart, PackedPart, Sequence[int]]
@@ -221,9 +252,9 @@ def in_key_order(parts: Sequence[ChosenPart]) -> list[tuple[int, int]]:
     """The place of the part and the index of each object that is not empty, in the order of the keys."""
     places = [
         (place, index)
-        for place, (planned, _, wanted) in enumerate(parts)
+        for place, (planned, packed, wanted) in enumerate(parts)
         for index in wanted
-        if planned.objects[index].size
+        if not is_empty(planned, packed, index)
     ]
     places.sort(key=lambda at: parts[at[0]][0].objects[at[1]].key)
     return places
@@ -236,7 +267,10 @@ def ordered_batches(parts: Sequence[ChosenPart]) -> Iterator[tuple[ChosenPart, B
     :data:`MAX_OPEN_BATCHES` of them have objects that are not due yet, only up to where another part comes next.
     """
     order = in_key_order(parts)
-    rest = [[index for index in wanted if planned.objects[index].size] for planned, _, wanted in parts]
+    rest = [
+        [index for index in wanted if not is_empty(planned, packed, index)]
+        for planned, packed, wanted in parts
+    ]
     first = [0] * len(parts)
     batch_of: dict[tuple[int, int], int] = {}
     left: dict[int, int] = {}

@@ -39,9 +39,10 @@ class RestoredObject(NamedTuple):
     """A raw object that is restored; a tuple, because an hour may have a million of them.
 
     :param name: the target's name for it: the key below the literal beginning of the stream's raw template
-    :param etag: of the raw object when it was packed
+    :param etag: of the raw object when it was packed; empty if it was recompressed
     :param crc64nvme: of its bytes; None if the manifest has none
     :param etag_is_md5: whether the ETag was seen to be the MD5 of its bytes
+    :param is_content: whether it was recompressed, so that its bytes are those of its content
     """
 
     key: str
@@ -51,6 +52,7 @@ class RestoredObject(NamedTuple):
     etag: str
     crc64nvme: int | None
     etag_is_md5: bool
+    is_content: bool = False
 
 
 class Presence(Enum):

@@ -111,6 +111,8 @@ class GroupContent(_Record):
     verified: _Verified
     damaged: Count = 0
     bytes_stored: Count = 0
+    recompressed: Count = 0
+    bytes_unpacked: Count = 0
 
 
 class MarkerContent(_Record):
@@ -146,6 +148,10 @@ class MarkerContent(_Record):
     """Why no object can belong to the hour; only if none can."""
     bytes_stored: Count | None = None
     """Size of the parts in the bucket; only if any of them is compressed."""
+    recompressed: Count | None = None
+    """Number of raw objects that the parts have as their content; only if there are any."""
+    bytes_unpacked: Count | None = None
+    """Size of the raw objects, of these ones that of their content."""
 
 
 def read_hours(

@@ -8,16 +8,31 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from include.log_rollup import crc
+from include.log_rollup.decompression import DamageError, decompress_object
 from include.log_rollup.errors import ArchivedError, InputChangedError, NotFoundError, ProofError
 from include.log_rollup.hour.changes import Changes, compare, first_keys
 from include.log_rollup.hour.layout import format_hour
 from include.log_rollup.hour.manifest import Manifest
-from include.log_rollup.hour.parts import Piece, part_problem, read_pieces, stored_bytes
+from include.log_rollup.hour.parts import (
+    Piece,
+    count_recompressed,
+    held_crc,
+    part_problem,
+    read_pieces,
+    stored_bytes,
+    unpacked_bytes,
+)
 from include.log_rollup.hour.paths import HourPaths
 from include.log_rollup.hour.plan import PlannedPart
 from include.log_rollup.hour.reader import HourReader
-from include.log_rollup.hour.records import PROVEN_BY_READING, PROVEN_BY_STORE, CompletionMarker, PackedPart
-from include.log_rollup.hour.selection import select
+from include.log_rollup.hour.records import (
+    PROVEN_BY_READING,
+    PROVEN_BY_STORE,
+    CompletionMarker,
+    PackedObject,
+    PackedPart,
+)
+from include.log_rollup.hour.selection import encoding_of, select
 from include.log_rollup.queries.verify_groups import find_group_problems
 from include.log_rollup.storage.protocol import Location, ObjectInfo, ObjectStore
 from include.log_rollup.streams import Stream
@@ -231,6 +246,8 @@ def _count_problems(marker: CompletionMarker, manifest: Manifest) -> list[Proble
         "bytes_in": sum(part.size for part in manifest.planned),
         "bytes_out": sum(part.content_size for part in manifest.packed),
         "bytes_stored": stored_bytes(manifest.packed),
+        "recompressed": count_recompressed(manifest.packed),
+        "bytes_unpacked": unpacked_bytes(zip(manifest.planned, manifest.packed, strict=True)),
         "parts": len(manifest.packed),
     }
     return [
@@ -371,7 +388,7 @@ class _PartVerifier:
                 index = piece.index
                 crcs[index] = crc.crc64(piece.body, crcs[index])
                 if compared[index] and piece.body:
-                    raw = self._read_raw(planned.objects[index], piece)
+                    raw = self._read_raw(planned.objects[index], packed.objects[index], piece)
                     compared[index] = raw is not None
                     if raw not in (None, piece.body):
                         different.add(index)
@@ -383,13 +400,22 @@ class _PartVerifier:
             return _raw_content_problem(planned, different)
         return _Proof(PROVEN_BY_READING, sum(compared))
 
-    def _read_raw(self, item: ObjectInfo, piece: Piece) -> bytes | None:
-        """The bytes of a raw object that belong to a piece; None if it has expired, changed or been archived."""
+    def _read_raw(self, item: ObjectInfo, done: PackedObject, piece: Piece) -> bytes | None:
+        """The bytes of a raw object that belong to a piece; None if it has expired, changed or been archived.
+
+        Of a recompressed object: its content, empty if it cannot be decompressed.
+        """
         source = self._raw.at(item.key)
         try:
-            return self._store.read_range(source, item.etag, piece.offset, len(piece.body))
+            if done.content is None:
+                return self._store.read_range(source, item.etag, piece.offset, len(piece.body))
+            body = self._store.read_range(source, item.etag, 0, item.size)
         except (NotFoundError, InputChangedError, ArchivedError):
             return None
+        try:
+            return decompress_object(encoding_of(item.key), body, done.content.size)
+        except DamageError:
+            return b""
 
 
 def _crc_problem(
@@ -399,7 +425,7 @@ def _crc_problem(
     wrong = [
         item.key
         for item, value, stated in zip(planned.objects, crcs, packed.objects, strict=True)
-        if value != stated.crc64nvme
+        if value != held_crc(stated)
     ]
     reasons = []
     if part_crc != packed.crc64nvme:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from include.log_rollup.errors import TooLargeError, UnreadableRecordError
 from include.log_rollup.hour.layout import folder_of
 from include.log_rollup.hour.manifest import GroupTotals, HourTotals, Manifest, open_manifest
-from include.log_rollup.hour.parts import stored_bytes
+from include.log_rollup.hour.parts import count_recompressed, stored_bytes, unpacked_bytes
 from include.log_rollup.hour.paths import HourPaths
 from include.log_rollup.hour.plan import PlannedPart, without_folder
 from include.log_rollup.hour.reader import Inventory
@@ -14,7 +14,10 @@ from include.log_rollup.hour.records import CompletionMarker, PackedPart, Record
 from include.log_rollup.parallel import in_parallel
 from include.log_rollup.storage.protocol import ObjectStore
 
-_TOTALS = ("objects", "bytes_in", "separator_bytes", "bytes_out", "bytes_stored", "parts")
+_TOTALS = (
+    "objects", "bytes_in", "separator_bytes", "bytes_out", "bytes_stored", "recompressed", "bytes_unpacked",
+    "parts",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,8 @@ class _Group:
             "separator_bytes": sum(part.separators for part in self.packed),
             "bytes_out": sum(part.content_size for part in self.packed),
             "bytes_stored": stored_bytes(self.packed),
+            "recompressed": count_recompressed(self.packed),
+            "bytes_unpacked": unpacked_bytes(zip(self.planned, self.packed, strict=True)),
             "parts": len(self.packed),
         }
 

@@ -152,4 +152,6 @@ def marker_of(totals: HourTotals, validated_at: str, now: datetime, why_empty: s
         group=dict(totals.group),
         why_empty=why_empty,
         bytes_stored=totals.bytes_stored,
+        recompressed=totals.recompressed,
+        bytes_unpacked=totals.bytes_unpacked,
     )

@@ -27,7 +27,7 @@ from include.log_rollup.steps.pack_requests import (
 )
 from include.log_rollup.steps.part_buffers import (
     MAX_BUFFERS,
-    CompressedFrame,
+    CompressedBatch,
     FramedPart,
     FrameIndex,
     PartBody,
@@ -36,9 +36,10 @@ from include.log_rollup.steps.part_buffers import (
     allocate,
     buffer_count,
     buffer_size,
-    compress_frame,
+    compress_buffer,
 )
 from include.log_rollup.steps.range_requests import GetRange, PassedObject, PutRange, RangeCopy, range_count
+from include.log_rollup.steps.recompression import recompress_buffer
 from include.log_rollup.steps.request_loop import Request, RequestLoop
 from include.log_rollup.storage.protocol import Location, ObjectStore, Transfer
 from include.log_rollup.units import GIB, MIB, format_size
@@ -57,6 +58,8 @@ MAX_OPEN_PARTS = 3
 FRAME_MEMORY_BYTES = 72 * MIB
 # zlib and the other libraries release the interpreter lock, so that the event loop goes on meanwhile.
 DECOMPRESSION_THREADS = 2
+# Besides its buffer, recompression holds up to 38 MiB of content per thread, twice while a frame is compared.
+RECOMPRESSION_THREADS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +116,7 @@ class ShardPacker:
     2. *downloading*: each raw object is read with If-Match on the planned ETag into the buffer, at its offset in
        the part. Its length, ETag and CRC are compared.
     3. *compressing*, only with compression: other threads compress the part frame by frame. The buffers then hold
-       frames.
+       frames, or with ``recompress`` what becomes a few frames.
        *decompressing*, only with ``check_encoding``: other threads decompress the objects to find damage.
     4. *reading the claim*, before every try to write.
     5. *uploading* in one PUT with the part's CRC; then the buffer is free again.
@@ -157,11 +160,10 @@ class ShardPacker:
             else None
         )
         self._codec = settings.options.codec
-        self._compression = (
-            ThreadPoolExecutor(len(os.sched_getaffinity(0)), "log-rollup-compression")
-            if self._codec
-            else None
-        )
+        threads = len(os.sched_getaffinity(0))
+        if settings.options.recompress:
+            threads = min(threads, RECOMPRESSION_THREADS)
+        self._compression = ThreadPoolExecutor(threads, "log-rollup-compression") if self._codec else None
         # Compressed parts of which some frames are in memory.
         self._open_parts = 0
         self._free_buffers: deque[memoryview] = deque()
@@ -243,7 +245,7 @@ class ShardPacker:
             for planned in large:
                 if planned not in self._unstated:
                     yield self._first_copy_request(planned)
-        framed = [FramedPart(part, self._codec_for(part)) for part in compressed]
+        framed = [FramedPart(part, self._codec_for(part), self._settings.options) for part in compressed]
         self._allocate_buffers(packed, [frame for part in framed for frame in part.frames], passed)
         for planned in packed:
             while not self._free_buffers:
@@ -352,15 +354,18 @@ class ShardPacker:
         assert self._compression is not None
         self._loop.call(
             self._compression,
-            partial(compress_frame, part, frame.part.codec),
+            partial(
+                recompress_buffer if part.planned.recompressed else compress_buffer, part, frame.part.codec
+            ),
             partial(self._compressed, part.memory, frame),
         )
 
-    def _compressed(self, memory: memoryview, frame: FrameIndex, compressed: CompressedFrame) -> None:
+    def _compressed(self, memory: memoryview, frame: FrameIndex, compressed: CompressedBatch) -> None:
         self._free_buffers.append(memory)
         frame.part.set_compressed(frame.index, compressed)
         if frame.part.missing == 0:
-            self._upload(frame.part.body())
+            for body in frame.part.bodies():
+                self._upload(body)
 
     # -- uploads ---------------------------------------------------------------------------------------
 
@@ -369,16 +374,16 @@ class ShardPacker:
         self._loop.queue(self._claim_before(put))
 
     def _uploaded(self, body: PartBody, etag: str) -> None:
-        part, written = body.buffer, WrittenPart(body.planned, body.packed(etag))
+        part = body.buffer
+        part.written.append(WrittenPart(body.planned, body.packed(etag)))
+        part.unwritten -= 1
+        if part.unwritten:
+            return
         if isinstance(part, FramedPart):
             self._open_parts -= 1
-            self._finished(part.planned, [written])
-            return
-        part.written.append(written)
-        part.unwritten -= 1
-        if part.unwritten == 0:
+        else:
             self._free_buffers.append(part.memory)
-            self._finished(part.planned, part.written)
+        self._finished(part.planned, part.written)
 
     def _finished(self, planned: PlannedPart, written: list[WrittenPart]) -> None:
         self._done_parts += 1

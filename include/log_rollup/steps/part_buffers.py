@@ -1,8 +1,8 @@
 """Buffers in which raw objects are joined into parts, or into frames of compressed parts.
 
 Fast path: each raw object is downloaded to its final offset, so a full buffer is a finished part and nothing is
-copied. Bytes move only where newlines may be added (the offsets leave room for one after each object) and where a
-damaged object gets a part of its own.
+copied. Bytes move only where newlines may be added (the offsets leave room for one after each object), where a
+damaged object gets a part of its own, and where objects are recompressed: :mod:`recompression`.
 """
 
 import mmap
@@ -14,13 +14,21 @@ from itertools import accumulate
 from include.log_rollup import compression, crc
 from include.log_rollup.compression import Codec
 from include.log_rollup.errors import ChangedBufferError
-from include.log_rollup.hour.plan import PlannedPart, WriteOptions, gets_newlines, split_part
+from include.log_rollup.hour.plan import (
+    PlannedPart,
+    WriteOptions,
+    gets_newlines,
+    split_part,
+    split_recompressed,
+)
 from include.log_rollup.hour.records import READ_BY_LENGTH, Frame, PackedObject, PackedPart
 from include.log_rollup.hour.selection import PLAIN
 from include.log_rollup.newlines import newline_crc, newline_of
 from include.log_rollup.storage.protocol import Downloaded, ObjectInfo
 
 MAX_BUFFERS = 8
+# A batch of recompressed objects has about so many frames, so that few of them are smaller than they could be.
+FRAMES_PER_BATCH = 4
 _NEWLINE = ord("\n")
 
 
@@ -184,36 +192,60 @@ class FramedPart:
     """A planned part that is compressed frame by frame, in any order.
 
     :param planned: the whole part
-    :param frames: its frames as if they were parts, with the raw objects of each
-    :param done: the compressed frames; None until they are
+    :param options: of the parts
+    :param frames: what is compressed at a time, as if it were a part: a frame, or a batch with recompressed
+        objects
+    :param done: what has become of them; None until it has
+    :param unwritten: how many of its bodies are not written
+    :param written: what was written for it; more than one part if it was split
     """
 
     planned: PlannedPart
     codec: Codec
+    options: WriteOptions
     frames: list[PlannedPart] = field(init=False)
-    done: list["CompressedFrame | None"] = field(init=False)
+    done: list["CompressedBatch | None"] = field(init=False)
     missing: int = field(init=False)
+    unwritten: int = field(default=0, init=False)
+    written: list[WrittenPart] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
         self.frames = list(split_into_frames(self.planned))
         self.done = [None] * len(self.frames)
         self.missing = len(self.frames)
 
-    def set_compressed(self, index: int, frame: "CompressedFrame") -> None:
-        """Note a compressed frame."""
-        self.done[index] = frame
+    def set_compressed(self, index: int, batch: "CompressedBatch") -> None:
+        """Note a compressed frame or batch."""
+        self.done[index] = batch
         self.missing -= 1
 
-    def body(self) -> PartBody:
-        """What to write, once no frame is missing."""
-        done = [frame for frame in self.done if frame is not None]
+    def bodies(self) -> list[PartBody]:
+        """What to write, once no frame is missing: one part, or more if objects keep their bytes."""
+        done = [batch for batch in self.done if batch is not None]
+        self.done.clear()
+        kept = [item for batch in done for item in batch.kept]
+        frames = [frame for batch in done for frame in batch.frames]
+        bodies = self._split(kept, frames) if kept else [self._join(self.planned, frames)]
+        self.unwritten = len(bodies)
+        return bodies
+
+    def _split(self, kept: Sequence["KeptObject"], frames: Sequence["CompressedFrame"]) -> list[PartBody]:
+        keys = {one.item.key for one in kept}
+        others = [item for item in self.planned.objects if item.key not in keys]
+        parts = split_recompressed(self.planned, self.options, [one.item for one in kept], others)
+        bodies = [
+            PartBody(self, planned, memoryview(one.body), one.packed.crc64nvme or 0, (one.packed,))
+            for planned, one in zip(parts, kept, strict=False)
+        ]
+        return bodies + [self._join(planned, frames) for planned in parts[len(kept) :]]
+
+    def _join(self, planned: PlannedPart, done: Sequence["CompressedFrame"]) -> PartBody:
         trailer = self.codec.trailer((len(frame.content), frame.size) for frame in done)
         content = memoryview(b"".join((*(frame.content for frame in done), trailer)))
         pieces = [(frame.crc64nvme, len(frame.content)) for frame in done]
-        self.done.clear()
         return PartBody(
             self,
-            self.planned,
+            planned,
             content,
             crc.concatenate([*pieces, (crc.crc64(trailer), len(trailer))]),
             tuple(known for frame in done for known in frame.objects),
@@ -223,7 +255,7 @@ class FramedPart:
 
 @dataclass(frozen=True, slots=True)
 class FrameIndex:
-    """Which frame of a part a buffer holds."""
+    """Which frame or batch of a part a buffer holds."""
 
     part: FramedPart
     index: int
@@ -244,41 +276,81 @@ class CompressedFrame:
     objects: tuple[PackedObject, ...]
 
 
-def compress_frame(buffer: PartBuffer, codec: Codec) -> CompressedFrame:
-    """Compress a frame whose raw objects have all arrived, decompress it, and compare the content's CRC.
+@dataclass(frozen=True, slots=True)
+class KeptObject:
+    """An object that is not recompressed, although that was planned.
 
-    :raises ChangedBufferError: if the decompressed content is not what was received
+    :param body: its bytes
+    """
+
+    item: ObjectInfo
+    packed: PackedObject
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class CompressedBatch:
+    """What has become of the raw objects of a buffer: frames, and those that keep their bytes."""
+
+    frames: Sequence[CompressedFrame]
+    kept: Sequence[KeptObject] = ()
+
+
+def compress_buffer(buffer: PartBuffer, codec: Codec) -> CompressedBatch:
+    """Compress the raw objects of a buffer, which have all arrived, into one frame.
+
+    :raises ChangedBufferError: as :func:`compress_frame`
     """
     (body,) = buffer.bodies()
-    frame = codec.compress(body.content)
+    return CompressedBatch(
+        (compress_frame(buffer.planned, codec, body.content, body.crc64nvme, body.objects),)
+    )
+
+
+def compress_frame(
+    planned: PlannedPart, codec: Codec, content: memoryview, crc64nvme: int, objects: tuple[PackedObject, ...]
+) -> CompressedFrame:
+    """Compress a frame, decompress it, and compare the content's CRC.
+
+    :param planned: what the frame belongs to, for the message
+    :param crc64nvme: of the content, computed from the raw objects' CRCs
+    :raises ChangedBufferError: if the decompressed content is not what was received
+    """
+    frame = codec.compress(content)
     try:
-        value = crc.crc64(codec.decompress(frame, len(body.content)))
+        value = crc.crc64(codec.decompress(frame, len(content)))
     except ValueError as error:
-        raise _damaged(buffer, str(error)) from None
-    if value != body.crc64nvme:
-        raise _damaged(buffer, f"its CRC64-NVME is {crc.to_hex(value)}, not {crc.to_hex(body.crc64nvme)}")
-    return CompressedFrame(frame, crc.crc64(frame), len(body.content), body.objects)
+        raise _damaged(planned, str(error)) from None
+    if value != crc64nvme:
+        raise _damaged(planned, f"its CRC64-NVME is {crc.to_hex(value)}, not {crc.to_hex(crc64nvme)}")
+    return CompressedFrame(frame, crc.crc64(frame), len(content), objects)
 
 
-def _damaged(buffer: PartBuffer, what: str) -> ChangedBufferError:
-    first, last = buffer.planned.objects[0].key, buffer.planned.objects[-1].key
+def _damaged(planned: PlannedPart, what: str) -> ChangedBufferError:
+    first, last = planned.objects[0].key, planned.objects[-1].key
     return ChangedBufferError(
-        f"{buffer.planned.name}: a frame does not decompress to the bytes that were received ({what}). It was not "
+        f"{planned.name}: a frame does not decompress to the bytes that were received ({what}). It was not "
         f"written. If this happens again, the machine's memory or the compression library is faulty. The frame "
         f"holds {first} to {last}."
     )
 
 
 def split_into_frames(planned: PlannedPart) -> Iterator[PlannedPart]:
-    """The frames of a part, each as a part with some of its raw objects."""
+    """The frames of a part, each as a part with some of its raw objects.
+
+    If objects are recompressed, it is a batch of several frames, because only their assumed content is known.
+    """
     members: list[ObjectInfo] = []
-    size = 0
+    size = content = 0
+    most = compression.FRAME_BYTES * (FRAMES_PER_BATCH if planned.recompressed else 1)
     for item in planned.objects:
-        if members and size + item.size > compression.FRAME_BYTES:
+        more = planned.planned_content(item) if planned.recompressed else item.size
+        if members and (size + item.size > compression.FRAME_BYTES or content + more > most):
             yield replace(planned, objects=tuple(members), size=size)
-            members, size = [], 0
+            members, size, content = [], 0, 0
         members.append(item)
         size += item.size
+        content += more
     yield replace(planned, objects=tuple(members), size=size)
 
 

@@ -17,6 +17,7 @@ from include.log_rollup.errors import (
 from include.log_rollup.hour.changes import MAX_SHOWN, Changes, Comparison, first_keys
 from include.log_rollup.hour.layout import folder_of, format_hour
 from include.log_rollup.hour.manifest import GroupTotals, HourTotals, ManifestReader, ManifestWriter, Verified
+from include.log_rollup.hour.parts import count_recompressed, held_size
 from include.log_rollup.hour.plan import ObjectDigests, PlannedPart, without_folder
 from include.log_rollup.hour.prover import PartProver, UnprovenPart
 from include.log_rollup.hour.raw_digest import digest_raw
@@ -79,8 +80,9 @@ def validate_hour(store: ObjectStore, stream: Stream, hour: datetime) -> HourTot
     if strays:
         _remove_strays(state, expected, strays)
     log.info(
-        "proven: %d objects, %s in = %s out in %d parts; parts: %s; raw objects: %s",
+        "proven: %d objects, %s in = %s out in %d parts%s; parts: %s; raw objects: %s",
         totals.objects, format_size(totals.bytes_in), format_size(totals.bytes_out), totals.parts,
+        f" ({totals.recompressed} objects unpacked)" if totals.recompressed else "",
         dict(totals.verified.parts), dict(totals.verified.objects),
     )  # fmt: skip
     return totals
@@ -268,6 +270,8 @@ class _Tally:
     bytes_in: int = 0
     bytes_out: int = 0
     bytes_stored: int = 0
+    bytes_held: int = 0
+    recompressed: int = 0
     is_compressed: bool = False
     separators: int = 0
     damaged: list[str] = field(default_factory=list)
@@ -282,6 +286,8 @@ class _Tally:
         self.bytes_in += planned.size
         self.bytes_out += packed.content_size
         self.bytes_stored += packed.size
+        self.bytes_held += sum(map(held_size, planned.objects, packed.objects))
+        self.recompressed += count_recompressed((packed,))
         self.is_compressed = self.is_compressed or bool(packed.frames)
         self.separators += packed.separators
         self.parts_by_proof[packed.proof or ""] += 1
@@ -426,17 +432,18 @@ def _totals(
 ) -> HourTotals:
     """The totals of a proven hour.
 
-    :raises ProofError: if raw objects and separators don't add up to the bytes of the parts
+    :raises ProofError: if raw objects (of recompressed ones the content) and separators don't add up to the bytes
+        of the parts
     """
     hour, tally = format_hour(state.paths.hour), proof.hour
-    if tally.bytes_in + tally.separators != tally.bytes_out:
+    if tally.bytes_held + tally.separators != tally.bytes_out:
         raise ProofError(
-            f"hour {hour}: {tally.bytes_in} bytes of raw objects and {tally.separators} of separators are not "
+            f"hour {hour}: {tally.bytes_held} bytes of raw objects and {tally.separators} of separators are not "
             f"the {tally.bytes_out} bytes of the parts; clear the run from plan_hour on"
         )
     if tally.damaged:
         log.warning(
-            "%d raw objects could not be decompressed; each is in a part of its own: %s",
+            "%d raw objects could not be decompressed; each keeps its bytes, in a part of its own: %s",
             len(tally.damaged), first_keys(tally.damaged),
         )  # fmt: skip
     return HourTotals(
@@ -454,6 +461,8 @@ def _totals(
         foreign=foreign,
         damaged=len(tally.damaged),
         bytes_stored=tally.bytes_stored if tally.is_compressed else 0,
+        recompressed=tally.recompressed,
+        bytes_unpacked=tally.bytes_held if tally.recompressed else 0,
         groups=tuple(_group_totals(state, folder, group) for folder, group in proof.groups.items()),
     )
 
@@ -470,6 +479,8 @@ def _group_totals(state: HourState, folder: str, tally: _Tally) -> GroupTotals:
         verified=tally.verified,
         damaged=len(tally.damaged),
         bytes_stored=tally.bytes_stored if tally.is_compressed else 0,
+        recompressed=tally.recompressed,
+        bytes_unpacked=tally.bytes_held if tally.recompressed else 0,
     )
 
 

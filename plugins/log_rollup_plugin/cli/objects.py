@@ -33,6 +33,8 @@ def locate(options: argparse.Namespace, answer: Answer) -> bool:
             else f"  in the {found.compression} frame at {place.frame_offset:,}, {frame.size:,} bytes"
         )
         answer.lines(f"{found.part}  offset {place.offset:,}  length {found.length:,}{within}")
+        if found.recompressed:
+            tell(_recompressed(found))
         if not found.complete:
             tell(f"hour {format_hour(found.hour)} is not complete now: the part may be replaced at any time")
     return True
@@ -55,7 +57,13 @@ def _located(found: ObjectLocation) -> dict[str, Any]:
         "etag": found.etag,
         "crc64nvme": None if found.crc64nvme is None else crc.to_hex(found.crc64nvme),
         "checked": found.checked,
+        "recompressed": found.recompressed,
+        "raw_length": found.raw_length,
     }
+
+
+def _recompressed(found: ObjectLocation) -> str:
+    return f"the object was recompressed: the part has its content, not its {found.raw_length:,} bytes"
 
 
 def cat(options: argparse.Namespace, answer: Answer) -> bool:
@@ -78,6 +86,8 @@ def cat(options: argparse.Namespace, answer: Answer) -> bool:
                 out.write(piece)
                 done += len(piece)
                 progress(done, found.length)
+    if found.recompressed:
+        tell(_recompressed(found))
     if options.json:
         answer.json(_located(found) | {"output": options.output})
     return True

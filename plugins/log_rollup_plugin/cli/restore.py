@@ -245,6 +245,7 @@ class _Report:
             lines.append(
                 f"restored {_count(done.objects, 'object')}, {format_size(done.size)} to {self._options.to}"
             )
+        lines += self._recompressed_lines()
         lines += [
             f"{format_hour(plan.hour)} is not complete; it was read by its manifest"
             for plan in self._read
@@ -255,6 +256,14 @@ class _Report:
         if len(failures) > _MAX_NAMED:
             lines.append(f"FAILED: {len(failures) - _MAX_NAMED:,} more objects; --json has all")
         return lines
+
+    def _recompressed_lines(self) -> list[str]:
+        count = sum(plan.recompressed for plan in self._read)
+        if not count:
+            return []
+        lines = [f"{_count(count, 'object')} recompressed: restored as the content, without the extension"]
+        names = {key: name for plan in self._read for key, name in plan.names.items()}
+        return lines + [f"{key} is restored as {name}" for key, name in list(names.items())[:_MAX_NAMED]]
 
     def _failures(self, done: Restored | None) -> Sequence[Failure]:
         if done is not None:
@@ -277,6 +286,7 @@ class _Report:
             "bytes": sum(plan.size for plan in self._plans),
             "present": sum(plan.present for plan in self._plans),
             "different": self._different,
+            "recompressed": sum(plan.recompressed for plan in self._plans),
             "gets": sum(plan.gets for plan in self._plans),
             "bytes_read": sum(plan.read_bytes for plan in self._plans),
             "restored": None if done is None else done.objects,
@@ -291,6 +301,7 @@ class _Report:
                     "bytes": plan.size,
                     "present": plan.present,
                     "different": plan.different,
+                    "recompressed": plan.recompressed,
                     "parts": len(plan.indices),
                     "gets": plan.gets,
                     "bytes_read": plan.read_bytes,
