@@ -48,6 +48,9 @@ HOUR_PAGE_CONNECTIONS = 1
 HOUR_PAGE_THREADS = 4
 """Page Hours: hours that one api-server process reads at the same time."""
 
+OVERVIEW_PAGE_THREADS = 4
+"""Page Hours: threads of an api-server process that read the hours of all streams, with one connection each."""
+
 COMMAND_CONNECTIONS = 4
 """`./log-rollup`: connections of one command. It takes no slots of the pool."""
 
@@ -134,6 +137,12 @@ PAGE_READ_SECONDS = 5.0
 
 MONTH_PAGE_WAIT_SECONDS = 0.5
 """Page Hours: how long the answer for a month waits for the bucket; the page asks again for the rest."""
+
+OVERVIEW_PAGE_WAIT_SECONDS = 0.5
+"""Page Hours: how long the overview of all streams waits for buckets; the page asks again for the rest."""
+
+OVERVIEW_PAGE_BUCKET_SECONDS = 5.0
+"""Page Hours: how long a thread reads one bucket for the overview while others wait."""
 
 HOUR_PAGE_QUEUE_SECONDS = 2.0
 """Page Hours: how long reading an hour waits for a free thread; then the answer is 503."""

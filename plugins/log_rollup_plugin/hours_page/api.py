@@ -236,7 +236,7 @@ class HoursApi:
             dag_id, runs = dag_id_of(stream), runs_by_hour.get(at, [])
             # Permissions come first: Airflow reads them in a session of its own, and a thread that holds one
             # connection while it waits for a second can block all others, once the pool has none left.
-            may_clear = _may(user, dag_id, "PUT", DagAccessEntity.TASK_INSTANCE)
+            may_clear = may(user, dag_id, "PUT", DagAccessEntity.TASK_INSTANCE)
             late = self._late(stream, user, session).get(hour)
             # If it could not be read now, this is what was read the last time.
             cached = self._cache.get(stream, at)
@@ -373,12 +373,13 @@ class HoursApi:
         return _BucketHour(detail, *places, "", groups)
 
     def _late(self, stream: Stream, user: BaseUser, session: SessionDep) -> Mapping[str, LateHour]:
-        if not stream.late_days or not _may(user, LATE_DAG_ID, "GET", DagAccessEntity.XCOM):
+        if not stream.late_days or not may(user, LATE_DAG_ID, "GET", DagAccessEntity.XCOM):
             return {}
         return late_hours(session, stream.name)
 
 
-def _may(user: BaseUser, dag_id: str, method: str, entity: DagAccessEntity) -> bool:
+def may(user: BaseUser, dag_id: str, method: str, entity: DagAccessEntity) -> bool:
+    """Whether a user may access something of a Dag; Airflow may read this in a database session of its own."""
     details = DagDetails(id=dag_id, team_name=DagModel.get_team_name(dag_id))
     manager = get_auth_manager()
     return bool(manager.is_authorized_dag(method=method, access_entity=entity, details=details, user=user))
@@ -391,8 +392,9 @@ def _runs_of(
     runs = runs_between(session, dag_id_of(stream), hours[0], hours[-1])
     # Returns the connection to the pool while the bucket is read.
     session.commit()
-    return runs, {hour: at for hour in runs if (at := _touched(runs[hour]))}
+    return runs, {hour: at for hour in runs if (at := last_change(runs[hour]))}
 
 
-def _touched(runs: Sequence[HourRun]) -> datetime | None:
+def last_change(runs: Sequence[HourRun]) -> datetime | None:
+    """When a run of an hour last changed something; None if it has no runs."""
     return max((run.touched_at for run in runs if run.touched_at), default=None)

@@ -11,6 +11,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from log_rollup_plugin.hours_page.api import HoursApi
+from log_rollup_plugin.hours_page.overview_api import OverviewApi
 
 STATIC = Path(__file__).parent / "static"
 _HEADERS = {
@@ -25,13 +26,15 @@ _LOG_IN = """<!doctype html><meta charset="utf-8"><title>Hours</title>
 """
 
 
-def create_app(hours: HoursApi | None = None) -> FastAPI:
+def create_app(hours: HoursApi | None = None, overview: OverviewApi | None = None) -> FastAPI:
     """Create the app, to be mounted in Airflow's.
 
-    :param hours: the API; tests give their own
+    :param hours: the API of a stream; tests give their own
+    :param overview: the API of all streams; tests give their own
     """
     app = FastAPI(title="Log Rollup: Hours", docs_url=None, redoc_url=None, openapi_url=None)
     app.include_router((hours or HoursApi()).router)
+    app.include_router((overview or OverviewApi()).router)
     app.add_api_route("/", _page, response_class=FileResponse)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     app.add_exception_handler(StarletteHTTPException, _handle_error)

@@ -1,6 +1,6 @@
 """Queries of Airflow's metadata database for the runs of hours."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -9,8 +9,9 @@ from airflow.models.dag import DagModel
 from airflow.models.dagrun import DagRun
 from airflow.models.taskinstance import TaskInstance
 from airflow.models.xcom import XComModel
+from airflow.utils.state import DagRunState
 from airflow.utils.types import DagRunType
-from sqlalchemy import or_, select
+from sqlalchemy import and_, func, or_, select
 from sqlalchemy.orm import Session
 
 from include.log_rollup.errors import ConfigurationError
@@ -83,26 +84,44 @@ class LateHour:
     vanished: int
 
 
+_REPORTS = (XComModel.dag_id == LATE_DAG_ID, XComModel.key == "report")
+_RUN_COLUMNS = (
+    DagRun.dag_id, DagRun.run_id, DagRun.state, DagRun.run_type, DagRun.conf, DagRun.data_interval_start,
+    DagRun.queued_at, DagRun.start_date, DagRun.end_date, DagRun.updated_at,
+)  # fmt: skip
+
+
 def runs_between(
     session: Session, dag_id: str, first: datetime, last: datetime
 ) -> dict[datetime, list[HourRun]]:
     """The runs of each hour of a range, both ends included; unfinished runs first, then the newest."""
-    columns = (
-        DagRun.run_id, DagRun.state, DagRun.run_type, DagRun.conf, DagRun.data_interval_start,
-        DagRun.queued_at, DagRun.start_date, DagRun.end_date, DagRun.updated_at,
-    )  # fmt: skip
-    of_dag = select(*columns).where(DagRun.dag_id == dag_id)
-    # The logical date of these is their hour, and it has an index.
-    scheduled = of_dag.where(DagRun.run_type.in_(_SCHEDULED), DagRun.logical_date.between(first, last))
-    others = of_dag.where(DagRun.run_type.not_in(_SCHEDULED)).order_by(DagRun.id.desc()).limit(MAX_OTHER_RUNS)
-    found = [_run(row) for query in (scheduled, others) for row in session.execute(query)]
-    chosen = [run for run in found if run is not None and first <= run.hour <= last]
-    by_hour: dict[datetime, list[HourRun]] = {}
-    for run in _with_tasks(session, dag_id, chosen):
-        by_hour.setdefault(run.hour, []).append(run)
-    for runs in by_hour.values():
-        runs.sort(key=lambda run: (run.is_unfinished, _stamp(run)), reverse=True)
-    return by_hour
+    of_dag = select(*_RUN_COLUMNS).where(DagRun.dag_id == dag_id)
+    return _runs(session, of_dag, first, last, MAX_OTHER_RUNS).get(dag_id, {})
+
+
+def runs_of_dags(
+    session: Session, dag_ids: Collection[str], first: datetime, last: datetime, changed_since: datetime
+) -> dict[str, dict[datetime, list[HourRun]]]:
+    """The same for several Dags, by Dag, with as many queries; of successful runs only those that changed lately.
+
+    Runs from before ``first`` are not searched: no run of an hour is created before the hour.
+    """
+    of_dags = _of_dags(dag_ids, first).where(
+        or_(DagRun.state != DagRunState.SUCCESS, DagRun.updated_at >= changed_since)
+    )
+    return _runs(session, of_dags, first, last, MAX_OTHER_RUNS)
+
+
+def successful_runs(
+    session: Session, dag_ids: Collection[str], first: datetime, last: datetime
+) -> dict[str, dict[datetime, list[HourRun]]]:
+    """The successful runs that :func:`runs_of_dags` leaves out, with two queries."""
+    of_dags = _of_dags(dag_ids, first).where(DagRun.state == DagRunState.SUCCESS)
+    return _runs(session, of_dags, first, last, MAX_OTHER_RUNS)
+
+
+def _of_dags(dag_ids: Collection[str], first: datetime) -> Any:
+    return select(*_RUN_COLUMNS).where(DagRun.dag_id.in_(dag_ids), DagRun.run_after >= first)
 
 
 def tasks_of(session: Session, dag_id: str, run_id: str) -> list[HourTask]:
@@ -128,21 +147,69 @@ def late_hours(session: Session, stream: str) -> Mapping[str, LateHour]:
     """What the last check of log_rollup_late found of a stream, by hour as in ``2026-11-23T08:00:00Z``."""
     query = (
         select(XComModel)
-        .where(
-            XComModel.dag_id == LATE_DAG_ID, XComModel.task_id == f"find_{stream}", XComModel.key == "report"
-        )
+        .where(*_REPORTS, XComModel.task_id == f"find_{stream}")
         .order_by(XComModel.timestamp.desc())
         .limit(1)
     )
     row = session.scalars(query).first()
-    report = XComModel.deserialize_value(row) if row is not None else None
-    if row is None or not isinstance(report, dict):
+    return {} if row is None else _late_hours(row)
+
+
+def late_hours_of_streams(session: Session) -> dict[str, Mapping[str, LateHour]]:
+    """The same for all streams, by stream, with one query."""
+    newest = (
+        select(XComModel.task_id, func.max(XComModel.timestamp).label("timestamp"))
+        .where(*_REPORTS)
+        .group_by(XComModel.task_id)
+        .subquery()
+    )
+    query = (
+        select(XComModel)
+        .join(
+            newest,
+            and_(XComModel.task_id == newest.c.task_id, XComModel.timestamp == newest.c.timestamp),
+        )
+        .where(*_REPORTS)
+    )
+    return {row.task_id.removeprefix("find_"): _late_hours(row) for row in session.scalars(query)}
+
+
+def _late_hours(row: XComModel) -> Mapping[str, LateHour]:
+    report = XComModel.deserialize_value(row)
+    if not isinstance(report, dict):
         return {}
     return {
         hour: LateHour(row.timestamp, kind == "rerun", **counts)
         for kind in ("rerun", "left_alone")
         for hour, counts in report.get(kind, {}).items()
     }
+
+
+def _runs(
+    session: Session, query: Any, first: datetime, last: datetime, max_others: int
+) -> dict[str, dict[datetime, list[HourRun]]]:
+    """The runs of each hour of a range, by Dag.
+
+    :param query: selects all runs of the Dags
+    :param max_others: the most runs that are neither scheduled nor of a backfill
+    """
+    # The logical date of these is their hour, and it has an index.
+    scheduled = query.where(DagRun.run_type.in_(_SCHEDULED), DagRun.logical_date.between(first, last))
+    others = query.where(DagRun.run_type.not_in(_SCHEDULED)).order_by(DagRun.id.desc()).limit(max_others)
+    chosen = []
+    for rows in (session.execute(scheduled), session.execute(others)):
+        for row in rows:
+            run = _run(row)
+            if run is not None and first <= run.hour <= last:
+                chosen.append((row.dag_id, run))
+    found: dict[str, dict[datetime, list[HourRun]]] = {}
+    for dag_id, run in _with_tasks(session, chosen):
+        found.setdefault(dag_id, {}).setdefault(run.hour, []).append(run)
+    for hours in found.values():
+        for runs in hours.values():
+            if len(runs) > 1:
+                runs.sort(key=lambda run: (run.is_unfinished, _stamp(run)), reverse=True)
+    return found
 
 
 def _run(row: Any) -> HourRun | None:
@@ -163,31 +230,28 @@ def _stamp(run: HourRun) -> float:
     return at.timestamp() if at else 0.0
 
 
-def _with_tasks(session: Session, dag_id: str, runs: Sequence[HourRun]) -> Iterable[HourRun]:
-    """The runs, with the active task of unfinished ones and the failed task of failed ones."""
-    unclear = [run.run_id for run in runs if run.is_unfinished or run.state == "failed"]
+def _with_tasks(session: Session, runs: Sequence[tuple[str, HourRun]]) -> Iterable[tuple[str, HourRun]]:
+    """Runs with their Dags, and with the active task of unfinished ones and the failed task of failed ones."""
+    unclear = {(dag_id, run.run_id) for dag_id, run in runs if run.is_unfinished or run.state == "failed"}
     query = (
-        select(TaskInstance.run_id, TaskInstance.task_id, TaskInstance.state)
+        select(TaskInstance.dag_id, TaskInstance.run_id, TaskInstance.task_id, TaskInstance.state)
         .where(
-            TaskInstance.dag_id == dag_id,
-            TaskInstance.run_id.in_(unclear),
+            # More than these pairs: runs of one hour have one id in many Dags.
+            TaskInstance.dag_id.in_({dag_id for dag_id, _ in unclear}),
+            TaskInstance.run_id.in_({run_id for _, run_id in unclear}),
             or_(TaskInstance.state == "failed", TaskInstance.state.in_(_ACTIVE)),
         )
         .order_by(TaskInstance.start_date)
     )
-    active: dict[str, str] = {}
-    failed: dict[str, str] = {}
+    active: dict[tuple[str, str], str] = {}
+    failed: dict[tuple[str, str], str] = {}
     waits = set()
-    for run_id, task_id, state in session.execute(query) if unclear else ():
-        (failed if state == "failed" else active).setdefault(run_id, task_id)
+    for dag_id, run_id, task_id, state in session.execute(query) if unclear else ():
+        (failed if state == "failed" else active).setdefault((dag_id, run_id), task_id)
         if task_id == WAIT_TASK_ID and state == "deferred":
-            waits.add(run_id)
-    return [
-        replace(
-            run,
-            waits=run.run_id in waits,
-            active=active.get(run.run_id, ""),
-            failed=failed.get(run.run_id, ""),
-        )
-        for run in runs
-    ]
+            waits.add((dag_id, run_id))
+    for dag_id, run in runs:
+        key = dag_id, run.run_id
+        if key in unclear:
+            run = replace(run, waits=key in waits, active=active.get(key, ""), failed=failed.get(key, ""))
+        yield dag_id, run
