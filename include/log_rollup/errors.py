@@ -50,7 +50,7 @@ class UnsupportedInputError(PermanentError):
 
 
 class ArchivedError(PermanentError):
-    """An object is in an archive class, and cannot be read before it was retrieved from the archive."""
+    """An object is in an archive class, and cannot be read before it has been retrieved from the archive."""
 
 
 class UnknownLayoutError(PermanentError):

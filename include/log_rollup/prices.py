@@ -84,10 +84,21 @@ class _Checked(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+class RetrievalPrices(_Checked):
+    """Prices of a retrieval tier: for a GB, and for 1,000 objects."""
+
+    retrieval: Price
+    restore: Price
+
+
 class ClassPrices(_Checked):
     """Prices of one storage class; requests are priced for 1,000, storage for a GB (2^30 bytes) and a month.
 
     :param tiers: days without access, and the price of storage from then on
+    :param retrieval: for a GB that is read; of an archive class, with the tier Standard
+    :param restore: of objects that are retrieved from an archive class with the tier Standard
+    :param bulk: the same with the tier Bulk; None if the file has no price of it
+    :param expedited: the same with the tier Expedited
     """
 
     storage: Price
@@ -96,6 +107,8 @@ class ClassPrices(_Checked):
     transition: Price = 0.0
     retrieval: Price = 0.0
     restore: Price = 0.0
+    bulk: RetrievalPrices | None = None
+    expedited: RetrievalPrices | None = None
     monitoring: Price = 0.0
     tiers: Mapping[Annotated[int, Field(ge=1)], Price] = {}
 

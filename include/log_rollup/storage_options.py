@@ -2,10 +2,10 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
-from include.log_rollup.units import KIB, MIB, format_size
+from include.log_rollup.prices import RULES, BillingRules
+from include.log_rollup.units import MIB, format_size
 
 # https://docs.aws.amazon.com/AmazonS3/latest/API/API_PutObject.html, without the classes of directory buckets and
 # Outposts.
@@ -13,34 +13,8 @@ StorageClass = Literal[
     "STANDARD", "STANDARD_IA", "ONEZONE_IA", "INTELLIGENT_TIERING", "GLACIER_IR", "GLACIER", "DEEP_ARCHIVE",
     "REDUCED_REDUNDANCY",
 ]  # fmt: skip
-# Objects of these classes cannot be read before they were retrieved from the archive (RestoreObject).
-ARCHIVE_CLASSES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
-
-
-@dataclass(frozen=True, slots=True)
-class ClassTerms:
-    """What S3 bills for objects of a storage class, besides their bytes and days.
-
-    https://docs.aws.amazon.com/AmazonS3/latest/userguide/storage-class-intro.html and
-    https://docs.aws.amazon.com/AmazonS3/latest/userguide/glacier-storage-classes.html
-
-    :param minimum_days: that each object is billed for
-    :param minimum_bytes: that each object is billed for
-    :param overhead_bytes: that are added to each object
-    """
-
-    minimum_days: int
-    minimum_bytes: int = 0
-    overhead_bytes: int = 0
-
-
-CLASS_TERMS: Mapping[str, ClassTerms] = {
-    "STANDARD_IA": ClassTerms(30, 128 * KIB),
-    "ONEZONE_IA": ClassTerms(30, 128 * KIB),
-    "GLACIER_IR": ClassTerms(90, 128 * KIB),
-    "GLACIER": ClassTerms(90, overhead_bytes=40 * KIB),
-    "DEEP_ARCHIVE": ClassTerms(180, overhead_bytes=40 * KIB),
-}
+# Objects of these classes cannot be read before they have been retrieved from the archive (RestoreObject).
+ARCHIVE_CLASSES = frozenset(name for name, rules in RULES.items() if rules.is_archive)
 # In an archive class, writing and retrieving a part costs 5 to 10 times the request of another class.
 SMALL_ARCHIVED_PART_BYTES = 32 * MIB
 
@@ -72,17 +46,21 @@ def supported_class(value: Any) -> Any:
 
 def describe_class(storage_class: str) -> str:
     """What S3 bills for objects of a class, in one line; empty if it has no special terms."""
-    terms = CLASS_TERMS.get(storage_class)
-    if terms is None:
+    terms = RULES.get(storage_class, BillingRules())
+    if not terms.minimum_days:
         return ""
     text = (
         f"{storage_class} bills each part for {terms.minimum_days} days at least, even if a rerun replaces it"
     )
     if terms.minimum_bytes:
         text += f", and for at least {format_size(terms.minimum_bytes)}"
-    if terms.overhead_bytes:
-        text += f", and {format_size(terms.overhead_bytes)} more than it has"
+    if terms.is_archive:
+        text += f", and {_overhead(terms)} more than it has"
     return text
+
+
+def _overhead(terms: BillingRules) -> str:
+    return format_size(terms.overhead_bytes + terms.overhead_standard_bytes)
 
 
 def class_warnings(
@@ -94,8 +72,8 @@ def class_warnings(
     :param has_groups: whether its parts are divided into groups
     :param late_merge: whether small late parts are merged
     """
-    terms = CLASS_TERMS.get(storage_class or "")
-    if terms is None:
+    terms = RULES.get(storage_class or "", BillingRules())
+    if not terms.minimum_days:
         return ()
     found = []
     if late_merge:
@@ -108,16 +86,16 @@ def class_warnings(
         least = (
             f"bills each part as at least {format_size(terms.minimum_bytes)}"
             if terms.minimum_bytes
-            else f"adds {format_size(terms.overhead_bytes)} to each part"
+            else f"adds {_overhead(terms)} to each part"
         )
         found.append(
             f"aggregated: each group has at least one part an hour, and storage_class {storage_class} {least}; "
             f"with many small groups, that costs more than a class without it"
         )
-    if storage_class in ARCHIVE_CLASSES and part_size < SMALL_ARCHIVED_PART_BYTES:
+    if terms.is_archive and part_size < SMALL_ARCHIVED_PART_BYTES:
         found.append(
             f"part_size: {format_size(part_size)} is small for storage_class {storage_class}, in which each part "
-            f"costs a dearer request and {format_size(terms.overhead_bytes)} of storage; give at least "
+            f"costs a dearer request and {_overhead(terms)} of storage; give at least "
             f"{format_size(SMALL_ARCHIVED_PART_BYTES)}"
         )
     return found

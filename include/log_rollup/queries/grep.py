@@ -20,7 +20,13 @@ from include.log_rollup.decompression import (
     decompress_pieces,
     encoding_of_content,
 )
-from include.log_rollup.errors import InputChangedError, NotFoundError, ProofError, UnreadableRecordError
+from include.log_rollup.errors import (
+    ArchivedError,
+    InputChangedError,
+    NotFoundError,
+    ProofError,
+    UnreadableRecordError,
+)
 from include.log_rollup.hour.manifest import ManifestReader
 from include.log_rollup.hour.parts import held_size
 from include.log_rollup.hour.paths import HourPaths
@@ -358,6 +364,8 @@ class _Grep:
                             return
         except (NotFoundError, InputChangedError):
             yield Note(NoteKind.UNREAD, hour, "it was overwritten or removed while it was read", name)
+        except ArchivedError:
+            yield Note(NoteKind.UNREAD, hour, "it is archived; see --retrieve", name)
         except ProofError as error:
             yield Note(NoteKind.UNREAD, hour, str(error), name)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from include.log_rollup import crc
-from include.log_rollup.errors import InputChangedError, NotFoundError, ProofError
+from include.log_rollup.errors import ArchivedError, InputChangedError, NotFoundError, ProofError
 from include.log_rollup.hour.parts import Piece
 from include.log_rollup.hour.paths import HourPaths
 from include.log_rollup.hour.plan import PlannedPart
@@ -186,7 +186,7 @@ class _Restore:
                     yield item, problem
         except (NotFoundError, InputChangedError) as error:
             reason = f"{error}: the part is gone or was replaced"
-        except ProofError as error:
+        except (ProofError, ArchivedError) as error:
             reason = f"{error}"
         else:
             reason = "the part has no bytes of it"

@@ -424,16 +424,6 @@ class LargeReadStore(ObjectStore, Protocol):
         """
 
 
-class RestoreStore(LargeReadStore, Protocol):
-    """A store with the requests that restore objects: of large bodies, without a transfer."""
-
-    def write_range(self, target: Location, upload_id: str, number: int, body: bytes) -> str:
-        """Write one part of a multipart upload (UploadPart); returns its ETag.
-
-        :param number: of the part, from 1
-        """
-
-
 class RetrievalStore(ObjectStore, Protocol):
     """A store with the request that retrieves objects from an archive class."""
 
@@ -443,6 +433,16 @@ class RetrievalStore(ObjectStore, Protocol):
         :param tier: ``Bulk``, ``Standard`` or ``Expedited``
         :param days: how long the copy that can be read is kept; None for a class that moves the object itself
         :returns: False if its retrieval is under way already
+        """
+
+
+class RestoreStore(LargeReadStore, RetrievalStore, Protocol):
+    """A store with the requests that restore objects: of large bodies, without a transfer."""
+
+    def write_range(self, target: Location, upload_id: str, number: int, body: bytes) -> str:
+        """Write one part of a multipart upload (UploadPart); returns its ETag.
+
+        :param number: of the part, from 1
         """
 
 

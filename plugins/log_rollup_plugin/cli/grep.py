@@ -16,11 +16,13 @@ from include.log_rollup.queries.grep import grep as search
 from include.log_rollup.queries.line_pattern import PatternError, compile_pattern
 from include.log_rollup.queries.line_search import LONGEST_LINE_BYTES
 from include.log_rollup.queries.object_filter import ObjectFilter
+from include.log_rollup.queries.retrieval import find_archived, needed_parts
 from include.log_rollup.streams import Stream
 from include.log_rollup.units import format_size
-from log_rollup_plugin.cli import arguments
+from log_rollup_plugin.cli import arguments, retrieval
 from log_rollup_plugin.cli.arguments import find_stream
 from log_rollup_plugin.cli.output import Answer, ProgressDisplay, json_text, printable, tell
+from log_rollup_plugin.cli.retrieval import Retrieval
 from log_rollup_plugin.cli.store import open_store
 
 FOUND, NONE_FOUND, INCOMPLETE = 0, 1, 2
@@ -85,6 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-m", "--max-count", metavar="N", type=_count,
         help="stop after N lines of all hours together; with -l, after N keys",
     )  # fmt: skip
+    retrieval.add_arguments(parser)
 
 
 def _count(text: str) -> int:
@@ -113,8 +116,32 @@ def grep(options: argparse.Namespace, answer: Answer) -> int:
         incomplete=options.incomplete,
         include_raw=options.include_raw,
     )
-    hours = _hours(options.since, options.until, datetime.now(UTC))
+    now = datetime.now(UTC)
+    hours = _hours(options.since, options.until, now)
+    if options.retrieve is not None and _has_archived(options, stream, hours, wanted, answer):
+        return retrieval.ARCHIVED
+    hours = _hours(options.since, options.until, now)
     return _run(stream, hours, wanted, _formatter(options, answer.is_terminal), answer)
+
+
+def _has_archived(
+    options: argparse.Namespace,
+    stream: Stream,
+    hours: Iterator[datetime],
+    wanted: GrepOptions,
+    answer: Answer,
+) -> bool:
+    """Whether parts that are to be searched are archived; their retrieval is requested then."""
+    with open_store(stream) as store:
+        parts = needed_parts(store, stream, hours, wanted.objects, incomplete=wanted.incomplete)
+        archived = find_archived(store, parts)
+        if not archived:
+            return False
+        retrieving = Retrieval(options, archived)
+        retrieving.run(store)
+    if options.json:
+        answer.json({"archived": retrieving.document()}, in_one_line=True)
+    return True
 
 
 def _hours(since: date, until: date | None, now: datetime) -> Iterator[datetime]:

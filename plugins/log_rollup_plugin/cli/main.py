@@ -33,6 +33,7 @@ exit codes:
   1  the hour or object is wrong or missing, or a check of doctor failed; grep has found nothing
   2  the command line, the streams file or the connection is wrong; grep could not search everything
   3  S3 refuses the request, or cannot be reached
+  4  parts are archived: nothing was read; start the same command again when they have been retrieved
   130, 141  interrupted by Ctrl-C; the reader of the output closed the pipe
 
 Times are UTC. Write an hour as 2026-11-23T08 or, as in the bucket, 20261123/08. Only two commands write into a

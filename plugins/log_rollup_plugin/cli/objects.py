@@ -22,8 +22,10 @@ def locate(options: argparse.Namespace, answer: Answer) -> bool:
     stream = find_stream(options.stream)
     with open_store(stream) as store:
         found = find(store, stream, key_of(stream, options.key))
+        part = store.head(found.part)
+    is_archived = part is not None and part.is_archived
     if options.json:
-        answer.json(_located(found))
+        answer.json(_located(found) | {"archived": is_archived})
     else:
         place = found.place
         frame = place.frame
@@ -37,6 +39,9 @@ def locate(options: argparse.Namespace, answer: Answer) -> bool:
             tell(_recompressed(found))
         if not found.complete:
             tell(f"hour {format_hour(found.hour)} is not complete now: the part may be replaced at any time")
+        if part is not None and is_archived:
+            now = "is being retrieved" if part.is_being_retrieved else "has to be retrieved"
+            tell(f"the part is archived ({part.storage_class}), and {now} before it can be read")
     return True
 
 

@@ -23,12 +23,14 @@ from include.log_rollup.queries.restore_targets import (
     TarTarget,
 )
 from include.log_rollup.queries.restore_to_s3 import S3Target
+from include.log_rollup.queries.retrieval import ArchivedPart, find_archived
 from include.log_rollup.storage.protocol import Location, RestoreStore
 from include.log_rollup.streams import Stream
 from include.log_rollup.units import format_size
-from log_rollup_plugin.cli import arguments
+from log_rollup_plugin.cli import arguments, retrieval
 from log_rollup_plugin.cli.arguments import find_stream
 from log_rollup_plugin.cli.output import Answer, ProgressDisplay, tell
+from log_rollup_plugin.cli.retrieval import Retrieval
 from log_rollup_plugin.cli.store import open_store
 
 # Number of objects and hours that the text names; --json has all.
@@ -71,9 +73,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--overwrite", action="store_true", help="replace what differs in the target")
     add("--incomplete", action="store_true", help="restore hours that are not complete, by their manifest")
     add("--md5", action="store_true", help="also compare objects with their ETags, where these are MD5s")
+    retrieval.add_arguments(parser)
 
 
-def restore(options: argparse.Namespace, answer: Answer) -> bool:
+def restore(options: argparse.Namespace, answer: Answer) -> bool | int:
     """write the raw objects of hours under their own names, read from the parts"""
     to_stdout = options.to == "-"
     if options.json and to_stdout and not options.dry_run:
@@ -94,6 +97,14 @@ def restore(options: argparse.Namespace, answer: Answer) -> bool:
         done = None
         if not options.dry_run:
             report.check_conflicts()
+        archived = _archived_parts(store, stream, plans, every_part=options.retrieve is not None)
+        if archived:
+            retrieving = Retrieval(options, archived)
+            retrieving.run(store, dry_run=options.dry_run)
+            if options.json:
+                answer.json({**report.document(stream, None), "ok": False, "archived": retrieving.document()})
+            return retrieval.ARCHIVED
+        if not options.dry_run:
             report.announce()
             # On a terminal, the objects' bytes would overwrite the progress bar.
             shown = not (to_stdout and answer.is_terminal)
@@ -107,6 +118,22 @@ def restore(options: argparse.Namespace, answer: Answer) -> bool:
     else:
         answer.lines(*report.lines(done))
     return report.is_ok(done)
+
+
+def _archived_parts(
+    store: RestoreStore, stream: Stream, plans: Sequence[HourPlan], *, every_part: bool
+) -> list[ArchivedPart]:
+    """Those of the parts to read that are archived.
+
+    :param every_part: whether to ask for each of them. Otherwise an hour whose first part can be read counts as
+        readable: lifecycle rules move all parts of an hour at about the same time.
+    """
+    parts = [(plan.hour, stream.at(plan.hour).part(name)) for plan in plans for name in plan.indices]
+    if not every_part:
+        first = dict(reversed(parts))
+        cold = {part.hour for part in find_archived(store, first.items())}
+        parts = [(hour, place) for hour, place in parts if hour in cold]
+    return find_archived(store, parts)
 
 
 def _bucket_of(text: str) -> str | None:
