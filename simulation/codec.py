@@ -17,6 +17,8 @@ from simulation.hour_model import DEFAULT_LEVEL, FRAME_HEADER, FRAME_MAGIC, Pack
 from simulation.scheduler import Task, running_fiber
 
 WITH_COMPRESSION = 0.25
+# Of the seeds with compression.
+WITH_RECOMPRESSION = 0.5
 # How much larger raw objects and parts are, so that most frames are smaller than their content.
 SCALE = 4
 LEVELS = (None, 1, 9)
@@ -38,6 +40,8 @@ class Library:
     :param faults: probability that the compression of a frame goes wrong
     :param changes: how often version or settings change in a round
     :param changes_at_end: whether something changes before the last phase, such as of a complete hour
+    :param can_recompress: whether the stream's settings may change to recompression and back
+    :param ratio: how many times as large as itself the content of a compressed object is assumed to be
     :param calm: whether nothing goes wrong
     :param on_fault: called with what goes wrong
     """
@@ -51,6 +55,8 @@ class Library:
     faults: float
     changes: int
     changes_at_end: bool
+    can_recompress: bool
+    ratio: int
     calm: bool = False
     on_fault: Callable[[str], None] = lambda _: None
     _versions: dict[Task, int] = field(default_factory=dict)
@@ -61,6 +67,7 @@ class Library:
         update: dict[str, Any] = {
             "compression": packing.compression or "none",
             "compression_level": packing.level if packing.compression else None,
+            "recompress": packing.recompress and bool(packing.compression),
         }
         return stream.model_copy(update=update)
 
@@ -71,10 +78,15 @@ class Library:
             packing = packing._replace(version=self._other_version())
         elif draw < 0.5:
             packing = packing._replace(level=self.rng.choice(LEVELS))
+        elif draw < 0.7 and self.can_recompress:
+            packing = packing._replace(recompress=not packing.recompress)
         else:
             packing = packing._replace(compression=self.rng.choice(self.formats))
         self.packing = packing
-        return f"{packing.compression or 'none'}, level {packing.level}, version {packing.version}"
+        recompress = ", recompress" if packing.recompress else ""
+        return (
+            f"{packing.compression or 'none'}, level {packing.level}, version {packing.version}{recompress}"
+        )
 
     def version_here(self) -> int:
         """The version that the running task has; it stays the same to the task's end."""
@@ -161,9 +173,12 @@ def draw_library(seed: int, part_size: int) -> Library | None:
     if rng.random() >= WITH_COMPRESSION:
         return None
     compression = rng.choice(("zstd", "zstd", "gzip"))
+    of_recompression = random.Random(f"recompression {seed}")
+    can_recompress = of_recompression.random() < WITH_RECOMPRESSION
+    recompress = can_recompress and of_recompression.random() < 0.8
     return Library(
         rng,
-        Packing(compression, rng.choice(LEVELS), rng.choice((1, 2))),
+        Packing(compression, rng.choice(LEVELS), rng.choice((1, 2)), recompress),
         formats=("", "", compression, compression, "gzip"),
         frame_bytes=rng.choice((20, 60, 120)),
         largest_frame_bytes=part_size if rng.random() < 0.7 else 50,
@@ -171,4 +186,6 @@ def draw_library(seed: int, part_size: int) -> Library | None:
         faults=rng.choice((0.0, 0.0, 0.1, 0.3)),
         changes=rng.choice((0, 0, 1, 1, 2, 3)),
         changes_at_end=rng.random() < 0.3,
+        can_recompress=can_recompress,
+        ratio=of_recompression.choice((1, 1, 2, 8)),
     )

@@ -22,6 +22,7 @@ from simulation.hour_model import (
     read_manifest,
     seek_table,
     split_frames,
+    unpacked,
 )
 from simulation.scheduler import Scheduler
 from simulation.server import INTERFERENCE, Server, ServerObject
@@ -147,11 +148,12 @@ class CompletionChecker:
                 "bytes_out": _content_bytes(entries, rows.get(folder, ())),
                 "bytes_stored": _stored_bytes(entries),
                 "parts": len(entries),
+                **_recompressed_totals(rows.get(folder, ())),
             }
             for folder, entries in sorted(parts.items())
         ]
         for group in expected:
-            group["separator_bytes"] = group["bytes_out"] - group["bytes_in"]
+            group["separator_bytes"] = group["bytes_out"] - (group["bytes_unpacked"] or group["bytes_in"])
         for name, values in (("marker", fields), ("manifest", manifest.header)):
             stated = sorted(values.get("groups", ()), key=lambda group: str(group["folder"]))
             for group, listed in zip(expected, stated, strict=False):
@@ -194,8 +196,11 @@ class CompletionChecker:
             wrong = [row.key for row in rows if self._hour.place_of(row.key).folder != folder]
             if wrong:
                 yield f"{name} holds {wrong[0]}, which is of another group"
-            if size > self._hour.part_size and len(rows) > 1:
+            planned = sum(row.length * self._hour.ratio if row.content else row.length for row in rows)
+            has_content = any(row.content for row in rows)
+            if (planned if has_content else size) > self._hour.part_size and len(rows) > 1:
                 yield f"{name} holds more than a part may"
+            yield from self._recompression_violations(entries[name], rows, final)
             is_damaged = not final and self._is_damaged_since(scope.parts + name, since)
             stored = None if is_damaged else self._server.objects.get(scope.parts + name)
             if stored is None and not is_damaged:
@@ -228,13 +233,15 @@ class CompletionChecker:
             body, problem = self._expected_body(inside, copied=False)
             if problem is None and frame is None:
                 problem = f"{inside[0].key} has no frame"
-            if problem is None and sum(row.length + (row.separator or 0) for row in inside) != len(body):
+            if problem is None and sum(row.held + (row.separator or 0) for row in inside) != len(body):
                 problem = f"the separators in the frame at {frame} do not add up"
-            if problem is None and any(encoding_of(row.key) for row in inside):
+            if problem is None and any(
+                encoding_of(row.key) and row.length and not row.content for row in inside
+            ):
                 problem = "it compresses objects that are not plain"
             if problem is not None:
                 return [], problem
-            if len(inside) > 1 and sum(row.length for row in inside) > self._hour.frame_bytes:
+            if len(inside) > 1 and sum(row.held for row in inside) > self._hour.frame_bytes:
                 return [], f"the frame at {frame} holds more than a frame may"
             contents.append(body)
         return contents, None
@@ -259,9 +266,15 @@ class CompletionChecker:
                 return b"", f"{row.key} has offset and length {stated} in the manifest, not {actual}"
             if row.crc64nvme is not None and row.crc64nvme != f"{crc64nvme(version.body):016x}":
                 return b"", f"{row.key} has the wrong CRC in the manifest: {row.crc64nvme}"
-            newline = b"" if copied else self._hour.newline_in_part(row.part, row.key, version.body)
-            body += version.body + newline
-            encodings.add(encoding_of(row.key))
+            if row.content is None and (row.frame is None or row.length):
+                newline = b"" if copied else self._hour.newline_in_part(row.part, row.key, version.body)
+                body += version.body + newline
+                encodings.add(encoding_of(row.key))
+                continue
+            held, newline = self._hour.held_in_frames(row.key, version.body)
+            if row.content not in (None, (len(held), f"{crc64nvme(held):016x}")):
+                return b"", f"{row.key} has other content than the manifest says"
+            body += held + newline
         if len(encodings) > 1:
             return b"", f"it mixes {sorted(encodings)}"
         if copied and not (len(rows) == 1 and is_too_large(last, len(body), self._hour.copied_above)):
@@ -308,10 +321,39 @@ class CompletionChecker:
 
     def _packing_violations(self, entry: Mapping[str, Any], rows: Sequence[Row]) -> Iterator[str]:
         """Check that a part of a complete hour at the end is compressed as the stream says."""
-        is_plain = not any(encoding_of(row.key) for row in rows) and not entry["copied"]
+        is_plain = not any(encoding_of(row.key) and not row.content for row in rows) and not entry["copied"]
+        is_plain = is_plain or "recompressed" in entry
         expected = self._hour.packing.compression if is_plain else ""
         if entry.get("compression", "") != expected:
             yield f"{entry['name']} has the compression {entry.get('compression')}, not {expected}"
+
+    def _recompression_violations(
+        self, entry: Mapping[str, Any], rows: Sequence[Row], final: bool
+    ) -> Iterator[str]:
+        """Check that objects are recompressed if they can be, and that no others are."""
+        if entry.get("recompressed", 0) != sum(row.content is not None for row in rows):
+            yield f"{entry['name']} has another number of recompressed objects than the manifest says"
+        for row in rows:
+            version = self.version(row.key, row.etag)
+            if version is None or not encoding_of(row.key) or not row.length:
+                continue
+            content = unpacked(row.key, version.body)
+            if content is not None and len(content) > self._hour.largest_content:
+                content = None
+            if row.content is not None and content is None:
+                yield f"{row.key} is recompressed, although it is damaged or too large"
+            packing = self._hour.packing
+            if (
+                final
+                and content is not None
+                and packing.recompress
+                and packing.compression
+                and row.length <= self._hour.part_size
+                and row.content is None
+            ):
+                yield f"{row.key} is not recompressed"
+            if row.damaged and content is not None and not self._hour.packing.compression:
+                yield f"{row.key} is called damaged, but it is not"
 
     # -- raw objects -----------------------------------------------------------------------------------
 
@@ -373,6 +415,10 @@ def _total_violations(fields: Mapping[str, Any], manifest: Manifest) -> Iterator
         if values.get("bytes_stored", 0) != _stored_bytes(table):
             stated = values.get("bytes_stored")
             yield f"the {record} says that the parts have {stated} bytes, they have {_stored_bytes(table)}"
+    for record, values in (("marker", fields), ("manifest", manifest.header)):
+        for name, value in _recompressed_totals(manifest.rows).items():
+            if values.get(name, 0) != value:
+                yield f"the {record} says {name}={values.get(name)}, it is {value}"
     if manifest.header["format"] != 1 + any("compression" in entry for entry in table):
         yield f"the manifest has format {manifest.header['format']}"
 
@@ -397,7 +443,13 @@ def _content_bytes(entries: Sequence[Mapping[str, Any]], rows: Sequence[Row]) ->
     :param rows: of these parts
     """
     plain: int = sum(entry["size"] for entry in entries if "compression" not in entry)
-    return plain + sum(row.length + (row.separator or 0) for row in rows if row.frame is not None)
+    return plain + sum(row.held + (row.separator or 0) for row in rows if row.frame is not None)
+
+
+def _recompressed_totals(rows: Sequence[Row]) -> dict[str, int]:
+    """The totals of recompressed objects, 0 if there are none."""
+    count = sum(row.content is not None for row in rows)
+    return {"recompressed": count, "bytes_unpacked": sum(row.held for row in rows) if count else 0}
 
 
 def _stored_bytes(entries: Sequence[Mapping[str, Any]]) -> int:

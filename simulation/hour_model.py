@@ -37,11 +37,13 @@ class Packing(NamedTuple):
     :param compression: zstd, gzip, or empty for none
     :param level: None for the default
     :param version: of the library
+    :param recompress: whether compressed raw objects are decompressed first
     """
 
     compression: str
     level: int | None
     version: int
+    recompress: bool = False
 
 
 class PartFrame(NamedTuple):
@@ -86,6 +88,14 @@ class Row:
     # Offset and length of its frame in the part, and the bytes added behind it; None if it is not compressed.
     frame: tuple[int, int] | None = None
     separator: int | None = None
+    # Length and CRC of its content, if the part has that instead of its bytes.
+    content: tuple[int, str] | None = None
+    damaged: bool = False
+
+    @property
+    def held(self) -> int:
+        """How many bytes the part has of it."""
+        return self.length if self.content is None else self.content[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +158,8 @@ class Hour:
     :param ready_object: name of the producer's ready object, if there is one
     :param packing: how the next run compresses
     :param frame_bytes: the largest content of a frame of several raw objects
+    :param ratio: how many times as large as itself the content of a recompressed object is assumed to be
+    :param largest_content: the largest content of a recompressed object
     :param copied_above: the largest raw object that no run copies to a part of its own
     :param include: patterns, one of which the name of a raw object must match; empty for any name
     :param exclude: patterns that it must not match
@@ -164,6 +176,8 @@ class Hour:
     ready_object: str | None
     packing: Packing
     frame_bytes: int
+    ratio: int
+    largest_content: int
     copied_above: int
     include: Sequence[str] = ()
     exclude: Sequence[str] = ()
@@ -258,6 +272,16 @@ class Hour:
             return b""
         return newline_after(key, body)
 
+    def held_in_frames(self, key: str, body: bytes) -> tuple[bytes, bytes]:
+        """What a compressed part has of a raw object, and the newline that follows it: none of a damaged one."""
+        held = (unpacked(key, body) or b"") if encoding_of(key) else body
+        return held, b"\n" if self.ensure_newline and held and not held.endswith(b"\n") else b""
+
+    def forms_of(self, version: Version) -> Sequence[bytes]:
+        """The bytes of which parts may have either: those of a raw object, and its content."""
+        content = unpacked(version.key, version.body) if self.packing.compression else None
+        return (version.body, content) if content else (version.body,)
+
     def is_part_like(self, key: str) -> bool:
         """Whether a key is named like a part."""
         return key.startswith(self._parts)
@@ -269,16 +293,21 @@ def encoding_of(key: str) -> str:
     return next((ending for ending in ENDINGS if name.endswith(ending)), "")
 
 
+def unpacked(key: str, body: bytes) -> bytes | None:
+    """The content of a compressed raw object, None if it is damaged; only gzip objects are intact."""
+    if encoding_of(key) != ".gz":
+        return None
+    try:
+        return gzip.decompress(body)
+    except (OSError, EOFError, zlib.error):
+        return None
+
+
 def newline_after(key: str, body: bytes) -> bytes:
     """What ``ensure_newline`` adds after a raw object; of the compressed ones, only gzip objects are intact."""
     if encoding_of(key) == "":
         return b"\n" if body and not body.endswith(b"\n") else b""
-    if encoding_of(key) != ".gz":
-        return b""
-    try:
-        content = gzip.decompress(body)
-    except (OSError, EOFError, zlib.error):
-        return b""
+    content = unpacked(key, body)
     return _GZIP_NEWLINE if content and not content.endswith(b"\n") else b""
 
 
@@ -310,9 +339,10 @@ def read_manifest(body: bytes) -> Manifest | None:
 
 def _row(row: Mapping[str, Any]) -> Row:
     frame = (row["frame_offset"], row["frame_length"]) if "frame_offset" in row else None
+    content = (row["content_length"], row["content_crc64nvme"]) if "content_length" in row else None
     return Row(
         row["key"], row["part"], row["offset"], row["length"], row["etag"], row["crc64nvme"],
-        frame, row.get("separator"),
+        frame, row.get("separator"), content, row.get("damaged", False),
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 
 from simulation.completion_checker import CompletionChecker
-from simulation.hour_model import Hour, Version, content_of, is_too_large, read_gzip_json
+from simulation.hour_model import FRAME_MAGIC, Hour, Version, content_of, is_too_large, read_gzip_json
 from simulation.scheduler import Scheduler, Task
 from simulation.server import FOREIGN, INTERFERENCE, Server, ServerObject, Upload
 
@@ -25,9 +25,9 @@ class InvariantChecker:
         self.hour = hour
         # The step at which each key was damaged, until a task writes it again.
         self.damaged: dict[str, int] = {}
-        # Key, ETag and bytes of deleted raw objects that a recorded part held at that moment.
-        # No task may delete the last part that holds them.
-        self.last_copies: dict[tuple[str, str], bytes] = {}
+        # Key, ETag and bytes (also those of the content) of deleted raw objects that a recorded part held at that
+        # moment. No task may delete the last part that holds them.
+        self.last_copies: dict[tuple[str, str], Sequence[bytes]] = {}
         # Keys that the pipeline has written: it may delete them, even if another program writes them later.
         self.our_keys: set[str] = set()
         # Contents of damaged parts.
@@ -154,7 +154,8 @@ class InvariantChecker:
         """
         if not version.body or not self.hour.is_input(version.key, len(version.body)):
             return False
-        if any(version.body in body for body in self.damaged_bodies) or self._is_unprotected(version):
+        forms = self.hour.forms_of(version)
+        if any(_has(body, forms) for body in self.damaged_bodies) or self._is_unprotected(version):
             return False
         removals = self._announced_removals()
         for part, contents in self.recorded_contents().items():
@@ -163,7 +164,7 @@ class InvariantChecker:
                 continue
             for objects in contents:
                 if (version.key, version.etag) in objects and self._holds(part, stored, objects):
-                    self.last_copies[version.key, version.etag] = version.body
+                    self.last_copies[version.key, version.etag] = forms
                     return True
         return False
 
@@ -198,10 +199,14 @@ class InvariantChecker:
         :param part: name of the part
         """
         expected = b""
+        is_compressed = stored.body.startswith(FRAME_MAGIC)
         for key, etag in objects:
             version = self.completion.version(key, etag)
             if version is None:
                 return False
+            if is_compressed:
+                expected += b"".join(self.hour.held_in_frames(key, version.body))
+                continue
             expected += version.body + self.hour.newline_in_part(part, key, version.body)
             # An object that S3 copied has no newline added. With compression, smaller ones are copied, too.
             is_copied = len(objects) == 1 and is_too_large(key, len(version.body), self.hour.copied_above)
@@ -218,7 +223,7 @@ class InvariantChecker:
         """Note that a part is damaged from outside: the pipeline need not keep its bytes."""
         content = content_of(stored.body)
         self.damaged_bodies.append(content)
-        for lost in [copy for copy, body in self.last_copies.items() if body in content]:
+        for lost in [copy for copy, forms in self.last_copies.items() if _has(content, forms)]:
             del self.last_copies[lost]
 
     def _check_last_copies(self, when: str) -> None:
@@ -226,8 +231,8 @@ class InvariantChecker:
             return
         objects = self._server.objects
         parts = [content_of(stored.body) for key, stored in objects.items() if self.hour.is_part_like(key)]
-        for (key, _), body in self.last_copies.items():
-            if not any(body in part for part in parts):
+        for (key, _), forms in self.last_copies.items():
+            if not any(_has(part, forms) for part in parts):
                 self.fail(f"{when}: the last copy of {key} is lost")
 
     def unrecorded_last_copies(self) -> list[str]:
@@ -273,6 +278,10 @@ class InvariantChecker:
         for parts in (written or {}).get("splits", {}).values():
             for part in parts:
                 found.setdefault(part[0], []).append([(row[0], row[2]) for row in part[4]])
+
+
+def _has(content: bytes, forms: Sequence[bytes]) -> bool:
+    return any(form in content for form in forms)
 
 
 def _plan_id_of(record: ServerObject) -> str:

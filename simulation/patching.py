@@ -147,6 +147,7 @@ def simulated(
         values += [
             (compression, "FRAME_BYTES", library.frame_bytes),
             (compression, "LARGEST_FRAME_BYTES", library.largest_frame_bytes),
+            (compression, "PLANNED_RATIO", library.ratio),
             # A scenario must not depend on the machine's number of CPUs.
             (packer, "os", _PatchedModule(os, sched_getaffinity=lambda _: CPUS)),
         ]

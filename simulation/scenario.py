@@ -100,6 +100,9 @@ class Scenario:
         world.seen["layout: groups"] = int(world.layout.has_groups)
         world.seen["layout: two stores"] = int(world.has_two_stores)
         world.seen["layout: compression"] = int(world.library is not None)
+        world.seen["layout: recompression"] = int(
+            world.library is not None and world.library.packing.recompress
+        )
         world.prepare()
         for number in range(world.settings.rounds):
             if world.checker.problems:

@@ -76,6 +76,8 @@ class World:
             self.stream.ensure_newline, self.stream.storage_class, self.stream.ready_object,
             library.packing if library else Packing("", None, 0),
             library.frame_bytes if library else 0,
+            library.ratio if library else 1,
+            library.largest_frame_bytes if library else 0,
             min(self.stream.part_size, library.largest_frame_bytes if library else self.stream.part_size),
             layout.include, layout.exclude,
         )  # fmt: skip
