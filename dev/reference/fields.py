@@ -23,7 +23,8 @@ _TOTALS: Mapping[str, str] = {
     "verified.parts": "Number of parts by kind of proof",
     "verified.objects": "Number of raw objects by kind of proof",
     "foreign": "Number of objects next to the parts that no record of the hour names; they are not touched",
-    "damaged": "Number of raw objects that could not be decompressed, if the stream has `check_encoding`",
+    "damaged": "Number of raw objects that could not be decompressed, if the stream has `check_encoding` or "
+    "`recompress`",
     "validated_at": "Time at which the hour was proven",
 }
 
