@@ -174,7 +174,8 @@ class PartProver:
         """Prove a part that cannot be read, by the CRC that the store states and by its raw objects."""
         if stored is not None and packed.crc64nvme not in (None, stored):
             return f"the store has CRC64NVME {stored:x}, {packed.crc64nvme:x} was sent"
-        if packed.proof == PROVEN_BY_READING:
+        was_read = packed.proof == PROVEN_BY_READING
+        if was_read or (packed.proof == PROVEN_BY_STORE and stored is not None):
             # It was proven with this ETag and has not been written since.
             return packed
         if stored is None:

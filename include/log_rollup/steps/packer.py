@@ -41,7 +41,7 @@ from include.log_rollup.steps.part_buffers import (
 from include.log_rollup.steps.range_requests import GetRange, PassedObject, PutRange, RangeCopy, range_count
 from include.log_rollup.steps.recompression import recompress_buffer
 from include.log_rollup.steps.request_loop import Request, RequestLoop
-from include.log_rollup.storage.protocol import Location, ObjectStore, Transfer
+from include.log_rollup.storage.protocol import Location, ObjectHead, ObjectStore, Transfer
 from include.log_rollup.units import GIB, MIB, format_size
 
 log = logging.getLogger(__name__)
@@ -421,12 +421,20 @@ class ShardPacker:
 
     def _copied(self, planned: PlannedPart, etag: str, stored: int | None = None) -> None:
         if self._is_archived and stored is None:
-            self._unstated.append(planned)
+            # Some servers state the CRC of a copy only when they are asked for the object.
+            head = partial(self._store.head, self._target.attempt(planned))
+            self._loop.call(self._store_thread, head, partial(self._copied_to_archive, planned, etag))
             return
         # Validation reads the rest from the store: the CRC, and whether the ETag can be an MD5.
         unproven = PackedObject(None, READ_BY_LENGTH, False)
         packed = PackedPart(planned.name, planned.fingerprint, planned.size, etag, None, (unproven,))
         self._finished(planned, [WrittenPart(planned, packed)])
+
+    def _copied_to_archive(self, planned: PlannedPart, etag: str, head: ObjectHead | None) -> None:
+        if head is not None and head.crc64nvme is not None:
+            self._copied(planned, etag, head.crc64nvme)
+        else:
+            self._unstated.append(planned)
 
     def _begin_range_copy(self, planned: PlannedPart) -> None:
         location = self._target.attempt(planned)
