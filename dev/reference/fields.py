@@ -121,6 +121,21 @@ MARKER_WITH_GROUPS: Mapping[str, str] = {
     "why_empty": "Why no object can belong to the hour; only where the clocks of its `timezone` are set back",
 }
 
+EXPIRY: Mapping[str, str] = {
+    "format": _TOTALS["format"],
+    "stream": _TOTALS["stream"],
+    "hour": _TOTALS["hour"],
+    "objects": "Number of raw objects that have expired, when the last deletion finished",
+    "bytes": "Total size of these raw objects",
+    "deletions[].plan_id": "The plan whose parts were proven before the deletion",
+    "deletions[].started_at": "Time of the announcement, before the first delete",
+    "deletions[].finished_at": "Time after the last delete; `null` before, also after an interruption",
+    "deletions[].objects": "Number of raw objects that it has deleted",
+    "deletions[].bytes": "Total size of these raw objects",
+    "parts": "The parts with announced raw objects, by name, each with its `fingerprint` and with `kept`, "
+    "the keys of those raw objects that were not announced",
+}
+
 EVENT_WITH_GROUPS: Mapping[str, str] = {
     "groups": "Number of groups",
     "bytes_stored": _STORED,

@@ -18,11 +18,12 @@ from types import ModuleType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Le
-from pydantic import AfterValidator, BeforeValidator
+from pydantic import AfterValidator, BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
 from dev.reference import fields, sample
 from include.log_rollup import errors, limits
+from include.log_rollup.expiry_options import ExpireRaw
 from include.log_rollup.hour.template import AggregatedTemplate, RawTemplate
 from include.log_rollup.queries import hour_report
 from include.log_rollup.streams import (
@@ -53,11 +54,12 @@ TARGET = ROOT / "docs" / "REFERENCE.md"
 _COUNTS = (
     "requests", "measured.requests", "verified.parts", "verified.objects", "groups[].captures",
     "groups[].verified.parts", "groups[].verified.objects", "group", "group_totals[].captures",
+    "parts",
 )  # fmt: skip
 _NAMES: Mapping[Any, str] = {
     bool: "true or false", int: "whole number", str: "text",
     RawTemplate: "template", AggregatedTemplate: "template", Mapping[str, str]: "mapping of texts",
-    tuple[Pattern, ...]: "text or list of texts", tuple[Notifier, ...]: "list",
+    tuple[Pattern, ...]: "text or list of texts", ExpireRaw: "mapping", tuple[Notifier, ...]: "list",
 }  # fmt: skip
 
 _HEAD = """\
@@ -77,10 +79,6 @@ def render() -> str:
 
 
 def _streams() -> str:
-    keys = [
-        (f"`{name}`", _type(field), _default(field), _allowed(field), _one_line(field.description))
-        for name, field in Stream.model_fields.items()
-    ]
     return f"""\
 ## The streams file
 
@@ -94,10 +92,21 @@ def _streams() -> str:
 
 Keys of a stream:
 
-{_table(("key", "type", "default", "allowed", "meaning"), keys)}
+{_table(("key", "type", "default", "allowed", "meaning"), _rows(Stream))}
+Keys of `expire_raw`:
+
+{_table(("key", "type", "default", "allowed", "meaning"), _rows(ExpireRaw))}
 Sizes are written like `32MiB`, durations like `90s`, `10m`, `6h`, `2d`, `1h30m`. `max_connections` must not exceed
 the slots of the pool `{POOL}`; `include/pools.json` defines {pool_slots()}.
 """
+
+
+def _rows(model: type[BaseModel]) -> list[tuple[str, ...]]:
+    """Return a row for each key."""
+    return [
+        (f"`{name}`", _type(field), _default(field), _allowed(field), _one_line(field.description))
+        for name, field in model.model_fields.items()
+    ]
 
 
 def _type(field: FieldInfo) -> str:
@@ -207,7 +216,13 @@ the part, and `separator`, the number of bytes added after it. `offset` is then 
 The line of a recompressed object has `content_length` and `content_crc64nvme`, those of its content, which is at
 `offset`; `length`, `etag`, `crc64nvme` and `checked` are those of the raw object. An object that could not be
 decompressed has `damaged`.
-"""
+
+## The record of expired raw objects `_expired.json`
+
+A JSON object, next to the completion marker. It is written before the first raw object of the hour is deleted, and
+after the last.
+
+{_fields(sample.expiry(), fields.EXPIRY)}"""
 
 
 def _events() -> str:

@@ -1,5 +1,6 @@
 """The records of an hour with one raw object, as the code writes them: all fields with example values."""
 
+import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -7,6 +8,7 @@ from typing import Any
 
 from include.log_rollup.hour import manifest as manifests
 from include.log_rollup.hour import records
+from include.log_rollup.hour.expiry_record import Deletion, ExpiredPart, ExpiryRecord
 from include.log_rollup.hour.layout import format_hour
 from include.log_rollup.hour.plan import make_plan
 from include.log_rollup.hour.selection import LeftOut
@@ -106,6 +108,19 @@ def event_with_groups() -> dict[str, Any]:
     """Return the fields of the ``extra`` of an asset event that only a stream with groups has."""
     found = hour_report.event_of(_GROUPED, HOUR, _grouped_totals())
     return {key: found[key] for key in found if key not in event()}
+
+
+def expiry() -> dict[str, Any]:
+    """Return the content of ``_expired.json``."""
+    (planned,) = _manifest().planned
+    expired = {planned.name: ExpiredPart(planned.fingerprint)}
+    deletion = Deletion(
+        _manifest().totals.plan_id, "2026-12-07T09:00:01.204512+00:00", "2026-12-07T09:00:02.731027+00:00",
+        1, _SIZE,
+    )  # fmt: skip
+    record = ExpiryRecord(_STREAM.name, format_hour(HOUR), expired, (deletion,), 1, _SIZE)
+    found: dict[str, Any] = json.loads(record.to_bytes())
+    return found
 
 
 def flat(record: Mapping[str, Any], counts: Collection[str], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -27,6 +27,7 @@ from pydantic import (
 from include.log_rollup import limits
 from include.log_rollup.compression import Compression, codec_of
 from include.log_rollup.errors import ConfigurationError
+from include.log_rollup.expiry_options import ExpireRaw, check_late_days, parse_expire_raw
 from include.log_rollup.hour.layout import check_hour, floor_hour
 from include.log_rollup.hour.local_hours import check_zone
 from include.log_rollup.hour.overlap import example_without_overlap, find_overlap
@@ -322,6 +323,9 @@ class Stream(BaseModel):
     of up to 256. Records get none."""
     kms_key_id: Annotated[str, BeforeValidator(check_kms_key)] | None = None
     """KMS key that encrypts parts and records: its ARN, id or alias. The default is the bucket's encryption."""
+    expire_raw: Annotated[ExpireRaw | None, BeforeValidator(parse_expire_raw)] = None
+    """When the raw objects of complete hours are deleted, like `{after: 14d, mode: report}`; by default never. An
+    hour is proven again before, and objects that came late or changed stay."""
     owner: str = "log-rollup"
     """Owner of the Dag's tasks in Airflow's UI."""
     notify: Annotated[tuple[Notifier, ...], BeforeValidator(_parse_notifiers)] = ()
@@ -377,6 +381,11 @@ class Stream(BaseModel):
                 f"shard_size: {format_size(self.shard_size)} is less than part_size "
                 f"{format_size(self.part_size)}; a shard holds at least one part"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _raw_expires_after_late_check(self) -> "Stream":
+        check_late_days(self.expire_raw, self.late_days)
         return self
 
     @model_validator(mode="after")
@@ -591,12 +600,13 @@ def _with_new_keys(entry: Mapping[str, Any]) -> Mapping[str, Any]:
 def _explain(problem: Any) -> str:
     key = ".".join(str(step) for step in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, Stream.model_fields, n=1)
-        hint = (
-            f"did you mean {near[0]}?" if near else f"known keys are {', '.join(sorted(Stream.model_fields))}"
-        )
+        fields = Stream.model_fields if len(problem["loc"]) == 1 else ExpireRaw.model_fields
+        near = difflib.get_close_matches(str(problem["loc"][-1]), fields, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known keys are {', '.join(sorted(fields))}"
         return f"{key}: unknown key; {hint}"
     if problem["type"] == "missing":
+        if len(problem["loc"]) > 1:
+            return f"{key}: is missing; {problem['loc'][0]} needs it"
         return f"{key}: is missing; every stream needs it"
     message = problem["msg"].removeprefix("Value error, ")
     return f"{key}: {message}" if key else message

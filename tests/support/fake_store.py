@@ -21,6 +21,7 @@ from typing import Any
 
 from include.log_rollup import crc
 from include.log_rollup.errors import (
+    AccessError,
     ArchivedError,
     InputChangedError,
     MissingBucketError,
@@ -31,6 +32,7 @@ from include.log_rollup.errors import (
 from include.log_rollup.storage.protocol import (
     READ_LIMIT_BYTES,
     Checksum,
+    DeleteResult,
     Downloaded,
     FolderPage,
     ListPage,
@@ -141,6 +143,7 @@ class CrashError(Exception):
 class FakeStore:
     """Implements :class:`include.log_rollup.storage.protocol.ObjectStore`.
 
+    :param has_conditions: whether a delete depends on the ETag that is asked for; otherwise it is ignored
     :param keeps_crc: whether it keeps a CRC64-NVME for each object
     :param checks_crc: whether it refuses an object with a wrong CRC; a store that keeps CRCs without comparing
         them returns what it was sent
@@ -155,6 +158,7 @@ class FakeStore:
         self,
         *,
         keeps_crc: bool = True,
+        has_conditions: bool = True,
         checks_crc: bool = True,
         etag_is_md5: bool = True,
         random_etags: bool = False,
@@ -185,6 +189,7 @@ class FakeStore:
         self.crashed = False
         self._options: dict[str, Any] = {
             "keeps_crc": keeps_crc,
+            "has_conditions": has_conditions,
             "checks_crc": checks_crc,
             "etag_is_md5": etag_is_md5,
             "random_etags": random_etags,
@@ -194,6 +199,7 @@ class FakeStore:
             "control_connections": control_connections,
         }
         self._keeps_crc = keeps_crc
+        self._has_conditions = has_conditions
         self._checks_crc = checks_crc
         self._etag_is_md5 = etag_is_md5
         self._random_etags = random_etags
@@ -479,12 +485,27 @@ class FakeStore:
     def delete_if(self, target: Location, etag: str) -> bool:
         return self._delete(target, etag)
 
+    def deletes_on_condition(self, scratch: Location) -> bool:
+        return self._has_conditions
+
+    def delete_exactly(
+        self, prefix: Location, objects: Sequence[ObjectInfo], *, conditional: bool
+    ) -> DeleteResult:
+        changed, refused = [], {}
+        for item in objects:
+            try:
+                if not self._delete(prefix.at(item.key), item.etag if conditional else None):
+                    changed.append(item.key)
+            except AccessError as error:
+                refused[item.key] = str(error)
+        return DeleteResult(changed, refused)
+
     def _delete(self, target: Location, etag: str | None = None) -> bool:
         """Delete an object if it has this ETag; None is for any."""
         effect = self.begin("DELETE", target)
         with self._lock:
             found = self._find(target)
-            if found is not None and etag not in (None, found.etag):
+            if self._has_conditions and found is not None and etag not in (None, found.etag):
                 return False
             self._buckets[target.bucket].pop(target.key, None)
             self._changed("DELETE", target)

@@ -44,7 +44,7 @@ LAYERS = {
     "queries": {"", "storage", "streams", "hour", "queries"},
 }
 # No step imports another one; what only pack_shard uses are modules of their own.
-STEPS = {"wait_for_raw_hour", "plan_hour", "pack_shard", "validate_hour", "complete_hour"}
+STEPS = {"wait_for_raw_hour", "plan_hour", "pack_shard", "validate_hour", "complete_hour", "expire_hour"}
 PACKING = {"packer", "pack_requests", "range_requests", "part_buffers", "recompression", "request_loop"}
 # Modules of the pipeline that make locations from a bucket and a key. All others get them from a template or from
 # another location, which know whether raw objects are there: see TwoStores.

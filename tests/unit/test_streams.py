@@ -542,3 +542,32 @@ def test_more_connections_than_pool_slots_are_refused(streams_file: Path, tmp_pa
         check_pool(streams, pool_slots(pools))
     for part in ("stream 'web'", "max_connections", "41", "40 slots", "s3_connections", "pools.json"):
         assert part in str(caught.value)
+
+
+# -- expire_raw ------------------------------------------------------------------------------------------
+
+
+def test_expiry_only_reports_by_default(streams_file: Path) -> None:
+    (without,) = load(streams_file, APP)
+    assert without.expire_raw is None
+    (stream,) = load(streams_file, {**APP, "expire_raw": {"after": "14d"}})
+    rules = stream.expire_raw
+    assert rules is not None
+    assert (rules.after, rules.mode, rules.approve_first) == (timedelta(days=14), "report", True)
+    assert (rules.approve_above, rules.deep, rules.unconditional) == (None, False, False)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("14d", "expire_raw: '14d' is not a mapping; write it like {after: 14d, mode: report}"),
+        ({}, "expire_raw.after: is missing; expire_raw needs it"),
+        ({"after": "12h"}, "expire_raw.after: 12h is out of range; give 1d to 3650d"),
+        ({"after": "2d"}, "expire_raw.after: 2d is less than the 3 days of late_days"),
+        ({"after": "9d", "mode": "remove"}, "expire_raw.mode: Input should be 'report' or 'delete'"),
+        ({"after": "9d", "moode": "report"}, "expire_raw.moode: unknown key; did you mean mode?"),
+        ({"after": "9d", "approve_above": -1}, "expire_raw.approve_above: Input should be greater"),
+    ],
+)
+def test_nonsense_in_expire_raw_is_refused(streams_file: Path, value: Any, message: str) -> None:
+    assert message in refusal(streams_file, {**APP, "expire_raw": value})

@@ -1,7 +1,7 @@
 """The interface between the pipeline and object storage. The plugin implements it with boto3 and h11."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple, Protocol
 
@@ -421,6 +421,41 @@ class LargeReadStore(ObjectStore, Protocol):
         :param into: its length is that of the range
         :raises NotFoundError: if the object does not exist
         :raises InputChangedError: if the object has another ETag
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteResult:
+    """What became of objects that were to be deleted; all that are not named here do not exist any more.
+
+    :param changed: keys of those that have another ETag
+    :param refused: the error for each key that the store has refused to delete
+    :param delete_markers: how many deletes left a delete marker: the bucket keeps the bytes as older versions
+    """
+
+    changed: Collection[str] = ()
+    refused: Mapping[str, str] = field(default_factory=dict)
+    delete_markers: int = 0
+
+
+class ExpiryStore(ObjectStore, Protocol):
+    """A store with the requests that delete raw objects."""
+
+    def deletes_on_condition(self, scratch: Location) -> bool:
+        """Whether deletes can be made to depend on the ETag of the object; it is tried out once.
+
+        :param scratch: where a small object may be written and deleted
+        """
+
+    def delete_exactly(
+        self, prefix: Location, objects: Sequence[ObjectInfo], *, conditional: bool
+    ) -> DeleteResult:
+        """Delete objects on condition that they still have these ETags.
+
+        :param prefix: a location of the bucket
+        :param conditional: False to delete them with any ETag, where the store ignores the condition
+        :raises AccessError: if the store refuses the request as a whole
+        :raises TransientError: if some of them still cannot be deleted after some tries
         """
 
 

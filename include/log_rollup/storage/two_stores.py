@@ -2,13 +2,17 @@
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import cast
 
 from include.log_rollup.storage.protocol import (
     READ_LIMIT_BYTES,
+    DeleteResult,
+    ExpiryStore,
     FolderPage,
     ListPage,
     Location,
     ObjectHead,
+    ObjectInfo,
     ObjectStore,
     StoredObject,
     Transfer,
@@ -18,7 +22,8 @@ from include.log_rollup.storage.protocol import (
 class TwoStores:
     """Implements :class:`include.log_rollup.storage.protocol.ObjectStore` over two stores.
 
-    ``is_raw`` of a location decides which of them a request is for. Nothing is ever written to the source.
+    ``is_raw`` of a location decides which of them a request is for. Nothing is ever written to the source;
+    only :meth:`delete_exactly` and its probe change it.
 
     :param source: has the raw objects
     :param target: has parts and records
@@ -102,6 +107,18 @@ class TwoStores:
     def delete_if(self, target: Location, etag: str) -> bool:
         """See the protocol."""
         return self._written(target).delete_if(target, etag)
+
+    def deletes_on_condition(self, scratch: Location) -> bool:
+        """See the protocol."""
+        return cast(ExpiryStore, self._store_of(scratch)).deletes_on_condition(scratch)
+
+    def delete_exactly(
+        self, prefix: Location, objects: Sequence[ObjectInfo], *, conditional: bool
+    ) -> DeleteResult:
+        """See the protocol."""
+        return cast(ExpiryStore, self._store_of(prefix)).delete_exactly(
+            prefix, objects, conditional=conditional
+        )
 
     def list_uploads(self, prefix: Location) -> Sequence[tuple[str, str]]:
         """See the protocol."""

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 # S3 deletes at most this many objects in one request.
 BATCH_SIZE = 1000
 # XML 1.0 has no form for these characters, and DeleteObjects is XML.
-_NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
 class Deleter:
@@ -50,8 +50,8 @@ class Deleter:
         :raises AccessError: if S3 refuses to delete one of them
         :raises TransientError: if one of them still cannot be deleted after some tries
         """
-        batched = [key for key in keys if not _NOT_IN_XML.search(key)]
-        single = [key for key in keys if _NOT_IN_XML.search(key)]
+        batched = [key for key in keys if not NOT_IN_XML.search(key)]
+        single = [key for key in keys if NOT_IN_XML.search(key)]
         for start in range(0, len(batched), BATCH_SIZE):
             batch = batched[start : start + BATCH_SIZE]
             if len(batch) > 1 and self._has_batches:

@@ -24,10 +24,12 @@ from include.log_rollup.errors import (
 )
 from include.log_rollup.storage.protocol import (
     READ_LIMIT_BYTES,
+    DeleteResult,
     FolderPage,
     ListPage,
     Location,
     ObjectHead,
+    ObjectInfo,
     StoredObject,
     TimedPage,
 )
@@ -54,6 +56,7 @@ from log_rollup_plugin.s3.connector import BucketEndpoint
 from log_rollup_plugin.s3.deletion import Deleter
 from log_rollup_plugin.s3.direct_lists import DirectLists
 from log_rollup_plugin.s3.error_mapping import limit_redirects, status_and_code, translated
+from log_rollup_plugin.s3.exact_deletion import ExactDeleter
 from log_rollup_plugin.s3.transfer import SocketTransfer, TransferSettings, TransferSide
 
 log = logging.getLogger(__name__)
@@ -244,6 +247,16 @@ class PooledS3Hook(S3Hook):
     @cached_property
     def _deleter(self) -> Deleter:
         return Deleter(self.client, self.head)
+
+    @cached_property
+    def _exact_deleter(self) -> ExactDeleter:
+        return ExactDeleter(
+            self.client,
+            self.control_connections,
+            self.head,
+            lambda target, body: self.write(target, body, "application/octet-stream"),
+            lambda target: self.delete(target.bucket, [target.key]),
+        )
 
     @cached_property
     def _direct_lists(self) -> DirectLists | None:
@@ -488,6 +501,16 @@ class PooledS3Hook(S3Hook):
     def delete_if(self, target: Location, etag: str) -> bool:
         """Delete an object if it has this ETag; False if it has another one."""
         return self._deleter.delete_if(target, etag)
+
+    def deletes_on_condition(self, scratch: Location) -> bool:
+        """Whether deletes can be made to depend on the ETag; see :class:`ExactDeleter`."""
+        return self._exact_deleter.deletes_on_condition(scratch)
+
+    def delete_exactly(
+        self, prefix: Location, objects: Sequence[ObjectInfo], *, conditional: bool
+    ) -> DeleteResult:
+        """Delete objects that still have these ETags; see :class:`ExactDeleter`."""
+        return self._exact_deleter.delete_exactly(prefix, objects, conditional=conditional)
 
     def request_retrieval(self, target: Location, tier: str, days: int | None) -> bool:
         """Request that an archived object becomes readable (RestoreObject); False if that is under way already.
