@@ -205,11 +205,12 @@ class CompletionChecker:
             stored = None if is_damaged else self._server.objects.get(scope.parts + name)
             if stored is None and not is_damaged:
                 yield f"{name} is missing"
-            if final:
+            is_recent = final and stored is not None and stored.step >= self._hour.packing_since
+            if is_recent:
                 yield from self._packing_violations(entries[name], rows)
             if "compression" in entries[name]:
                 if stored is not None:
-                    yield from self._frame_violations(entries[name], rows, contents, stored.body, final)
+                    yield from self._frame_violations(entries[name], rows, contents, stored.body, is_recent)
             else:
                 yield from _body_violations(entries[name], contents[0], stored)
         if bytes_out != manifest.header["bytes_out"]:
@@ -287,12 +288,13 @@ class CompletionChecker:
         rows: Sequence[Row],
         contents: Sequence[bytes],
         body: bytes,
-        final: bool,
+        is_recent: bool,
     ) -> Iterator[str]:
         """Check a compressed part.
 
         :param contents: what each frame must hold
         :param body: of the part
+        :param is_recent: whether it was written as the stream says now
         """
         name = entry["name"]
         if (entry["size"], entry["crc64nvme"]) != (len(body), f"{crc64nvme(body):016x}"):
@@ -314,13 +316,13 @@ class CompletionChecker:
             yield f"{name} mixes frames of different versions or levels"
         packing = self._hour.packing
         level = DEFAULT_LEVEL if packing.level is None else packing.level
-        if final and frames and (frames[0].level, frames[0].version) != (level, packing.version):
+        if is_recent and frames and (frames[0].level, frames[0].version) != (level, packing.version):
             yield f"{name} was packed with version {frames[0].version}, level {frames[0].level}; not as {packing}"
         if self._compressed.setdefault(entry["fingerprint"], body) != body:
             yield f"{name}: its fingerprint was given to other bytes before"
 
     def _packing_violations(self, entry: Mapping[str, Any], rows: Sequence[Row]) -> Iterator[str]:
-        """Check that a part of a complete hour at the end is compressed as the stream says."""
+        """Check that a part is compressed as the stream says now."""
         is_plain = not any(encoding_of(row.key) and not row.content for row in rows) and not entry["copied"]
         is_plain = is_plain or "recompressed" in entry
         expected = self._hour.packing.compression if is_plain else ""

@@ -23,11 +23,21 @@ class DagRun:
     """One Dag run: plan, pack the shards, validate, complete.
 
     :param clears: how often the run is cleared after it failed
+    :param repack: whether it packs the whole hour again
     """
 
-    def __init__(self, scenario: "Scenario", name: str, *, clears: int, drop_vanished: bool = False) -> None:
+    def __init__(
+        self,
+        scenario: "Scenario",
+        name: str,
+        *,
+        clears: int,
+        drop_vanished: bool = False,
+        repack: bool = False,
+    ) -> None:
         self.name = name
         self.drop_vanished = drop_vanished
+        self.repack = repack
         self.clears = clears
         # "running", "success" or "failed".
         self.result = "running"
@@ -102,7 +112,9 @@ class DagRun:
     def _plan(self, store: ObjectStore) -> Any:
         if self.drop_vanished:
             self._world.checker.drops_vanished = True
-        return plan_hour.plan_hour(store, self._world.stream, HOUR, self.name, self.drop_vanished)
+        return plan_hour.plan_hour(
+            store, self._world.stream, HOUR, self.name, self.drop_vanished, self.repack
+        )
 
     def _start_task(
         self, key: str, kind: str, step: Callable[[ObjectStore], Any], control: int, plan_id: str = ""

@@ -182,6 +182,8 @@ class Hour:
     include: Sequence[str] = ()
     exclude: Sequence[str] = ()
     history: dict[str, list[Version]] = field(default_factory=dict)
+    packing_since: int = 0
+    """The step since which parts are written as ``packing`` says; reruns keep older parts."""
     folders: dict[str, Mapping[str, str]] = field(init=False)
     """The captures of each group, by folder; one empty folder without groups."""
     records: frozenset[str] = field(init=False)

@@ -154,7 +154,8 @@ class Scenario:
         rng = self.world.rng
         name = chr(ord("A") + len(self.runs) % 26)
         drop = self.world.settings.drop_vanished and rng.random() < 0.5
-        run = DagRun(self, name, clears=rng.randint(0, 2), drop_vanished=drop)
+        repack = self.world.keeping.is_repacked()
+        run = DagRun(self, name, clears=rng.randint(0, 2), drop_vanished=drop, repack=repack)
         self.runs.append(run)
         self.world.note("run", f"{name} begins" + (", and drops vanished objects" if drop else ""))
         run.clear()
@@ -168,8 +169,10 @@ class Scenario:
             checks.check_sensor()
         reasons: list[BaseException | None] = []
         drop_vanished = False
+        repack = world.keeping.repacks_at_end
+        world.hour.packing_since = 0 if repack else world.scheduler.step
         for number in range(MAX_FINAL_CLEARS):
-            run = DagRun(self, f"Z{number}", clears=0, drop_vanished=drop_vanished)
+            run = DagRun(self, f"Z{number}", clears=0, drop_vanished=drop_vanished, repack=repack)
             self.runs.append(run)
             world.note("run", f"{run.name} begins; nothing interferes any more")
             run.clear()

@@ -18,6 +18,7 @@ from simulation.event_log import EventLog
 from simulation.faults import flip_bit
 from simulation.hour_model import Hour, Packing, Place, Version, encoding_of
 from simulation.invariants import InvariantChecker
+from simulation.keeping import Keeping
 from simulation.layout import draw_layout
 from simulation.old_version import write_old_hour
 from simulation.quirks import Checksums, Quirks
@@ -48,7 +49,8 @@ class World:
         race = rng.random() < 0.35
         self.quirks = Quirks(page_size=rng.choice((1000, 2))) if race else draw_quirks(rng)
         self.settings = Settings.draw_race(rng) if race else Settings.draw(rng)
-        stream = draw_stream(rng)
+        self.keeping = Keeping(seed)
+        stream = draw_stream(rng).model_copy(update={"late_merge": self.keeping.merges})
         # None if nothing is compressed.
         self.library = library = draw_library(seed, SCALE * stream.part_size)
         self._scale = 1

@@ -40,6 +40,7 @@ MARKER: Mapping[str, str] = {
     "throttles": "Number of responses with which S3 asked to slow down",
     "seconds.pack": "Total time of all packing tasks",
     "seconds.pack_cpu": "Total CPU time of all packing tasks",
+    "raw_digest": "Digest of the raw objects that were listed. A late check compares it",
 }
 
 MANIFEST_HEADER: Mapping[str, str] = {
@@ -118,6 +119,8 @@ MARKER_WITH_GROUPS: Mapping[str, str] = {
     "groups[].bytes_stored": "The same of the parts of the group",
     "groups[].recompressed": "The same of the group",
     "groups[].bytes_unpacked": "The same of the raw objects of the group",
+    "older_versions": "Number of raw objects in parts of which a later part has a newer version, because they "
+    "were written again after they had expired",
     "why_empty": "Why no object can belong to the hour; only where the clocks of its `timezone` are set back",
 }
 

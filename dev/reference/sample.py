@@ -10,7 +10,7 @@ from include.log_rollup.hour import manifest as manifests
 from include.log_rollup.hour import records
 from include.log_rollup.hour.expiry_record import Deletion, ExpiredPart, ExpiryRecord
 from include.log_rollup.hour.layout import format_hour
-from include.log_rollup.hour.plan import make_plan
+from include.log_rollup.hour.plan import Plan, digest_of, make_plan
 from include.log_rollup.hour.selection import LeftOut
 from include.log_rollup.hour.template import AggregatedTemplate, RawTemplate
 from include.log_rollup.queries import hour_report
@@ -36,11 +36,16 @@ _SIZE, _STORED, _CRC = 550_000, 61_000, 0xAE8B14860A799888
 _RECOMPRESSED = 120
 
 
-def _manifest() -> manifests.Manifest:
+def _plan() -> Plan:
     key = _STREAM.at(HOUR).key_base + "web-01/0001.log"
     item = ObjectInfo(key, _SIZE, "9e107d9d372bb6826bd81d3542a419d6")
-    plan = make_plan([item], LeftOut(hidden=1), _STREAM.part_size, _STREAM.write_options)
+    return make_plan([item], LeftOut(hidden=1), _STREAM.part_size, _STREAM.write_options)
+
+
+def _manifest() -> manifests.Manifest:
+    plan = _plan()
     (planned,) = plan.parts
+    (item,) = planned.objects
     done = records.PackedObject(_CRC, records.READ_BY_ETAG, True)
     packed = records.PackedPart(
         planned.name, planned.fingerprint, _SIZE, item.etag, _CRC, (done,), records.PROVEN_BY_READING
@@ -59,9 +64,10 @@ def _manifest() -> manifests.Manifest:
 
 def marker() -> dict[str, Any]:
     """Return the content of ``_SUCCESS``."""
-    return complete_hour.marker_of(
+    content = complete_hour.marker_of(
         _manifest().totals, _manifest().validated_at, HOUR.replace(hour=9, minute=12, second=33)
-    ).to_json()
+    )
+    return replace(content, raw_digest=digest_of(_plan().digests)).to_json()
 
 
 def manifest() -> tuple[dict[str, Any], dict[str, Any]]:
@@ -93,13 +99,13 @@ def _grouped_totals() -> manifests.HourTotals:
 
 
 def marker_with_groups() -> dict[str, Any]:
-    """Return the fields of ``_SUCCESS`` that only some hours have: of groups, and of hours that clocks empty."""
+    """Return the fields of ``_SUCCESS`` that only some hours have, for example those with groups."""
     totals = _grouped_totals()
     (group,) = totals.groups
     berlin = RawTemplate.parse("s3://application-logs/raw/app/", "Europe/Berlin")
     why_empty = berlin.why_empty(datetime(2026, 10, 25, tzinfo=UTC)) or ""
     at = HOUR.replace(hour=9, minute=12, second=33)
-    of_hour = complete_hour.marker_of(totals, "", at, why_empty).to_json()
+    of_hour = replace(complete_hour.marker_of(totals, "", at, why_empty), older_versions=1).to_json()
     of_group = complete_hour.marker_of(totals.of_group(group), "", at).to_json()
     return {key: record[key] for record in (of_hour, of_group) for key in record if key not in marker()}
 

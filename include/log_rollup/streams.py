@@ -265,6 +265,10 @@ class Stream(BaseModel):
     # 42 days have 1,008 hours; core.max_map_length allows 1,024 reruns.
     late_days: Annotated[int, Field(ge=0, le=42)] = 3
     """Number of days back that `log_rollup_late` checks for late objects; 0 for no check."""
+    late_merge: bool = False
+    """Whether small parts of late objects are packed again together with further late objects, once an hour has
+    more than 4 parts below half of `part_size`. Only parts whose raw objects all still exist are. By default late
+    objects only get new parts."""
     quiet_period: Annotated[Duration, _at_least(timedelta(seconds=1))] = timedelta(minutes=10)
     """An hour is settled once it has ended and its newest object is this old, by the clock of S3."""
     poll_interval: Annotated[Duration, _at_least(timedelta(seconds=1))] = timedelta(minutes=1)

@@ -11,7 +11,7 @@ from typing import Any, Self
 from awscrt.checksums import crc64nvme
 
 from include.log_rollup.hour.manifest import HourTotals
-from include.log_rollup.hour.plan import content_id_of, make_plan
+from include.log_rollup.hour.plan import Plan, content_id_of, digest_of, make_plan
 from include.log_rollup.hour.selection import select
 from include.log_rollup.hour.template import AggregatedTemplate, RawTemplate
 from include.log_rollup.monitor import Peaks
@@ -57,10 +57,15 @@ def produce(store: FakeStore, hour: Mapping[str, bytes], **how: Any) -> None:
 
 
 def run_hour(
-    store: ObjectStore, stream: Stream, run_id: str = "a run", *, drop_vanished: bool = False
+    store: ObjectStore,
+    stream: Stream,
+    run_id: str = "a run",
+    *,
+    drop_vanished: bool = False,
+    repack: bool = False,
 ) -> HourTotals:
     """Run all steps in the order of the Dag."""
-    return finish_hour(store, stream, plan_hour(store, stream, HOUR, run_id, drop_vanished))
+    return finish_hour(store, stream, plan_hour(store, stream, HOUR, run_id, drop_vanished, repack))
 
 
 def finish_hour(store: ObjectStore, stream: Stream, planned: Planned) -> HourTotals:
@@ -166,7 +171,11 @@ def assert_complete(store: FakeStore, stream: Stream, *, died: bool = False) -> 
     assert_right(store, stream)
     header, _ = manifest_of(store)
     names = [entry["name"] for entry in header["parts_table"]]
-    assert [int(name[5:10]) for name in names] == list(range(len(names)))
+    numbers = [int(name[5:10]) for name in names]
+    if _is_packed_once(store, stream):
+        assert numbers == list(range(len(names)))
+    # Kept parts keep their numbers; several parts that were split off one part have the same.
+    assert numbers == sorted(numbers)
     found = [key for key in store.listing(AGGREGATED) if not (died and key.startswith(REMOVALS))]
     assert found == sorted(
         [MARKER, MANIFEST, *(AGGREGATED + name for name in names)], key=lambda key: key.encode()
@@ -179,7 +188,7 @@ def assert_right(store: FakeStore, stream: Stream) -> None:
     raw = inputs(store, stream)
     header, rows = manifest_of(store)
     found = _by_manifest(store)
-    if not any("split_of" in entry for entry in header["parts_table"]):
+    if _is_packed_once(store, stream) and not any("split_of" in entry for entry in header["parts_table"]):
         # If a part was split, its damaged objects come first, so the order of the bytes differs.
         assert _joined(found) == expected(store, stream)
     assert sorted(row["key"] for row in rows) == sorted(RAW + name for name in raw)
@@ -192,6 +201,7 @@ def assert_right(store: FakeStore, stream: Stream) -> None:
     for entry in header["parts_table"]:
         body = found[entry["name"]]
         members = [row["key"].removeprefix(RAW) for row in rows if row["part"] == entry["name"]]
+        assert members == sorted(members, key=str.encode)
         assert body == b"".join(raw[name] + newline_after(stream, name, raw[name]) for name in members)
         assert (entry["size"], entry["crc64nvme"]) == (len(body), f"{crc64nvme(body):016x}")
         assert len(body) <= stream.part_size or entry["objects"] == 1
@@ -207,6 +217,11 @@ def assert_right(store: FakeStore, stream: Stream) -> None:
         assert {name: record[name] for name in sizes} == sizes
     for name in ("plan_id", "foreign", "damaged"):
         assert marker[name] == header[name]
+
+
+def _is_packed_once(store: FakeStore, stream: Stream) -> bool:
+    """Whether the complete hour has the parts of a plan without kept parts, in key order over all parts."""
+    return content_id_of(marker_of(store)["plan_id"]) == content_of_plan(store, stream)
 
 
 def _by_manifest(store: FakeStore) -> dict[str, bytes]:
@@ -279,10 +294,14 @@ def assert_not_complete(store: FakeStore) -> None:
 
 
 def content_of_plan(store: FakeStore, stream: Stream) -> str:
-    """The content id of a plan of the present raw hour."""
+    """The content id of a plan of the present raw hour without kept parts."""
+    return _fresh_plan(store, stream).content_id
+
+
+def _fresh_plan(store: FakeStore, stream: Stream) -> Plan:
     listed = [ObjectInfo(key, len(store.body(key)), store.stored(key).etag) for key in store.listing(RAW)]
     chosen, left_out = select(listed, name_of, stream.input_rules)
-    return make_plan(chosen, left_out, stream.part_size, stream.write_options).content_id
+    return make_plan(chosen, left_out, stream.part_size, stream.write_options, unjoinable=stream.unjoinable)
 
 
 class Unwatched:
@@ -314,6 +333,8 @@ class MarkerGuard:
         self._store = store
         self._stream = stream
         self._right: dict[str, dict[str, bytes]] = {}
+        # The raw objects, by the digest of the raw hour.
+        self._inputs: dict[str, dict[str, bytes]] = {}
         self._damaged: dict[str, bytes] | None = None
         # The marker, manifest and parts that were found to be right: most writes change other objects.
         self._checked: dict[str, Stored] = {}
@@ -322,12 +343,15 @@ class MarkerGuard:
 
     def learn(self) -> None:
         """Accept plans of the present raw hour."""
-        self._right[content_of_plan(self._store, self._stream)] = expected(self._store, self._stream)
+        plan = _fresh_plan(self._store, self._stream)
+        self._right[plan.content_id] = expected(self._store, self._stream)
+        self._inputs[digest_of(plan.digests)] = inputs(self._store, self._stream)
 
     def over(self, store: FakeStore) -> "MarkerGuard":
         """A guard for a fork of the store, which accepts the same plans."""
         other = MarkerGuard(store, self._stream, strays=self.strays)
         other._right = {**self._right, **other._right}
+        other._inputs = {**self._inputs, **other._inputs}
         return other
 
     def damaged(self) -> None:
@@ -359,7 +383,7 @@ class MarkerGuard:
 
     def _problem(self) -> str | None:
         try:
-            marker, (header, _) = marker_of(self._store), manifest_of(self._store)
+            marker, (header, rows) = marker_of(self._store), manifest_of(self._store)
             found = _by_manifest(self._store)
         except (KeyError, ValueError, OSError, EOFError) as error:
             return f"the marker exists, but the records cannot be read: {error!r}"
@@ -367,10 +391,30 @@ class MarkerGuard:
         if header["plan_id"] != plan_id:
             return f"the marker is of plan {plan_id}, the manifest of {header['plan_id']}"
         content = content_id_of(plan_id)
-        right = [self._right[content]] if content in self._right else list(self._right.values())
-        if _joined(found) not in right:
+        if content in self._right:
+            is_right = _joined(found) == self._right[content]
+        elif raw := self._inputs.get(marker.get("raw_digest", "")):
+            is_right = self._holds(found, rows, raw)
+        else:
+            is_right = _joined(found) in self._right.values()
+        if not is_right:
             return f"the marker of {plan_id} exists, but the parts are others"
         strays = parts(self._store).keys() - found.keys()
         if strays and not self.strays:
             return f"the marker exists, with stray parts {sorted(strays)}"
         return None
+
+    def _holds(
+        self, found: Mapping[str, bytes], rows: Iterable[Mapping[str, Any]], raw: Mapping[str, bytes]
+    ) -> bool:
+        """Whether parts hold exactly these raw objects, each once and in key order within its part."""
+        members: dict[str, list[str]] = {name: [] for name in found}
+        for row in rows:
+            members[row["part"]].append(row["key"].removeprefix(RAW))
+        names = [name for inside in members.values() for name in inside]
+        content = {name: body + newline_after(self._stream, name, body) for name, body in raw.items()}
+        return sorted(names) == sorted(raw) and all(
+            inside == sorted(inside, key=str.encode)
+            and found[part] == b"".join(map(content.__getitem__, inside))
+            for part, inside in members.items()
+        )

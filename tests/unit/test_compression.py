@@ -176,7 +176,7 @@ def test_other_compression_gives_parts_of_other_names() -> None:
     produce(store, hour)
     names = []
     for settings in ({}, {"compression": "zstd"}, {"compression": "zstd", "compression_level": 9}):
-        run_hour(store, make_stream(**settings))
+        run_hour(store, make_stream(**settings), repack=True)
         (name,) = parts(store)
         names.append(name)
     assert len(set(names)) == 3

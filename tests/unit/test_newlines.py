@@ -311,13 +311,13 @@ def test_hour_of_an_earlier_version_stays_as_it_is(earlier: pytest.MonkeyPatch) 
     assert store.snapshot() == before
 
 
-def test_rerun_adds_newlines_to_an_hour_of_an_earlier_version(earlier: pytest.MonkeyPatch) -> None:
+def test_repack_adds_newlines_to_an_hour_of_an_earlier_version(earlier: pytest.MonkeyPatch) -> None:
     store = FakeStore()
     produce(store, RAW_HOUR)
     run_hour(store, STREAM)
     names = list(parts(store))
     earlier.undo()
-    run_hour(store, STREAM)
+    run_hour(store, STREAM, repack=True)
     assert_complete(store, STREAM)
     assert numbered(names) == numbered(parts(store))
     # The part of plain objects keeps its name.

@@ -251,11 +251,13 @@ def test_complete_unchanged_hour_is_not_written() -> None:
     assert store.snapshot() == before
 
 
-def test_late_object_rewrites_only_the_parts_it_changes() -> None:
+def test_late_object_gets_a_part_of_its_own() -> None:
     store, _ = store_in_state(complete_and_unchanged)
-    store.produce(RAW + "ee.log", b"late")
+    before = parts(store)
+    store.produce(RAW + "aa.log", b"late")
     run_hour(store, STREAM)
-    assert written_parts(store) == ["part-00002.log"]
+    assert written_parts(store) == ["part-00005.log"]
+    assert before.items() < parts(store).items()
     assert_complete(store, STREAM)
 
 
@@ -315,12 +317,14 @@ def test_added_and_removed_object_restores_the_same_parts() -> None:
     [{"part_size": 128}, {"part_size": 48}, {"ensure_newline": True}, {"shard_size": 64}, {"max_shards": 1}],
     ids=str,
 )
-def test_changed_settings_repack_a_cleared_hour(
+def test_changed_settings_apply_to_a_repacked_hour(
     change: dict[str, int | bool],
 ) -> None:
     store, _ = store_in_state(complete_and_unchanged)
     other = make_stream(**change)
     run_hour(store, other)
+    assert store.writes() == []
+    run_hour(store, other, repack=True)
     assert_complete(store, other)
     assert bool(written_parts(store)) == ("part_size" in change or "ensure_newline" in change)
 

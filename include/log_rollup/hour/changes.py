@@ -1,9 +1,10 @@
 """How a raw hour differs from what was planned for it."""
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Container, Iterable, Sequence
 from dataclasses import dataclass
 
+from include.log_rollup.hour.expiry_record import ExpiryRecord
 from include.log_rollup.hour.plan import PlannedPart
 from include.log_rollup.storage.protocol import ObjectInfo
 
@@ -13,11 +14,15 @@ MAX_SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """The keys that came late, changed or vanished, each in order. False if there are none."""
+    """The keys that came late, changed or vanished, each in order. False if there are none.
+
+    :param expired: number of raw objects that were deleted because a part holds them; not a change
+    """
 
     late: Sequence[str]
     changed: Sequence[str]
     vanished: Sequence[str]
+    expired: int = 0
 
     def __bool__(self) -> bool:
         return bool(self.late or self.changed or self.vanished)
@@ -30,43 +35,87 @@ class Changes:
 class Comparison:
     """Compares the listed input of an hour with what was planned or packed, part by part.
 
+    After raw objects have expired, several parts may hold versions of one raw object. The last of these parts has
+    the newest version, which is compared.
+
     :param chosen: the input in key order, without the objects that are left out
+    :param expiry: which raw objects have been deleted because a part holds them; None if there are none
+    :param left_out: keys of the objects that are left out
     """
 
-    def __init__(self, chosen: Sequence[ObjectInfo]) -> None:
+    def __init__(
+        self,
+        chosen: Sequence[ObjectInfo],
+        expiry: ExpiryRecord | None = None,
+        left_out: Container[str] = (),
+    ) -> None:
         self._chosen = chosen
+        self._expiry = expiry
+        self._left_out = left_out
         self._keys = [item.key for item in chosen]
         self._found = bytearray(len(chosen))
-        self._changed: list[str] = []
-        self._vanished: list[str] = []
+        self._changed: set[int] = set()
+        # Whether each key that is not listed has expired.
+        self._absent: dict[str, bool] = {}
+        self.announced: set[str] = set()
+        """Names of the parts with raw objects that have expired, or may expire at any moment."""
+        self.doubled: list[str] = []
+        """Keys of the listed objects that two parts hold in the same version."""
 
-    def add(self, planned: Iterable[ObjectInfo]) -> None:
-        """Compare some of the planned objects, in any order."""
-        for item in planned:
+    def add(self, planned: PlannedPart) -> None:
+        """Compare the objects of a part; parts may come in any order, unless raw objects have expired."""
+        announced = expired_keys(planned, self._expiry)
+        if announced:
+            self.announced.add(planned.name)
+        for item in planned.objects:
             place = bisect_left(self._keys, item.key)
             if place == len(self._keys) or self._keys[place] != item.key:
-                self._vanished.append(item.key)
-                continue
-            self._found[place] = 1
-            if self._chosen[place] != item:
-                self._changed.append(item.key)
+                # A part with expired objects stays, also if another object in it is left out since.
+                if item.key in announced or not (announced and item.key in self._left_out):
+                    self._absent[item.key] = item.key in announced
+            elif self._chosen[place] == item:
+                if self._found[place]:
+                    self.doubled.append(item.key)
+                self._found[place] = 1
+            else:
+                if announced:
+                    # An older version: the newer one has to be in a later part.
+                    self._found[place] = 0
+                if item.key not in announced:
+                    self._changed.add(place)
 
     def changes(self) -> Changes:
-        """The differences, after all planned objects were added."""
-        late = [key for key, found in zip(self._keys, self._found, strict=True) if not found]
-        return Changes(late, sorted(self._changed), sorted(self._vanished))
+        """The differences, after all parts were added."""
+        changed = [self._keys[place] for place in sorted(self._changed) if not self._found[place]]
+        late = [
+            key
+            for place, key in enumerate(self._keys)
+            if not self._found[place] and place not in self._changed
+        ]
+        vanished = sorted(key for key, expired in self._absent.items() if not expired)
+        return Changes(late, changed, vanished, len(self._absent) - len(vanished))
 
 
-def compare(planned: Iterable[PlannedPart], chosen: Sequence[ObjectInfo]) -> Changes:
+def compare(
+    planned: Iterable[PlannedPart], chosen: Sequence[ObjectInfo], expiry: ExpiryRecord | None = None
+) -> Changes:
     """Compare the listed input of an hour with the parts that were planned for it.
 
-    :param planned: all parts of the plan or of the manifest
+    :param planned: all parts of the plan or of the manifest, in order
     :param chosen: the input in key order, without the objects that are left out
+    :param expiry: the record of expired raw objects; None if there is none
     """
-    comparison = Comparison(chosen)
+    comparison = Comparison(chosen, expiry)
     for part in planned:
-        comparison.add(part.objects)
+        comparison.add(part)
     return comparison.changes()
+
+
+def expired_keys(planned: PlannedPart, expiry: ExpiryRecord | None) -> Collection[str]:
+    """The keys of those raw objects of a part whose deletion was announced; they may still exist."""
+    if expiry is None or not expiry.has_announced(planned.name, planned.fingerprint):
+        return ()
+    return {item.key for item in planned.objects} - set(expiry.kept(planned.name))
 
 
 def missing_keys(objects: Iterable[ObjectInfo], keys: Sequence[str]) -> list[str]:

@@ -247,6 +247,21 @@ class ManifestReader:
                 deque(islice(lines, entry["objects"]), maxlen=0)
         return None
 
+    def older_versions(self) -> dict[str, set[int]]:
+        """The indices of the raw objects of which a later part has a newer version, by the name of their part.
+
+        There are such objects only if a producer wrote them again after they had expired.
+        """
+        last: dict[str, tuple[str, int]] = {}
+        older: dict[str, set[int]] = {}
+        for planned, _ in self.parts():
+            for index, item in enumerate(planned.objects):
+                before = last.get(item.key)
+                if before is not None:
+                    older.setdefault(before[0], set()).add(before[1])
+                last[item.key] = planned.name, index
+        return older
+
     def whole(self) -> Manifest:
         """The whole manifest in memory."""
         found = list(self.parts())

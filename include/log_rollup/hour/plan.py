@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import secrets
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +13,13 @@ from include.log_rollup import compression
 from include.log_rollup.compression import Codec, codec_of
 from include.log_rollup.decompression import COMPRESSED_ENCODINGS
 from include.log_rollup.errors import ListingError, UnsupportedInputError
-from include.log_rollup.hour.layout import folder_of, part_name, part_name_of_format_1, split_name
+from include.log_rollup.hour.layout import (
+    folder_of,
+    part_index,
+    part_name,
+    part_name_of_format_1,
+    split_name,
+)
 from include.log_rollup.hour.selection import NOT_JOINABLE, PLAIN, LeftOut, Unjoinable, encoding_of
 from include.log_rollup.newlines import newline_of
 from include.log_rollup.storage.protocol import ObjectInfo
@@ -165,14 +172,18 @@ class PlannedPart:
 class Plan:
     """All parts of an hour.
 
-    :param content_id: equal for two plans if and only if they would write the same parts
-    :param digests: see :class:`ObjectDigests`
+    :param content_id: equal for two plans if and only if they have the same parts
+    :param digests: of the listed input; see :class:`ObjectDigests`
+    :param in_key_order: whether the objects of each encoding of each group are in key order over all parts
+    :param kept: names of the parts that exist already and stay as they are
     """
 
     content_id: str
     parts: tuple[PlannedPart, ...]
     left_out: LeftOut
     digests: Mapping[str, str]
+    in_key_order: bool = True
+    kept: frozenset[str] = frozenset()
 
     @property
     def objects(self) -> int:
@@ -189,6 +200,9 @@ class Plan:
 class ShardRef:
     """The argument of a mapped task: no keys, only where to read them, and totals. The size is in bytes.
 
+    The totals are those of the parts to pack, without the parts that are kept.
+
+    :param first_part: index of the first part; -1 if the indices of the parts do not follow each other
     :param groups: number of groups of its parts; 0 for a stream without groups
     """
 
@@ -209,6 +223,8 @@ class ShardRef:
         if self.groups:
             # The parts are numbered within each group.
             span = f"{_counted(self.parts, 'part')} of {_counted(self.groups, 'group')}"
+        elif self.first_part < 0:
+            span = _counted(self.parts, "part")
         else:
             span = f"part {last}" if self.parts == 1 else f"parts {self.first_part}-{last}"
         return f"{span}: {self.objects:,} objects, {format_size(self.bytes)}"
@@ -255,9 +271,32 @@ class ObjectDigests:
         return {kind: found.hexdigest() for kind, found in sorted(self._hashes.items())}
 
 
+def digest_of(digests: Mapping[str, str]) -> str:
+    """One digest of a raw hour, from those of :class:`ObjectDigests`."""
+    text = json.dumps(sorted(digests.items()))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
 def _row_text(row: ObjectInfo) -> str:
     # The length of the key comes first, so that different keys never give the same text.
     return f"{len(row.key)} {row.key} {row.size} {row.etag}\n"
+
+
+@dataclass(frozen=True, slots=True)
+class KeptParts:
+    """The parts that a rerun takes from the manifest, each with its raw objects as they were packed.
+
+    :param stay: parts that stay as they are, in the order of the manifest
+    :param again: parts that are lost or damaged, and are packed again as they were
+    :param held: keys of the listed objects that all these parts hold
+    """
+
+    stay: Sequence[PlannedPart] = ()
+    again: Sequence[PlannedPart] = ()
+    held: Collection[str] = frozenset()
+
+
+NOTHING_KEPT = KeptParts()
 
 
 def make_plan(
@@ -270,8 +309,12 @@ def make_plan(
     folder_of_key: Callable[[str], str] | None = None,
     kept_names: Mapping[tuple[str, int, str], str] | None = None,
     taken: Container[str] = (),
+    kept: KeptParts = NOTHING_KEPT,
 ) -> Plan:
     """Fill parts in key order, separately for each group and encoding. A container gets a part of its own.
+
+    Parts of the manifest may be kept. The other objects then go into parts with the next indices of their group,
+    so that of two versions of a raw object the newer one is in the part with the higher index.
 
     :param chosen: the input in key order
     :param part_size: maximum size of the raw objects of a part, in bytes; a larger object gets a part of its own
@@ -283,34 +326,26 @@ def make_plan(
     :raises UnsupportedInputError: if an object cannot be concatenated
     """
     _refuse_duplicates(chosen)
-    encodings = {encoding_of(item.key) for item in chosen}
+    rest = [item for item in chosen if item.key not in kept.held] if kept.held else chosen
+    encodings = {encoding_of(item.key) for item in rest}
     if unjoinable == "stop" and not encodings.isdisjoint(NOT_JOINABLE):
-        _refuse_unjoinable(chosen)
+        _refuse_unjoinable(rest)
+    is_fresh = not (kept.stay or kept.again)
     digests = ObjectDigests(folder_of_key)
-    parts: list[PlannedPart] = []
-    default_names = True
-    first = 0
-    digest = hashlib.blake2b(f"{FINGERPRINT_FORMAT}\n".encode(), digest_size=10)
-    for folder, encoding, items in _by_kind(chosen, encodings, folder_of_key, part_size, options):
+    naming = _Naming(kept_names or {}, taken)
+    parts: list[PlannedPart] = [*kept.stay, *(naming.rename(part) for part in kept.again)]
+    next_index = _next_indices(parts)
+    for folder, encoding, items in _by_kind(rest, encodings, folder_of_key, part_size, options):
         codec = options.codec if options.compresses(encoding) else None
-        if parts and folder != folder_of(parts[-1].name):
-            first = len(parts)
+        index = next_index.get(folder, 0)
         for members, copied in _fill(items, encoding, part_size, options):
             extension = encoding if copied or codec is None else codec.extension
-            index = len(parts) - first
             text = "".join(map(_row_text, members))
             recompressed = encoding == PLAIN and options.recompress and _has_compressed(members)
-            if recompressed:
-                digests.add(members)
-            else:
+            if is_fresh and not options.recompress:
                 digests.add_text(folder + encoding, text)
             fingerprint = _fingerprint(options, encoding, copied, text, recompressed)
-            name = (kept_names or {}).get((folder, index, fingerprint))
-            if name is None or name in taken:
-                name = _free_name(folder, index, extension, fingerprint, taken)
-            default_names = default_names and name == folder + part_name(index, extension, fingerprint[:8])
-            # With the name of format 1, so that the same content has the same id in both formats.
-            digest.update(f"{folder}{part_name_of_format_1(index, extension)} {fingerprint}\n".encode())
+            name = naming.name(folder, index, extension, fingerprint)
             size = sum(item.size for item in members)
             format_of_part = "" if copied or codec is None else options.compression
             parts.append(
@@ -325,9 +360,87 @@ def make_plan(
                     recompressed=recompressed,
                 )
             )
+            index += 1
+        next_index[folder] = index
+    if options.recompress or not is_fresh:
+        digests.add(chosen)
+    if not is_fresh:
+        parts.sort(key=_place)
+    return Plan(
+        _content_id(parts),
+        tuple(parts),
+        left_out,
+        digests.result(),
+        is_fresh and not (options.recompress and _is_divided(parts)),
+        frozenset(part.name for part in kept.stay),
+    )
+
+
+def _is_divided(parts: Iterable[PlannedPart]) -> bool:
+    """Whether some of the compressed objects are recompressed and others are not, because of their size."""
+    kinds = {
+        part.recompressed for part in parts if part.recompressed or part.encoding in COMPRESSED_ENCODINGS
+    }
+    return len(kinds) > 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Naming:
+    """Gives parts their names.
+
+    :param kept: names of existing parts, by folder, index and fingerprint
+    :param taken: names that no part may get
+    """
+
+    kept: Mapping[tuple[str, int, str], str]
+    taken: Container[str]
+
+    def name(self, folder: str, index: int, extension: str, fingerprint: str) -> str:
+        """The name of a part that is to be packed."""
+        name = self.kept.get((folder, index, fingerprint))
+        if name is None or name in self.taken:
+            return _free_name(folder, index, extension, fingerprint, self.taken)
+        return name
+
+    def rename(self, part: PlannedPart) -> PlannedPart:
+        """A part of the manifest that is packed again, perhaps with another name."""
+        name = self.name(*_folder_index_extension(part.name), part.fingerprint)
+        return part if name == part.name else replace(part, name=name)
+
+
+def _folder_index_extension(name: str) -> tuple[str, int, str]:
+    folder = folder_of(name)
+    return folder, part_index(name) or 0, name[len(folder) :].partition(".log")[2]
+
+
+def _place(part: PlannedPart) -> tuple[str, int, str]:
+    """Where a part is in the order of a plan."""
+    return folder_of(part.name), part_index(part.name) or 0, part.name
+
+
+def _next_indices(parts: Iterable[PlannedPart]) -> dict[str, int]:
+    """The index of the next part of each folder that has parts."""
+    found: dict[str, int] = {}
+    for part in parts:
+        folder, index, _ = _place(part)
+        found[folder] = max(found.get(folder, 0), index + 1)
+    return found
+
+
+def _content_id(parts: Sequence[PlannedPart]) -> str:
+    digest = hashlib.blake2b(f"{FINGERPRINT_FORMAT}\n".encode(), digest_size=10)
+    default_names = True
+    for part in parts:
+        folder, index, extension = _folder_index_extension(part.name)
+        default_names = default_names and part.name == folder + part_name(
+            index, extension, part.fingerprint[:8]
+        )
+        # With the name of format 1, so that the same content has the same id in both formats.
+        name = folder + part_name_of_format_1(index, extension)
+        digest.update(f"{name} {part.fingerprint}\n".encode())
     if not default_names:
         digest.update("".join(f"{part.name}\n" for part in parts).encode())
-    return Plan(digest.hexdigest(), tuple(parts), left_out, digests.result())
+    return digest.hexdigest()
 
 
 def _has_compressed(members: Iterable[ObjectInfo]) -> bool:
@@ -397,6 +510,17 @@ def is_planned_with(part: PlannedPart, options: WriteOptions) -> bool:
     """Whether a planned part has the fingerprint that these options give."""
     text = "".join(map(_row_text, part.objects))
     return part.fingerprint == _fingerprint(options, part.encoding, part.copied, text, part.recompressed)
+
+
+def is_planned_again(part: PlannedPart, part_size: int, options: WriteOptions) -> bool:
+    """Whether a part of the manifest would be planned in the same way with these options.
+
+    :param part_size: maximum size of the raw objects of a part, in bytes
+    """
+    codec = options.codec if options.compresses(part.encoding) and not part.copied else None
+    if part.compression != (options.compression if codec else "") or not is_planned_with(part, options):
+        return False
+    return list(_fill(part.objects, part.encoding, part_size, options)) == [(list(part.objects), part.copied)]
 
 
 def gets_newlines(part: PlannedPart, options: WriteOptions) -> bool:
@@ -502,6 +626,8 @@ def _fill(
 def make_shards(plan: Plan, shard_size: int, max_shards: int) -> list[Sequence[PlannedPart]]:
     """Divide the parts into shards of about equal size, or of about equal numbers of objects if those are tiny.
 
+    The size of a part that is kept does not count, because its bytes don't pass through a task.
+
     :param shard_size: target size of a shard, in bytes
     :param max_shards: maximum number of shards
     :returns: the parts of each shard, in order; no shard is empty
@@ -510,15 +636,25 @@ def make_shards(plan: Plan, shard_size: int, max_shards: int) -> list[Sequence[P
         return []
     # The bytes of a copied part don't pass through the task, so its size does not count.
     copy_weight = max(1, shard_size // COPIES_PER_SHARD)
-    weights = [copy_weight if part.copied else max(_bytes_to_pack(part), 1) for part in plan.parts]
-    by_bytes = -(-sum(weights) // shard_size)
+    weights: list[float] = [
+        0 if part.name in plan.kept else copy_weight if part.copied else max(_bytes_to_pack(part), 1)
+        for part in plan.parts
+    ]
+    by_bytes = -(-int(sum(weights)) // shard_size)
     by_objects = -(-plan.objects // OBJECTS_PER_SHARD)
-    if by_objects > by_bytes:
+    if plan.kept:
+        # Kept parts have only objects, the others have bytes, too.
+        weights = [
+            weight / shard_size + len(part.objects) / OBJECTS_PER_SHARD
+            for weight, part in zip(weights, plan.parts, strict=True)
+        ]
+        by_objects = max(by_objects, math.ceil(sum(weights)))
+    elif by_objects > by_bytes:
         weights = [len(part.objects) for part in plan.parts]
     total = sum(weights)
     wanted = max(1, min(max_shards, len(plan.parts), max(by_bytes, by_objects)))
     edges = [0]
-    done = 0
+    done = 0.0
     for index, weight in enumerate(weights):
         # A part belongs to the shard in whose share of all bytes its middle lies.
         if (done + weight / 2) * wanted >= len(edges) * total and index > edges[-1]:
@@ -533,18 +669,31 @@ def _bytes_to_pack(part: PlannedPart) -> int:
 
 
 def shard_refs(
-    stream: str, hour: str, plan_id: str, shards: Sequence[Sequence[PlannedPart]]
+    stream: str,
+    hour: str,
+    plan_id: str,
+    shards: Sequence[Sequence[PlannedPart]],
+    kept: Container[str] = frozenset(),
 ) -> list[ShardRef]:
     """One reference for each shard.
 
     :param stream: name of the stream
+    :param kept: names of the parts that are kept; a shard that has no others gets a reference without parts
     """
     refs = []
     first_part = 0
-    for number, parts in enumerate(shards):
+    for number, shard in enumerate(shards):
+        parts = [part for part in shard if part.name not in kept] if kept else shard
         objects = sum(len(part.objects) for part in parts)
         size = sum(part.size for part in parts)
         groups = len({folder_of(part.name) for part in parts} - {""})
-        refs.append(ShardRef(stream, hour, plan_id, number, first_part, len(parts), objects, size, groups))
+        first = _first_index(parts) if kept else first_part
+        refs.append(ShardRef(stream, hour, plan_id, number, first, len(parts), objects, size, groups))
         first_part += len(parts)
     return refs
+
+
+def _first_index(parts: Sequence[PlannedPart]) -> int:
+    indices = [part_index(part.name) or 0 for part in parts]
+    follow = all(one + 1 == other for one, other in pairwise(indices))
+    return indices[0] if indices and follow else -1

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 
 from awscrt import checksums
@@ -76,6 +76,7 @@ class PartProver:
 
     :param parts: the listed parts, by name
     :param total: number of parts to prove, for :meth:`progress`
+    :param announced: names of the parts whose raw objects may have expired: the manifest proves them
     """
 
     def __init__(
@@ -85,12 +86,14 @@ class PartProver:
         paths: HourPaths,
         parts: Mapping[str, ObjectInfo],
         total: int,
+        announced: Container[str] = (),
     ) -> None:
         self._store = store
         self._raw = raw
         self._paths = paths
         self._parts = parts
         self._total = total
+        self._announced = announced
         self._finished = self._read_bytes = 0
         self._counting = threading.Lock()
         self._trying_etags = threading.Lock()
@@ -152,6 +155,8 @@ class PartProver:
         source = self._raw.at(item.key)
         before = self._store.head(source)
         if before is None or before.etag != item.etag:
+            if planned.name in self._announced and packed.crc64nvme is not None:
+                return self._prove_without_source(planned, packed, stored)
             # Not a failure of the part: it may hold the last copy, so it must not be removed.
             raise _input_changed(source)
         if stored is not None and stored == before.crc64nvme:
@@ -180,6 +185,9 @@ class PartProver:
             return packed
         if stored is None:
             raise self._unprovable(packed.name, head)
+        if planned.copied and planned.name in self._announced and packed.crc64nvme == stored:
+            # The manifest proves it, also if its raw object has expired.
+            return replace(packed, proof=PROVEN_BY_STORE)
         objects = []
         for item, done in zip(planned.objects, packed.objects, strict=True):
             needs_reading = done.checked == READ_BY_LENGTH and done.etag_is_md5
@@ -215,6 +223,16 @@ class PartProver:
             f"from the archive (RestoreObject), then clear this task; or remove the stream's 'storage_class' and "
             f"pack the hour again"
         )
+
+    def _prove_without_source(
+        self, planned: PlannedPart, packed: PackedPart, stored: int | None
+    ) -> PackedPart | str:
+        """Prove a copied part whose raw object has expired, by the CRC with which it was proven before."""
+        if stored == packed.crc64nvme:
+            return replace(packed, proof=PROVEN_BY_STORE)
+        if stored is not None:
+            return f"the store has CRC64NVME {stored:x}, {packed.crc64nvme:x} was proven"
+        return packed if packed.proof == PROVEN_BY_READING else self._read_back(planned, packed)
 
     def _compare_with_source(
         self, planned: PlannedPart, packed: PackedPart, source: Location

@@ -27,8 +27,11 @@ SMALL_RECORD_BYTES = MIB
 # A completion marker has a few hundred bytes, and with groups up to 500 for each.
 MARKER_BYTES = 32 * MIB
 _OPTIONAL_MARKER_KEYS = (
-    "groups", "group", "why_empty", "bytes_stored", "recompressed", "bytes_unpacked",
+    "groups", "group", "why_empty", "bytes_stored", "recompressed", "bytes_unpacked", "raw_digest",
+    "older_versions",
 )  # fmt: skip
+# With the values that are not written, so that earlier versions read plans without them.
+_OPTIONAL_PLAN_KEYS = {"in_key_order": True, "vanished": ()}
 # The largest shard or receipt that is read: 20 times one of 156,000 objects, as in an hour of 10 million.
 MAX_DECOMPRESSED_BYTES = 512 * MIB
 
@@ -45,11 +48,15 @@ PROVEN_BY_READING = "read-back"
 
 @dataclass(frozen=True, slots=True)
 class ShardPlan:
-    """The parts of one shard, with all their raw objects."""
+    """The parts of one shard, with all their raw objects.
+
+    :param kept: names of the parts that existed when the hour was planned, perhaps written with other settings
+    """
 
     plan_id: str
     shard: int
     parts: tuple[PlannedPart, ...]
+    kept: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +80,8 @@ class PlanSummary:
 
     :param digests: see :class:`include.log_rollup.hour.plan.ObjectDigests`
     :param replaces: names of parts of earlier plans that existed when this plan was made
+    :param in_key_order: see :class:`include.log_rollup.hour.plan.Plan`
+    :param vanished: keys of vanished raw objects in parts that are kept for the expired raw objects in them
     """
 
     plan_id: str
@@ -85,6 +94,8 @@ class PlanSummary:
     shards: tuple[ShardRef, ...]
     digests: Mapping[str, str]
     replaces: tuple[str, ...]
+    in_key_order: bool = True
+    vanished: tuple[str, ...] = ()
 
 
 class Content(NamedTuple):
@@ -225,6 +236,9 @@ class CompletionMarker:
     :param recompressed: number of raw objects that were decompressed and are in the parts as their content
     :param bytes_unpacked: size of the raw objects, of the recompressed ones that of their content; 0 if there are
         none of those
+    :param raw_digest: of the listed raw objects, see :func:`include.log_rollup.hour.plan.digest_of`; empty in
+        markers of older versions
+    :param older_versions: number of raw objects in parts of which a later part has a newer version
     """
 
     stream: str = ""
@@ -253,9 +267,11 @@ class CompletionMarker:
     bytes_stored: int = 0
     recompressed: int = 0
     bytes_unpacked: int = 0
+    raw_digest: str = ""
+    older_versions: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON object of ``_SUCCESS``; the last six keys only if they have a value."""
+        """The JSON object of ``_SUCCESS``; the last eight keys only if they have a value."""
         values = {"format": MARKER_FORMAT, **asdict(self)}
         return {key: value for key, value in values.items() if value or key not in _OPTIONAL_MARKER_KEYS}
 
@@ -310,6 +326,8 @@ class Records:
             for part in shard.parts
         ]  # fmt: skip
         body = {"format": PLAN_FORMAT, "plan_id": shard.plan_id, "shard": shard.shard, "parts": parts}
+        if shard.kept:
+            body["kept"] = sorted(shard.kept)
         self._store.write(target, compress_text(to_json(body)), GZIP)
 
     def read_shard(
@@ -335,13 +353,17 @@ class Records:
                 )
                 for name, encoding, size, copied, fingerprint, rows, *compression in body["parts"]
             )
-            return ShardPlan(body["plan_id"], body["shard"], parts)
+            return ShardPlan(body["plan_id"], body["shard"], parts, frozenset(body.get("kept", ())))
 
         return self._read(source, formats, parse)
 
     def write_plan(self, target: Location, summary: PlanSummary) -> None:
         """Write a plan's summary, the last file of the plan."""
-        self._store.write(target, to_json({"format": PLAN_FORMAT, **asdict(summary)}).encode(), JSON)
+        values = {"format": PLAN_FORMAT, **asdict(summary)}
+        for key, default in _OPTIONAL_PLAN_KEYS.items():
+            if values[key] == default:
+                del values[key]
+        self._store.write(target, to_json(values).encode(), JSON)
 
     def read_plan(self, source: Location) -> PlanSummary | None:
         """Read a plan's summary."""
@@ -349,8 +371,8 @@ class Records:
         def parse(body: dict[str, Any]) -> PlanSummary:
             left_out = LeftOut(**body.pop("left_out"))
             shards = tuple(ShardRef(**ref) for ref in body.pop("shards"))
-            replaces = tuple(body.pop("replaces"))
-            return PlanSummary(**body, left_out=left_out, shards=shards, replaces=replaces)
+            replaces, vanished = tuple(body.pop("replaces")), tuple(body.pop("vanished", ()))
+            return PlanSummary(**body, left_out=left_out, shards=shards, replaces=replaces, vanished=vanished)
 
         return self._read(source, (PLAN_FORMAT,), parse)
 

@@ -158,6 +158,7 @@ class HourState(HourReader):
         files: Collection[str],
         seen_marker: str | None,
         seen_manifest: str | None,
+        seen_expiry: str | None = None,
         changed_groups: Collection[str] = (),
     ) -> Claim | None:
         """Claim the hour for a plan whose files are written, and remove the completion marker.
@@ -166,6 +167,7 @@ class HourState(HourReader):
         :param files: names below ``_rollup/`` of the plan's files
         :param seen_marker: ETag of the marker when the plan was made; None if there was none
         :param seen_manifest: the same for the manifest
+        :param seen_expiry: the same for the record of expired raw objects
         :param changed_groups: folders of the groups whose parts are not as the manifest says
         :returns: the claim; None if the hour has changed since the plan was made, so that it must be planned again
         :raises SupersededError: if another run has claimed the hour meanwhile
@@ -177,6 +179,10 @@ class HourState(HourReader):
         manifest = self._store.head(self.paths.manifest)
         if (manifest.etag if manifest else None) != seen_manifest:
             # Another run has proven the hour: its parts may hold raw objects that are not in this plan.
+            return None
+        expiry = self._store.head(self.paths.expiry_record) if manifest else None
+        if (expiry.etag if expiry else None) != seen_expiry:
+            # Raw objects are being deleted: their parts must be kept.
             return None
         marker = self.marker()
         if marker is not None:

@@ -7,7 +7,9 @@ from typing import NoReturn
 
 from include.log_rollup.errors import UnreadableRecordError, VanishedInputError
 from include.log_rollup.hour.changes import first_keys, missing_keys
+from include.log_rollup.hour.expiry_record import ExpiryRecord
 from include.log_rollup.hour.group_summary import GroupChanges
+from include.log_rollup.hour.kept_parts import ProvenParts
 from include.log_rollup.hour.layout import folder_of, format_hour, has_tag, part_index, planned_name
 from include.log_rollup.hour.manifest import ManifestReader
 from include.log_rollup.hour.parts import is_as_written, is_intact
@@ -29,6 +31,7 @@ class Survey:
     """The aggregated hour and its records.
 
     :param recorded: names of the parts that are ours, each with the name of the planned part it was made for
+    :param expiry: which raw objects have been deleted because parts hold them
     """
 
     reader: HourReader
@@ -36,6 +39,7 @@ class Survey:
     manifest: ManifestReader | None
     marker: StoredMarker | None
     recorded: Mapping[str, str]
+    expiry: ExpiryRecord | None
 
     @property
     def foreign_parts(self) -> set[str]:
@@ -56,25 +60,30 @@ class Survey:
                 kept[folder_of(name), index, entry["fingerprint"]] = name
         return kept
 
-    def complete_plan(self, plan: Plan) -> str:
-        """The id of the plan under which the hour is complete, if this plan would write the same parts.
+    def is_complete_under(self, plan: Plan) -> bool:
+        """Whether the hour is complete, has no stray parts, and this plan would write the same parts."""
+        manifest = self.manifest
+        if manifest is None:
+            return False
+        # Parts that were split have other names than in the plan.
+        same = (
+            (plan.kept == manifest.names and len(plan.parts) == len(plan.kept))
+            or plan.content_id == content_id_of(manifest.totals.plan_id)
+            or [part.fingerprint for part in plan.parts] == [entry["fingerprint"] for entry in manifest.table]
+        )
+        return same and self.is_complete_and_intact()
 
-        :returns: empty if the hour is not complete, would be packed differently, or has stray parts
-        """
+    def is_complete_and_intact(self) -> bool:
+        """Whether the hour is complete, has no stray parts, and its parts are as they were proven."""
         manifest, marker = self.manifest, self.marker
         if manifest is None or marker is None or not marker.is_of(manifest.totals.plan_id):
-            return ""
-        same = plan.content_id == content_id_of(manifest.totals.plan_id) or (
-            [part.fingerprint for part in plan.parts] == [entry["fingerprint"] for entry in manifest.table]
-        )
+            return False
         ours = {name for name in self.found.parts if name in self.recorded}
-        unchanged = (
-            same
-            and is_intact(manifest.table, self.found.parts)
+        return (
+            is_intact(manifest.table, self.found.parts)
             and ours == manifest.names
             and self._has_records_of_groups(manifest)
         )
-        return manifest.totals.plan_id if unchanged else ""
 
     def _has_records_of_groups(self, manifest: ManifestReader) -> bool:
         """Whether each group has a manifest and a completion marker; somebody may have removed one."""
@@ -143,15 +152,16 @@ def _names_by_folder(names: Iterable[str]) -> dict[str, set[str]]:
 def survey_hour(reader: HourReader) -> Survey:
     """List the aggregated hour and read its records.
 
-    :raises UnreadableRecordError: if the manifest cannot be read, or if it is missing although there are parts
-        of ours or a marker of another program
+    :raises UnreadableRecordError: if the manifest or the expiry record cannot be read, or if the manifest is
+        missing although there are parts of ours or a marker of another program
     :raises HourChangedError: if another run changes the hour meanwhile
     """
     found = reader.inventory()
     manifest = reader.manifest() if found.manifest_etag is not None else None
     marker = reader.marker()
     recorded = reader.recorded_parts(found.work, manifest, found.parts) if found.parts else {}
-    survey = Survey(reader, found, manifest, marker, recorded)
+    expiry = reader.expiry_record() if found.expiry_etag is not None else None
+    survey = Survey(reader, found, manifest, marker, recorded, expiry)
     if manifest is None:
         _refuse_without_manifest(survey)
     return survey
@@ -217,6 +227,18 @@ class Holdings:
     gone: list[str] = field(default_factory=list)
     objects: int = 0
 
+    def add_proven(self, proven: ProvenParts) -> None:
+        """Take over the parts of the manifest, also without a marker, which an interrupted rerun has removed."""
+        self.objects += proven.objects
+        self.gone += proven.gone
+        # Under a name of format 1 there may be something else, which a later rerun wrote.
+        self.proven.update(proven.rows)
+        self.packed |= {
+            name: row
+            for name, (fingerprint, row) in proven.rows.items()
+            if self.wanted.get(name) == fingerprint
+        }
+
     def add_packed(self, part: PackedPart) -> None:
         """Take over an existing part, if the plan wants it and an earlier record has not given it."""
         if self.wanted.get(part.name) == part.fingerprint and part.name not in self.packed:
@@ -228,9 +250,12 @@ class Holdings:
         self.gone += missing_keys(objects, self.keys)
 
 
-def read_holdings(survey: Survey, listed: Sequence[ObjectInfo], plan: Plan | None) -> Holdings:
+def read_holdings(
+    survey: Survey, proven: ProvenParts, listed: Sequence[ObjectInfo], plan: Plan | None
+) -> Holdings:
     """Read which raw objects the existing parts hold.
 
+    :param proven: the parts of the manifest
     :param listed: the raw hour, including what is left out
     :param plan: the new plan; None if there is nothing to plan
     :raises UnreadableRecordError: if the records don't say it
@@ -238,7 +263,7 @@ def read_holdings(survey: Survey, listed: Sequence[ObjectInfo], plan: Plan | Non
     """
     wanted = {} if plan is None else {part.name: part.fingerprint for part in plan.parts}
     holdings = Holdings(wanted, [row.key for row in listed])
-    _add_manifest(holdings, survey)
+    holdings.add_proven(proven)
     damaged = _add_shards(holdings, survey)
     holdings.unclear = _unclear_parts(holdings, survey)
     # If there is a manifest, the files of overtaken plans were removed when the hour was complete.
@@ -251,16 +276,6 @@ def read_holdings(survey: Survey, listed: Sequence[ObjectInfo], plan: Plan | Non
             f"exist, move these parts away, then clear the run from plan_hour on."
         )
     return holdings
-
-
-def _add_manifest(holdings: Holdings, survey: Survey) -> None:
-    """Add what the manifest says, also without a marker, which an interrupted rerun has removed."""
-    for planned, packed in survey.manifest.parts() if survey.manifest else ():
-        holdings.add_objects(planned.objects)
-        # Under a name of format 1 there may be something else, which a later rerun wrote.
-        if is_as_written(packed, survey.found.parts):
-            holdings.proven.add(packed.name)
-            holdings.add_packed(packed)
 
 
 def _add_shards(holdings: Holdings, survey: Survey) -> bool:

@@ -5,11 +5,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from include.log_rollup.errors import ProofError, UnsupportedInputError
+from include.log_rollup.errors import ProofError
 from include.log_rollup.hour.changes import Changes, compare
 from include.log_rollup.hour.layout import floor_hour, format_hour, hours_between
 from include.log_rollup.hour.manifest import open_manifest
-from include.log_rollup.hour.plan import content_id_of, make_plan
+from include.log_rollup.hour.plan import ObjectDigests, digest_of
+from include.log_rollup.hour.reader import HourReader
 from include.log_rollup.hour.records import Records
 from include.log_rollup.hour.selection import select
 from include.log_rollup.storage.protocol import ObjectStore
@@ -56,8 +57,9 @@ def recent_hours(now: datetime, days: int) -> list[datetime]:
 def find_changed_hours(store: ObjectStore, stream: Stream, hours: Iterable[datetime]) -> LateCheckResult:
     """Compare the raw objects of complete hours, as they are listed now, with the packed ones.
 
-    Fast path: if a plan made from the listing equals the plan in the completion marker, nothing has changed.
-    Otherwise the manifest is read and compared key by key. Hours that are not complete are skipped.
+    Fast path: if the digest of the listing is that in the completion marker, nothing has changed. Otherwise the
+    manifest is read and compared key by key; raw objects that have expired as announced don't count. Hours that
+    are not complete are skipped.
 
     :raises RollupError: as the store raises
     """
@@ -91,25 +93,17 @@ def _changes(store: ObjectStore, stream: Stream, hour: datetime) -> Changes | No
     if marker is None:
         return None
     listed = paths.raw.list_all(store)
-    chosen, left_out = select(listed, paths.name_of, stream.input_rules)
-    try:
-        plan = make_plan(
-            chosen,
-            left_out,
-            stream.part_size,
-            stream.write_options,
-            unjoinable=stream.unjoinable,
-            folder_of_key=paths.folder_of_key if paths.has_groups else None,
-        )
-        if marker.content and plan.content_id == content_id_of(marker.content.plan_id):
+    chosen, _ = select(listed, paths.name_of, stream.input_rules)
+    if marker.content and marker.content.raw_digest:
+        digests = ObjectDigests(paths.folder_of_key if paths.has_groups else None)
+        digests.add(chosen)
+        if marker.content.raw_digest == digest_of(digests.result()):
             return Changes((), (), ())
-    except UnsupportedInputError:
-        # A new object cannot be packed. The rerun fails with a message that says what to do.
-        pass
     manifest = open_manifest(store, paths.manifest)
     if manifest is None:
         raise ProofError(f"there is no {paths.manifest}, which says what was packed; clear the hour's run")
-    changes = compare((planned for planned, _ in manifest.parts()), chosen)
+    expiry = HourReader(store, stream, hour).expiry_record()
+    changes = compare((planned for planned, _ in manifest.parts()), chosen, expiry)
     if not changes.vanished:
         return changes
     # An object that is left out since, for example by a new `exclude`, has not vanished: plan_hour accepts it too.

@@ -152,6 +152,10 @@ class MarkerContent(_Record):
     """Number of raw objects that the parts have as their content; only if there are any."""
     bytes_unpacked: Count | None = None
     """Size of the raw objects, of these ones that of their content."""
+    raw_digest: Text | None = None
+    """Digest of the listed raw objects; only of an hour, and not if an earlier version completed it."""
+    older_versions: Count | None = None
+    """Number of raw objects in parts of which a later part has a newer version; only if there are any."""
 
 
 def read_hours(

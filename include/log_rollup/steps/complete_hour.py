@@ -2,13 +2,14 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 
 from include.log_rollup.errors import ProofError
 from include.log_rollup.hour.layout import format_hour
 from include.log_rollup.hour.manifest import HourTotals, ManifestReader
 from include.log_rollup.hour.parts import is_intact
+from include.log_rollup.hour.plan import digest_of
 from include.log_rollup.hour.reader import Inventory
 from include.log_rollup.hour.records import Claim, CompletionMarker
 from include.log_rollup.hour.state import HourState
@@ -59,7 +60,10 @@ def complete_hour(
             if group.folder not in found.group_markers
         }
         why_empty = state.paths.raw_template.why_empty(hour) or ""
-        state.complete(claim, marker_of(totals, manifest.validated_at, now, why_empty), groups)
+        content = marker_of(totals, manifest.validated_at, now, why_empty)
+        if found.expiry_etag is not None:
+            content = replace(content, older_versions=sum(map(len, manifest.older_versions().values())))
+        state.complete(claim, _with_raw_digest(state, content), groups)
         log.info("complete: %s", state.paths.marker)
         completed(totals)
     _abort_uploads(state, manifest, found)
@@ -115,6 +119,12 @@ def _abort_uploads(state: HourState, manifest: ManifestReader, found: Inventory)
     parts = copied | state.recorded_parts(other_plans, None).keys()
     if parts:
         state.abort_uploads(parts)
+
+
+def _with_raw_digest(state: HourState, marker: CompletionMarker) -> CompletionMarker:
+    """A marker with the digest of the raw hour, from its plan; without it, late checks read the manifest."""
+    plan = state.records.read_plan(state.paths.plan(marker.plan_id))
+    return replace(marker, raw_digest=digest_of(plan.digests)) if plan else marker
 
 
 def marker_of(totals: HourTotals, validated_at: str, now: datetime, why_empty: str = "") -> CompletionMarker:

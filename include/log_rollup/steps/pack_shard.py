@@ -7,10 +7,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
-from include.log_rollup.errors import RollupError, SupersededError
+from include.log_rollup.errors import ProofError, RollupError, SupersededError
+from include.log_rollup.hour.changes import first_keys
 from include.log_rollup.hour.layout import parse_hour
 from include.log_rollup.hour.parts import is_as_written
-from include.log_rollup.hour.plan import PlannedPart, ShardRef
+from include.log_rollup.hour.plan import PlannedPart, ShardRef, is_planned_again
 from include.log_rollup.hour.records import Measured, PackedPart, Receipt, Records, ShardPlan
 from include.log_rollup.hour.state import HourState
 from include.log_rollup.monitor import Monitor, check_open_file_limit, cpu_seconds
@@ -41,6 +42,7 @@ def pack_shard(
     :param tried: called with what this try measured, also if it failed
     :returns: the same; only the connections if another run has completed the hour under this plan
     :raises SupersededError: if the hour is being built under another plan
+    :raises ProofError: if a part that the plan keeps is not as it was proven any more
     :raises ResourceLimitError: if the open-file limit is too low for the stream's connections
     :raises RollupError: as :meth:`ShardPacker.run` and the store raise
     """
@@ -76,6 +78,7 @@ class _ShardTask:
             self._ref.shard, self._ref.parts, self._ref.objects, format_size(self._ref.bytes),
             len(shard.parts) - len(todo),
         )  # fmt: skip
+        self._refuse_lost_parts(shard, todo)
         received = {part.name for part in receipt.parts}
         lost = [part.name for part in todo if part.name in received]
         if todo and not self._state.prepare_packing(self._ref.plan_id, lost):
@@ -100,6 +103,24 @@ class _ShardTask:
                 # Another run has completed the hour and is cleaning up; its claim is removed last.
                 return None
             raise
+
+    def _refuse_lost_parts(self, shard: ShardPlan, todo: Sequence[PlannedPart]) -> None:
+        """Refuse to pack parts that the plan keeps if the present settings give other bytes.
+
+        :raises ProofError: if there are any
+        """
+        stream = self._stream
+        lost = [
+            part.name
+            for part in todo
+            if part.name in shard.kept and not is_planned_again(part, stream.part_size, stream.write_options)
+        ]
+        if lost:
+            raise ProofError(
+                f"hour {self._ref.hour}: {len(lost)} parts under {self._state.paths.aggregated} that plan "
+                f"{self._ref.plan_id} keeps have changed or vanished since ({first_keys(lost)}), or their receipt "
+                f"is damaged, and the stream's present settings give other parts: clear the run from plan_hour on"
+            )
 
     def _existing_parts(self, receipt: Receipt) -> "_ExistingParts":
         # Without parts in the receipt all parts are packed, so the listing is not needed.

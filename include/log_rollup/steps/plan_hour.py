@@ -1,7 +1,7 @@
 """The step plan_hour: makes a plan from the raw listing and writes it into the bucket."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -9,12 +9,16 @@ from functools import cached_property
 from include.log_rollup import limits
 from include.log_rollup.errors import EmptyHourError, TransientError
 from include.log_rollup.hour.group_summary import GroupChanges, largest_groups
+from include.log_rollup.hour.kept_parts import KeepRules, ProvenParts, read_proven_parts
 from include.log_rollup.hour.layout import folder_of, format_hour
+from include.log_rollup.hour.manifest import ManifestReader
 from include.log_rollup.hour.plan import (
+    ObjectDigests,
     Plan,
     PlannedPart,
     ShardRef,
     content_id_of,
+    digest_of,
     make_plan,
     make_shards,
     new_plan_id,
@@ -100,19 +104,29 @@ class Preview:
 
 @without_collector
 def plan_hour(
-    store: ObjectStore, stream: Stream, hour: datetime, run_id: str, drop_vanished: bool = False
+    store: ObjectStore,
+    stream: Stream,
+    hour: datetime,
+    run_id: str,
+    drop_vanished: bool = False,
+    repack: bool = False,
 ) -> Planned:
     """Plan an hour as it is listed now, and write the plan into the bucket.
 
-    An hour that is complete and would be planned the same way is left untouched. Otherwise the plan is written,
-    then claimed, then the completion marker is removed, all before any part changes. Parts that exist already as
-    planned are named in the receipts, so that they are not packed again.
+    An hour that is complete and unchanged is left untouched. Otherwise the plan is written, then claimed, then the
+    completion marker is removed, all before any part changes.
+
+    If the hour has a manifest, the plan keeps every part whose raw objects are all unchanged or have expired; see
+    :func:`include.log_rollup.hour.kept_parts.read_proven_parts`. These parts, and others that exist already as
+    planned, are named in the receipts, so that they are not packed again.
 
     An hour is not planned if raw objects have vanished that its parts hold, because the parts may be the last
     copy.
 
     :param run_id: written into the claim, for people who read it
     :param drop_vanished: plan the hour without vanished raw objects, so that their bytes are lost
+    :param repack: pack the whole hour again with the stream's present settings, except parts with expired raw
+        objects
     :raises VanishedInputError: if raw objects that a part holds have vanished; nothing is changed
     :raises UnreadableRecordError: if parts exist and no readable record says what they hold
     :raises EmptyHourError: if there is nothing to pack and the stream does not allow that
@@ -120,7 +134,7 @@ def plan_hour(
     :raises TransientError: if other runs of the hour keep changing it
     :raises RollupError: as the store raises
     """
-    planner = _Planner(store, stream, hour, drop_vanished)
+    planner = _Planner(store, stream, hour, drop_vanished, repack)
     for _ in range(limits.PLAN_TRIES):
         planned = planner.try_to_plan(run_id)
         if planned is not None:
@@ -133,13 +147,14 @@ def plan_hour(
 
 
 @without_collector
-def preview_hour(store: ObjectStore, stream: Stream, hour: datetime) -> Preview:
+def preview_hour(store: ObjectStore, stream: Stream, hour: datetime, repack: bool = False) -> Preview:
     """What :func:`plan_hour` would do now. Writes and removes nothing.
 
+    :param repack: as for :func:`plan_hour`
     :raises RollupError: as :func:`plan_hour` would
     """
     try:
-        return _Planner(store, stream, hour, drop_vanished=False).preview()
+        return _Planner(store, stream, hour, drop_vanished=False, repack=repack).preview()
     except HourChangedError:
         raise TransientError(
             f"hour {format_hour(hour)}: another run of this hour is changing {stream.at(hour).aggregated} just now"
@@ -152,36 +167,49 @@ class _Assessment:
 
     :param packed: rows of receipts of the parts that exist already as planned, by name
     :param replaces: names of existing parts that belong to other plans of this hour
+    :param vanished: keys of vanished raw objects that parts keep
     :param measured: what earlier tries of this plan have measured, by shard
-    :param marker_etag: None if there is no completion marker
-    :param manifest_etag: None if there is no manifest
-    :param complete_as: id of the plan under which the hour is complete and unchanged; otherwise empty
     :param changed_groups: folders of the groups in which parts are written or removed
     :param group_changes: which groups the manifest lacks, and which the plan lacks; None without a manifest
     """
 
+    survey: Survey
     plan: Plan
     packed: Mapping[str, str]
     replaces: Sequence[str]
+    vanished: Sequence[str]
     measured: Mapping[int, Measured]
-    marker_etag: str | None
-    manifest_etag: str | None
-    complete_as: str = ""
-    changed_groups: frozenset[str] = frozenset()
-    group_changes: GroupChanges | None = None
+    changed_groups: frozenset[str]
+    group_changes: GroupChanges | None
+
+
+@dataclass(frozen=True, slots=True)
+class _CompleteHour:
+    """An hour that is complete and unchanged.
+
+    :param manifest: under whose plan it is complete
+    :param left_out: of its raw objects
+    """
+
+    manifest: ManifestReader
+    left_out: LeftOut
 
 
 class _Planner:
     """Plans one hour.
 
     :param drop_vanished: plan without raw objects that have vanished
+    :param repack: keep only parts with expired raw objects
     """
 
-    def __init__(self, store: ObjectStore, stream: Stream, hour: datetime, drop_vanished: bool) -> None:
+    def __init__(
+        self, store: ObjectStore, stream: Stream, hour: datetime, drop_vanished: bool, repack: bool
+    ) -> None:
         self._store = store
         self._stream = stream
         self._hour = hour
         self._drop_vanished = drop_vanished
+        self._repack = repack
 
     @cached_property
     def _state(self) -> HourState:
@@ -193,13 +221,14 @@ class _Planner:
             assessment = self._assess()
         except HourChangedError:
             return None
+        if isinstance(assessment, _CompleteHour):
+            plan_id = assessment.manifest.totals.plan_id
+            self._state.clean_up(plan_id)
+            log.info("the hour is complete under this very plan; nothing to do")
+            return Planned(plan_id, [], True)
         changes = assessment.group_changes
         if changes:
             log.info("groups, compared with the manifest: %s", changes)
-        if assessment.complete_as:
-            self._state.clean_up(assessment.complete_as)
-            log.info("the hour is complete under this very plan; nothing to do")
-            return Planned(assessment.complete_as, [], True)
         options = self._stream.write_options
         if options.is_archived:
             require_stored_crc(
@@ -207,16 +236,18 @@ class _Planner:
             )
         plan_id = new_plan_id(assessment.plan.content_id)
         refs, files = self._write_plan(assessment, plan_id)
+        survey = assessment.survey
         claim = self._state.begin(
             plan_id,
             run_id,
             [part.name for part in assessment.plan.parts],
             files,
-            assessment.marker_etag,
-            assessment.manifest_etag,
+            survey.marker.etag if survey.marker else None,
+            survey.found.manifest_etag,
+            survey.found.expiry_etag,
             assessment.changed_groups,
         )
-        return Planned(plan_id, refs, False, changes) if claim else None
+        return Planned(plan_id, [ref for ref in refs if ref.parts], False, changes) if claim else None
 
     def preview(self) -> Preview:
         """See :func:`preview_hour`.
@@ -224,18 +255,41 @@ class _Planner:
         :raises HourChangedError: if another run changes the hour meanwhile
         """
         assessment = self._assess()
-        plan, unchanged = assessment.plan, bool(assessment.complete_as)
+        if isinstance(assessment, _CompleteHour):
+            return self._preview_of_complete(assessment)
+        plan = assessment.plan
         groups = self._groups(plan)
+        refs = self._shard_refs("", "", plan, self._shards(plan))
         return Preview(
-            plan_id=assessment.complete_as or plan.content_id,
-            unchanged=unchanged,
+            plan_id=plan.content_id,
+            unchanged=False,
             objects=plan.objects,
             bytes_in=plan.bytes_in,
             parts=len(plan.parts),
             parts_copied=sum(part.copied for part in plan.parts),
-            parts_standing=len(plan.parts) if unchanged else len(assessment.packed),
-            shards=0 if unchanged else len(self._shards(plan)),
+            parts_standing=len(assessment.packed),
+            shards=sum(1 for ref in refs if ref.parts),
             left_out=plan.left_out,
+            groups=len(groups) if self._state.paths.has_groups else None,
+            largest_groups=largest_groups(groups, PREVIEWED_GROUPS),
+        )
+
+    def _preview_of_complete(self, complete: _CompleteHour) -> Preview:
+        totals = complete.manifest.totals
+        groups = [
+            PlannedGroup(group.folder, group.captures, group.objects, group.bytes_in, group.parts)
+            for group in totals.groups
+        ]
+        return Preview(
+            plan_id=totals.plan_id,
+            unchanged=True,
+            objects=totals.objects,
+            bytes_in=totals.bytes_in,
+            parts=totals.parts,
+            parts_copied=sum(bool(entry["copied"]) for entry in complete.manifest.table),
+            parts_standing=totals.parts,
+            shards=0,
+            left_out=complete.left_out,
             groups=len(groups) if self._state.paths.has_groups else None,
             largest_groups=largest_groups(groups, PREVIEWED_GROUPS),
         )
@@ -259,13 +313,15 @@ class _Planner:
             for folder, own in parts.items()
         ]
 
-    def _assess(self) -> _Assessment:
+    def _assess(self) -> _Assessment | _CompleteHour:
         """List the raw hour, plan it, and compare the plan with the aggregated hour."""
         listed = self._state.paths.raw_and_unmatched.list_all(self._store)
         claim = self._state.claim()
         assessment = self._assess_listing(listed, claim)
+        if isinstance(assessment, _CompleteHour):
+            return assessment
         was_planned = claim is not None and content_id_of(claim.plan_id) == assessment.plan.content_id
-        if assessment.complete_as or not was_planned:
+        if not was_planned:
             return assessment
         # The same plan was not completed before. Maybe validation lists the hour differently, page by page; more
         # servers are right that way.
@@ -276,7 +332,9 @@ class _Planner:
         log.warning("%s is listed differently page by page; that listing is planned", raw)
         return self._assess_listing(raw.list_by_token(self._store), claim)
 
-    def _assess_listing(self, listed: Sequence[ObjectInfo], claim: Claim | None) -> _Assessment:
+    def _assess_listing(
+        self, listed: Sequence[ObjectInfo], claim: Claim | None
+    ) -> _Assessment | _CompleteHour:
         name_of = self._state.paths.name_of
         chosen, left_out = select(listed, name_of, self._stream.input_rules)
         if left_out.unmatched:
@@ -286,47 +344,87 @@ class _Planner:
             )  # fmt: skip
         survey = survey_hour(self._state)
         why_empty = self._state.paths.raw_template.why_empty(self._hour)
+        taken = survey.names_not_to_use()
         if why_empty:
             log.info("%s", why_empty)
         elif not chosen and not self._stream.allow_empty:
-            self._refuse_empty(survey, listed, left_out)
-        plan = self._make_plan(survey, chosen, left_out)
+            self._refuse_empty(survey, taken, listed, left_out)
         survey.log_foreign()
-        marker_etag = survey.marker.etag if survey.marker else None
-        complete_as = survey.complete_plan(plan)
-        if complete_as and (claim is None or claim.plan_id == complete_as):
-            return _Assessment(plan, {}, (), {}, marker_etag, survey.found.manifest_etag, complete_as)
-        if complete_as:
+        manifest = survey.manifest
+        is_claimed = claim is not None and manifest is not None and claim.plan_id != manifest.totals.plan_id
+        if manifest and not self._repack and not is_claimed and self._is_complete_as_listed(survey, chosen):
+            return _CompleteHour(manifest, left_out)
+        proven = self._proven_parts(survey, taken, listed, chosen)
+        plan = self._make_plan(survey, proven, taken, chosen, left_out)
+        if manifest and survey.is_complete_under(plan):
+            if not is_claimed:
+                return _CompleteHour(manifest, left_out)
             # Validation would prove the claimed plan, whose run may have died: plan and claim the hour again.
             log.info("the hour is complete under this very plan, but it was claimed for another one since")
-        holdings = read_holdings(survey, listed, plan)
+        holdings = read_holdings(survey, proven, listed, plan)
         if not self._drop_vanished:
             refuse_vanished(self._state.paths, holdings, survey.marker is not None)
         measured = add_receipts(holdings, survey, plan.content_id)
         replaces = sorted(
             name
             for name in survey.found.parts.keys() & survey.recorded.keys()
-            if survey.recorded[name] not in holdings.wanted and name not in holdings.unclear
+            if survey.recorded[name] not in holdings.wanted
+            and name not in holdings.wanted
+            and name not in holdings.unclear
         )
         return _Assessment(
+            survey,
             plan,
             holdings.packed,
             replaces,
+            proven.stuck,
             measured,
-            marker_etag,
-            survey.found.manifest_etag,
             changed_groups=survey.changed_groups(plan, holdings.proven),
             group_changes=survey.group_changes(plan),
         )
 
-    def _refuse_empty(self, survey: Survey, listed: Sequence[ObjectInfo], left_out: LeftOut) -> None:
+    @property
+    def _folder_of_key(self) -> Callable[[str], str] | None:
+        paths = self._state.paths
+        return paths.folder_of_key if paths.has_groups else None
+
+    def _proven_parts(
+        self,
+        survey: Survey,
+        taken: Container[str],
+        listed: Sequence[ObjectInfo],
+        chosen: Sequence[ObjectInfo],
+    ) -> ProvenParts:
+        """The parts of the manifest, compared with the raw hour; none without a manifest."""
+        if survey.manifest is None:
+            return ProvenParts()
+        stream = self._stream
+        rules = KeepRules(
+            stream.part_size, stream.write_options, self._folder_of_key, self._repack, stream.late_merge
+        )
+        return read_proven_parts(
+            survey.manifest, survey.found.parts, listed, chosen, survey.expiry, taken, rules
+        )
+
+    def _refuse_empty(
+        self,
+        survey: Survey,
+        taken: Container[str],
+        listed: Sequence[ObjectInfo],
+        left_out: LeftOut,
+    ) -> None:
         """Refuse an hour without input; if parts hold raw objects that have vanished, that error comes first.
+
+        An hour whose raw objects have all expired has parts that are kept, so it is not empty.
 
         :raises EmptyHourError: otherwise
         """
-        holdings = read_holdings(survey, listed, None)
+        proven = self._proven_parts(survey, taken, listed, ())
+        holdings = read_holdings(survey, proven, listed, None)
         if not self._drop_vanished:
             refuse_vanished(self._state.paths, holdings, survey.marker is not None)
+        if proven.kept.stay:
+            return
         paths = self._state.paths
         raise EmptyHourError(
             f"hour {format_hour(paths.hour)}: nothing to pack under {paths.raw} ({len(listed)} objects listed; "
@@ -334,25 +432,50 @@ class _Planner:
             f"{self._stream.name!r}; otherwise clear the run when the objects are there."
         )
 
-    def _make_plan(self, survey: Survey, chosen: Sequence[ObjectInfo], left_out: LeftOut) -> Plan:
+    def _is_complete_as_listed(self, survey: Survey, chosen: Sequence[ObjectInfo]) -> bool:
+        """Whether the hour is complete, and its raw objects are those that were listed for its plan.
+
+        A fast path: nothing is compared object by object.
+        """
+        content = survey.marker.content if survey.marker else None
+        if content is None or not content.raw_digest or not survey.is_complete_and_intact():
+            return False
+        digests = ObjectDigests(self._folder_of_key)
+        digests.add(chosen)
+        return content.raw_digest == digest_of(digests.result())
+
+    def _make_plan(
+        self,
+        survey: Survey,
+        proven: ProvenParts,
+        taken: Container[str],
+        chosen: Sequence[ObjectInfo],
+        left_out: LeftOut,
+    ) -> Plan:
         plan = make_plan(
             chosen,
             left_out,
             self._stream.part_size,
             self._stream.write_options,
             unjoinable=self._stream.unjoinable,
-            folder_of_key=self._state.paths.folder_of_key if self._state.paths.has_groups else None,
+            folder_of_key=self._folder_of_key,
             kept_names=survey.kept_names(),
-            taken=survey.names_not_to_use(),
+            taken=taken,
+            kept=proven.kept,
         )
         log.info(
-            "plan %s: %d objects, %s -> %d parts (left out: %s)",
-            plan.content_id, plan.objects, format_size(plan.bytes_in), len(plan.parts), left_out,
+            "plan %s: %d objects, %s -> %d parts, of which %d are kept (left out: %s)",
+            plan.content_id, plan.objects, format_size(plan.bytes_in), len(plan.parts), len(plan.kept), left_out,
         )  # fmt: skip
         return plan
 
     def _shards(self, plan: Plan) -> list[Sequence[PlannedPart]]:
         return make_shards(plan, self._stream.shard_size, self._stream.max_shards)
+
+    def _shard_refs(
+        self, hour: str, plan_id: str, plan: Plan, shards: Sequence[Sequence[PlannedPart]]
+    ) -> list[ShardRef]:
+        return shard_refs(self._stream.name, hour, plan_id, shards, plan.kept)
 
     def _write_plan(self, assessment: _Assessment, plan_id: str) -> tuple[list[ShardRef], set[str]]:
         """Write a plan's files.
@@ -362,14 +485,19 @@ class _Planner:
         plan, paths, records = assessment.plan, self._state.paths, self._state.records
         shards = self._shards(plan)
         hour = format_hour(paths.hour)
-        refs = shard_refs(self._stream.name, hour, plan_id, shards)
+        refs = self._shard_refs(hour, plan_id, plan, shards)
         targets = [paths.shard(plan_id, ref.shard) for ref in refs]
         for ref, parts, target in zip(refs, shards, targets, strict=True):
-            records.write_shard(target, ShardPlan(plan_id, ref.shard, tuple(parts)), paths.key_base)
+            kept = plan.kept.intersection(part.name for part in parts)
+            records.write_shard(target, ShardPlan(plan_id, ref.shard, tuple(parts), kept), paths.key_base)
             rows = [assessment.packed[part.name] for part in parts if part.name in assessment.packed]
             if rows:
                 receipt = paths.receipt(plan_id, ref.shard)
-                measured = assessment.measured.get(ref.shard, Measured())
+                # A shard without parts to pack has no task that would measure anything.
+                without_task = Measured(
+                    max_connections=self._stream.max_connections, parts_left_alone=len(parts)
+                )
+                measured = assessment.measured.get(ref.shard, Measured() if ref.parts else without_task)
                 records.write_receipt_rows(receipt, plan_id, ref.shard, rows, measured)
         if assessment.packed:
             log.info("%d of %d parts exist already as planned", len(assessment.packed), len(plan.parts))
@@ -384,6 +512,8 @@ class _Planner:
             tuple(refs),
             plan.digests,
             tuple(assessment.replaces),
+            plan.in_key_order,
+            tuple(assessment.vanished),
         )
         records.write_plan(paths.plan(plan_id), summary)
         targets.append(paths.plan(plan_id))

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import islice
@@ -28,6 +28,7 @@ from include.log_rollup.hour.state import HourState
 from include.log_rollup.memory import without_collector
 from include.log_rollup.monitor import Monitor
 from include.log_rollup.parallel import in_parallel
+from include.log_rollup.storage.listing import PAGE_SIZE
 from include.log_rollup.storage.protocol import ObjectStore
 from include.log_rollup.streams import Stream
 from include.log_rollup.units import format_size
@@ -42,7 +43,8 @@ PARTS_AT_ONCE = 64
 def validate_hour(store: ObjectStore, stream: Stream, hour: datetime) -> HourTotals:
     """Prove an hour from what is in the bucket alone, and write its manifest.
 
-    - The raw hour is listed again, in another way than for the plan, and must be what was planned.
+    - The raw hour is listed again, in another way than for the plan, and must be what was planned. Raw objects
+      that have expired, as the hour's record of them says, are proven by their part and the manifest.
     - The aggregated hour is listed again. Each part must have the size, ETag and CRC of its receipt, and its CRC
       must be the combination of the CRCs of its raw objects in order.
     - A part is read back if the store keeps no CRC of it: its CRC is computed again, and the bytes of each raw
@@ -60,21 +62,20 @@ def validate_hour(store: ObjectStore, stream: Stream, hour: datetime) -> HourTot
     """
     state = HourState(store, stream, hour)
     expected = _read_expected(state)
-    left_out = _check_raw(store, state, stream.input_rules, expected)
+    raw = _check_raw(store, state, stream.input_rules, expected)
     found = state.inventory()
-    prover = PartProver(store, stream.raw.root, state.paths, found.parts, expected.parts)
-    folder_of_key = state.paths.folder_of_key if state.paths.has_groups else None
-    proof = _Proof(prover, store.control_connections, ObjectDigests(folder_of_key))
+    prover = PartProver(store, stream.raw.root, state.paths, found.parts, expected.parts, raw.announced)
+    proof = _Proof(prover, store.control_connections, _digests_for(state))
     with Monitor(log, store.ports, store.max_connections, prover.progress):
         for batch in expected.batches():
             proof.add(batch)
-    _check_digests(state, expected, proof)
+    _check_digests(state, expected, raw, proof)
     if proof.failures:
-        _reject(state, expected, proof.failures, found)
+        _reject(state, expected, proof.failures, found, raw.announced)
     strays = _find_strays(state, found, proof.names, expected)
     foreign = _foreign_keys(state, found, proof.names | strays.keys())
     strays = state.removable(found, strays, expected.plan_id, expected.planned_parts())
-    totals = _totals(state, stream, expected, proof, left_out, len(foreign))
+    totals = _totals(state, stream, expected, proof, raw.left_out, len(foreign))
     if expected.claim is not None and not expected.is_complete:
         _write_manifests(state, expected.claim, proof, totals, found)
     if strays:
@@ -111,7 +112,9 @@ class _Expected:
 
     :param claim: of the hour; None if it is complete and cleaned up
     :param manifest: of a complete hour; None if the hour is being built
-    :param digests: of the planned raw objects; None for a complete hour
+    :param digests: of the planned raw objects, if they are in key order over all parts; else None, as for a
+        complete hour
+    :param vanished: keys of vanished raw objects that the plan keeps
     :param batches: reads the parts, a few at a time; can be called again
     """
 
@@ -124,6 +127,7 @@ class _Expected:
     measured: Measured
     digests: Mapping[str, str] | None
     batches: Callable[[], Iterator[_Batch]]
+    vanished: frozenset[str] = frozenset()
 
     @property
     def is_complete(self) -> bool:
@@ -171,8 +175,9 @@ def _expected_of_plan(state: HourState, claim: Claim) -> _Expected:
         summary.objects,
         summary.left_out,
         measured,
-        summary.digests,
+        summary.digests if summary.in_key_order else None,
         batches,
+        frozenset(summary.vanished),
     )
 
 
@@ -220,27 +225,52 @@ def _manifest_batches(manifest: ManifestReader) -> Iterator[_Batch]:
 # -- the raw hour --------------------------------------------------------------------------------------
 
 
-def _check_raw(store: ObjectStore, state: HourState, rules: InputRules, expected: _Expected) -> LeftOut:
+@dataclass(frozen=True, slots=True)
+class _RawHour:
+    """The raw hour, which is what was planned.
+
+    :param digests: of the raw objects in the order of the parts
+    :param announced: names of the parts whose raw objects may have expired
+    """
+
+    left_out: LeftOut
+    digests: Mapping[str, str]
+    announced: Collection[str] = ()
+
+
+def _check_raw(store: ObjectStore, state: HourState, rules: InputRules, expected: _Expected) -> _RawHour:
     """Compare the raw hour with what was planned.
 
-    :returns: what is left out of it now
     :raises InputChangedError: if it differs
     :raises VanishedInputError: if it differs, the hour is complete and raw objects have vanished
+    :raises ProofError: if two parts of the plan hold one raw object
     """
     if expected.digests is not None:
         found = digest_raw(store, state.paths, rules, expected.objects)
         if found.digests == expected.digests:
-            return found.left_out
-    # With all rows in memory: for a complete hour, or to name what has changed.
-    listed = state.paths.raw_and_unmatched.list_by_token(store)
+            return _RawHour(found.left_out, expected.digests)
+    # With all rows in memory: for a complete hour or one with kept parts, or to name what has changed.
+    page_size = max(1, min(PAGE_SIZE, expected.objects // 2 + 1))
+    listed = state.paths.raw_and_unmatched.list_by_token(store, page_size)
     chosen, left_out = select(listed, state.paths.name_of, rules)
-    comparison = Comparison(chosen)
+    left_out_keys = {row.key for row in listed} - {row.key for row in chosen}
+    comparison = Comparison(chosen, state.expiry_record(), left_out_keys)
+    digests = _digests_for(state)
     for part in expected.planned_parts():
-        comparison.add(part.objects)
+        comparison.add(part)
+        digests.add(part.objects)
     changes = comparison.changes()
+    vanished = [key for key in changes.vanished if key not in expected.vanished]
+    changes = replace(changes, vanished=vanished)
     if changes:
         raise _raw_changed(state, expected, changes)
-    return left_out
+    if comparison.doubled:
+        raise _wrong_plan(state, expected)
+    return _RawHour(left_out, digests.result(), comparison.announced)
+
+
+def _digests_for(state: HourState) -> ObjectDigests:
+    return ObjectDigests(state.paths.folder_of_key if state.paths.has_groups else None)
 
 
 def _raw_changed(
@@ -348,40 +378,59 @@ class _Proof:
         self.groups[folder].add(without_folder(planned), replace(packed, name=packed.name[len(folder) :]))
 
 
-def _check_digests(state: HourState, expected: _Expected, proof: _Proof) -> None:
-    """Compare the raw objects in the shards with the digests in the plan's summary.
+def _check_digests(state: HourState, expected: _Expected, raw: _RawHour, proof: _Proof) -> None:
+    """Compare the raw objects in the proven parts with the raw hour.
 
     :raises ProofError: if they differ
     """
-    if expected.digests is not None and proof.digests.result() != dict(expected.digests):
-        raise ProofError(
-            f"the files of plan {expected.plan_id} under {state.paths.work} do not belong together; clear "
-            f"the run from plan_hour on"
-        )
+    if proof.digests.result() != dict(raw.digests):
+        raise _wrong_plan(state, expected)
+
+
+def _wrong_plan(state: HourState, expected: _Expected) -> ProofError:
+    return ProofError(
+        f"the files of plan {expected.plan_id} under {state.paths.work} do not belong together; clear "
+        f"the run from plan_hour on"
+    )
 
 
 def _reject(
-    state: HourState, expected: _Expected, failures: Sequence[UnprovenPart], found: Inventory
+    state: HourState,
+    expected: _Expected,
+    failures: Sequence[UnprovenPart],
+    found: Inventory,
+    announced: Collection[str],
 ) -> None:
-    """Remove the parts that failed.
+    """Remove the parts that failed, except those that may hold the last copy of expired raw objects.
 
+    :param announced: names of these
     :raises ProofError: always
     """
     # A part without a receipt is packed again anyway, and may belong to another run.
     bad = {
         failure.name: failure.planned
         for failure in failures
-        if failure.written and failure.name in found.parts
+        if failure.written and failure.name in found.parts and failure.name not in announced
     }
     if bad or expected.is_complete:
         state.reject_parts(expected.plan_id, bad, expected.claim, expected.manifest)
     shown = "; ".join(f"{failure.name}: {failure.reason}" for failure in failures[:MAX_SHOWN])
     more = f" and {len(failures) - MAX_SHOWN} more" if len(failures) > MAX_SHOWN else ""
     undone = " The hour is no longer complete, its marker is removed." if expected.is_complete else ""
-    raise ProofError(
+    problem = (
         f"hour {format_hour(state.paths.hour)}: {len(failures)} of {expected.parts} parts are not proven: "
-        f"{shown}{more}.{undone} The raw objects are untouched: clear the run from plan_hour on, and the "
-        f"missing parts are packed again."
+        f"{shown}{more}.{undone}"
+    )
+    last = sorted(failure.name for failure in failures if failure.name in announced)
+    if last:
+        raise ProofError(
+            f"{problem} Raw objects of {len(last)} of them have expired ({first_keys(last)}), so these parts are "
+            f"left alone: restore them from older versions of the objects or from a copy, then clear the run from "
+            f"plan_hour on."
+        )
+    raise ProofError(
+        f"{problem} The raw objects are untouched: clear the run from plan_hour on, and the missing parts are "
+        f"packed again."
     )
 
 

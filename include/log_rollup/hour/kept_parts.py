@@ -1,0 +1,181 @@
+"""Which parts of a manifest a rerun keeps: :func:`read_proven_parts`."""
+
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from include.log_rollup.hour.changes import expired_keys
+from include.log_rollup.hour.expiry_record import ExpiryRecord
+from include.log_rollup.hour.layout import folder_of
+from include.log_rollup.hour.manifest import ManifestReader
+from include.log_rollup.hour.parts import is_as_written
+from include.log_rollup.hour.plan import NOTHING_KEPT, KeptParts, PlannedPart, WriteOptions, is_planned_again
+from include.log_rollup.hour.records import packed_row_json
+from include.log_rollup.hour.selection import NOT_JOINABLE, encoding_of
+from include.log_rollup.storage.protocol import ObjectInfo
+
+# With ``late_merge``: more small parts of one kind than this are packed again together with new objects.
+SMALL_PARTS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class KeepRules:
+    """What decides which parts are kept, besides the raw objects.
+
+    :param part_size: of the stream, in bytes
+    :param options: with which new parts are written
+    :param folder_of_key: the folder of the group of a key; None without groups
+    :param repack: keep only parts with expired raw objects
+    :param merge: pack small parts again together with new objects, see :data:`SMALL_PARTS`
+    """
+
+    part_size: int
+    options: WriteOptions
+    folder_of_key: Callable[[str], str] | None = None
+    repack: bool = False
+    merge: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ProvenParts:
+    """The parts of the manifest, compared with the raw hour.
+
+    :param rows: fingerprint and row of a receipt of each part that exists as the manifest says, by name
+    :param gone: keys of the raw objects that have vanished; not those that expired as announced
+    :param stuck: those of them that a kept part holds, because raw objects next to them have expired
+    :param objects: number of raw objects in the manifest
+    """
+
+    kept: KeptParts = NOTHING_KEPT
+    rows: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    gone: Sequence[str] = ()
+    stuck: Sequence[str] = ()
+    objects: int = 0
+
+
+def read_proven_parts(
+    manifest: ManifestReader,
+    parts: Mapping[str, ObjectInfo],
+    listed: Sequence[ObjectInfo],
+    chosen: Sequence[ObjectInfo],
+    expiry: ExpiryRecord | None,
+    taken: Container[str],
+    rules: KeepRules,
+) -> ProvenParts:
+    """Compare the parts of a manifest with the raw hour, and choose those that a rerun keeps.
+
+    - A part stays if it exists as the manifest says, and its raw objects are unchanged.
+    - A part with expired raw objects stays whatever happened to the others: nothing else has their bytes.
+    - A part that is lost or damaged is packed again as it was, if its raw objects are unchanged and the present
+      options give the same bytes.
+    - The raw objects of all other parts are packed like new ones.
+
+    :param parts: the listed parts, by name
+    :param listed: the raw hour, including what is left out
+    :param chosen: the input
+    :param taken: names of parts that the plan may not use
+    """
+    comparison = _Comparison(listed, chosen, expiry, rules)
+    rows: dict[str, tuple[str, str]] = {}
+    objects = 0
+    for planned, packed in manifest.parts():
+        objects += len(planned.objects)
+        exists = is_as_written(packed, parts)
+        if exists:
+            rows[packed.name] = packed.fingerprint, packed_row_json(packed)
+        comparison.add(planned, exists and packed.name not in taken)
+    if rules.merge:
+        comparison.merge_small_parts()
+    return comparison.result(rows, objects)
+
+
+class _Comparison:
+    """Compares parts with the raw hour, one after the other, in the order of the manifest."""
+
+    def __init__(
+        self,
+        listed: Sequence[ObjectInfo],
+        chosen: Sequence[ObjectInfo],
+        expiry: ExpiryRecord | None,
+        rules: KeepRules,
+    ) -> None:
+        self._chosen = {item.key: item for item in chosen}
+        # Keys that exist, but are left out.
+        self._left_out: Container[str] = ()
+        if len(listed) > len(chosen):
+            self._left_out = {item.key for item in listed} - self._chosen.keys()
+        self._expiry = expiry
+        self._rules = rules
+        self._stay: list[PlannedPart] = []
+        self._again: list[PlannedPart] = []
+        self._held: set[str] = set()
+        # Whether each key that no raw object has any more has expired. Of several versions, the last part has the
+        # newest, which counts.
+        self._absent: dict[str, bool] = {}
+        self._stuck: set[str] = set()
+        self._fixed: set[str] = set()
+
+    def add(self, planned: PlannedPart, exists: bool) -> None:
+        """Add a part.
+
+        :param exists: whether it exists as the manifest says, and the plan may use its name
+        """
+        find = self._chosen.get
+        different = [item.key for item in planned.objects if find(item.key) != item]
+        expired = expired_keys(planned, self._expiry) if exists else ()
+        for key in different:
+            if key not in self._chosen and key not in self._left_out:
+                self._absent[key] = key in expired
+        if expired:
+            self._add_fixed(planned, different)
+        elif not different and not self._rules.repack and self._is_in_its_group(planned):
+            if exists:
+                self._stay.append(planned)
+            elif is_planned_again(planned, self._rules.part_size, self._rules.options):
+                self._again.append(planned)
+            else:
+                return
+            self._held.update(item.key for item in planned.objects)
+
+    def _add_fixed(self, planned: PlannedPart, different: Sequence[str]) -> None:
+        """Add a part with expired raw objects."""
+        self._stay.append(planned)
+        self._fixed.add(planned.name)
+        self._held.update(item.key for item in planned.objects)
+        self._stuck.update(key for key in different if key in self._absent)
+        # A version in an earlier part is not the newest one, even if the object has its content again.
+        self._held.difference_update(different)
+
+    def _is_in_its_group(self, planned: PlannedPart) -> bool:
+        if not planned.objects:
+            return False
+        folder_of_key = self._rules.folder_of_key
+        folder = folder_of_key(planned.objects[0].key) if folder_of_key else ""
+        return folder_of(planned.name) == folder
+
+    def merge_small_parts(self) -> None:
+        """Don't keep parts smaller than half of a part, if there are many of a kind that gets new objects."""
+        rules = self._rules
+        folder_of_key = rules.folder_of_key or (lambda _: "")
+        new = {(folder_of_key(key), encoding_of(key)) for key in self._chosen.keys() - self._held}
+        small: dict[tuple[str, str], list[PlannedPart]] = {}
+        for part in self._stay:
+            kind = folder_of(part.name), part.encoding
+            is_small = 2 * part.size < rules.options.part_bytes(part.encoding, rules.part_size)
+            can_merge = not part.copied and part.encoding not in NOT_JOINABLE and part.name not in self._fixed
+            if is_small and can_merge and kind in new:
+                small.setdefault(kind, []).append(part)
+        merged = [part for parts in small.values() if len(parts) > SMALL_PARTS for part in parts]
+        names = {part.name for part in merged}
+        self._stay = [part for part in self._stay if part.name not in names]
+        self._held.difference_update(item.key for part in merged for item in part.objects)
+
+    def result(self, rows: Mapping[str, tuple[str, str]], objects: int) -> ProvenParts:
+        """What was found; see :class:`ProvenParts`."""
+        gone = [key for key, expired in self._absent.items() if not expired]
+        return ProvenParts(
+            KeptParts(tuple(self._stay), tuple(self._again), self._held),
+            rows,
+            gone,
+            sorted(self._stuck.intersection(gone)),
+            objects,
+        )
