@@ -268,7 +268,9 @@ class CompletionChecker:
             if row.crc64nvme is not None and row.crc64nvme != f"{crc64nvme(version.body):016x}":
                 return b"", f"{row.key} has the wrong CRC in the manifest: {row.crc64nvme}"
             if row.content is None and (row.frame is None or row.length):
-                newline = b"" if copied else self._hour.newline_in_part(row.part, row.key, version.body)
+                newline = b""
+                if not copied and not row.damaged:
+                    newline = self._hour.newline_in_part(row.part, row.key, version.body)
                 body += version.body + newline
                 encodings.add(encoding_of(row.key))
                 continue
