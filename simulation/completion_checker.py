@@ -200,7 +200,6 @@ class CompletionChecker:
             has_content = any(row.content for row in rows)
             if (planned if has_content else size) > self._hour.part_size and len(rows) > 1:
                 yield f"{name} holds more than a part may"
-            yield from self._recompression_violations(entries[name], rows, final)
             is_damaged = not final and self._is_damaged_since(scope.parts + name, since)
             stored = None if is_damaged else self._server.objects.get(scope.parts + name)
             if stored is None and not is_damaged:
@@ -208,6 +207,7 @@ class CompletionChecker:
             is_recent = final and stored is not None and stored.step >= self._hour.packing_since
             if is_recent:
                 yield from self._packing_violations(entries[name], rows)
+            yield from self._recompression_violations(entries[name], rows, is_recent)
             if "compression" in entries[name]:
                 if stored is not None:
                     yield from self._frame_violations(entries[name], rows, contents, stored.body, is_recent)
@@ -332,9 +332,12 @@ class CompletionChecker:
             yield f"{entry['name']} has the compression {entry.get('compression')}, not {expected}"
 
     def _recompression_violations(
-        self, entry: Mapping[str, Any], rows: Sequence[Row], final: bool
+        self, entry: Mapping[str, Any], rows: Sequence[Row], is_recent: bool
     ) -> Iterator[str]:
-        """Check that objects are recompressed if they can be, and that no others are."""
+        """Check that objects are recompressed if they can be, and that no others are.
+
+        :param is_recent: whether the part was written as the stream says now
+        """
         if entry.get("recompressed", 0) != sum(row.content is not None for row in rows):
             yield f"{entry['name']} has another number of recompressed objects than the manifest says"
         for row in rows:
@@ -348,7 +351,7 @@ class CompletionChecker:
                 yield f"{row.key} is recompressed, although it is damaged or too large"
             packing = self._hour.packing
             if (
-                final
+                is_recent
                 and content is not None
                 and packing.recompress
                 and packing.compression
