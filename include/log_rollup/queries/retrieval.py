@@ -12,7 +12,8 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from itertools import islice
 
-from include.log_rollup.errors import ConfigurationError, UnreadableRecordError
+from include.log_rollup.errors import ConfigurationError, NotFoundError, UnreadableRecordError
+from include.log_rollup.hour.layout import format_hour
 from include.log_rollup.hour.reader import HourReader
 from include.log_rollup.parallel import in_parallel
 from include.log_rollup.prices import DEEP_ARCHIVE, GLACIER, INTELLIGENT_TIERING, STANDARD, Prices
@@ -88,11 +89,15 @@ def needed_parts(
     chosen: ObjectFilter,
     *,
     incomplete: bool = False,
+    strict: bool = False,
 ) -> Iterator[tuple[datetime, Location]]:
     """The parts that hold chosen raw objects of some hours, from the manifests of these hours.
 
     :param incomplete: whether to include hours that have a manifest, but are not complete
+    :param strict: whether an hour that is left out is an error
     :returns: hour and place of each; none of hours without a readable manifest
+    :raises NotFoundError: with ``strict``, if an hour is not complete
+    :raises UnreadableRecordError: with ``strict``, if a manifest cannot be read
     :raises RollupError: as the store raises
     """
 
@@ -101,9 +106,15 @@ def needed_parts(
         try:
             manifest, marker = reader.manifest(), reader.marker()
         except UnreadableRecordError:
+            if strict:
+                raise
             return []
         is_complete = manifest and marker and marker.is_of(manifest.totals.plan_id)
         if manifest is None or not (is_complete or incomplete):
+            if strict:
+                raise NotFoundError(
+                    f"hour {format_hour(hour)} is not complete, so its parts cannot be retrieved"
+                )
             return []
         return [
             (hour, reader.paths.part(planned.name))
