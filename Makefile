@@ -78,8 +78,9 @@ bench: $(ENVIRONMENT) ## measure against boto3, s5cmd and others; writes build/b
 	$(if $(ONLY),,$(BIN)/python -m benchmarks grep --objects $(OBJECTS) --rounds 1)
 	$(if $(ONLY),,$(BIN)/python -m benchmarks compression --objects $(OBJECTS) $(LOGS))
 
-docs: $(ENVIRONMENT) ## write docs/REFERENCE.md from the code
+docs: $(ENVIRONMENT) ## write docs/REFERENCE.md and the figures of docs/RETENTION.md from the code
 	@$(BIN)/python -m dev.reference
+	@$(BIN)/python -m dev.retention
 
 lock: $(ENVIRONMENT) ## resolve requirements*.in into the locks requirements*.txt (UPGRADE=1: to the newest releases)
 	$(BIN)/uv $(COMPILE) $(if $(UPGRADE),--upgrade) requirements.in -o requirements.txt

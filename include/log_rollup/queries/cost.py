@@ -393,6 +393,19 @@ def bill_over(
     )
 
 
+def bill_of_raw_over(prices: Prices, load: HourlyLoad, steps: Sequence[Step], days: int) -> Bill:
+    """The bill of the first days without the rollup, in which nothing is deleted.
+
+    :param steps: the storage classes of the raw objects
+    """
+    raw = [lifetime_cost(prices, load.raw, steps, age) for age in range(1, days + 1)]
+    return Bill(
+        raw_writes=HOURS_PER_DAY * days * load.raw.count / 1000 * prices.of(steps[0].storage_class).put,
+        raw_storage=HOURS_PER_DAY * sum(cost.storage for cost in raw),
+        raw_transitions=HOURS_PER_DAY * sum(cost.transitions for cost in raw),
+    )
+
+
 def plan_storage(
     prices: Prices,
     load: HourlyLoad,
@@ -423,7 +436,6 @@ def plan_storage(
         (found for found in candidates if found is not None),
         key=lambda found: (lifetime_cost(prices, load.parts, found, days).total, len(found)),
     )
-    raw_bill = bill_over(prices, HourlyLoad(load.raw, NOTHING), (Step(STANDARD, 0),), days)
     return StoragePlan(
         tuple(steps),
         days,
@@ -432,7 +444,7 @@ def plan_storage(
         lifetime_cost(prices, load.parts, steps, days),
         lifetime_cost(prices, load.raw, (Step(STANDARD, 0),), days),
         bill_over(prices, load, steps, days, raw_days),
-        Bill(raw_writes=raw_bill.raw_writes, raw_storage=raw_bill.raw_storage),
+        bill_of_raw_over(prices, load, (Step(STANDARD, 0),), days),
     )
 
 

@@ -75,7 +75,7 @@ def kept_of(stream: Stream, now: datetime, raw_days: float | None = None, reason
     """
     age = max(now - stream.start, timedelta()) / timedelta(days=1)
     if raw_days is None:
-        expire = getattr(stream, "expire_raw", None)
+        expire = stream.expire_raw
         if expire is not None and expire.mode == "delete":
             return Kept(age, expire.after / timedelta(days=1), "expire_raw")
     return Kept(age, raw_days, reason if raw_days is not None else "")

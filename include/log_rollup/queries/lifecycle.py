@@ -54,14 +54,13 @@ def lifecycle_rules(stream: Stream, steps: Sequence[Step]) -> dict[str, Any]:
 def terraform(bucket: str, configuration: Mapping[str, Any]) -> list[str]:
     """The same rules as a resource of Terraform's provider for AWS.
 
-    :param configuration: from :func:`lifecycle_rules`
+    :param configuration: rules with filters, transitions, and what else docs/RETENTION.md proposes
     """
     lines = [
         'resource "aws_s3_bucket_lifecycle_configuration" "log_rollup" {',
         f"  bucket = {_hcl(bucket)}",
     ]
     for rule in configuration["Rules"]:
-        filters = rule["Filter"]["And"]
         lines += [
             "",
             "  rule {",
@@ -69,23 +68,51 @@ def terraform(bucket: str, configuration: Mapping[str, Any]) -> list[str]:
             f"    status = {_hcl(rule['Status'])}",
             "",
         ]
-        lines += ["    filter {", "      and {"]
-        if "Prefix" in filters:
-            lines.append(f"        prefix                   = {_hcl(filters['Prefix'])}")
-        lines.append(f"        object_size_greater_than = {filters['ObjectSizeGreaterThan']}")
-        lines.append("        tags = {")
-        lines += [f"          {_hcl(tag['Key'])} = {_hcl(tag['Value'])}" for tag in filters["Tags"]]
-        lines += ["        }", "      }", "    }"]
-        for transition in rule["Transitions"]:
-            lines += [
-                "",
-                "    transition {",
-                f"      days          = {transition['Days']}",
-                f"      storage_class = {_hcl(transition['StorageClass'])}",
-                "    }",
-            ]
+        lines += _filter_lines(rule["Filter"])
+        for transition in rule.get("Transitions", ()):
+            values = {"days": transition["Days"], "storage_class": _hcl(transition["StorageClass"])}
+            lines += _block("transition", values)
+        for block, (key, name) in _ACTIONS.items():
+            if block in rule:
+                value = rule[block][key]
+                lines += _block(_snake(block), {name: "true" if value is True else value})
         lines.append("  }")
     return [*lines, "}"]
+
+
+# Actions with one value: its key in the JSON, and its name in Terraform.
+_ACTIONS = {
+    "Expiration": ("ExpiredObjectDeleteMarker", "expired_object_delete_marker"),
+    "NoncurrentVersionExpiration": ("NoncurrentDays", "noncurrent_days"),
+    "AbortIncompleteMultipartUpload": ("DaysAfterInitiation", "days_after_initiation"),
+}
+
+
+def _filter_lines(found: Mapping[str, Any]) -> list[str]:
+    if "And" not in found:
+        return ["    filter {", f"      prefix = {_hcl(found['Prefix'])}", "    }"]
+    filters = found["And"]
+    lines = ["    filter {", "      and {"]
+    if "Prefix" in filters:
+        lines.append(f"        prefix                   = {_hcl(filters['Prefix'])}")
+    lines.append(f"        object_size_greater_than = {filters['ObjectSizeGreaterThan']}")
+    lines.append("        tags = {")
+    lines += [f"          {_hcl(tag['Key'])} = {_hcl(tag['Value'])}" for tag in filters["Tags"]]
+    return [*lines, "        }", "      }", "    }"]
+
+
+def _block(name: str, values: Mapping[str, Any]) -> list[str]:
+    width = max(map(len, values))
+    return [
+        "",
+        f"    {name} {{",
+        *(f"      {key:<{width}} = {value}" for key, value in values.items()),
+        "    }",
+    ]
+
+
+def _snake(name: str) -> str:
+    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name).lstrip("_")
 
 
 def _hcl(text: str) -> str:
