@@ -4,7 +4,6 @@ A conftest loads it with ``pytest_plugins = ["tests.support.fixtures"]``.
 """
 
 import fcntl
-import functools
 import os
 import sqlite3
 import time
@@ -14,13 +13,11 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, Protocol
 
-import botocore.loaders
-import botocore.session
 import pytest
-from botocore.hooks import BaseEventHooks, EventAliaser
 
 from dev.servers import SESSION_VARIABLE, MinistackServer, MotoServer, RcloneServer, S3Server
 from dev.tls import TlsFiles, make_tls_files
+from tests.support.cheap_clients import share_models
 from tests.support.observe import (
     describe_process,
     is_running,
@@ -95,15 +92,9 @@ def _left_processes(config: pytest.Config) -> list[str]:
 
 @pytest.fixture(scope="session", autouse=True)
 def cheap_s3_clients() -> Iterator[None]:
-    """Share what botocore computes again for each session: otherwise a client takes three times as much CPU time.
-
-    Shared are S3's model and the names of events. Whether the handlers are valid is not checked.
-    """
+    """Make S3 clients with a fraction of the CPU time, see :func:`tests.support.cheap_clients.share_models`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(botocore.session, "create_loader", functools.cache(botocore.loaders.create_loader))
-        names = EventAliaser(None)._alias_event_name
-        patch.setattr(EventAliaser, "_alias_event_name", staticmethod(names))
-        patch.setattr(BaseEventHooks, "_verify_accept_kwargs", lambda *_: True)
+        share_models(patch)
         yield
 
 
