@@ -99,6 +99,10 @@ def test_plan_is_written_as_json_or_terraform(run: RunCommand) -> None:
     ("arguments", "message"),
     [
         (("--terraform",), "--terraform: there is no lifecycle to write; give --plan too"),
+        (
+            ("--move", "30d=GLACIER", "--move", "30d=DEEP_ARCHIVE"),
+            "--move: each has to be later than the one before it",
+        ),
         (("--plan", "0d"), "--plan: there is nothing to plan for 0 days"),
         (("--prices", "/none.yaml"), "/none.yaml: the prices cannot be read (No such file or directory)"),
         (("--since", "2026-11-23T10"), "has ended before 2026-11-23T10:00:00Z; give an earlier one"),
@@ -109,6 +113,22 @@ def test_wrong_arguments_end_with_2(run: RunCommand, arguments: tuple[str, ...],
     code, _, err = run(*arguments)
     assert code == 2
     assert message in err
+
+
+def test_moves_of_a_lifecycle_count(run: RunCommand) -> None:
+    _, out, _ = run("--move", "1d=GLACIER_IR", "--move", "91d=DEEP_ARCHIVE", "--keep-raw", "1d")
+    assert "parts for ever, in STANDARD, GLACIER_IR from day 1, DEEP_ARCHIVE from day 91." in out
+    assert "\ntransitions of parts " in out
+    document = json.loads(run("--move", "1d=GLACIER_IR", "--json")[1])
+    assert document["steps"][1] == {"storage_class": "GLACIER_IR", "from_day": 1}
+    assert document["month"]["now"]["part_transitions"] > 0
+
+
+@pytest.mark.parametrize("text", ["30d", "30d=EXPRESS", "GLACIER=30d", "=GLACIER"])
+def test_text_that_is_no_move_is_refused(run: RunCommand, text: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run("--move", text)
+    assert ended.value.code == 2
 
 
 @pytest.mark.parametrize("text", ["3", "3m", "-1d", "1.5y", "101y", ""])

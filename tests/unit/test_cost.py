@@ -283,6 +283,15 @@ def test_number_of_requests_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (asked[0], asked[-1]) == (hours[0], hours[-1])
 
 
+def test_hours_that_are_not_read_do_not_count_as_incomplete(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, stream = FakeStore(), make_stream()
+    produce(store, {"a.log": b"a" * 60})
+    run_hour(store, stream)
+    monkeypatch.setattr(limits, "COST_MARKER_REQUESTS", 3)
+    measured = measure_load(store, stream, [HOUR + timedelta(hours=number) for number in range(10)])
+    assert (measured.hours, measured.incomplete, measured.skipped) == ([HOUR], 2, 7)
+
+
 # -- lifecycle rules -----------------------------------------------------------------------------------------
 
 STEPS = (Step("STANDARD", 0), Step("GLACIER_IR", 30), Step("DEEP_ARCHIVE", 120))

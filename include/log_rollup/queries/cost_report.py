@@ -38,7 +38,7 @@ class Kept:
 class CurrentCost:
     """What a stream costs in this month.
 
-    :param storage_class: in which parts are written
+    :param steps: storage classes of the parts; they are written in the first
     :param now: the bill with the rollup
     :param without: the bill without the rollup: raw objects in STANDARD, none deleted
     """
@@ -46,7 +46,7 @@ class CurrentCost:
     measured: MeasuredLoad
     prices: Prices
     kept: Kept
-    storage_class: str
+    steps: Sequence[Step]
     now: Bill
     without: Bill
 
@@ -81,14 +81,18 @@ def kept_of(stream: Stream, now: datetime, raw_days: float | None = None, reason
     return Kept(age, raw_days, reason if raw_days is not None else "")
 
 
-def current_cost(measured: MeasuredLoad, prices: Prices, stream: Stream, kept: Kept) -> CurrentCost:
-    """What a stream costs in this month."""
-    storage_class = stream.storage_class or STANDARD
-    steps = (Step(storage_class, 0),)
+def current_cost(
+    measured: MeasuredLoad, prices: Prices, stream: Stream, kept: Kept, moves: Sequence[Step] = ()
+) -> CurrentCost:
+    """What a stream costs in this month.
+
+    :param moves: how a lifecycle rule of the bucket moves the parts, in order
+    """
+    steps = (Step(stream.storage_class or STANDARD, 0), *moves)
     load = measured.load
     now = monthly_bill(prices, load, steps, age_days=kept.age_days, raw_days=kept.raw_days)
     without = monthly_bill_of_raw(prices, load, age_days=kept.age_days)
-    return CurrentCost(measured, prices, kept, storage_class, now, without)
+    return CurrentCost(measured, prices, kept, steps, now, without)
 
 
 def comparison(

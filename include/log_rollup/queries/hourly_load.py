@@ -79,7 +79,7 @@ def measure_load(store: ObjectStore, stream: Stream, hours: Sequence[datetime]) 
     return average_load(
         complete,
         [sizes for sizes in sampled if sizes is not None],
-        len(hours) - len(complete),
+        len(read) - len(complete),
         len(hours) - len(read),
     )
 

@@ -3,6 +3,7 @@
 import argparse
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
@@ -10,8 +11,8 @@ from typing import Any
 
 from include.log_rollup.errors import ConfigurationError
 from include.log_rollup.hour.layout import floor_hour, format_hour, hours_between
-from include.log_rollup.prices import Prices, load_prices, prices_path
-from include.log_rollup.queries.cost import DAYS_PER_YEAR, Bill, StoragePlan, plan_storage
+from include.log_rollup.prices import RULES, Prices, load_prices, prices_path
+from include.log_rollup.queries.cost import DAYS_PER_YEAR, Bill, Step, StoragePlan, plan_storage
 from include.log_rollup.queries.cost_report import (
     RETENTIONS_DAYS,
     Comparison,
@@ -39,6 +40,7 @@ _ROWS = {
     "raw_storage": "raw objects",
     "rollup_requests": "requests of the rollup",
     "part_storage": "parts",
+    "part_transitions": "transitions of parts",
     "record_storage": "manifests and markers",
 }
 # More digits than any price has, to leave out what binary fractions add.
@@ -63,6 +65,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--keep-raw", metavar="TIME", type=_days,
         help="how long raw objects are kept, like 14d or 1y (default: as expire_raw says, else for ever)",
+    )  # fmt: skip
+    add(
+        "--move", metavar="TIME=CLASS", type=_move, action="append", default=[],
+        help="how a lifecycle rule moves parts now, like 30d=GLACIER_IR; several: one after the other",
     )  # fmt: skip
     add(
         "--retention", metavar="TIME", type=_days, action="append",
@@ -94,6 +100,16 @@ def _days(text: str) -> int:
     return days
 
 
+def _move(text: str) -> Step:
+    """Parse when parts are moved and where: ``30d=GLACIER_IR``."""
+    at, equals, storage_class = text.partition("=")
+    if not equals or storage_class not in RULES:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a move to a storage class; write it like 30d=GLACIER_IR"
+        )
+    return Step(storage_class, _days(at))
+
+
 def cost(options: argparse.Namespace, answer: Answer) -> bool:
     """show what a stream costs in S3, what the rollup saves, and propose a lifecycle"""
     stream = find_stream(options.stream)
@@ -104,16 +120,19 @@ def cost(options: argparse.Namespace, answer: Answer) -> bool:
         raise ConfigurationError("--plan: there is nothing to plan for 0 days; give a time like 3y")
     if options.terraform and not options.plan:
         raise ConfigurationError("--terraform: there is no lifecycle to write; give --plan too")
+    days = [move.from_day for move in options.move]
+    if sorted(set(days)) != days or 0 in days:
+        raise ConfigurationError("--move: each has to be later than the one before it, and than day 0")
     with open_store(stream) as store:
         measured = measure_load(store, stream, hours)
     kept = kept_of(stream, now, options.keep_raw, "--keep-raw")
-    current = current_cost(measured, prices, stream, kept)
+    current = current_cost(measured, prices, stream, kept, options.move)
     compared = comparison(measured, prices, kept, options.retention or RETENTIONS_DAYS)
     plan = None
     if options.plan:
         plan = plan_storage(
             prices, measured.load, days=options.plan, hot_days=max(options.hot, stream.late_days),
-            readable_days=options.readable, first_class=current.storage_class, raw_days=kept.raw_days,
+            readable_days=options.readable, first_class=current.steps[0].storage_class, raw_days=kept.raw_days,
         )  # fmt: skip
     source = options.prices or prices_path()
     if options.json:
@@ -187,7 +206,8 @@ def _document(
             "raw_days": kept.raw_days,
             "raw_reason": kept.raw_reason or None,
         },
-        "storage_class": current.storage_class,
+        "storage_class": current.steps[0].storage_class,
+        "steps": _steps(current.steps),
         "month": {
             "now": _bill(current.now),
             "without_rollup": _bill(current.without),
@@ -210,6 +230,10 @@ def _document(
     }
 
 
+def _steps(steps: Sequence[Step]) -> list[dict[str, Any]]:
+    return [{"storage_class": step.storage_class, "from_day": step.from_day} for step in steps]
+
+
 def _measured(measured: MeasuredLoad) -> dict[str, Any]:
     return {
         "first": format_hour(measured.hours[0]),
@@ -226,7 +250,7 @@ def _plan_document(stream: Stream, plan: StoragePlan) -> dict[str, Any]:
         "days": plan.days,
         "hot_days": plan.hot_days,
         "readable_days": plan.readable_days,
-        "steps": [{"storage_class": step.storage_class, "from_day": step.from_day} for step in plan.steps],
+        "steps": _steps(plan.steps),
         "hour": {
             "part_storage": round(plan.part.storage, _DIGITS),
             "part_transitions": round(plan.part.transitions, _DIGITS),
@@ -269,9 +293,13 @@ def _summary(stream: Stream, current: CurrentCost, source: Path) -> list[str]:
         raw = "raw objects for ever: neither expire_raw nor --keep-raw says that they are deleted"
     else:
         raw = f"raw objects {_time(kept.raw_days)} ({kept.raw_reason})"
+    classes = ", ".join(
+        f"{step.storage_class} from day {step.from_day:g}" if step.from_day else step.storage_class
+        for step in current.steps
+    )
     return [
         *lines,
-        f"kept: {raw}; parts for ever, in {current.storage_class}. Stored: {kept.age_days:,.0f} days, since "
+        f"kept: {raw}; parts for ever, in {classes}. Stored: {kept.age_days:,.0f} days, since "
         f"{format_hour(stream.start)}",
     ]
 
