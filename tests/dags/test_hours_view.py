@@ -14,11 +14,14 @@ from playwright.sync_api import Browser, Locator, Page, Route, expect
 from include.log_rollup.hour.layout import format_hour
 from include.log_rollup.hour.template import AggregatedTemplate, RawTemplate
 from include.log_rollup.queries.hour_detail import FrameStatus, PartStatus
+from include.log_rollup.queries.overview import last_hours
 from include.log_rollup.queries.status import HourStatus, HourSummary
+from include.log_rollup.queries.volume import Comparison, VolumeState
 from include.log_rollup.streams import Stream
 from log_rollup_plugin.hours_page.app import STATIC
 from log_rollup_plugin.hours_page.cost_view import CostFigures, CostView
 from log_rollup_plugin.hours_page.hour_cells import CellStatus
+from log_rollup_plugin.hours_page.overview_views import OverviewView, RowView, overview_response
 from log_rollup_plugin.hours_page.views import (
     BucketView,
     DetailView,
@@ -404,6 +407,87 @@ def test_month_without_complete_hours_has_no_totals(open_page: OpenPage) -> None
     page = open_month(open_page, {})
     expect(page.get_by_role("grid")).to_be_visible()
     expect(page.locator("dl.totals")).to_have_count(0)
+
+
+# -- all streams ---------------------------------------------------------------------------------------
+
+
+def overview_row(name: str, states: Mapping[int, str], **more: Any) -> RowView:
+    """Return the row of a stream whose hours are complete, except those that are given."""
+    values: dict[str, Any] = {
+        "last_complete": format_hour(LAST_HOURS[-1]), "hours_behind": 0, "due": 47, "incomplete": 0, "failed": 0,
+        "missing": 0, "overdue": 0, "objects": 4700, "bytes_in": 10 * 2**30, "bytes_stored": 2**30,
+        "volume": Comparison(VolumeState.USUAL, 300, 3000, 300, 3000), "groups": None, "unusual": 0,
+        "first_unusual": (), "late": None, "pending": 0, "error": "", "problems": (), "reasons": {}, **more,
+    }  # fmt: skip
+    shown = [states.get(number, "complete") for number in range(len(LAST_HOURS))]
+    return RowView(name=name, dag_id=f"log_rollup_{name}", paused=False, states=shown, **values)
+
+
+LAST_HOURS = last_hours(NOW)
+SILENT = Comparison(VolumeState.SILENT, 0, 0, 1454, 721 * 2**20)
+ROWS = [
+    overview_row("whole", {9: "empty"}),
+    overview_row("silent", {}, volume=SILENT, problems=["silent"]),
+    overview_row(
+        "failed",
+        {30: "failed"},
+        failed=1,
+        incomplete=1,
+        reasons={30: "pack_shard failed"},
+        problems=["failed"],
+    ),
+    overview_row("web-behind", {47: "late"}, hours_behind=5, incomplete=5, problems=["behind"]),
+    *(overview_row(f"other-{number:03d}", {}) for number in range(36)),
+]
+
+
+def test_all_streams_are_shown_problems_first(open_page: OpenPage) -> None:
+    view = OverviewView(NOW, list(map(format_hour, LAST_HOURS)), ROWS, BucketView(NOW, NOW, 0, ""))
+    answer = overview_response(view).body
+    page = open_page(
+        f"{PAGE}?view=streams",
+        {"api/overview": lambda route: route.fulfill(body=bytes(answer), content_type="application/json")},
+    )
+    rows, names = page.locator(".row:not(.head)"), page.locator(".row:not(.head) > .name > a")
+    expect(rows).to_have_count(40)
+    assert names.all_text_contents()[:5] == ["failed", "web-behind", "silent", "whole", "other-000"]
+    expect(page.get_by_role("heading", level=2)).to_have_text("38 of 40 streams are whole.")
+    expect(page.locator(".whole .quiet")).to_contain_text(
+        "Of 1,880 hours that should be complete, 1,874 are."
+    )
+    first = rows.first
+    expect(first).to_contain_text("Failed 1")
+    expect(first.locator(".note")).to_have_text(re.compile("pack_shard failed$"))
+    expect(first.locator(".saved")).to_have_text("90 %")
+    expect(rows.nth(1).locator(".last")).to_have_text("23 Nov, 11:00 5 h behind")
+    expect(rows.nth(2).locator(".note")).to_have_text(
+        "no objects in the last 3 complete hours, usual are 1,454 with 721 MiB"
+    )
+    expect(rows.nth(3).locator("a.hour[data-state='empty']")).to_have_count(1)
+    # One tab stop; arrow keys move within the grid.
+    expect(page.locator(".streams [tabindex='0']")).to_have_count(1)
+    names.first.focus()
+    for key in ("ArrowDown", "ArrowUp", *["ArrowRight"] * 31):
+        page.keyboard.press(key)
+    hour = format_hour(LAST_HOURS[30])
+    expect(page.locator("a.hour:focus")).to_have_attribute("data-key", f"failed {hour}")
+    expect(page.locator(".tip")).to_contain_text("pack_shard failed")
+    page.keyboard.press("Control+End")
+    expect(page.locator("a.hour:focus")).to_have_attribute("data-key", re.compile("^other-035 "))
+    page.get_by_role("button", name="Silent 1").click()
+    expect(names).to_have_text(["silent"])
+    page.get_by_role("button", name="Silent 1").click()
+    page.get_by_role("searchbox", name="Filter streams").fill("WEB")
+    expect(names).to_have_text(["web-behind"])
+    # The choice survives an update.
+    page.get_by_role("button", name="Refresh").click()
+    expect(names).to_have_text(["web-behind"])
+    page.get_by_role("searchbox", name="Filter streams").fill("")
+    for width in (1280, 900, 400):
+        page.set_viewport_size({"width": width, "height": 900})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    expect(names.first).to_have_attribute("href", "./?stream=failed")
 
 
 # -- groups --------------------------------------------------------------------------------------------

@@ -13,9 +13,12 @@ export class AnswerError extends Error {
   }
 }
 
-/** Ask this page's API. */
+/** Ask this page's API about a stream, or for the list of streams. */
 export const ask = (path, parameters = {}) =>
   request(new URL(`api/streams${path}?${new URLSearchParams(parameters)}`, HERE));
+
+/** Ask this page's API for the overview of all streams. */
+export const askOverview = (refresh) => request(new URL(`api/overview?${new URLSearchParams({ refresh })}`, HERE));
 
 /** Clear all tasks of a run, or only count them, with the permissions of the user. */
 export async function clearRun(dagId, runId, dryRun) {

@@ -1,13 +1,17 @@
-// Shows the view that the address asks for: the calendar or one hour. Airflow copies the frame's address into its own.
+// Shows the view that the address asks for: all streams, the calendar of one, or one hour. Airflow copies the frame's
+// address into its own.
 
-import { AnswerError, ask } from "./airflow.js";
+import { AnswerError, ask, askOverview } from "./airflow.js";
 import { showCalendar } from "./calendar.js";
 import { el, glyph } from "./dom.js";
 import { showHour } from "./hour.js";
+import { showOverview } from "./overview.js";
 
 const page = document.getElementById("page");
 const asked = new URLSearchParams(location.search);
 const PENDING_MS = 1000;
+// The answer about all streams takes longer.
+const OVERVIEW_PENDING_MS = 2000;
 const RUNNING_MS = 5000;
 const IDLE_MS = 30_000;
 
@@ -23,7 +27,14 @@ async function show(refresh = false) {
   try {
     const { streams } = await ask("");
     const stream = streams.find((one) => one.name === (asked.get("stream") ?? streams[0]?.name));
-    if (!streams.length) {
+    const isOverview = asked.get("view") === "streams" || (!asked.has("stream") && streams.length > 1);
+    page.classList.toggle("wide", isOverview);
+    if (streams.length && isOverview) {
+      const view = await askOverview(refresh);
+      if (current !== showing) return;
+      showOverview(view, page, () => show(true));
+      next = view.bucket.pending ? OVERVIEW_PENDING_MS : IDLE_MS;
+    } else if (!streams.length) {
       page.replaceChildren(notice("There is no stream whose Dag you may read."));
     } else if (!stream) {
       page.replaceChildren(notice(`There is no stream ${asked.get("stream")} that you may read.`, true));

@@ -3,6 +3,7 @@
 import { addHours, dayOnly, el, glyph, clock, money, monthTitle, number, ratio, saved, seconds, size, span } from "./dom.js";
 import { charts } from "./charts.js";
 import { STATES, address, age, chip, replace, streamChoice, warnings } from "./header.js";
+import { withTip } from "./tip.js";
 
 const MAX_LISTED = 6;
 const NEEDS_ATTENTION = ["failed", "damaged", "missing", "late"];
@@ -21,6 +22,7 @@ export function showCalendar(month, page, streams, refresh) {
       "header",
       { class: "bar" },
       el("h1", {}, "Hours"),
+      el("a", { class: "button", href: address({ view: "streams" }), "data-key": "all streams" }, "All streams"),
       streamChoice(streams, stream.name, month.month),
       monthChoice(stream.name, month.month, month.now.slice(0, 7)),
       age(month.bucket, month.now, refresh),
@@ -113,10 +115,7 @@ function grid(month, tip) {
     ),
   );
   table.addEventListener("keydown", moveFocus);
-  for (const [on, off] of [["mouseover", "mouseout"], ["focusin", "focusout"]]) {
-    table.addEventListener(on, (event) => showTip(event.target.closest("a"), month, tip));
-    table.addEventListener(off, () => (tip.hidden = true));
-  }
+  withTip(table, tip, (link) => tipOf(link, month));
   return table;
 }
 
@@ -194,21 +193,14 @@ function moveFocus(event) {
   cells[to].focus();
 }
 
-/** Show a tooltip with what is known of an hour. */
-function showTip(link, month, tip) {
-  if (!link) return;
+/** What is known of an hour, for its tooltip. */
+function tipOf(link, month) {
   const one = month.hours.find(({ hour }) => hour === link.dataset.key);
-  tip.replaceChildren(
+  return [
     el("strong", {}, `${dayOnly(one.hour)}, ${span(one.hour)}`),
     STATES[one.state] ? chip(one.state) : "",
     ...facts(one).map((fact) => el("p", {}, fact)),
-  );
-  tip.hidden = false;
-  const box = link.getBoundingClientRect();
-  const room = document.documentElement.clientWidth - tip.offsetWidth - 8;
-  const below = box.bottom + 6 + tip.offsetHeight < innerHeight;
-  tip.style.left = `${Math.max(8, Math.min(room, box.left + box.width / 2 - tip.offsetWidth / 2))}px`;
-  tip.style.top = `${below ? box.bottom + 6 : box.top - tip.offsetHeight - 6}px`;
+  ];
 }
 
 /** The totals of the complete hours; of what compression saves only if any hour is compressed. */

@@ -56,6 +56,12 @@ export function saved(content, stored) {
   return content ? `${size(bytes)}, ${((100 * bytes) / content).toFixed(1)} %` : size(0);
 }
 
+/** A share like 87 %; with a digit below 10 %. */
+export function share(part, whole) {
+  const percent = (100 * part) / whole;
+  return `${Math.abs(percent) < 10 && part ? percent.toFixed(1) : Math.round(percent)} %`;
+}
+
 /** A short number for an axis. */
 export function brief(value) {
   if (value >= 1e6) return `${trim(value / 1e6)}M`;

@@ -1,4 +1,4 @@
-// The head of both views: the stream, the age of the data, and warnings.
+// The head of the views: the stream, the age of the data, and warnings.
 
 import { dagPage, leave } from "./airflow.js";
 import { el, glyph, seconds } from "./dom.js";
@@ -16,9 +16,16 @@ export const STATES = {
   open: ["Open", "it has not ended"],
 };
 
+/** The states in the rows of all streams. */
+export const STATES_OF_ROWS = {
+  complete: STATES.complete,
+  empty: ["Empty", "the hour is complete, and has no raw objects"],
+  ...STATES,
+};
+
 /** The state of an hour: sign and name. */
 export function chip(state) {
-  return el("span", { class: "chip", "data-state": state }, glyph(state), STATES[state]?.[0] ?? "None");
+  return el("span", { class: "chip", "data-state": state }, glyph(state), STATES_OF_ROWS[state]?.[0] ?? "None");
 }
 
 /** A URL of this page. */
