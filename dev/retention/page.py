@@ -21,7 +21,7 @@ from dev.retention.scenarios import (
     daily_costs,
     load,
     object_sizes,
-    plan_of,
+    steps_of,
 )
 from include.log_rollup.prices import Prices, load_prices
 from include.log_rollup.queries.lifecycle import lifecycle_rules, terraform
@@ -114,9 +114,8 @@ def example_stream() -> Stream:
 def example_rules(prices: Prices) -> Mapping[str, Any]:
     """All lifecycle rules of the bucket of the example."""
     stream = example_stream()
-    plan = plan_of(prices, SCENARIOS[-1])
     prefixes = {"raw": stream.raw.literal, "aggregated": stream.aggregated.literal}
-    rules = list(lifecycle_rules(stream, plan.steps)["Rules"])
+    rules = list(lifecycle_rules(stream, steps_of(prices, SCENARIOS[-1]))["Rules"])
     rules.append(
         {
             "ID": "log-rollup-app-uploads",

@@ -13,12 +13,11 @@ from include.log_rollup.queries.cost import (
     HourlyLoad,
     Sizes,
     Step,
-    StoragePlan,
     bill_of_raw_over,
     bill_over,
+    cheapest_steps,
     monthly_bill,
     monthly_bill_of_raw,
-    plan_storage,
 )
 from include.log_rollup.storage.protocol import ObjectInfo
 from include.log_rollup.streams import COMPRESSED_PART_SIZE
@@ -120,12 +119,13 @@ def _sizes(sizes: Sequence[float]) -> Sizes:
     return Sizes(len(sizes), sum(sizes), len(small), sum(small))
 
 
-def plan_of(prices: Prices, scenario: Scenario) -> StoragePlan:
-    """The lifecycle that ``log-rollup cost --plan 3y`` proposes for the parts."""
-    return plan_storage(
-        prices, load(scenario.is_compressed), days=PLAN_DAYS, hot_days=HOT_DAYS,
-        readable_days=READABLE_DAYS, raw_days=scenario.raw_days,
-    )  # fmt: skip
+def steps_of(prices: Prices, scenario: Scenario) -> Sequence[Step]:
+    """The storage classes of the parts: planned ones are those that ``log-rollup cost --plan 3y`` proposes."""
+    if not scenario.is_planned:
+        return (Step(STANDARD, 0),)
+    return cheapest_steps(
+        prices, load(scenario.is_compressed), days=PLAN_DAYS, hot_days=HOT_DAYS, readable_days=READABLE_DAYS
+    )
 
 
 def bill_of(prices: Prices, scenario: Scenario, days: int) -> Bill:
@@ -150,8 +150,3 @@ def daily_costs(prices: Prices, scenario: Scenario, days: int) -> list[float]:
             bill = monthly_bill_of_raw(prices, load(False), scenario.raw_steps, age_days=day)
         found.append(bill.total / DAYS_PER_MONTH)
     return found
-
-
-def steps_of(prices: Prices, scenario: Scenario) -> Sequence[Step]:
-    """The storage classes of the parts."""
-    return plan_of(prices, scenario).steps if scenario.is_planned else (Step(STANDARD, 0),)

@@ -179,6 +179,18 @@ def test_plan_respects_times_and_minimum_durations(
     assert [step.storage_class for step in plan.steps][-len(classes) :] == classes
 
 
+@pytest.mark.parametrize(
+    ("first", "unsupported"),
+    [("ONEZONE_IA", {"STANDARD_IA", "GLACIER_IR"}), ("INTELLIGENT_TIERING", {"STANDARD_IA"})],
+)
+def test_plan_uses_only_moves_that_s3_supports(first: str, unsupported: set[str]) -> None:
+    for days in (60, 100, 200, 400):
+        plan = plan_storage(PRICES, LOAD, days=days, hot_days=0, readable_days=days, first_class=first)
+        assert not unsupported & {step.storage_class for step in plan.steps}
+        plan = plan_storage(PRICES, LOAD, days=days, hot_days=0, readable_days=0, first_class=first)
+        assert not unsupported & {step.storage_class for step in plan.steps}
+
+
 @settings(max_examples=50)
 @given(
     st.integers(1, 1000), st.integers(0, 400), st.integers(0, 1000), st.sampled_from([*RULES]),

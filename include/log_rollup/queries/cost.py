@@ -15,6 +15,8 @@ from include.log_rollup.prices import (
     DEEP_ARCHIVE,
     GLACIER,
     GLACIER_IR,
+    INTELLIGENT_TIERING,
+    ONEZONE_IA,
     RULES,
     SMALL_BYTES,
     STANDARD,
@@ -38,6 +40,12 @@ OBJECTS_PER_LIST = 1000
 # A plan moves parts down this list. ONEZONE_IA is left out because its objects are in one zone only, and
 # INTELLIGENT_TIERING because its price depends on what is read.
 _PLANNED_CLASSES = (STANDARD_IA, GLACIER_IR, GLACIER, DEEP_ARCHIVE)
+# Parts may have been written in one of these; lifecycle rules move them to fewer classes.
+# https://docs.aws.amazon.com/AmazonS3/latest/userguide/lifecycle-transition-general-considerations.html
+_MOVED_FROM: Mapping[str, Sequence[str]] = {
+    ONEZONE_IA: (GLACIER, DEEP_ARCHIVE),
+    INTELLIGENT_TIERING: (GLACIER_IR, GLACIER, DEEP_ARCHIVE),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -416,7 +424,36 @@ def plan_storage(
     first_class: str = STANDARD,
     raw_days: float | None = None,
 ) -> StoragePlan:
-    """Choose the cheapest classes for parts that are kept for some time.
+    """Choose the cheapest classes for parts that are kept for some time, as :func:`cheapest_steps` does.
+
+    :param raw_days: how long raw objects are kept besides; None for ever
+    """
+    steps = cheapest_steps(
+        prices, load, days=days, hot_days=hot_days, readable_days=readable_days, first_class=first_class
+    )
+    raw_steps = (Step(STANDARD, 0),)
+    return StoragePlan(
+        steps,
+        days,
+        hot_days,
+        readable_days,
+        lifetime_cost(prices, load.parts, steps, days),
+        lifetime_cost(prices, load.raw, raw_steps, days),
+        bill_over(prices, load, steps, days, raw_days),
+        bill_of_raw_over(prices, load, raw_steps, days),
+    )
+
+
+def cheapest_steps(
+    prices: Prices,
+    load: HourlyLoad,
+    *,
+    days: int,
+    hot_days: float,
+    readable_days: float,
+    first_class: str = STANDARD,
+) -> Sequence[Step]:
+    """The cheapest classes for the parts of an hour.
 
     A class is used only if parts stay there for its minimum duration, so nothing is billed for leaving early.
 
@@ -424,27 +461,16 @@ def plan_storage(
     :param hot_days: how long they stay in their first class, where reading them costs least
     :param readable_days: how long they can be read without a restore
     :param first_class: in which they are written
-    :param raw_days: how long raw objects are kept besides; None for ever
     """
-    start = Step(first_class, 0)
-    lower: Sequence[str] = _PLANNED_CLASSES
+    lower = _MOVED_FROM.get(first_class, _PLANNED_CLASSES)
     if first_class in lower:
-        lower = _PLANNED_CLASSES[_PLANNED_CLASSES.index(first_class) + 1 :]
+        lower = lower[lower.index(first_class) + 1 :]
     subsets = chain.from_iterable(combinations(lower, length) for length in range(len(lower) + 1))
-    candidates = (_timed([start], subset, days, hot_days, readable_days) for subset in subsets)
-    steps = min(
-        (found for found in candidates if found is not None),
+    start = [Step(first_class, 0)]
+    candidates = (_timed(start, subset, days, hot_days, readable_days) for subset in subsets)
+    return min(
+        (tuple(found) for found in candidates if found is not None),
         key=lambda found: (lifetime_cost(prices, load.parts, found, days).total, len(found)),
-    )
-    return StoragePlan(
-        tuple(steps),
-        days,
-        hot_days,
-        readable_days,
-        lifetime_cost(prices, load.parts, steps, days),
-        lifetime_cost(prices, load.raw, (Step(STANDARD, 0),), days),
-        bill_over(prices, load, steps, days, raw_days),
-        bill_of_raw_over(prices, load, (Step(STANDARD, 0),), days),
     )
 
 
