@@ -11,6 +11,11 @@ DROP_VANISHED_TEXT = (
     "Roll the hour up again even if some of its raw objects no longer exist. Their content is then removed from "
     "the parts."
 )
+REPACK_SCHEMA = {"type": "boolean", "title": "Pack the whole hour again"}
+REPACK_TEXT = (
+    "Pack the whole hour again with the stream's present settings, instead of keeping the parts whose raw objects "
+    "are unchanged. Parts with expired raw objects are kept."
+)
 
 
 class FormParam(Param):
@@ -47,4 +52,5 @@ def hour_form() -> dict[str, Param]:
     return {
         "hour": FormParam(None, HOUR_TEXT, HOUR_SCHEMA),
         "drop_vanished": FormParam(False, DROP_VANISHED_TEXT, DROP_VANISHED_SCHEMA),
+        "repack": FormParam(False, REPACK_TEXT, REPACK_SCHEMA),
     }

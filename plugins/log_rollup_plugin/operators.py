@@ -50,6 +50,7 @@ class PlanHourOperator(BaseOperator):
             planned = plan_hour.plan_hour(
                 hook, self.stream, hour, context["run_id"],
                 drop_vanished=bool(context["params"].get("drop_vanished")),
+                repack=bool(context["params"].get("repack")),
             )  # fmt: skip
         if planned.group_changes:
             context["ti"].xcom_push(key=GROUP_CHANGES, value=planned.group_changes.to_json())

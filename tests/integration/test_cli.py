@@ -138,7 +138,7 @@ def test_verify_accepts_a_correct_hour_and_changes_nothing(command: RunCommand, 
     assert document["ok"] is True
     assert document["proofs"] == {"read-back": document["parts"]}
     assert document["raw"] == {
-        "present": objects, "compared": objects, "expired": 0, "changed": 0, "late": 0,
+        "present": objects, "compared": objects, "expired": 0, "vanished": 0, "changed": 0, "late": 0,
     }  # fmt: skip
     assert contents(complete) == before
 

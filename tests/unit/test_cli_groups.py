@@ -41,7 +41,15 @@ def ask(hour: GroupedHour, monkeypatch: pytest.MonkeyPatch) -> Ask:
 
     def call(command: Command, **options: Any) -> str:
         out = StringIO()
-        given = {"stream": "app", "json": False, "groups": False, "deep": False, "dry_run": True, **options}
+        given = {
+            "stream": "app",
+            "json": False,
+            "groups": False,
+            "deep": False,
+            "dry_run": True,
+            "repack": False,
+            **options,
+        }
         command(argparse.Namespace(**given), Answer(out))
         return out.getvalue()
 

@@ -288,7 +288,7 @@ def test_status_shows_stored_bytes_only_of_compressed_hours(run: RunCommand, sto
     assert "bytes out  parts" in plain.out
     document = json.loads(run("status", "app", "2026-11-23", "--json").out)["hours"][HOUR.hour]
     assert (document["bytes_stored"], document["ratio"]) == (3000, 1.0)
-    run_hour(store, make_stream(compression="zstd", part_size=10_000), "another run")
+    run_hour(store, make_stream(compression="zstd", part_size=10_000), "another run", repack=True)
     stored = json.loads(store.body(MARKER))["bytes_stored"]
     shown = run("status", "app", "2026-11-23")
     shown.check()

@@ -3,7 +3,7 @@
 import math
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -39,6 +39,7 @@ from include.log_rollup.queries.batches import BatchReader, plan_batches
 from include.log_rollup.queries.line_pattern import LinePattern
 from include.log_rollup.queries.line_search import Lines, LineSearch
 from include.log_rollup.queries.object_filter import ObjectFilter
+from include.log_rollup.queries.older_versions import find_older_versions
 from include.log_rollup.storage.protocol import LargeReadStore, Location, ObjectInfo
 from include.log_rollup.streams import Stream
 from include.log_rollup.units import MIB
@@ -160,12 +161,14 @@ class _OpenHour:
 
     :param problem: why the hour is not complete; empty if it is
     :param raw: the raw objects to search; None to search the parts
+    :param older: indices of the raw objects that are older versions, by the name of their part
     """
 
     paths: HourPaths
     manifest: ManifestReader | None
     problem: str
     raw: Sequence[ObjectInfo] | None = None
+    older: Mapping[str, Collection[int]] = field(default_factory=dict)
 
 
 class _Source(NamedTuple):
@@ -261,14 +264,16 @@ class _Grep:
             elif marker is None:
                 problem = f"there is no {paths.marker}"
             elif marker.is_of(manifest.totals.plan_id):
-                return _OpenHour(paths, manifest, "")
+                return _OpenHour(paths, manifest, "", older=find_older_versions(manifest, marker))
             else:
                 problem = f"{paths.marker} cannot be read, or is of another plan than the manifest"
         raw = None
         if self._options.include_raw and not (manifest and self._options.incomplete):
             listed, _ = select(paths.raw.list_all(self._store), paths.name_of, self._stream.input_rules)
             raw = [row for row in listed if self._options.objects.takes(paths, row.key)]
-        return _OpenHour(paths, manifest, problem, raw)
+        is_read = manifest is not None and raw is None and self._options.incomplete
+        older = find_older_versions(manifest, marker) if manifest and is_read else {}
+        return _OpenHour(paths, manifest, problem, raw, older)
 
     def _units_of(self, opened: _OpenHour) -> Iterator[_Unit]:
         hour = opened.paths.hour
@@ -284,7 +289,7 @@ class _Grep:
                 yield _Unit(
                     hour, results=[Note(NoteKind.UNPROVEN, hour, f"parts were read: {opened.problem}")]
                 )
-            yield from self._part_units(opened.paths, opened.manifest)
+            yield from self._part_units(opened.paths, opened.manifest, opened.older)
 
     def _raw_units(self, hour: datetime, rows: Sequence[ObjectInfo]) -> Iterator[_Unit]:
         yield _Unit(hour, results=[Progress(planned=sum(row.size for row in rows))])
@@ -299,12 +304,16 @@ class _Grep:
         if batch:
             yield _Unit(hour, raw=batch)
 
-    def _part_units(self, paths: HourPaths, manifest: ManifestReader) -> Iterator[_Unit]:
+    def _part_units(
+        self, paths: HourPaths, manifest: ManifestReader, older: Mapping[str, Collection[int]]
+    ) -> Iterator[_Unit]:
         objects = self._options.objects
         if objects.takes_all:
             yield _Unit(paths.hour, results=[Progress(planned=manifest.totals.bytes_held)])
         for planned, packed in manifest.parts():
             wanted = objects.indices(paths, planned)
+            if planned.name in older:
+                wanted = [index for index in wanted if index not in older[planned.name]]
             if not wanted:
                 continue
             size = 0 if objects.takes_all else _held_bytes(planned, packed, wanted)

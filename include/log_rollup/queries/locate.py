@@ -8,7 +8,7 @@ from itertools import islice
 from include.log_rollup import crc
 from include.log_rollup.errors import ConfigurationError, InputChangedError, NotFoundError, ProofError
 from include.log_rollup.hour.layout import format_hour
-from include.log_rollup.hour.manifest import open_manifest
+from include.log_rollup.hour.manifest import ManifestReader, open_manifest
 from include.log_rollup.hour.parts import (
     Place,
     decompress_frame,
@@ -17,8 +17,10 @@ from include.log_rollup.hour.parts import (
     places,
     read_runs,
 )
-from include.log_rollup.hour.records import Records
+from include.log_rollup.hour.plan import PlannedPart
+from include.log_rollup.hour.records import PackedPart, Records
 from include.log_rollup.hour.why_no_hour import why_no_hour
+from include.log_rollup.queries.older_versions import may_have_older_versions
 from include.log_rollup.storage.protocol import Location, ObjectStore
 from include.log_rollup.streams import Stream
 from include.log_rollup.units import MIB
@@ -42,6 +44,8 @@ class ObjectLocation:
     :param checked: kind of proof of its bytes, as in the manifest
     :param complete: whether the hour is complete; if not, a run may replace the part at any time
     :param recompressed: whether the part has its content instead of its bytes
+    :param older_versions: number of older versions of the object in other parts: it was written again after it
+        had expired
     :param raw_length: of the raw object, in bytes
     """
 
@@ -59,6 +63,7 @@ class ObjectLocation:
     complete: bool
     recompressed: bool = False
     raw_length: int = 0
+    older_versions: int = 0
 
 
 def hour_of_key(stream: Stream, key: str) -> datetime:
@@ -79,7 +84,7 @@ def hour_of_key(stream: Stream, key: str) -> datetime:
 
 
 def locate(store: ObjectStore, stream: Stream, key: str) -> ObjectLocation:
-    """Find a raw object in the parts of its hour, from the hour's manifest.
+    """Find a raw object in the parts of its hour, from the hour's manifest; of several versions the newest.
 
     :raises ConfigurationError: if it is not the key of a raw object of this stream
     :raises NotFoundError: if the hour has no manifest, or the manifest does not have the object
@@ -93,31 +98,46 @@ def locate(store: ObjectStore, stream: Stream, key: str) -> ObjectLocation:
             f"parts when it is complete"
         )
     marker = Records(store).read_marker(paths.marker)
-    complete = marker is not None and marker.is_of(manifest.totals.plan_id)
+    found = _find(manifest, key, only_first=not may_have_older_versions(manifest, marker))
+    if not found:
+        raise NotFoundError(
+            f"{key!r} is not among the {manifest.totals.objects:,} raw objects of {paths.manifest}: it came late, "
+            f"was left out, or never existed"
+        )
+    # The newest version is in the last part.
+    planned, packed, index = found[-1]
+    item, done = planned.objects[index], packed.objects[index]
+    return ObjectLocation(
+        stream=stream.name,
+        key=key,
+        hour=paths.hour,
+        part=paths.part(planned.name),
+        part_etag=packed.etag,
+        place=next(islice(places(planned, packed), index, None)),
+        compression=planned.compression,
+        length=held_size(item, done),
+        etag=item.etag,
+        crc64nvme=held_crc(done),
+        checked=done.checked,
+        complete=marker is not None and marker.is_of(manifest.totals.plan_id),
+        recompressed=done.content is not None,
+        raw_length=item.size,
+        older_versions=len(found) - 1,
+    )
+
+
+def _find(
+    manifest: ManifestReader, key: str, *, only_first: bool
+) -> list[tuple[PlannedPart, PackedPart, int]]:
+    """The parts that hold a raw object, each with its index there, in the order of the manifest."""
+    found = []
     for planned, packed in manifest.parts():
         for index, item in enumerate(planned.objects):
             if item.key == key:
-                done = packed.objects[index]
-                return ObjectLocation(
-                    stream=stream.name,
-                    key=key,
-                    hour=paths.hour,
-                    part=paths.part(planned.name),
-                    part_etag=packed.etag,
-                    place=next(islice(places(planned, packed), index, None)),
-                    compression=planned.compression,
-                    length=held_size(item, done),
-                    etag=item.etag,
-                    crc64nvme=held_crc(done),
-                    checked=done.checked,
-                    complete=complete,
-                    recompressed=done.content is not None,
-                    raw_length=item.size,
-                )
-    raise NotFoundError(
-        f"{key!r} is not among the {manifest.totals.objects:,} raw objects of {paths.manifest}: it came late, "
-        f"was left out, or never existed"
-    )
+                found.append((planned, packed, index))
+                if only_first:
+                    return found
+    return found
 
 
 def read_object(store: ObjectStore, location: ObjectLocation) -> Iterator[bytes]:

@@ -1,7 +1,7 @@
 """Plans a restore: which raw objects of which hours, and which of them the target has already. Reads only."""
 
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
@@ -17,6 +17,7 @@ from include.log_rollup.hour.records import READ_BY_ETAG, PackedPart
 from include.log_rollup.parallel import in_parallel
 from include.log_rollup.queries.batches import Batch, plan_batches
 from include.log_rollup.queries.object_filter import ObjectFilter
+from include.log_rollup.queries.older_versions import find_older_versions
 from include.log_rollup.queries.restore_targets import Presence, RestoredObject, Target
 from include.log_rollup.queries.restored_names import names_of_conflicts, unpacked_name
 from include.log_rollup.storage.protocol import ObjectStore
@@ -67,6 +68,8 @@ class HourPlan:
     :param gets: number of ranged GETs that read them
     :param read_bytes: number of bytes of parts that these read
     :param example: name of a raw object of the hour, for messages; empty if it has none
+    :param older_versions: number of chosen raw objects that are not restored, because a later part has a newer
+        version
     :param recompressed: how many of the chosen raw objects are restored as their content
     :param names: see :func:`include.log_rollup.queries.restored_names.names_of_conflicts`
     """
@@ -87,6 +90,7 @@ class HourPlan:
     gets: int = 0
     read_bytes: int = 0
     example: str = ""
+    older_versions: int = 0
     recompressed: int = 0
     names: Mapping[str, str] = field(default_factory=dict)
 
@@ -139,22 +143,34 @@ class _Planner:
             state = HourState.COMPLETE if is_complete else HourState.INCOMPLETE
             if not is_complete and not self._incomplete:
                 return HourPlan(hour, state, f"there is no {reader.paths.marker} of its manifest's plan")
-            return self._plan_objects(reader.paths, manifest, state)
+            return self._plan_objects(reader.paths, manifest, state, find_older_versions(manifest, marker))
         except UnreadableRecordError as error:
             return HourPlan(hour, HourState.UNREADABLE, f"{error}")
 
-    def _plan_objects(self, paths: HourPaths, manifest: ManifestReader, state: HourState) -> HourPlan:
-        """Choose objects, and compare them with those of the target."""
+    def _plan_objects(
+        self,
+        paths: HourPaths,
+        manifest: ManifestReader,
+        state: HourState,
+        older: Mapping[str, Collection[int]],
+    ) -> HourPlan:
+        """Choose objects, and compare them with those of the target.
+
+        :param older: indices of the objects that are older versions, by the name of their part
+        """
         parts: list[tuple[PlannedPart, PackedPart, list[int]]] = []
         objects: list[RestoredObject] = []
         failures: list[Failure] = []
         example = ""
-        recompressed = 0
+        recompressed = older_versions = 0
         names = names_of_conflicts(manifest.parts) if manifest.totals.recompressed else {}
         for planned, packed in manifest.parts():
             example = example or next((paths.name_of(item.key) for item in planned.objects), "")
             wanted = []
             for index in self._chosen.indices(paths, planned):
+                if index in older.get(planned.name, ()):
+                    older_versions += 1
+                    continue
                 item = restored_object(self._stream, paths.hour, planned, packed, index, names)
                 recompressed += item.is_content
                 if problem := self._target.name_problem(item.name):
@@ -194,6 +210,7 @@ class _Planner:
             gets=sum(batch.gets for _, batch in batches),
             read_bytes=sum(batch.end - batch.start for _, batch in batches),
             example=example,
+            older_versions=older_versions,
             recompressed=recompressed,
             names=names,
         )

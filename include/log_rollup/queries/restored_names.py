@@ -27,12 +27,13 @@ def names_of_conflicts(parts: Callable[[], Iterable[tuple[PlannedPart, PackedPar
 
     :param parts: reads all parts of the hour; called up to three times
     """
-    unpacked = Counter(unpacked_name(key) for key, is_recompressed in _objects(parts()) if is_recompressed)
+    # A key occurs twice if parts hold several versions of the object.
+    unpacked = Counter(map(unpacked_name, {key for key, recompressed in _objects(parts()) if recompressed}))
     own = {key for key, is_recompressed in _objects(parts()) if not is_recompressed and key in unpacked}
     conflicts = {name for name, count in unpacked.items() if count > 1 or name in own or name.endswith("/")}
     if not conflicts:
         return {}
-    keys = list(_objects(parts()))
+    keys = list(dict(_objects(parts())).items())
     taken = {key for key, is_recompressed in keys if not is_recompressed} | unpacked.keys()
     names = {}
     for key, is_recompressed in keys:

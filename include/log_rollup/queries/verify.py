@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,7 +10,7 @@ from datetime import datetime
 from include.log_rollup import crc
 from include.log_rollup.decompression import DamageError, decompress_object
 from include.log_rollup.errors import ArchivedError, InputChangedError, NotFoundError, ProofError
-from include.log_rollup.hour.changes import Changes, compare, first_keys
+from include.log_rollup.hour.changes import Changes, Comparison, first_keys
 from include.log_rollup.hour.layout import format_hour
 from include.log_rollup.hour.manifest import Manifest
 from include.log_rollup.hour.parts import (
@@ -68,7 +68,8 @@ class Verification:
     :param proofs: number of proven parts, by kind of proof
     :param raw_present: how many raw objects still exist as they were packed
     :param raw_compared: how many of them were read and compared with the parts, byte for byte
-    :param changes: how the raw hour differs from the packed objects; vanished objects are not a problem
+    :param changes: how the raw hour differs from the packed objects; expired and vanished ones are not a problem
+    :param announced: names of the parts whose raw objects have expired, or may expire at any moment
     :param foreign: number of foreign objects; they are not a problem
     :param groups: number of groups; None if the stream has none
     """
@@ -86,6 +87,7 @@ class Verification:
     foreign: int
     problems: Sequence[Problem]
     groups: int | None = None
+    announced: Collection[str] = ()
 
     @property
     def remedy(self) -> str | None:
@@ -99,8 +101,17 @@ class Verification:
             return self._remedy_for_groups
         if self.changes.vanished:
             return (
-                "Raw objects of the hour have expired, so a rerun is refused. Restore the parts from older "
+                "Raw objects of the hour have vanished, so a rerun is refused. Restore the parts from older "
                 "versions or a copy; until then `log-rollup cat` reads every object whose bytes are right."
+            )
+        last = [one.part for one in self.problems if one.part and one.part in self.announced]
+        if last:
+            return (
+                f"Raw objects of {len(last):,} of these parts have expired ({first_keys(last)}). Restore these "
+                f"parts from older versions or a copy; until then `log-rollup cat` reads every object whose bytes "
+                f"are right. "
+                f"Then delete _SUCCESS and the other wrong parts, if there are any, and clear the hour's run from "
+                f"plan_hour on."
             )
         # The parts have to be deleted: a rerun keeps a part with the right ETag, also if its bytes are wrong.
         return (
@@ -114,7 +125,7 @@ class Verification:
             return None
         if self.changes.vanished:
             return (
-                "Raw objects of the hour have expired, so a rerun is refused. The manifest of the hour names the "
+                "Raw objects of the hour have vanished, so a rerun is refused. The manifest of the hour names the "
                 "parts of all groups; restore the records of these groups from older versions or a copy."
             )
         return (
@@ -135,8 +146,8 @@ def verify_hour(
 
     Raw and aggregated are listed again and compared with the manifest. The size and ETag of each part have to
     match, and so has the CRC that the store states, if the store was seen to refuse wrong CRCs when the hour was
-    validated. A part that was read back then counts as proven while its ETag is the same. Expired raw objects are
-    not a problem: the manifest alone proves their parts.
+    validated. A part that was read back then counts as proven while its ETag is the same. Expired and vanished raw
+    objects are not a problem: the manifest alone proves their parts.
 
     With groups, each of them needs a manifest and a completion marker that agree with the manifest of the hour.
 
@@ -151,9 +162,12 @@ def verify_hour(
     marker, manifest = _load(reader)
     totals = manifest.totals
     chosen, _ = select(reader.paths.raw.list_all(store), reader.paths.name_of, stream.input_rules)
-    changes = compare(manifest.planned, chosen)
-    present = {item.key for item in chosen} - {*changes.late, *changes.changed}
     inventory = reader.inventory()
+    comparison = Comparison(chosen, reader.expiry_record() if inventory.expiry_etag is not None else None)
+    for planned in manifest.planned:
+        comparison.add(planned)
+    changes = comparison.changes()
+    present = {item.key for item in chosen} - {*changes.late, *changes.changed}
     packed_names = {part.name for part in manifest.packed}
     strays = reader.strays(inventory, packed_names, totals.plan_id, None)
     verifier = _PartVerifier(
@@ -195,6 +209,7 @@ def verify_hour(
         foreign=len(inventory.parts.keys() - packed_names - strays.keys()) + len(inventory.foreign),
         problems=problems,
         groups=len(totals.groups) if reader.paths.has_groups else None,
+        announced=comparison.announced,
     )
 
 
@@ -268,7 +283,7 @@ def _raw_problems(changes: Changes) -> list[Problem]:
     """Raw objects that came late or changed."""
     new = Changes(changes.late, changes.changed, ())
     remedy = (
-        "a rerun is refused, because others have expired"
+        "a rerun is refused, because others have vanished"
         if changes.vanished
         else "log_rollup_late reruns the hour within the stream's late_days; or clear its run"
     )

@@ -417,20 +417,19 @@ def _reject(
     shown = "; ".join(f"{failure.name}: {failure.reason}" for failure in failures[:MAX_SHOWN])
     more = f" and {len(failures) - MAX_SHOWN} more" if len(failures) > MAX_SHOWN else ""
     undone = " The hour is no longer complete, its marker is removed." if expected.is_complete else ""
-    problem = (
-        f"hour {format_hour(state.paths.hour)}: {len(failures)} of {expected.parts} parts are not proven: "
-        f"{shown}{more}.{undone}"
-    )
     last = sorted(failure.name for failure in failures if failure.name in announced)
     if last:
-        raise ProofError(
-            f"{problem} Raw objects of {len(last)} of them have expired ({first_keys(last)}), so these parts are "
-            f"left alone: restore them from older versions of the objects or from a copy, then clear the run from "
-            f"plan_hour on."
+        remedy = (
+            f"Raw objects of {len(last)} of them have expired ({first_keys(last)}), so these were left alone: "
+            f"restore them from older versions or from a copy, then clear the run from plan_hour on."
+        )
+    else:
+        remedy = (
+            "The raw objects are untouched: clear the run from plan_hour on, which packs missing parts again."
         )
     raise ProofError(
-        f"{problem} The raw objects are untouched: clear the run from plan_hour on, and the missing parts are "
-        f"packed again."
+        f"hour {format_hour(state.paths.hour)}: {len(failures)} of {expected.parts} parts are not proven: "
+        f"{shown}{more}.{undone} {remedy}"
     )
 
 

@@ -209,7 +209,8 @@ def _verification(stream: Stream, hour: datetime, found: Verification) -> dict[s
         "raw": {
             "present": found.raw_present,
             "compared": found.raw_compared,
-            "expired": len(found.changes.vanished),
+            "expired": len(found.changes.vanished) + found.changes.expired,
+            "vanished": len(found.changes.vanished),
             "changed": len(found.changes.changed),
             "late": len(found.changes.late),
         },
@@ -229,7 +230,8 @@ def _verification(stream: Stream, hour: datetime, found: Verification) -> dict[s
 
 
 def _report(hour: datetime, found: Verification) -> Sequence[str]:
-    expired = len(found.changes.vanished)
+    vanished = len(found.changes.vanished)
+    expired = vanished + found.changes.expired
     compared = f", {found.raw_compared:,} compared byte for byte" if found.deep else ""
     lines = [
         f"hour {format_hour(hour)}, plan {found.plan_id}: {found.objects:,} objects, "
@@ -241,6 +243,10 @@ def _report(hour: datetime, found: Verification) -> Sequence[str]:
         lines.append(f"groups: {found.groups:,}")
     if expired:
         lines.append(f"{expired:,} raw objects have expired: their parts are proven by the manifest alone")
+    if found.changes.expired and vanished:
+        lines.append(
+            f"{vanished:,} of them are not in the hour's record of expired objects; a rerun is refused"
+        )
     if found.foreign:
         lines.append(
             f"{found.foreign:,} foreign objects are beside the parts; take the parts from the manifest"
@@ -270,7 +276,7 @@ def plan(options: argparse.Namespace, answer: Answer) -> bool:
             f"planning would do."
         )
     with open_store(stream) as store:
-        found = preview_hour(store, stream, options.hour)
+        found = preview_hour(store, stream, options.hour, options.repack)
     if options.json:
         answer.json({"stream": stream.name, "hour": hour, **asdict(found)})
         return True

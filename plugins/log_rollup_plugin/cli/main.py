@@ -144,6 +144,9 @@ def _parser() -> argparse.ArgumentParser:
     plan = add(hours.plan)
     plan.add_argument("hour", metavar="HOUR", type=arguments.hour, help="like 2026-11-23T08")
     plan.add_argument("--dry-run", action="store_true", help="required, because only Airflow plans hours")
+    plan.add_argument(
+        "--repack", action="store_true", help="as with 'repack' in the form: pack all parts again"
+    )
     cost.add_arguments(add(cost.cost))
     detected = add(detect.detect, stream=False)
     detected.add_argument("url", metavar="URL", help="prefix of the objects, like s3://my-bucket/raw/")

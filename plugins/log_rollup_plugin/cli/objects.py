@@ -37,6 +37,7 @@ def locate(options: argparse.Namespace, answer: Answer) -> bool:
         answer.lines(f"{found.part}  offset {place.offset:,}  length {found.length:,}{within}")
         if found.recompressed:
             tell(_recompressed(found))
+        _tell_older_versions(found)
         if not found.complete:
             tell(f"hour {format_hour(found.hour)} is not complete now: the part may be replaced at any time")
         if part is not None and is_archived:
@@ -64,7 +65,16 @@ def _located(found: ObjectLocation) -> dict[str, Any]:
         "checked": found.checked,
         "recompressed": found.recompressed,
         "raw_length": found.raw_length,
+        "older_versions": found.older_versions,
     }
+
+
+def _tell_older_versions(found: ObjectLocation) -> None:
+    if found.older_versions:
+        tell(
+            f"this is the newest version of the object; parts have {found.older_versions} older ones, which had "
+            f"expired before it was written again"
+        )
 
 
 def _recompressed(found: ObjectLocation) -> str:
@@ -93,6 +103,7 @@ def cat(options: argparse.Namespace, answer: Answer) -> bool:
                 progress(done, found.length)
     if found.recompressed:
         tell(_recompressed(found))
+    _tell_older_versions(found)
     if options.json:
         answer.json(_located(found) | {"output": options.output})
     return True

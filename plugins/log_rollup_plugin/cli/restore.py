@@ -273,6 +273,12 @@ class _Report:
                 f"restored {_count(done.objects, 'object')}, {format_size(done.size)} to {self._options.to}"
             )
         lines += self._recompressed_lines()
+        older = sum(plan.older_versions for plan in self._read)
+        if older:
+            lines.append(
+                f"not restored: {_count(older, 'older version')} of objects that were written again after they "
+                f"had expired"
+            )
         lines += [
             f"{format_hour(plan.hour)} is not complete; it was read by its manifest"
             for plan in self._read
@@ -313,6 +319,7 @@ class _Report:
             "bytes": sum(plan.size for plan in self._plans),
             "present": sum(plan.present for plan in self._plans),
             "different": self._different,
+            "older_versions": sum(plan.older_versions for plan in self._plans),
             "recompressed": sum(plan.recompressed for plan in self._plans),
             "gets": sum(plan.gets for plan in self._plans),
             "bytes_read": sum(plan.read_bytes for plan in self._plans),
