@@ -27,6 +27,7 @@ from include.log_rollup.expiry_options import ExpireRaw
 from include.log_rollup.hour.template import AggregatedTemplate, RawTemplate
 from include.log_rollup.queries import hour_report
 from include.log_rollup.streams import (
+    EXPIRE_SCHEDULE,
     LATE_SCHEDULE,
     POOL,
     DurationRange,
@@ -89,6 +90,7 @@ def _streams() -> str:
 | `streams` | list of streams; each becomes a Dag |
 | `defaults` | values of stream keys for all streams that do not set them |
 | `late_schedule` | schedule of `log_rollup_late`, a cron expression in UTC; by default `{LATE_SCHEDULE}` |
+| `expire_schedule` | the same of `log_rollup_expire`; by default `{EXPIRE_SCHEDULE}` |
 
 Keys of a stream:
 
@@ -349,7 +351,7 @@ def _documented_constants(module: ModuleType) -> Iterator[tuple[str, str]]:
 def _limit_group(name: str) -> str:
     if name.endswith(("_CONNECTIONS", "_THREADS")):
         return "Connections"
-    if name.endswith(("_SECONDS", "_PER_SECOND", "_TIMEOUT", "_MARGIN", "_DELAY")):
+    if name.endswith(("_SECONDS", "_PER_SECOND", "_TIMEOUT", "_MARGIN", "_DELAY", "_SHARE")):
         return "Time"
     if name.endswith(("_TRIES", "_RETRIES")):
         return "Tries"
@@ -365,6 +367,8 @@ def _limit_value(name: str, value: Any) -> str:
         return format_duration(value)
     if name.endswith("_BYTES_PER_SECOND"):
         return f"{format_size(value)}/s"
+    if name.endswith("_SHARE"):
+        return f"{value:.0%}"
     return f"{value:g} s" if name.endswith("_SECONDS") else str(value)
 
 

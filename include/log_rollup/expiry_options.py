@@ -36,6 +36,9 @@ class ExpireRaw(BaseModel):
     """Whether a person has to approve the first deletion of the stream, in Airflow's UI."""
     approve_above: Annotated[int, Field(ge=0)] | None = None
     """A run that would delete more raw objects than this waits for approval; by default none does."""
+    conn_id: Annotated[str, Field(min_length=1)] | None = None
+    """Airflow connection that may delete raw objects; only the expiry uses it, in place of `aws_conn_id`. By
+    default that is used."""
     deep: bool = False
     """Whether every byte of the parts is read and compared before. Parts in archive classes then cannot be
     proven, and their raw objects stay."""

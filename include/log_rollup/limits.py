@@ -77,6 +77,15 @@ LATE_RERUN_MARGIN = timedelta(hours=1)
 LATE_RERUN_TIMEOUT = timedelta(hours=20)
 """`rerun_<stream>`: its deferral never lasts longer. Less than the run's timeout, so that the task fails first."""
 
+EXPIRY_RUN_TIMEOUT = timedelta(hours=23)
+"""`log_rollup_expire`: timeout of a run, so that it ends before the next day's run starts."""
+
+EXPIRY_APPROVAL_TIMEOUT = timedelta(hours=20)
+"""`expire_raw`: how long it waits for an approval; then nothing is deleted, and the next run asks again."""
+
+EXPIRY_TIME_SHARE = 0.8
+"""`expire_raw`: after this share of the stream's `task_timeout` no hour is begun; the next run continues."""
+
 LATE_RUN_TIMEOUT = timedelta(hours=23)
 """`log_rollup_late`: timeout of a run, so that it ends before the next day's run starts."""
 

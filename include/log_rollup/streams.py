@@ -53,6 +53,10 @@ COMPRESSED_PART_SIZE = 256 * MIB
 POOL = "s3_connections"
 # Default schedule of log_rollup_late: once a day, at a time of little traffic.
 LATE_SCHEDULE = "0 5 * * *"
+# Default schedule of log_rollup_expire: after the reruns of late hours have begun.
+EXPIRE_SCHEDULE = "0 7 * * *"
+# Streams of these names would have the id of another Dag.
+_RESERVED = ("late", "expire")
 
 # A rough check only; Airflow reports which field is wrong.
 _CRON = re.compile(r"@[a-z]+|\S+(\s+\S+){4}")
@@ -153,8 +157,8 @@ def _at_least(low: timedelta) -> AfterValidator:
 
 
 def _not_reserved(name: str) -> str:
-    if name == "late":
-        raise ValueError("'late' is the name of the Dag that checks for late objects; choose another one")
+    if name in _RESERVED:
+        raise ValueError(f"log_rollup_{name} is another Dag of this project; choose another name")
     return name
 
 
@@ -229,7 +233,8 @@ class Stream(BaseModel):
     )
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,100}$"), AfterValidator(_not_reserved)]
-    """Name of the stream and of its Dag, `log_rollup_<name>`. Letters, digits, `_`, `.`, `-`; not `late`."""
+    """Name of the stream and of its Dag, `log_rollup_<name>`. Letters, digits, `_`, `.`, `-`; not `late` or
+    `expire`."""
     raw: RawTemplate
     """Where the raw objects are: `s3://bucket/` and a template of the beginning of their keys. `%Y %y %m %d %H %j`
     stand for the hour, `{name}` for one step of the path, of any value. Without any of the first, `%Y%m%d/%H/` is
@@ -421,6 +426,12 @@ class Stream(BaseModel):
         return self.connection_of_aggregated != self.aws_conn_id
 
     @property
+    def for_expiry(self) -> "Stream":
+        """This stream with the Airflow connection that may delete raw objects."""
+        conn_id = self.expire_raw.conn_id if self.expire_raw else None
+        return self if conn_id is None else self.model_copy(update={"aws_conn_id": conn_id})
+
+    @property
     def wait_connections(self) -> int:
         """Connections of the task that waits for a raw hour."""
         if self.raw.next_level({}) is None:
@@ -485,12 +496,20 @@ def load_late_schedule(path: Path | None = None) -> str:
     :param path: the streams file; the default is :func:`streams_path`
     :raises ConfigurationError: with the file, the key and the fix
     """
-    path = path or streams_path()
+    return _load_schedule("late_schedule", LATE_SCHEDULE, path or streams_path())
+
+
+def load_expire_schedule(path: Path | None = None) -> str:
+    """The same of log_rollup_expire."""
+    return _load_schedule("expire_schedule", EXPIRE_SCHEDULE, path or streams_path())
+
+
+def _load_schedule(key: str, default: str, path: Path) -> str:
     try:
-        schedule = _document(_parse_yaml(_read(path))).get("late_schedule", LATE_SCHEDULE)
+        schedule = _document(_parse_yaml(_read(path))).get(key, default)
         if not isinstance(schedule, str) or not _CRON.fullmatch(schedule):
             raise ConfigurationError(
-                f"late_schedule: {schedule!r} is not a cron expression; write it like '{LATE_SCHEDULE}'"
+                f"{key}: {schedule!r} is not a cron expression; write it like '{default}'"
             )
     except ConfigurationError as error:
         raise ConfigurationError(f"{path}: {error}") from None
@@ -560,7 +579,7 @@ def check_pool(streams: Iterable[Stream], slots: int) -> None:
 def _document(content: Any) -> Mapping[str, Any]:
     if not isinstance(content, Mapping) or not isinstance(content.get("streams"), list):
         raise ConfigurationError("needs a list under the key 'streams'")
-    known = ("defaults", "late_schedule", "streams")
+    known = ("defaults", "expire_schedule", "late_schedule", "streams")
     for key in content:
         if key not in known:
             raise ConfigurationError(f"unknown key {key!r}; the keys at the top are {', '.join(known)}")

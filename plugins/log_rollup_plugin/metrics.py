@@ -9,6 +9,7 @@ from airflow.sdk.observability.stats import Stats
 from include.log_rollup.hour.changes import Changes
 from include.log_rollup.hour.manifest import HourTotals
 from include.log_rollup.hour.records import Measured
+from include.log_rollup.steps.expire_stream import StreamExpiry
 
 
 def hour_completed(totals: HourTotals) -> None:
@@ -36,6 +37,17 @@ def late_checked(stream: str, changes: Sequence[Changes]) -> None:
     _gauge(stream, "late_objects", sum(len(one.late) for one in changes))
     _gauge(stream, "changed_objects", sum(len(one.changed) for one in changes))
     _gauge(stream, "vanished_objects", sum(len(one.vanished) for one in changes))
+
+
+def raw_expired(result: StreamExpiry) -> None:
+    """Record what was found in a stream's old hours, and what was deleted."""
+    if result.deletes:
+        _count(result.stream, "expired_objects", result.objects)
+        _count(result.stream, "expired_bytes", result.size)
+    else:
+        _gauge(result.stream, "expirable_objects", result.objects)
+        _gauge(result.stream, "expirable_bytes", result.size)
+    _gauge(result.stream, "expiry_left_alone", len(result.left_alone))
 
 
 def _count(stream: str, metric: str, count: int) -> None:

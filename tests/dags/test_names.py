@@ -36,4 +36,4 @@ def test_streams_with_colliding_assets_are_an_import_error(load_dags: LoadDags) 
     bag = load_dags(settings("app"), settings("app_hours"))
     assert bag.dags == {}
     assert all("rename one of the two streams" in error for error in bag.import_errors.values())
-    assert len(bag.import_errors) == 2
+    assert len(bag.import_errors) == 3

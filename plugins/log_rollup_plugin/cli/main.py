@@ -14,7 +14,7 @@ from include.log_rollup.errors import (
     RollupError,
     TransientError,
 )
-from log_rollup_plugin.cli import arguments, cost, detect, doctor, grep, hours, objects, restore
+from log_rollup_plugin.cli import arguments, cost, detect, doctor, expire, grep, hours, objects, restore
 from log_rollup_plugin.cli.output import Answer, tell
 
 OK = 0
@@ -36,8 +36,8 @@ exit codes:
   4  parts are archived: nothing was read; start the same command again when they have been retrieved
   130, 141  interrupted by Ctrl-C; the reader of the output closed the pipe
 
-Times are UTC. Write an hour as 2026-11-23T08 or, as in the bucket, 20261123/08. Only two commands write into a
-bucket: restore, if you name one, and doctor: small objects below the stream's _rollup/, which it removes.
+Times are UTC. Write an hour as 2026-11-23T08 or, as in the bucket, 20261123/08. Only three commands change a
+bucket: restore, if you name one; expire; and doctor: small objects below the stream's _rollup/, which it removes.
 Streams and connections are found as in Airflow's own processes: LOG_ROLLUP_STREAMS, AIRFLOW_CONN_..., secrets
 backends, the metadata database.
 """
@@ -141,6 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     searching.add_argument("--help", action="help", help="show this help message and exit")
     grep.add_arguments(searching)
     restore.add_arguments(add(restore.restore))
+    expire.add_arguments(add(expire.expire))
     plan = add(hours.plan)
     plan.add_argument("hour", metavar="HOUR", type=arguments.hour, help="like 2026-11-23T08")
     plan.add_argument("--dry-run", action="store_true", help="required, because only Airflow plans hours")

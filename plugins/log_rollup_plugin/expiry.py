@@ -1,0 +1,136 @@
+"""The operator of log_rollup_expire: deletes old raw objects of a stream, after an approval if required."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import pendulum
+from airflow.providers.standard.operators.hitl import HITLOperator
+from airflow.sdk import Context
+
+from include.log_rollup import limits
+from include.log_rollup.errors import ConfigurationError
+from include.log_rollup.expiry_options import ExpireRaw
+from include.log_rollup.steps.expire_stream import expire_stream, has_expired, old_hours
+from include.log_rollup.streams import Stream, load_streams
+from include.log_rollup.units import format_duration, format_size
+from log_rollup_plugin import metrics
+from log_rollup_plugin.s3.stream_store import StreamStore, store_for
+
+log = logging.getLogger(__name__)
+
+APPROVE, REJECT = "Approve", "Reject"
+REPORT = "report"
+"""XCom with what was found and what was deleted."""
+
+
+class ExpireRawOperator(HITLOperator):
+    """Reports or deletes the raw objects of a stream's old hours; mapped over the streams with ``expire_raw``.
+
+    With ``mode: report`` it only says what can be deleted. With ``mode: delete`` it deletes, unless the stream
+    requires an approval for its first deletion, or for that many objects. Then the task waits for a person without
+    a slot of the pool, and deletes at most as many objects as were approved.
+
+    :param stream_name: of the stream
+    """
+
+    def __init__(self, *, stream_name: str, **kwargs: Any) -> None:
+        super().__init__(
+            subject="Delete raw objects?",
+            options=[APPROVE, REJECT],
+            # Of a question that nobody answers in time.
+            defaults=[REJECT],
+            response_timeout=limits.EXPIRY_APPROVAL_TIMEOUT,
+            **kwargs,
+        )
+        self.stream_name = stream_name
+
+    def execute(self, context: Context) -> dict[str, Any] | None:
+        """See :func:`include.log_rollup.steps.expire_stream.expire_stream`; returns the report without hours."""
+        stream, rules = self._stream()
+        if rules.mode == "report":
+            return self._expire(context, stream, delete=False)
+        if self._may_need_approval(context, stream):
+            found = self._expire(context, stream, delete=False)
+            if why := _why_to_ask(rules, found):
+                self._ask(context, stream, found, why)
+        return self._expire(context, stream, delete=True)
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any] | None:
+        """Continue after a person has answered, or nobody has."""
+        answer = super().execute_complete(context, event)
+        report = context["ti"].xcom_pull(key=REPORT, map_indexes=context["ti"].map_index)
+        if answer["chosen_options"] != [APPROVE] or not isinstance(report, Mapping):
+            log.warning("the deletion was not approved: nothing was deleted; the next run asks again")
+            return {**_short(report or {}), "approved": False}
+        stream, _ = self._stream()
+        return self._expire(context, stream, delete=True, at_most=int(report["objects"]))
+
+    def _stream(self) -> tuple[Stream, ExpireRaw]:
+        for stream in load_streams():
+            if stream.name == self.stream_name and stream.expire_raw is not None:
+                return stream.for_expiry, stream.expire_raw
+        raise ConfigurationError(
+            f"stream {self.stream_name!r} has no expire_raw any more, so nothing is deleted; wait until the Dag "
+            f"is parsed again"
+        )
+
+    def _may_need_approval(self, context: Context, stream: Stream) -> bool:
+        rules = stream.expire_raw
+        assert rules is not None
+        if rules.approve_above is not None or not rules.approve_first:
+            return rules.approve_above is not None
+        with _store(stream) as store:
+            return not has_expired(store, stream, self._hours(context, stream))
+
+    def _hours(self, context: Context, stream: Stream) -> Any:
+        # The time of the run, so that a run that was approved deletes no more hours than it has asked about.
+        run_after = pendulum.instance(context["dag_run"].run_after)
+        return old_hours(stream, min(run_after, pendulum.now("UTC")))
+
+    def _expire(
+        self, context: Context, stream: Stream, *, delete: bool, at_most: int | None = None
+    ) -> dict[str, Any]:
+        with _store(stream) as store:
+            result = expire_stream(
+                store,
+                stream,
+                self._hours(context, stream),
+                delete=delete,
+                at_most=at_most,
+                seconds=limits.EXPIRY_TIME_SHARE * stream.task_timeout.total_seconds(),
+            )
+        report = result.to_json()
+        context["ti"].xcom_push(key=REPORT, value=report)
+        metrics.raw_expired(result)
+        return {**_short(report), "is_first": not result.before and not result.expired}
+
+    def _ask(self, context: Context, stream: Stream, found: Mapping[str, Any], why: str) -> None:
+        """Wait for an answer; this does not return."""
+        assert stream.expire_raw is not None
+        objects, size = f"{found['objects']:,}", format_size(found["bytes"])
+        self.subject = f"Delete {objects} raw objects ({size}) of stream {stream.name}?"
+        self.body = (
+            f"{why}. {found['hours']:,} hours are older than {format_duration(stream.expire_raw.after)}. Each raw "
+            f"object that is deleted has a proven copy in a part below `{stream.aggregated}`.\n\n"
+            f"The XCom `report` of this task names the hours. Without an answer within "
+            f"{format_duration(limits.EXPIRY_APPROVAL_TIMEOUT)}, nothing is deleted."
+        )
+        super().execute(context)
+
+
+def _why_to_ask(rules: ExpireRaw, found: Mapping[str, Any]) -> str:
+    """Why a person has to approve a deletion; empty if nobody has to."""
+    if not found["objects"]:
+        return ""
+    if rules.approve_above is not None and found["objects"] > rules.approve_above:
+        return f"These are more than the {rules.approve_above:,} objects of approve_above"
+    return "This is the first deletion of the stream" if rules.approve_first and found["is_first"] else ""
+
+
+def _store(stream: Stream) -> StreamStore:
+    return store_for(stream, limits.CONTROL_CONNECTIONS, limits.CONTROL_CONNECTIONS)
+
+
+def _short(report: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in report.items() if name not in ("found", "incomplete")}
