@@ -214,4 +214,5 @@ def _control_hook(stream: Stream) -> StreamStore:
 
 
 def _counts(changes: Changes) -> dict[str, int]:
-    return {name: len(keys) for name, keys in asdict(changes).items()}
+    """The number of late, changed and vanished raw objects; expired ones are no change."""
+    return {name: len(getattr(changes, name)) for name in ("late", "changed", "vanished")}

@@ -1,11 +1,13 @@
 """The Dag log_rollup_late: a check and reruns for each stream with ``late_days``, and waits that end."""
 
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from airflow.providers.standard.operators.trigger_dagrun import DagIsPaused
+from airflow.sdk import Context
 from airflow.sdk.api.datamodels._generated import DagRunState
 from airflow.sdk.bases.operator import TriggerFailureReason
 from airflow.sdk.exceptions import (
@@ -19,9 +21,15 @@ from airflow.sdk.execution_time import task_runner
 from airflow.sdk.execution_time.comms import ErrorResponse, OKResponse, TriggerDagRun
 
 from include.log_rollup.errors import PermanentError
+from include.log_rollup.hour.changes import Changes
+from include.log_rollup.queries import late
+from include.log_rollup.queries.late import ChangedHour
+from log_rollup_plugin import operators
 from log_rollup_plugin.rerun import RerunHourOperator
 from tests.dags.conftest import LoadDags
 from tests.dags.test_policy import stream
+from tests.support.hour_in_memory import make_stream
+from tests.support.raw_hours import HOUR
 
 
 def test_each_stream_has_a_check_and_reruns_one_hour_at_a_time(load_dags: LoadDags) -> None:
@@ -54,6 +62,20 @@ def test_schedule_is_daily_unless_the_streams_file_sets_it(load_dags: LoadDags) 
 def test_invalid_schedule_is_an_import_error(load_dags: LoadDags) -> None:
     (error,) = load_dags(stream(), late_schedule="sometimes").import_errors.values()
     assert "late_schedule: 'sometimes' is not a cron expression; write it like" in error
+
+
+def test_report_counts_changes_but_no_expired_objects(monkeypatch: pytest.MonkeyPatch) -> None:
+    changed = ChangedHour(HOUR, Changes(("a", "b"), ("c",), (), expired=9))
+    result = late.LateCheckResult(72, 70, [changed], [])
+    monkeypatch.setattr(late, "find_changed_hours", lambda *_: result)
+    monkeypatch.setattr(operators, "_control_hook", lambda _: nullcontext())
+    pushed: dict[str, Any] = {}
+    instance = SimpleNamespace(xcom_push=lambda key, value: pushed.update({key: value}))
+    find = operators.FindLateHoursOperator(task_id="find_app", stream=make_stream())
+    (rerun,) = find.execute(Context(ti=instance))
+    assert rerun["note"] == "Rerun of a complete hour: 2 raw objects came late, 1 changed."
+    counts = {"late": 2, "changed": 1, "vanished": 0}
+    assert pushed["report"]["rerun"] == {"2026-11-23T08:00:00Z": counts}
 
 
 # -- every wait has an end -----------------------------------------------------------------------------
