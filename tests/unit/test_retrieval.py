@@ -193,7 +193,7 @@ def test_restore_names_archived_parts_and_reads_nothing(commands: Commands, tmp_
     assert f"s3://logs/{commands.parts[0]}" in result.err
     for tier in ("bulk", "standard", "expedited"):
         assert f"--retrieve {tier}: {len(commands.parts)} requests, " in result.err
-    assert "12h at the latest; less than 0.01 USD" in result.err
+    assert "usually within 12h; less than 0.01 USD" in result.err
     assert retrieved(commands.store) == []
     assert not [one for one in commands.store.log if one.kind == "RANGE"]
     assert not list(tmp_path.rglob("*.log"))
@@ -295,9 +295,9 @@ def test_wrong_tier_and_days_exit_with_2(commands: Commands, capfd: pytest.Captu
 
 def test_locate_shows_that_the_part_is_archived(commands: Commands) -> None:
     key = f"{RAW}3.log"
-    assert "archived (GLACIER), and has to be retrieved" in commands.run("locate", "app", key).err
+    assert "archived (GLACIER): retrieve it before" in commands.run("locate", "app", key).err
     commands.store.retrievals = dict.fromkeys(commands.parts, False)
-    assert "and is being retrieved" in commands.run("locate", "app", key).err
+    assert "archived (GLACIER): it is being retrieved" in commands.run("locate", "app", key).err
     assert commands.run("locate", "app", key, "--json").document["archived"] is True
     failed = commands.run("cat", "app", key)
     assert (failed.code, "is archived" in failed.err) == (1, True)

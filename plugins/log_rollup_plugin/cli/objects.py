@@ -41,8 +41,8 @@ def locate(options: argparse.Namespace, answer: Answer) -> bool:
         if not found.complete:
             tell(f"hour {format_hour(found.hour)} is not complete now: the part may be replaced at any time")
         if part is not None and is_archived:
-            now = "is being retrieved" if part.is_being_retrieved else "has to be retrieved"
-            tell(f"the part is archived ({part.storage_class}), and {now} before it can be read")
+            what = "it is being retrieved" if part.is_being_retrieved else "retrieve it before you read it"
+            tell(f"the part is archived ({part.storage_class}): {what}")
     return True
 
 

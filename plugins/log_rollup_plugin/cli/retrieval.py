@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from itertools import groupby
 from operator import attrgetter
 from typing import Any
@@ -29,7 +30,7 @@ from log_rollup_plugin.cli.output import tell
 ARCHIVED = 4
 """Exit code: parts have to be retrieved from the archive before the command can read them."""
 # Number of parts that the text names; --json has all.
-_MAX_NAMED = 10
+_MAX_NAMED = 5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -99,7 +100,7 @@ class Retrieval:
             return
         self._requested = request_retrieval(store, self._missing, self._tier, self._days)
         longest = estimate(self._missing, self._tier, self._days, None).longest
-        when = f" in {format_duration(longest)} at the latest, as a rule" if longest else ""
+        when = f", usually before {datetime.now(UTC) + longest:%Y-%m-%d %H:%M} UTC" if longest else ""
         tell(
             f"requested the retrieval of {len(self._missing):,} parts; start the same command again when they can "
             f"be read{when}"
@@ -130,7 +131,7 @@ class Retrieval:
         found = self._estimate(tier)
         text = f"{found.requests:,} requests, {format_size(found.size)}"
         if found.longest:
-            text += f", {format_duration(found.longest)} at the latest"
+            text += f", usually within {format_duration(found.longest)}"
         if found.amount is None or self._prices is None:
             return f"{text}; the price is not known"
         amount = f"about {found.amount:,.2f}" if found.amount >= 0.01 else "less than 0.01"
