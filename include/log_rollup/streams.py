@@ -464,7 +464,7 @@ class Stream(BaseModel):
             self.storage_class,
             self.part_size,
             has_groups=bool(self.aggregated.captures),
-            late_merge=bool(getattr(self, "late_merge", False)),
+            late_merge=self.late_merge,
         )
 
     def at(self, hour: datetime) -> HourPaths:
