@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from include.log_rollup import limits
 from include.log_rollup.errors import ConfigurationError, NotFoundError
+from include.log_rollup.expiry_options import ExpireRaw
 from include.log_rollup.prices import COMPARED_CLASSES, RULES, load_prices
 from include.log_rollup.queries.cost import (
     Bill,
@@ -27,6 +28,7 @@ from include.log_rollup.queries.cost import (
     plan_storage,
     storage_cost,
 )
+from include.log_rollup.queries.cost_report import kept_of
 from include.log_rollup.queries.hourly_load import average_load, measure_load
 from include.log_rollup.queries.lifecycle import lifecycle_rules, terraform
 from include.log_rollup.queries.status import read_hours
@@ -302,6 +304,26 @@ def test_hours_that_are_not_read_do_not_count_as_incomplete(monkeypatch: pytest.
     monkeypatch.setattr(limits, "COST_MARKER_REQUESTS", 3)
     measured = measure_load(store, stream, [HOUR + timedelta(hours=number) for number in range(10)])
     assert (measured.hours, measured.incomplete, measured.skipped) == ([HOUR], 2, 7)
+
+
+@pytest.mark.parametrize(
+    ("expire_raw", "asked", "kept"),
+    [
+        (None, None, (None, "")),
+        (None, 7.0, (7.0, "--keep-raw")),
+        (ExpireRaw(after=timedelta(days=14), mode="delete"), None, (14.0, "expire_raw")),
+        (ExpireRaw(after=timedelta(days=14), mode="delete"), 30.0, (30.0, "--keep-raw")),
+        (ExpireRaw(after=timedelta(days=14), mode="report"), None, (None, "")),
+    ],
+)
+def test_raw_objects_are_kept_as_expire_raw_or_the_option_says(
+    expire_raw: ExpireRaw | None, asked: float | None, kept: tuple[float | None, str]
+) -> None:
+    stream = make_stream(expire_raw=expire_raw)
+    found = kept_of(stream, stream.start + timedelta(days=20), asked, "--keep-raw")
+    assert (found.raw_days, found.raw_reason) == kept
+    assert found.age_days == 20
+    assert kept_of(stream, stream.start - timedelta(days=1)).age_days == 0
 
 
 # -- lifecycle rules -----------------------------------------------------------------------------------------
