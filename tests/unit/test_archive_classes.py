@@ -2,14 +2,17 @@
 
 import logging
 import re
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from include.log_rollup.errors import ArchivedError, InputChangedError, ProofError, UnsupportedOperationError
+from include.log_rollup.expiry_options import ExpireRaw
 from include.log_rollup.hour.plan import WriteOptions
 from include.log_rollup.queries.verify import verify_hour
 from include.log_rollup.steps import packer
+from include.log_rollup.steps.expire_hour import ExpiryState, expire_hour
 from include.log_rollup.steps.validate_hour import validate_hour
 from include.log_rollup.storage_options import class_warnings, describe_class
 from include.log_rollup.streams import parse_streams
@@ -136,6 +139,30 @@ def test_rerun_keeps_archived_parts() -> None:
         assert part_reads(store) == []
         validate_hour(store, stream, HOUR)
         assert_complete(store, stream)
+
+
+@pytest.mark.parametrize("algorithm", ["crc64nvme", None])
+@pytest.mark.parametrize("written_archived", [True, False])
+def test_archived_parts_outlive_their_raw_objects(algorithm: str | None, written_archived: bool) -> None:
+    stream = make_stream(
+        storage_class="GLACIER" if written_archived else None,
+        expire_raw=ExpireRaw(after=timedelta(days=14), mode="delete"),
+    )
+    store = FakeStore()
+    produce(store, LARGE, algorithm=algorithm)
+    run_hour(store, stream)
+    store.archive(AGGREGATED + "part-", "DEEP_ARCHIVE")
+    assert expire_hour(store, stream, HOUR).state is ExpiryState.EXPIRED
+    assert store.listing(RAW) == []
+    before = store.snapshot(AGGREGATED + "part-")
+    produce(store, {"late.log": b"late\n"}, algorithm=algorithm)
+    store.log.clear()
+    run_hour(store, stream)
+    after = store.snapshot(AGGREGATED + "part-")
+    assert before.items() <= after.items()
+    assert len(after) == len(before) + 1
+    assert not [read for read in part_reads(store) if read.partition(" ")[2] in before]
+    assert verify_hour(store, stream, HOUR).problems == []
 
 
 def test_wrong_bytes_in_an_archived_part_are_found() -> None:
