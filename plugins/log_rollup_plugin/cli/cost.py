@@ -68,13 +68,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add(
         "--move", metavar="TIME=CLASS", type=_move, action="append", default=[],
-        help="how a lifecycle rule moves parts now, like 30d=GLACIER_IR; several: one after the other",
+        help="how a lifecycle rule moves parts now, like 30d=GLACIER_IR; may be repeated",
     )  # fmt: skip
     add(
         "--retention", metavar="TIME", type=_days, action="append",
-        help="compare the classes for parts that are kept so long; several: each of them",
+        help="compare the storage classes for parts that are kept for this time; may be repeated",
     )  # fmt: skip
-    add("--plan", metavar="TIME", type=_days, help="propose a lifecycle for parts that are kept so long")
+    add(
+        "--plan", metavar="TIME", type=_days, help="propose a lifecycle for parts that are kept for this time"
+    )
     add(
         "--hot", metavar="TIME", type=_days, default=DEFAULT_HOT_DAYS,
         help=f"with --plan: how long parts stay in the class they are written in (default: {DEFAULT_HOT_DAYS}d)",
