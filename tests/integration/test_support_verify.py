@@ -457,6 +457,20 @@ def test_raw_hour_that_differs_from_expected_is_found(store: Store) -> None:
     )
 
 
+def test_raw_object_is_read_unless_its_etag_proves_it(
+    rclone_server: RcloneServer, make_bucket: BucketFactory
+) -> None:
+    store = _make(rclone_server, make_bucket(rclone_server))
+    read: list[str] = []
+    store.client.meta.events.register(
+        "provide-client-params.s3.GetObject", lambda params, **_: read.append(params["Key"])
+    )
+    store.verify(Layout.of(store.raw))
+    assert not [key for key in read if key.startswith(RAW)]
+    store.verify(Layout.of(store.raw), expected=None)
+    assert store.raw.keys() <= set(read)
+
+
 def test_ready_object_is_not_packed(own_store: Store) -> None:
     put_objects(own_store.client, own_store.bucket, {RAW + "DONE": b"done"})
     own_store.verify(Layout.of(own_store.raw), ready_object="DONE")

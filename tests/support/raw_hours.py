@@ -201,8 +201,8 @@ def odd_hour(prefix: str, names: Sequence[str] = ODD_NAMES) -> dict[str, bytes]:
     }
 
 
-def put_objects(client: S3Client, bucket: str, objects: Mapping[str, bytes], threads: int = 8) -> None:
-    """Write objects on several threads.
+def put_objects(client: S3Client, bucket: str, objects: Mapping[str, bytes], threads: int = 2) -> None:
+    """Write objects on several threads; many threads take more CPU time for the same requests.
 
     Retries a 5xx: rclone sometimes answers one when several uploads create the same folder at the same time
     ("Dir.Rename error: file does not exist" in its log).
