@@ -1,12 +1,14 @@
 """The command restore on real servers: every target gets the raw objects' bytes under their own names."""
 
+import functools
 import gzip
 import hashlib
 import os
 import signal
 import tarfile
 import threading
-from collections.abc import Mapping
+import uuid
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 
@@ -30,6 +32,7 @@ LARGE = f"{RAW}large.log"
 ZIPPED = f"{RAW}zipped.log.gz"
 
 
+@functools.cache
 def raw_objects() -> dict[str, bytes]:
     """Odd names, an empty object, gzip objects between plain ones, and an object larger than a part and a run."""
     numbered = {
@@ -47,19 +50,47 @@ def raw_objects() -> dict[str, bytes]:
     }
 
 
+@pytest.fixture(scope="module")
+def complete_hour(rclone_server: RcloneServer) -> Iterator[Pipeline]:
+    """A complete hour on rclone, whose raw objects have expired, for all tests of this module."""
+    bucket = f"bucket-{uuid.uuid4().hex[:16]}"
+    rclone_server.create_bucket(bucket)
+    pipeline = Pipeline(stream_on(bucket), rclone_server.client(), bucket)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AIRFLOW_CONN_AWS_DEFAULT", rclone_server.airflow_connection_json())
+        complete(pipeline)
+    yield pipeline
+    rclone_server.delete_bucket(bucket)
+
+
 @pytest.fixture
 def hour(
+    complete_hour: Pipeline, rclone_server: RcloneServer, pipeline_on: PipelineFactory, use_streams: UseStreams
+) -> Pipeline:  # fmt: skip
+    """The hour of this module, which a test may read and not change."""
+    use_streams(settings_on(complete_hour.bucket))
+    return pipeline_on(rclone_server, complete_hour.bucket)
+
+
+@pytest.fixture
+def own_hour(
     rclone_server: RcloneServer, make_bucket: BucketFactory, pipeline_on: PipelineFactory, use_streams: UseStreams
 ) -> Pipeline:  # fmt: skip
-    """A complete hour on rclone, whose raw objects have expired."""
+    """Such an hour for one test, which may change it."""
     bucket = make_bucket(rclone_server)
     use_streams(settings_on(bucket))
     pipeline = pipeline_on(rclone_server, bucket)
-    put_objects(pipeline.client, bucket, raw_objects())
-    pipeline.run()
-    for key in raw_objects():
-        pipeline.client.delete_object(Bucket=bucket, Key=key)
+    complete(pipeline)
     return pipeline
+
+
+def complete(pipeline: Pipeline) -> None:
+    """Write the raw objects, run the hour, and delete the raw objects as if they had expired."""
+    put_objects(pipeline.client, pipeline.bucket, raw_objects())
+    pipeline.run()
+    keys = [{"Key": key} for key in raw_objects()]
+    pipeline.client.delete_objects(Bucket=pipeline.bucket, Delete={"Objects": keys, "Quiet": True})
+    assert pipeline.listed(RAW) == []
 
 
 def files_below(folder: Path) -> dict[str, bytes]:
@@ -137,15 +168,15 @@ def test_dry_run_counts_the_requests_and_writes_nothing(
     assert planned.json["bytes_read"] >= planned.json["bytes"]
 
 
-def test_restores_to_a_prefix_and_to_the_original_keys(command: RunCommand, hour: Pipeline) -> None:
-    copy = f"s3://{hour.bucket}/copy/here/"
+def test_restores_to_a_prefix_and_to_the_original_keys(command: RunCommand, own_hour: Pipeline) -> None:
+    copy = f"s3://{own_hour.bucket}/copy/here/"
     result = command("restore", "app", HOUR_ARGUMENT, "--to", copy, "--json")
     assert (result.code, result.json["restored"]) == (0, len(raw_objects())), result.err
     expected = {key.replace("raw/app/", "copy/here/", 1): body for key, body in raw_objects().items()}
-    assert objects_below(hour, "copy/") == expected
-    assert command("restore", "app", HOUR_ARGUMENT, "--to", f"s3://{hour.bucket}/raw/app/").code == 0
-    assert objects_below(hour, "raw/") == raw_objects()
-    assert hour.open_uploads() == []
+    assert objects_below(own_hour, "copy/") == expected
+    assert command("restore", "app", HOUR_ARGUMENT, "--to", f"s3://{own_hour.bucket}/raw/app/").code == 0
+    assert objects_below(own_hour, "raw/") == raw_objects()
+    assert own_hour.open_uploads() == []
     assert command("verify", "app", HOUR_ARGUMENT).text.endswith("OK\n")
 
 
@@ -284,14 +315,14 @@ def test_different_content_is_refused_and_overwritten_on_request(
     assert files_below(target) == raw_objects()
 
 
-def test_different_objects_in_s3_are_refused(command: RunCommand, hour: Pipeline) -> None:
+def test_different_objects_in_s3_are_refused(command: RunCommand, own_hour: Pipeline) -> None:
     key = f"copy/{FOLDER}large.log"
-    hour.client.put_object(Bucket=hour.bucket, Key=key, Body=bytes(len(raw_objects()[LARGE])))
-    arguments = ("restore", "app", HOUR_ARGUMENT, "--to", f"s3://{hour.bucket}/copy/")
+    own_hour.client.put_object(Bucket=own_hour.bucket, Key=key, Body=bytes(len(raw_objects()[LARGE])))
+    arguments = ("restore", "app", HOUR_ARGUMENT, "--to", f"s3://{own_hour.bucket}/copy/")
     assert command(*arguments, "--json").json["error"]["kind"] == "TargetConflictError"
-    assert hour.listed("copy/") == [key]
+    assert own_hour.listed("copy/") == [key]
     assert command(*arguments, "--overwrite").code == 0
-    assert objects_below(hour, "copy/")[key] == raw_objects()[LARGE]
+    assert objects_below(own_hour, "copy/")[key] == raw_objects()[LARGE]
 
 
 # -- a part of the objects --------------------------------------------------------------------------------
@@ -343,12 +374,12 @@ def test_group_restores_one_group(
 
 
 def test_range_restores_complete_hours_and_names_the_others(
-    command: RunCommand, hour: Pipeline, tmp_path: Path
+    command: RunCommand, own_hour: Pipeline, tmp_path: Path
 ) -> None:
-    earlier = Pipeline(hour.stream, hour.client, hour.bucket, HOUR.replace(hour=7))
-    make_small_hour(hour.client, hour.bucket, "raw/app/20261123/07/", objects=3)
+    earlier = Pipeline(own_hour.stream, own_hour.client, own_hour.bucket, HOUR.replace(hour=7))
+    make_small_hour(own_hour.client, own_hour.bucket, "raw/app/20261123/07/", objects=3)
     earlier.run()
-    hour.client.delete_object(Bucket=hour.bucket, Key=f"{AGGREGATED}_SUCCESS")
+    own_hour.client.delete_object(Bucket=own_hour.bucket, Key=f"{AGGREGATED}_SUCCESS")
     target = tmp_path / "out"
     arguments = ("restore", "app", "2026-11-23T06..2026-11-23T08", "--to", str(target))
     result = command(*arguments, "--json")
@@ -367,8 +398,8 @@ def test_range_restores_complete_hours_and_names_the_others(
     assert {key: body for key, body in files_below(target).items() if key.startswith(RAW)} == raw_objects()
 
 
-def test_unreadable_manifest_skips_its_hour(command: RunCommand, hour: Pipeline, tmp_path: Path) -> None:
-    hour.client.put_object(Bucket=hour.bucket, Key=f"{AGGREGATED}_manifest.jsonl.gz", Body=b"?")
+def test_unreadable_manifest_skips_its_hour(command: RunCommand, own_hour: Pipeline, tmp_path: Path) -> None:
+    own_hour.client.put_object(Bucket=own_hour.bucket, Key=f"{AGGREGATED}_manifest.jsonl.gz", Body=b"?")
     result = command("restore", "app", HOUR_ARGUMENT, "--to", str(tmp_path / "out"), "--json")
     assert (result.code, result.json["hours"][0]["state"]) == (1, "unreadable")
     assert "the manifest cannot be read" in result.json["hours"][0]["problem"]
@@ -378,11 +409,11 @@ def test_unreadable_manifest_skips_its_hour(command: RunCommand, hour: Pipeline,
 
 
 def test_damaged_object_is_named_and_the_rest_is_restored(
-    command: RunCommand, hour: Pipeline, rclone_server: RcloneServer, tmp_path: Path
+    command: RunCommand, own_hour: Pipeline, rclone_server: RcloneServer, tmp_path: Path
 ) -> None:
     damaged = f"{RAW}n04.log.gz"
-    part = flip_byte(rclone_server, hour, command, damaged)
-    flip_byte(rclone_server, hour, command, LARGE, 9_000_000)
+    part = flip_byte(rclone_server, own_hour, command, damaged)
+    flip_byte(rclone_server, own_hour, command, LARGE, 9_000_000)
     target = tmp_path / "out"
     result = command("restore", "app", HOUR_ARGUMENT, "--to", str(target), "--json")
     assert (result.code, result.json["ok"]) == (1, False)
@@ -396,18 +427,18 @@ def test_damaged_object_is_named_and_the_rest_is_restored(
     with tarfile.open(tar_file) as tar:
         names = {f"raw/app/{name}" for name in tar.getnames()}
     assert names == without(raw_objects(), damaged, LARGE).keys()
-    prefix = command("restore", "app", HOUR_ARGUMENT, "--to", f"s3://{hour.bucket}/copy/")
+    prefix = command("restore", "app", HOUR_ARGUMENT, "--to", f"s3://{own_hour.bucket}/copy/")
     assert f"FAILED: {LARGE}: " in prefix.text
-    assert len(hour.listed("copy/")) == len(raw_objects()) - 2
-    assert hour.open_uploads() == []
+    assert len(own_hour.listed("copy/")) == len(raw_objects()) - 2
+    assert own_hour.open_uploads() == []
     stream = command("restore", "app", HOUR_ARGUMENT, "--to", "-")
     assert stream.code == 1
     assert "bytes of it are in the output" in stream.err
 
 
-def test_missing_part_fails_its_objects_only(command: RunCommand, hour: Pipeline, tmp_path: Path) -> None:
+def test_missing_part_fails_its_objects_only(command: RunCommand, own_hour: Pipeline, tmp_path: Path) -> None:
     part = command("locate", "app", LARGE, "--json").json["part"]
-    hour.client.delete_object(Bucket=hour.bucket, Key=AGGREGATED + part)
+    own_hour.client.delete_object(Bucket=own_hour.bucket, Key=AGGREGATED + part)
     result = command("restore", "app", HOUR_ARGUMENT, "--to", str(tmp_path / "out"), "--json")
     assert [one["key"] for one in result.json["failed"]] == [LARGE]
     assert "the part is gone or was replaced" in result.json["failed"][0]["reason"]
