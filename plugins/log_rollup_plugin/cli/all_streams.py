@@ -134,10 +134,10 @@ def _cells(row: _Row) -> Sequence[str]:
 
 
 def _volume(report: VolumeReport) -> str:
-    """Like ``usual``, or ``silent`` with the number of unusual groups."""
+    """Like ``usual; unusual groups: 1 of 41``."""
     text = "-" if report.state is VolumeState.UNKNOWN else report.state.value
     if report.unusual:
-        text += f", {len(report.unusual):,} of {report.groups:,} groups"
+        text += f"; unusual groups: {len(report.unusual):,} of {report.groups:,}"
     return text
 
 
