@@ -11,6 +11,10 @@ from include.log_rollup.errors import AccessError, TransientError, UnsupportedOp
 from include.log_rollup.expiry_options import ExpireRaw
 from include.log_rollup.hour.expiry_record import ExpiryRecord
 from include.log_rollup.hour.state import HourState
+from include.log_rollup.queries.hour_detail import read_hour
+from include.log_rollup.queries.late import find_changed_hours
+from include.log_rollup.queries.status import HourStatus, read_hours
+from include.log_rollup.queries.verify import verify_hour
 from include.log_rollup.steps import expire_hour as module
 from include.log_rollup.steps.expire_hour import ExpiryState, HourExpiry, examine_hour, expire_hour, is_over
 from include.log_rollup.streams import Stream
@@ -393,3 +397,83 @@ def test_raw_objects_in_another_store_are_deleted_there() -> None:
     found = expire_hour(join_stores(source, target), STREAM, HOUR)
     assert (found.objects, source.listing(RAW)) == (6, [])
     assert target.has(RECORD)
+
+
+# -- what others say of an expired hour --------------------------------------------------------------------
+
+
+def test_status_tells_how_many_objects_expired(store: FakeStore) -> None:
+    (before,) = read_hours(store, STREAM, [HOUR])
+    assert before.expired is None
+    expire_hour(store, STREAM, HOUR)
+    (after,) = read_hours(store, STREAM, [HOUR], expired=True)
+    assert after.expired is not None
+    assert (after.state, after.expired.objects, after.expired.size) == (HourStatus.COMPLETE, 6, 180)
+    assert after.expired.finished
+    assert str(after.expired).startswith("6 raw objects expired on 20")
+    detail = read_hour(store, STREAM, HOUR)
+    assert detail.status.expired == after.expired
+
+
+def test_status_tells_of_an_interrupted_deletion(store: FakeStore) -> None:
+    store.on("DELETE", "d.log", TransientError("no answer"))
+    with suppress(TransientError):
+        expire_hour(store, STREAM, HOUR)
+    (status,) = read_hours(store, STREAM, [HOUR], expired=True)
+    assert status.expired is not None
+    assert not status.expired.finished
+    assert "raw objects are being deleted since" in str(status.expired)
+
+
+def test_status_names_an_unreadable_record(store: FakeStore) -> None:
+    store.produce(RECORD, b"{")
+    (status,) = read_hours(store, STREAM, [HOUR], expired=True)
+    assert (status.state, status.expired) == (HourStatus.COMPLETE, None)
+    assert "_expired.json" in status.problem
+
+
+def test_expired_record_is_only_read_of_old_hours(store: FakeStore) -> None:
+    store.log.clear()
+    young = make_stream(expire_raw=ExpireRaw(after=timedelta(days=3650)))
+    read_hours(store, young, [HOUR])
+    assert [operation.key for operation in store.log] == [MARKER]
+
+
+def test_expired_objects_are_neither_late_nor_vanished(store: FakeStore) -> None:
+    expire_hour(store, STREAM, HOUR)
+    result = find_changed_hours(store, STREAM, [HOUR])
+    assert (result.complete, list(result.changed), list(result.unclear)) == (1, [], [])
+    verified = verify_hour(store, STREAM, HOUR, deep=True)
+    assert list(verified.problems) == []
+    assert (verified.changes.expired, list(verified.changes.vanished)) == (6, [])
+    # A clear changes nothing either.
+    before = store.snapshot()
+    run_hour(store, STREAM)
+    assert store.snapshot() == before
+
+
+def test_late_object_after_expiry_is_packed_and_expires(store: FakeStore) -> None:
+    expire_hour(store, STREAM, HOUR)
+    produce(store, {"g.log": b"g" * 30})
+    (changed,) = find_changed_hours(store, STREAM, [HOUR]).changed
+    assert list(changed.changes.late) == [f"{RAW}g.log"]
+    run_hour(store, STREAM)
+    assert find_changed_hours(store, STREAM, [HOUR]).changed == []
+    found = expire_hour(store, STREAM, HOUR)
+    assert (found.objects, found.expired, raw_names(store)) == (1, 7, [])
+    record = record_of(store)
+    assert [one.objects for one in record.deletions] == [6, 1]
+    assert len(record.parts) == 4
+    assert list(verify_hour(store, STREAM, HOUR, deep=True).problems) == []
+
+
+def test_object_changed_after_expiry_expires_in_both_versions(store: FakeStore) -> None:
+    expire_hour(store, STREAM, HOUR)
+    produce(store, {"a.log": b"another"})
+    run_hour(store, STREAM)
+    found = expire_hour(store, STREAM, HOUR)
+    assert (found.objects, found.expired, raw_names(store)) == (1, 7, [])
+    # The old content again: the parts hold a newer version, so it stays until the hour is run again.
+    produce(store, {"a.log": b"a" * 30})
+    found = expire_hour(store, STREAM, HOUR)
+    assert (found.objects, found.changed.count, raw_names(store)) == (0, 1, ["a.log"])

@@ -96,7 +96,7 @@ def read_hour(store: ObjectStore, stream: Stream, hour: datetime) -> HourDetail:
     :raises RollupError: as the store raises
     """
     paths = stream.at(hour)
-    (status,) = read_hours(store, stream, [hour], groups=True)
+    (status,) = read_hours(store, stream, [hour], groups=True, expired=True)
     try:
         if status.state is HourStatus.COMPLETE:
             return _complete(store, paths, status)

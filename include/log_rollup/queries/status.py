@@ -4,13 +4,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from include.log_rollup.errors import ProofError, TooLargeError, UnreadableRecordError
+from include.log_rollup.hour.reader import HourReader
 from include.log_rollup.hour.records import MARKER_BYTES, Records
 from include.log_rollup.parallel import in_parallel
 from include.log_rollup.storage.protocol import Location, ObjectStore
@@ -42,6 +43,25 @@ class HourStatus(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class ExpiredObjects:
+    """The raw objects of an hour that were deleted because parts hold proven copies; size in bytes.
+
+    :param at: when the last deletion finished, or started if it has not finished
+    :param finished: False if a deletion is at work or was interrupted; the numbers are then those before it
+    """
+
+    objects: int
+    size: int
+    at: str
+    finished: bool
+
+    def __str__(self) -> str:
+        if not self.finished:
+            return f"raw objects are being deleted since {self.at[:16]}Z"
+        return f"{self.objects:,} raw objects expired on {self.at[:10]}"
+
+
+@dataclass(frozen=True, slots=True)
 class HourSummary:
     """The status of an hour, with its completion marker.
 
@@ -49,6 +69,7 @@ class HourSummary:
         number; None unless complete
     :param problem: message that says which record cannot be read and why; empty if there is none
     :param groups: totals of each group, with the keys of :class:`GroupContent`, if they were asked for
+    :param expired: the raw objects that have expired; None if there are none, or this was not read
     """
 
     hour: datetime
@@ -56,6 +77,7 @@ class HourSummary:
     marker: Mapping[str, Any] | None
     problem: str = ""
     groups: Sequence[Mapping[str, Any]] = ()
+    expired: ExpiredObjects | None = None
 
 
 def _time(text: str) -> str:
@@ -159,17 +181,25 @@ class MarkerContent(_Record):
 
 
 def read_hours(
-    store: ObjectStore, stream: Stream, hours: Sequence[datetime], *, groups: bool = False
+    store: ObjectStore,
+    stream: Stream,
+    hours: Sequence[datetime],
+    *,
+    groups: bool = False,
+    expired: bool = False,
 ) -> list[HourSummary]:
     """The status of some hours, in their order.
 
     Takes one GET for an hour with a completion marker and two for any other. A record that cannot be read is not
-    an error, but shown in the status of its hour.
+    an error, but shown in the status of its hour. Whether raw objects have expired takes one GET more, for hours
+    that are older than the stream's ``expire_raw.after``.
 
     :param groups: whether to keep the totals of each group, of which an hour may have thousands
+    :param expired: whether to read of each complete hour which raw objects have expired
     :raises RollupError: as the store raises
     """
     records = Records(store)
+    now = datetime.now(UTC)
 
     def read(hour: datetime) -> HourSummary:
         paths = stream.at(hour)
@@ -184,7 +214,9 @@ def read_hours(
             if content.groups is not None:
                 values["groups"] = len(content.groups)
             totals = [group.model_dump() for group in content.groups or ()] if groups else ()
-            return HourSummary(hour, HourStatus.COMPLETE, values, groups=totals)
+            old = stream.expire_raw is not None and paths.end + stream.expire_raw.after <= now
+            gone, problem = _expired(store, stream, hour) if expired or old else (None, "")
+            return HourSummary(hour, HourStatus.COMPLETE, values, problem, totals, gone)
         try:
             with readable(paths.claim):
                 claim = records.read_claim(paths.claim)
@@ -197,6 +229,19 @@ def read_hours(
         return HourSummary(hour, HourStatus.BUILDING, None, problem)
 
     return list(in_parallel(store.control_connections, "log-rollup-status", read, hours))
+
+
+def _expired(store: ObjectStore, stream: Stream, hour: datetime) -> tuple[ExpiredObjects | None, str]:
+    """The raw objects of an hour that have expired, and why that cannot be read."""
+    reader = HourReader(store, stream, hour)
+    try:
+        with readable(reader.paths.expiry_record):
+            record = reader.expiry_record()
+    except ProofError as error:
+        return None, str(error)
+    if record is None or not (record.objects or record.unfinished):
+        return None, ""
+    return ExpiredObjects(record.objects, record.size, record.expired_at, record.unfinished is None), ""
 
 
 @contextmanager

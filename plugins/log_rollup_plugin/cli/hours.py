@@ -9,7 +9,7 @@ from typing import Any
 from include.log_rollup.errors import ConfigurationError
 from include.log_rollup.hour.group_summary import group_name, largest_rows
 from include.log_rollup.hour.layout import format_hour
-from include.log_rollup.queries.status import HourStatus, HourSummary, read_hours
+from include.log_rollup.queries.status import ExpiredObjects, HourStatus, HourSummary, read_hours
 from include.log_rollup.queries.verify import Verification, verify_hour
 from include.log_rollup.steps.plan_hour import preview_hour
 from include.log_rollup.streams import Stream
@@ -73,9 +73,11 @@ def status(options: argparse.Namespace, answer: Answer) -> bool | int:
     for hour in shown if options.groups else ():
         most = _GROUPS_OF_HOUR if one else _GROUPS_OF_DAY
         answer.lines(*_group_lines(hour["hour"], groups[hour["hour"]], most))
-    for hour in found:
+    for hour, summary in zip(found, read, strict=True):
         if hour["problem"] or hour["why_empty"]:
             tell(f"{hour['hour']}: {hour['problem'] or hour['why_empty']}")
+        if hour["expired"]:
+            tell(f"{hour['hour']}: {summary.expired}")
         if hour["unmatched"]:
             tell(
                 f"{hour['hour']}: {hour['unmatched']:,} objects in the folder of this day belong to no hour, "
@@ -135,8 +137,17 @@ def _hour(stream: Stream, summary: HourSummary, now: datetime) -> dict[str, Any]
         "unmatched": marker.get("left_out", {}).get("unmatched"),
         "groups": marker.get("groups"),
         "why_empty": marker.get("why_empty"),
+        "expired": _expired_json(summary.expired),
         "problem": summary.problem or None,
     }
+
+
+def _expired_json(expired: ExpiredObjects | None) -> dict[str, Any] | None:
+    if expired is None:
+        return None
+    return {
+        "objects": expired.objects, "bytes": expired.size, "at": expired.at, "finished": expired.finished,
+    }  # fmt: skip
 
 
 def _state(stream: Stream, summary: HourSummary, now: datetime) -> str:

@@ -262,6 +262,7 @@ class HoursApi:
                     aggregated=found.aggregated,
                     error=found.error,
                     may_clear=may_clear,
+                    expired=cached.summary.expired if cached else None,
                 )
             )
 

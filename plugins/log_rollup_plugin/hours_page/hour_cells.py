@@ -53,7 +53,8 @@ def cell_of(
     """
     summary = cached.summary if cached else None
     if summary is not None and summary.state is HourStatus.COMPLETE:
-        return _complete(run, (summary.marker or {}).get("why_empty", ""))
+        note = str(summary.expired) if summary.expired else ""
+        return _complete(run, (summary.marker or {}).get("why_empty", "") or note)
     if cached and run and run.ended_at and run.ended_at >= cached.read_at:
         # The run may have completed the hour since it was read.
         summary = None
@@ -71,9 +72,9 @@ def cell_of(
     return _without_run(stream, hour, now, summary)
 
 
-def _complete(run: HourRun | None, why_empty: str) -> HourCell:
+def _complete(run: HourRun | None, note: str) -> HourCell:
     if run is None or run.state == "success":
-        return HourCell(CellStatus.COMPLETE, why_empty)
+        return HourCell(CellStatus.COMPLETE, note)
     if run.is_unfinished:
         return HourCell(CellStatus.COMPLETE, "a rerun is in progress")
     return HourCell(CellStatus.COMPLETE, "the last rerun failed and changed nothing")

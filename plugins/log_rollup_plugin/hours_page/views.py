@@ -13,7 +13,7 @@ from include.log_rollup.hour.layout import format_hour
 from include.log_rollup.hour.template import Template
 from include.log_rollup.queries.hour_detail import FrameStatus, HourDetail, PartStatus
 from include.log_rollup.queries.overview import late_after
-from include.log_rollup.queries.status import HourStatus, HourSummary
+from include.log_rollup.queries.status import ExpiredObjects, HourStatus, HourSummary
 from include.log_rollup.storage.protocol import Location
 from include.log_rollup.streams import Stream
 from log_rollup_plugin.hours_page.cache import CachedHour
@@ -84,6 +84,7 @@ class HourView:
     run_id: str | None
     marker: MarkerView | None
     late: LateHour | None
+    expired: ExpiredObjects | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +202,7 @@ class DetailView:
     :param tasks: the tasks of the first of these runs
     :param late: None if nothing was found, or if the user may not read log_rollup_late
     :param may_clear: whether the user may clear a run
+    :param expired: the raw objects that were deleted because parts hold them; None if there are none
     """
 
     stream: StreamView
@@ -222,6 +224,7 @@ class DetailView:
     parts_found: int = 0
     groups: GroupsView | None = None
     records: PlaceView | None = None
+    expired: ExpiredObjects | None = None
 
 
 _ADAPTERS = {view: TypeAdapter(view) for view in (MonthView, DetailView, GroupsView, FramesView)}
@@ -264,7 +267,10 @@ def hour_view(
     is_complete = summary is not None and summary.state is HourStatus.COMPLETE
     marker = _marker_view(summary.marker) if summary is not None and is_complete else None
     name = format_hour(hour)
-    return HourView(name, cell.status, cell.reason, run.run_id if run else None, marker, late.get(name))
+    return HourView(
+        name, cell.status, cell.reason, run.run_id if run else None, marker, late.get(name),
+        summary.expired if summary else None,
+    )  # fmt: skip
 
 
 def _marker_view(marker: Mapping[str, Any] | None) -> MarkerView | None:

@@ -91,6 +91,7 @@ function facts(answer) {
     "Totals",
     list([
       ["Raw objects", number(marker.objects)],
+      ...expiry(answer),
       ["Bytes in", exact(marker.bytes_in)],
       ["Bytes out", exact(marker.bytes_out) + (marker.separator_bytes ? `, ${exact(marker.separator_bytes)} of them added as newlines` : "")],
       ...savings(marker),
@@ -106,6 +107,13 @@ function facts(answer) {
       ["Requests", requests(marker)],
     ]),
   );
+}
+
+/** How many raw objects were deleted because the parts hold them, if any were. */
+function expiry({ expired }) {
+  if (!expired) return [];
+  if (!expired.finished) return [["Expired", `raw objects are being deleted since ${instant(expired.at)}`]];
+  return [["Expired", `${number(expired.objects)} raw objects, ${size(expired.size)}, on ${instant(expired.at)}: the parts hold them`]];
 }
 
 /** What compression saves, if any part is compressed. */
