@@ -90,7 +90,8 @@ class FinalChecks:
         marker = world.server.objects[world.hour.marker]
         if verified.problems and not stray_parts and marker.author != DAMAGE:
             world.checker.fail(f"verify_hour finds {verified.problems[0]} in a complete hour")
-        if world.library is not None:
+        # After a problem, no step runs any more.
+        if world.library is not None and not world.checker.problems:
             self._check_reading(world.library.rng)
 
     def _check_reading(self, rng: random.Random) -> None:
