@@ -204,6 +204,23 @@ def test_late_object_is_added_to_a_recompressed_hour() -> None:
     verify(store, {**MIXED, **late}, stream)
 
 
+def test_rerun_keeps_what_was_split_off() -> None:
+    store, stream = FakeStore(), stream_of()
+    hour = {"a.gz": b"damaged", "b.gz": COMPRESS[".gz"](b"b\n"), "c.log": b"c\n"}
+    produce(store, hour)
+    run_hour(store, stream)
+    before, rows = manifest_of(store)[0]["parts_table"], manifest_of(store)[1]
+    late = {"d.gz": COMPRESS[".gz"](b"d\n"), "e.gz": b"damaged too"}
+    produce(store, late)
+    totals = run_hour(store, stream)
+    verify(store, {**hour, **late}, stream, kept=("a.gz", "e.gz"))
+    after = manifest_of(store)[0]["parts_table"]
+    assert after[: len(before)] == before
+    assert manifest_of(store)[1][: len(rows)] == rows
+    assert (totals.damaged, totals.recompressed) == (2, 2)
+    assert [entry.get("split_of", "")[:10] for entry in after] == ["part-00000"] * 2 + ["part-00001"] * 2
+
+
 def test_retry_continues_after_the_receipt_of_a_split_part() -> None:
     store, stream = FakeStore(), stream_of()
     produce(store, {"a.gz": b"damaged", "b.gz": COMPRESS[".gz"](b"b\n"), "c.log": b"c\n"})

@@ -10,7 +10,7 @@ from include.log_rollup.hour.manifest import ManifestReader
 from include.log_rollup.hour.parts import is_as_written
 from include.log_rollup.hour.plan import NOTHING_KEPT, KeptParts, PlannedPart, WriteOptions, is_planned_again
 from include.log_rollup.hour.records import packed_row_json
-from include.log_rollup.hour.selection import NOT_JOINABLE, encoding_of
+from include.log_rollup.hour.selection import NOT_JOINABLE
 from include.log_rollup.storage.protocol import ObjectInfo
 
 # With ``late_merge``: more small parts of one kind than this are packed again together with new objects.
@@ -156,11 +156,15 @@ class _Comparison:
         """Don't keep parts smaller than half of a part, if there are many of a kind that gets new objects."""
         rules = self._rules
         folder_of_key = rules.folder_of_key or (lambda _: "")
-        new = {(folder_of_key(key), encoding_of(key)) for key in self._chosen.keys() - self._held}
+        new = {
+            (folder_of_key(key), rules.options.encoding_in_part(self._chosen[key], rules.part_size))
+            for key in self._chosen.keys() - self._held
+        }
         small: dict[tuple[str, str], list[PlannedPart]] = {}
         for part in self._stay:
             kind = folder_of(part.name), part.encoding
-            is_small = 2 * part.size < rules.options.part_bytes(part.encoding, rules.part_size)
+            size = sum(map(part.planned_content, part.objects)) if part.recompressed else part.size
+            is_small = 2 * size < rules.options.part_bytes(part.encoding, rules.part_size)
             can_merge = not part.copied and part.encoding not in NOT_JOINABLE and part.name not in self._fixed
             if is_small and can_merge and kind in new:
                 small.setdefault(kind, []).append(part)

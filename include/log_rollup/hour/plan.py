@@ -413,16 +413,16 @@ def _folder_index_extension(name: str) -> tuple[str, int, str]:
     return folder, part_index(name) or 0, name[len(folder) :].partition(".log")[2]
 
 
-def _place(part: PlannedPart) -> tuple[str, int, str]:
-    """Where a part is in the order of a plan."""
-    return folder_of(part.name), part_index(part.name) or 0, part.name
+def _place(part: PlannedPart) -> tuple[str, int]:
+    """Where a part is in the order of a plan; parts that were split off one part keep their order."""
+    return folder_of(part.name), part_index(part.name) or 0
 
 
 def _next_indices(parts: Iterable[PlannedPart]) -> dict[str, int]:
     """The index of the next part of each folder that has parts."""
     found: dict[str, int] = {}
     for part in parts:
-        folder, index, _ = _place(part)
+        folder, index = _place(part)
         found[folder] = max(found.get(folder, 0), index + 1)
     return found
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 from include.log_rollup import crc
 from include.log_rollup.errors import TooLargeError
 from include.log_rollup.hour.gzip_json import DAMAGED_ERRORS, compress_text, decompress, to_json
+from include.log_rollup.hour.layout import planned_name
 from include.log_rollup.hour.plan import PLAN_FORMAT, PlannedPart, ShardRef
 from include.log_rollup.hour.selection import LeftOut
 from include.log_rollup.storage.protocol import Location, ObjectInfo, ObjectStore
@@ -348,6 +349,8 @@ class Records:
                     copied,
                     fingerprint,
                     tuple(ObjectInfo(raw_prefix + key, size, etag) for key, size, etag in rows),
+                    # Of a part that is kept; no plan has others that were split off.
+                    split_of="" if planned_name(name) == name else planned_name(name),
                     compression=compression[0] if compression else "",
                     recompressed=len(compression) > 1,
                 )

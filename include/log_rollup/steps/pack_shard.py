@@ -316,7 +316,7 @@ class Journal:
         splits = {
             name: tuple(part.planned for part in written)
             for name, written in self._done.items()
-            if written[0].planned.split_of
+            if written[0].planned.name != name
         }
         packed = tuple(part.packed for written in self._done.values() for part in written)
         return Receipt(self._before.plan_id, self._before.shard, packed, measured, splits)
