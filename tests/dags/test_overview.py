@@ -333,6 +333,8 @@ def test_stream_without_access_fails_alone(
     view = read(user("viewer"))
     assert [view[name]["error"] for name in NAMES] == ["", "GET of the marker: access denied", ""]
     assert view["app"]["due"] == view["app"]["incomplete"] == 47
+    # Another bucket would find a free thread.
+    assert buckets.most_open <= limits.OVERVIEW_PAGE_THREADS - 1
 
 
 def test_threads_and_stores_are_bounded(

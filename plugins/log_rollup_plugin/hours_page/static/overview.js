@@ -108,9 +108,10 @@ function summary(streams) {
   const due = streams.reduce((sum, one) => sum + one.due, 0);
   const incomplete = streams.reduce((sum, one) => sum + one.incomplete, 0);
   const some = `${number(whole)} of ${number(streams.length)} streams`;
+  const broken = streams.length - whole - unread;
   let [state, title] = ["failed", `${some} are whole.`];
   if (whole === streams.length) [state, title] = ["complete", problems ? "Every hour that should be complete is." : "Everything is whole."];
-  else if (unread) [state, title] = ["unknown", `${some} are known to be whole; ${number(unread)} are being read.`];
+  else if (unread) [state, title] = [broken ? "failed" : "unknown", `${some} are known to be whole; ${number(unread)} are being read.`];
   const hours = unread ? "" : `Of ${number(due)} hours that should be complete, ${number(due - incomplete)} are. `;
   const attention = problems ? `${number(problems)} of ${number(streams.length)} streams need attention:` : `${number(streams.length)} streams, none needs attention.`;
   return el(
