@@ -88,15 +88,15 @@ class RetrievePartsOperator(BaseOperator):
         :raises ConfigurationError: if the class of a part does not have the tier
         :raises RollupError: from the store
         """
-        return self._check(pendulum.now("UTC") + self.wait_timeout)
+        # Airflow keeps the start of a task when it resumes from a deferral.
+        return self._check(context["ti"].start_date + self.wait_timeout)
 
-    def resume(self, context: Context, event: Any = None, deadline: str = "") -> int:
+    def resume(self, context: Context, event: Any = None) -> int:
         """Check again; defer again if parts are still archived.
 
-        :param deadline: end of the wait, in ISO format
-        :raises ArchivedError: if parts are archived after it
+        :raises ArchivedError: if they are after ``wait_timeout``
         """
-        return self._check(datetime.fromisoformat(deadline))
+        return self.execute(context)
 
     def _check(self, deadline: datetime) -> int:
         needed, archived = self._request()
@@ -124,7 +124,6 @@ class RetrievePartsOperator(BaseOperator):
         self.defer(
             trigger=TimeDeltaTrigger(timedelta(seconds=pause.total_seconds())),
             method_name=self.resume.__name__,
-            kwargs={"deadline": deadline.isoformat()},
             # In case no triggerer runs.
             timeout=timedelta(seconds=pause.total_seconds()) + limits.DEFERRAL_MARGIN,
         )

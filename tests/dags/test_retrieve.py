@@ -3,7 +3,8 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -44,6 +45,10 @@ def operator(**settings: Any) -> RetrievePartsOperator:
     return RetrievePartsOperator(task_id="retrieve", **given)
 
 
+def context(waited: timedelta = timedelta(0)) -> Any:
+    return {"ti": SimpleNamespace(start_date=datetime.now(UTC) - waited)}
+
+
 def parts_of(store: FakeStore) -> list[str]:
     return store.listing(AGGREGATED + "part-")
 
@@ -51,50 +56,48 @@ def parts_of(store: FakeStore) -> list[str]:
 def test_parts_are_requested_once_and_awaited(store: FakeStore) -> None:
     task = operator()
     with pytest.raises(TaskDeferred) as first:
-        task.execute({})
+        task.execute(context())
     assert store.retrievals == dict.fromkeys(parts_of(store), False)
     assert {one.detail for one in store.log if one.kind == "RETRIEVE"} == {"Bulk 2"}
     deferred = first.value
     assert deferred.method_name == "resume"
     path, arguments = deferred.trigger.serialize()
     assert path == "airflow.providers.standard.triggers.temporal.DateTimeTrigger"
-    assert timedelta(minutes=29) < arguments["moment"] - datetime.now(HOUR.tzinfo) <= timedelta(minutes=30)
+    assert timedelta(minutes=29) < arguments["moment"] - datetime.now(UTC) <= timedelta(minutes=30)
     assert deferred.timeout == timedelta(minutes=45)
-    assert deferred.kwargs is not None
     store.log.clear()
-    with pytest.raises(TaskDeferred) as second:
-        task.resume({}, event=arguments["moment"], **deferred.kwargs)
+    with pytest.raises(TaskDeferred):
+        task.resume(context(), event=arguments["moment"])
     assert not [one for one in store.log if one.kind == "RETRIEVE"]
-    assert second.value.kwargs == deferred.kwargs
     store.end_retrievals()
-    assert task.resume({}, event=arguments["moment"], **deferred.kwargs) == len(parts_of(store))
+    assert task.resume(context(), event=arguments["moment"]) == len(parts_of(store))
 
 
 def test_readable_parts_need_no_wait(store: FakeStore) -> None:
     store.archive(AGGREGATED + "part-", "STANDARD_IA")
-    assert operator().execute({}) == len(parts_of(store))
+    assert operator().execute(context()) == len(parts_of(store))
     assert not [one for one in store.log if one.kind == "RETRIEVE"]
 
 
 def test_only_parts_of_chosen_objects_are_retrieved(store: FakeStore) -> None:
     with pytest.raises(TaskDeferred):
-        operator(match=["3.log"]).execute({})
+        operator(match=["3.log"]).execute(context())
     assert len(store.retrievals) == 1
 
 
 def test_wait_ends_at_the_deadline(store: FakeStore) -> None:
     task = operator(wait_timeout=timedelta(hours=1), poll_interval=timedelta(hours=5))
     with pytest.raises(TaskDeferred) as deferred:
-        task.execute({})
+        task.execute(context())
     assert isinstance(deferred.value.timeout, timedelta)
     assert deferred.value.timeout < timedelta(hours=1, minutes=16)
     with pytest.raises(ArchivedError, match=r"could not be read after 1h, such as .*wait_timeout"):
-        task.resume({}, deadline=(datetime.now(HOUR.tzinfo) - timedelta(seconds=1)).isoformat())
+        task.resume(context(timedelta(hours=1)), event=None)
 
 
 def test_hour_that_is_not_complete_fails_the_task(store: FakeStore) -> None:
     with pytest.raises(NotFoundError, match="2026-11-23T09:00:00Z is not complete"):
-        operator(last_hour=format_hour(HOUR + timedelta(hours=1))).execute({})
+        operator(last_hour=format_hour(HOUR + timedelta(hours=1))).execute(context())
     assert store.retrievals == {}
 
 
@@ -106,7 +109,7 @@ def test_wrong_arguments_are_refused(store: FakeStore) -> None:
     with pytest.raises(
         ConfigurationError, match="DEEP_ARCHIVE cannot be retrieved with the tier 'expedited'"
     ):
-        operator(tier="expedited").execute({})
+        operator(tier="expedited").execute(context())
     assert store.retrievals == {}
 
 

@@ -1,42 +1,18 @@
-"""Archive classes on real servers: parts are proven there without being read, and read after their retrieval."""
+"""Parts that a lifecycle rule has archived, on a real server: they are named, retrieved and restored."""
 
 from pathlib import Path
 
-from dev.servers import MinistackServer, MotoServer
+from dev.servers import MotoServer
 from tests.integration.conftest import PipelineFactory, RunCommand, UseStreams
-from tests.support.fixtures import BucketFactory, ProxyFactory
+from tests.support.fixtures import BucketFactory
 from tests.support.hour_on_server import Pipeline, settings_on
-from tests.support.raw_hours import AGGREGATED, HOUR, MIB, RAW, make_hour
+from tests.support.raw_hours import AGGREGATED, HOUR, RAW, make_hour
 
 TEXT = f"{HOUR:%Y-%m-%dT%H}"
 
 
 def part_keys(pipeline: Pipeline) -> list[str]:
     return [key for key in pipeline.listed(AGGREGATED) if key.startswith(f"{AGGREGATED}part-")]
-
-
-def test_parts_are_written_into_the_archive_and_proven(
-    ministack_server: MinistackServer, make_bucket: BucketFactory, pipeline_on: PipelineFactory,
-    fault_proxy: ProxyFactory,
-) -> None:  # fmt: skip
-    proxy = fault_proxy(ministack_server)
-    pipeline = pipeline_on(
-        ministack_server, make_bucket(ministack_server), proxy.endpoint_url, storage_class="DEEP_ARCHIVE"
-    )
-    make_hour(pipeline.client, pipeline.bucket, RAW, objects=6)
-    large = {"Key": f"{RAW}large.log", "Body": b"l" * (6 * MIB), "ChecksumAlgorithm": "CRC64NVME"}
-    pipeline.client.put_object(Bucket=pipeline.bucket, **large)
-    pipeline.run()
-    keys = part_keys(pipeline)
-    assert len(keys) > 1
-    for key in pipeline.listed(AGGREGATED):
-        stated = pipeline.client.head_object(Bucket=pipeline.bucket, Key=key).get("StorageClass", "STANDARD")
-        assert stated == ("DEEP_ARCHIVE" if key in keys else "STANDARD"), key
-    read = {exchange.request.key for exchange in proxy.exchanges if exchange.request.operation == "GetObject"}
-    assert read.isdisjoint(keys)
-    before = pipeline.parts()
-    pipeline.run()
-    assert pipeline.parts() == before
 
 
 def test_retrieved_parts_are_restored(

@@ -11,7 +11,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -454,6 +454,29 @@ def test_archived_object_is_named(
     assert error is not None
     hour.assert_failed(error, r"cold\.log.*(archived|restore)")
     hour.assert_bounded(error)
+
+
+@pytest.mark.parametrize("quirk", ["no-quirk", "checksum-echoed", "no-checksums"])
+def test_parts_in_an_archive_class_are_never_read(
+    plain_server: QuirkServer, hour_on: HourFactory, quirk: str
+) -> None:
+    """The server refuses to read them; without CRCs that it compares, nothing is written."""
+    hour = hour_on(plain_server, quirk, mixed_hour(40))
+    archived = hour.pipeline.stream.model_copy(update={"storage_class": "DEEP_ARCHIVE"})
+    hour.pipeline = replace(hour.pipeline, stream=archived)
+    error = hour.run()
+    if quirk == "no-quirk":
+        assert error is None
+        marker = hour.assert_complete()
+        assert marker["verified"]["parts"] == {"stored-crc64nvme": marker["parts"]}
+        stored = {key: state.storage_class for key, state in hour.now().items() if key.startswith(AGGREGATED)}
+        assert {key for key, name in stored.items() if name == "DEEP_ARCHIVE"} == {
+            key for key in stored if key.startswith(f"{AGGREGATED}part-")
+        }
+    else:
+        assert error is not None
+        hour.assert_failed(error, "could not be proven in the storage class DEEP_ARCHIVE")
+        assert hour.now().keys() == hour.before.keys()
 
 
 def test_foreign_objects_stay_and_are_counted(plain_server: QuirkServer, hour_on: HourFactory) -> None:

@@ -176,6 +176,8 @@ class FakeStore:
         self.copies_raw = True
         # Whether the store states a CRC of what it has copied or joined from ranges.
         self.copies_keep_crc = True
+        # Whether the answer to a copy states it.
+        self.copies_answer_crc = True
         self.now = datetime(2026, 11, 23, 12, tzinfo=UTC)
         self.log: list[Operation] = []
         self.transfers: list[FakeTransfer] = []
@@ -884,7 +886,8 @@ class FakeTransfer:
         body = _flipped(found.body) if effect is Effect.WRONG_BYTES else found.body
         stored = self._store.keep("COPY", target, body, headers=headers)
         _lose_answer(effect, target)
-        return Uploaded(stored.etag, stored.checksum.value if stored.checksum else None)
+        stated = stored.checksum if self._store.copies_answer_crc else None
+        return Uploaded(stored.etag, stated.value if stated else None)
 
     def _put(
         self, target: Location, body: bytes, sent_crc: int, headers: Mapping[str, str]

@@ -16,6 +16,7 @@ from botocore.config import Config
 
 from include.log_rollup import crc, limits
 from include.log_rollup.errors import (
+    AccessError,
     ConfigurationError,
     NotFoundError,
     TooLargeError,
@@ -62,6 +63,8 @@ from log_rollup_plugin.s3.transfer import SocketTransfer, TransferSettings, Tran
 log = logging.getLogger(__name__)
 
 READ_CHUNK_BYTES = MIB
+# The object is being retrieved already, or it can be read.
+_NOTHING_TO_RETRIEVE = frozenset({"RestoreAlreadyInProgress", "ObjectAlreadyInActiveTierError"})
 _YES = frozenset({"true", "t", "yes", "y", "on", "1"})
 _NO = frozenset({"false", "f", "no", "n", "off", "0", "none", ""})
 
@@ -513,8 +516,9 @@ class PooledS3Hook(S3Hook):
         return self._exact_deleter.delete_exactly(prefix, objects, conditional=conditional)
 
     def request_retrieval(self, target: Location, tier: str, days: int | None) -> bool:
-        """Request that an archived object becomes readable (RestoreObject); False if that is under way already.
+        """Request that an archived object becomes readable (RestoreObject); False if that need not be requested.
 
+        :raises AccessError: if the credentials may not request it
         :raises UnsupportedOperationError: if the store does not know the request
         """
         request: dict[str, Any] = {"GlacierJobParameters": {"Tier": tier}}
@@ -524,9 +528,15 @@ class PooledS3Hook(S3Hook):
             try:
                 self.client.restore_object(Bucket=target.bucket, Key=target.key, RestoreRequest=request)
             except boto.ClientError as error:
-                if status_and_code(error)[1] != "RestoreAlreadyInProgress":
-                    raise
-                return False
+                status, code = status_and_code(error)
+                if code in _NOTHING_TO_RETRIEVE:
+                    return False
+                if code == "AccessDenied":
+                    raise AccessError(
+                        f"RETRIEVE {target}: S3 answered {status} {code}: retrievals need s3:RestoreObject on the "
+                        f"parts; grant it (deploy/iam-policy-retrieve.json)"
+                    ) from error
+                raise
         return True
 
     # -- multipart uploads -----------------------------------------------------------------------------
