@@ -1,11 +1,14 @@
 """The command log-rollup on real servers: its text, its JSON and its exit codes. It changes nothing."""
 
+import functools
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import uuid
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,7 +28,7 @@ from tests.support.faults import Answer, Rule, access_denied, on
 from tests.support.fixtures import BucketFactory, ProxyFactory
 from tests.support.hour_on_server import Pipeline, settings_on, stream_on
 from tests.support.markers import marker_body
-from tests.support.raw_hours import AGGREGATED, MIB, RAW, make_hour, odd_hour, put_objects
+from tests.support.raw_hours import AGGREGATED, MIB, RAW, make_small_hour, odd_hour, put_objects
 
 HOUR_ARGUMENT = "2026-11-23T08"
 LARGE = f"{RAW}large.log"
@@ -52,8 +55,32 @@ def complete(rclone: Pipeline) -> Pipeline:
     return rclone
 
 
+@pytest.fixture(scope="module")
+def complete_hour(rclone_server: RcloneServer) -> Iterator[Pipeline]:
+    """The same hour for all tests of this module, complete."""
+    bucket = f"bucket-{uuid.uuid4().hex[:16]}"
+    rclone_server.create_bucket(bucket)
+    pipeline = Pipeline(stream_on(bucket), rclone_server.client(), bucket)
+    put_objects(pipeline.client, bucket, raw_objects())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AIRFLOW_CONN_AWS_DEFAULT", rclone_server.airflow_connection_json())
+        pipeline.run()
+    yield pipeline
+    rclone_server.delete_bucket(bucket)
+
+
+@pytest.fixture
+def shared(
+    complete_hour: Pipeline, rclone_server: RcloneServer, pipeline_on: PipelineFactory, use_streams: UseStreams
+) -> Pipeline:  # fmt: skip
+    """The complete hour of this module, which a test may read and not change."""
+    use_streams(settings_on(complete_hour.bucket))
+    return pipeline_on(rclone_server, complete_hour.bucket)
+
+
+@functools.cache
 def raw_objects() -> dict[str, bytes]:
-    return odd_hour(RAW) | {LARGE: bytes(range(256)) * 40 * 1024}
+    return odd_hour(RAW) | {LARGE: bytes(range(256)) * 24 * 1024}
 
 
 def contents(pipeline: Pipeline) -> dict[str, bytes]:
@@ -64,7 +91,7 @@ def contents(pipeline: Pipeline) -> dict[str, bytes]:
     }
 
 
-def test_status_shows_the_hours_of_a_day(command: RunCommand, complete: Pipeline) -> None:
+def test_status_shows_the_hours_of_a_day(command: RunCommand, shared: Pipeline) -> None:
     result = command("status", "app", "2026-11-23")
     assert result.code == 0
     lines = result.text.splitlines()
@@ -129,8 +156,8 @@ def test_status_without_a_stream_shows_all_streams(
     assert (found["volume"]["state"], found["groups"]) == ("unknown", {"compared": None, "unusual": []})
 
 
-def test_verify_accepts_a_correct_hour_and_changes_nothing(command: RunCommand, complete: Pipeline) -> None:
-    before = contents(complete)
+def test_verify_accepts_a_correct_hour_and_changes_nothing(command: RunCommand, shared: Pipeline) -> None:
+    before = contents(shared)
     result = command("verify", "app", HOUR_ARGUMENT)
     assert (result.code, result.text.splitlines()[-1]) == (0, "OK")
     document = command("verify", "app", "20261123/08", "--deep", "--json").json
@@ -140,7 +167,7 @@ def test_verify_accepts_a_correct_hour_and_changes_nothing(command: RunCommand, 
     assert document["raw"] == {
         "present": objects, "compared": objects, "expired": 0, "vanished": 0, "changed": 0, "late": 0,
     }  # fmt: skip
-    assert contents(complete) == before
+    assert contents(shared) == before
 
 
 def test_verify_uses_the_manifest_where_raw_has_expired(command: RunCommand, complete: Pipeline) -> None:
@@ -212,11 +239,11 @@ def test_odd_keys_are_found_and_read_after_raw_expired(
     assert command("cat", "app", f"{RAW}space in name.log").out == raw_objects()[f"{RAW}space in name.log"]
 
 
-def test_locate_prints_one_line_and_reports_a_missing_key(command: RunCommand, complete: Pipeline) -> None:
+def test_locate_prints_one_line_and_reports_a_missing_key(command: RunCommand, shared: Pipeline) -> None:
     found = command("locate", "app", LARGE)
     assert found.code == 0
-    assert found.text.startswith(f"s3://{complete.bucket}/{AGGREGATED}part-")
-    assert found.text.endswith("offset 0  length 10,485,760\n")
+    assert found.text.startswith(f"s3://{shared.bucket}/{AGGREGATED}part-")
+    assert found.text.endswith("offset 0  length 6,291,456\n")
     missing = command("locate", "app", f"{RAW}never.log", "--json")
     assert (missing.code, missing.json["error"]["kind"]) == (1, "NotFoundError")
     for wrong in ("elsewhere/x.log", f"s3://another-bucket/{LARGE}"):
@@ -233,7 +260,7 @@ def test_cat_writes_a_file_only_if_its_bytes_are_correct(
     assert (result.code, result.json["output"]) == (0, str(target))
     assert target.read_bytes() == raw_objects()[LARGE]
     part = result.json["part"]
-    complete.client.put_object(Bucket=complete.bucket, Key=AGGREGATED + part, Body=b"?" * 10 * MIB)
+    complete.client.put_object(Bucket=complete.bucket, Key=AGGREGATED + part, Body=b"?" * 6 * MIB)
     assert command("cat", "app", LARGE, "--output", str(target)).code == 1
     assert [path.name for path in target.parent.iterdir()] == ["large.log"]
     assert target.read_bytes() == raw_objects()[LARGE]
@@ -282,7 +309,7 @@ def test_plan_command_shows_the_plan_and_changes_nothing(command: RunCommand, rc
     ],
 )
 def test_wrong_command_line_exits_with_2_and_a_reason(
-    command: RunCommand, rclone: Pipeline, arguments: list[str], reason: str
+    command: RunCommand, shared: Pipeline, arguments: list[str], reason: str
 ) -> None:
     result = command(*arguments)
     assert (result.code, result.out) == (2, b"")
@@ -290,7 +317,7 @@ def test_wrong_command_line_exits_with_2_and_a_reason(
 
 
 def test_unreachable_s3_exits_with_3_without_traceback(
-    command: RunCommand, rclone: Pipeline, rclone_server: RcloneServer, monkeypatch: pytest.MonkeyPatch
+    command: RunCommand, shared: Pipeline, rclone_server: RcloneServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connection = json.loads(rclone_server.airflow_connection_json())
     monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(connection | {"password": "wrong"}))
@@ -308,7 +335,7 @@ def test_unreachable_s3_exits_with_3_without_traceback(
 
 
 def test_interrupting_ends_with_130(
-    command: RunCommand, rclone: Pipeline, monkeypatch: pytest.MonkeyPatch
+    command: RunCommand, shared: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: object, **__: object) -> None:
         os.kill(os.getpid(), signal.SIGINT)
@@ -324,8 +351,8 @@ def test_interrupting_ends_with_130(
     assert "interrupted" in result.err
 
 
-def test_doctor_tries_every_operation_and_leaves_nothing(command: RunCommand, rclone: Pipeline) -> None:
-    before = rclone.listed("")
+def test_doctor_tries_every_operation_and_leaves_nothing(command: RunCommand, shared: Pipeline) -> None:
+    before = shared.listed("")
     result = command("doctor", "--json")
     document = result.json
     assert (result.code, document["ok"]) == (0, True)
@@ -336,7 +363,7 @@ def test_doctor_tries_every_operation_and_leaves_nothing(command: RunCommand, rc
         "conditional delete", "remove aggregated", "CRC64-NVME", "open uploads", "pool",
     }  # fmt: skip
     assert "the store accepts a wrong one" in checks["CRC64-NVME"]["found"]
-    assert rclone.listed("") == before
+    assert shared.listed("") == before
     lines = command("doctor", "app").text.splitlines()
     assert len([line for line in lines if not line.startswith("     ->")]) == len(checks)
     assert command("doctor", "other").code == 1
@@ -374,7 +401,7 @@ def test_doctor_names_a_missing_permission_and_bucket(
     bucket = make_bucket(moto_server)
     use_streams(settings_on(bucket))
     pipeline = pipeline_on(moto_server, bucket, proxy.endpoint_url)
-    make_hour(pipeline.client, bucket, RAW, objects=2)
+    make_small_hour(pipeline.client, bucket, RAW, objects=2)
     proxy.add(Rule(on("PutObject"), access_denied(), count=1))
     result = command("doctor", "--json")
     assert (result.code, result.json["ok"]) == (1, False)
@@ -413,7 +440,7 @@ def test_doctor_names_what_the_store_refuses(
     bucket = make_bucket(moto_server)
     use_streams(settings_on(bucket))
     pipeline = pipeline_on(moto_server, bucket, proxy.endpoint_url)
-    make_hour(pipeline.client, bucket, RAW, objects=2)
+    make_small_hour(pipeline.client, bucket, RAW, objects=2)
     before = pipeline.listed("")
     proxy.add(rule)
     result = command("doctor", "--json")
@@ -453,26 +480,26 @@ def test_doctor_ends_on_a_server_that_redirects_forever(
 
 
 def test_doctor_reports_an_error_in_the_streams_file(
-    command: RunCommand, rclone: Pipeline, use_streams: UseStreams
+    command: RunCommand, shared: Pipeline, use_streams: UseStreams
 ) -> None:
-    use_streams(settings_on(rclone.bucket, max_connections=500))
+    use_streams(settings_on(shared.bucket, max_connections=500))
     result = command("doctor")
     assert result.code == 1
     assert "max_connections: 500 is more than the 250 slots" in result.text
 
 
-def test_detect_proposes_a_streams_file(command: RunCommand, rclone: Pipeline, tmp_path: Path) -> None:
-    before = contents(rclone)
-    result = command("detect", f"s3://{rclone.bucket}/raw/")
+def test_detect_proposes_a_streams_file(command: RunCommand, shared: Pipeline, tmp_path: Path) -> None:
+    before = contents(shared)
+    result = command("detect", f"s3://{shared.bucket}/raw/")
     assert result.code == 0
     path = tmp_path / "detected.yaml"
     path.write_bytes(result.out)
     (stream,) = load_streams(path)
     assert stream.raw.match(LARGE)
-    document = command("detect", f"s3://{rclone.bucket}/raw/", "--json").json
+    document = command("detect", f"s3://{shared.bucket}/raw/", "--json").json
     assert (document["objects"], document["is_whole"]) == (len(raw_objects()), True)
     assert document["yaml"] in result.text
-    assert contents(rclone) == before
+    assert contents(shared) == before
 
 
 @pytest.mark.parametrize(
@@ -484,9 +511,9 @@ def test_detect_proposes_a_streams_file(command: RunCommand, rclone: Pipeline, t
     ],
 )
 def test_detect_reports_a_wrong_address(
-    command: RunCommand, rclone: Pipeline, url: str, code: int, kind: str
+    command: RunCommand, shared: Pipeline, url: str, code: int, kind: str
 ) -> None:
-    result = command("detect", url.format(rclone.bucket), "--json")
+    result = command("detect", url.format(shared.bucket), "--json")
     assert (result.code, result.json["error"]["kind"]) == (code, kind)
 
 
@@ -501,7 +528,7 @@ def run_script(
     )  # fmt: skip
 
 
-def test_script_works_from_any_folder(complete: Pipeline, tmp_path: Path) -> None:
+def test_script_works_from_any_folder(shared: Pipeline, tmp_path: Path) -> None:
     link = tmp_path / "rollup"
     link.symlink_to(ROOT / "log-rollup")
     process = run_script(["verify", "app", HOUR_ARGUMENT, "--json"], tmp_path, link)
@@ -510,7 +537,7 @@ def test_script_works_from_any_folder(complete: Pipeline, tmp_path: Path) -> Non
     assert json.loads(out)["ok"] is True
 
 
-def test_closed_output_pipe_prints_no_error(complete: Pipeline, tmp_path: Path) -> None:
+def test_closed_output_pipe_prints_no_error(shared: Pipeline, tmp_path: Path) -> None:
     process = run_script(["cat", "app", LARGE], tmp_path)
     assert process.stdout is not None
     assert process.stderr is not None

@@ -7,15 +7,15 @@ import lzma
 import os
 import pty
 import re
-import subprocess
-from pathlib import Path
+import sys
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from dev.servers import RcloneServer
-from tests.conftest import ROOT
 from tests.integration.conftest import PipelineFactory, RunCommand, UseStreams
-from tests.integration.test_cli import run_script
 from tests.support.fixtures import BucketFactory
 from tests.support.hour_on_server import Pipeline, settings_on, stream_on
 from tests.support.raw_hours import AGGREGATED, RAW, put_objects, zstd_frame
@@ -48,13 +48,41 @@ def hour(
     return pipeline
 
 
+@pytest.fixture(scope="module")
+def complete_hour(rclone_server: RcloneServer) -> Iterator[Pipeline]:
+    """The same hour for all tests of this module, complete, and without its raw objects."""
+    bucket = f"bucket-{uuid.uuid4().hex[:16]}"
+    rclone_server.create_bucket(bucket)
+    pipeline = Pipeline(stream_on(bucket), rclone_server.client(), bucket)
+    put_objects(pipeline.client, bucket, OBJECTS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AIRFLOW_CONN_AWS_DEFAULT", rclone_server.airflow_connection_json())
+        expire(pipeline)
+    yield pipeline
+    rclone_server.delete_bucket(bucket)
+
+
 @pytest.fixture
-def complete(hour: Pipeline) -> Pipeline:
-    """The same hour, complete, and without its raw objects."""
-    hour.run()
-    for key in OBJECTS:
-        hour.client.delete_object(Bucket=hour.bucket, Key=key)
+def complete(
+    complete_hour: Pipeline, rclone_server: RcloneServer, pipeline_on: PipelineFactory, use_streams: UseStreams
+) -> Pipeline:  # fmt: skip
+    """The complete hour of this module, which a test may read and not change."""
+    use_streams(settings_on(complete_hour.bucket))
+    return pipeline_on(rclone_server, complete_hour.bucket)
+
+
+@pytest.fixture
+def own_complete(hour: Pipeline) -> Pipeline:
+    """Such an hour for one test, which may change it."""
+    expire(hour)
     return hour
+
+
+def expire(pipeline: Pipeline) -> None:
+    """Run the hour, and delete its raw objects."""
+    pipeline.run()
+    for key in OBJECTS:
+        pipeline.client.delete_object(Bucket=pipeline.bucket, Key=key)
 
 
 def prefixed(name: str, numbered: bool = False) -> list[str]:
@@ -102,12 +130,12 @@ def test_grep_json_has_an_object_for_each_line(command: RunCommand, complete: Pi
     assert result.out.isascii()
 
 
-def test_grep_names_skipped_hours_and_exits_with_2(command: RunCommand, complete: Pipeline) -> None:
+def test_grep_names_skipped_hours_and_exits_with_2(command: RunCommand, own_complete: Pipeline) -> None:
     result = command("grep", "-c", "ERROR", "app", SINCE, "--until=20261123/10", "--match=a.log")
     assert (result.code, result.text) == (2, f"{RAW}a.log:10\n")
     assert "\nskipped: 2 hours from 2026-11-23T09:00:00Z to 2026-11-23T10:00:00Z: " in f"\n{result.err}"
     assert "there is no s3://" in result.err
-    complete.client.delete_object(Bucket=complete.bucket, Key=f"{AGGREGATED}_SUCCESS")
+    own_complete.client.delete_object(Bucket=own_complete.bucket, Key=f"{AGGREGATED}_SUCCESS")
     assert command("grep", "ERROR", "app", SINCE).code == 2
     result = command("grep", "-c", "ERROR", "app", SINCE, "--match=a.log", "--incomplete")
     assert (result.code, result.text) == (0, f"{RAW}a.log:10\n")
@@ -151,7 +179,7 @@ def test_grep_searches_compressed_parts(command: RunCommand, hour: Pipeline, use
     ]
 
 
-def test_grep_shows_where_a_pattern_is_wrong(command: RunCommand, hour: Pipeline) -> None:
+def test_grep_shows_where_a_pattern_is_wrong(command: RunCommand, complete: Pipeline) -> None:
     result = command("grep", "a(b", "app", SINCE)
     assert (result.code, result.out) == (2, b"")
     assert "  a(b\n   ^\nlog-rollup grep: " in result.err
@@ -175,43 +203,54 @@ def test_grep_shows_where_a_pattern_is_wrong(command: RunCommand, hour: Pipeline
     ],
 )
 def test_grep_refuses_a_wrong_command_line(
-    command: RunCommand, hour: Pipeline, arguments: list[str], reason: str
+    command: RunCommand, complete: Pipeline, arguments: list[str], reason: str
 ) -> None:
     result = command("grep", *arguments)
     assert (result.code, result.out) == (2, b"")
     assert reason in result.err
 
 
-def test_grep_errors_do_not_look_like_nothing_found(command: RunCommand, complete: Pipeline) -> None:
-    (part, *_) = complete.listed(f"{AGGREGATED}part-00000")
-    complete.client.delete_object(Bucket=complete.bucket, Key=part)
+def test_grep_errors_do_not_look_like_nothing_found(command: RunCommand, own_complete: Pipeline) -> None:
+    (part, *_) = own_complete.listed(f"{AGGREGATED}part-00000")
+    own_complete.client.delete_object(Bucket=own_complete.bucket, Key=part)
     result = command("grep", "-c", "absent", "app", SINCE)
     assert (result.code, result.out) == (2, b"")
     assert "it was overwritten or removed while it was read" in result.err
 
 
-def test_grep_stops_when_its_reader_does(complete: Pipeline, tmp_path: Path) -> None:
-    put_objects(
-        complete.client, complete.bucket, {f"{RAW}{number}.log": b"x\n" * 200_000 for number in range(20)}
-    )
-    complete.client.delete_object(Bucket=complete.bucket, Key=f"{AGGREGATED}_SUCCESS")
-    process = run_script(["grep", "x", "app", SINCE, "--include-raw"], tmp_path)
-    assert process.stdout is not None
-    assert process.stderr is not None
-    assert process.stdout.read(len(RAW)) == RAW.encode()
-    process.stdout.close()
-    assert (process.wait(), process.stderr.read()) == (141, b"")
-    process.stderr.close()
+def test_grep_stops_when_its_reader_does(
+    command: RunCommand, hour: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # More output than a pipe holds.
+    put_objects(hour.client, hour.bucket, {f"{RAW}{number}.log": b"x\n" * 20_000 for number in range(4)})
+    ours, theirs = os.pipe()
+
+    def read_and_close() -> bytes:
+        with os.fdopen(ours, "rb", buffering=0) as pipe:
+            return pipe.read(len(RAW))
+
+    # Closing flushes the output, as Python does at exit.
+    with ThreadPoolExecutor(1) as reader, os.fdopen(theirs, "w") as output, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", output)
+        beginning = reader.submit(read_and_close)
+        result = command("grep", "x", "app", SINCE, "--include-raw")
+    assert beginning.result() == RAW.encode()
+    assert result.code == 141
+    # Airflow's own messages are disabled in a process of the command.
+    assert [line for line in result.err.splitlines() if "[info " not in line] == []
 
 
-def test_grep_escapes_control_characters_on_a_terminal(complete: Pipeline, tmp_path: Path) -> None:
+def test_grep_escapes_control_characters_on_a_terminal(
+    command: RunCommand, complete: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ours, terminal = pty.openpty()
-    process = subprocess.run(
-        [str(ROOT / "log-rollup"), "grep", "ERROR", "app", SINCE, "--match=odd.log"],
-        cwd=tmp_path, stdout=terminal, check=False,
-    )  # fmt: skip
-    os.close(terminal)
-    shown = os.read(ours, 1000)
-    os.close(ours)
-    assert process.returncode == 0
+    with (
+        os.fdopen(ours, "rb", buffering=0) as screen,
+        os.fdopen(terminal, "w", encoding="utf-8") as output,
+        monkeypatch.context() as patch,
+    ):
+        patch.setattr(sys, "stdout", output)
+        result = command("grep", "ERROR", "app", SINCE, "--match=odd.log")
+        shown = screen.read(1000)
+    assert result.code == 0
     assert shown == f"{RAW}odd.log:\\xff \\x1b[31m\tlevel=ERROR grüße\r\n".encode()
