@@ -54,9 +54,9 @@ def proxy(rclone_server: RcloneServer, fault_proxy: ProxyFactory) -> FaultProxy:
 def planned(
     rclone_server: RcloneServer, make_bucket: BucketFactory, pipeline_on: PipelineFactory, proxy: FaultProxy
 ) -> Pipeline:
-    """A pipeline through the proxy, with the raw objects of an hour."""
+    """A pipeline through the proxy, with the raw objects of an hour, which become two parts."""
     pipeline = pipeline_on(rclone_server, make_bucket(rclone_server), proxy.endpoint_url)
-    make_hour(pipeline.client, pipeline.bucket, RAW, objects=40, min_bytes=20_000, max_bytes=400_000)
+    make_hour(pipeline.client, pipeline.bucket, RAW, objects=20, min_bytes=260_000, max_bytes=340_000)
     return pipeline
 
 
@@ -78,7 +78,7 @@ def test_passing_faults_of_reads_are_retried(proxy: FaultProxy, planned: Pipelin
     proxy.add(*rules)
     planned.pack_all(plan)
     proxy.clear_rules()
-    assert [proxy.fired(rule) for rule in rules] == [4] * len(faults)
+    assert [proxy.fired(rule) for rule in rules] == [2] * len(faults)
     planned.validate()
     planned.complete()
     planned.verify()
@@ -237,13 +237,13 @@ MANY_KINDS: tuple[Fault, ...] = (
 
 
 def roll_up_despite_faults(
-    server: S3Server, bucket: str, pipeline_on: PipelineFactory, proxy: FaultProxy, seed: int
+    server: S3Server, bucket: str, pipeline_on: PipelineFactory, proxy: FaultProxy, seed: int, objects: int
 ) -> None:
     """Run an hour in which each request of each step gets a fault with a probability of 5 %."""
     pipeline = pipeline_on(
         server, bucket, proxy.endpoint_url, connect_timeout="1s", response_timeout="1s", shard_size="40MiB"
     )
-    made = make_hour(pipeline.client, bucket, RAW, objects=400, min_bytes=2_000, max_bytes=100_000)
+    made = make_hour(pipeline.client, bucket, RAW, objects=objects, min_bytes=2_000, max_bytes=100_000)
     share = 0.05 / len(MANY_KINDS)
     # Other faults on each server.
     seed += 1000 * isinstance(server, MotoServer)
@@ -265,7 +265,7 @@ def roll_up_despite_faults(
 def test_hour_completes_although_5_percent_of_requests_fail(
     rclone_server: RcloneServer, make_bucket: BucketFactory, pipeline_on: PipelineFactory, proxy: FaultProxy
 ) -> None:
-    roll_up_despite_faults(rclone_server, make_bucket(rclone_server), pipeline_on, proxy, seed=1)
+    roll_up_despite_faults(rclone_server, make_bucket(rclone_server), pipeline_on, proxy, seed=1, objects=200)
 
 
 @pytest.mark.soak
@@ -273,7 +273,7 @@ def test_hour_completes_although_5_percent_of_requests_fail(
 def test_ten_hours_complete_although_5_percent_fail(
     s3_server: S3Server, bucket: str, pipeline_on: PipelineFactory, fault_proxy: ProxyFactory, seed: int
 ) -> None:
-    roll_up_despite_faults(s3_server, bucket, pipeline_on, fault_proxy(s3_server), seed)
+    roll_up_despite_faults(s3_server, bucket, pipeline_on, fault_proxy(s3_server), seed, objects=400)
 
 
 @dataclass(frozen=True)
@@ -565,7 +565,7 @@ def test_credentials_that_expire_while_packing_are_renewed(
         service_config={"sts": {"endpoint_url": moto_server.endpoint_url}},
     )
     monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", connection)
-    made = make_hour(pipeline.client, bucket, RAW, objects=60, min_bytes=20_000, max_bytes=300_000)
+    made = make_hour(pipeline.client, bucket, RAW, objects=40, min_bytes=2_000, max_bytes=20_000)
     used: set[str] = set()
     expired: set[str] = set()
 
@@ -579,7 +579,7 @@ def test_credentials_that_expire_while_packing_are_renewed(
             request.operation == "GetObject"
             and request.key.startswith(RAW)
             and not expired
-            and request.nth > 30
+            and request.nth > 20
         ):
             expired.update(used)
         return expired_token() if signed[1] in expired else None
