@@ -97,10 +97,10 @@ def test_default_sizes_stay_within_512_mib(
     bucket = make_bucket(rclone_server)
     sizes = {"part_size": "32MiB", "shard_size": "1GiB", "max_connections": 25}
     pipeline = pipeline_on(rclone_server, bucket, **sizes)
-    raw = RawHour(RAW, 150)
+    raw = RawHour(RAW, 60, min_bytes=1_200_000, max_bytes=1_500_000)
     put_objects(pipeline.client, bucket, raw)
     assert roll_up_in_little_memory(rclone_server, pipeline, settings_on(bucket, **sizes)) <= MEMORY
-    assert pipeline.verify(raw).objects == 150
+    assert pipeline.verify(raw).objects == 60
 
 
 @pytest.fixture
