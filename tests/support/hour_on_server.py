@@ -116,12 +116,15 @@ class Pipeline:
             return []
         return [upload["Key"] for upload in answer.get("Uploads", ())]
 
-    def verify(self, expected: Mapping[str, bytes] | None = None) -> VerifiedHour:
-        """Compare the hour byte by byte, without the project's code."""
+    def verify(self, expected: Mapping[str, bytes] | None = None, *, reruns: bool = False) -> VerifiedHour:
+        """Compare the hour byte by byte, without the project's code.
+
+        :param reruns: whether later runs have packed objects of the hour
+        """
         return verify_hour(
             self.client, self.bucket, RAW, AGGREGATED,
             part_size=self.stream.part_size, ensure_newline=self.stream.ensure_newline,
-            ready_object=self.stream.ready_object, expected=expected,
+            ready_object=self.stream.ready_object, expected=expected, reruns=reruns,
         )  # fmt: skip
 
     def assert_not_complete(self) -> None:
