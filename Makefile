@@ -32,8 +32,9 @@ demo: PARALLELISM ?= 8
 demo: S3 ?= rclone
 demo: LAYOUT ?= plain
 demo: COMPRESSION ?= none
-demo: $(ENVIRONMENT) ## roll up generated raw hours in a real Airflow, and print a table of them (HOURS=3 OBJECTS=300 PARALLELISM=8 S3=rclone|ministack|moto LAYOUT=plain|groups|cloudtrail COMPRESSION=none|zstd|gzip)
-	@$(BIN)/python -m dev.demo run --hours '$(HOURS)' --objects '$(OBJECTS)' --parallelism '$(PARALLELISM)' --s3 '$(S3)' --layout '$(LAYOUT)' --compression '$(COMPRESSION)'
+demo: RECOMPRESS ?= false
+demo: $(ENVIRONMENT) ## roll up generated raw hours in a real Airflow, and print a table of them (HOURS=3 OBJECTS=300 PARALLELISM=8 S3=rclone|ministack|moto LAYOUT=plain|groups|cloudtrail COMPRESSION=none|zstd|gzip RECOMPRESS=true)
+	@$(BIN)/python -m dev.demo run --hours '$(HOURS)' --objects '$(OBJECTS)' --parallelism '$(PARALLELISM)' --s3 '$(S3)' --layout '$(LAYOUT)' --compression '$(COMPRESSION)' $(if $(filter true,$(RECOMPRESS)),--recompress)
 
 up: S3 ?= rclone
 up: $(ENVIRONMENT) ## start the same Airflow, leave it running, and print its address (S3=rclone|ministack|moto LAYOUT=plain|groups|cloudtrail)

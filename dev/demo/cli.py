@@ -76,6 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(paths: StackPaths, options: argparse.Namespace) -> int:
     """Make raw hours, roll them up with a real Airflow, and print the table of the hours."""
+    if options.recompress and (options.compression == NONE or options.layout != PLAIN):
+        raise RefusedError("RECOMPRESS=true needs COMPRESSION=zstd or gzip, and LAYOUT=plain")
     progress = Progress()
     record = read_record(paths)
     if record is not None and not record.dead():
@@ -91,6 +93,7 @@ def run(paths: StackPaths, options: argparse.Namespace) -> int:
         options.s3,
         options.layout,
         options.compression,
+        options.recompress,
     )
     dag_id = dataset.layout.dag_id
     fixed, for_hour, for_object = _TIMEOUT_SECONDS
@@ -239,6 +242,11 @@ def _parser() -> argparse.ArgumentParser:
                 metavar="|".join(COMPRESSIONS),
                 default=NONE,
                 help="compression of the parts (default: %(default)s)",
+            )
+            sub.add_argument(
+                "--recompress",
+                action="store_true",
+                help="decompress compressed raw objects first; needs --compression and the layout plain",
             )
             sub.add_argument(
                 "--parallelism",

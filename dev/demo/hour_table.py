@@ -55,13 +55,14 @@ def render(results: Sequence[HourResult]) -> str:
 def describe_compression(results: Sequence[HourResult]) -> str:
     """Return a sentence about the bytes that compression saves; empty if the parts are not compressed."""
     markers = [result.marker for result in results if result.marker is not None]
-    content, stored = (
-        sum(getattr(marker, name) for marker in markers) for name in ("bytes_out", "bytes_stored")
+    raw, content, stored = (
+        sum(getattr(marker, name) for marker in markers) for name in ("bytes_in", "bytes_out", "bytes_stored")
     )
     if not stored or stored == content:
         return ""
     return (
-        f"The parts take {stored:,} bytes in the bucket, their content {content / stored:.1f} times more.\n"
+        f"The parts take {stored:,} bytes in the bucket, their content {content / stored:.1f} times and the raw "
+        f"objects {raw / stored:.1f} times as much.\n"
     )
 
 

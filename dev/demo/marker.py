@@ -20,6 +20,7 @@ class Marker:
     """The fields of a completion marker that the tables show or check.
 
     :param bytes_stored: size of the parts; less than ``bytes_out`` if they are compressed
+    :param bytes_unpacked: size of the raw objects, of recompressed ones that of the content
     :param group: the captures, if it is the marker of a group
     :param group_objects: number of objects by group, if it is the marker of an hour with groups
     """
@@ -36,13 +37,14 @@ class Marker:
     group: Mapping[str, str]
     group_objects: Mapping[str, int]
     bytes_stored: int
+    bytes_unpacked: int
 
     def problems(self, objects: int, size_bytes: int) -> Iterator[str]:
         """Return what differs from the raw objects that were made, a sentence for each number."""
         for actual, expected, what in (
             (self.objects, objects, "objects in"),
             (self.bytes_in, size_bytes, "bytes in"),
-            (self.bytes_out, self.bytes_in + self.separator_bytes, "bytes out"),
+            (self.bytes_out, self.bytes_unpacked + self.separator_bytes, "bytes out"),
             (sum(self.verified_parts.values()), self.parts, "verified parts"),
             (sum(self.verified_objects.values()), self.objects, "verified objects"),
         ):
@@ -73,6 +75,7 @@ def read_marker(client: S3Client, prefix: str) -> Marker | None:
             max_connections=content["max_connections"],
             peak_sockets=content["peak"]["sockets"],
             bytes_stored=content.get("bytes_stored", content["bytes_out"]),
+            bytes_unpacked=content.get("bytes_unpacked", content["bytes_in"]),
             group=content.get("group", {}),
             group_objects={
                 "/".join(group["captures"].values()): group["objects"] for group in content.get("groups", ())

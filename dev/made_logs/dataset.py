@@ -26,6 +26,7 @@ streams:
     raw: s3://{bucket}/{raw}
     aggregated: s3://{bucket}/{aggregated}
     compression: {compression}
+    recompress: {recompress}
     start: {start:%Y-%m-%dT%H:%M:%SZ}
     # The demo writes no further raw objects, so later hours of `make up` are empty.
     allow_empty: true
@@ -68,6 +69,7 @@ def make_dataset(
     s3: str = RCLONE,
     layout_name: str = PLAIN,
     compression: str = NONE,
+    recompress: bool = False,
 ) -> Dataset:
     """Write the raw hours as files into the bucket's directory, then the streams file, then the record.
 
@@ -80,6 +82,7 @@ def make_dataset(
     :param s3: name of the S3 server that will serve them
     :param layout_name: a key of :data:`dev.made_logs.layouts.LAYOUTS`
     :param compression: of the parts, one of :data:`COMPRESSIONS`
+    :param recompress: whether compressed raw objects are decompressed first; needs a compression
     :raises NotEnoughDiskError: before anything is written
     """
     paths.bucket.mkdir(parents=True, exist_ok=True)
@@ -96,6 +99,7 @@ def make_dataset(
             raw=layout.raw,
             aggregated=layout.aggregated,
             compression=compression,
+            recompress=str(recompress).lower(),
             start=made[0].hour,
         )
     )

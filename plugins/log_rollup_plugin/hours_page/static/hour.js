@@ -94,6 +94,7 @@ function facts(answer) {
       ...expiry(answer),
       ["Bytes in", exact(marker.bytes_in)],
       ["Bytes out", exact(marker.bytes_out) + (marker.separator_bytes ? `, ${exact(marker.separator_bytes)} of them added as newlines` : "")],
+      ...unpacked(marker),
       ...savings(marker),
       ["Parts", number(marker.parts)],
       ...(marker.groups === undefined ? [] : [["Groups", number(marker.groups)]]),
@@ -114,6 +115,12 @@ function expiry({ expired }) {
   if (!expired) return [];
   if (!expired.finished) return [["Expired", `raw objects are being deleted since ${instant(expired.at)}`]];
   return [["Expired", `${number(expired.objects)} raw objects, ${size(expired.size)}, on ${instant(expired.at)}: the parts hold them`]];
+}
+
+/** How many raw objects the parts have as their content, if any. */
+function unpacked({ recompressed: count, bytes_unpacked: bytes }) {
+  if (!count) return [];
+  return [["Recompressed", `${number(count)} raw objects; with their content, all raw objects have ${size(bytes)}`]];
 }
 
 /** What compression saves, if any part is compressed. */
