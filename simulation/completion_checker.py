@@ -205,6 +205,7 @@ class CompletionChecker:
             if stored is None and not is_damaged:
                 yield f"{name} is missing"
             is_recent = final and stored is not None and stored.step >= self._hour.packing_since
+            is_recent = is_recent and scope.parts + name not in self._announced_keys()
             if is_recent:
                 yield from self._packing_violations(entries[name], rows)
             yield from self._recompression_violations(entries[name], rows, is_recent)
@@ -367,16 +368,20 @@ class CompletionChecker:
     def _object_violations(
         self, scope: Scope, manifest: Manifest, stored: ServerObject, final: bool
     ) -> Iterator[str]:
-        """Check that every raw object is in the manifest once, with an ETag it had during validation."""
+        """Check that every raw object is in the manifest once, with an ETag it had during validation.
+
+        A part whose raw objects have expired may have an older version besides.
+        """
         begin = stored.task.started if stored.task else stored.step
         end = stored.step
         if final:
             begin = end = self._scheduler.step
-        named: dict[str, str] = {}
+        announced = self._announced_keys()
+        named: dict[str, Row] = {}
         for row in manifest.rows:
-            if row.key in named:
+            if row.key in named and scope.parts + named[row.key].part not in announced:
                 yield f"{row.key} is in the manifest twice"
-            named[row.key] = row.etag
+            named[row.key] = row
         for key, versions in self._hour.history.items():
             if scope.folder is not None and self._hour.place_of(key).folder != scope.folder:
                 continue
@@ -387,8 +392,15 @@ class CompletionChecker:
                 if version.begin <= end and (version.end is None or version.end >= begin)
             ]
             if key in named:
-                if named[key] not in {version.etag for version in present}:
+                etag = named[key].etag
+                is_held = scope.parts + named[key].part in announced and self._hour.drops_vanished
+                has_expired = (key, etag) in self._hour.expired or is_held
+                if etag in {version.etag for version in present}:
+                    continue
+                if not has_expired:
                     yield f"{key} is in the manifest, but was not there with this ETag when it was validated"
+                elif _existed_throughout(present, begin, end):
+                    yield f"{key} is in the manifest as it expired, but was there again all the time"
             elif _existed_throughout(present, begin, end):
                 yield f"{key} is not in the manifest, and was there all the time"
         if len(manifest.rows) != manifest.header["objects"]:
@@ -396,6 +408,10 @@ class CompletionChecker:
         total = sum(row.length for row in manifest.rows)
         if total != manifest.header["bytes_in"]:
             yield f"the manifest says {manifest.header['bytes_in']} bytes of raw objects, and names {total}"
+
+    def _announced_keys(self) -> set[str]:
+        """The keys of the parts whose raw objects have expired, or may expire at any moment."""
+        return {self._hour.base + name for name in self._hour.announced}
 
     def version(self, key: str, etag: str) -> Version | None:
         """A version of a raw object, by its ETag; None if no producer wrote it."""

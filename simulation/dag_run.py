@@ -111,7 +111,7 @@ class DagRun:
 
     def _plan(self, store: ObjectStore) -> Any:
         if self.drop_vanished:
-            self._world.checker.drops_vanished = True
+            self._world.hour.drops_vanished = True
         return plan_hour.plan_hour(
             store, self._world.stream, HOUR, self.name, self.drop_vanished, self.repack
         )

@@ -98,7 +98,8 @@ class FinalChecks:
         """The command ``cat`` must return raw objects as producers wrote them, or their content."""
         world = self._world
         manifest = self._manifest()
-        rows = [] if manifest is None else [row for row in manifest.rows if row.crc64nvme is not None]
+        newest = {row.key: row for row in manifest.rows} if manifest else {}
+        rows = [row for row in newest.values() if row.crc64nvme is not None]
         for row in rng.sample(rows, min(len(rows), READ_OBJECTS)):
 
             def read(store: ObjectStore, key: str = row.key) -> bytes:
@@ -196,7 +197,9 @@ class FinalChecks:
         raw = world.raw_objects()
         inputs = [key for key, stored in raw.items() if world.hour.is_input(key, len(stored.body))]
         if name == "VanishedInputError":
-            return world.vanished_any
+            # Of a damaged part, and without the record, what has expired counts as vanished.
+            is_lost = world.checker.records_damaged or bool(world.checker.damaged_bodies)
+            return world.vanished_any or (bool(world.hour.expired) and is_lost)
         if name == "UnreadableRecordError":
             # A foreign object named like one of our parts, and in no record, could be one of ours.
             foreign = [key for key, stored in objects.items() if stored.author == FOREIGN]

@@ -182,6 +182,12 @@ class Hour:
     include: Sequence[str] = ()
     exclude: Sequence[str] = ()
     history: dict[str, list[Version]] = field(default_factory=dict)
+    expired: set[tuple[str, str]] = field(default_factory=set)
+    """Key and ETag of the raw objects that have expired as announced."""
+    announced: set[str] = field(default_factory=set)
+    """Names of the parts whose raw objects were announced: they stay as they are."""
+    drops_vanished: bool = False
+    """Whether a run may drop raw objects that have vanished."""
     packing_since: int = 0
     """The step since which parts are written as ``packing`` says; reruns keep older parts."""
     folders: dict[str, Mapping[str, str]] = field(init=False)
@@ -220,6 +226,11 @@ class Hour:
     def manifest(self) -> str:
         """The key of the manifest."""
         return self.home + "_manifest.jsonl.gz"
+
+    @property
+    def expiry_record(self) -> str:
+        """The key of the record of expired raw objects."""
+        return self.home + "_expired.json"
 
     @property
     def work(self) -> str:

@@ -36,7 +36,7 @@ class InvariantChecker:
         self.our_keys: set[str] = set()
         # Contents of damaged parts.
         self.damaged_bodies: list[bytes] = []
-        self.records_damaged = self.drops_vanished = False
+        self.records_damaged = False
         # Without CopyObject, an overtaken run may leave a wrong marker until it has read the claim again,
         # and its late PUT may overwrite a newer manifest.
         self.has_copy_object = server.quirks.copies
@@ -99,6 +99,11 @@ class InvariantChecker:
         """Check an aborted upload."""
         if upload.author == FOREIGN and task is not None:
             self.fail(f"{task.name} aborted the upload of {upload.key}, which belongs to another program")
+
+    @property
+    def drops_vanished(self) -> bool:
+        """Whether a run may drop raw objects that have vanished."""
+        return self.hour.drops_vanished
 
     def fail(self, problem: str) -> None:
         """Add a violation; it ends the scenario."""
@@ -167,7 +172,7 @@ class InvariantChecker:
             if stored is None or part in removals:
                 continue
             for objects in contents:
-                if (version.key, version.etag) in objects and self._holds(part, stored, objects):
+                if (version.key, version.etag) in objects and self.holds(part, stored, objects):
                     self.last_copies[version.key, version.etag] = forms
                     return True
         return False
@@ -197,7 +202,7 @@ class InvariantChecker:
                 names.update(json.loads(stored.body)["names"])
         return names
 
-    def _holds(self, part: str, stored: ServerObject, objects: Sequence[tuple[str, str]]) -> bool:
+    def holds(self, part: str, stored: ServerObject, objects: Sequence[tuple[str, str]]) -> bool:
         """Whether a part has exactly these raw objects.
 
         :param part: name of the part
@@ -223,8 +228,8 @@ class InvariantChecker:
         return content_of(stored.body) == expected
 
     def raw_object_written(self, key: str) -> None:
-        """Note that a raw object was written: parts need not keep its earlier versions."""
-        for lost in [copy for copy in self.last_copies if copy[0] == key]:
+        """Note that a raw object was written: parts need not keep its earlier versions, unless these expired."""
+        for lost in [copy for copy in self.last_copies if copy[0] == key and copy not in self.hour.expired]:
             del self.last_copies[lost]
 
     def excuse_part(self, stored: ServerObject) -> None:
@@ -235,12 +240,15 @@ class InvariantChecker:
             del self.last_copies[lost]
 
     def _check_last_copies(self, when: str) -> None:
-        if self.drops_vanished or not self.last_copies:
+        # No run drops what has expired as announced, as long as the record says so.
+        expired = self.hour.expired if not self.records_damaged else set()
+        copies = [copy for copy in self.last_copies if not self.drops_vanished or copy in expired]
+        if not copies:
             return
         objects = self._server.objects
         parts = [content_of(stored.body) for key, stored in objects.items() if self.hour.is_part_like(key)]
-        for (key, _), forms in self.last_copies.items():
-            if not any(_has(part, forms) for part in parts):
+        for key, etag in copies:
+            if not any(_has(part, self.last_copies[key, etag]) for part in parts):
                 self.fail(f"{when}: the last copy of {key} is lost")
 
     def unrecorded_last_copies(self) -> list[str]:

@@ -139,6 +139,7 @@ class Scenario:
                 (settings.producer_events, world.change_raw_objects),
                 (settings.damages, world.damage_something),
                 (settings.foreign, world.put_foreign_object),
+                (world.keeping.expiries if world.can_expire else 0, world.expiry.begin),
                 (library.changes if library else 0, world.change_packing),
             )
             for count, action in interference:
@@ -170,6 +171,7 @@ class Scenario:
         reasons: list[BaseException | None] = []
         drop_vanished = False
         repack = world.keeping.repacks_at_end
+        expires = world.keeping.expires_at_end and world.can_expire
         world.hour.packing_since = 0 if repack else world.scheduler.step
         for number in range(MAX_FINAL_CLEARS):
             run = DagRun(self, f"Z{number}", clears=0, drop_vanished=drop_vanished, repack=repack)
@@ -180,8 +182,12 @@ class Scenario:
             if world.checker.problems:
                 return
             if run.result == "success":
-                if checks.check_complete_hour(number):
+                if not checks.check_complete_hour(number):
+                    continue
+                if world.checker.problems or not expires:
                     return
+                expires = False
+                self._expire_complete_hour()
                 continue
             reasons.append(run.error)
             if run.error is not None and checks.is_justified(run.error):
@@ -193,15 +199,22 @@ class Scenario:
         shown = "; ".join(f"{type(error).__name__}: {error}" for error in reasons[-2:])
         world.checker.fail(f"{MAX_FINAL_CLEARS} clears do not complete the hour: {shown}")
 
+    def _expire_complete_hour(self) -> None:
+        """Let raw objects of the complete hour expire; then others come late."""
+        world = self.world
+        world.expiry.begin(at_once=True)
+        for _ in range(world.keeping.rng.randint(0, 2)):
+            world.change_raw_objects()
+
     def _apply_remedy(self, error: BaseException) -> bool:
         """Sometimes do what an error message says; returns whether anything was done."""
         world = self.world
         name = type(error).__name__
         if name == "VanishedInputError" and world.rng.random() < 0.3:
             world.note("remedy", "drop vanished objects")
-            world.checker.drops_vanished = True
+            world.hour.drops_vanished = True
             return True
-        if name == "UnreadableRecordError" and not world.vanished_any:
+        if name == "UnreadableRecordError" and not world.vanished_any and not world.hour.expired:
             world.note("remedy", "move the parts, the manifest and _SUCCESS away")
             hour = world.hour
             parts = [key for key in world.server.objects if hour.is_part_like(key)]

@@ -15,6 +15,7 @@ from simulation.client import Client
 from simulation.codec import SCALE, draw_library
 from simulation.draws import BUCKET, Settings, draw_quirks, draw_stream
 from simulation.event_log import EventLog
+from simulation.expiry import EXPIRY, Expiry
 from simulation.faults import flip_bit
 from simulation.hour_model import Hour, Packing, Place, Version, encoding_of
 from simulation.invariants import InvariantChecker
@@ -84,6 +85,7 @@ class World:
             layout.include, layout.exclude,
         )  # fmt: skip
         self.checker = InvariantChecker(self.server, self.source, self.scheduler, self.hour)
+        self.expiry = Expiry(self, self.keeping.rng)
         # Whether a raw object of a format that can't be joined was written, and whether one was deleted.
         self.has_container = self.vanished_any = False
         # The places in which producers write; others appear later.
@@ -94,6 +96,11 @@ class World:
     def has_two_stores(self) -> bool:
         """Whether raw objects and parts are in different stores."""
         return self.source is not self.server
+
+    @property
+    def can_expire(self) -> bool:
+        """Whether raw objects can expire as announced: not through a window that RELIABILITY.md leaves open."""
+        return self.quirks.copies and self.quirks.if_match_delete
 
     @property
     def servers(self) -> Sequence[Server]:
@@ -177,6 +184,14 @@ class World:
             if self.checker.raw_object_removed(version):
                 self.seen["a part holds the last copy"] = 1
             self.source.remove(key)
+
+    def remove_expired_object(self, key: str) -> None:
+        """Delete a raw object whose deletion was announced: a part holds it."""
+        version = self.hour.history[key][-1]
+        version.end = self.scheduler.step
+        self.hour.expired.add((key, version.etag))
+        self.checker.raw_object_removed(version)
+        self.source.remove(key)
 
     def _unique_content(self, key: str) -> bytes:
         """Draw bytes that no other object has, so that they can be found in parts."""
@@ -289,7 +304,7 @@ class World:
             if stored.author not in (FOREIGN, PRODUCER)
             # A staged record is copied at once: damage in between is not simulated.
             and "/staged-" not in key
-            and (key.startswith(hour.work) or key in hour.records)
+            and (key.startswith(hour.work) or key in hour.records or stored.author == EXPIRY)
         ]
         parts = [
             key
