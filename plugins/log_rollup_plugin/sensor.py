@@ -31,7 +31,8 @@ log = logging.getLogger(__name__)
 class RawHourSensor(BaseSensorOperator):
     """Waits until a stream's raw hour is settled.
 
-    It does not defer if the hour is settled at the first listing, as in a catchup or a backfill.
+    It does not defer if the hour is settled at the first listing, as in a catchup or a backfill. An hour whose raw
+    objects have all expired is settled.
 
     :param stream: the stream to which the hour belongs
     """
@@ -59,6 +60,9 @@ class RawHourSensor(BaseSensorOperator):
         until = give_up_at(paths, first, stream.timeout)
         left = until - first.now
         if left <= timedelta(0):
+            if not first.objects and self._has_expired(hour):
+                log.info("all raw objects have expired, as %s says", paths.expiry_record)
+                return
             raise unsettled_error(paths, rule, first)
         log.info("waiting until %s at the latest", until.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ"))
         now = pendulum.now("UTC")
@@ -124,6 +128,15 @@ class RawHourSensor(BaseSensorOperator):
     @property
     def _rule(self) -> SettleRule:
         return SettleRule(self.stream.quiet_period, self.stream.ready_object, self.stream.allow_empty)
+
+    def _has_expired(self, hour: datetime) -> bool:
+        """Whether raw objects of the hour have been deleted because parts hold them."""
+        connections = self.stream.wait_connections
+        hook = PooledS3Hook.for_stream(
+            self.stream, connections, connections, self.stream.connection_of_aggregated
+        )
+        with hook:
+            return hook.head(self.stream.at(hour).expiry_record) is not None
 
     def _list_hour(self, hour: datetime) -> RawHourCheck:
         """List the hour once, with a new client."""

@@ -1,6 +1,7 @@
 """The sensor wait_for_raw_hour: when it defers, for how long, and how it resumes."""
 
 import json
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -16,9 +17,10 @@ from include.log_rollup.errors import EmptyHourError, ListingError, PermanentErr
 from include.log_rollup.hour.template import RawTemplate
 from include.log_rollup.steps.wait_for_raw_hour import RawHourCheck, RawHourStatus
 from log_rollup_plugin import sensor as sensor_module
+from log_rollup_plugin.s3.hook import PooledS3Hook
 from log_rollup_plugin.sensor import RawHourSensor
 from tests.support.hour_in_memory import make_stream
-from tests.support.raw_hours import HOUR
+from tests.support.raw_hours import AGGREGATED, HOUR
 
 END = HOUR + timedelta(hours=1)
 TIMEOUT = timedelta(hours=6)
@@ -95,6 +97,24 @@ def test_empty_hour_past_its_timeout_does_not_defer(monkeypatch: pytest.MonkeyPa
     set_result(monkeypatch, check_result(RawHourStatus.EMPTY, END + timedelta(hours=7)))
     with pytest.raises(EmptyHourError):
         sensor().execute(context())
+
+
+@pytest.mark.parametrize("expired", [True, False])
+def test_empty_hour_is_settled_if_its_objects_expired(
+    monkeypatch: pytest.MonkeyPatch, *, expired: bool
+) -> None:
+    long_ago = RawHourCheck(RawHourStatus.EMPTY, 0, 0, None, END + timedelta(days=30))
+    set_result(monkeypatch, long_ago)
+    asked = []
+
+    def head(_: Any, target: Any) -> object:
+        asked.append(target.key)
+        return object() if expired else None
+
+    monkeypatch.setattr(PooledS3Hook, "head", head)
+    with nullcontext() if expired else pytest.raises(EmptyHourError):
+        sensor().execute(context())
+    assert asked == [f"{AGGREGATED}_expired.json"]
 
 
 def test_trigger_failure_names_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
