@@ -7,7 +7,7 @@ that no byte is lost or doubled, and then marks the hour complete.
 | task | what it does | if it fails |
 |---|---|---|
 | `wait_for_raw_hour` | waits until no object has arrived for `quiet_period`, or until the ready object exists | the hour is empty or still being written: read the message, then clear the task |
-| `plan_hour` | lists the raw hour and writes a plan into the bucket: which object goes into which part | fix what the message names (bucket, credentials, a setting of the stream), then clear the task. If raw objects of a complete hour have expired, mark the run as success |
+| `plan_hour` | lists the raw hour and writes a plan into the bucket: which object goes into which part | fix what the message names (bucket, credentials, a setting of the stream), then clear the task. If raw objects of a complete hour have vanished, mark the run as success |
 | `pack_shard` | packs one shard of the plan; parts that exist as planned are not packed again | clear the failed tasks |
 | `validate_hour` | compares raw objects and parts (number, bytes, CRC) and writes the manifest | the raw hour changed, or a part is wrong: clear the run from `plan_hour` on |
 | `complete_hour` | writes `_SUCCESS` and emits the asset events for Dags downstream | clear the run from `plan_hour` on |
@@ -16,8 +16,10 @@ that no byte is lost or doubled, and then marks the hour complete.
 
 - **Clearing is always safe.** A complete hour that has not changed stays as it is; that takes seconds. An hour that
   has changed loses its `_SUCCESS` before its first part changes.
-- **Expired raw objects.** A rerun of an hour whose raw objects have expired fails and changes nothing. To roll it up
-  without them, trigger the Dag with `drop_vanished`.
+- **Late objects.** A rerun packs late and changed objects, and keeps the other parts. To pack the whole hour again with
+  changed settings, trigger the Dag with `repack`.
+- **Expired raw objects.** Parts whose raw objects `expire_raw` has deleted are kept. If others have vanished, a rerun
+  fails and changes nothing; to roll the hour up without them, trigger the Dag with `drop_vanished`.
 - **Roll up one hour by hand:** trigger the Dag and enter the hour in the form.
 - **Roll up a past range:** start a backfill. Tasks of newer hours go first.
 - **Retries.** Network faults and throttling are retried. An error that a retry cannot fix fails at once.

@@ -55,7 +55,9 @@ class HourState(HourReader):
     2                      ``_rollup/<plan>/plan.json``: now the plan is whole
     3                      ``_rollup/claim.json``: the hour is being built under this plan
     4                      manifests and markers that other runs have staged are deleted; then the removal
-                           records are read: a plan that names a part or a file under removal is made again
+                           records, and the ETags of the manifest and of ``_expired.json`` are read: a plan that
+                           names a part or a file under removal, or was made with another manifest or record, is
+                           made again
     5                      ``_SUCCESS`` is removed, if it is the one that planning saw; the claim is read; then
                            the ``_SUCCESS`` of each group whose parts are not as the manifest says, or whose
                            manifest is missing
