@@ -205,7 +205,9 @@ class CompletionChecker:
             if stored is None and not is_damaged:
                 yield f"{name} is missing"
             is_recent = final and stored is not None and stored.step >= self._hour.packing_since
-            is_recent = is_recent and scope.parts + name not in self._announced_keys()
+            is_recent = (
+                is_recent and (scope.parts + name).removeprefix(self._hour.base) not in self._hour.announced
+            )
             if is_recent:
                 yield from self._packing_violations(entries[name], rows)
             yield from self._recompression_violations(entries[name], rows, is_recent)
@@ -376,7 +378,7 @@ class CompletionChecker:
         end = stored.step
         if final:
             begin = end = self._scheduler.step
-        announced = self._announced_keys()
+        announced = {self._hour.base + name: keys for name, keys in self._hour.announced.items()}
         named: dict[str, Row] = {}
         for row in manifest.rows:
             if row.key in named and scope.parts + named[row.key].part not in announced:
@@ -393,8 +395,9 @@ class CompletionChecker:
             ]
             if key in named:
                 etag = named[key].etag
-                is_held = scope.parts + named[key].part in announced and self._hour.drops_vanished
-                has_expired = (key, etag) in self._hour.expired or is_held
+                part = scope.parts + named[key].part
+                # A part with expired objects also keeps those that are dropped.
+                has_expired = part in announced and (key in announced[part] or self._hour.drops_vanished)
                 if etag in {version.etag for version in present}:
                     continue
                 if not has_expired:
@@ -408,10 +411,6 @@ class CompletionChecker:
         total = sum(row.length for row in manifest.rows)
         if total != manifest.header["bytes_in"]:
             yield f"the manifest says {manifest.header['bytes_in']} bytes of raw objects, and names {total}"
-
-    def _announced_keys(self) -> set[str]:
-        """The keys of the parts whose raw objects have expired, or may expire at any moment."""
-        return {self._hour.base + name for name in self._hour.announced}
 
     def version(self, key: str, etag: str) -> Version | None:
         """A version of a raw object, by its ETag; None if no producer wrote it."""

@@ -108,7 +108,7 @@ class Expiry:
             due = {key: etag for key, etag in objects if self._is_as_packed(key, etag)}
             if due:
                 parts[name] = {"fingerprint": fingerprint, "kept": sorted(kept - due.keys())}
-                hour.announced.add(name)
+                hour.announced.setdefault(name, set()).update(due)
                 deleted |= due
         return deleted
 

@@ -184,8 +184,8 @@ class Hour:
     history: dict[str, list[Version]] = field(default_factory=dict)
     expired: set[tuple[str, str]] = field(default_factory=set)
     """Key and ETag of the raw objects that have expired as announced."""
-    announced: set[str] = field(default_factory=set)
-    """Names of the parts whose raw objects were announced: they stay as they are."""
+    announced: dict[str, set[str]] = field(default_factory=dict)
+    """Keys of the raw objects that were announced, by the names of their parts, which stay as they are."""
     drops_vanished: bool = False
     """Whether a run may drop raw objects that have vanished."""
     packing_since: int = 0

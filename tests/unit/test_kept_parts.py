@@ -139,6 +139,15 @@ def test_lost_part_of_other_settings_is_packed_with_the_present_ones(store: Fake
     assert find_changed_hours(store, other, [HOUR]).changed == []
 
 
+def test_damaged_part_of_other_settings_is_removed(store: FakeStore) -> None:
+    store.corrupt(part_key(store, 1))
+    other = streaming(ensure_newline=True)
+    totals = run_hour(store, other)
+    assert written(store) == ["part-00003.log"]
+    assert numbered(parts(store)) == ["part-00000.log", "part-00002.log", "part-00003.log"]
+    assert totals.foreign == 0
+
+
 def test_part_lost_since_planning_is_not_packed_with_other_settings(store: FakeStore) -> None:
     produce(store, {"z.log": b"late"})
     other = streaming(ensure_newline=True)

@@ -123,7 +123,8 @@ def write_manifest(store: FakeStore, manifest: Manifest) -> None:
 @given(st.lists(part_pairs(), max_size=3))
 def test_shard_parts_round_trip(found: list[tuple[PlannedPart, PackedPart]]) -> None:
     records = Records(FakeStore())
-    shard = ShardPlan("f00", 3, tuple(planned for planned, _ in found))
+    parts = tuple(planned for planned, _ in found)
+    shard = ShardPlan("f00", 3, parts, frozenset(part.name for part in parts[1:]))
     records.write_shard(AT, shard, RAW)
     assert records.read_shard(AT, RAW) == shard
 

@@ -304,9 +304,11 @@ def _add_shards(holdings: Holdings, survey: Survey) -> bool:
 
 def _unclear_parts(holdings: Holdings, survey: Survey) -> set[str]:
     """Names of our parts, except those that the new plan wants, whose raw objects no record names."""
+    # A name with a tag always means what the manifest says it holds.
+    known = {name for name in survey.manifest.names if has_tag(name)} if survey.manifest else set()
     others = (
         name
-        for name in survey.found.parts
+        for name in survey.found.parts.keys() - known
         if name in survey.recorded and name not in holdings.proven and name not in holdings.wanted
     )
     unclear = {name for name in others if survey.recorded[name] not in holdings.described}
