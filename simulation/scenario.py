@@ -26,6 +26,7 @@ from simulation.final_checks import FinalChecks
 from simulation.patching import simulated
 from simulation.quirks import UNUSABLE
 from simulation.scheduler import EndlessError, Task, TimeoutInTaskError
+from simulation.server import DAMAGE
 from simulation.world import World
 
 # Clears that must be enough once nothing interferes.
@@ -220,7 +221,9 @@ class Scenario:
             parts = [key for key in world.server.objects if hour.is_part_like(key)]
             # The markers first: they promise what the others hold.
             records = sorted(hour.records, key=lambda key: (not key.endswith("_SUCCESS"), key))
-            for key in (*records, *parts):
+            expiry = world.server.objects.get(hour.expiry_record)
+            damaged = [expiry.key] if expiry and expiry.author == DAMAGE else []
+            for key in (*records, *parts, *damaged):
                 world.server.remove(key)
             return True
         return False

@@ -22,6 +22,7 @@ from include.log_rollup.streams import Stream
 from include.log_rollup.units import MIB
 from tests.support.fake_store import FakeStore
 from tests.support.hour_in_memory import (
+    MANIFEST,
     MARKER,
     assert_complete,
     complete_in_format_1,
@@ -221,6 +222,15 @@ def test_small_parts_are_merged_if_the_stream_asks_for_it(store: FakeStore, merg
         counts.append(len(parts(store)))
     assert counts == ([4, 5, 6, 7, 8, 4, 5, 6] if merge else [4, 5, 6, 7, 8, 9, 10, 11])
     assert plan_hour(store, stream, HOUR, "again").unchanged
+
+
+def test_hour_whose_parts_and_manifest_were_moved_away_is_packed(store: FakeStore) -> None:
+    expire(store)
+    for key in [MARKER, MANIFEST, *(AGGREGATED + name for name in parts(store))]:
+        store.vanish(key)
+    produce(store, {"z.log": b"new"})
+    run_hour(store, STREAM)
+    assert written(store) == ["part-00000.log"]
 
 
 # -- after raw objects have expired ----------------------------------------------------------------------

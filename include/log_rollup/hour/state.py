@@ -182,7 +182,7 @@ class HourState(HourReader):
         if (manifest.etag if manifest else None) != seen_manifest:
             # Another run has proven the hour: its parts may hold raw objects that are not in this plan.
             return None
-        expiry = self._store.head(self.paths.expiry_record) if manifest else None
+        expiry = self._store.head(self.paths.expiry_record) if manifest or seen_expiry is not None else None
         if (expiry.etag if expiry else None) != seen_expiry:
             # Raw objects are being deleted: their parts must be kept.
             return None
