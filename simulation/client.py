@@ -103,7 +103,9 @@ class Client:
                 return None
             stated = found.checksum
             value = stated.value if stated and stated.algorithm == crc.CRC64NVME else None
-            return ObjectHead(len(found.body), found.etag, value, found.etag_is_md5)
+            return ObjectHead(
+                len(found.body), found.etag, value, found.etag_is_md5, is_archived=found.is_archived
+            )
 
         return self._read("HEAD", target, effect, _presence)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from include.log_rollup import crc
 from include.log_rollup.errors import (
+    ArchivedError,
     InputChangedError,
     NotFoundError,
     TransientError,
@@ -20,6 +21,7 @@ from include.log_rollup.storage.protocol import (
     Location,
     ObjectInfo,
 )
+from include.log_rollup.storage_options import ARCHIVE_CLASSES
 from simulation.quirks import Checksums, ETags, ListingFault, Order, Quirks, StartAfter
 from simulation.scheduler import (
     Scheduler,
@@ -59,6 +61,11 @@ class ServerObject:
     task: Task | None
     step: int
     headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_archived(self) -> bool:
+        """Whether it cannot be read."""
+        return self.headers.get("x-amz-storage-class") in ARCHIVE_CLASSES
 
 
 @dataclass(slots=True)
@@ -273,12 +280,15 @@ class Server:
 
         :raises NotFoundError: if there is no object
         :raises InputChangedError: if its ETag differs, and the server honours If-Match
+        :raises ArchivedError: if it is in an archive class
         """
         found = self.objects.get(source.key)
         if found is None:
             raise NotFoundError(f"GET {source}: S3 answered 404 NoSuchKey")
         if etag not in (None, found.etag) and self.quirks.if_match_get:
             raise InputChangedError(f"GET {source}: S3 answered 412 PreconditionFailed")
+        if found.is_archived:
+            raise ArchivedError(f"GET {source}: S3 answered 403 InvalidObjectState")
         return found
 
     def put(
