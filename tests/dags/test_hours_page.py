@@ -40,7 +40,7 @@ from log_rollup_plugin.hours_page.app import create_app
 from log_rollup_plugin.s3.hook import PooledS3Hook
 from log_rollup_plugin.urls import HOURS_URL_PREFIX
 from tests.support.hour_on_server import Pipeline, stream_on
-from tests.support.raw_hours import make_hour
+from tests.support.raw_hours import hour_prefix, make_hour, put_objects
 
 # Early in its month, because a page reads all past hours of a month.
 HOUR = datetime(2026, 11, 2, 8, tzinfo=UTC)
@@ -329,25 +329,29 @@ def test_groups_are_read_from_the_bucket_in_bounded_answers(
     assert viewer.get(f"{other}/groups").json()["detail"].endswith("is not complete, or has no groups")
 
 
-@pytest.fixture
-def compressed(
-    streams: Path, rclone_server: RcloneServer, bucket_with_hour: str, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[str]:
-    """The path of a compressed hour of ``web``: 110 frames of an object. The hour before it is not compressed."""
-    monkeypatch.setattr("include.log_rollup.compression.FRAME_BYTES", 1_000)
+@pytest.fixture(scope="module")
+def compressed_hours(rclone_server: RcloneServer, bucket_with_hour: str) -> None:
+    """A compressed hour of ``web``: 110 frames of an object. The hour before it is not compressed."""
     places = {name: f"s3://{bucket_with_hour}/{name}/web/" for name in ("raw", "aggregated")}
     client = rclone_server.client()
-    for hour, objects, compression in ((HOUR, 110, "zstd"), (HOUR - timedelta(hours=1), 10, "none")):
-        for number in range(objects):
-            key = f"raw/web/{hour:%Y%m%d/%H}/{number:03d}.log"
-            client.put_object(Bucket=bucket_with_hour, Key=key, Body=b"line\n" * 200)
-        stream = stream_on(bucket_with_hour, name="web", compression=compression, **places)
-        Pipeline(stream, client, bucket_with_hour, hour).run()
-    yield f"api/streams/web/hours/{format_hour(HOUR)}"
-    for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket_with_hour):
-        for entry in page.get("Contents", ()):
-            if "/web/" in entry["Key"]:
-                client.delete_object(Bucket=bucket_with_hour, Key=entry["Key"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("include.log_rollup.compression.FRAME_BYTES", 1_000)
+        patch.setenv("AIRFLOW_CONN_AWS_DEFAULT", rclone_server.airflow_connection_json())
+        for hour, objects, compression in ((HOUR, 110, "zstd"), (HOUR - timedelta(hours=1), 10, "none")):
+            prefix = hour_prefix("raw/web/", hour)
+            put_objects(
+                client,
+                bucket_with_hour,
+                {f"{prefix}{number:03d}.log": b"line\n" * 200 for number in range(objects)},
+            )
+            stream = stream_on(bucket_with_hour, name="web", compression=compression, **places)
+            Pipeline(stream, client, bucket_with_hour, hour).run()
+
+
+@pytest.fixture
+def compressed(streams: Path, compressed_hours: None) -> str:
+    """The path of the compressed hour, which a test may read and not change."""
+    return f"api/streams/web/hours/{format_hour(HOUR)}"
 
 
 def test_month_has_totals_of_compressed_and_other_hours(users: Users, compressed: str) -> None:
@@ -413,9 +417,13 @@ def test_frames_of_a_damaged_manifest_are_refused(
 ) -> None:
     viewer = users("viewer")
     name = viewer.get(compressed).json()["parts"][0]["name"]
-    key = "aggregated/web/20261102/08/_manifest.jsonl.gz"
-    rclone_server.client().put_object(Bucket=bucket_with_hour, Key=key, Body=b"not gzip")
-    answer = viewer.get(f"{compressed}/frames", params={"part": name})
+    client, key = rclone_server.client(), "aggregated/web/20261102/08/_manifest.jsonl.gz"
+    manifest = client.get_object(Bucket=bucket_with_hour, Key=key)["Body"].read()
+    client.put_object(Bucket=bucket_with_hour, Key=key, Body=b"not gzip")
+    try:
+        answer = viewer.get(f"{compressed}/frames", params={"part": name})
+    finally:
+        client.put_object(Bucket=bucket_with_hour, Key=key, Body=manifest)
     assert answer.status_code == 503
     assert f"s3://{bucket_with_hour}/{key}: the manifest cannot be read" in answer.json()["detail"]
 
@@ -473,7 +481,7 @@ def test_stalled_bucket_does_not_delay_other_pages(
     ) -> None:
         try:
             assert await asyncio.to_thread(store.called.wait, 300)
-            for _ in range(100):
+            for _ in range(20):
                 other = await asyncio.wait_for(session.get("/other"), 60)
                 assert other.status_code == 200
             streams = await asyncio.wait_for(session.get(f"{HOURS_URL_PREFIX}/api/streams"), 60)
