@@ -12,7 +12,7 @@ from functools import partial
 import lz4.frame
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from include.log_rollup.decompression import COMPRESSED_ENCODINGS, inspect
@@ -180,6 +180,7 @@ def test_padding_of_xz_does_not_hide_the_last_line() -> None:
 
 @pytest.mark.slow
 @of_each_encoding
+@settings(max_examples=25)
 @given(
     objects=st.lists(
         st.tuples(contents, st.sampled_from(["", "", "", "cut", "flip"])), min_size=1, max_size=6
