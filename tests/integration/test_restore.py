@@ -258,6 +258,55 @@ def test_restores_compressed_parts_to_every_target(
 # -- what is there already --------------------------------------------------------------------------------
 
 
+def test_recompressed_objects_come_back_as_their_content(
+    command: RunCommand, rclone_server: RcloneServer, make_bucket: BucketFactory, pipeline_on: PipelineFactory,
+    use_streams: UseStreams, tmp_path: Path,
+) -> None:  # fmt: skip
+    bucket = make_bucket(rclone_server)
+    options = {"compression": "zstd", "recompress": True}
+    use_streams(settings_on(bucket, **options))
+    pipeline = pipeline_on(rclone_server, bucket, **options)
+    content = {name: f"{name}\n".encode() * 50 for name in ("a.log", "a.log.gz", "b.gz", "c/d.log.gz")}
+    raw = {
+        f"{RAW}{name}": gzip.compress(body, mtime=0) if name.endswith(".gz") else body
+        for name, body in content.items()
+    }
+    raw[f"{RAW}damaged.gz"] = b"damaged"
+    put_objects(pipeline.client, bucket, raw)
+    pipeline.run()
+    found = command("locate", "app", f"{RAW}b.gz", "--json").json
+    assert (found["recompressed"], found["length"]) == (True, len(content["b.gz"]))
+    assert found["raw_length"] == len(raw[f"{RAW}b.gz"])
+    cat = command("cat", "app", f"{RAW}b.gz")
+    assert cat.out == content["b.gz"]
+    assert "recompressed" in cat.err
+    for key in raw:
+        pipeline.client.delete_object(Bucket=bucket, Key=key)
+    expected = {
+        f"{RAW}a.log": content["a.log"],
+        # Its name without the extension is that of another object.
+        f"{RAW}a.log.gz.unpacked": content["a.log.gz"],
+        f"{RAW}b": content["b.gz"],
+        f"{RAW}c/d.log": content["c/d.log.gz"],
+        f"{RAW}damaged.gz": b"damaged",
+    }
+    target = tmp_path / "out"
+    result = command("restore", "app", HOUR_ARGUMENT, "--to", str(target), "--json")
+    assert (result.code, result.json["recompressed"]) == (0, 3)
+    assert files_below(target) == expected
+    again = command("restore", "app", HOUR_ARGUMENT, "--to", str(target))
+    assert "3 objects recompressed: restored as the content" in again.text
+    assert f"{RAW}a.log.gz is restored as {RAW}a.log.gz.unpacked" in again.text
+    assert "restored 0 objects" in again.text
+    assert command("restore", "app", HOUR_ARGUMENT, "--to", f"s3://{bucket}/copy/").code == 0
+    assert objects_below(pipeline, "copy/") == {
+        key.replace("raw/app/", "copy/"): body for key, body in expected.items()
+    }
+    assert command("restore", "app", HOUR_ARGUMENT, "--to", "-").out == b"".join(
+        expected[key] for key in sorted(expected, key=lambda key: key.replace(".unpacked", ""))
+    )
+
+
 def test_second_restore_skips_what_the_directory_has(
     command: RunCommand, hour: Pipeline, tmp_path: Path
 ) -> None:

@@ -134,6 +134,8 @@ def _hour(stream: Stream, summary: HourSummary, now: datetime) -> dict[str, Any]
         "completed_at": marker.get("completed_at"),
         "foreign": marker.get("foreign"),
         "damaged": marker.get("damaged"),
+        "recompressed": marker.get("recompressed"),
+        "bytes_unpacked": marker.get("bytes_unpacked"),
         "unmatched": marker.get("left_out", {}).get("unmatched"),
         "groups": marker.get("groups"),
         "why_empty": marker.get("why_empty"),
