@@ -6,11 +6,19 @@ from contextlib import contextmanager
 from datetime import timedelta
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
+from botocore.exceptions import ClientError
 
-from include.log_rollup.errors import ConfigurationError, TransientError
+from include.log_rollup.errors import (
+    AccessError,
+    ArchivedError,
+    ConfigurationError,
+    TransientError,
+    UnsupportedOperationError,
+)
 from include.log_rollup.prices import Prices, load_prices
 from include.log_rollup.queries.object_filter import ObjectFilter
 from include.log_rollup.queries.retrieval import (
@@ -25,6 +33,7 @@ from include.log_rollup.queries.retrieval import (
 from include.log_rollup.storage.protocol import Location
 from include.log_rollup.units import GIB
 from log_rollup_plugin.cli import grep, main, objects, restore
+from log_rollup_plugin.s3.hook import PooledS3Hook
 from tests.support.fake_store import FakeStore
 from tests.support.hour_in_memory import MARKER, make_stream, produce, run_hour
 from tests.support.raw_hours import AGGREGATED, HOUR, RAW
@@ -304,3 +313,72 @@ def test_locate_shows_that_the_part_is_archived(commands: Commands) -> None:
     commands.store.end_retrievals()
     assert commands.run("locate", "app", key, "--json").document["archived"] is False
     assert commands.run("cat", "app", key).out == OBJECTS["3.log"].decode()
+
+
+# -- the request -------------------------------------------------------------------------------------------
+
+
+class Client:
+    """A boto3 client that answers RestoreObject with an error."""
+
+    def __init__(self, code: str) -> None:
+        self.code = code
+        self.requests: list[Any] = []
+
+    def restore_object(self, **arguments: Any) -> None:
+        self.requests.append(arguments)
+        if self.code:
+            meta = {"HTTPStatusCode": 403, "HTTPHeaders": {}}
+            answer: Any = {"Error": {"Code": self.code, "Message": "why"}, "ResponseMetadata": meta}
+            raise ClientError(answer, "RestoreObject")
+
+
+@pytest.mark.parametrize(
+    ("code", "outcome"),
+    [
+        ("", True),
+        ("RestoreAlreadyInProgress", False),
+        ("ObjectAlreadyInActiveTierError", False),
+        ("AccessDenied", AccessError),
+        ("GlacierExpeditedRetrievalNotAvailable", ArchivedError),
+        ("NotImplemented", UnsupportedOperationError),
+    ],
+)
+def test_answers_of_s3_to_a_retrieval(code: str, outcome: bool | type[Exception]) -> None:
+    hook, client = PooledS3Hook(max_connections=2), Client(code)
+    hook.__dict__["client"] = client
+    place = Location("logs", "part")
+    if isinstance(outcome, bool):
+        assert hook.request_retrieval(place, "Bulk", None) is outcome
+        assert client.requests == [
+            {"Bucket": "logs", "Key": "part", "RestoreRequest": {"GlacierJobParameters": {"Tier": "Bulk"}}}
+        ]
+        return
+    with pytest.raises(outcome) as caught:
+        hook.request_retrieval(place, "Expedited", 3)
+    assert client.requests[0]["RestoreRequest"]["Days"] == 3
+    assert ("s3:RestoreObject" in str(caught.value)) == (code == "AccessDenied")
+
+
+@pytest.mark.parametrize(
+    ("stated", "is_archived", "is_being_retrieved"),
+    [
+        ({}, False, False),
+        ({"StorageClass": "GLACIER_IR"}, False, False),
+        ({"StorageClass": "GLACIER"}, True, False),
+        ({"StorageClass": "DEEP_ARCHIVE", "Restore": 'ongoing-request="true"'}, True, True),
+        ({"StorageClass": "GLACIER", "Restore": 'ongoing-request="false", expiry-date="x"'}, False, False),
+        ({"StorageClass": "INTELLIGENT_TIERING"}, False, False),
+        ({"StorageClass": "INTELLIGENT_TIERING", "ArchiveStatus": "ARCHIVE_ACCESS"}, True, False),
+    ],
+)
+def test_head_shows_what_has_to_be_retrieved(
+    stated: dict[str, str], is_archived: bool, is_being_retrieved: bool
+) -> None:
+    hook = PooledS3Hook(max_connections=2)
+    answer = {"ContentLength": 1, "ETag": '"e"', **stated}
+    hook.__dict__["client"] = SimpleNamespace(head_object=lambda **_: answer)
+    head = hook.head(Location("logs", "part"))
+    assert head is not None
+    assert (head.is_archived, head.is_being_retrieved) == (is_archived, is_being_retrieved)
+    assert head.storage_class == stated.get("StorageClass", "")
