@@ -58,8 +58,8 @@ MAX_OPEN_PARTS = 3
 FRAME_MEMORY_BYTES = 72 * MIB
 # zlib and the other libraries release the interpreter lock, so that the event loop goes on meanwhile.
 DECOMPRESSION_THREADS = 2
-# Besides its buffer, recompression holds up to 38 MiB of content per thread, twice while a frame is compared.
-RECOMPRESSION_THREADS = 4
+# A thread that recompresses objects with 30 MiB of content each takes up to 90 MiB, besides its buffer.
+RECOMPRESSION_THREADS = 2
 
 
 @dataclass(frozen=True, slots=True)
