@@ -55,7 +55,7 @@ def part_problem(planned: PlannedPart, packed: PackedPart | None, listed: Object
         return f"its ETag is {listed.etag}, {packed.etag} was written"
     if len(packed.objects) != len(planned.objects):
         return f"it holds {len(packed.objects)} objects, {len(planned.objects)} were planned"
-    held = sum(map(held_size, planned.objects, packed.objects))
+    held = held_bytes(planned, packed)
     if held + packed.separators != packed.content_size:
         size = packed.content_size
         return f"it has {size} bytes, its raw objects {held}, separators {packed.separators}"
@@ -91,6 +91,11 @@ def held_size(item: ObjectInfo, done: PackedObject) -> int:
     return item.size if done.content is None else done.content.size
 
 
+def held_bytes(planned: PlannedPart, packed: PackedPart) -> int:
+    """Size of what a part has of its raw objects, without separators."""
+    return sum(map(held_size, planned.objects, packed.objects)) if planned.recompressed else planned.size
+
+
 def held_crc(done: PackedObject) -> int | None:
     """The CRC64-NVME of what the part has of a raw object; None if S3 copied it."""
     return done.crc64nvme if done.content is None else done.content.crc64nvme
@@ -105,7 +110,7 @@ def unpacked_bytes(pairs: Iterable[tuple[PlannedPart, PackedPart]]) -> int:
     """Size of raw objects, of the recompressed ones that of their content; 0 if there are none of those."""
     size, found = 0, False
     for planned, packed in pairs:
-        size += sum(map(held_size, planned.objects, packed.objects))
+        size += held_bytes(planned, packed)
         found = found or count_recompressed((packed,)) > 0
     return size if found else 0
 

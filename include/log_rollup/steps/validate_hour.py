@@ -17,7 +17,7 @@ from include.log_rollup.errors import (
 from include.log_rollup.hour.changes import MAX_SHOWN, Changes, Comparison, first_keys
 from include.log_rollup.hour.layout import folder_of, format_hour
 from include.log_rollup.hour.manifest import GroupTotals, HourTotals, ManifestReader, ManifestWriter, Verified
-from include.log_rollup.hour.parts import count_recompressed, held_size
+from include.log_rollup.hour.parts import count_recompressed, held_bytes
 from include.log_rollup.hour.plan import ObjectDigests, PlannedPart, without_folder
 from include.log_rollup.hour.prover import PartProver, UnprovenPart
 from include.log_rollup.hour.raw_digest import digest_raw
@@ -316,7 +316,7 @@ class _Tally:
         self.bytes_in += planned.size
         self.bytes_out += packed.content_size
         self.bytes_stored += packed.size
-        self.bytes_held += sum(map(held_size, planned.objects, packed.objects))
+        self.bytes_held += held_bytes(planned, packed)
         self.recompressed += count_recompressed((packed,))
         self.is_compressed = self.is_compressed or bool(packed.frames)
         self.separators += packed.separators
