@@ -1,7 +1,7 @@
 """The stream key ``expire_raw``: when raw objects of complete hours are deleted."""
 
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -22,6 +22,14 @@ def _check_age(after: timedelta) -> timedelta:
     return after
 
 
+def _check_since(since: datetime) -> datetime:
+    if since.tzinfo is None:
+        raise ValueError("has no offset from UTC; write it like 2026-11-01T00:00:00Z")
+    if since != since.replace(minute=0, second=0, microsecond=0):
+        raise ValueError(f"{since} is not a whole hour; write it like 2026-11-01T00:00:00Z")
+    return since.astimezone(UTC)
+
+
 class ExpireRaw(BaseModel):
     """When the raw objects of a stream are deleted; ``docs/REFERENCE.md`` shows the docstrings."""
 
@@ -30,6 +38,9 @@ class ExpireRaw(BaseModel):
     after: Annotated[Duration, AfterValidator(_check_age)]
     """Age of an hour, from its end, at which its raw objects may be deleted; 1 to 3,650 days, and not less than
     `late_days`."""
+    since: Annotated[datetime, AfterValidator(_check_since)] | None = None
+    """First hour whose raw objects may be deleted, with its offset from UTC; by default the stream's `start`. An
+    earlier one is needed for the hours of backfills."""
     mode: Literal["report", "delete"] = "report"
     """`report` says what would be deleted; `delete` deletes it."""
     approve_first: bool = True

@@ -50,9 +50,10 @@ class ExpireRawOperator(HITLOperator):
         stream, rules = self._stream()
         if rules.mode == "report":
             return self._expire(context, stream, delete=False)
-        if self._may_need_approval(context, stream):
+        is_first = rules.approve_first and not self._has_expired(context, stream)
+        if is_first or rules.approve_above is not None:
             found = self._expire(context, stream, delete=False)
-            if why := _why_to_ask(rules, found):
+            if why := _why_to_ask(rules, found["objects"], is_first):
                 self._ask(context, stream, found, why)
         return self._expire(context, stream, delete=True)
 
@@ -75,13 +76,9 @@ class ExpireRawOperator(HITLOperator):
             f"is parsed again"
         )
 
-    def _may_need_approval(self, context: Context, stream: Stream) -> bool:
-        rules = stream.expire_raw
-        assert rules is not None
-        if rules.approve_above is not None or not rules.approve_first:
-            return rules.approve_above is not None
+    def _has_expired(self, context: Context, stream: Stream) -> bool:
         with _store(stream) as store:
-            return not has_expired(store, stream, self._hours(context, stream))
+            return has_expired(store, stream, self._hours(context, stream))
 
     def _hours(self, context: Context, stream: Stream) -> Any:
         # The time of the run, so that a run that was approved deletes no more hours than it has asked about.
@@ -103,7 +100,7 @@ class ExpireRawOperator(HITLOperator):
         report = result.to_json()
         context["ti"].xcom_push(key=REPORT, value=report)
         metrics.raw_expired(result)
-        return {**_short(report), "is_first": not result.before and not result.expired}
+        return _short(report)
 
     def _ask(self, context: Context, stream: Stream, found: Mapping[str, Any], why: str) -> None:
         """Wait for an answer; this does not return."""
@@ -119,13 +116,13 @@ class ExpireRawOperator(HITLOperator):
         super().execute(context)
 
 
-def _why_to_ask(rules: ExpireRaw, found: Mapping[str, Any]) -> str:
+def _why_to_ask(rules: ExpireRaw, objects: int, is_first: bool) -> str:
     """Why a person has to approve a deletion; empty if nobody has to."""
-    if not found["objects"]:
+    if not objects:
         return ""
-    if rules.approve_above is not None and found["objects"] > rules.approve_above:
+    if rules.approve_above is not None and objects > rules.approve_above:
         return f"These are more than the {rules.approve_above:,} objects of approve_above"
-    return "This is the first deletion of the stream" if rules.approve_first and found["is_first"] else ""
+    return "This is the first deletion of the stream" if is_first else ""
 
 
 def _store(stream: Stream) -> StreamStore:

@@ -1,6 +1,6 @@
 """The streams of the system tests. Their Dags are named ``log_rollup_<stream>``."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from dev.stack.paths import BUCKET
@@ -15,6 +15,8 @@ AT_ONCE = {
     "shard_size": "5MiB", "max_connections": SMALL_CONNECTIONS, "quiet_period": "1s", "poll_interval": "1s",
 }  # fmt: skip
 READY_OBJECT = "_DONE"
+# Raw objects of the stream ``expiring`` expire from so many days before its start on.
+EXPIRING_DAYS = 3
 HTTP_NOTIFIER = "airflow.providers.http.notifications.http.HttpNotifier"
 DEFAULTS = {"part_size": PART_SIZE, "shard_size": "20MiB", "late_days": 0}
 
@@ -48,6 +50,11 @@ def manual_streams(start: datetime) -> list[dict[str, Any]]:
         # Its parts have several frames.
         stream("archive", start, compression="zstd", **AT_ONCE | {"part_size": "16MiB", "shard_size": "16MiB"}),
         stream("quiet", start, quiet_period="5s", poll_interval="1s"),
+        # Its raw objects expire; its connections to S3 pass through a proxy.
+        stream(
+            "expiring", start, aws_conn_id="proxied",
+            expire_raw={"after": "1d", "since": start - timedelta(days=EXPIRING_DAYS)}, **AT_ONCE,
+        ),
         # Its connections to S3 pass through a proxy.
         stream("crashes", start, aws_conn_id="proxied", quiet_period="3s", poll_interval="3s"),
     ]  # fmt: skip

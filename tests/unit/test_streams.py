@@ -566,6 +566,11 @@ def test_expiry_only_reports_by_default(streams_file: Path) -> None:
         ({"after": "2d"}, "expire_raw.after: 2d is less than the 3 days of late_days"),
         ({"after": "9d", "mode": "remove"}, "expire_raw.mode: Input should be 'report' or 'delete'"),
         ({"after": "9d", "moode": "report"}, "expire_raw.moode: unknown key; did you mean mode?"),
+        (
+            {"after": "9d", "since": "2026-11-01T00:30:00Z"},
+            "expire_raw.since: 2026-11-01 00:30:00+00:00 is not a",
+        ),
+        ({"after": "9d", "since": "2026-11-01T00:00:00"}, "expire_raw.since: has no offset from UTC"),
         ({"after": "9d", "approve_above": -1}, "expire_raw.approve_above: Input should be greater"),
     ],
 )

@@ -105,21 +105,22 @@ def hour_json(found: HourExpiry) -> dict[str, Any]:
 
 
 def old_hours(stream: Stream, now: datetime) -> list[datetime]:
-    """The hours since the start of a stream that are older than its ``expire_raw.after``, the oldest first."""
-    assert stream.expire_raw is not None
+    """The hours of a stream that are older than its ``expire_raw.after``, the oldest first."""
+    rules = stream.expire_raw
+    assert rules is not None
+    since = rules.since or stream.start
     # An hour is as old as its end.
-    return hours_between(stream.start, max(floor_hour(now - stream.expire_raw.after), stream.start))
+    return hours_between(since, max(floor_hour(now - rules.after), since))
 
 
 def has_expired(store: ExpiryStore, stream: Stream, hours: Sequence[datetime]) -> bool:
-    """Whether raw objects of any of these hours have been deleted; the newest hours are read first."""
+    """Whether a deletion was begun in any of these hours; the newest hours are read first."""
 
     def read(hour: datetime) -> bool:
         try:
-            record = HourReader(store, stream, hour).expiry_record()
+            return HourReader(store, stream, hour).expiry_record() is not None
         except ProofError:
             return True
-        return record is not None and bool(record.objects)
 
     newest = list(reversed(hours))
     for start in range(0, len(newest), _ROUND_HOURS):
