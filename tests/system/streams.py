@@ -53,7 +53,12 @@ def manual_streams(start: datetime) -> list[dict[str, Any]]:
         # Its raw objects expire; its connections to S3 pass through a proxy.
         stream(
             "expiring", start, aws_conn_id="proxied",
-            expire_raw={"after": "1d", "since": start - timedelta(days=EXPIRING_DAYS)}, **AT_ONCE,
+            expire_raw={
+                "after": "1d", "since": start - timedelta(days=EXPIRING_DAYS),
+                # rclone ignores the conditions of deletes.
+                "unconditional": True,
+            },
+            **AT_ONCE,
         ),
         # Its connections to S3 pass through a proxy.
         stream("crashes", start, aws_conn_id="proxied", quiet_period="3s", poll_interval="3s"),
