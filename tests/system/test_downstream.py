@@ -186,7 +186,7 @@ def test_day_of_runs_starts_each_hour_dag_and_one_day_dag(running: Running, past
 
 
 def test_examples_name_only_the_shipped_stream() -> None:
-    assert len(EXAMPLES) == 2
+    assert len(EXAMPLES) == 3
     shipped = {stream.name for stream in load_streams(ROOT / "include" / "streams.yaml")}
     for path in EXAMPLES:
         assert f'STREAM = "{next(iter(shipped))}"' in path.read_text()
