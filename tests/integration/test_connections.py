@@ -40,7 +40,7 @@ def test_packing_from_a_slow_server_stays_within_the_cap(
     proxy = fault_proxy(rclone_server)
     proxy.add(Rule(on({"GetObject", "PutObject"}), Delay(0.05)))
     pipeline = pipeline_on(rclone_server, bucket, proxy.endpoint_url, max_connections=cap, shard_size="64MiB")
-    made = make_hour(pipeline.client, bucket, RAW, objects=100, min_bytes=2_000, max_bytes=240_000)
+    made = make_hour(pipeline.client, bucket, RAW, objects=60, min_bytes=2_000, max_bytes=60_000)
     planned = pipeline.plan()
     proxy.wait_idle()
     proxy.reset_records()
