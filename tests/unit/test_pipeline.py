@@ -174,6 +174,7 @@ def small_hour() -> FakeStore:
     return store
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "effect",
     [TransientError("the connection broke"), ThrottledError("slow down"), Effect.LOST_ANSWER],
@@ -193,6 +194,7 @@ def test_fault_at_each_request_in_turn_costs_only_retries(effect: Effect | Excep
     assert number > 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [AccessError("denied"), MissingBucketError("no such bucket")], ids=str)
 def test_refusal_at_each_request_fails_without_damage(error: RollupError) -> None:
     failed = 0
