@@ -74,7 +74,8 @@ class AirflowApi:
     refuses the request.
     """
 
-    def __init__(self, url: str, timeout_seconds: float = 30) -> None:
+    def __init__(self, url: str, timeout_seconds: float = 90) -> None:
+        # The server may wait a minute for SQLite's only writer.
         # trust_env=False: ignore the user's proxy settings and .netrc.
         self._client = httpx.Client(base_url=url, timeout=timeout_seconds, trust_env=False)
         self._token: str | None = None

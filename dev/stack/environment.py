@@ -120,9 +120,9 @@ def airflow_environment(
         "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
         "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
         "AIRFLOW__CORE__PARALLELISM": str(parallelism),
-        # SQLite has one writer at a time. With the default of 5 s, a request for a backfill can fail while tasks
-        # start on the same cores.
-        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{paths.airflow_home}/airflow.db?timeout=20",
+        # SQLite has one writer at a time, and storing Dags takes long on a busy machine. The default is 5 s, after
+        # which the scheduler ends.
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{paths.airflow_home}/airflow.db?timeout=60",
         "AIRFLOW__CORE__FERNET_KEY": keys.fernet_key,
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{addresses.ui_url}/execution/",
@@ -135,8 +135,8 @@ def airflow_environment(
         "AIRFLOW__API_AUTH__JWT_SECRET": keys.jwt_secret,
         # Find new Dag files after 10 s; the default is 5 minutes.
         "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "10",
-        # The server shares the cores with the tasks; the default timeout of 5 s is too short.
-        "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "30",
+        # The server shares the cores with the tasks, and may wait for SQLite; the default timeout is 5 s.
+        "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "90",
         # After `down` and `up`, retry interrupted tasks after one minute; the default is five.
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "60",
         "AIRFLOW__LOGGING__COLORED_CONSOLE_LOG": "False",

@@ -126,12 +126,13 @@ class LocalStack:
             self.log("creating Airflow's database")
             self._run_to_end(_MIGRATE, self._init_command(), deadline)
             self.log(f"starting Airflow at {self.addresses.ui_url}")
-            # The scheduler starts tasks at once, and they give up if the API server does not answer in time, as on
-            # a slow machine: so the server starts first.
-            self._spawn(API_SERVER, self._airflow_command((API_SERVER,)), self.env)
-            self._wait_until_ready(self._api_server_pending, deadline)
-            for name, command in self._daemons().items():
+            *others, (scheduler, scheduler_command) = self._daemons().items()
+            for name, command in ((API_SERVER, self._api_server_command()), *others):
                 self._spawn(name, command, self.env)
+            # The scheduler starts tasks at once, and they give up if the API server does not answer in time, as on
+            # a slow machine: so it starts last.
+            self._wait_until_ready(self._api_server_pending, deadline)
+            self._spawn(scheduler, scheduler_command, self.env)
             self._wait_until_ready(self.api.unhealthy, deadline)
         except BaseException:
             self.stop()
@@ -200,13 +201,16 @@ class LocalStack:
         """Return the command that has to succeed before Airflow starts."""
         return self._airflow_command(("db", "migrate"))
 
+    def _api_server_command(self) -> Sequence[str]:
+        return [sys.executable, "-m", "dev.stack.api_server"]
+
     def _daemons(self) -> Mapping[str, Sequence[str]]:
-        """Return the command lines of the scheduler, Dag processor and triggerer, by process name."""
+        """Return the command lines of the Dag processor, triggerer and, last, the scheduler, by process name."""
         # Without log servers: they listen on all interfaces, and only other machines need them.
         return {
-            "scheduler": [sys.executable, "-m", "dev.stack.scheduler", "--skip-serve-logs"],
             "dag-processor": self._airflow_command(("dag-processor",)),
             "triggerer": self._airflow_command(("triggerer", "--skip-serve-logs")),
+            "scheduler": [sys.executable, "-m", "dev.stack.scheduler", "--skip-serve-logs"],
         }
 
     def _s3_command(self) -> list[str]:

@@ -7,6 +7,7 @@ again, which takes more CPU time than most tasks themselves.
 from __future__ import annotations
 
 import functools
+import gc
 import sys
 
 # First: it adds the plugins folder to sys.path.
@@ -25,6 +26,8 @@ import log_rollup_plugin.sensor  # noqa: F401
 from dev.stack.environment import REGION
 
 if __name__ == "__main__":
+    # Also for the tasks, in which almost no object is garbage; the default is 700 objects.
+    gc.set_threshold(50_000)
     # A loader keeps the models that it has read; otherwise each session of boto3 makes its own.
     botocore.session.create_loader = functools.cache(botocore.loaders.create_loader)
     boto3.Session().client("s3", region_name=REGION)

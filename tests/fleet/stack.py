@@ -25,7 +25,7 @@ from dev.stack.environment import clean_environment
 from dev.stack.local_stack import LocalStack, StackError
 from dev.stack.ports import free_ports
 from dev.stack.processes import ProcessRecord
-from dev.stack.stack_record import POSTGRES, REDIS, S3
+from dev.stack.stack_record import API_SERVER, POSTGRES, REDIS, S3
 from tests.support import debian
 from tests.support.compose import ROOT, Service, dotenv, image_environment, services
 from tests.support.observe import with_descendants
@@ -200,8 +200,11 @@ class FleetStack(LocalStack):
     def _init_command(self) -> list[str]:
         return self._python_command(self.service["airflow-init"].command)
 
+    def _api_server_command(self) -> Sequence[str]:
+        return self._airflow_command((API_SERVER,))
+
     def _daemons(self) -> Mapping[str, Sequence[str]]:
-        names = ("airflow-scheduler", "airflow-dag-processor", TRIGGERER)
+        names = ("airflow-dag-processor", TRIGGERER, "airflow-scheduler")
         return {name: self._airflow_command(self.service[name].command) for name in names}
 
     def _s3_command(self) -> list[str]:
