@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from urllib.parse import unquote
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page, ViewportSize, expect
+from playwright.sync_api import Browser, FrameLocator, Locator, Page, ViewportSize, expect
 
 from dev.stack.paths import BUCKET
 from include.log_rollup.hour.layout import floor_hour, format_hour
@@ -20,7 +21,6 @@ OBJECTS = 12
 PAGE = "/log-rollup/hours/"
 WIDE: ViewportSize = {"width": 1280, "height": 900}
 NARROW: ViewportSize = {"width": 360, "height": 740}
-# Other tests and Airflow may keep all cores busy.
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ OpenPage = Callable[..., Page]
 def made(running: Running) -> MadeHour:
     """The only hour of its month; rolled up after the catchup, so that the two don't compete."""
     running.finished_run(APP, running.dataset.hours[-1].hour)
-    hour = floor_hour(datetime.now(UTC)) - timedelta(days=40)
+    # Near the first hour of its month, as the keyboard moves hour by hour.
+    hour = floor_hour(datetime.now(UTC) - timedelta(days=40)).replace(day=3, hour=2)
     make_hour(running.client, BUCKET, hour_prefix("raw/small/", hour), objects=OBJECTS)
     run_id = running.trigger(SMALL, {"hour": format_hour(hour)})
     assert running.ended(SMALL, run_id).state == "success"
@@ -61,9 +62,9 @@ def browser() -> Iterator[Browser]:
         yield found
 
 
-@pytest.fixture
-def open_page(browser: Browser, running: Running) -> Iterator[OpenPage]:
-    """Opens a path of Airflow's UI: ``open_page(path, viewport)``. The page Hours must log no error."""
+@contextmanager
+def opened_pages(browser: Browser, running: Running) -> Iterator[OpenPage]:
+    """Open paths of Airflow's UI: ``open_page(path, viewport)``. The page Hours must log no error."""
     errors: list[str] = []
     contexts = []
 
@@ -86,6 +87,26 @@ def open_page(browser: Browser, running: Running) -> Iterator[OpenPage]:
     for context in contexts:
         context.close()
     assert errors == []
+
+
+@pytest.fixture
+def open_page(browser: Browser, running: Running) -> Iterator[OpenPage]:
+    with opened_pages(browser, running) as open_it:
+        yield open_it
+
+
+@pytest.fixture(scope="module")
+def in_airflow(browser: Browser, running: Running, made: MadeHour) -> Iterator[Page]:
+    """The hour in Airflow's UI, which takes seconds to load."""
+    with opened_pages(browser, running) as open_it:
+        page = open_it(f"/plugin/log-rollup-hours{made.address}")
+        expect(hours_of(page).locator(".chip").first).to_have_text("Complete")
+        yield page
+
+
+def hours_of(page: Page) -> FrameLocator:
+    """The page Hours within Airflow's."""
+    return page.frame_locator("iframe[title='Hours']")
 
 
 def cell_of(page: Page, hour: MadeHour) -> Locator:
@@ -152,33 +173,28 @@ def test_hour_shows_its_parts_proofs_and_shards(
     expect(page.get_by_text("AWS console")).to_have_count(0)
 
 
-def test_page_is_in_the_navigation_with_theme_and_link_to_run(made: MadeHour, open_page: OpenPage) -> None:
-    page = open_page("/")
-    page.get_by_role("link", name="Hours", exact=True).click()
-    outer = page.frame_locator("iframe[title='Hours']")
+def test_page_is_in_the_navigation_with_theme_and_address(made: MadeHour, in_airflow: Page) -> None:
+    in_airflow.get_by_role("link", name="Hours", exact=True).click()
+    outer = hours_of(in_airflow)
     expect(outer.get_by_role("grid")).to_be_visible()
     for theme in ("dark", "light"):
         # As Airflow's own menu does.
-        page.evaluate("theme => localStorage.setItem('theme', theme)", theme)
+        in_airflow.evaluate("theme => localStorage.setItem('theme', theme)", theme)
         expect(outer.locator("html")).to_have_attribute("data-theme", theme)
-    (frame,) = page.main_frame.child_frames
+    (frame,) = in_airflow.main_frame.child_frames
     frame.goto(made.address)
     # Airflow's own address follows, so that users can share it.
-    expect(page).to_have_url(re.compile(rf"/plugin/log-rollup-hours{PAGE}\?stream=small&hour="))
-    outer.get_by_role("link", name="Open the run").click()
-    page.wait_for_url(f"**/dags/{SMALL}/runs/*")
-    assert unquote(page.url).endswith(f"/runs/{made.run_id}")
+    expect(in_airflow).to_have_url(re.compile(rf"/plugin/log-rollup-hours{PAGE}\?stream=small&hour="))
 
 
 def test_clear_asks_first_and_unchanged_hour_stays_complete(
-    running: Running, made: MadeHour, open_page: OpenPage
+    running: Running, made: MadeHour, in_airflow: Page
 ) -> None:
     def clear_number() -> int:
         path = f"/dags/{SMALL}/dagRuns/{made.run_id}/taskInstances/wait_for_raw_hour"
         return int(running.stack.api.request("GET", path)["try_number"])
 
-    page = open_page(f"/plugin/log-rollup-hours{made.address}")
-    frame = page.frame_locator("iframe")
+    frame = hours_of(in_airflow)
     ask = frame.get_by_role("button", name="Clear the run …")
     ask.click()
     dialog = frame.get_by_role("dialog")
@@ -192,6 +208,12 @@ def test_clear_asks_first_and_unchanged_hour_stays_complete(
     running.wait_for("the cleared run at work", lambda: clear_number() == 2)
     assert running.ended(SMALL, made.run_id).state == "success"
     expect(frame.locator(".chip").first).to_have_text("Complete")
+
+
+def test_hour_links_to_its_run(made: MadeHour, in_airflow: Page) -> None:
+    hours_of(in_airflow).get_by_role("link", name="Open the run").click()
+    in_airflow.wait_for_url(f"**/dags/{SMALL}/runs/*")
+    assert unquote(in_airflow.url).endswith(f"/runs/{made.run_id}")
 
 
 def test_nothing_is_cut_off_in_a_narrow_window(made: MadeHour, open_page: OpenPage) -> None:
