@@ -14,7 +14,9 @@ from dev.servers import plain_client
 from dev.stack.local_stack import LocalStack
 from tests.support.observe import Watch, with_descendants
 from tests.support.proxy import FaultProxy
-from tests.system.running import DOWNSTREAM, Running
+from tests.system.downstream import write_dags
+from tests.system.overlap import MARKER, OverlappingTests
+from tests.system.running import Running
 from tests.system.streams import APP_HOURS, APP_OBJECTS, DEFAULTS, manual_streams
 
 # Airflow's own intervals suit a large installation. Shorter ones make the tests faster, longer ones save CPU time.
@@ -36,6 +38,7 @@ AIRFLOW_SETTINGS = {
 TIMEOUT_SECONDS = 900
 # Reading /proc for all processes takes milliseconds of CPU time.
 WATCH_SECONDS = 0.5
+_OVERLAPPING = pytest.StashKey[OverlappingTests]()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -45,8 +48,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(TIMEOUT_SECONDS))
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Wait for the end of a test that runs in a thread; call all others as usual."""
+    if pyfuncitem.get_closest_marker(MARKER) is None:
+        return None
+    pyfuncitem.session.stash[_OVERLAPPING].wait_for(pyfuncitem)
+    return True
+
+
 @pytest.fixture(scope="package")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def running(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Running]:
     """The stack, which catches up with two hours of the stream ``app``; tests start all other runs."""
     stack = LocalStack(tmp_path_factory.mktemp("stack"))
     dataset = make_dataset(stack.paths, APP_HOURS, APP_OBJECTS, datetime.now(UTC), lambda _: None)
@@ -54,14 +66,17 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     document["defaults"].update(DEFAULTS)
     document["streams"] += manual_streams(dataset.hours[-1].hour + timedelta(hours=1))
     stack.paths.streams.write_text(yaml.safe_dump(document))
-    downstream = stack.paths.state / DOWNSTREAM
-    downstream.mkdir(parents=True)
+    downstream = stack.paths.state / "downstream"
+    write_dags(downstream)
     bundles = [
         {"name": name, "classpath": "airflow.dag_processing.bundles.local.LocalDagBundle", "kwargs": kwargs}
-        for name, kwargs in (("dags-folder", {}), (DOWNSTREAM, {"path": str(downstream)}))
+        for name, kwargs in (("dags-folder", {}), ("downstream", {"path": str(downstream)}))
     ]
-    connection = json.loads(stack.env["AIRFLOW_CONN_AWS_DEFAULT"])
-    with FaultProxy(stack.s3_endpoint) as proxy:
+    default = stack.env["AIRFLOW_CONN_AWS_DEFAULT"]
+    connection = json.loads(default)
+    with FaultProxy(stack.s3_endpoint) as proxy, pytest.MonkeyPatch.context() as patch:
+        # For hours that are rolled up in this process.
+        patch.setenv("AIRFLOW_CONN_AWS_DEFAULT", default)
         connection["extra"]["endpoint_url"] = proxy.endpoint_url
         stack.extra_env = {
             **AIRFLOW_SETTINGS,
@@ -70,7 +85,19 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         }
         client = plain_client(stack.s3_endpoint, stack.secrets.s3_access_key, stack.secrets.s3_secret_key)
         with stack, Watch(_processes_of_the_stack, [stack.addresses.s3_port], WATCH_SECONDS) as watch:
-            yield Running(stack, dataset, client, watch, proxy)
+            found = Running(stack, dataset, client, watch, proxy)
+            overlapping = OverlappingTests(request.session.items, found)
+            request.session.stash[_OVERLAPPING] = overlapping
+            try:
+                yield found
+            finally:
+                overlapping.stop()
+
+
+@pytest.fixture
+def alone(running: Running, request: pytest.FixtureRequest) -> None:
+    """Waits until no other test uses the stack."""
+    request.session.stash[_OVERLAPPING].wait_for_all()
 
 
 def _processes_of_the_stack() -> list[int]:

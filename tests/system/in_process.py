@@ -4,8 +4,6 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
-import pytest
-
 from include.log_rollup.queries.hour_report import event_of
 from include.log_rollup.steps.complete_hour import complete_hour
 from include.log_rollup.steps.pack_shard import pack_shard
@@ -23,12 +21,10 @@ def roll_up_in_process(running: Running, name: str, hours: Iterable[datetime]) -
     """
     stream = next(one for one in load_streams(running.stack.paths.streams) if one.name == name)
     extras = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AIRFLOW_CONN_AWS_DEFAULT", running.stack.env["AIRFLOW_CONN_AWS_DEFAULT"])
-        with PooledS3Hook.for_stream(stream, stream.max_connections, 1) as hook:
-            for hour in hours:
-                for ref in plan_hour(hook, stream, hour, "test").shards:
-                    pack_shard(hook, stream, ref)
-                validate_hour(hook, stream, hour)
-                extras.append(event_of(stream, hour, complete_hour(hook, stream, hour)))
+    with PooledS3Hook.for_stream(stream, stream.max_connections, 1) as hook:
+        for hour in hours:
+            for ref in plan_hour(hook, stream, hour, "test").shards:
+                pack_shard(hook, stream, ref)
+            validate_hour(hook, stream, hour)
+            extras.append(event_of(stream, hour, complete_hour(hook, stream, hour)))
     return extras

@@ -1,5 +1,6 @@
 """The running stack as the system tests use it: starts, clears and awaits runs through Airflow's REST API."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,8 +23,6 @@ from tests.support.proxy import FaultProxy
 APP = "log_rollup_app"
 POOL = "s3_connections"
 POOL_SLOTS = 250
-# The folder of the second Dag bundle: Dags that are not part of the project.
-DOWNSTREAM = "downstream"
 PATIENCE_SECONDS = 240.0
 _POLL_SECONDS = 0.5
 _ENDED = ("success", "failed")
@@ -31,9 +30,10 @@ _ENDED = ("success", "failed")
 
 @dataclass(frozen=True)
 class Running:
-    """The stack, its made raw hours, and the watch over its processes.
+    """The stack, its made raw hours, and the watch over its processes; tests may use it in several threads.
 
     :param proxy: between the stack and its S3 server; only the stream ``crashes`` uses it
+    :param stopping: set when the tests end; nothing is awaited any more
     """
 
     stack: LocalStack
@@ -41,7 +41,10 @@ class Running:
     client: S3Client
     watch: Watch
     proxy: FaultProxy
+    stopping: threading.Event = field(default_factory=threading.Event)
     _known_dags: set[str] = field(default_factory=set)
+    _streams_lock: threading.Lock = field(default_factory=threading.Lock)
+    _pool_lock: threading.RLock = field(default_factory=threading.RLock)
 
     def wait_for(self, what: str, probe: Callable[[], Any]) -> Any:
         """Call ``probe`` until its result is true, and return the result; every process must stay alive.
@@ -53,7 +56,8 @@ class Running:
             self.stack.check()
             if answer := probe():
                 return answer
-            time.sleep(_POLL_SECONDS)
+            if self.stopping.wait(_POLL_SECONDS):
+                raise AssertionError(f"the tests end before {what}")
         raise AssertionError(f"{what} did not happen within {PATIENCE_SECONDS:.0f} s")
 
     def write(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
@@ -88,18 +92,20 @@ class Running:
             self._known_dags.add(dag_id)
 
     def add_stream(self, definition: Mapping[str, Any]) -> None:
-        """Add a stream to the streams file, as an operator would, and request that the Dag file is parsed."""
+        """Add a stream to the streams file, as an operator would, and request that the Dag file is parsed.
+
+        Do nothing if another test has added it.
+        """
         path = self.stack.paths.streams
-        document = yaml.safe_load(path.read_text())
-        document["streams"].append(dict(definition))
-        path.write_text(yaml.safe_dump(document))
+        with self._streams_lock:
+            document = yaml.safe_load(path.read_text())
+            if any(stream["name"] == definition["name"] for stream in document["streams"]):
+                return
+            document["streams"].append(dict(definition))
+            path.write_text(yaml.safe_dump(document))
         self.wait_for_dag(APP)
         token = self.stack.api.request("GET", f"/dags/{APP}")["file_token"]
         self.write_if_new("PUT", f"/parseDagFile/{token}")
-
-    def add_dag(self, name: str, source: str) -> None:
-        """Add a Dag file to the second bundle."""
-        (self.stack.paths.state / DOWNSTREAM / name).write_text(source)
 
     @contextmanager
     def paused(self, dag_id: str) -> Iterator[None]:
@@ -221,12 +227,13 @@ class Running:
 
     @contextmanager
     def pool_of(self, slots: int) -> Iterator[None]:
-        """Resize the pool during the block, as an operator would."""
-        self._resize_pool(slots)
-        try:
-            yield
-        finally:
-            self._resize_pool(POOL_SLOTS)
+        """Resize the pool during the block, as an operator would; one test at a time."""
+        with self._pool_lock:
+            self._resize_pool(slots)
+            try:
+                yield
+            finally:
+                self._resize_pool(POOL_SLOTS)
 
     def _resize_pool(self, slots: int) -> None:
         body = {"pool": POOL, "slots": slots, "include_deferred": False}

@@ -34,7 +34,13 @@ def manual_streams(start: datetime) -> list[dict[str, Any]]:
         starts in the future
     """
     return [
-        stream("small", start, late_days=1, **AT_ONCE),
+        # Its runs are those of several tests.
+        stream("small", start, max_active_runs=8, **AT_ONCE),
+        # A Dag has one backfill at a time.
+        stream("backfilled", start, **AT_ONCE),
+        stream("older", start, **AT_ONCE),
+        # Its complete hours change.
+        stream("revised", start, late_days=1, **AT_ONCE),
         # Its objects are divided into groups.
         stream(
             "grouped", start, raw=f"s3://{BUCKET}/grouped/{{service}}/%Y%m%d/%H/",

@@ -12,14 +12,13 @@ from include.log_rollup.hour.layout import format_hour
 from include.log_rollup.streams import load_streams
 from tests.conftest import ROOT
 from tests.support.raw_hours import hour_prefix, make_hour
+from tests.system.downstream import EXAMPLES, REPORT_STREAM
 from tests.system.in_process import roll_up_in_process
 from tests.system.running import Running
 
-STREAM = "report"
-ROLLUP = f"log_rollup_{STREAM}"
-REPORT_HOUR = f"report_hour_{STREAM}"
-REPORT_DAY = f"report_day_{STREAM}"
-EXAMPLES = sorted((ROOT / "examples" / "dags").glob("*.py"))
+ROLLUP = f"log_rollup_{REPORT_STREAM}"
+REPORT_HOUR = f"report_hour_{REPORT_STREAM}"
+REPORT_DAY = f"report_day_{REPORT_STREAM}"
 DAY_HOURS = 24
 AT_A_TIME = 6
 
@@ -27,15 +26,15 @@ AT_A_TIME = 6
 @pytest.fixture(scope="module")
 def past(running: Running) -> datetime:
     """Midnight of a past day; both example Dags are ready for its hours."""
-    for path in EXAMPLES:
-        running.add_dag(path.name, path.read_text().replace('STREAM = "app"', f'STREAM = "{STREAM}"'))
     for dag_id in (ROLLUP, REPORT_HOUR, REPORT_DAY):
         running.wait_for_dag(dag_id)
     return running.dataset.hours[0].hour.replace(hour=0) - timedelta(days=5)
 
 
 def make(running: Running, hour: datetime) -> None:
-    make_hour(running.client, BUCKET, hour_prefix(f"raw/{STREAM}/", hour), objects=2, max_bytes=100_000)
+    make_hour(
+        running.client, BUCKET, hour_prefix(f"raw/{REPORT_STREAM}/", hour), objects=2, max_bytes=100_000
+    )
 
 
 def roll_up(running: Running, hours: list[datetime]) -> list[str]:
@@ -123,7 +122,7 @@ def day(running: Running, past: datetime) -> Day:
     hours = [past + timedelta(hours=number) for number in range(DAY_HOURS)]
     for hour in hours:
         make(running, hour)
-    extras = roll_up_in_process(running, STREAM, hours[:-1])
+    extras = roll_up_in_process(running, REPORT_STREAM, hours[:-1])
     emit_events(running, extras)
     return Day(hours, extras, *roll_up(running, hours[-1:]))
 
@@ -145,7 +144,7 @@ def test_day_dag_runs_once_after_all_24_hours(running: Running, day: Day) -> Non
 
 def test_unchanged_hour_restarts_its_day_only_with_23_others(running: Running, day: Day) -> None:
     run = running.stack.api.dag_run(ROLLUP, day.last_run)
-    prefix = hour_prefix(f"aggregated/{STREAM}/", day.hours[-1])
+    prefix = hour_prefix(f"aggregated/{REPORT_STREAM}/", day.hours[-1])
     before = running.stamps(prefix)
     running.clear(ROLLUP, run)
     assert running.ended(ROLLUP, day.last_run).state == "success"
@@ -178,7 +177,7 @@ def test_day_of_runs_starts_each_hour_dag_and_one_day_dag(running: Running, past
     assert consumed(running, REPORT_DAY, run) == sorted(keys)
 
     # One late hour by itself doesn't start its day again.
-    raw = hour_prefix(f"raw/{STREAM}/", hours[3])
+    raw = hour_prefix(f"raw/{REPORT_STREAM}/", hours[3])
     running.client.put_object(Bucket=BUCKET, Key=f"{raw}zz-late.log", Body=b"late\n" * 1000)
     roll_up(running, [hours[3]])
     reports(running, REPORT_HOUR, {format_hour(hours[3])}, 2)

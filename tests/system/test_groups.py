@@ -2,6 +2,8 @@
 
 from datetime import timedelta
 
+import pytest
+
 from dev.stack.paths import BUCKET
 from tests.support.raw_hours import hour_prefix, make_hour
 from tests.support.verify_groups import verify_groups
@@ -17,6 +19,7 @@ GROUPS = {
 }
 
 
+@pytest.mark.overlaps
 def test_grouped_hour_is_packed_group_by_group(running: Running) -> None:
     hour = running.dataset.hours[0].hour - timedelta(days=1)
     made: dict[str, bytes] = {}

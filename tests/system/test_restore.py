@@ -4,8 +4,9 @@ import gzip
 import json
 import subprocess
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
+
+import pytest
 
 from dev.stack.paths import BUCKET
 from dev.stack.run_command import environment
@@ -21,7 +22,8 @@ RESTORED = "restored/"
 ENCODINGS = ("", "", ".gz")
 
 
-def test_expired_raw_objects_are_restored_from_parts(running: Running, tmp_path: Path) -> None:
+@pytest.mark.overlaps
+def test_expired_raw_objects_are_restored_from_parts(running: Running) -> None:
     hour = running.dataset.hours[0].hour - timedelta(days=1)
     raw = hour_prefix(RAW, hour)
     # About 13 MB of plain objects, in frames of at most 6 MiB.
@@ -34,7 +36,7 @@ def test_expired_raw_objects_are_restored_from_parts(running: Running, tmp_path:
         running.client.delete_object(Bucket=BUCKET, Key=key)
     assert objects_below(running, raw) == {}
 
-    target = tmp_path / "restored"
+    target = running.stack.paths.state / "restored"
     argument = f"{hour:%Y-%m-%dT%H}"
     # Each takes seconds to start.
     verify, to_directory, to_prefix = (

@@ -12,6 +12,7 @@ from tests.conftest import ROOT
 from tests.system.running import POOL_SLOTS, Running
 
 
+@pytest.mark.overlaps
 def test_doctor_passes_within_the_stack_and_sees_the_pool(running: Running) -> None:
     done = subprocess.run(
         [str(ROOT / "log-rollup"), "doctor", "app", "--json"], env=environment(running.stack.paths),

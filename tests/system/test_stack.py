@@ -77,6 +77,7 @@ def test_sockets_of_all_processes_stay_within_the_pool(running: Running, runs: l
     assert running.watch.peak_sockets_of_one <= 25
 
 
+@pytest.mark.overlaps
 def test_hour_waits_in_the_triggerer_until_it_is_quiet(running: Running) -> None:
     hour = running.dataset.hours[-1].hour
     run_id = running.trigger(QUIET, {"hour": format_hour(hour)})

@@ -21,6 +21,9 @@ from tests.support.verify import verify_hour
 from tests.system.running import Running
 from tests.system.streams import PART_SIZE
 
+# Other tests need all processes.
+pytestmark = pytest.mark.usefixtures("alone")
+
 DAG = "log_rollup_crashes"
 OBJECTS = 60
 HOLD_SECONDS = 60

@@ -11,48 +11,18 @@ from dev.stack.airflow_api import TaskInstance
 from dev.stack.paths import BUCKET
 from include.log_rollup.hour.layout import format_hour
 from tests.support.raw_hours import hour_prefix, make_hour
+from tests.system.downstream import STUCK, STUCK_HOUR, WAITS
 from tests.system.running import Running
 from tests.system.streams import READY_OBJECT
 
-WAITS = "log_rollup_waits"
-HOUR = datetime(2026, 11, 2, 8, tzinfo=UTC)
+pytestmark = pytest.mark.overlaps
+
 LISTINGS = 8
-STUCK = "stuck_rerun"
-STUCK_DAG = f"""
-from datetime import datetime, timedelta
-from airflow.sdk import DAG
-from log_rollup_plugin.rerun import RerunHourOperator
-
-with DAG("{STUCK}", start_date=datetime(2026, 11, 1), schedule=None):
-    RerunHourOperator(
-        task_id="rerun",
-        trigger_dag_id="{WAITS}",
-        trigger_run_id="late__stuck",
-        conf={{"hour": "{format_hour(HOUR)}"}},
-        logical_date=None,
-        reset_dag_run=True,
-        fail_when_dag_is_paused=True,
-        wait_for_completion=True,
-        deferrable=True,
-        poke_interval=5,
-        retries=0,
-        execution_timeout=timedelta(seconds=25),
-    )
-"""
 
 
-@pytest.fixture(scope="module")
-def hour(running: Running) -> datetime:
-    """An hour with raw objects; its ready object is missing."""
-    make_hour(running.client, BUCKET, hour_prefix("raw/waits/", HOUR), objects=2)
-    return HOUR
-
-
-@pytest.fixture(scope="module")
-def stuck_run(running: Running, hour: datetime) -> str:
-    """A run of the Dag that waits in vain; it ends during the first test of this file."""
-    running.add_dag("stuck_rerun.py", STUCK_DAG)
-    return running.trigger(STUCK, {})
+def make(running: Running, hour: datetime) -> None:
+    """Write an hour with raw objects; its ready object is missing."""
+    make_hour(running.client, BUCKET, hour_prefix("raw/waits/", hour), objects=2)
 
 
 def instance_in(running: Running, dag_id: str, run_id: str, task_id: str, state: str) -> TaskInstance:
@@ -79,7 +49,9 @@ def in_database(running: Running, statement: str, *values: Any) -> list[Any]:
         return database.execute(statement, values).fetchall()
 
 
-def test_hour_whose_trigger_is_silent_ends(running: Running, hour: datetime, stuck_run: str) -> None:
+def test_hour_whose_trigger_is_silent_ends(running: Running) -> None:
+    hour = STUCK_HOUR - timedelta(hours=1)
+    make(running, hour)
     run_id = running.trigger(WAITS, {"hour": format_hour(hour)})
     instance_in(running, WAITS, run_id, "wait_for_raw_hour", "deferred")
     of_task = "WHERE run_id = ? AND task_id = 'wait_for_raw_hour'"
@@ -103,11 +75,15 @@ def test_hour_whose_trigger_is_silent_ends(running: Running, hour: datetime, stu
     assert running.ended(WAITS, run_id).state == "failed"
 
 
-def test_rerun_whose_run_is_stuck_ends_and_names_it(running: Running, hour: datetime, stuck_run: str) -> None:
+def test_rerun_whose_run_is_stuck_ends_and_names_it(running: Running) -> None:
+    make(running, STUCK_HOUR)
+    stuck_run = running.trigger(STUCK, {})
     assert running.ended(STUCK, stuck_run).state == "failed"
     log = log_of(running, STUCK, stuck_run, "rerun")
     assert "the run 'late__stuck' of log_rollup_waits is still running" in log.replace("\\", "")
     # The run itself continues.
     instance_in(running, WAITS, "late__stuck", "wait_for_raw_hour", "deferred")
-    running.client.put_object(Bucket=BUCKET, Key=hour_prefix("raw/waits/", hour) + READY_OBJECT, Body=b"")
+    running.client.put_object(
+        Bucket=BUCKET, Key=hour_prefix("raw/waits/", STUCK_HOUR) + READY_OBJECT, Body=b""
+    )
     instance_in(running, WAITS, "late__stuck", "wait_for_raw_hour", "success")
