@@ -97,10 +97,13 @@ def open_page(browser: Browser, running: Running) -> Iterator[OpenPage]:
 
 @pytest.fixture(scope="module")
 def in_airflow(browser: Browser, running: Running, made: MadeHour) -> Iterator[Page]:
-    """The hour in Airflow's UI, which takes seconds to load."""
+    """The hour in Airflow's UI, reached through the navigation; the UI takes seconds to load."""
     with opened_pages(browser, running) as open_it:
-        page = open_it(f"/plugin/log-rollup-hours{made.address}")
-        expect(hours_of(page).locator(".chip").first).to_have_text("Complete")
+        page = open_it("/")
+        page.get_by_role("link", name="Hours", exact=True).click()
+        expect(hours_of(page).get_by_role("grid")).to_be_visible()
+        (frame,) = page.main_frame.child_frames
+        frame.goto(made.address)
         yield page
 
 
@@ -173,18 +176,16 @@ def test_hour_shows_its_parts_proofs_and_shards(
     expect(page.get_by_text("AWS console")).to_have_count(0)
 
 
-def test_page_is_in_the_navigation_with_theme_and_address(made: MadeHour, in_airflow: Page) -> None:
-    in_airflow.get_by_role("link", name="Hours", exact=True).click()
-    outer = hours_of(in_airflow)
-    expect(outer.get_by_role("grid")).to_be_visible()
+def test_page_in_the_ui_follows_its_theme_and_address(in_airflow: Page) -> None:
+    frame = hours_of(in_airflow)
     for theme in ("dark", "light"):
         # As Airflow's own menu does.
         in_airflow.evaluate("theme => localStorage.setItem('theme', theme)", theme)
-        expect(outer.locator("html")).to_have_attribute("data-theme", theme)
-    (frame,) = in_airflow.main_frame.child_frames
-    frame.goto(made.address)
+        expect(frame.locator("html")).to_have_attribute("data-theme", theme)
     # Airflow's own address follows, so that users can share it.
     expect(in_airflow).to_have_url(re.compile(rf"/plugin/log-rollup-hours{PAGE}\?stream=small&hour="))
+    in_airflow.reload()
+    expect(frame.locator(".chip").first).to_have_text("Complete")
 
 
 def test_clear_asks_first_and_unchanged_hour_stays_complete(
