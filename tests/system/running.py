@@ -91,18 +91,26 @@ class Running:
             self.wait_for(f"{dag_id} to be known", lambda: self.stack.api.dag_is_known(dag_id))
             self._known_dags.add(dag_id)
 
+    @contextmanager
+    def edited_streams(self) -> Iterator[list[dict[str, Any]]]:
+        """Give the entries of the streams file to the block, and write them at its end; one test at a time."""
+        path = self.stack.paths.streams
+        with self._streams_lock:
+            document = yaml.safe_load(path.read_text())
+            yield document["streams"]
+            new = path.with_suffix(".new")
+            new.write_text(yaml.safe_dump(document))
+            new.replace(path)
+
     def add_stream(self, definition: Mapping[str, Any]) -> None:
         """Add a stream to the streams file, as an operator would, and request that the Dag file is parsed.
 
         Do nothing if another test has added it.
         """
-        path = self.stack.paths.streams
-        with self._streams_lock:
-            document = yaml.safe_load(path.read_text())
-            if any(stream["name"] == definition["name"] for stream in document["streams"]):
+        with self.edited_streams() as streams:
+            if any(stream["name"] == definition["name"] for stream in streams):
                 return
-            document["streams"].append(dict(definition))
-            path.write_text(yaml.safe_dump(document))
+            streams.append(dict(definition))
         self.wait_for_dag(APP)
         token = self.stack.api.request("GET", f"/dags/{APP}")["file_token"]
         self.write_if_new("PUT", f"/parseDagFile/{token}")

@@ -13,7 +13,6 @@ from typing import Any
 
 import psutil
 import pytest
-import yaml
 
 from dev.stack.airflow_api import TaskInstance
 from dev.stack.paths import BUCKET
@@ -26,7 +25,7 @@ from tests.system.running import Running
 from tests.system.streams import EXPIRING_DAYS
 from tests.system.test_stack_crashes import packing_processes
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.overlaps]
 
 STREAM = "expiring"
 DAG = f"log_rollup_{STREAM}"
@@ -77,11 +76,9 @@ class Expiring:
 
     def set_rules(self, **rules: Any) -> None:
         """Change ``expire_raw`` in the streams file, as an operator would."""
-        path = self.running.stack.paths.streams
-        document = yaml.safe_load(path.read_text())
-        (entry,) = [one for one in document["streams"] if one["name"] == STREAM]
-        entry["expire_raw"].update(rules)
-        path.write_text(yaml.safe_dump(document))
+        with self.running.edited_streams() as streams:
+            (entry,) = [one for one in streams if one["name"] == STREAM]
+            entry["expire_raw"].update(rules)
 
     def task(self, run_id: str) -> TaskInstance:
         (task,) = self.running.stack.api.task_instances(EXPIRE, run_id)
@@ -114,7 +111,7 @@ class Expiring:
         return {f"raw/{STREAM}/{name}": path.read_bytes() for name, path in files.items()}
 
 
-def test_raw_objects_expire_and_every_byte_stays_readable(running: Running, tmp_path: Path) -> None:
+def test_raw_objects_expire_and_every_byte_stays_readable(running: Running) -> None:
     expiring = Expiring(running)
     first, second, third, failing = expiring.hours
     for hour in expiring.hours:
@@ -172,7 +169,7 @@ def test_raw_objects_expire_and_every_byte_stays_readable(running: Running, tmp_
     assert (report["objects"], report["expired_before"], report["left_alone"]) == (1, 15, 0)
     assert expiring.present(first, second, third) == set()
 
-    restored = expiring.restore(tmp_path / "restored", first, third)
+    restored = expiring.restore(running.stack.paths.state / "unexpired", first, third)
     kept = {
         key: running.client.get_object(Bucket=BUCKET, Key=key)["Body"].read()
         for key in expiring.present(failing)
