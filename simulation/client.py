@@ -16,13 +16,15 @@ from include.log_rollup.errors import (
 )
 from include.log_rollup.storage.protocol import (
     READ_LIMIT_BYTES,
+    DeleteResult,
     FolderPage,
     ListPage,
     Location,
     ObjectHead,
+    ObjectInfo,
     StoredObject,
 )
-from simulation.faults import ONCE_FATES, READ_FATES, WRITE_FATES, Fate
+from simulation.faults import ONCE_FATES, PROMPT_FATES, READ_FATES, WRITE_FATES, Fate
 from simulation.quirks import Checksums
 from simulation.scheduler import Scheduler, Task
 from simulation.server import Server, Upload
@@ -31,8 +33,8 @@ from simulation.transfer import SimulatedTransfer
 T = TypeVar("T")
 
 
-# Claim, manifest and completion marker: they keep competing runs apart.
-DECISIVE_KEYS = ("/claim.json", "/_manifest.jsonl.gz", "/_SUCCESS")
+# Claim, manifest, completion marker and the record of expired objects: they keep competing runs apart.
+DECISIVE_KEYS = ("/claim.json", "/_manifest.jsonl.gz", "/_SUCCESS", "/_expired.json")
 
 
 class Client:
@@ -137,11 +139,14 @@ class Client:
     def write(self, target: Location, body: bytes, content_type: str) -> str:
         """See the protocol."""
         # No client can prevent that a PUT of a staged record is done again after its response.
+        is_expiry = target.key.endswith("/_expired.json")
         return self._write(
             "PUT",
             target,
             lambda: self._server.put(target.key, body, self._task, crc.crc64(body)).etag,
-            once="/staged-" in target.key,
+            once="/staged-" in target.key or is_expiry,
+            # Nor that an old record of expired objects is written long after, over a newer one.
+            fates=PROMPT_FATES if is_expiry else None,
         )
 
     def publish(self, source: Location, target: Location) -> None:
@@ -189,6 +194,38 @@ class Client:
             return True
 
         return self._write("DELETE", target, effect, f"if its ETag is {etag[:6]}")
+
+    def deletes_on_condition(self, scratch: Location) -> bool:
+        """See the protocol."""
+        return self._read(
+            "DELETE",
+            scratch,
+            lambda: self._server.quirks.if_match_delete,
+            lambda found: f"conditions: {found}",
+        )
+
+    def delete_exactly(
+        self, prefix: Location, objects: Sequence[ObjectInfo], *, conditional: bool
+    ) -> DeleteResult:
+        """See the protocol. Requests of other tasks may come between the deletions."""
+
+        def effect(item: ObjectInfo) -> bool:
+            found = self._server.objects.get(item.key)
+            if found is not None and found.etag != item.etag:
+                return False
+            self._server.remove(item.key, self._task)
+            return True
+
+        detail = "if its ETag is {}"
+        return DeleteResult(
+            [
+                item.key
+                for item in objects
+                if not self._write(
+                    "DELETE", prefix.at(item.key), partial(effect, item), detail.format(item.etag[:6])
+                )
+            ]
+        )
 
     def list_uploads(self, prefix: Location) -> Sequence[tuple[str, str]]:
         """See the protocol."""
@@ -259,13 +296,20 @@ class Client:
             self._fail(kind, key, fate)
 
     def _write(
-        self, kind: str, place: Location, effect: Callable[[], T], detail: str = "", *, once: bool = False
+        self,
+        kind: str,
+        place: Location,
+        effect: Callable[[], T],
+        detail: str = "",
+        *,
+        once: bool = False,
+        fates: tuple[Fate, ...] | None = None,
     ) -> T:
         key = self._key_of(place)
         while True:
             self._scheduler.pause(writes=True, decisive=once or key.endswith(DECISIVE_KEYS))
             self._requests[kind] += 1
-            fate = self._scheduler.draw_fate(ONCE_FATES if once else WRITE_FATES, writes=True)
+            fate = self._scheduler.draw_fate(fates or (ONCE_FATES if once else WRITE_FATES), writes=True)
             what = f"{detail}: {fate}" if detail else str(fate)
             self._note(kind, key, what)
             if fate in (Fate.LATE, Fate.TWICE):

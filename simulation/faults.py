@@ -22,6 +22,8 @@ READ_FATES = (Fate.REFUSED, Fate.THROTTLED)
 WRITE_FATES = (Fate.REFUSED, Fate.THROTTLED, Fate.LOST, Fate.LATE, Fate.TWICE)
 # Of writes that are not simulated to take effect a second time.
 ONCE_FATES = (Fate.REFUSED, Fate.THROTTLED, Fate.LOST, Fate.LATE)
+# Of writes that are not simulated to take effect later either.
+PROMPT_FATES = (Fate.REFUSED, Fate.THROTTLED, Fate.LOST)
 GET_FATES = (Fate.REFUSED, Fate.THROTTLED, Fate.STALLED, Fate.CUT_SHORT, Fate.WRONG_BYTES)
 PUT_FATES = (Fate.REFUSED, Fate.THROTTLED, Fate.LOST, Fate.LATE, Fate.TWICE, Fate.STALLED, Fate.WRONG_BYTES)
 COPY_FATES = (Fate.REFUSED, Fate.THROTTLED, Fate.LOST, Fate.LATE, Fate.TWICE, Fate.STALLED)

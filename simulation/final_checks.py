@@ -202,6 +202,7 @@ class FinalChecks:
         if name == "VanishedInputError":
             # Of a damaged part, and without the record, what has expired counts as vanished.
             is_lost = world.checker.records_damaged or bool(world.checker.damaged_bodies)
+            is_lost = is_lost or world.checker.older_expired
             return world.vanished_any or (bool(world.hour.expired) and is_lost)
         if name == "UnreadableRecordError":
             # A foreign object named like one of our parts, and in no record, could be one of ours.

@@ -292,7 +292,8 @@ class Hour:
 
     def forms_of(self, version: Version) -> Sequence[bytes]:
         """The bytes of which parts may have either: those of a raw object, and its content."""
-        content = unpacked(version.key, version.body) if self.packing.compression else None
+        # Parts that were compressed before may stay when nothing is compressed any more.
+        content = unpacked(version.key, version.body) if self.frame_bytes else None
         return (version.body, content) if content else (version.body,)
 
     def is_part_like(self, key: str) -> bool:

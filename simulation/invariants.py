@@ -9,8 +9,16 @@ import re
 from collections.abc import Sequence
 
 from simulation.completion_checker import CompletionChecker
-from simulation.hour_model import FRAME_MAGIC, Hour, Version, content_of, is_too_large, read_gzip_json
-from simulation.scheduler import Scheduler, Task
+from simulation.hour_model import (
+    FRAME_MAGIC,
+    Hour,
+    Manifest,
+    Version,
+    content_of,
+    is_too_large,
+    read_gzip_json,
+)
+from simulation.scheduler import EXPIRE, Scheduler, Task
 from simulation.server import FOREIGN, INTERFERENCE, Server, ServerObject, Upload
 
 # The name of a part that was split off a compressed part.
@@ -37,6 +45,7 @@ class InvariantChecker:
         # Contents of damaged parts.
         self.damaged_bodies: list[bytes] = []
         self.records_damaged = False
+        self.older_expired = False
         # Without CopyObject, an overtaken run may leave a wrong marker until it has read the claim again,
         # and its late PUT may overwrite a newer manifest.
         self.has_copy_object = server.quirks.copies
@@ -58,6 +67,8 @@ class InvariantChecker:
         hour = self.hour
         if now is not None and now.author not in INTERFERENCE:
             self.our_keys.add(key)
+        if task is not None and task.kind == EXPIRE and self._is_of_expiry(key, before, now, task):
+            return
         if task is not None:
             self.damaged.pop(key, None)
             if not hour.is_aggregated(key):
@@ -82,8 +93,79 @@ class InvariantChecker:
         self, key: str, before: ServerObject | None, now: ServerObject | None, task: Task | None
     ) -> None:
         """Check one change in the store of the raw objects, if it is another one than that of the parts."""
-        if task is not None:
+        if task is not None and not (task.kind == EXPIRE and self._is_of_expiry(key, before, now, task)):
             self.fail(f"{task.name} changed {key} in the store of the raw objects")
+
+    # -- expiry ----------------------------------------------------------------------------------------
+
+    def _is_of_expiry(
+        self, key: str, before: ServerObject | None, now: ServerObject | None, task: Task
+    ) -> bool:
+        """Check a change that only the expiry makes; returns False if it is another one."""
+        hour = self.hour
+        if key == hour.expiry_record and now is not None:
+            self._note_announcement(now)
+            return True
+        if before is None or now is not None or not hour.is_raw(key):
+            return False
+        self._check_expired(before, task)
+        return True
+
+    def _note_announcement(self, record: ServerObject) -> None:
+        """Note which parts a record of expired raw objects names: no run may change them."""
+        manifest = self._manifest()
+        rows = manifest.by_part() if manifest is not None else {}
+        known = self.hour.announced
+        announced = {}
+        for name, part in json.loads(record.body)["parts"].items():
+            keys = {row.key for row in rows[name]} if name in rows else known.get(name, set())
+            announced[name] = keys - set(part["kept"])
+        self.hour.announced = announced
+
+    def _check_expired(self, gone: ServerObject, task: Task) -> None:
+        """Check that a proven part holds a raw object that the expiry has just deleted."""
+        hour = self.hour
+        version = next(
+            (one for one in hour.history.get(gone.key, ()) if one.etag == gone.etag and one.end is None), None
+        )
+        if version is None:
+            self.fail(f"{task.name} deleted {gone.key}, which no producer wrote")
+            return
+        version.end = self._scheduler.step
+        manifest = self._manifest()
+        is_damaged = self.damaged.get(hour.manifest, -1) >= task.started
+        is_newest = False
+        for name, rows in (manifest.by_part() if manifest is not None else {}).items():
+            objects = [(row.key, row.etag) for row in rows]
+            if gone.key not in {row.key for row in rows}:
+                continue
+            is_newest = (gone.key, gone.etag) in objects
+            place = hour.base + name
+            is_damaged = is_damaged or self.damaged.get(place, -1) >= task.started
+            stored = self._server.objects.get(place)
+            if is_newest and stored is not None and self.holds(name, stored, objects):
+                is_damaged = True
+        if not is_damaged:
+            self.fail(f"{task.name} deleted {gone.key}, which no proven part holds")
+        if not is_newest:
+            # A delete that was carried out late hit an earlier version, which a producer had restored.
+            self.older_expired = True
+        hour.expired.add((gone.key, gone.etag))
+        self.raw_object_removed(version)
+
+    def held_raw_objects(self) -> list[str]:
+        """Keys of the raw objects that exist as the last part with their key holds them."""
+        manifest = self._manifest()
+        newest = {row.key: row.etag for row in manifest.rows} if manifest is not None else {}
+        return [
+            key
+            for key, etag in newest.items()
+            if key in self._source.objects and self._source.objects[key].etag == etag
+        ]
+
+    def _manifest(self) -> Manifest | None:
+        stored = self._server.objects.get(self.hour.manifest)
+        return self.completion.read_manifest(stored) if stored is not None else None
 
     def _has_current_claim(self, manifest: ServerObject) -> bool:
         """Whether a manifest was written under the current claim."""

@@ -22,7 +22,7 @@ from typing import Any, Self
 import include.log_rollup as pipeline
 from include.log_rollup import compression, monitor
 from include.log_rollup.compression import codec_of
-from include.log_rollup.steps import packer
+from include.log_rollup.steps import expire_hour, packer
 from simulation.codec import FakeCodec, Library, fake_codec_of
 from simulation.scheduler import START, Scheduler, running_fiber
 from simulation.threads import SimulatedCondition, SimulatedExecutor
@@ -137,6 +137,8 @@ def simulated(
     _current.scheduler = scheduler
     changed: list[tuple[ModuleType, str, Any]] = []
     values: list[tuple[ModuleType, str, Any]] = []
+    # Several batches of deletes, and rounds of parts.
+    values += [(expire_hour, "BATCH_OBJECTS", 2), (expire_hour, "_ROUND_PARTS", 2)]
     if copies_up_to is not None:
         values += [
             (packer, "LARGEST_COPY_BYTES", copies_up_to),

@@ -17,10 +17,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from include.log_rollup.errors import RollupError
+from include.log_rollup.errors import ListingError, RollupError, UnsupportedOperationError
 from simulation.codec import CodecFailureError
 from simulation.dag_run import DagRun
 from simulation.event_log import EventLog
+from simulation.expiry_run import ExpiryRun
 from simulation.faults import Fate
 from simulation.final_checks import FinalChecks
 from simulation.patching import simulated
@@ -80,7 +81,8 @@ class Scenario:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.running: list[tuple[DagRun, Task]] = []
+        self.running: list[tuple[DagRun | ExpiryRun, Task]] = []
+        self._expiries = 0
         self.runs: list[DagRun] = []
         self.tasks = 0
         world.scheduler.on_delay = self._overtake
@@ -141,6 +143,7 @@ class Scenario:
                 (settings.damages, world.damage_something),
                 (settings.foreign, world.put_foreign_object),
                 (world.keeping.expiries if world.can_expire else 0, world.expiry.begin),
+                (world.expiry_draws.runs if world.can_expire else 0, self._start_expiry),
                 (library.changes if library else 0, world.change_packing),
             )
             for count, action in interference:
@@ -162,6 +165,10 @@ class Scenario:
         self.world.note("run", f"{name} begins" + (", and drops vanished objects" if drop else ""))
         run.clear()
 
+    def _start_expiry(self) -> None:
+        self._expiries += 1
+        ExpiryRun(self, f"X{self._expiries}").start()
+
     def _finish(self) -> None:
         """Start new runs until the hour is complete; nothing interferes."""
         world = self.world
@@ -173,6 +180,7 @@ class Scenario:
         drop_vanished = False
         repack = world.keeping.repacks_at_end
         expires = world.keeping.expires_at_end and world.can_expire
+        runs_expiry = world.expiry_draws.at_end and world.can_expire
         world.hour.packing_since = 0 if repack else world.scheduler.step
         for number in range(MAX_FINAL_CLEARS):
             run = DagRun(self, f"Z{number}", clears=0, drop_vanished=drop_vanished, repack=repack)
@@ -185,10 +193,16 @@ class Scenario:
             if run.result == "success":
                 if not checks.check_complete_hour(number):
                     continue
-                if world.checker.problems or not expires:
+                if world.checker.problems:
                     return
-                expires = False
-                self._expire_complete_hour()
+                if runs_expiry:
+                    runs_expiry = False
+                    self._run_final_expiry()
+                elif expires:
+                    expires = False
+                    self._expire_complete_hour()
+                else:
+                    return
                 continue
             reasons.append(run.error)
             if run.error is not None and checks.is_justified(run.error):
@@ -206,6 +220,26 @@ class Scenario:
         world.expiry.begin(at_once=True)
         for _ in range(world.keeping.rng.randint(0, 2)):
             world.change_raw_objects()
+
+    def _run_final_expiry(self) -> None:
+        """Run the step ``expire_hour`` on the complete hour: no raw object may be left that a part holds."""
+        world = self.world
+        run = ExpiryRun(self, "Y")
+        run.start()
+        world.scheduler.run()
+        result = run.result
+        if isinstance(result, ListingError | UnsupportedOperationError):
+            return
+        if "it is archived, so that its bytes cannot be read" in getattr(result, "reason", ""):
+            # Its raw objects stay, too.
+            world.note("expiry leaves archived parts alone", "")
+            return
+        state = getattr(result, "state", None)
+        if state != "expired":
+            world.checker.fail(f"the expiry of a complete hour ends with {result!r}")
+        elif world.source.quirks.listed_etags:
+            for key in world.checker.held_raw_objects():
+                world.checker.fail(f"{key} did not expire, although a part holds it")
 
     def _apply_remedy(self, error: BaseException) -> bool:
         """Sometimes do what an error message says; returns whether anything was done."""
@@ -246,7 +280,7 @@ class Scenario:
         self.world.note("kill", task.name)
         task.kill()
 
-    def _random_task(self) -> tuple[DagRun, Task] | None:
+    def _random_task(self) -> tuple[DagRun | ExpiryRun, Task] | None:
         alive = [(run, task) for run, task in self.running if not task.done and not task.dead]
         return self.world.rng.choice(alive) if alive else None
 

@@ -27,6 +27,10 @@ REQUEST_SECONDS = 0.02
 MAX_STEPS = 20_000
 
 
+# Kind of the tasks that delete raw objects.
+EXPIRE = "expire"
+
+
 class KilledError(BaseException):
     """Raised in a task whose process was killed; nothing it does afterwards has an effect."""
 

@@ -16,6 +16,7 @@ from simulation.codec import SCALE, draw_library
 from simulation.draws import BUCKET, Settings, draw_quirks, draw_stream
 from simulation.event_log import EventLog
 from simulation.expiry import EXPIRY, Expiry
+from simulation.expiry_draws import ExpiryDraws
 from simulation.faults import flip_bit
 from simulation.hour_model import Hour, Packing, Place, Version, encoding_of
 from simulation.invariants import InvariantChecker
@@ -90,6 +91,7 @@ class World:
         )  # fmt: skip
         self.checker = InvariantChecker(self.server, self.source, self.scheduler, self.hour)
         self.expiry = Expiry(self, self.keeping.rng)
+        self.expiry_draws = ExpiryDraws(seed)
         # Whether a raw object of a format that can't be joined was written, and whether one was deleted.
         self.has_container = self.vanished_any = False
         # The places in which producers write; others appear later.
