@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from include.log_rollup.errors import SupersededError, UnreadableRecordError, VanishedInputError
+from include.log_rollup.errors import ProofError, SupersededError, UnreadableRecordError, VanishedInputError
 from include.log_rollup.queries.late import find_changed_hours
 from include.log_rollup.queries.locate import locate
 from include.log_rollup.queries.verify import verify_hour
@@ -221,6 +221,34 @@ def test_part_that_is_written_again_renews_records_of_its_group(hour: GroupedHou
     assert {group: hour.store.stored(f"{hour.folder(group)}_SUCCESS") for group in before} == before
     assert hour.json(f"{hour.folder('web')}_SUCCESS")["plan_id"] == planned.plan_id
     assert verify_hour(hour.store, hour.stream, HOUR).problems == []
+
+
+def test_marker_written_again_names_the_plan_of_its_group(hour: GroupedHour) -> None:
+    hour.produce(three_groups())
+    hour.run()
+    marker = f"{hour.folder('a.b')}_SUCCESS"
+    before = hour.json(marker)["plan_id"]
+    hour.produce({"web": {"late.log": b"late"}})
+    planned = hour.plan()
+    for ref in planned.shards:
+        pack_shard(hour.store, hour.stream, ref)
+    validate_hour(hour.store, hour.stream, HOUR)
+    hour.store.delete("logs", [marker])
+    complete_hour(hour.store, hour.stream, HOUR)
+    hour.verify()
+    assert hour.json(marker)["plan_id"] == before != planned.plan_id
+    assert verify_hour(hour.store, hour.stream, HOUR).problems == []
+
+
+def test_hour_does_not_complete_without_the_manifest_of_a_group(hour: GroupedHour) -> None:
+    hour.produce(three_groups())
+    for ref in hour.plan().shards:
+        pack_shard(hour.store, hour.stream, ref)
+    validate_hour(hour.store, hour.stream, HOUR)
+    hour.store.delete("logs", [f"{hour.folder('web')}_manifest.jsonl.gz"])
+    with pytest.raises(ProofError, match=r"web/.*is missing or describes other parts"):
+        complete_hour(hour.store, hour.stream, HOUR)
+    assert not hour.store.has(f"{HOME}_SUCCESS")
 
 
 def test_part_with_another_etag_renews_records_of_its_group(hour: GroupedHour) -> None:

@@ -6,13 +6,14 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 
 from include.log_rollup.errors import ProofError
-from include.log_rollup.hour.layout import format_hour
-from include.log_rollup.hour.manifest import HourTotals, ManifestReader
+from include.log_rollup.hour.layout import folder_of, format_hour
+from include.log_rollup.hour.manifest import HourTotals, ManifestReader, read_manifest_header
 from include.log_rollup.hour.parts import is_intact
 from include.log_rollup.hour.plan import digest_of
 from include.log_rollup.hour.reader import Inventory
 from include.log_rollup.hour.records import Claim, CompletionMarker
 from include.log_rollup.hour.state import HourState
+from include.log_rollup.parallel import in_parallel
 from include.log_rollup.storage.protocol import ObjectStore
 from include.log_rollup.streams import Stream
 
@@ -32,7 +33,7 @@ def complete_hour(
     :param completed: called with the totals if the hour was not complete before
     :returns: the totals of the hour, from its manifest
     :raises SupersededError: if the hour is being built under another plan
-    :raises ProofError: if a part has changed since it was proven
+    :raises ProofError: if a part or a group's manifest has changed since it was proven
     """
     state = HourState(store, stream, hour)
     # Read before the parts are compared: a run that changes them later claims the hour first.
@@ -54,11 +55,7 @@ def complete_hour(
         claim = _validated_claim(state, claim, manifest)
         _remove_strays(state, claim, manifest, found)
         now = datetime.now(UTC)
-        groups = {
-            group.folder: marker_of(totals.of_group(group), manifest.validated_at, now)
-            for group in totals.groups
-            if group.folder not in found.group_markers
-        }
+        groups = _group_markers(store, state, manifest, found, now)
         why_empty = state.paths.raw_template.why_empty(hour) or ""
         content = marker_of(totals, manifest.validated_at, now, why_empty)
         if found.expiry_etag is not None:
@@ -101,6 +98,42 @@ def _validated_claim(state: HourState, claim: Claim | None, manifest: ManifestRe
             "the hour was planned again since it was validated", "clear the run from validate_hour on"
         )
     return claim
+
+
+def _group_markers(
+    store: ObjectStore, state: HourState, manifest: ManifestReader, found: Inventory, now: datetime
+) -> dict[str, CompletionMarker]:
+    """The markers of the groups that have none, by folder.
+
+    A group whose parts have not changed may lack its marker, because an overtaken run has removed it. Its
+    manifest is of an earlier plan then, and the marker has to name that plan.
+
+    :raises ProofError: if the manifest of a group is missing or describes other parts
+    """
+    paths = state.paths
+    missing = [group for group in manifest.totals.groups if group.folder not in found.group_markers]
+    headers = in_parallel(
+        store.control_connections,
+        "log-rollup-groups",
+        lambda group: read_manifest_header(store, paths.group_manifest(group.folder)),
+        missing,
+    )
+    etags: dict[str, dict[str, str]] = {}
+    for entry in manifest.table if missing else ():
+        folder = folder_of(entry["name"])
+        etags.setdefault(folder, {})[entry["name"].removeprefix(folder)] = entry["etag"]
+    markers = {}
+    for group, header in zip(missing, headers, strict=True):
+        found_etags = {entry["name"]: entry["etag"] for entry in header["parts_table"]} if header else None
+        if header is None or found_etags != etags[group.folder]:
+            raise ProofError(
+                f"hour {format_hour(paths.hour)}: {paths.group_manifest(group.folder)} is missing or describes "
+                f"other parts than those that were proven: another run or another program has changed it. Clear "
+                f"the run from plan_hour on."
+            )
+        totals = replace(manifest.totals.of_group(group), plan_id=header["plan_id"])
+        markers[group.folder] = marker_of(totals, header["validated_at"], now)
+    return markers
 
 
 def _remove_strays(state: HourState, claim: Claim, manifest: ManifestReader, found: Inventory) -> None:
