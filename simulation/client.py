@@ -106,7 +106,12 @@ class Client:
             stated = found.checksum
             value = stated.value if stated and stated.algorithm == crc.CRC64NVME else None
             return ObjectHead(
-                len(found.body), found.etag, value, found.etag_is_md5, is_archived=found.is_archived
+                len(found.body),
+                found.etag,
+                value,
+                found.etag_is_md5,
+                is_archived=found.is_archived,
+                storage_class=found.headers.get("x-amz-storage-class", ""),
             )
 
         return self._read("HEAD", target, effect, _presence)

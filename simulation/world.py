@@ -344,7 +344,9 @@ class World:
         if kind == "delete":
             self.server.remove(key)
         else:
-            self.server.store(key, _damage_body(rng, key, before.body, kind), DAMAGE, headers=before.headers)
+            # As if somebody had written it again, in the bucket's own class: archived bytes cannot change.
+            headers = {name: value for name, value in before.headers.items() if name != "x-amz-storage-class"}
+            self.server.store(key, _damage_body(rng, key, before.body, kind), DAMAGE, headers=headers)
 
     # -- the hour at the start -------------------------------------------------------------------------
 
