@@ -42,10 +42,26 @@ _OVERLAPPING = pytest.StashKey[OverlappingTests]()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give the tests of this folder more time than others, because the first one starts the stack."""
+    """Give the tests of this folder more time than others, because the first one starts the stack.
+
+    Those in threads are awaited after the others, and before those that need the stack alone.
+    """
     for item in items:
-        if Path(__file__).parent in item.path.parents and item.get_closest_marker("timeout") is None:
+        if _is_here(item) and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(TIMEOUT_SECONDS))
+    items.sort(key=_turn)
+
+
+def _is_here(item: pytest.Item) -> bool:
+    return Path(__file__).parent in item.path.parents
+
+
+def _turn(item: pytest.Item) -> int:
+    if not _is_here(item):
+        return 3
+    if "alone" in getattr(item, "fixturenames", ()):
+        return 2
+    return 1 if item.get_closest_marker(MARKER) else 0
 
 
 @pytest.hookimpl(tryfirst=True)

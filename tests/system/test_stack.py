@@ -71,7 +71,9 @@ def test_each_completion_emits_a_partitioned_and_a_plain_event(running: Running,
         ]
 
 
+@pytest.mark.usefixtures("alone")
 def test_sockets_of_all_processes_stay_within_the_pool(running: Running, runs: list[DagRun]) -> None:
+    # By now the other tests have run.
     assert running.stack.api.pools()[POOL] == POOL_SLOTS
     assert 0 < running.watch.peak_sockets <= POOL_SLOTS
     assert running.watch.peak_sockets_of_one <= 25
