@@ -59,6 +59,8 @@ class Comparison:
         self._absent: dict[str, bool] = {}
         self.announced: set[str] = set()
         """Names of the parts with raw objects that have expired, or may expire at any moment."""
+        self.stuck: set[str] = set()
+        """Keys of raw objects that have vanished, and that a part holds together with expired ones."""
         self.doubled: list[str] = []
         """Keys of the listed objects that two parts hold in the same version."""
 
@@ -73,6 +75,8 @@ class Comparison:
                 # A part with expired objects stays, also if another object in it is left out since.
                 if item.key in announced or not (announced and item.key in self._left_out):
                     self._absent[item.key] = item.key in announced
+                    if announced and item.key not in announced:
+                        self.stuck.add(item.key)
             elif self._chosen[place] == item:
                 if self._found[place]:
                     self.doubled.append(item.key)
