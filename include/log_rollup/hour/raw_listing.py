@@ -28,16 +28,21 @@ class RawListing:
     def __init__(self, pages: Iterable[ListPage]) -> None:
         keys: list[str] = []
         sizes, digests = array("q"), bytearray()
+        last, is_sorted = "", True
         for page in pages:
             for row in page.objects:
+                is_sorted = is_sorted and last <= row.key
+                last = row.key
                 keys.append(row.key)
                 sizes.append(row.size)
                 digests += _digest(row)
-        order = sorted(range(len(keys)), key=keys.__getitem__)
-        if order != list(range(len(keys))):
+        if not is_sorted:
+            order = sorted(range(len(keys)), key=keys.__getitem__)
             keys = [keys[place] for place in order]
             sizes = array("q", (sizes[place] for place in order))
-            digests = bytearray(b"".join(digests[place * _DIGEST_BYTES :][:_DIGEST_BYTES] for place in order))
+            digests = bytearray().join(
+                digests[place * _DIGEST_BYTES : (place + 1) * _DIGEST_BYTES] for place in order
+            )
         self._keys, self._sizes, self._digests = keys, sizes, digests
         # What the last part that holds the key holds of it: parts of later runs have later versions.
         self._held = bytearray(len(keys))
