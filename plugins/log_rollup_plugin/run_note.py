@@ -1,7 +1,7 @@
 """The note on a successful run: the totals of its hour."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,10 +10,14 @@ from include.log_rollup.units import format_size
 
 # The task whose result the note shows.
 COMPLETE_HOUR = "complete_hour"
-# A note written by :func:`describe`. Any other note was written by a person, or when the run was triggered.
+# The mapped task whose results the note shows, in the Dag that deletes raw objects.
+EXPIRE_RAW = "expire_raw"
+EXPIRE_DAG_ID = "log_rollup_expire"
+# A note of this module. Any other note was written by a person, or when the run was triggered.
 _OUR_NOTE = re.compile(
     r"[0-9,]+ objects, [0-9.]+ [KMGT]?i?B -> [0-9,]+ parts(, verified by CRC)?"
     r"(; left out: [0-9a-z, ]+)?(; [0-9,]+ groups.*|\. No .*)?"
+    r"|Raw objects that (expired|can expire): .*"
 )
 # The length of a note in Airflow's database.
 _MAX_LENGTH = 1000
@@ -45,6 +49,25 @@ def describe(totals: Mapping[str, Any]) -> str:
     return text[:_MAX_LENGTH]
 
 
+def describe_expiry(reports: Sequence[Mapping[str, Any]]) -> str:
+    """The text of the note of a run that deletes raw objects, such as ``Raw objects that expired: app 300``.
+
+    :param reports: the return values of the task expire_raw
+    :raises LookupError: if they are not
+    """
+    deletes = any(report["deleted"] for report in reports)
+    named = []
+    for report in reports:
+        text = f"{report['stream']} {report['objects']:,} ({format_size(report['bytes'])})"
+        if deletes and not report["deleted"]:
+            text += " not approved" if "approved" in report else " can expire"
+        if report["left_alone"]:
+            text += f", {report['left_alone']:,} hours left alone"
+        named.append(text)
+    what = "expired" if deletes else "can expire"
+    return f"Raw objects that {what}: {'; '.join(named)}"[:_MAX_LENGTH]
+
+
 def _describe_groups(totals: Mapping[str, Any]) -> str:
     count, largest = totals["groups"], totals["largest_groups"]
     named = ", ".join(f"{group_name(one['captures'])} {format_size(one['bytes_in'])}" for one in largest)
@@ -59,12 +82,12 @@ def _describe_groups(totals: Mapping[str, Any]) -> str:
 
 
 def is_ours(note: str) -> bool:
-    """Whether :func:`describe` has written a note; no person has changed it then."""
+    """Whether this module has written a note; no person has changed it then."""
     return _OUR_NOTE.fullmatch(note) is not None
 
 
 def leave_note(dag_run: Any) -> str | None:
-    """Put the hour's totals into the note of a successful run of this project's Dags.
+    """Put the totals of the hour, or what expired, into the note of a successful run of this project's Dags.
 
     A note written by a person is not changed. The statements run in the transaction of the scheduler, which holds
     a lock on the run's row; savepoints protect that transaction from their errors.
@@ -85,24 +108,27 @@ def leave_note(dag_run: Any) -> str | None:
     # connection has written since.
     connection = session.connection()
     of_this_run = DagRunNote.dag_run_id == dag_run.id
+    expires = dag_run.dag_id == EXPIRE_DAG_ID
     with connection.begin_nested():
-        totals = connection.scalar(
-            select(XComModel.value).where(
+        results = connection.scalars(
+            select(XComModel.value)
+            .where(
                 XComModel.dag_id == dag_run.dag_id,
                 XComModel.run_id == dag_run.run_id,
-                XComModel.task_id == COMPLETE_HOUR,
-                XComModel.map_index == -1,
+                XComModel.task_id == (EXPIRE_RAW if expires else COMPLETE_HOUR),
                 XComModel.key == "return_value",
             )
-        )
+            .order_by(XComModel.map_index)
+        ).all()
         found = connection.execute(
             select(DagRunNote.content, DagRunNote.user_id).where(of_this_run)
         ).one_or_none()
-    if not isinstance(totals, dict):
+    if not results or not all(isinstance(result, dict) for result in results):
         return None
     if found and (found.user_id is not None or not is_ours(found.content or "")):
         return None
-    values = {"content": describe(totals), "updated_at": datetime.now(UTC)}
+    text = describe_expiry(results) if expires else describe(results[0])
+    values = {"content": text, "updated_at": datetime.now(UTC)}
     with connection.begin_nested():
         if found:
             connection.execute(update(DagRunNote).where(of_this_run).values(values))

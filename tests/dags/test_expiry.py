@@ -16,6 +16,7 @@ from include.log_rollup.errors import ConfigurationError
 from include.log_rollup.streams import Stream, load_streams
 from log_rollup_plugin import expiry
 from log_rollup_plugin.expiry import APPROVE, REJECT, ExpireRawOperator
+from log_rollup_plugin.run_note import describe_expiry, is_ours
 from tests.dags.conftest import LoadDags
 from tests.dags.test_policy import stream
 from tests.support.fake_store import FakeStore
@@ -211,3 +212,17 @@ def test_expiry_uses_its_own_connection(make_task: Any) -> None:
     make_task({**AFTER, "conn_id": "expiry"})
     (loaded,) = load_streams()
     assert (loaded.aws_conn_id, loaded.for_expiry.aws_conn_id) == ("aws_default", "expiry")
+
+
+# -- the note of the run -----------------------------------------------------------------------------------
+
+
+def test_note_says_what_expired_of_each_stream(make_task: Any) -> None:
+    task = make_task(AFTER)
+    reported = task.run()
+    assert describe_expiry([reported]) == "Raw objects that can expire: app 5 (150 B)"
+    deleted = {**reported, "deleted": True, "left_alone": 1}
+    note = describe_expiry([deleted, {**reported, "stream": "web", "approved": False}])
+    assert note == ("Raw objects that expired: app 5 (150 B), 1 hours left alone; web 5 (150 B) not approved")
+    assert is_ours(note)
+    assert len(describe_expiry([reported] * 100)) == 1000

@@ -16,9 +16,17 @@ from include.log_rollup.queries.late import find_changed_hours
 from include.log_rollup.queries.status import HourStatus, read_hours
 from include.log_rollup.queries.verify import verify_hour
 from include.log_rollup.steps import expire_hour as module
-from include.log_rollup.steps.expire_hour import ExpiryState, HourExpiry, examine_hour, expire_hour, is_over
+from include.log_rollup.steps.expire_hour import (
+    ExpiryState,
+    HourExpiry,
+    examine_hour,
+    expire_hour,
+    is_over,
+    probe_of,
+)
 from include.log_rollup.streams import Stream
 from tests.support.fake_store import CrashError, FakeStore, join_stores
+from tests.support.grouped_hour import HOME, GroupedHour, three_groups
 from tests.support.hour_in_memory import MANIFEST, MARKER, make_stream, part_key, produce, run_hour
 from tests.support.raw_hours import AGGREGATED, HOUR, RAW
 
@@ -477,3 +485,24 @@ def test_object_changed_after_expiry_expires_in_both_versions(store: FakeStore) 
     produce(store, {"a.log": b"a" * 30})
     found = expire_hour(store, STREAM, HOUR)
     assert (found.objects, found.changed.count, raw_names(store)) == (0, 1, ["a.log"])
+
+
+def test_raw_objects_of_groups_expire() -> None:
+    hour = GroupedHour("before the date")
+    hour.produce(three_groups())
+    hour.run()
+    keys = [key for key in hour.store.listing("raw/") if "/20261123/08/" in key]
+    found = expire_hour(hour.store, hour.stream, HOUR)
+    assert (found.state, found.objects) == (ExpiryState.EXPIRED, len(keys))
+    assert hour.store.listing("raw/") == []
+    assert hour.store.has(f"{HOME}_expired.json")
+    assert list(verify_hour(hour.store, hour.stream, HOUR, deep=True).problems) == []
+    hour.run()
+    assert find_changed_hours(hour.store, hour.stream, [HOUR]).changed == []
+
+
+def test_probe_is_on_the_server_with_the_raw_objects() -> None:
+    assert str(probe_of(STREAM)) == "s3://logs/aggregated/app/_log-rollup-delete-probe"
+    other = make_stream(target_conn_id="other")
+    assert str(probe_of(other)) == "s3://logs/raw/app/_log-rollup-delete-probe"
+    assert probe_of(other).is_raw
