@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 import pytest
 
 from include.log_rollup.queries.overview import late_after
-from include.log_rollup.queries.status import HourStatus, HourSummary
+from include.log_rollup.queries.status import ExpiredObjects, HourStatus, HourSummary
 from log_rollup_plugin.hours_page.cache import CachedHour
 from log_rollup_plugin.hours_page.database import HourRun
 from log_rollup_plugin.hours_page.hour_cells import CellStatus, cell_of
@@ -97,3 +97,10 @@ def test_complete_hour_that_clocks_empty_says_why() -> None:
     hour_read = CachedHour(HourSummary(HOUR, HourStatus.COMPLETE, {"why_empty": "clocks are set back"}), SOON)
     assert cell_of(STREAM, HOUR, SOON, hour_read, DONE).reason == "clocks are set back"
     assert cell_of(STREAM, HOUR, SOON, hour_read, RUN).reason == "a rerun is in progress"
+
+
+def test_complete_hour_says_what_has_expired() -> None:
+    expired = ExpiredObjects(1200, 9000, "2026-12-07T05:00:01+00:00", finished=True)
+    summary = HourSummary(HOUR, HourStatus.COMPLETE, {}, expired=expired)
+    cell = cell_of(STREAM, HOUR, END, CachedHour(summary, SOON), None)
+    assert (cell.status, cell.reason) == (CellStatus.COMPLETE, "1,200 raw objects expired on 2026-12-07")

@@ -204,3 +204,27 @@ def probed(hook: PooledS3Hook, scratch: Location) -> bool:
     """Try conditional deletes out, and don't use them."""
     hook._exact_deleter.deletes_on_condition(scratch)
     return False
+
+
+def test_restored_objects_are_deleted_again_if_the_hour_is_named(
+    moto_server: MotoServer, ministack_server: MinistackServer, make_bucket: BucketFactory,
+    pipeline_on: PipelineFactory, command: RunCommand, use_streams: UseStreams,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Raw objects and parts are on two servers; the probe is written to that of the raw objects."""
+    bucket, archive = make_bucket(moto_server), make_bucket(ministack_server)
+    monkeypatch.setenv("AIRFLOW_CONN_ARCHIVE", ministack_server.airflow_connection_json())
+    places = {"aggregated": f"s3://{archive}/aggregated/app/", "target_conn_id": "archive"}
+    pipeline = pipeline_on(moto_server, bucket, **places)
+    made = {f"{RAW}{number}.log": b"line\n" for number in range(5)}
+    put_objects(pipeline.client, bucket, made)
+    pipeline.run()
+    use_streams(settings_on(bucket, **places, **DELETING))
+    hour = f"{HOUR:%Y-%m-%dT%H}"
+    assert command("expire", "app", hour).code == 0
+    assert pipeline.listed("raw/") == []
+    put_objects(pipeline.client, bucket, made)
+    assert command("expire", "app", "--json").json["objects"] == 0
+    assert len(pipeline.listed(RAW)) == 5
+    assert command("expire", "app", hour, "--json").json["objects"] == 5
+    assert pipeline.listed("raw/") == []

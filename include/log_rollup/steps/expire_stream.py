@@ -136,6 +136,7 @@ def expire_stream(
     hours: Iterable[datetime],
     *,
     delete: bool,
+    skip_over: bool = True,
     at_most: int | None = None,
     seconds: float | None = None,
     on_hour: Callable[[HourExpiry], None] | None = None,
@@ -145,6 +146,8 @@ def expire_stream(
     Hours that are over take two small requests. An hour that cannot be proven does not stop the others.
 
     :param delete: False to examine only
+    :param skip_over: don't list the raw objects of hours in which everything has expired by their records. False
+        finds objects that were restored since
     :param at_most: the most raw objects to delete; an hour that would exceed it is left for the next run
     :param seconds: time after which no further hour is begun
     :param on_hour: called with each hour that is not over
@@ -159,7 +162,10 @@ def expire_stream(
         some, left = left[:_ROUND_HOURS], left[_ROUND_HOURS:]
         over = list(
             in_parallel(
-                store.control_connections, "log-rollup-hours", lambda hour: is_over(store, stream, hour), some
+                store.control_connections,
+                "log-rollup-hours",
+                lambda hour: is_over(store, stream, hour) if skip_over else None,
+                some,
             )
         )
         for number, (hour, known) in enumerate(zip(some, over, strict=True)):

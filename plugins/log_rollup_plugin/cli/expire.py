@@ -40,7 +40,7 @@ def expire(options: argparse.Namespace, answer: Answer) -> bool:
     hours = _hours(stream, options.hours, now, options.dry_run)
     with open_store(stream) as store:
         result = expire_stream(
-            store, stream, hours, delete=not options.dry_run,
+            store, stream, hours, delete=not options.dry_run, skip_over=options.hours is None,
             on_hour=_tell if sys.stderr.isatty() and not options.json else None,
         )  # fmt: skip
     if options.json:
