@@ -20,6 +20,8 @@ from tests.support.raw_hours import AGGREGATED, HOUR, RAW, put_objects
 
 POLICY = json.loads((ROOT / "deploy" / "iam-policy-expire.json").read_text())
 DELETING: dict[str, Any] = {"expire_raw": {"after": "3d", "mode": "delete"}}
+# Few hours before the one that is rolled up.
+RECENT = {"start": "2026-11-23T05:00:00Z"}
 # MiniStack enforces the ETag in requests for many objects and for one, moto only in those for one, rclone in none.
 ENFORCED = {"ministack": (True, True), "moto": (False, True), "rclone": (False, False)}
 
@@ -134,7 +136,7 @@ def test_command_reports_then_deletes(
     assert (result.code, len(pipeline.listed(RAW))) == (2, 6)
     assert "has mode: report, so nothing is deleted" in result.err
 
-    use_streams(settings_on(bucket, **DELETING))
+    use_streams(settings_on(bucket, **DELETING, **RECENT))
     result = command("expire", "app", hour, "--json")
     assert result.code == 0
     assert (result.json["objects"], result.json["deleted"], result.json["late"]) == (5, True, 1)
@@ -219,7 +221,7 @@ def test_restored_objects_are_deleted_again_if_the_hour_is_named(
     made = {f"{RAW}{number}.log": b"line\n" for number in range(5)}
     put_objects(pipeline.client, bucket, made)
     pipeline.run()
-    use_streams(settings_on(bucket, **places, **DELETING))
+    use_streams(settings_on(bucket, **places, **DELETING, **RECENT))
     hour = f"{HOUR:%Y-%m-%dT%H}"
     assert command("expire", "app", hour).code == 0
     assert pipeline.listed("raw/") == []
