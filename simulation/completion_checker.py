@@ -398,6 +398,9 @@ class CompletionChecker:
                 part = scope.parts + named[key].part
                 # A part with expired objects also keeps those that are dropped.
                 has_expired = part in announced and (key in announced[part] or self._hour.drops_vanished)
+                # So does a part of an hour that was complete before they vanished.
+                was_there = final and not present and self._was_validated(key, etag, stored)
+                has_expired = has_expired or (part in announced and was_there)
                 if etag in {version.etag for version in present}:
                     continue
                 if not has_expired:
@@ -411,6 +414,12 @@ class CompletionChecker:
         total = sum(row.length for row in manifest.rows)
         if total != manifest.header["bytes_in"]:
             yield f"the manifest says {manifest.header['bytes_in']} bytes of raw objects, and names {total}"
+
+    def _was_validated(self, key: str, etag: str, manifest: ServerObject) -> bool:
+        """Whether a raw object had this ETag when the manifest was validated."""
+        version = self.version(key, etag)
+        begin = manifest.task.started if manifest.task else manifest.step
+        return version is not None and version.begin <= manifest.step and (version.end or begin) >= begin
 
     def version(self, key: str, etag: str) -> Version | None:
         """A version of a raw object, by its ETag; None if no producer wrote it."""
