@@ -84,6 +84,8 @@ class Commands:
             monkeypatch.setattr(module, "find_stream", lambda _: STREAM)
 
     def run(self, *arguments: str) -> Result:
+        # Other tests of the process may have configured Airflow's log, which prints what was done before.
+        self._capfd.readouterr()
         code = main.main(arguments)
         out, err = self._capfd.readouterr()
         return Result(code, out, err)
