@@ -407,7 +407,7 @@ def test_raw_objects_in_another_store_are_deleted_there() -> None:
     assert target.has(RECORD)
 
 
-# -- what others say of an expired hour --------------------------------------------------------------------
+# -- other steps and queries of an expired hour -----------------------------------------------------------
 
 
 def test_status_tells_how_many_objects_expired(store: FakeStore) -> None:

@@ -9,7 +9,7 @@ from include.log_rollup.errors import ProofError
 from include.log_rollup.hour.changes import Changes, compare
 from include.log_rollup.hour.layout import floor_hour, format_hour, hours_between
 from include.log_rollup.hour.manifest import open_manifest
-from include.log_rollup.hour.plan import ObjectDigests, digest_of
+from include.log_rollup.hour.raw_digest import is_as_completed
 from include.log_rollup.hour.reader import HourReader
 from include.log_rollup.hour.records import Records
 from include.log_rollup.hour.selection import select
@@ -94,11 +94,8 @@ def _changes(store: ObjectStore, stream: Stream, hour: datetime) -> Changes | No
         return None
     listed = paths.raw.list_all(store)
     chosen, _ = select(listed, paths.name_of, stream.input_rules)
-    if marker.content and marker.content.raw_digest:
-        digests = ObjectDigests(paths.folder_of_key if paths.has_groups else None)
-        digests.add(chosen)
-        if marker.content.raw_digest == digest_of(digests.result()):
-            return Changes((), (), ())
+    if is_as_completed(marker.content, paths, chosen):
+        return Changes((), (), ())
     manifest = open_manifest(store, paths.manifest)
     if manifest is None:
         raise ProofError(f"there is no {paths.manifest}, which says what was packed; clear the hour's run")

@@ -13,19 +13,17 @@ from include.log_rollup.hour.kept_parts import KeepRules, ProvenParts, read_prov
 from include.log_rollup.hour.layout import folder_of, format_hour
 from include.log_rollup.hour.manifest import ManifestReader
 from include.log_rollup.hour.plan import (
-    ObjectDigests,
     Plan,
     PlannedPart,
     ShardRef,
     content_id_of,
-    digest_of,
     make_plan,
     make_shards,
     new_plan_id,
     shard_refs,
 )
 from include.log_rollup.hour.prover import require_stored_crc
-from include.log_rollup.hour.raw_digest import digest_raw
+from include.log_rollup.hour.raw_digest import digest_raw, is_as_completed
 from include.log_rollup.hour.records import Claim, Measured, PlanSummary, ShardPlan
 from include.log_rollup.hour.selection import LeftOut, select
 from include.log_rollup.hour.state import HourState
@@ -438,11 +436,7 @@ class _Planner:
         A fast path: nothing is compared object by object.
         """
         content = survey.marker.content if survey.marker else None
-        if content is None or not content.raw_digest or not survey.is_complete_and_intact():
-            return False
-        digests = ObjectDigests(self._folder_of_key)
-        digests.add(chosen)
-        return content.raw_digest == digest_of(digests.result())
+        return survey.is_complete_and_intact() and is_as_completed(content, self._state.paths, chosen)
 
     def _make_plan(
         self,

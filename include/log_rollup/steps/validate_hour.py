@@ -20,7 +20,7 @@ from include.log_rollup.hour.manifest import GroupTotals, HourTotals, ManifestRe
 from include.log_rollup.hour.parts import count_recompressed, held_bytes
 from include.log_rollup.hour.plan import ObjectDigests, PlannedPart, without_folder
 from include.log_rollup.hour.prover import PartProver, UnprovenPart
-from include.log_rollup.hour.raw_digest import digest_raw
+from include.log_rollup.hour.raw_digest import digest_raw, new_digests
 from include.log_rollup.hour.reader import Inventory
 from include.log_rollup.hour.records import Claim, Measured, PackedPart, Receipt, ShardPlan, StoredMarker
 from include.log_rollup.hour.selection import InputRules, LeftOut, select
@@ -65,7 +65,7 @@ def validate_hour(store: ObjectStore, stream: Stream, hour: datetime) -> HourTot
     raw = _check_raw(store, state, stream.input_rules, expected)
     found = state.inventory()
     prover = PartProver(store, stream.raw.root, state.paths, found.parts, expected.parts, raw.announced)
-    proof = _Proof(prover, store.control_connections, _digests_for(state))
+    proof = _Proof(prover, store.control_connections, new_digests(state.paths))
     with Monitor(log, store.ports, store.max_connections, prover.progress):
         for batch in expected.batches():
             proof.add(batch)
@@ -255,7 +255,7 @@ def _check_raw(store: ObjectStore, state: HourState, rules: InputRules, expected
     chosen, left_out = select(listed, state.paths.name_of, rules)
     left_out_keys = {row.key for row in listed} - {row.key for row in chosen}
     comparison = Comparison(chosen, state.expiry_record(), left_out_keys)
-    digests = _digests_for(state)
+    digests = new_digests(state.paths)
     for part in expected.planned_parts():
         comparison.add(part)
         digests.add(part.objects)
@@ -271,10 +271,6 @@ def _check_raw(store: ObjectStore, state: HourState, rules: InputRules, expected
     if comparison.doubled:
         raise _wrong_plan(state, expected)
     return _RawHour(left_out, digests.result(), comparison.announced)
-
-
-def _digests_for(state: HourState) -> ObjectDigests:
-    return ObjectDigests(state.paths.folder_of_key if state.paths.has_groups else None)
 
 
 def _raw_changed(

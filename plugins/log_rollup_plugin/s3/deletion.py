@@ -31,6 +31,19 @@ BATCH_SIZE = 1000
 NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
+def wait_for_next_try(tried: int, error: RollupError) -> None:
+    """Wait before objects are deleted again for which the server has asked that.
+
+    :param tried: number of tries so far
+    :param error: of one of the objects
+    :raises RollupError: this error, if that was the last try
+    """
+    if tried == limits.DELETE_TRIES:
+        raise type(error)(f"{error} (after {tried} tries)") from error
+    longest = limits.DELETE_FIRST_WAIT_SECONDS * 2**tried
+    time.sleep(random.uniform(longest / 2, longest))
+
+
 class Deleter:
     """Deletes objects; remembers what the server has refused.
 
@@ -124,12 +137,8 @@ class Deleter:
             again = {key: problem for key, problem in failed.items() if isinstance(problem, TransientError)}
             if unmentioned or not again:
                 return [*unmentioned, *again]
-            if tried == limits.DELETE_TRIES:
-                first = next(iter(again.values()))
-                raise type(first)(f"{first} (after {tried} tries)") from first
+            wait_for_next_try(tried, next(iter(again.values())))
             left = list(again)
-            longest = limits.DELETE_FIRST_WAIT_SECONDS * 2**tried
-            time.sleep(random.uniform(longest / 2, longest))
         raise AssertionError("not reached")
 
     def _without_batches(self, bucket: str, keys: Sequence[str], error: RollupError) -> list[str]:

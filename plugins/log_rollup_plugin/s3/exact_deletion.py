@@ -1,10 +1,8 @@
 """Deletes objects on condition of their ETag, and tries out whether the server enforces it."""
 
 import logging
-import random
 import secrets
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,7 +23,7 @@ from include.log_rollup.errors import (
 from include.log_rollup.parallel import in_parallel
 from include.log_rollup.storage.protocol import DeleteResult, Location, ObjectHead, ObjectInfo
 from log_rollup_plugin.s3.checksums import quoted_etag
-from log_rollup_plugin.s3.deletion import BATCH_SIZE, NOT_IN_XML
+from log_rollup_plugin.s3.deletion import BATCH_SIZE, NOT_IN_XML, wait_for_next_try
 from log_rollup_plugin.s3.error_mapping import from_code, status_and_code, translated
 
 log = logging.getLogger(__name__)
@@ -178,12 +176,8 @@ class ExactDeleter:
             total.delete_markers += outcome.delete_markers
             if not outcome.again:
                 return total
+            wait_for_next_try(tried, next(iter(outcome.again.values())))
             left = list(outcome.again)
-            if tried == limits.DELETE_TRIES:
-                first = outcome.again[left[0]]
-                raise type(first)(f"{first} (after {tried} tries)") from first
-            longest = limits.DELETE_FIRST_WAIT_SECONDS * 2**tried
-            time.sleep(random.uniform(longest / 2, longest))
         raise AssertionError("not reached")
 
     def _send_batch(self, bucket: Location, items: Sequence[ObjectInfo], conditional: bool) -> _Outcome:
