@@ -73,15 +73,22 @@ class Codec(ABC):
 class Zstd(Codec):
     """Zstandard frames, each with its content's size and checksum, and the seek table of the seekable format.
 
+    No frame needs a window of more than 8 MiB, which each decoder has to support (RFC 8878, section 3.1.1.1.2).
+
     https://github.com/facebook/zstd/blob/dev/contrib/seekable_format/zstd_seekable_compression_format.md
     """
 
     extension = ".zst"
-    version = ".".join(map(str, zstandard.ZSTD_VERSION))
+    # As large as a frame, so that its objects can repeat each other. Level 3 would use 2 MiB.
+    _window_log = 23
+    version = f"{'.'.join(map(str, zstandard.ZSTD_VERSION))} window {_window_log}"
 
     def compress(self, content: memoryview) -> bytes:
+        parameters = zstandard.ZstdCompressionParameters.from_level(
+            self._level, source_size=len(content), window_log=self._window_log, write_checksum=True
+        )
         # A compressor cannot be shared between threads. Making one takes a thousandth of the time of a frame.
-        frame = zstandard.ZstdCompressor(level=self._level, write_checksum=True).compress(content)
+        frame = zstandard.ZstdCompressor(compression_params=parameters).compress(content)
         # The library allocates as much as the content and shrinks it, which leaves a hole of some MiB next to each
         # frame that is kept. Copying the frames of a part of 256 MiB saves 100 MiB of memory.
         return bytes(memoryview(frame))
