@@ -32,6 +32,59 @@ class Changes:
         return "; ".join(f"{len(keys):,} {what} ({first_keys(keys)})" for what, keys in kinds if keys)
 
 
+class KeyIndex:
+    """Finds listed objects by their keys. A dict would take 100 MiB for a million objects.
+
+    :param listed: in key order
+    """
+
+    def __init__(self, listed: Sequence[ObjectInfo]) -> None:
+        self.keys = [item.key for item in listed]
+        # The place after that of the last found key: most parts hold objects that follow each other.
+        self._next = 0
+
+    def place(self, key: str) -> int | None:
+        """The index of the object with this key; None if it is not listed."""
+        keys, place = self.keys, self._next
+        if place == len(keys) or keys[place] != key:
+            place = bisect_left(keys, key)
+            if place == len(keys) or keys[place] != key:
+                return None
+        self._next = place + 1
+        return place
+
+
+class AbsentObjects:
+    """The raw objects of parts that are not listed any more.
+
+    Of several versions of an object, that of the last part counts, so parts are added in their order.
+    """
+
+    def __init__(self) -> None:
+        self._expired: dict[str, bool] = {}
+        self._next_to_expired: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self._expired)
+
+    def add(self, key: str, expired: Collection[str]) -> None:
+        """Add an object.
+
+        :param expired: keys of the objects of its part that have expired
+        """
+        self._expired[key] = key in expired
+        if expired:
+            self._next_to_expired.add(key)
+
+    def vanished(self) -> list[str]:
+        """The sorted keys of those that have not expired."""
+        return sorted(key for key, expired in self._expired.items() if not expired)
+
+    def stuck(self) -> list[str]:
+        """The sorted keys of the vanished objects that a part holds together with expired ones."""
+        return [key for key in self.vanished() if key in self._next_to_expired]
+
+
 class Comparison:
     """Compares the listed input of an hour with what was planned or packed, part by part.
 
@@ -52,15 +105,12 @@ class Comparison:
         self._chosen = chosen
         self._expiry = expiry
         self._left_out = left_out
-        self._keys = [item.key for item in chosen]
+        self._index = KeyIndex(chosen)
         self._found = bytearray(len(chosen))
         self._changed: set[int] = set()
-        # Whether each key that is not listed has expired.
-        self._absent: dict[str, bool] = {}
+        self._absent = AbsentObjects()
         self.announced: set[str] = set()
         """Names of the parts with raw objects that have expired, or may expire at any moment."""
-        self.stuck: set[str] = set()
-        """Keys of raw objects that have vanished, and that a part holds together with expired ones."""
         self.doubled: list[str] = []
         """Keys of the listed objects that two parts hold in the same version."""
 
@@ -70,13 +120,11 @@ class Comparison:
         if announced:
             self.announced.add(planned.name)
         for item in planned.objects:
-            place = bisect_left(self._keys, item.key)
-            if place == len(self._keys) or self._keys[place] != item.key:
+            place = self._index.place(item.key)
+            if place is None:
                 # A part with expired objects stays, also if another object in it is left out since.
                 if item.key in announced or not (announced and item.key in self._left_out):
-                    self._absent[item.key] = item.key in announced
-                    if announced and item.key not in announced:
-                        self.stuck.add(item.key)
+                    self._absent.add(item.key, announced)
             elif self._chosen[place] == item:
                 if self._found[place]:
                     self.doubled.append(item.key)
@@ -88,15 +136,18 @@ class Comparison:
                 if item.key not in announced:
                     self._changed.add(place)
 
+    def stuck(self) -> list[str]:
+        """The sorted keys of vanished objects that a part holds together with expired ones."""
+        return self._absent.stuck()
+
     def changes(self) -> Changes:
         """The differences, after all parts were added."""
-        changed = [self._keys[place] for place in sorted(self._changed) if not self._found[place]]
+        keys = self._index.keys
+        changed = [keys[place] for place in sorted(self._changed) if not self._found[place]]
         late = [
-            key
-            for place, key in enumerate(self._keys)
-            if not self._found[place] and place not in self._changed
+            key for place, key in enumerate(keys) if not self._found[place] and place not in self._changed
         ]
-        vanished = sorted(key for key, expired in self._absent.items() if not expired)
+        vanished = self._absent.vanished()
         return Changes(late, changed, vanished, len(self._absent) - len(vanished))
 
 

@@ -1,9 +1,9 @@
 """Which parts of a manifest a rerun keeps: :func:`read_proven_parts`."""
 
-from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-from include.log_rollup.hour.changes import expired_keys
+from include.log_rollup.hour.changes import AbsentObjects, KeyIndex, expired_keys
 from include.log_rollup.hour.expiry_record import ExpiryRecord
 from include.log_rollup.hour.layout import folder_of
 from include.log_rollup.hour.manifest import ManifestReader
@@ -98,20 +98,18 @@ class _Comparison:
         expiry: ExpiryRecord | None,
         rules: KeepRules,
     ) -> None:
-        self._chosen = {item.key: item for item in chosen}
-        # Keys that exist, but are left out.
+        self._chosen = chosen
+        self._index = KeyIndex(chosen)
         self._left_out: Container[str] = ()
         if len(listed) > len(chosen):
-            self._left_out = {item.key for item in listed} - self._chosen.keys()
+            self._left_out = {item.key for item in listed if self._index.place(item.key) is None}
         self._expiry = expiry
         self._rules = rules
         self._stay: list[PlannedPart] = []
         self._again: list[PlannedPart] = []
-        self._held: set[str] = set()
-        # Whether each key that no raw object has any more has expired. Of several versions, the last part has the
-        # newest, which counts.
-        self._absent: dict[str, bool] = {}
-        self._stuck: set[str] = set()
+        # Whether a kept part holds the object of the input with this index.
+        self._held = bytearray(len(chosen))
+        self._absent = AbsentObjects()
         self._fixed: set[str] = set()
 
     def add(self, planned: PlannedPart, exists: bool) -> None:
@@ -119,31 +117,35 @@ class _Comparison:
 
         :param exists: whether it exists as the manifest says, and the plan may use its name
         """
-        find = self._chosen.get
-        different = [item.key for item in planned.objects if find(item.key) != item]
         expired = expired_keys(planned, self._expiry) if exists else ()
-        for key in different:
-            if key not in self._chosen and key not in self._left_out:
-                self._absent[key] = key in expired
+        same: list[int] = []
+        older: list[int] = []
+        for item in planned.objects:
+            place = self._index.place(item.key)
+            if place is not None:
+                (same if self._chosen[place] == item else older).append(place)
+            elif item.key not in self._left_out:
+                self._absent.add(item.key, expired)
         if expired:
-            self._add_fixed(planned, different)
-        elif not different and not self._rules.repack and self._is_in_its_group(planned):
+            self._stay.append(planned)
+            self._fixed.add(planned.name)
+            self._set_held(same, 1)
+            # A version in an earlier part is not the newest one, even if the object has its content again.
+            self._set_held(older, 0)
+        elif len(same) == len(planned.objects) and not self._rules.repack and self._is_in_its_group(planned):
+            # With the listed objects: those of the manifest need not stay in memory.
+            kept = replace(planned, objects=tuple(self._chosen[place] for place in same))
             if exists:
-                self._stay.append(planned)
-            elif is_planned_again(planned, self._rules.part_size, self._rules.options):
-                self._again.append(planned)
+                self._stay.append(kept)
+            elif is_planned_again(kept, self._rules.part_size, self._rules.options):
+                self._again.append(kept)
             else:
                 return
-            self._held.update(item.key for item in planned.objects)
+            self._set_held(same, 1)
 
-    def _add_fixed(self, planned: PlannedPart, different: Sequence[str]) -> None:
-        """Add a part with expired raw objects."""
-        self._stay.append(planned)
-        self._fixed.add(planned.name)
-        self._held.update(item.key for item in planned.objects)
-        self._stuck.update(key for key in different if key in self._absent)
-        # A version in an earlier part is not the newest one, even if the object has its content again.
-        self._held.difference_update(different)
+    def _set_held(self, places: Iterable[int], held: int) -> None:
+        for place in places:
+            self._held[place] = held
 
     def _is_in_its_group(self, planned: PlannedPart) -> bool:
         if not planned.objects:
@@ -157,8 +159,8 @@ class _Comparison:
         rules = self._rules
         folder_of_key = rules.folder_of_key or (lambda _: "")
         new = {
-            (folder_of_key(key), rules.options.encoding_in_part(self._chosen[key], rules.part_size))
-            for key in self._chosen.keys() - self._held
+            (folder_of_key(item.key), rules.options.encoding_in_part(item, rules.part_size))
+            for item in self._not_held()
         }
         small: dict[tuple[str, str], list[PlannedPart]] = {}
         for part in self._stay:
@@ -171,15 +173,19 @@ class _Comparison:
         merged = [part for parts in small.values() if len(parts) > SMALL_PARTS for part in parts]
         names = {part.name for part in merged}
         self._stay = [part for part in self._stay if part.name not in names]
-        self._held.difference_update(item.key for part in merged for item in part.objects)
+        for part in merged:
+            places = (self._index.place(item.key) for item in part.objects)
+            self._set_held((place for place in places if place is not None), 0)
+
+    def _not_held(self) -> list[ObjectInfo]:
+        return [item for item, held in zip(self._chosen, self._held, strict=True) if not held]
 
     def result(self, rows: Mapping[str, tuple[str, str]], objects: int) -> ProvenParts:
         """What was found; see :class:`ProvenParts`."""
-        gone = [key for key, expired in self._absent.items() if not expired]
         return ProvenParts(
-            KeptParts(tuple(self._stay), tuple(self._again), self._held),
+            KeptParts(tuple(self._stay), tuple(self._again), self._not_held()),
             rows,
-            gone,
-            sorted(self._stuck.intersection(gone)),
+            self._absent.vanished(),
+            self._absent.stuck(),
             objects,
         )

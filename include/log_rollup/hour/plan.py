@@ -6,7 +6,7 @@ import math
 import secrets
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import count, pairwise
+from itertools import count, islice, pairwise
 from urllib.parse import quote, urlencode
 
 from include.log_rollup import compression
@@ -38,6 +38,7 @@ COPIES_PER_SHARD = 64
 OBJECTS_PER_SHARD = 25_000
 # Parts of raw bytes are held in memory as a whole, compressed parts only frame by frame.
 LARGEST_UNCOMPRESSED_PART_BYTES = 32 * MIB
+ROWS_PER_DIGEST_UPDATE = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,15 +248,18 @@ class ObjectDigests:
 
     def add(self, rows: Iterable[ObjectInfo]) -> None:
         """Add rows of any encodings, in key order."""
-        texts: dict[str, list[str]] = {}
+        remaining = iter(rows)
         folder_of_key = self._folder_of_key
-        for row in rows:
-            kind = encoding_of(row.key)
-            if folder_of_key is not None:
-                kind = folder_of_key(row.key) + kind
-            texts.setdefault(kind, []).append(_row_text(row))
-        for kind, rows_text in texts.items():
-            self.add_text(kind, "".join(rows_text))
+        # The text of a million rows at once would take 300 MiB.
+        while some := list(islice(remaining, ROWS_PER_DIGEST_UPDATE)):
+            texts: dict[str, list[str]] = {}
+            for row in some:
+                kind = encoding_of(row.key)
+                if folder_of_key is not None:
+                    kind = folder_of_key(row.key) + kind
+                texts.setdefault(kind, []).append(_row_text(row))
+            for kind, rows_text in texts.items():
+                self.add_text(kind, "".join(rows_text))
 
     def add_text(self, kind: str, text: str) -> None:
         """Add rows of one group and encoding, as :func:`_row_text` writes them.
@@ -288,12 +292,12 @@ class KeptParts:
 
     :param stay: parts that stay as they are, in the order of the manifest
     :param again: parts that are lost or damaged, and are packed again as they were
-    :param held: keys of the listed objects that all these parts hold
+    :param rest: the input that none of these parts holds, in key order; None if no part is kept
     """
 
     stay: Sequence[PlannedPart] = ()
     again: Sequence[PlannedPart] = ()
-    held: Collection[str] = frozenset()
+    rest: Sequence[ObjectInfo] | None = None
 
 
 NOTHING_KEPT = KeptParts()
@@ -326,7 +330,7 @@ def make_plan(
     :raises UnsupportedInputError: if an object cannot be concatenated
     """
     _refuse_duplicates(chosen)
-    rest = [item for item in chosen if item.key not in kept.held] if kept.held else chosen
+    rest = chosen if kept.rest is None else kept.rest
     encodings = {encoding_of(item.key) for item in rest}
     if unjoinable == "stop" and not encodings.isdisjoint(NOT_JOINABLE):
         _refuse_unjoinable(rest)

@@ -261,7 +261,7 @@ def _check_raw(store: ObjectStore, state: HourState, rules: InputRules, expected
         digests.add(part.objects)
     changes = comparison.changes()
     # In a complete hour, planning has accepted those whose part cannot change.
-    accepted = comparison.stuck if expected.is_complete else expected.vanished
+    accepted = set(comparison.stuck() if expected.is_complete else expected.vanished)
     vanished = [key for key in changes.vanished if key not in accepted]
     if len(vanished) < len(changes.vanished):
         log.warning("parts hold %d raw objects that have vanished", len(changes.vanished) - len(vanished))
