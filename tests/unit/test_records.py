@@ -43,7 +43,7 @@ from include.log_rollup.hour.records import (
     Records,
     ShardPlan,
     StoredMarker,
-    packed_row_json,
+    compressed_row,
     parse_claim,
 )
 from include.log_rollup.hour.selection import LeftOut
@@ -159,7 +159,7 @@ def test_receipt_round_trips(
     receipt = Receipt("f00", 3, parts, work, splits)
     records.write_receipt(AT, receipt)
     assert records.read_receipt(AT) == receipt
-    records.write_receipt_rows(AT, "f00", 3, [packed_row_json(part) for part in parts], work)
+    records.write_receipt_rows(AT, "f00", 3, [compressed_row(part) for part in parts], work)
     assert records.read_receipt(AT) == replace(receipt, splits={})
 
 

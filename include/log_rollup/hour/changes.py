@@ -3,6 +3,7 @@
 from bisect import bisect_left
 from collections.abc import Collection, Container, Iterable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 from include.log_rollup.hour.expiry_record import ExpiryRecord
 from include.log_rollup.hour.plan import PlannedPart
@@ -39,16 +40,16 @@ class KeyIndex:
     """
 
     def __init__(self, listed: Sequence[ObjectInfo]) -> None:
-        self.keys = [item.key for item in listed]
+        self._listed = listed
         # The place after that of the last found key: most parts hold objects that follow each other.
         self._next = 0
 
     def place(self, key: str) -> int | None:
         """The index of the object with this key; None if it is not listed."""
-        keys, place = self.keys, self._next
-        if place == len(keys) or keys[place] != key:
-            place = bisect_left(keys, key)
-            if place == len(keys) or keys[place] != key:
+        listed, place = self._listed, self._next
+        if place == len(listed) or listed[place].key != key:
+            place = bisect_left(listed, key, key=attrgetter("key"))
+            if place == len(listed) or listed[place].key != key:
                 return None
         self._next = place + 1
         return place
@@ -142,10 +143,11 @@ class Comparison:
 
     def changes(self) -> Changes:
         """The differences, after all parts were added."""
-        keys = self._index.keys
-        changed = [keys[place] for place in sorted(self._changed) if not self._found[place]]
+        changed = [self._chosen[place].key for place in sorted(self._changed) if not self._found[place]]
         late = [
-            key for place, key in enumerate(keys) if not self._found[place] and place not in self._changed
+            item.key
+            for place, item in enumerate(self._chosen)
+            if not self._found[place] and place not in self._changed
         ]
         vanished = self._absent.vanished()
         return Changes(late, changed, vanished, len(self._absent) - len(vanished))
@@ -171,16 +173,6 @@ def expired_keys(planned: PlannedPart, expiry: ExpiryRecord | None) -> Collectio
     if expiry is None or not expiry.has_announced(planned.name, planned.fingerprint):
         return ()
     return {item.key for item in planned.objects} - set(expiry.kept(planned.name))
-
-
-def missing_keys(objects: Iterable[ObjectInfo], keys: Sequence[str]) -> list[str]:
-    """The keys of those objects that are not among some sorted keys."""
-    missing = []
-    for item in objects:
-        place = bisect_left(keys, item.key)
-        if place == len(keys) or keys[place] != item.key:
-            missing.append(item.key)
-    return missing
 
 
 def first_keys(keys: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from include.log_rollup.hour.layout import folder_of
 from include.log_rollup.hour.manifest import ManifestReader
 from include.log_rollup.hour.parts import is_as_written
 from include.log_rollup.hour.plan import NOTHING_KEPT, KeptParts, PlannedPart, WriteOptions, is_planned_again
-from include.log_rollup.hour.records import packed_row_json
+from include.log_rollup.hour.records import compressed_row
 from include.log_rollup.hour.selection import NOT_JOINABLE
 from include.log_rollup.storage.protocol import ObjectInfo
 
@@ -46,7 +46,7 @@ class ProvenParts:
     """
 
     kept: KeptParts = NOTHING_KEPT
-    rows: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    rows: Mapping[str, tuple[str, bytes]] = field(default_factory=dict)
     gone: Sequence[str] = ()
     stuck: Sequence[str] = ()
     objects: int = 0
@@ -75,13 +75,13 @@ def read_proven_parts(
     :param taken: names of parts that the plan may not use
     """
     comparison = _Comparison(listed, chosen, expiry, rules)
-    rows: dict[str, tuple[str, str]] = {}
+    rows: dict[str, tuple[str, bytes]] = {}
     objects = 0
     for planned, packed in manifest.parts():
         objects += len(planned.objects)
         exists = is_as_written(packed, parts)
         if exists:
-            rows[packed.name] = packed.fingerprint, packed_row_json(packed)
+            rows[packed.name] = packed.fingerprint, compressed_row(packed)
         comparison.add(planned, exists and packed.name not in taken)
     if rules.merge:
         comparison.merge_small_parts()
@@ -180,7 +180,7 @@ class _Comparison:
     def _not_held(self) -> list[ObjectInfo]:
         return [item for item, held in zip(self._chosen, self._held, strict=True) if not held]
 
-    def result(self, rows: Mapping[str, tuple[str, str]], objects: int) -> ProvenParts:
+    def result(self, rows: Mapping[str, tuple[str, bytes]], objects: int) -> ProvenParts:
         """What was found; see :class:`ProvenParts`."""
         return ProvenParts(
             KeptParts(tuple(self._stay), tuple(self._again), self._not_held()),

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NamedTuple, TypeVar
@@ -419,11 +420,11 @@ class Records:
         self._store.write(target, compress_text(to_json(body)), GZIP)
 
     def write_receipt_rows(
-        self, target: Location, plan_id: str, shard: int, rows: Sequence[str], measured: Measured
+        self, target: Location, plan_id: str, shard: int, rows: Sequence[bytes], measured: Measured
     ) -> None:
         """Write a receipt.
 
-        :param rows: of its parts, from :func:`packed_row_json`
+        :param rows: of its parts, from :func:`compressed_row`
         """
         head = {
             "format": RECEIPT_FORMAT,
@@ -431,7 +432,8 @@ class Records:
             "shard": shard,
             "measured": asdict(measured),
         }
-        text = f'{to_json(head)[:-1]},"parts":[{",".join(rows)}]}}'
+        parts = (zlib.decompress(row).decode() for row in rows)
+        text = f'{to_json(head)[:-1]},"parts":[{",".join(parts)}]}}'
         self._store.write(target, compress_text(text), GZIP)
 
     def read_receipt(self, source: Location) -> Receipt | None:
@@ -547,9 +549,9 @@ def packed_row(part: PackedPart) -> list[Any]:
     ]  # fmt: skip
 
 
-def packed_row_json(part: PackedPart) -> str:
-    """A packed part as in a receipt, as JSON."""
-    return to_json(packed_row(part))
+def compressed_row(part: PackedPart) -> bytes:
+    """A packed part as in a receipt, compressed: planning has those of a whole hour in memory."""
+    return zlib.compress(to_json(packed_row(part)).encode(), 1)
 
 
 def _packed_part(row: Sequence[Any]) -> PackedPart:

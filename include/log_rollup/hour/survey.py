@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 from include.log_rollup.errors import UnreadableRecordError, VanishedInputError
-from include.log_rollup.hour.changes import first_keys, missing_keys
+from include.log_rollup.hour.changes import KeyIndex, first_keys
 from include.log_rollup.hour.expiry_record import ExpiryRecord
 from include.log_rollup.hour.group_summary import GroupChanges
 from include.log_rollup.hour.kept_parts import ProvenParts
@@ -16,7 +16,7 @@ from include.log_rollup.hour.parts import is_as_written, is_intact
 from include.log_rollup.hour.paths import HourPaths
 from include.log_rollup.hour.plan import PLAN_FORMAT, Plan, content_id_of
 from include.log_rollup.hour.reader import HourReader, Inventory
-from include.log_rollup.hour.records import Measured, PackedPart, StoredMarker, packed_row_json
+from include.log_rollup.hour.records import Measured, PackedPart, StoredMarker, compressed_row
 from include.log_rollup.storage.protocol import ObjectInfo
 
 log = logging.getLogger(__name__)
@@ -209,7 +209,7 @@ class Holdings:
     """The raw objects that the existing parts hold, by the records.
 
     :param wanted: fingerprints of the new plan's parts, by name
-    :param keys: sorted keys of the raw hour, including those that are left out: they still exist
+    :param listed: the raw hour, including what is left out: it still exists
     :param packed: rows of receipts of the existing parts that the new plan wants, by name
     :param proven: names of the parts that exist as the manifest says
     :param described: names of the planned parts whose raw objects a shard file names
@@ -219,8 +219,8 @@ class Holdings:
     """
 
     wanted: Mapping[str, str]
-    keys: Sequence[str]
-    packed: dict[str, str] = field(default_factory=dict)
+    listed: KeyIndex
+    packed: dict[str, bytes] = field(default_factory=dict)
     proven: set[str] = field(default_factory=set)
     described: set[str] = field(default_factory=set)
     unclear: set[str] = field(default_factory=set)
@@ -242,12 +242,12 @@ class Holdings:
     def add_packed(self, part: PackedPart) -> None:
         """Take over an existing part, if the plan wants it and an earlier record has not given it."""
         if self.wanted.get(part.name) == part.fingerprint and part.name not in self.packed:
-            self.packed[part.name] = packed_row_json(part)
+            self.packed[part.name] = compressed_row(part)
 
     def add_objects(self, objects: Sequence[ObjectInfo]) -> None:
         """Add the raw objects of a part."""
         self.objects += len(objects)
-        self.gone += missing_keys(objects, self.keys)
+        self.gone += [item.key for item in objects if self.listed.place(item.key) is None]
 
 
 def read_holdings(
@@ -262,7 +262,7 @@ def read_holdings(
     :raises HourChangedError: if another run changes the hour meanwhile
     """
     wanted = {} if plan is None else {part.name: part.fingerprint for part in plan.parts}
-    holdings = Holdings(wanted, [row.key for row in listed])
+    holdings = Holdings(wanted, KeyIndex(listed))
     holdings.add_proven(proven)
     damaged = _add_shards(holdings, survey)
     holdings.unclear = _unclear_parts(holdings, survey)

@@ -173,7 +173,7 @@ class _Assessment:
 
     survey: Survey
     plan: Plan
-    packed: Mapping[str, str]
+    packed: Mapping[str, bytes]
     replaces: Sequence[str]
     vanished: Sequence[str]
     measured: Mapping[int, Measured]
