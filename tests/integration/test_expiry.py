@@ -179,6 +179,32 @@ def test_unproven_hour_ends_the_command_with_1(
     assert len(pipeline.listed(RAW)) == 1
 
 
+@pytest.mark.parametrize("unconditional", [False, True])
+def test_doctor_tries_the_deletes_of_the_expiry(
+    name: str, server: S3Server, make_bucket: BucketFactory, pipeline_on: PipelineFactory,
+    command: RunCommand, use_streams: UseStreams, monkeypatch: pytest.MonkeyPatch, unconditional: bool,
+) -> None:  # fmt: skip
+    bucket = make_bucket(server)
+    pipeline = pipeline_on(server, bucket)
+    put_objects(pipeline.client, bucket, {f"{RAW}1.log": b"line\n"})
+    monkeypatch.setenv("AIRFLOW_CONN_EXPIRY", server.airflow_connection_json())
+    rules = DELETING["expire_raw"] | {"conn_id": "expiry", "unconditional": unconditional}
+    use_streams(settings_on(bucket, expire_raw=rules))
+    before = pipeline.listed("")
+    result = command("doctor", "--json")
+    checks = {check["check"]: check for check in result.json["checks"]}
+    assert {"connection aws_default", "connection expiry"} <= set(checks)
+    assert "mode: delete: deletes the raw objects" in checks["expire_raw"]["found"]
+    tried, enforced = checks["expiry deletes"], any(ENFORCED[name])
+    refused = not enforced and not unconditional
+    assert (tried["state"], result.code) == (("fail", 1) if refused else ("ok", 0)), tried
+    if refused:
+        assert "the expiry deletes nothing of this stream" in tried["remedy"]
+    words = "deletes only objects with the given ETag" if enforced else "'unconditional: true'"
+    assert words in tried["found"]
+    assert pipeline.listed("") == before
+
+
 def test_policy_of_the_expiry_is_least(
     moto_server: MotoServer, make_bucket: BucketFactory, pipeline_on: PipelineFactory,
     fault_proxy: ProxyFactory, command: RunCommand, use_streams: UseStreams,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,7 @@ from include.log_rollup.errors import (
     TransientError,
     UnsupportedOperationError,
 )
+from include.log_rollup.expiry_options import ExpireRaw
 from include.log_rollup.storage.protocol import Location
 from include.log_rollup.units import MIB
 from log_rollup_plugin.cli import doctor
@@ -231,3 +233,68 @@ def test_refused_listing_of_raw_names_the_policy_for_raw(examine: Examine) -> No
     store = Store()
     store.on("LIST", "raw/", AccessError("denied"))
     assert "(deploy/iam-policy-raw.json)" in str(examine(store, target_conn_id="other")["list raw"].remedy)
+
+
+def expiring(**rules: Any) -> ExpireRaw:
+    return ExpireRaw(after=timedelta(days=14), **rules)
+
+
+def test_stream_without_expiry_is_not_probed_for_it(examine: Examine) -> None:
+    assert {"expire_raw", "expiry deletes"}.isdisjoint(examine(Store()))
+
+
+@pytest.mark.parametrize(
+    ("rules", "text"),
+    [
+        (
+            {},
+            "mode: report: only says what can be deleted of hours from 2026-11-01 00:00 on, 14d after they have "
+            "ended; with mode: delete, a person has to approve its first deletion",
+        ),
+        (
+            {"mode": "delete", "since": datetime(2026, 10, 1, tzinfo=UTC), "approve_above": 1000},
+            "mode: delete: deletes the raw objects of hours from 2026-10-01 00:00 on, 14d after they have ended; "
+            "log_rollup_expire: a person has to approve its first deletion and runs that would delete more than "
+            "1,000 objects",
+        ),
+        (
+            {"mode": "delete", "approve_first": False},
+            "mode: delete: deletes the raw objects of hours from 2026-11-01 00:00 on, 14d after they have ended; "
+            "log_rollup_expire: without any approval",
+        ),
+    ],
+)
+def test_rules_of_the_expiry_are_shown(examine: Examine, rules: dict[str, Any], text: str) -> None:
+    checks = examine(Store(), expire_raw=expiring(**rules))
+    assert (checks["expire_raw"].state, checks["expire_raw"].found) == (Outcome.OK, text)
+    assert checks["expiry deletes"].state is Outcome.OK
+    assert "logs/aggregated/app/_log-rollup-delete-probe" in checks["expiry deletes"].found
+
+
+@pytest.mark.parametrize(
+    ("rules", "state", "text"),
+    [
+        ({"mode": "delete"}, Outcome.FAIL, "Nothing was deleted"),
+        ({"mode": "report"}, Outcome.WARN, "Nothing was deleted"),
+        ({"mode": "delete", "unconditional": True}, Outcome.OK, "which 'unconditional: true' accepts"),
+    ],
+)
+def test_expiry_on_a_store_without_conditions(
+    examine: Examine, rules: dict[str, Any], state: Outcome, text: str
+) -> None:
+    check = examine(Store(has_conditions=False), expire_raw=expiring(**rules))["expiry deletes"]
+    assert (check.state, text in check.found) == (state, True)
+    assert ("the expiry deletes nothing of this stream" in (check.remedy or "")) is (state is not Outcome.OK)
+
+
+def test_permission_for_the_probe_of_the_expiry_is_named(examine: Examine) -> None:
+    class Denies(Store):
+        def deletes_on_condition(self, scratch: Location) -> bool:
+            raise AccessError(f"WRITE {scratch}: AccessDenied")
+
+    check = examine(Denies(), expire_raw=expiring(mode="delete"))["expiry deletes"]
+    assert check.state is Outcome.FAIL
+    assert check.remedy == (
+        "allow s3:PutObject and s3:DeleteObject on "
+        "arn:aws:s3:::logs/aggregated/app/_log-rollup-delete-probe (deploy/iam-policy-expire.json)"
+    )

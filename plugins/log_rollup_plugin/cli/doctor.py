@@ -3,7 +3,7 @@
 import argparse
 import re
 import ssl
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -25,7 +25,9 @@ from include.log_rollup.errors import (
     RollupError,
     UnsupportedOperationError,
 )
+from include.log_rollup.expiry_options import ExpireRaw
 from include.log_rollup.monitor import OTHER_FILES, check_open_file_limit, open_files
+from include.log_rollup.steps.expire_hour import probe_of, require_conditions
 from include.log_rollup.storage.protocol import Downloaded, ListPage, Location, ObjectInfo, Transfer, Uploaded
 from include.log_rollup.storage_options import describe_class
 from include.log_rollup.streams import (
@@ -38,7 +40,7 @@ from include.log_rollup.streams import (
     pool_slots,
     streams_path,
 )
-from include.log_rollup.units import MIB
+from include.log_rollup.units import MIB, format_duration
 from log_rollup_plugin.cli.arguments import find_stream
 from log_rollup_plugin.cli.output import Answer
 from log_rollup_plugin.cli.store import load_airflow, open_store
@@ -67,6 +69,10 @@ _WITHOUT_LARGE_OBJECTS = ", and raw objects larger than 'part_size' cannot be ro
 _WITHOUT_CONDITIONS = (
     "without conditional deletes a run may remove the claim of another one, which matters only while two runs of "
     "an hour compete (docs/RELIABILITY.md)"
+)
+_REFUSES_TO_EXPIRE = (
+    "until then the expiry deletes nothing of this stream, and its task fails; a server that enforces conditional "
+    "deletes needs no 'unconditional' (docs/RETENTION.md)"
 )
 _UNREACHABLE = "check that the connection's endpoint is right and can be reached from here; then try again"
 
@@ -142,13 +148,15 @@ def _checks(name: str | None) -> Iterator[Check]:
     yield _open_files(most)
     load_airflow()
     yield _pool(most)
-    for connection in sorted(
-        {name for stream in asked for name in (stream.aws_conn_id, stream.connection_of_aggregated)}
-    ):
+    for connection in sorted({name for stream in asked for name in _connection_names(stream)}):
         yield _connection(connection)
     for stream in asked:
         yield from _storage_class(stream)
         yield from _bucket(stream)
+
+
+def _connection_names(stream: Stream) -> Iterable[str]:
+    return (stream.aws_conn_id, stream.connection_of_aggregated, stream.for_expiry.aws_conn_id)
 
 
 def _versions() -> Check:
@@ -290,6 +298,40 @@ def _bucket(stream: Stream) -> Iterator[Check]:
         uploads = probe.check("open uploads", f"s3:ListBucketMultipartUploads on {bucket}", probe.uploads)
         # Hours can be completed without it.
         yield uploads if uploads.state is Outcome.OK else replace(uploads, state=Outcome.WARN)
+    if stream.expire_raw is not None:
+        yield from _expiry(stream.for_expiry, stream.expire_raw)
+
+
+def _expiry(stream: Stream, rules: ExpireRaw) -> Iterator[Check]:
+    """What the expiry does with the stream's raw objects, and whether the store deletes them on condition.
+
+    :param stream: with the connection of the expiry
+    """
+    yield Check("expire_raw", stream.name, Outcome.OK, _describe_rules(stream, rules))
+    needed = (
+        f"s3:PutObject and s3:DeleteObject on arn:aws:s3:::{probe_of(stream).bucket}/{probe_of(stream).key}"
+    )
+    with open_store(stream, limits.DOCTOR_CONTROL_CONNECTIONS) as store:
+        probe = _Probe(store, stream)
+        tried = probe.check("expiry deletes", needed, probe.delete_as_expiry)
+    if tried.unsupported:
+        tried = replace(tried, remedy=_REFUSES_TO_EXPIRE)
+    if tried.state is Outcome.FAIL and rules.mode == "report":
+        # Reports need none of it.
+        tried = replace(tried, state=Outcome.WARN)
+    yield tried
+
+
+def _describe_rules(stream: Stream, rules: ExpireRaw) -> str:
+    first = rules.since or stream.start
+    hours = f"hours from {first:%Y-%m-%d %H:%M} on, {format_duration(rules.after)} after they have ended"
+    approvals = ["its first deletion"] if rules.approve_first else []
+    if rules.approve_above is not None:
+        approvals.append(f"runs that would delete more than {rules.approve_above:,} objects")
+    approval = f"a person has to approve {' and '.join(approvals)}" if approvals else "without any approval"
+    if rules.mode == "report":
+        return f"mode: report: only says what can be deleted of {hours}; with mode: delete, {approval}"
+    return f"mode: delete: deletes the raw objects of {hours}; log_rollup_expire: {approval}"
 
 
 def _optional(check: Check, without: str) -> Check:
@@ -376,6 +418,8 @@ class _Probe:
             return Check(title, name, Outcome.FAIL, str(error))
 
     def _policy(self, title: str) -> str:
+        if title == "expiry deletes":
+            return "iam-policy-expire.json"
         if not self._stream.has_two_connections:
             return "iam-policy.json"
         return "iam-policy-raw.json" if "raw" in title.split() else "iam-policy-aggregated.json"
@@ -489,6 +533,18 @@ class _Probe:
         if not self._store.delete_if(self._record, self._record_etag):
             raise ProofError(f"{self._record} could not be deleted, although its ETag is {self._record_etag}")
         return "the server deletes only objects with the given ETag"
+
+    def delete_as_expiry(self) -> str:
+        """Try conditional deletes as the expiry does before its first one; raw objects are not touched."""
+        if not require_conditions(self._store, self._stream):
+            return (
+                "the server ignores the ETag and deletes, which 'unconditional: true' accepts: a raw object that "
+                "is overwritten just before its deletion is lost"
+            )
+        return (
+            f"the server deletes only objects with the given ETag, as was tried with {probe_of(self._stream)}; "
+            f"whether raw objects may be deleted was not tried"
+        )
 
     def remove(self) -> str:
         written = (self._object, self._record, self._copied, self._large)
