@@ -150,7 +150,7 @@ class Client:
             target,
             lambda: self._server.put(target.key, body, self._task, crc.crc64(body)).etag,
             once="/staged-" in target.key or is_expiry,
-            # Nor that an old record of expired objects is written long after, over a newer one.
+            # Nor, on a server without CopyObject, that an old record of expired objects replaces a newer one.
             fates=PROMPT_FATES if is_expiry else None,
         )
 

@@ -174,7 +174,9 @@ class DagRun:
         def again() -> None:
             if generation == self._generation and key not in self._current:
                 if key.startswith("pack-"):
-                    self._start_pack(self._shards[int(key.partition("-")[2])])
+                    # A shard whose parts are all kept has no task.
+                    shard = int(key.partition("-")[2])
+                    self._start_pack(next(ref for ref in self._shards if ref.shard == shard))
                 else:
                     self._start(key)
 

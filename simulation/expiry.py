@@ -52,6 +52,8 @@ class Expiry:
              "objects": 0, "bytes": 0}
         )  # fmt: skip
         written = world.server.store(hour.expiry_record, json.dumps(record).encode(), EXPIRY)
+        for key in [key for key in world.server.objects if key.startswith(f"{hour.home}_rollup/expiry/")]:
+            world.server.remove(key)
         world.note("expiry is announced", ", ".join(sorted(record["parts"])))
         if at_once:
             for key, etag in keys.items():

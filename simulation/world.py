@@ -2,6 +2,7 @@
 
 import gzip
 import random
+import re
 import zlib
 from collections import Counter
 from collections.abc import Sequence
@@ -413,5 +414,5 @@ def _damage_body(rng: random.Random, key: str, body: bytes, kind: str) -> bytes:
         text = gzip.decompress(body).decode() if packed else body.decode()
     except (OSError, EOFError, ValueError, zlib.error):
         return b"{}"
-    text = text.replace('"format":1', '"format":99').replace('"format": 1', '"format": 99')
+    text = re.sub(r'("format": ?)\d+', r"\g<1>99", text)
     return gzip.compress(text.encode()) if packed else text.encode()

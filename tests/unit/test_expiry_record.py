@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from include.log_rollup.errors import SupersededError, UnreadableRecordError
 from include.log_rollup.hour.expiry_record import Deletion, ExpiredPart, ExpiryRecord
+from include.log_rollup.hour.plan import new_plan_id
 from include.log_rollup.hour.state import HourState
 from include.log_rollup.storage.protocol import Location
 from tests.support.fake_store import FakeStore
@@ -143,7 +144,7 @@ def test_damaged_record_in_the_bucket_is_refused() -> None:
 
 def test_record_of_another_run_is_not_replaced(state: HourState) -> None:
     written = state.announce_expiry(a_record(), None, manifest_etag(state))
-    with pytest.raises(SupersededError, match="another run has deleted raw objects since they were listed"):
+    with pytest.raises(SupersededError, match="another run has written the record of expired raw objects"):
         state.announce_expiry(a_record(objects=1), None, manifest_etag(state))
     assert state.expiry_record() == written
 
@@ -154,13 +155,48 @@ def test_nothing_may_be_deleted_once_the_hour_has_changed(state: HourState) -> N
     state.assert_expirable(written, seen)
     with pytest.raises(SupersededError, match="the manifest is not the one whose parts were proven"):
         state.assert_expirable(written, "another")
-    claim = state.records.write_claim(state.paths.claim, "f" * 20, "a run", "0a")
-    with pytest.raises(SupersededError, match="a run has claimed the hour"):
-        state.assert_expirable(written, seen)
-    assert claim.etag
-    state.write_expiry(a_record(objects=2))
+    finished = state.finish_expiry(a_record(objects=2), written)
     with pytest.raises(SupersededError, match="another run has written the record"):
         state.assert_expirable(written, seen)
+    state.records.write_claim(state.paths.claim, "f" * 20, "a run", "0a")
+    with pytest.raises(SupersededError, match="a run has claimed the hour"):
+        state.assert_expirable(finished, seen)
+
+
+def test_finished_deletion_leaves_the_record_of_another_run(state: HourState) -> None:
+    seen = manifest_etag(state)
+    first = state.announce_expiry(a_record(), None, seen)
+    second = state.announce_expiry(a_record(objects=1), first.etag, seen)
+    with pytest.raises(SupersededError, match="another run has written the record"):
+        state.finish_expiry(a_record(objects=2), first)
+    assert state.expiry_record() == second
+
+
+@pytest.mark.parametrize("other", ["expiry", "plan"])
+def test_record_copied_late_replaces_nothing(other: str) -> None:
+    """Another run writes the record, or claims the hour, just before the store copies the staged record."""
+    store = store_with_hour()
+    state = HourState(store, make_stream(), HOUR)
+    seen = manifest_etag(state)
+    first = state.announce_expiry(a_record(), None, seen)
+    publish = store.publish
+
+    def take_over(source: Location, target: Location) -> None:
+        store.publish = publish  # type: ignore[method-assign]
+        if other == "expiry":
+            state.announce_expiry(a_record(objects=1), first.etag, seen)
+        else:
+            plan_id = new_plan_id("f" * 20)
+            state.begin(plan_id, "a run", [], [], None, seen, first.etag)
+        publish(source, target)
+
+    store.publish = take_over  # type: ignore[method-assign]
+    with pytest.raises(SupersededError, match="another run has taken over the hour"):
+        state.finish_expiry(a_record(objects=2), first)
+    record = state.expiry_record()
+    assert record is not None
+    assert record.objects == (1 if other == "expiry" else a_record().objects)
+    assert not [name for name in state.inventory().work if "staged" in name]
 
 
 def test_record_names_existing_parts() -> None:
@@ -170,7 +206,9 @@ def test_record_names_existing_parts() -> None:
     assert manifest is not None
     (entry,) = manifest.table
     name = part_name(store, 0)
-    state.write_expiry(a_record(parts={name: ExpiredPart(entry["fingerprint"])}))
+    state.announce_expiry(
+        a_record(parts={name: ExpiredPart(entry["fingerprint"])}), None, manifest_etag(state)
+    )
     record = state.expiry_record()
     assert record is not None
     assert record.has_announced(name, entry["fingerprint"])

@@ -1,5 +1,6 @@
 """Hours whose objects are divided into groups: parts, manifest and completion marker for each group."""
 
+import gzip
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -249,6 +250,22 @@ def test_hour_does_not_complete_without_the_manifest_of_a_group(hour: GroupedHou
     with pytest.raises(ProofError, match=r"web/.*is missing or describes other parts"):
         complete_hour(hour.store, hour.stream, HOUR)
     assert not hour.store.has(f"{HOME}_SUCCESS")
+
+
+def test_marker_goes_before_one_of_the_parts_of_a_divided_part() -> None:
+    """Both parts were split off one planned part, and only one of them is kept."""
+    hour = GroupedHour("before the date", check_encoding=True)
+    whole = gzip.compress(b"whole")
+    hour.produce({"web": {"0.log.gz": whole, "1.log.gz": b"damaged"}, "new": {"0.log": b"unchanged"}})
+    hour.run()
+    assert sum(key.startswith(f"{hour.folder('web')}part-") for key in hour.written()) == 2
+    hour.store.delete("logs", [hour.key("web", "0.log.gz")])
+    del hour.raw["web"]["0.log.gz"]
+    hour.plan(drop_vanished=True)
+    assert not hour.store.has(f"{hour.folder('web')}_SUCCESS")
+    assert hour.store.has(f"{hour.folder('new')}_SUCCESS")
+    hour.run(drop_vanished=True)
+    hour.verify()
 
 
 def test_part_with_another_etag_renews_records_of_its_group(hour: GroupedHour) -> None:

@@ -18,7 +18,9 @@ _PLAN_FILE = (
     r"[0-9a-f]{20}(-[0-9a-f]{8})?/"
     r"(plan\.json|(shard|receipt)-[0-9]{5,}\.json\.gz|staged-[0-9a-f]+-\w+(\.jsonl\.gz)?)"
 )
-_WORK = re.compile(rf"claim\.json|crc-probe|removals/[0-9a-f]+\.json|{_PLAN_FILE}")
+_WORK = re.compile(
+    rf"claim\.json|crc-probe|removals/[0-9a-f]+\.json|expiry/staged-[0-9a-f]+-_expired\.json|{_PLAN_FILE}"
+)
 
 
 @dataclass(frozen=True)
@@ -201,6 +203,10 @@ class HourPaths(RawPaths):
     def staged_marker(self, plan_id: str, nonce: str) -> Location:
         """A completion marker that is not published yet; see :mod:`include.log_rollup.hour.state`."""
         return self.work.child(f"{plan_id}/staged-{nonce}-{self.marker_name}")
+
+    def staged_expiry(self, nonce: str) -> Location:
+        """A record of expired raw objects that is not published yet."""
+        return self.work.child(f"expiry/staged-{nonce}-_expired.json")
 
     @property
     def removals(self) -> Location:

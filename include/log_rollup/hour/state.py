@@ -2,7 +2,8 @@
 
 import logging
 import secrets
-from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -54,7 +55,7 @@ class HourState(HourReader):
                            planned
     2                      ``_rollup/<plan>/plan.json``: now the plan is whole
     3                      ``_rollup/claim.json``: the hour is being built under this plan
-    4                      manifests and markers that other runs have staged are deleted; then the removal
+    4                      what other runs have staged is deleted; then the removal
                            records, and the ETags of the manifest and of ``_expired.json`` are read: a plan that
                            names a part or a file under removal, or was made with another manifest or record, is
                            made again
@@ -82,18 +83,20 @@ class HourState(HourReader):
     13                     unfinished multipart uploads of the hour's parts are aborted; for the files of other
                            plans: a removal record, the claim read again, the files deleted, the record deleted;
                            then this plan's files are deleted, and last the claim, if it is still this plan's
-    14  ``expire_hour``    ``_expired.json`` is written, with the parts whose raw objects are about to be deleted;
-                           then, and again before each batch, it, the claim and the manifest are read: raw objects
-                           are deleted only without a claim, and under the manifest that was proven; after the
-                           last one ``_expired.json`` is written again
+    14  ``expire_hour``    ``_rollup/expiry/staged-…-_expired.json`` is written, with the parts whose raw objects
+                           are about to be deleted; ``_expired.json`` is read, and the store copies the staged one
+                           to it, if it is as before the proof; what other runs have staged there is deleted; then,
+                           and again before each batch, ``_expired.json``, the claim and the manifest are read: raw
+                           objects are deleted only without a claim, and under the manifest that was proven; after
+                           the last one ``_expired.json`` is replaced in the same way, if it is still this run's
     ==  =================  ======================================================================================
 
     Six rules follow from it:
 
     1. The claim comes before everything that could disturb another run. A run that claims the hour then deletes
        what others have staged.
-    2. A manifest or marker is put in place by copying a staged object. If another run has claimed the hour, the
-       staged object is gone, and the copy fails, however late the request arrives.
+    2. A manifest, marker or record of expired raw objects is put in place by copying a staged object. If another
+       run has claimed the hour, the staged object is gone, and the copy fails, however late the request arrives.
     3. A part is named by what it holds. An overtaken run can leave a stray part, but it cannot overwrite a part.
     4. A part is deleted only after a removal record was written and the claim was read again. A planner does it
        in the other order: it writes its claim, then reads the removal records, and gives such parts other names.
@@ -421,12 +424,43 @@ class HourState(HourReader):
         :returns: the record as it was written
         :raises SupersededError: if the hour has changed since; no raw object may be deleted then
         """
-        # Read after the raw hour was listed: objects that another run has deleted before are in this record.
-        present = self._store.head(self.paths.expiry_record)
-        if (present.etag if present else None) != seen_record:
-            raise self._expiry_overtaken("another run has deleted raw objects since they were listed")
-        written = self.write_expiry(record)
+        # Compared after the raw hour was listed: objects that another run has deleted before are in this record.
+        written = self._publish_expiry(record, seen_record)
+        # Another run can put its record in place of this one only before it is read again.
+        self._delete_work(name for name in self._work_names() if name.startswith("expiry/"))
         self.assert_expirable(written, seen_manifest)
+        return written
+
+    def finish_expiry(self, record: ExpiryRecord, announced: ExpiryRecord) -> ExpiryRecord:
+        """Record what was deleted.
+
+        :param announced: from :meth:`announce_expiry`
+        :returns: the record as it was written
+        :raises SupersededError: if another run has written the record, or claimed the hour, since
+        """
+        return self._publish_expiry(record, announced.etag)
+
+    def _publish_expiry(self, record: ExpiryRecord, seen: str | None) -> ExpiryRecord:
+        """Put a record of expired raw objects in place of the one with this ETag.
+
+        It is copied there, so that a run that writes the record or claims the hour can prevent it: a request that
+        the server carries out late does nothing.
+        """
+        target = self.paths.expiry_record
+        one = _Publication(self.paths.staged_expiry(secrets.token_hex(8)), target, record.to_bytes(), JSON)
+        with self._staged([one]):
+            present = self._store.head(target)
+            if (present.etag if present else None) != seen:
+                raise self._expiry_overtaken("another run has written the record of expired raw objects")
+            try:
+                self._store.publish(one.staged, target)
+            except NotFoundError:
+                raise self._expiry_overtaken("another run has taken over the hour") from None
+            except UnsupportedOperationError:
+                return replace(record, etag=self._store.write(target, one.body, JSON))
+        written = self.expiry_record()
+        if written is None or written.to_bytes() != one.body:
+            raise self._expiry_overtaken("another run has written the record of expired raw objects")
         return written
 
     def assert_expirable(self, record: ExpiryRecord, seen_manifest: str) -> None:
@@ -444,10 +478,6 @@ class HourState(HourReader):
         manifest = self._store.head(self.paths.manifest)
         if manifest is None or manifest.etag != seen_manifest:
             raise self._expiry_overtaken("the manifest is not the one whose parts were proven")
-
-    def write_expiry(self, record: ExpiryRecord) -> ExpiryRecord:
-        """Write the record of expired raw objects; returns it with its ETag."""
-        return replace(record, etag=self._store.write(self.paths.expiry_record, record.to_bytes(), JSON))
 
     def _expiry_overtaken(self, problem: str) -> SupersededError:
         return self.superseded(
@@ -563,15 +593,20 @@ class HourState(HourReader):
         """
         if not publications:
             return
-        bucket = self.paths.home.bucket
-        try:
-            self._for_each(self._stage, publications)
+        with self._staged(publications):
             self.assert_current(claim.plan_id, claim.claim_id)
             assert_undisturbed(claim)
             self._for_each(lambda one: self._put_in_place(claim, one), publications)
+
+    @contextmanager
+    def _staged(self, publications: Sequence["_Publication"]) -> Iterator[None]:
+        """Write staged records, and delete them at the end of the block."""
+        try:
+            self._for_each(self._stage, publications)
+            yield
         finally:
             try:
-                self._store.delete(bucket, [one.staged.key for one in publications])
+                self._store.delete(self.paths.home.bucket, [one.staged.key for one in publications])
             except RollupError as error:
                 # Only the copy matters; the next run removes this one.
                 log.info("could not remove %s: %s", publications[0].staged, error)

@@ -145,7 +145,7 @@ class Survey:
 def _names_by_folder(names: Iterable[str]) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for name in names:
-        found.setdefault(folder_of(name), set()).add(planned_name(name))
+        found.setdefault(folder_of(name), set()).add(name)
     return found
 
 

@@ -204,11 +204,7 @@ class _Expiry:
             conditional = require_conditions(self._store, self._stream)
         elif proven.record is None or proven.record.unfinished is None:
             return proven.found
-        try:
-            return self._delete(proven, conditional)
-        except SupersededError as error:
-            log.warning("hour %s: %s", format_hour(self._hour), error)
-            return replace(proven.found, state=ExpiryState.LEFT_ALONE, reason=str(error), objects=0, size=0)
+        return self._delete(proven, conditional)
 
     # -- the proof -------------------------------------------------------------------------------------
 
@@ -351,7 +347,21 @@ class _Expiry:
     def _delete(self, proven: _Proven, conditional: bool) -> HourExpiry:
         """Announce the raw objects, delete them, and record what was deleted.
 
-        :raises SupersededError: if the hour changes meanwhile; what was announced stays announced
+        If the hour changes meanwhile, the deletion stops, and what was announced stays announced.
+        """
+        found = replace(proven.found, objects=0, size=0)
+        before = proven.found.expired, proven.found.expired_size
+        try:
+            self._delete_and_record(proven, conditional, found)
+        except SupersededError as error:
+            found.reason = str(error)
+            found.expired, found.expired_size = before[0] + found.objects, before[1] + found.size
+        return self._concluded(found)
+
+    def _delete_and_record(self, proven: _Proven, conditional: bool, found: HourExpiry) -> None:
+        """Announce and delete the raw objects, count them in ``found``, and record what was deleted.
+
+        :raises SupersededError: if the hour changes meanwhile
         """
         before = proven.record or ExpiryRecord(self._stream.name, format_hour(self._hour), {}, ())
         unfinished = before.unfinished
@@ -364,7 +374,6 @@ class _Expiry:
         written = self._state.announce_expiry(
             announced, before.etag if proven.record else None, proven.manifest_etag
         )
-        found = replace(proven.found, objects=0, size=0)
         outcome = self._delete_announced(proven, written, conditional, found)
         found.expired += found.objects
         found.expired_size += found.size
@@ -380,13 +389,13 @@ class _Expiry:
             # A part of which nothing was deleted may be packed again.
             if name in before.parts or name in outcome.deleted
         }
-        self._state.write_expiry(
+        self._state.finish_expiry(
             replace(
                 announced, parts=parts, deletions=(*past, finished),
                 objects=found.expired, size=found.expired_size,
-            )
+            ),
+            written,
         )  # fmt: skip
-        return self._concluded(found)
 
     def _concluded(self, found: HourExpiry) -> HourExpiry:
         found.state = ExpiryState.LEFT_ALONE if found.reason else ExpiryState.EXPIRED
