@@ -20,10 +20,15 @@ const ORDER = Object.keys(PROBLEMS);
 const FAILURES = ["failed", "damaged", "missing"];
 const RARE_STATES = ["unknown", "damaged", "open"];
 
+// The height of most rows. Those that a screen shows get their squares at once, the others while the browser is idle.
+const ROW_PX = 30;
+const SLICE_MS = 8;
+
 // What the user has chosen; it outlives the regular updates of the page.
 const chosen = { text: "", problem: null };
-// The elements of the page, and those of each stream with the data that they show.
+// The elements of the page.
 let shown = null;
+// The row of each stream, with the data that it shows; `squares` is the element whose squares are not drawn yet, or null.
 const rows = new Map();
 
 /** Show or update the overview. */
@@ -81,14 +86,19 @@ function update() {
   shown.legend.replaceChildren(legend(view.streams));
   shown.status.textContent = matching.length < sorted.length ? `${number(matching.length)} of ${number(sorted.length)} streams` : "";
   const elements = [heading(view.hours), ...matching.map((stream) => rowOf(stream, view.hours))];
+  const first = Math.ceil(innerHeight / ROW_PX);
+  for (const { name } of matching.slice(0, first)) fillSquares(name);
   const same = elements.length === list.children.length && elements.every((one, at) => one === list.children[at]);
   if (!same) replaceRows(list, elements);
+  fillWhenIdle(matching.slice(first).map(({ name }) => name));
   if (!list.querySelector("[tabindex='0']")) list.querySelector(".row a")?.setAttribute("tabindex", 0);
 }
 
 /** Replace the rows, keeping the keyboard focus. */
 function replaceRows(list, elements) {
-  const key = list.contains(document.activeElement) ? document.activeElement.dataset.key : null;
+  const focused = list.contains(document.activeElement) ? document.activeElement : null;
+  const key = focused?.dataset.key;
+  if (key) fillSquares(focused.closest(".row").dataset.stream);
   list.replaceChildren(...elements);
   if (!key) return;
   const link = list.querySelector(`[data-key="${CSS.escape(key)}"]`);
@@ -187,12 +197,45 @@ function rowOf(stream, hours) {
   const data = JSON.stringify([stream, hours[0]]);
   const known = rows.get(stream.name);
   if (known?.data === data) return known.element;
-  const element = row(stream, hours);
-  rows.set(stream.name, { data, element, stream });
+  const squares = el("div", { class: "squares", role: "presentation" });
+  const element = row(stream, squares);
+  const wasSeen = known?.element.isConnected && isOnScreen(known.element);
+  rows.set(stream.name, { data, element, stream, squares });
+  if (wasSeen) fillSquares(stream.name);
   return element;
 }
 
-function row(stream, hours) {
+function isOnScreen(element) {
+  const { top, bottom } = element.getBoundingClientRect();
+  return bottom > 0 && top < innerHeight;
+}
+
+/** Draw the hours of a stream, unless they are there. */
+function fillSquares(name) {
+  const known = rows.get(name);
+  if (!known.squares) return;
+  const link = `${address({ stream: name })}&hour=`;
+  known.squares.append(...shown.view.hours.map((hour, at) => square(known.stream, hour, at, link)));
+  known.squares = null;
+}
+
+let filling = 0;
+
+/** Draw the hours of some streams in short slices, so that the page answers at any time. */
+function fillWhenIdle(names) {
+  const current = ++filling;
+  const left = names.filter((name) => rows.get(name).squares);
+  const slice = () => {
+    if (current !== filling) return;
+    const ends = performance.now() + SLICE_MS;
+    while (left.length && performance.now() < ends) fillSquares(left.shift());
+    if (left.length) setTimeout(slice);
+  };
+  // After the first rows have been painted.
+  if (left.length) requestAnimationFrame(() => setTimeout(slice));
+}
+
+function row(stream, squares) {
   const { name, bytes_in: bytes, bytes_stored: stored, late, failed, missing } = stream;
   const cell = (kind, label, ...content) => el("span", { role: "gridcell", class: kind, "data-label": label }, ...content);
   const failures = failed + missing;
@@ -206,7 +249,7 @@ function row(stream, hours) {
       stream.problems.length ? el("span", { class: "chips" }, stream.problems.map((one) => problemChip(one, problemText(one, stream)))) : null,
     ),
     cell("last", "Last complete", lastComplete(stream)),
-    el("div", { class: "squares", role: "presentation" }, hours.map((hour, at) => square(stream, hour, at))),
+    squares,
     cell("number failures", "Failures", failures ? el("b", {}, number(failures)) : "–"),
     cell("number late", "Late objects", late ? el("b", {}, number(late.objects + late.vanished)) : "–"),
     cell("number bytes", "Bytes in", size(bytes)),
@@ -259,23 +302,22 @@ const amount = ({ objects, bytes_in: bytes }) => (objects ? `${number(objects)} 
 const usual = ({ usual_objects: objects, usual_bytes_in: bytes }) => `are ${number(objects)} with ${size(bytes)}`;
 
 // A square of each state. Copies of these are made twice as fast as new ones, and 200 streams have 9,600 of them.
-const squares = new Map();
+const samples = new Map();
 
-function square(stream, hour, at) {
+function square(stream, hour, at, link) {
   const state = stream.states[at];
-  if (!squares.has(state)) {
+  if (!samples.has(state)) {
     const attributes = { role: "gridcell", class: "hour", "data-state": state, tabindex: -1 };
-    squares.set(state, el("a", attributes, state === "none" ? null : glyph(state)));
+    samples.set(state, el("a", attributes, state === "none" ? null : glyph(state)));
   }
-  const link = squares.get(state).cloneNode(true);
+  const element = samples.get(state).cloneNode(true);
   const reason = stream.reasons[at];
   const title = `${stream.name}, ${when(hour)}: ${STATES_OF_ROWS[state]?.[0] ?? "nothing"}`;
-  if (at && hour.endsWith("T00:00:00Z")) link.classList.add("midnight");
-  link.setAttribute("href", address({ stream: stream.name, hour }));
-  link.setAttribute("data-key", `${stream.name} ${hour}`);
-  link.setAttribute("data-at", at);
-  link.setAttribute("aria-label", reason ? `${title}, ${reason}` : title);
-  return link;
+  if (at && hour.endsWith("T00:00:00Z")) element.classList.add("midnight");
+  element.setAttribute("href", link + encodeURIComponent(hour));
+  element.setAttribute("data-key", `${stream.name} ${hour}`);
+  element.setAttribute("aria-label", reason ? `${title}, ${reason}` : title);
+  return element;
 }
 
 /** Like "26 Nov, 12:00–13:00 UTC". All rows have the same hours, and formatting a date takes long. */
@@ -292,7 +334,7 @@ const hourTexts = new Map();
 
 function tipOf(link) {
   const { stream } = rows.get(link.closest(".row").dataset.stream);
-  const at = Number(link.dataset.at);
+  const at = [...link.parentElement.children].indexOf(link);
   const state = stream.states[at];
   return [
     el("strong", {}, `${stream.name}, ${when(shown.view.hours[at])}`),
@@ -306,7 +348,10 @@ function moveFocus(event) {
   const present = event.target.closest("a");
   if (!present) return;
   const lines = [...shown.list.querySelectorAll(".row:not(.head)")];
-  const linksOf = (line) => [...line.querySelectorAll("a")];
+  const linksOf = (line) => {
+    fillSquares(line.dataset.stream);
+    return [...line.querySelectorAll("a")];
+  };
   const line = lines.indexOf(present.closest(".row"));
   const links = linksOf(lines[line]);
   const at = links.indexOf(present);
