@@ -27,7 +27,7 @@ from benchmarks.settings import BUILD, MIB, PART_BYTES, PROJECT, Settings
 from benchmarks.table import as_table, write_json
 from benchmarks.testbed import NoRoomError, Testbed, md5_of, open_testbed, write_plain_hour
 from dev.made_logs.log_files import MadeHour
-from include.log_rollup.compression import FRAME_BYTES
+from include.log_rollup.compression import FRAME_BYTES, codec_of
 
 # The default of a stream with compression.
 COMPRESSED_PART_BYTES = 256 * MIB
@@ -38,6 +38,8 @@ RATIO_BYTES = 2 * COMPRESSED_PART_BYTES
 REAL = "log files"
 # The names of the smallest units.
 FILE, OBJECT = "log file", "object"
+SMALL_FILE, SMALL_FILES = "small log file", "frame of small log files"
+SMALL_FILE_BYTES = 100_000
 MODES = ("none", "zstd", "gzip")
 
 Rows = list[dict[str, Any]]
@@ -90,13 +92,16 @@ def ratios(source: str, testbed: Testbed, log_files: Sequence[Path]) -> Rows:
         total += path.stat().st_size
     units: dict[str, Iterable[list[bytes]]] = {}
     if log_files:
+        small = [path for path in log_files if path.stat().st_size <= SMALL_FILE_BYTES]
+        units[SMALL_FILE] = ([path.read_bytes()] for path in small)
+        units[SMALL_FILES] = parts(small, FRAME_BYTES)
         units[FILE] = ([path.read_bytes()] for path in log_files)
     units[OBJECT] = ([path.read_bytes()] for path in files)
     units |= {f"frame of {mib} MiB": parts(files, mib * MIB) for mib in FRAME_SIZES_MIB}
     units |= {f"part of {mib} MiB": parts(files, mib * MIB) for mib in PART_SIZES_MIB}
     rows: Rows = []
     for name, contents in units.items():
-        sizes, seconds = _compress_all(contents)
+        sizes, seconds = _compress_all(contents, as_frames=name.startswith("frame"))
         row: dict[str, Any] = {"hour": source, "unit": name}
         for compressor in COMPRESSORS:
             row[f"{compressor} ratio"] = round(sizes["none"] / sizes[compressor], 2)
@@ -106,6 +111,13 @@ def ratios(source: str, testbed: Testbed, log_files: Sequence[Path]) -> Rows:
     print(as_table(rows), flush=True)
     ratio = {row["unit"]: row["zstd ratio"] for row in rows}
     frames = ratio[f"frame of {FRAME_BYTES // MIB} MiB"]
+    if log_files:
+        verdict(
+            "zstd, ratio of small log files in frames / each",
+            ratio[SMALL_FILES] / ratio[SMALL_FILE],
+            1.75,
+            at_least=True,
+        )
     for unit, least in (
         (FILE, 1.75),
         (OBJECT, 1.75),
@@ -117,17 +129,23 @@ def ratios(source: str, testbed: Testbed, log_files: Sequence[Path]) -> Rows:
     return rows
 
 
-def _compress_all(units: Iterable[list[bytes]]) -> tuple[Counter[str], dict[str, float]]:
-    """Return the size of all units by compressor, that of ``none`` included, and the CPU seconds."""
+def _compress_all(units: Iterable[list[bytes]], *, as_frames: bool) -> tuple[Counter[str], dict[str, float]]:
+    """Return the size of all units by compressor, that of ``none`` included, and the CPU seconds.
+
+    :param as_frames: whether to compress as the pack step does, instead of by the library alone
+    """
     sizes: Counter[str] = Counter()
     seconds = dict.fromkeys(COMPRESSORS, 0.0)
     for contents in units:
         sizes["none"] += sum(map(len, contents))
         for name, start in COMPRESSORS.items():
             began = process_time()
-            compressor = start()
-            sizes[name] += sum(len(compressor.compress(content)) for content in contents)
-            sizes[name] += len(compressor.flush())
+            if as_frames:
+                sizes[name] += len(codec_of(name).compress(memoryview(b"".join(contents))))
+            else:
+                compressor = start()
+                sizes[name] += sum(len(compressor.compress(content)) for content in contents)
+                sizes[name] += len(compressor.flush())
             seconds[name] += process_time() - began
     return sizes, seconds
 
