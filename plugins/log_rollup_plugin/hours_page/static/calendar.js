@@ -1,6 +1,6 @@
 // A month of hours: a calendar with days as rows and hours as columns, and charts.
 
-import { addHours, dayOnly, el, glyph, clock, money, monthTitle, number, ratio, saved, seconds, size, span } from "./dom.js";
+import { addHours, clock, counted, dayOnly, el, glyph, money, monthTitle, number, ratio, saved, seconds, size, span } from "./dom.js";
 import { charts } from "./charts.js";
 import { STATES, address, age, chip, replace, streamChoice, warnings } from "./header.js";
 import { withTip } from "./tip.js";
@@ -157,7 +157,7 @@ function facts(one) {
   const behind = isBehind(one);
   if (marker) {
     const groups = marker.groups === null || marker.groups === undefined ? "" : ` of ${number(marker.groups)} groups`;
-    texts.push(`${number(marker.objects)} objects, ${size(marker.bytes_in)} in ${number(marker.parts)} parts${groups}`);
+    texts.push(`${counted(marker.objects, "object")}, ${size(marker.bytes_in)} in ${counted(marker.parts, "part")}${groups}`);
   }
   if (marker?.bytes_stored) {
     texts.push(`${size(marker.bytes_stored)} stored, ratio ${ratio(marker.bytes_in, marker.bytes_stored)}`);
@@ -236,7 +236,7 @@ function costs({ stream, cost }) {
   const fact = (name, value, about) => el("div", { title: about }, el("dt", {}, name), el("dd", {}, value));
   const difference = without - total;
   const saved = difference < 0 ? `none, ${money(-difference, currency)} more` : `${money(difference, currency)}, ${((100 * difference) / without || 0).toFixed(0)} %`;
-  const kept = days === null ? "Raw objects are counted as kept for ever, because the stream has no expire_raw that deletes them" : `Raw objects are kept for ${number(days)} days`;
+  const kept = days === null ? "Raw objects are counted as kept for ever, because the stream has no expire_raw that deletes them" : `Raw objects are kept for ${counted(days, "day")}`;
   return el(
     "section",
     { class: "card" },

@@ -37,6 +37,9 @@ const monthName = utc({ month: "long", year: "numeric" });
 
 export const number = (value) => count.format(value);
 
+/** A number with a noun, like "1 part" or "2 parts". */
+export const counted = (value, noun) => `${number(value)} ${noun}${value === 1 ? "" : "s"}`;
+
 export function size(bytes) {
   const step = bytes < 1024 ? 0 : Math.min(UNITS.length - 1, Math.floor(Math.log2(bytes) / 10));
   const value = bytes / 1024 ** step;

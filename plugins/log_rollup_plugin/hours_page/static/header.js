@@ -13,7 +13,7 @@ export const STATES = {
   damaged: ["Damaged", "its _SUCCESS cannot be read, so it does not count as complete"],
   missing: ["Missing", "it has ended, and has neither a completion marker nor an unfinished run"],
   unknown: ["Not read", "the bucket has not been read yet, or could not be read"],
-  open: ["Open", "it has not ended"],
+  open: ["Open", "it has not ended, or ended a few minutes ago"],
 };
 
 /** The states in the rows of all streams. */

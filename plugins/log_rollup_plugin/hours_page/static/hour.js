@@ -1,7 +1,7 @@
 // One hour: its totals, how it was proven, its parts and runs, and what to do.
 
 import { clearRun, leave, runPage, taskPage } from "./airflow.js";
-import { addHours, clock, day, dayOnly, el, exact, glyph, instant, number, ratio, saved, seconds, size, span } from "./dom.js";
+import { addHours, clock, counted, day, dayOnly, el, exact, glyph, instant, number, ratio, saved, seconds, size, span } from "./dom.js";
 import { card, consoleLink, copyButton, fillBar, list, table } from "./cards.js";
 import { frames } from "./frames.js";
 import { groups } from "./groups.js";
@@ -74,7 +74,7 @@ function facts(answer) {
     return card(
       "Being built",
       list([
-        ["Planned", `${number(planned.objects)} objects, ${size(planned.bytes)}`],
+        ["Planned", `${counted(planned.objects, "object")}, ${size(planned.bytes)}`],
         ["Parts packed", `${number(packed)} of ${number(planned.parts)}`],
       ]),
       fillBar(packed / (planned.parts || 1)),
@@ -114,7 +114,7 @@ function facts(answer) {
 function expiry({ expired }) {
   if (!expired) return [];
   if (!expired.finished) return [["Expired", `raw objects are being deleted since ${instant(expired.at)}`]];
-  return [["Expired", `${number(expired.objects)} raw objects, ${size(expired.size)}, on ${instant(expired.at)}: the parts hold them`]];
+  return [["Expired", `${counted(expired.objects, "raw object")}, ${size(expired.size)}, on ${instant(expired.at)}: the parts hold them`]];
 }
 
 /** How many raw objects the parts have as their content, if any. */
@@ -179,9 +179,9 @@ function requests(marker) {
 
 function proof({ marker }) {
   if (!marker?.verified) return null;
-  const rows = ["parts", "objects"].flatMap((kind) =>
-    Object.entries(marker.verified[kind]).map(([how, count]) => [
-      `${number(count)} ${kind}`,
+  const rows = ["part", "object"].flatMap((kind) =>
+    Object.entries(marker.verified[`${kind}s`]).map(([how, count]) => [
+      counted(count, kind),
       el("span", {}, el("code", {}, how), ` ${PROOFS[how] ?? ""}`),
     ]),
   );

@@ -1,6 +1,6 @@
 // All streams: one row for each with its last 48 hours, those with problems first.
 
-import { clock, dayOnly, el, glyph, number, share, size, span } from "./dom.js";
+import { clock, counted, dayOnly, el, glyph, number, share, size, span } from "./dom.js";
 import { STATES, STATES_OF_ROWS, address, age, chip } from "./header.js";
 import { withTip } from "./tip.js";
 
@@ -118,12 +118,13 @@ function summary(streams) {
   const due = streams.reduce((sum, one) => sum + one.due, 0);
   const incomplete = streams.reduce((sum, one) => sum + one.incomplete, 0);
   const some = `${number(whole)} of ${number(streams.length)} streams`;
+  const verb = whole === 1 ? "is" : "are";
   const broken = streams.length - whole - unread;
-  let [state, title] = ["failed", `${some} are whole.`];
+  let [state, title] = ["failed", `${some} ${verb} whole.`];
   if (whole === streams.length) [state, title] = ["complete", problems ? "Every hour that should be complete is." : "Everything is whole."];
-  else if (unread) [state, title] = [broken ? "failed" : "unknown", `${some} are known to be whole; ${number(unread)} are being read.`];
+  else if (unread) [state, title] = [broken ? "failed" : "unknown", `${some} ${verb} known to be whole; ${number(unread)} ${unread === 1 ? "is" : "are"} being read.`];
   const hours = unread ? "" : `Of ${number(due)} hours that should be complete, ${number(due - incomplete)} are. `;
-  const attention = problems ? `${number(problems)} of ${number(streams.length)} streams need attention:` : `${number(streams.length)} streams, none needs attention.`;
+  const attention = problems ? `${number(problems)} of ${number(streams.length)} streams ${problems === 1 ? "needs" : "need"} attention:` : `${counted(streams.length, "stream")}, none needs attention.`;
   return el(
     "section",
     { class: "card whole", "data-state": state, role: "status" },
@@ -184,7 +185,7 @@ function heading(hours) {
       column("Last complete", "last"),
       el("span", { role: "columnheader", class: "squares", "aria-label": "Last 48 hours" }, marks),
       column("Failures", "number failures"),
-      column("Late", "number late"),
+      column("Late objects", "number late"),
       column("Bytes in", "number bytes"),
       column("Stored", "number stored"),
       column("Saved", "number saved"),
@@ -279,8 +280,8 @@ function notes(stream) {
   }
   if (problems.includes("groups")) texts.push(unusualGroups(stream));
   if (late) {
-    const parts = [late.objects ? `${number(late.objects)} late or changed objects` : "", late.vanished ? `${number(late.vanished)} vanished ones` : ""];
-    texts.push(`${parts.filter(Boolean).join(" and ")} in ${number(late.hours)} complete ${late.hours === 1 ? "hour" : "hours"}`);
+    const parts = [late.objects ? counted(late.objects, "late or changed object") : "", late.vanished ? counted(late.vanished, "vanished one") : ""];
+    texts.push(`${parts.filter(Boolean).join(" and ")} in ${counted(late.hours, "complete hour")}`);
   }
   const found = texts.filter(Boolean);
   return found.length ? el("p", { class: "note", role: "gridcell" }, found.join("; ")) : null;
