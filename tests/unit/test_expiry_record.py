@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from include.log_rollup.errors import SupersededError, UnreadableRecordError
@@ -45,6 +45,7 @@ def damaged(**changes: Any) -> bytes:
     return json.dumps({**json.loads(a_record().to_bytes()), **changes}).encode()
 
 
+@settings(max_examples=20)
 @given(record=records)
 def test_record_round_trips(record: ExpiryRecord) -> None:
     assert ExpiryRecord.from_bytes(AT, record.to_bytes()) == record

@@ -127,7 +127,7 @@ BODIES = st.lists(st.sampled_from([b"ab", b"b", b"\n", b"c" * 40, b"\xff"]), max
 
 
 @pytest.mark.slow
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(st.dictionaries(NAMES, BODIES, min_size=1), st.sampled_from(["a", "b$", "^c+", "[^b]"]), st.booleans())
 def test_parts_give_what_raw_objects_give(objects: dict[str, bytes], text: str, has_newlines: bool) -> None:
     stored = {
