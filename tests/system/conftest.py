@@ -4,7 +4,6 @@ import json
 import os
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 import yaml
@@ -12,6 +11,7 @@ import yaml
 from dev.made_logs.dataset import make_dataset
 from dev.servers import plain_client
 from dev.stack.local_stack import LocalStack
+from tests.conftest import STACK_TESTS
 from tests.support.observe import Watch, with_descendants
 from tests.support.proxy import FaultProxy
 from tests.system.downstream import write_dags
@@ -24,7 +24,7 @@ AIRFLOW_SETTINGS = {
     # A new scheduler adopts the tasks of a dead one at this interval; the default is five minutes.
     "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "20",
     # Each task of a run waits for the scheduler's next loop, which costs CPU time; the default pause is 1 s.
-    "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.4",
+    "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.7",
     # How soon the scheduler ends a task whose trigger is silent; the default is 15 s.
     "AIRFLOW__SCHEDULER__TRIGGER_TIMEOUT_CHECK_INTERVAL": "3",
     # Parsing a file takes a second of CPU time. New files and add_stream do not wait for the interval.
@@ -37,7 +37,7 @@ AIRFLOW_SETTINGS = {
 # Covers the start of the stack on a slow and busy machine.
 TIMEOUT_SECONDS = 900
 # Reading /proc for all processes takes milliseconds of CPU time.
-WATCH_SECONDS = 0.5
+WATCH_SECONDS = 1.0
 _OVERLAPPING = pytest.StashKey[OverlappingTests]()
 
 
@@ -53,7 +53,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _is_here(item: pytest.Item) -> bool:
-    return Path(__file__).parent in item.path.parents
+    return item.nodeid.startswith(STACK_TESTS)
 
 
 def _turn(item: pytest.Item) -> int:

@@ -2,7 +2,10 @@
 
 import gzip
 import json
+import os
 import subprocess
+import sys
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -20,6 +23,18 @@ DAG = f"log_rollup_{STREAM}"
 RAW = f"raw/{STREAM}/"
 RESTORED = "restored/"
 ENCODINGS = ("", "", ".gz")
+SEPARATOR = "\0"
+# As `python -m log_rollup_plugin.cli`, several times; it stops at the first command that fails.
+RUN_COMMANDS = f"""
+import json, sys
+import log_rollup_plugin.cli.__main__
+from log_rollup_plugin.cli.main import main
+
+for command in json.loads(sys.argv[1]):
+    if code := main([*command, "--json"]):
+        sys.exit(code)
+    print(end={SEPARATOR!r}, flush=True)
+"""
 
 
 @pytest.mark.overlaps
@@ -38,22 +53,18 @@ def test_expired_raw_objects_are_restored_from_parts(running: Running) -> None:
 
     target = running.stack.paths.state / "restored"
     argument = f"{hour:%Y-%m-%dT%H}"
-    # Each takes seconds to start.
-    verify, to_directory, to_prefix = (
-        start_command(running, *command)
-        for command in (
-            ("verify", STREAM, argument, "--deep"),
-            ("restore", STREAM, argument, "--to", str(target), "--md5"),
-            ("restore", STREAM, argument, "--to", f"s3://{BUCKET}/{RESTORED}"),
-        )
+    verified, to_directory, to_prefix = outputs_of(
+        running,
+        ("verify", STREAM, argument, "--deep"),
+        ("restore", STREAM, argument, "--to", str(target), "--md5"),
+        ("restore", STREAM, argument, "--to", f"s3://{BUCKET}/{RESTORED}"),
     )
-    verified = output_of(verify)
     assert verified["ok"] is True
     assert verified["raw"]["expired"] == len(made)
-    assert output_of(to_directory)["restored"] == len(made)
+    assert to_directory["restored"] == len(made)
     files = {path.relative_to(target).as_posix(): path for path in target.rglob("*") if path.is_file()}
     assert {RAW + name: path.read_bytes() for name, path in files.items()} == made
-    assert output_of(to_prefix)["restored"] == len(made)
+    assert to_prefix["restored"] == len(made)
     objects = objects_below(running, RESTORED)
     assert {RAW + key.removeprefix(RESTORED): body for key, body in objects.items()} == made
 
@@ -74,16 +85,20 @@ def objects_below(running: Running, prefix: str) -> dict[str, bytes]:
     }
 
 
-def start_command(running: Running, *arguments: str) -> subprocess.Popen[str]:
-    """Start ``log-rollup --json`` with the settings of the stack."""
-    return subprocess.Popen(
-        [str(ROOT / "log-rollup"), *arguments, "--json"], env=environment(running.stack.paths),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+def outputs_of(running: Running, *commands: Sequence[str]) -> list[Any]:
+    """Run commands of ``log-rollup`` that succeed, with the settings of the stack; return the JSON of each.
+
+    They run in one process, because it takes seconds of CPU time to import Airflow.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_COMMANDS, json.dumps(commands)], env=command_environment(running),
+        capture_output=True, text=True,
     )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return [json.loads(text) for text in done.stdout.split(SEPARATOR)[:-1]]
 
 
-def output_of(process: subprocess.Popen[str]) -> Any:
-    """Wait for a command that succeeds; return its JSON."""
-    out, err = process.communicate()
-    assert process.returncode == 0, err
-    return json.loads(out)
+def command_environment(running: Running) -> dict[str, str]:
+    """Return the environment in which the script ``log-rollup`` starts Python."""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "plugins")])
+    return environment(running.stack.paths) | {"PYTHONPATH": path}

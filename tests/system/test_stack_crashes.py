@@ -6,7 +6,7 @@ raw objects. The proxy in front of the S3 server holds a request of the hour unt
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 
 import psutil
@@ -141,10 +141,12 @@ def packing_processes(running: Running) -> list[psutil.Process]:
     """Return the descendants of the scheduler that have a connection to S3."""
     found = []
     for pid in with_descendants(running.stack.process("scheduler").pid)():
-        process = psutil.Process(pid)
-        if any(
-            connection.raddr and connection.raddr.port == running.proxy.port
-            for connection in process.net_connections("tcp4")
-        ):
-            found.append(process)
+        # A task may end meanwhile.
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            if any(
+                connection.raddr and connection.raddr.port == running.proxy.port
+                for connection in process.net_connections("tcp4")
+            ):
+                found.append(process)
     return found
