@@ -8,10 +8,20 @@ from playwright.sync_api import Browser, BrowserContext, expect, sync_playwright
 
 from tests.support.debian import program_or_skip
 
+# Chromium's toolbar is a web page too. For each window it would take more CPU time than the page of a test.
+TOOLBAR_FEATURES = ("InitialWebUI", "WebUIReloadButton", "PreloadTopChromeWebUI")
+# Playwright disables these features; Chromium uses only the last list.
+PLAYWRIGHT_FEATURES = (
+    "AvoidUnnecessaryBeforeUnloadCheckSync", "HttpsUpgrades", "HttpsFirstBalancedModeAutoEnable", "LensOverlay",
+    "MediaRouter", "PaintHolding", "ThirdPartyStoragePartitioning", "AvoidCorsURLLoaderRestartOnRedirect",
+    "OptimizationHints", "NetworkTimeServiceQuerying", "AimEnabled", "PreconnectToSearch",
+    "DestroyProfileOnBrowserClose",
+)  # fmt: skip
 # Chromium's sandbox does not work in most containers. The other options prevent requests to other machines.
 ARGUMENTS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
+    f"--disable-features={','.join(TOOLBAR_FEATURES + PLAYWRIGHT_FEATURES)}",
 ]  # fmt: skip
 
 
