@@ -46,8 +46,8 @@ T = TypeVar("T")
 
 BUCKET = "logs"
 # Enough for four pages, and for quirks that affect one object in ten or one request in nine.
-OBJECTS = 40
-PAGE = 12
+OBJECTS = 30
+PAGE = 9
 LARGE = f"{RAW}large.log"
 # Objects outside the hour. None of them may change.
 OUTSIDE = {
