@@ -23,6 +23,7 @@ COMMANDS = {
     "compression": "ratios, and the pack step with and without compression, on real and made logs",
     "restore": "the restore of an hour to a directory, next to s5cmd cp",
     "grep": "the search of an hour, next to s5cmd cat and rclone cat with grep",
+    "overview": "the page of all streams, for 200 streams of 48 hours",
     "bounds": "the memory of each step on a million objects",
     "profile": "the CPU profile of the pack step, with py-spy",
 }
@@ -36,6 +37,7 @@ _OBJECTS = {
     "compression": 3_000,
     "restore": 3_000,
     "grep": 3_000,
+    "overview": 30_000,
     "bounds": 1_000_000,
     "profile": 3_000,
 }
