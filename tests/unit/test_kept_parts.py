@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from include.log_rollup.errors import ProofError, VanishedInputError
+from include.log_rollup.errors import InputChangedError, ProofError, VanishedInputError
 from include.log_rollup.expiry_options import ExpireRaw
 from include.log_rollup.hour.changes import Changes
 from include.log_rollup.queries.grep import Found, GrepOptions, grep
@@ -14,6 +14,7 @@ from include.log_rollup.queries.line_pattern import compile_pattern
 from include.log_rollup.queries.locate import locate, read_object
 from include.log_rollup.queries.object_filter import ObjectFilter
 from include.log_rollup.queries.verify import verify_hour
+from include.log_rollup.steps.complete_hour import complete_hour
 from include.log_rollup.steps.expire_hour import ExpiryState, expire_hour
 from include.log_rollup.steps.pack_shard import pack_shard
 from include.log_rollup.steps.plan_hour import plan_hour, preview_hour
@@ -284,6 +285,29 @@ def test_object_written_again_after_expiry_keeps_both_versions(store: FakeStore)
     run_hour(store, STREAM)
     assert content(store, "b.log") == b"b" * 30
     assert plan_hour(store, STREAM, HOUR, "again").unchanged
+
+
+@pytest.mark.parametrize("complete_first", [False, True])
+def test_object_that_gets_its_expired_content_back_has_changed(
+    store: FakeStore, complete_first: bool
+) -> None:
+    """The newest version in the parts is another one, although an older part has the listed bytes."""
+    expire(store)
+    produce(store, {"b.log": b"B" * 10})
+    for ref in plan_hour(store, STREAM, HOUR, "run").shards:
+        pack_shard(store, STREAM, ref)
+    if complete_first:
+        validate_hour(store, STREAM, HOUR)
+        complete_hour(store, STREAM, HOUR)
+    produce(store, {"b.log": b"b" * 30})
+    with pytest.raises(InputChangedError, match=r"1 changed \(.*b\.log\)"):
+        validate_hour(store, STREAM, HOUR)
+    if complete_first:
+        (late,) = find_changed_hours(store, STREAM, [HOUR]).changed
+        assert late.changes.changed == [RAW + "b.log"]
+    run_hour(store, STREAM)
+    assert content(store, "b.log") == b"b" * 30
+    assert verify_hour(store, STREAM, HOUR, deep=True).problems == []
 
 
 def test_grep_searches_only_the_newest_version(store: FakeStore) -> None:

@@ -131,9 +131,8 @@ class Comparison:
                     self.doubled.append(item.key)
                 self._found[place] = 1
             else:
-                if announced:
-                    # An older version: the newer one has to be in a later part.
-                    self._found[place] = 0
+                # Even if an earlier part has the listed version: of two, this one is newer.
+                self._found[place] = 0
                 if item.key not in announced:
                     self._changed.add(place)
 
