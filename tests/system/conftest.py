@@ -24,7 +24,7 @@ AIRFLOW_SETTINGS = {
     # A new scheduler adopts the tasks of a dead one at this interval; the default is five minutes.
     "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "20",
     # Each task of a run waits for the scheduler's next loop, which costs CPU time; the default pause is 1 s.
-    "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.7",
+    "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.4",
     # How soon the scheduler ends a task whose trigger is silent; the default is 15 s.
     "AIRFLOW__SCHEDULER__TRIGGER_TIMEOUT_CHECK_INTERVAL": "3",
     # Parsing a file takes a second of CPU time. New files and add_stream do not wait for the interval.
