@@ -152,7 +152,7 @@ def test_raw_objects_expire_and_every_byte_stays_readable(running: Running) -> N
         release.wait(HOLD_SECONDS)
 
     record = f"{expiring.aggregated(second)}_expired.json"
-    rule = Rule(on("PutObject", key=record, attempt=2), Call(hold), count=1)
+    rule = Rule(on("CopyObject", key=record, attempt=2), Call(hold), count=1)
     running.proxy.add(rule)
     try:
         run_id = running.trigger(EXPIRE, {})

@@ -10,7 +10,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 PROJECT = Path(__file__).resolve().parents[2]
-SEEDS = 200
+SEEDS = 300
 
 
 def simulate(*arguments: str) -> subprocess.CompletedProcess[str]:
