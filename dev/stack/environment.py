@@ -123,6 +123,9 @@ def airflow_environment(
         # SQLite has one writer at a time, and storing Dags takes long on a busy machine. The default is 5 s, after
         # which the scheduler ends.
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{paths.airflow_home}/airflow.db?timeout=60",
+        # A browser that leaves a page while the API server streams it leaves a cursor open. Its connection would
+        # go back to the pool with an old snapshot: later requests would read old rows, and could not write.
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_POOL_ENABLED": "False",
         "AIRFLOW__CORE__FERNET_KEY": keys.fernet_key,
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{addresses.ui_url}/execution/",
