@@ -252,6 +252,32 @@ def test_hour_does_not_complete_without_the_manifest_of_a_group(hour: GroupedHou
     assert not hour.store.has(f"{HOME}_SUCCESS")
 
 
+def test_marker_goes_before_a_manifest_that_somebody_removed(hour: GroupedHour) -> None:
+    hour.produce(three_groups())
+    hour.run()
+    hour.produce({"new": {"late.log": b"late"}})
+    for ref in hour.plan().shards:
+        pack_shard(hour.store, hour.stream, ref)
+    hour.store.delete("logs", [f"{hour.folder('web')}_manifest.jsonl.gz"])
+    validate_hour(hour.store, hour.stream, HOUR)
+    assert hour.store.has(f"{hour.folder('web')}_manifest.jsonl.gz")
+    assert not hour.store.has(f"{hour.folder('web')}_SUCCESS")
+    complete_hour(hour.store, hour.stream, HOUR)
+    hour.verify()
+    assert verify_hour(hour.store, hour.stream, HOUR).problems == []
+
+
+def test_what_another_plan_has_staged_goes_before_a_manifest(hour: GroupedHour) -> None:
+    """Planning was interrupted after its claim, before it could do that."""
+    hour.produce(three_groups())
+    staged = f"{HOME}_rollup/{'f' * 20}/staged-0f-_SUCCESS"
+    for ref in hour.plan().shards:
+        pack_shard(hour.store, hour.stream, ref)
+    hour.store.produce(staged, b"{}")
+    validate_hour(hour.store, hour.stream, HOUR)
+    assert not hour.store.has(staged)
+
+
 def test_marker_goes_before_one_of_the_parts_of_a_divided_part() -> None:
     """Both parts were split off one planned part, and only one of them is kept."""
     hour = GroupedHour("before the date", check_encoding=True)

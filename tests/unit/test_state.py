@@ -323,7 +323,9 @@ def discard(_: object) -> None:
 # -- publishing ----------------------------------------------------------------------------------------
 
 PUBLISH: Mapping[str, Callable[[FakeStore, Claim, CompletionMarker], None]] = {
-    MANIFEST: lambda store, claim, _: state_of(store).write_manifest(claim, store.body(MANIFEST)),
+    MANIFEST: lambda store, claim, _: state_of(store).write_manifest(
+        claim, store.body(MANIFEST), state_of(store).inventory()
+    ),
     MARKER: lambda store, claim, marker: state_of(store).complete(claim, marker),
 }
 for_both_targets = pytest.mark.parametrize("target", [MANIFEST, MARKER])

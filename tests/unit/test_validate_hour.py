@@ -316,6 +316,22 @@ def test_changed_bytes_are_found_with_random_etags(number: int) -> None:
     assert_clear_completes(store)
 
 
+def test_failed_part_stays_if_its_raw_objects_vanish_meanwhile() -> None:
+    """A worker has written it again: its ETag is another one, but its bytes may be the last copy."""
+    store = FakeStore(random_etags=True)
+    produce(store, RAW_HOUR)
+    for ref in plan_hour(store, STREAM, HOUR, "run").shards:
+        pack_shard(store, STREAM, ref)
+    part = part_key(store, FIRST)
+    before = store.body(part)
+    store.produce(part, before)
+    # Between the listing of the raw hour and the proof of the parts.
+    store.on("HEAD", "part-00001", lambda: store.delete("logs", [f"{RAW}a.log"]))
+    with pytest.raises(ProofError, match="Raw objects of 1 of them are gone"):
+        validate_hour(store, STREAM, HOUR)
+    assert store.body(part) == before
+
+
 def test_wrong_copy_is_found_with_random_etags() -> None:
     store = FakeStore(keeps_crc=False, checks_crc=False, random_etags=True)
     produce(store, RAW_HOUR)

@@ -19,7 +19,7 @@ from include.log_rollup.hour.expiry_record import ExpiryRecord
 from include.log_rollup.hour.layout import folder_of
 from include.log_rollup.hour.manifest import ManifestReader, read_manifest_header
 from include.log_rollup.hour.plan import PlannedPart, content_id_of
-from include.log_rollup.hour.reader import HourReader
+from include.log_rollup.hour.reader import HourReader, Inventory
 from include.log_rollup.hour.records import GZIP, JSON, Claim, CompletionMarker
 from include.log_rollup.parallel import in_parallel
 from include.log_rollup.storage.listing import list_by_token
@@ -67,13 +67,14 @@ class HourState(HourReader):
                            disappeared since the hour was planned is removed
     7                      before each attempt to write a part, the claim is read; then ``part-…`` is written
     8                      the shard's receipt, after its parts; after the last part the claim is read once more
-    9   ``validate_hour``  for parts that failed: a new claim of the same plan, ``_SUCCESS`` removed, the claim
-                           read, the ``_SUCCESS`` of their groups removed, a removal record, the claim read again,
-                           the parts deleted, the record deleted
-    10                     a ``_SUCCESS`` is removed, if there is one;
+    9   ``validate_hour``  for parts that failed and whose raw objects still exist: a new claim of the same plan,
+                           ``_SUCCESS`` removed, the claim read, the ``_SUCCESS`` of their groups removed, a
+                           removal record, the claim read again, the parts deleted, the record deleted
+    10                     a ``_SUCCESS`` is removed, if there is one, and what other plans have staged;
                            ``_rollup/<plan>/staged-…-_manifest.jsonl.gz`` is written; the claim is read; the
                            store copies it to ``_manifest.jsonl.gz``; with groups, first the same for the
-                           manifests of the groups that lack a manifest or a ``_SUCCESS``
+                           manifests of the groups that lack a manifest or a ``_SUCCESS``; a ``_SUCCESS`` without
+                           a manifest is removed before
     11                     for groups that are gone: the claim read, ``_SUCCESS`` removed, the claim read, the
                            manifest removed; for stray parts: a removal record, the claim read again, the parts
                            deleted, the record deleted
@@ -319,12 +320,16 @@ class HourState(HourReader):
         if basis is None:
             self._release(claimed)
 
-    def write_manifest(self, claim: Claim, body: bytes, groups: Mapping[str, bytes] | None = None) -> None:
+    def write_manifest(
+        self, claim: Claim, body: bytes, found: Inventory, groups: Mapping[str, bytes] | None = None
+    ) -> None:
         """Put the manifests of a proven plan in place, that of the hour last.
 
-        Before that, removes a completion marker, which exists if planning was interrupted after its claim.
+        Before that, removes what exists if planning was interrupted after its claim: a completion marker, and what
+        runs of other plans have staged; also markers of groups whose manifest somebody has removed.
 
         :param claim: under which the hour was proven
+        :param found: the hour as it was listed for the proof
         :param groups: the manifests of groups, by folder
         :raises SupersededError: if the hour has been claimed since
         """
@@ -333,6 +338,18 @@ class HourState(HourReader):
         if marker is not None:
             self.assert_current(claim.plan_id, claim.claim_id)
             self.remove_marker(marker.etag)
+        staged = {
+            name for name in found.work if "/staged-" in name and not name.startswith(f"{claim.plan_id}/")
+        }
+        markers = [
+            (self.paths.group_marker(folder), found.group_markers[folder])
+            for folder in sorted(groups or ())
+            if folder in found.group_markers
+        ]
+        if staged or markers:
+            self.assert_current(claim.plan_id, claim.claim_id)
+            self._delete_work(staged)
+            self._remove_existing(markers)
         for_groups = [
             _Publication(self._staged_manifest(claim), self.paths.group_manifest(folder), group_body, GZIP)
             for folder, group_body in sorted((groups or {}).items())

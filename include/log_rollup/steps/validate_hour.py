@@ -71,7 +71,7 @@ def validate_hour(store: ObjectStore, stream: Stream, hour: datetime) -> HourTot
             proof.add(batch)
     _check_digests(state, expected, raw, proof)
     if proof.failures:
-        _reject(state, expected, proof.failures, found, raw.announced)
+        _reject(store, state, expected, proof.failures, found, raw.announced)
     strays = _find_strays(state, found, proof.names, expected)
     foreign = _foreign_keys(state, found, proof.names | strays.keys())
     strays = state.removable(found, strays, expected.plan_id, expected.planned_parts())
@@ -395,15 +395,16 @@ def _wrong_plan(state: HourState, expected: _Expected) -> ProofError:
 
 
 def _reject(
+    store: ObjectStore,
     state: HourState,
     expected: _Expected,
     failures: Sequence[UnprovenPart],
     found: Inventory,
     announced: Collection[str],
 ) -> None:
-    """Remove the parts that failed, except those that may hold the last copy of expired raw objects.
+    """Remove the parts that failed, except those that may hold the last copy of raw objects.
 
-    :param announced: names of these
+    :param announced: names of the parts with raw objects that have expired
     :raises ProofError: always
     """
     # A part without a receipt is packed again anyway, and may belong to another run.
@@ -412,15 +413,17 @@ def _reject(
         for failure in failures
         if failure.written and failure.name in found.parts and failure.name not in announced
     }
+    kept = _with_vanished_objects(store, state, expected, bad)
+    bad = {name: planned for name, planned in bad.items() if name not in kept}
     if bad or expected.is_complete:
         state.reject_parts(expected.plan_id, bad, expected.claim, expected.manifest)
     shown = "; ".join(f"{failure.name}: {failure.reason}" for failure in failures[:MAX_SHOWN])
     more = f" and {len(failures) - MAX_SHOWN} more" if len(failures) > MAX_SHOWN else ""
     undone = " The hour is no longer complete, its marker is removed." if expected.is_complete else ""
-    last = sorted(failure.name for failure in failures if failure.name in announced)
+    last = sorted(failure.name for failure in failures if failure.name in announced or failure.name in kept)
     if last:
         remedy = (
-            f"Raw objects of {len(last)} of them have expired ({first_keys(last)}), so these were left alone: "
+            f"Raw objects of {len(last)} of them are gone ({first_keys(last)}), so these were left alone: "
             f"restore them from older versions or from a copy, then clear the run from plan_hour on."
         )
     else:
@@ -431,6 +434,25 @@ def _reject(
         f"hour {format_hour(state.paths.hour)}: {len(failures)} of {expected.parts} parts are not proven: "
         f"{shown}{more}.{undone} {remedy}"
     )
+
+
+def _with_vanished_objects(
+    store: ObjectStore, state: HourState, expected: _Expected, parts: Mapping[str, str]
+) -> set[str]:
+    """Names of the parts of which a raw object has vanished since it was listed.
+
+    :param parts: their names, each with the name of the planned part it was made for
+    """
+    names = {*parts, *parts.values()}
+    root = state.paths.raw_template.root
+    vanished: set[str] = set()
+    for planned in expected.planned_parts() if names else ():
+        if planned.name in names:
+            places = [root.at(item.key) for item in planned.objects]
+            heads = in_parallel(store.control_connections, "log-rollup-vanished", store.head, places)
+            if any(head is None for head in heads):
+                vanished.add(planned.name)
+    return {name for name, planned_name in parts.items() if name in vanished or planned_name in vanished}
 
 
 # -- other objects below the aggregated hour -----------------------------------------------------------
@@ -547,7 +569,7 @@ def _write_manifests(
         if group.folder not in found.group_markers or group.folder not in found.group_manifests
     }
     body = proof.hour.manifest.finish(totals, validated_at, base, claim.claim_id)
-    state.write_manifest(claim, body, groups)
+    state.write_manifest(claim, body, found, groups)
     state.remove_group_files(claim, found.group_manifests - proof.groups.keys())
 
 
