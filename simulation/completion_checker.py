@@ -417,9 +417,11 @@ class CompletionChecker:
 
     def _was_validated(self, key: str, etag: str, manifest: ServerObject) -> bool:
         """Whether a raw object had this ETag when the manifest was validated."""
-        version = self.version(key, etag)
         begin = manifest.task.started if manifest.task else manifest.step
-        return version is not None and version.begin <= manifest.step and (version.end or begin) >= begin
+        return any(
+            version.etag == etag and version.begin <= manifest.step and (version.end or begin) >= begin
+            for version in self._hour.history.get(key, ())
+        )
 
     def version(self, key: str, etag: str) -> Version | None:
         """A version of a raw object, by its ETag; None if no producer wrote it."""
