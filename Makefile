@@ -43,12 +43,12 @@ up: $(ENVIRONMENT) ## start the same Airflow, leave it running, and print its ad
 down: $(ENVIRONMENT) ## stop what `make up` has started
 	@$(BIN)/python -m dev.demo down
 
-# One of the three workers mostly waits for the local stack, so that two cores are enough.
+# One of the four workers mostly waits for the local stack, the others often for servers: two cores are enough.
 test: $(ENVIRONMENT) ## run the whole test suite
-	$(BIN)/python -m pytest -n 3 --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 4 --no-loadscope-reorder
 
 test-fast: $(ENVIRONMENT) ## run the unit and Dag tests that need no server: a minute at most
-	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder -m 'not slow' tests/unit tests/dags
+	$(BIN)/python -m pytest -n 3 --no-loadscope-reorder -m 'not slow' tests/unit tests/dags
 
 simulate: SEEDS ?= 10000
 simulate: FIRST ?= 0

@@ -42,7 +42,7 @@ from tests.unit.strategies import raw_hours
 
 Outcome = TypeVar("Outcome")
 
-pytestmark = pytest.mark.usefixtures("unwatched")
+pytestmark = [pytest.mark.usefixtures("unwatched"), pytest.mark.slow]
 
 ODD_NAMES = (
     "space in name.log",
