@@ -93,19 +93,19 @@ def content(store: FakeStore, name: str, stream: Stream = STREAM) -> bytes:
 @pytest.mark.slow
 def test_late_objects_among_many_cost_what_they_weigh() -> None:
     stream, store = make_stream(part_size=1024, shard_size=MIB), FakeStore()
-    names = [f"{number:05d}.log" for number in range(12_000)]
+    names = [f"{number:05d}.log" for number in range(30_000)]
     produce(store, dict.fromkeys(names, b"x" * 16))
-    complete_in_format_1(store, (names[start : start + 60] for start in range(0, 12_000, 60)))
+    complete_in_format_1(store, (names[start : start + 60] for start in range(0, 30_000, 60)))
     before = parts(store)
-    produce(store, {f"{number:05d}-late.log": b"late" for number in range(0, 12_000, 400)})
-    produce(store, {"02345.log": b"changed"})
+    produce(store, {f"{number:05d}-late.log": b"late" for number in range(0, 30_000, 1000)})
+    produce(store, {"12345.log": b"changed"})
     found = preview_hour(store, stream, HOUR)
-    assert (found.parts, found.parts_standing, found.shards) == (201, 199, 1)
+    assert (found.parts, found.parts_standing, found.shards) == (501, 499, 1)
     planned = plan_hour(store, stream, HOUR, "again")
     assert [(ref.parts, ref.objects) for ref in planned.shards] == [(2, 90)]
     for ref in planned.shards:
         pack_shard(store, stream, ref)
-    assert_kept(store, before, "part-00200.log", "part-00201.log")
+    assert_kept(store, before, "part-00500.log", "part-00501.log")
 
 
 def test_only_parts_of_changed_and_dropped_objects_are_replaced(store: FakeStore) -> None:

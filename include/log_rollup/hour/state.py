@@ -55,10 +55,9 @@ class HourState(HourReader):
                            planned
     2                      ``_rollup/<plan>/plan.json``: now the plan is whole
     3                      ``_rollup/claim.json``: the hour is being built under this plan
-    4                      what other runs have staged is deleted; then the removal
-                           records, and the ETags of the manifest and of ``_expired.json`` are read: a plan that
-                           names a part or a file under removal, or was made with another manifest or record, is
-                           made again
+    4                      what other runs have staged is deleted; then the removal records, and the ETags of the
+                           manifest and of ``_expired.json`` are read: a plan that names a part or a file under
+                           removal, or was made with another manifest or record, is made again
     5                      ``_SUCCESS`` is removed, if it is the one that planning saw; the claim is read; then
                            the ``_SUCCESS`` of each group whose parts are not as the manifest says, or whose
                            manifest is missing
@@ -443,7 +442,7 @@ class HourState(HourReader):
         """
         # Compared after the raw hour was listed: objects that another run has deleted before are in this record.
         written = self._publish_expiry(record, seen_record)
-        # Another run can put its record in place of this one only before it is read again.
+        # What other runs have staged could still replace this record; afterwards it is read again.
         self._delete_work(name for name in self._work_names() if name.startswith("expiry/"))
         self.assert_expirable(written, seen_manifest)
         return written
