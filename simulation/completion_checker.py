@@ -82,7 +82,7 @@ class CompletionChecker:
         if marker is None or (marker.author in INTERFERENCE and not final):
             return ["there is no marker"] if final else []
         # Damage that is older than the task that wrote the marker is not excused.
-        since = marker.task.started if marker.task else marker.step
+        since = _begin_of(marker)
         try:
             fields = json.loads(marker.body)
             plan_id = fields["plan_id"]
@@ -204,9 +204,11 @@ class CompletionChecker:
             stored = None if is_damaged else self._server.objects.get(scope.parts + name)
             if stored is None and not is_damaged:
                 yield f"{name} is missing"
-            is_recent = final and stored is not None and stored.step >= self._hour.packing_since
             is_recent = (
-                is_recent and (scope.parts + name).removeprefix(self._hour.base) not in self._hour.announced
+                final
+                and stored is not None
+                and _begin_of(stored) >= self._hour.packing_since
+                and (scope.parts + name).removeprefix(self._hour.base) not in self._hour.announced
             )
             if is_recent:
                 yield from self._packing_violations(entries[name], rows)
@@ -374,7 +376,7 @@ class CompletionChecker:
 
         A part whose raw objects have expired may have an older version besides.
         """
-        begin = stored.task.started if stored.task else stored.step
+        begin = _begin_of(stored)
         end = stored.step
         if final:
             begin = end = self._scheduler.step
@@ -417,7 +419,7 @@ class CompletionChecker:
 
     def _was_validated(self, key: str, etag: str, manifest: ServerObject) -> bool:
         """Whether a raw object had this ETag when the manifest was validated."""
-        begin = manifest.task.started if manifest.task else manifest.step
+        begin = _begin_of(manifest)
         return any(
             version.etag == etag and version.begin <= manifest.step and (version.end or begin) >= begin
             for version in self._hour.history.get(key, ())
@@ -493,6 +495,11 @@ def _stored_bytes(entries: Sequence[Mapping[str, Any]]) -> int:
 
 def _folder_of(name: str) -> str:
     return name[: name.rfind("/") + 1]
+
+
+def _begin_of(stored: ServerObject) -> int:
+    """The step at which the task began that wrote an object. Its request may be carried out long after that."""
+    return stored.task.started if stored.task else stored.step
 
 
 def _existed_throughout(versions: Sequence[Version], begin: int, end: int) -> bool:
