@@ -144,7 +144,7 @@ def test_status_without_a_stream_shows_all_streams(
     assert result.code == 0
     row, _, summary = result.text.splitlines()[2:]
     assert row.split() == ["app", "2026-11-26", "06:00", "-", "47", "/", "47", "1", "96,256", "48,128", "-"]
-    assert summary == "1 of 1 streams are whole: of 47 hours that should be complete, 47 are"
+    assert summary == "1 of 1 streams whole; 47 of 47 due hours complete"
     rclone.client.delete_object(Bucket=rclone.bucket, Key=stream.at(hours[4]).marker.key)
     result = command("status")
     assert (result.code, f"app: {format_hour(hours[4])} is incomplete" in result.text) == (1, True)

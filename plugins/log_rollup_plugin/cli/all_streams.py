@@ -110,8 +110,7 @@ def _show(answer: Answer, rows: Sequence[_Row]) -> None:
     incomplete = sum(len(row.incomplete) for row in rows)
     answer.lines(
         "",
-        f"{whole:,} of {len(rows):,} streams are whole: of {due:,} hours that should be complete, "
-        f"{due - incomplete:,} are",
+        f"{whole:,} of {len(rows):,} streams whole; {due - incomplete:,} of {due:,} due hours complete",
     )
     for row in rows:
         answer.lines(*(f"{row.stream.name}: {line}" for line in _notes(row)))
