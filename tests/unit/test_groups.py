@@ -178,6 +178,26 @@ def test_overtaken_planning_keeps_the_markers_of_the_other_run(hour: GroupedHour
     assert verify_hour(hour.store, hour.stream, HOUR).problems == []
 
 
+def test_marker_an_overtaken_run_may_still_remove_is_replaced(hour: GroupedHour) -> None:
+    # Each write gets another ETag.
+    hour.store = FakeStore(etag_is_md5=False)
+    hour.produce(three_groups())
+    hour.run()
+    late = hour.key("web", "late.log")
+    hour.store.produce(late, b"late")
+
+    def overtake() -> None:
+        """For this run the group has not changed, so that it need not touch the marker."""
+        hour.store.delete("logs", [late])
+        hour.run()
+
+    # The overtaken run has read its own claim and is about to remove the marker that it saw before.
+    hour.store.on("DELETE", hour.folder("web") + "_SUCCESS", overtake)
+    hour.plan()
+    hour.verify()
+    assert verify_hour(hour.store, hour.stream, HOUR).problems == []
+
+
 @pytest.mark.parametrize("file", ["_SUCCESS", "_manifest.jsonl.gz"])
 def test_overtaken_validation_keeps_the_records_of_the_other_run(hour: GroupedHour, file: str) -> None:
     hour.produce(three_groups())

@@ -79,7 +79,8 @@ class HourState(HourReader):
                            deleted, the record deleted
     12  ``complete_hour``  the parts are compared with the manifest; ``_rollup/<plan>/staged-…-_SUCCESS`` is
                            written; the claim is read; the store copies it to ``_SUCCESS``; with groups, first
-                           the same for the groups that lack a ``_SUCCESS``
+                           the same for the groups that lack a ``_SUCCESS``, or if there are files of another
+                           plan for all groups
     13                     unfinished multipart uploads of the hour's parts are aborted; for the files of other
                            plans: a removal record, the claim read again, the files deleted, the record deleted;
                            then this plan's files are deleted, and last the claim, if it is still this plan's

@@ -103,27 +103,33 @@ def _validated_claim(state: HourState, claim: Claim | None, manifest: ManifestRe
 def _group_markers(
     store: ObjectStore, state: HourState, manifest: ManifestReader, found: Inventory, now: datetime
 ) -> dict[str, CompletionMarker]:
-    """The markers of the groups that have none, by folder.
+    """The markers to write, by folder: those of the groups that have none, or of all groups.
 
-    A group whose parts have not changed may lack its marker, because an overtaken run has removed it. Its
-    manifest is of an earlier plan then, and the marker has to name that plan.
+    A group whose parts have not changed may lack its marker, because an overtaken run has removed it. Such a run
+    may also remove a marker later, if it is the one that it has seen. So if there are files of another plan, each
+    marker is replaced by one with another ETag. The manifest of such a group is of an earlier plan, which the
+    marker has to name.
 
     :raises ProofError: if the manifest of a group is missing or describes other parts
     """
     paths = state.paths
-    missing = [group for group in manifest.totals.groups if group.folder not in found.group_markers]
+    plan = f"{manifest.totals.plan_id}/"
+    has_other_plan = any(name.endswith("/plan.json") and not name.startswith(plan) for name in found.work)
+    needed = [
+        group for group in manifest.totals.groups if has_other_plan or group.folder not in found.group_markers
+    ]
     headers = in_parallel(
         store.control_connections,
         "log-rollup-groups",
         lambda group: read_manifest_header(store, paths.group_manifest(group.folder)),
-        missing,
+        needed,
     )
     etags: dict[str, dict[str, str]] = {}
-    for entry in manifest.table if missing else ():
+    for entry in manifest.table if needed else ():
         folder = folder_of(entry["name"])
         etags.setdefault(folder, {})[entry["name"].removeprefix(folder)] = entry["etag"]
     markers = {}
-    for group, header in zip(missing, headers, strict=True):
+    for group, header in zip(needed, headers, strict=True):
         found_etags = {entry["name"]: entry["etag"] for entry in header["parts_table"]} if header else None
         if header is None or found_etags != etags[group.folder]:
             raise ProofError(
