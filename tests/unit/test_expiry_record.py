@@ -156,9 +156,14 @@ def test_nothing_may_be_deleted_once_the_hour_has_changed(state: HourState) -> N
     state.assert_expirable(written, seen)
     with pytest.raises(SupersededError, match="the manifest is not the one whose parts were proven"):
         state.assert_expirable(written, "another")
-    finished = state.finish_expiry(a_record(objects=2), written)
+    finished = state.finish_expiry(a_record(objects=2), written, seen)
     with pytest.raises(SupersededError, match="another run has written the record"):
         state.assert_expirable(written, seen)
+    marker = state.marker()
+    assert marker is not None
+    state.remove_marker(marker.etag)
+    with pytest.raises(SupersededError, match="the hour is not complete any more"):
+        state.assert_expirable(finished, seen)
     state.records.write_claim(state.paths.claim, "f" * 20, "a run", "0a")
     with pytest.raises(SupersededError, match="a run has claimed the hour"):
         state.assert_expirable(finished, seen)
@@ -169,8 +174,18 @@ def test_finished_deletion_leaves_the_record_of_another_run(state: HourState) ->
     first = state.announce_expiry(a_record(), None, seen)
     second = state.announce_expiry(a_record(objects=1), first.etag, seen)
     with pytest.raises(SupersededError, match="another run has written the record"):
-        state.finish_expiry(a_record(objects=2), first)
+        state.finish_expiry(a_record(objects=2), first, seen)
     assert state.expiry_record() == second
+
+
+def test_announced_parts_stay_announced_once_the_hour_is_claimed(state: HourState) -> None:
+    """The plan may keep a part because of the announcement, although its raw object was not deleted after all."""
+    seen = manifest_etag(state)
+    first = state.announce_expiry(a_record(), None, seen)
+    state.begin(new_plan_id("f" * 20), "a run", [], [], None, seen, first.etag)
+    with pytest.raises(SupersededError, match="a run has claimed the hour"):
+        state.finish_expiry(a_record(objects=2, parts={}), first, seen)
+    assert state.expiry_record() == first
 
 
 @pytest.mark.parametrize("other", ["expiry", "plan"])
@@ -193,7 +208,7 @@ def test_record_copied_late_replaces_nothing(other: str) -> None:
 
     store.publish = take_over  # type: ignore[method-assign]
     with pytest.raises(SupersededError, match="another run has taken over the hour"):
-        state.finish_expiry(a_record(objects=2), first)
+        state.finish_expiry(a_record(objects=2), first, seen)
     record = state.expiry_record()
     assert record is not None
     assert record.objects == (1 if other == "expiry" else a_record().objects)

@@ -261,15 +261,24 @@ def test_marker_written_again_names_the_plan_of_its_group(hour: GroupedHour) -> 
     assert verify_hour(hour.store, hour.stream, HOUR).problems == []
 
 
-def test_hour_does_not_complete_without_the_manifest_of_a_group(hour: GroupedHour) -> None:
+@pytest.mark.parametrize("damage", ["removed", "cut off"])
+def test_hour_does_not_complete_without_the_manifest_of_a_group(hour: GroupedHour, damage: str) -> None:
     hour.produce(three_groups())
     for ref in hour.plan().shards:
         pack_shard(hour.store, hour.stream, ref)
     validate_hour(hour.store, hour.stream, HOUR)
-    hour.store.delete("logs", [f"{hour.folder('web')}_manifest.jsonl.gz"])
-    with pytest.raises(ProofError, match=r"web/.*is missing or describes other parts"):
+    manifest = f"{hour.folder('web')}_manifest.jsonl.gz"
+    body = hour.store.body(manifest)
+    hour.store.delete("logs", [manifest])
+    if damage == "cut off":
+        # Its header can still be read.
+        hour.store.produce(manifest, body[:-20])
+    with pytest.raises(ProofError, match=r"web/.*is missing, damaged, or describes other parts"):
         complete_hour(hour.store, hour.stream, HOUR)
     assert not hour.store.has(f"{HOME}_SUCCESS")
+    assert not hour.store.has(f"{hour.folder('web')}_SUCCESS")
+    hour.run()
+    hour.verify()
 
 
 def test_marker_goes_before_a_manifest_that_somebody_removed(hour: GroupedHour) -> None:

@@ -23,6 +23,7 @@ from include.log_rollup.errors import (
     UnsupportedOperationError,
     VanishedInputError,
 )
+from include.log_rollup.hour.expiry_record import Deletion, ExpiredPart, ExpiryRecord
 from include.log_rollup.hour.manifest import ManifestReader
 from include.log_rollup.hour.plan import PlannedPart, content_id_of
 from include.log_rollup.hour.records import Claim, CompletionMarker
@@ -727,8 +728,10 @@ def test_plan_made_during_a_deletion_keeps_its_parts(store: FakeStore) -> None:
 # -- rejecting parts -----------------------------------------------------------------------------------
 
 
-def reject(store: FakeStore, plan_id: str, names: Iterable[str], basis: Claim | None, **options: Any) -> None:
-    state_of(store).reject_parts(plan_id, {name: name for name in names}, basis, **options)
+def reject(
+    store: FakeStore, plan_id: str, names: Iterable[str], basis: Claim | None, **options: Any
+) -> set[str]:
+    return state_of(store).reject_parts(plan_id, {name: name for name in names}, basis, **options)
 
 
 def test_hour_with_rejected_parts_is_not_completed(store: FakeStore) -> None:
@@ -758,6 +761,26 @@ def test_rejecting_removes_the_marker_before_the_parts(store: FakeStore) -> None
     assert store.listing(WORK) == []
     run_hour(store, STREAM)
     assert_complete(store, STREAM)
+
+
+def test_parts_whose_raw_objects_expire_are_not_rejected(store: FakeStore) -> None:
+    plan_id = run_hour(store, STREAM).plan_id
+    expiring, other = part_name(store, 0), part_name(store, 1)
+    state = state_of(store)
+
+    def announce() -> None:
+        """Raw objects may be deleted from now on: there is no claim yet."""
+        parts = {expiring: ExpiredPart("a fingerprint")}
+        record = ExpiryRecord(
+            "app", "2026-11-23T08:00:00Z", parts, (Deletion(plan_id, "2026-11-24T08:00:00Z"),)
+        )
+        state.announce_expiry(record, None, state.inventory().manifest_etag or "")
+
+    store.on("WRITE", CLAIM, announce)
+    assert reject(store, plan_id, [expiring, other], None, completed=manifest_of(store)) == {expiring}
+    assert expiring in parts(store)
+    assert other not in parts(store)
+    assert not store.has(MARKER)
 
 
 def test_parts_of_another_run_are_not_rejected(store: FakeStore) -> None:

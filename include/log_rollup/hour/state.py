@@ -66,30 +66,31 @@ class HourState(HourReader):
                            disappeared since the hour was planned is removed
     7                      before each attempt to write a part, the claim is read; then ``part-…`` is written
     8                      the shard's receipt, after its parts; after the last part the claim is read once more
-    9   ``validate_hour``  for parts that failed and whose raw objects still exist: a new claim of the same plan,
-                           ``_SUCCESS`` removed, the claim read, the ``_SUCCESS`` of their groups removed, a
-                           removal record, the claim read again, the parts deleted, the record deleted
+    9   ``validate_hour``  for parts that failed and whose raw objects still exist: a new claim of the same plan;
+                           ``_expired.json`` is read, and parts that it names stay; ``_SUCCESS`` removed, the
+                           claim read, the ``_SUCCESS`` of their groups removed, a removal record, the claim read
+                           again, the parts deleted, the record deleted
     10                     a ``_SUCCESS`` is removed, if there is one, and what other plans have staged;
                            ``_rollup/<plan>/staged-…-_manifest.jsonl.gz`` is written; the claim is read; the
                            store copies it to ``_manifest.jsonl.gz``; with groups, first the same for the
-                           manifests of the groups that lack a manifest or a ``_SUCCESS``; a ``_SUCCESS`` without
-                           a manifest is removed before
+                           manifests of the groups that lack a manifest or a ``_SUCCESS``, or of all groups if
+                           there is another plan; their ``_SUCCESS`` is removed before
     11                     for groups that are gone: the claim read, ``_SUCCESS`` removed, the claim read, the
                            manifest removed; for stray parts: a removal record, the claim read again, the parts
                            deleted, the record deleted
     12  ``complete_hour``  the parts are compared with the manifest; ``_rollup/<plan>/staged-…-_SUCCESS`` is
                            written; the claim is read; the store copies it to ``_SUCCESS``; with groups, first
-                           the same for the groups that lack a ``_SUCCESS``, or if there are files of another
-                           plan for all groups
+                           the same for the groups that lack a ``_SUCCESS``
     13                     unfinished multipart uploads of the hour's parts are aborted; for the files of other
                            plans: a removal record, the claim read again, the files deleted, the record deleted;
                            then this plan's files are deleted, and last the claim, if it is still this plan's
     14  ``expire_hour``    ``_rollup/expiry/staged-…-_expired.json`` is written, with the parts whose raw objects
                            are about to be deleted; ``_expired.json`` is read, and the store copies the staged one
                            to it, if it is as before the proof; what other runs have staged there is deleted; then,
-                           and again before each batch, ``_expired.json``, the claim and the manifest are read: raw
-                           objects are deleted only without a claim, and under the manifest that was proven; after
-                           the last one ``_expired.json`` is replaced in the same way, if it is still this run's
+                           and again before each batch, ``_expired.json``, the claim, ``_SUCCESS`` and the manifest
+                           are read: raw objects are deleted only without a claim, and under the manifest that was
+                           proven; after the last one ``_expired.json`` is replaced in the same way, if all that
+                           is still so
     ==  =================  ======================================================================================
 
     Six rules follow from it:
@@ -106,8 +107,9 @@ class HourState(HourReader):
     5. No two plans share a file, because a plan's id has a random part. Files of other plans are deleted as in
        rule 4.
     6. Raw objects are deleted only after their parts were announced in ``_expired.json`` and the claim was read
-       again. A planner does it in the other order: it writes its claim, then reads that record again. So one of
-       the two always sees the other, and a part with announced raw objects is never written again or removed.
+       again. Planning, and validation before it deletes parts, do it in the other order: they write a claim, then
+       read that record again. So one of the two always sees the other, and a part with announced raw objects is
+       never written again or removed.
     """
 
     # -- who owns the hour -----------------------------------------------------------------------------
@@ -296,12 +298,13 @@ class HourState(HourReader):
         parts: Mapping[str, str],
         basis: Claim | None,
         completed: ManifestReader | None = None,
-    ) -> None:
+    ) -> set[str]:
         """Delete parts of the present plan whose proof has failed.
 
         The completion marker is removed before them, and no run can complete the hour until it is planned again.
 
         :param parts: as in :meth:`remove_parts`
+        :returns: names of those that stay, because their raw objects expire
         :raises SupersededError: if another run has claimed the hour meanwhile; nothing is deleted then
         """
         claim = self.claim()
@@ -311,14 +314,20 @@ class HourState(HourReader):
         if basis is None and self._completed_since(completed):
             self._release(claimed)
             raise self.overtaken(plan_id, None)
+        # Read after the claim was written, as in planning.
+        expiry = self.expiry_record()
+        announced = expiry.parts.keys() if expiry else frozenset()
+        kept = {name for name, planned in parts.items() if name in announced or planned in announced}
+        rejected = {name: planned for name, planned in parts.items() if name not in kept}
         marker = self.marker()
         if marker is not None:
             self.remove_marker(marker.etag)
-        self._remove_group_markers(plan_id, parts, claimed.claim_id)
-        if parts:
-            self.remove_parts(parts, claimed)
+        self._remove_group_markers(plan_id, rejected, claimed.claim_id)
+        if rejected:
+            self.remove_parts(rejected, claimed)
         if basis is None:
             self._release(claimed)
+        return kept
 
     def write_manifest(
         self, claim: Claim, body: bytes, found: Inventory, groups: Mapping[str, bytes] | None = None
@@ -326,7 +335,7 @@ class HourState(HourReader):
         """Put the manifests of a proven plan in place, that of the hour last.
 
         Before that, removes what exists if planning was interrupted after its claim: a completion marker, and what
-        runs of other plans have staged; also markers of groups whose manifest somebody has removed.
+        runs of other plans have staged; also the markers of the groups whose manifests are written.
 
         :param claim: under which the hour was proven
         :param found: the hour as it was listed for the proof
@@ -448,20 +457,29 @@ class HourState(HourReader):
         self.assert_expirable(written, seen_manifest)
         return written
 
-    def finish_expiry(self, record: ExpiryRecord, announced: ExpiryRecord) -> ExpiryRecord:
+    def finish_expiry(
+        self, record: ExpiryRecord, announced: ExpiryRecord, seen_manifest: str
+    ) -> ExpiryRecord:
         """Record what was deleted.
 
         :param announced: from :meth:`announce_expiry`
+        :param seen_manifest: as in :meth:`announce_expiry`
         :returns: the record as it was written
-        :raises SupersededError: if another run has written the record, or claimed the hour, since
+        :raises SupersededError: if the hour has changed since: a plan may keep a part because it was announced
         """
-        return self._publish_expiry(record, announced.etag)
+        return self._publish_expiry(
+            record, announced.etag, lambda: self.assert_expirable(announced, seen_manifest)
+        )
 
-    def _publish_expiry(self, record: ExpiryRecord, seen: str | None) -> ExpiryRecord:
+    def _publish_expiry(
+        self, record: ExpiryRecord, seen: str | None, assert_undisturbed: Callable[[], None] | None = None
+    ) -> ExpiryRecord:
         """Put a record of expired raw objects in place of the one with this ETag.
 
         It is copied there, so that a run that writes the record or claims the hour can prevent it: a request that
         the server carries out late does nothing.
+
+        :param assert_undisturbed: called after the record was staged
         """
         target = self.paths.expiry_record
         one = _Publication(self.paths.staged_expiry(secrets.token_hex(8)), target, record.to_bytes(), JSON)
@@ -469,6 +487,8 @@ class HourState(HourReader):
             present = self._store.head(target)
             if (present.etag if present else None) != seen:
                 raise self._expiry_overtaken("another run has written the record of expired raw objects")
+            if assert_undisturbed is not None:
+                assert_undisturbed()
             try:
                 self._store.publish(one.staged, target)
             except NotFoundError:
@@ -492,6 +512,8 @@ class HourState(HourReader):
             raise self._expiry_overtaken("another run has written the record of expired raw objects")
         if self.claim() is not None:
             raise self._expiry_overtaken("a run has claimed the hour")
+        if self._store.head(self.paths.marker) is None:
+            raise self._expiry_overtaken("the hour is not complete any more")
         manifest = self._store.head(self.paths.manifest)
         if manifest is None or manifest.etag != seen_manifest:
             raise self._expiry_overtaken("the manifest is not the one whose parts were proven")

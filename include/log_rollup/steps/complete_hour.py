@@ -1,20 +1,20 @@
 """The step complete_hour: writes the completion marker, last of all."""
 
 import logging
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
-from include.log_rollup.errors import ProofError
+from include.log_rollup.errors import ProofError, UnreadableRecordError
 from include.log_rollup.hour.layout import folder_of, format_hour
-from include.log_rollup.hour.manifest import HourTotals, ManifestReader, read_manifest_header
+from include.log_rollup.hour.manifest import HourTotals, ManifestReader, open_manifest
 from include.log_rollup.hour.parts import is_intact
 from include.log_rollup.hour.plan import digest_of
 from include.log_rollup.hour.reader import Inventory
 from include.log_rollup.hour.records import Claim, CompletionMarker
 from include.log_rollup.hour.state import HourState
 from include.log_rollup.parallel import in_parallel
-from include.log_rollup.storage.protocol import ObjectStore
+from include.log_rollup.storage.protocol import Location, ObjectStore
 from include.log_rollup.streams import Stream
 
 log = logging.getLogger(__name__)
@@ -103,43 +103,63 @@ def _validated_claim(state: HourState, claim: Claim | None, manifest: ManifestRe
 def _group_markers(
     store: ObjectStore, state: HourState, manifest: ManifestReader, found: Inventory, now: datetime
 ) -> dict[str, CompletionMarker]:
-    """The markers to write, by folder: those of the groups that have none, or of all groups.
+    """The markers of the groups that have none, by folder.
 
-    A group whose parts have not changed may lack its marker, because an overtaken run has removed it. Such a run
-    may also remove a marker later, if it is the one that it has seen. So if there are files of another plan, each
-    marker is replaced by one with another ETag. The manifest of such a group is of an earlier plan, which the
-    marker has to name.
+    A group whose parts have not changed may lack its marker, because an overtaken run has removed it. Its
+    manifest is of an earlier plan then, and the marker has to name that plan.
 
-    :raises ProofError: if the manifest of a group is missing or describes other parts
+    :raises ProofError: if the manifest of a group is missing, damaged, or describes other parts
     """
     paths = state.paths
-    plan = f"{manifest.totals.plan_id}/"
-    has_other_plan = any(name.endswith("/plan.json") and not name.startswith(plan) for name in found.work)
-    needed = [
-        group for group in manifest.totals.groups if has_other_plan or group.folder not in found.group_markers
-    ]
-    headers = in_parallel(
+    missing = [group for group in manifest.totals.groups if group.folder not in found.group_markers]
+    proven = in_parallel(
         store.control_connections,
         "log-rollup-groups",
-        lambda group: read_manifest_header(store, paths.group_manifest(group.folder)),
-        needed,
+        lambda group: _read_group_manifest(store, paths.group_manifest(group.folder)),
+        missing,
     )
     etags: dict[str, dict[str, str]] = {}
-    for entry in manifest.table if needed else ():
+    for entry in manifest.table if missing else ():
         folder = folder_of(entry["name"])
         etags.setdefault(folder, {})[entry["name"].removeprefix(folder)] = entry["etag"]
     markers = {}
-    for group, header in zip(needed, headers, strict=True):
-        found_etags = {entry["name"]: entry["etag"] for entry in header["parts_table"]} if header else None
-        if header is None or found_etags != etags[group.folder]:
+    for group, of_group in zip(missing, proven, strict=True):
+        if of_group is None or of_group.etags != etags[group.folder]:
             raise ProofError(
-                f"hour {format_hour(paths.hour)}: {paths.group_manifest(group.folder)} is missing or describes "
-                f"other parts than those that were proven: another run or another program has changed it. Clear "
-                f"the run from plan_hour on."
+                f"hour {format_hour(paths.hour)}: {paths.group_manifest(group.folder)} is missing, damaged, or "
+                f"describes other parts than those that were proven: another run or another program has changed "
+                f"it. Clear the run from plan_hour on."
             )
-        totals = replace(manifest.totals.of_group(group), plan_id=header["plan_id"])
-        markers[group.folder] = marker_of(totals, header["validated_at"], now)
+        totals = replace(manifest.totals.of_group(group), plan_id=of_group.plan_id)
+        markers[group.folder] = marker_of(totals, of_group.validated_at, now)
     return markers
+
+
+@dataclass(frozen=True, slots=True)
+class _GroupManifest:
+    """What the manifest of a group says.
+
+    :param etags: of its parts, by name
+    """
+
+    plan_id: str
+    validated_at: str
+    etags: Mapping[str, str]
+
+
+def _read_group_manifest(store: ObjectStore, source: Location) -> _GroupManifest | None:
+    """The manifest of a group, each line of which can be read; None if it is missing or damaged."""
+    try:
+        manifest = open_manifest(store, source)
+        if manifest is None:
+            return None
+        for _ in manifest.parts():
+            pass
+    except UnreadableRecordError as error:
+        log.warning("%s", error)
+        return None
+    etags = {entry["name"]: entry["etag"] for entry in manifest.table}
+    return _GroupManifest(manifest.totals.plan_id, manifest.validated_at, etags)
 
 
 def _remove_strays(state: HourState, claim: Claim, manifest: ManifestReader, found: Inventory) -> None:

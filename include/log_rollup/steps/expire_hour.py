@@ -395,6 +395,7 @@ class _Expiry:
                 objects=found.expired, size=found.expired_size,
             ),
             written,
+            proven.manifest_etag,
         )  # fmt: skip
 
     def _concluded(self, found: HourExpiry) -> HourExpiry:

@@ -416,7 +416,7 @@ def _reject(
     kept = _with_vanished_objects(store, state, expected, bad)
     bad = {name: planned for name, planned in bad.items() if name not in kept}
     if bad or expected.is_complete:
-        state.reject_parts(expected.plan_id, bad, expected.claim, expected.manifest)
+        kept |= state.reject_parts(expected.plan_id, bad, expected.claim, expected.manifest)
     shown = "; ".join(f"{failure.name}: {failure.reason}" for failure in failures[:MAX_SHOWN])
     more = f" and {len(failures) - MAX_SHOWN} more" if len(failures) > MAX_SHOWN else ""
     undone = " The hour is no longer complete, its marker is removed." if expected.is_complete else ""
@@ -557,7 +557,13 @@ def _group_totals(state: HourState, folder: str, tally: _Tally) -> GroupTotals:
 def _write_manifests(
     state: HourState, claim: Claim, proof: _Proof, totals: HourTotals, found: Inventory
 ) -> None:
-    """Write the manifest of the hour, and those of its groups whose parts have changed."""
+    """Write the manifest of the hour, and those of its groups whose parts have changed.
+
+    If there are files of another plan, all manifests of groups are written, and so their markers too: an overtaken
+    run may still remove the marker of any group, if it is the one that it has seen.
+    """
+    plan = f"{claim.plan_id}/"
+    has_other_plan = any(name.endswith("/plan.json") and not name.startswith(plan) for name in found.work)
     validated_at = datetime.now(UTC).isoformat(timespec="seconds")
     base = state.paths.key_base
     groups = {
@@ -566,7 +572,9 @@ def _write_manifests(
         )
         for group in totals.groups
         # A group with a marker has the same parts as before: planning removes those of the others.
-        if group.folder not in found.group_markers or group.folder not in found.group_manifests
+        if has_other_plan
+        or group.folder not in found.group_markers
+        or group.folder not in found.group_manifests
     }
     body = proof.hour.manifest.finish(totals, validated_at, base, claim.claim_id)
     state.write_manifest(claim, body, found, groups)
