@@ -403,6 +403,8 @@ class CompletionChecker:
                 # So does a part of an hour that was complete before they vanished.
                 was_there = final and not present and self._was_validated(key, etag, stored)
                 has_expired = has_expired or (part in announced and was_there)
+                # A damaged record may still be readable, and say that another object has expired.
+                has_expired = has_expired or (part in announced and self._hour.expiry_record in self._damaged)
                 if etag in {version.etag for version in present}:
                     continue
                 if not has_expired:
