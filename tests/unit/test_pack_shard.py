@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import count
+from typing import Any
 
 import lz4.frame
 import pytest
@@ -20,6 +21,7 @@ import zstandard
 from include.log_rollup import monitor
 from include.log_rollup.errors import (
     AccessError,
+    ConfigurationError,
     InputChangedError,
     ResourceLimitError,
     SupersededError,
@@ -678,6 +680,32 @@ def test_all_parts_have_the_storage_class_of_the_stream(
     headers = {name: store.stored(AGGREGATED + name).headers for name in parts(store)}
     assert {found.get("x-amz-storage-class") for found in headers.values()} == {header}
     assert len(headers) == 4
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"ensure_newline": True},
+        {"storage_class": "GLACIER"},
+        {"tags": {"team": "web"}},
+        {"kms_key_id": "alias/logs"},
+        {"compression": "gzip"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_worker_with_other_settings_packs_nothing(store: FakeStore, change: dict[str, Any]) -> None:
+    """A part is named by its bytes and storage, so a worker that would write others must not use the name."""
+    run_hour(store, STREAM)
+    store.produce(RAW + "late.log", b"late")
+    ref = planned_shard(store)
+    before = store.listing("")
+    store.log.clear()
+    with pytest.raises(ConfigurationError, match="was planned with other settings or another version"):
+        pack_shard(store, make_stream(shard_size=1024, **change), ref)
+    assert store.listing("") == before
+    assert written_parts(store) == []
+    run_hour(store, STREAM)
+    assert_complete(store, STREAM)
 
 
 def test_raw_and_aggregated_may_be_in_two_buckets() -> None:

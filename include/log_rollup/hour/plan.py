@@ -516,6 +516,15 @@ def is_planned_with(part: PlannedPart, options: WriteOptions) -> bool:
     return part.fingerprint == _fingerprint(options, part.encoding, part.copied, text, part.recompressed)
 
 
+def is_packed_as_planned(part: PlannedPart, options: WriteOptions) -> bool:
+    """Whether these options give the bytes and the storage settings that a planned part is named by."""
+    if is_planned_with(part, options):
+        return True
+    # An earlier version planned it: see gets_newlines().
+    without_newlines = replace(options, ensure_newline=False)
+    return options.ensure_newline and part.encoding != PLAIN and is_planned_with(part, without_newlines)
+
+
 def is_planned_again(part: PlannedPart, part_size: int, options: WriteOptions) -> bool:
     """Whether a part of the manifest would be planned in the same way with these options.
 

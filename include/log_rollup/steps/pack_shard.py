@@ -7,11 +7,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
-from include.log_rollup.errors import ProofError, RollupError, SupersededError
+from include.log_rollup.errors import ConfigurationError, ProofError, RollupError, SupersededError
 from include.log_rollup.hour.changes import first_keys
 from include.log_rollup.hour.layout import parse_hour
 from include.log_rollup.hour.parts import is_as_written
-from include.log_rollup.hour.plan import PlannedPart, ShardRef, is_planned_again
+from include.log_rollup.hour.plan import PlannedPart, ShardRef, is_packed_as_planned, is_planned_again
 from include.log_rollup.hour.records import Measured, PackedPart, Receipt, Records, ShardPlan
 from include.log_rollup.hour.state import HourState
 from include.log_rollup.monitor import Monitor, check_open_file_limit, cpu_seconds
@@ -43,6 +43,7 @@ def pack_shard(
     :returns: the same; only the connections if another run has completed the hour under this plan
     :raises SupersededError: if the hour is being built under another plan
     :raises ProofError: if a part that the plan keeps is not as it was proven any more
+    :raises ConfigurationError: if the hour was planned with other settings than the stream has now
     :raises ResourceLimitError: if the open-file limit is too low for the stream's connections
     :raises RollupError: as :meth:`ShardPacker.run` and the store raise
     """
@@ -79,6 +80,7 @@ class _ShardTask:
             len(shard.parts) - len(todo),
         )  # fmt: skip
         self._refuse_lost_parts(shard, todo)
+        self._refuse_other_settings(todo)
         received = {part.name for part in receipt.parts}
         lost = [part.name for part in todo if part.name in received]
         if todo and not self._state.prepare_packing(self._ref.plan_id, lost):
@@ -120,6 +122,23 @@ class _ShardTask:
                 f"hour {self._ref.hour}: {len(lost)} parts under {self._state.paths.aggregated} that plan "
                 f"{self._ref.plan_id} keeps have changed or vanished since ({first_keys(lost)}), or their receipt "
                 f"is damaged, and the stream's present settings give other parts: clear the run from plan_hour on"
+            )
+
+    def _refuse_other_settings(self, todo: Sequence[PlannedPart]) -> None:
+        """Refuse to pack parts that this worker's settings would give other bytes, or store in another way.
+
+        :raises ConfigurationError: if there are any
+        """
+        options = self._stream.write_options
+        names = [part.name for part in todo if not is_packed_as_planned(part, options)]
+        if names:
+            codec = options.codec
+            raise ConfigurationError(
+                f"hour {self._ref.hour}: plan {self._ref.plan_id} was planned with other settings or another "
+                f"version of the compression library than this worker has (compression: "
+                f"{codec.describe() if codec else 'none'}), so {len(names)} parts under "
+                f"{self._state.paths.aggregated} would differ ({first_keys(names)}), and none was written. Give "
+                f"all workers the same streams file and the same packages, then clear the run from plan_hour on."
             )
 
     def _existing_parts(self, receipt: Receipt) -> "_ExistingParts":

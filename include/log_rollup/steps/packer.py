@@ -12,10 +12,9 @@ from functools import partial
 from typing import Any
 
 from include.log_rollup import crc, limits
-from include.log_rollup.compression import Codec
 from include.log_rollup.decompression import COMPRESSED_ENCODINGS, Inspection, inspect
-from include.log_rollup.errors import ConfigurationError, TransientError
-from include.log_rollup.hour.plan import PlannedPart, WriteOptions, is_planned_with
+from include.log_rollup.errors import TransientError
+from include.log_rollup.hour.plan import PlannedPart, WriteOptions
 from include.log_rollup.hour.records import READ_BY_LENGTH, PackedObject, PackedPart
 from include.log_rollup.steps.pack_requests import (
     CopyObject,
@@ -245,7 +244,7 @@ class ShardPacker:
             for planned in large:
                 if planned not in self._unstated:
                     yield self._first_copy_request(planned)
-        framed = [FramedPart(part, self._codec_for(part), self._settings.options) for part in compressed]
+        framed = [self._framed(part) for part in compressed]
         self._allocate_buffers(packed, [frame for part in framed for frame in part.frames], passed)
         for planned in packed:
             while not self._free_buffers:
@@ -286,20 +285,9 @@ class ShardPacker:
             if item.size:
                 yield GetObject(self._raw.at(item.key), part, index, self._downloaded)
 
-    def _codec_for(self, part: PlannedPart) -> Codec:
-        """What compresses a part.
-
-        :raises ConfigurationError: if it would not give the bytes that were planned
-        """
-        codec = self._codec
-        if codec is None or not is_planned_with(part, self._settings.options):
-            here = "no compression" if codec is None else f"{codec.describe()}"
-            raise ConfigurationError(
-                f"{part.name} was planned with other settings or another version of the compression library than "
-                f"this worker has ({here}). Give all workers the same streams file and the same packages, then "
-                f"clear the run from plan_hour on."
-            )
-        return codec
+    def _framed(self, part: PlannedPart) -> FramedPart:
+        assert self._codec is not None, "pack_shard refuses parts that were planned with other settings"
+        return FramedPart(part, self._codec, self._settings.options)
 
     def _allocate_buffers(
         self, packed: Sequence[PlannedPart], frames: Sequence[PlannedPart], passed: Sequence[PlannedPart]
