@@ -135,6 +135,8 @@ EXPIRY: Mapping[str, str] = {
     "deletions[].finished_at": "Time after the last delete; `null` before, also after an interruption",
     "deletions[].objects": "Number of raw objects that it has deleted",
     "deletions[].bytes": "Total size of these raw objects",
+    "deletions[].left": "Number of announced raw objects that it left, because they had changed or the store "
+    "refused it; not in records of earlier versions",
     "parts": "The parts with announced raw objects, by name, each with its `fingerprint` and with `kept`, "
     "the keys of those raw objects that were not announced",
 }

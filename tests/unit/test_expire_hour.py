@@ -24,6 +24,7 @@ from include.log_rollup.steps.expire_hour import (
     is_over,
     probe_of,
 )
+from include.log_rollup.steps.plan_hour import plan_hour
 from include.log_rollup.streams import Stream
 from tests.support.fake_store import CrashError, FakeStore, join_stores
 from tests.support.grouped_hour import HOME, GroupedHour, three_groups
@@ -151,7 +152,9 @@ def test_object_overwritten_at_the_last_moment_stays(store: FakeStore) -> None:
     found = expire_hour(store, STREAM, HOUR)
     assert raw_names(store) == ["c.log"]
     assert (found.objects, found.changed.first) == (5, [f"{RAW}c.log"])
-    assert not record_of(store).is_announced(*part_of(store, 1), f"{RAW}c.log")
+    # It stays announced: another run may have deleted the packed version.
+    assert record_of(store).is_announced(*part_of(store, 1), f"{RAW}c.log")
+    assert record_of(store).deletions[-1].left == 1
 
 
 def part_of(store: FakeStore, number: int) -> tuple[str, str]:
@@ -273,15 +276,16 @@ def test_refused_keys_are_reported_and_the_others_deleted(store: FakeStore) -> N
     assert {key for part in record_of(store).parts.values() for key in part.kept} == set()
 
 
-def test_parts_of_refused_objects_are_not_announced_any_more(
-    store: FakeStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_refused_objects_stay_announced(store: FakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BATCH_OBJECTS", 2)
     store.on("DELETE", RAW, AccessError("DELETE: S3 answered AccessDenied: locked"), times=9)
     found = expire_hour(store, STREAM, HOUR)
     # After a first batch that was refused as a whole, no other is tried.
     assert (found.objects, found.refused.count, raw_names(store)) == (0, 2, list(NAMES))
-    assert record_of(store).parts == {}
+    assert [len(part.kept) for part in record_of(store).parts.values()] == [0, 0, 0]
+    assert record_of(store).deletions[-1].left == 6
+    assert is_over(store, STREAM, HOUR) is None
+    assert plan_hour(store, STREAM, HOUR, "again").unchanged
 
 
 # -- another run, and interruptions --------------------------------------------------------------------------
@@ -390,6 +394,39 @@ def test_expiry_in_between_stops_the_announcement(store: FakeStore) -> None:
     found = expire_hour(store, STREAM, HOUR)
     assert "another run has written the record of expired raw objects" in found.reason
     assert (record_of(store).objects, raw_names(store)) == (6, [])
+
+
+def test_deletion_in_between_stays_announced_if_others_change(store: FakeStore) -> None:
+    """The first deletion has deleted objects, which a producer then wrote again, before the second one did."""
+    other = store.another_client()
+
+    def delete_then_write_again() -> None:
+        for name in NAMES[:2]:
+            store.vanish(RAW + name)
+            produce(store, {name: b"another"})
+
+    def expire_meanwhile() -> None:
+        other.on("DELETE", "a.log", delete_then_write_again)
+        expire(other)
+
+    store.on("DELETE", "a.log", expire_meanwhile)
+    found = expire_hour(store, STREAM, HOUR)
+    assert "another run has written the record" in found.reason
+    before = part_key(store, 0), store.body(part_key(store, 0))
+    run_hour(store, STREAM)
+    assert (before[0], store.body(before[0])) == before
+    assert list(verify_hour(store, STREAM, HOUR, deep=True).problems) == []
+
+
+def test_refused_deletion_hides_none_of_another_run(store: FakeStore) -> None:
+    other = store.another_client()
+    other.on("DELETE", RAW, AccessError("DELETE: S3 answered AccessDenied"), times=9)
+    store.on("DELETE", "a.log", lambda: expire(other))
+    expire_hour(store, STREAM, HOUR)
+    assert "a.log" not in raw_names(store)
+    produce(store, {"g.log": b"late"})
+    run_hour(store, STREAM)
+    assert find_changed_hours(store, STREAM, [HOUR]).changed == []
 
 
 # -- two stores ------------------------------------------------------------------------------------------------

@@ -18,8 +18,7 @@ EXPIRY_FORMAT = 1
 class ExpiredPart:
     """A part whose raw objects have been announced for deletion.
 
-    :param kept: keys of its raw objects that are not announced: they had changed or vanished before, or the store
-        has refused to delete them
+    :param kept: keys of its raw objects that are not announced, because they had changed or vanished before
     """
 
     fingerprint: str
@@ -34,6 +33,8 @@ class Deletion:
     :param finished_at: None while it is at work, or after it was interrupted
     :param objects: number of deleted objects; 0 until it is finished
     :param size: of them, in bytes
+    :param left: number of announced raw objects that it did not delete, because they had changed meanwhile or the
+        store refused it
     """
 
     plan_id: str
@@ -41,6 +42,7 @@ class Deletion:
     finished_at: str | None = None
     objects: int = 0
     size: int = 0
+    left: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,8 @@ class ExpiryRecord:
 
     It is written before the first delete and after the last, so an announced object may still exist. If it is
     gone, it has expired; a raw object that is gone without being announced has vanished. A part with announced
-    objects may be their last copy at any moment: it is never written again, moved, merged or removed.
+    objects may be their last copy at any moment: it is never written again, moved, merged or removed. What was
+    announced stays announced, because a run can't know what another one has deleted.
 
     :param parts: those with announced raw objects, by name
     :param objects: number of raw objects that have expired, at the end of the last deletion that finished
@@ -105,6 +108,7 @@ class ExpiryRecord:
                     "finished_at": one.finished_at,
                     "objects": one.objects,
                     "bytes": one.size,
+                    "left": one.left,
                 }
                 for one in self.deletions
             ],
@@ -169,6 +173,7 @@ def _deletion(value: Mapping[str, Any]) -> Deletion:
         None if finished_at is None else _typed(finished_at, str),
         _typed(value["objects"], int),
         _typed(value["bytes"], int),
+        _typed(value.get("left", 0), int),
     )
 
 

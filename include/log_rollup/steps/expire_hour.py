@@ -110,8 +110,9 @@ def is_over(store: ExpiryStore, stream: Stream, hour: datetime) -> HourExpiry | 
         return HourExpiry(hour, ExpiryState.INCOMPLETE)
     if record is None or record.unfinished or not record.deletions or marker.content is None:
         return None
-    has_kept = any(part.kept for part in record.parts.values())
-    if has_kept or record.deletions[-1].plan_id != marker.content.plan_id:
+    last = record.deletions[-1]
+    has_left = last.left or any(part.kept for part in record.parts.values())
+    if has_left or last.plan_id != marker.content.plan_id:
         return None
     return HourExpiry(hour, ExpiryState.EXPIRED, expired=record.objects, expired_size=record.size)
 
@@ -374,7 +375,7 @@ class _Expiry:
         written = self._state.announce_expiry(
             announced, before.etag if proven.record else None, proven.manifest_etag
         )
-        outcome = self._delete_announced(proven, written, conditional, found)
+        left = self._delete_announced(proven, written, conditional, found)
         found.expired += found.objects
         found.expired_size += found.size
         finished = replace(
@@ -382,21 +383,19 @@ class _Expiry:
             finished_at=datetime.now(UTC).isoformat(),
             objects=max(0, found.expired - before.objects),
             size=max(0, found.expired_size - before.size),
+            left=left,
         )
-        parts = {
-            name: replace(part, kept=part.kept.union(outcome.kept.get(name, ())))
-            for name, part in announced.parts.items()
-            # A part of which nothing was deleted may be packed again.
-            if name in before.parts or name in outcome.deleted
-        }
+        # What was announced stays announced, also if this run has not deleted it: another one may have done so.
         self._state.finish_expiry(
             replace(
-                announced, parts=parts, deletions=(*past, finished),
-                objects=found.expired, size=found.expired_size,
+                announced,
+                deletions=(*past, finished),
+                objects=found.expired,
+                size=found.expired_size,
             ),
             written,
             proven.manifest_etag,
-        )  # fmt: skip
+        )
 
     def _concluded(self, found: HourExpiry) -> HourExpiry:
         found.state = ExpiryState.LEFT_ALONE if found.reason else ExpiryState.EXPIRED
@@ -430,13 +429,15 @@ class _Expiry:
 
     def _delete_announced(
         self, proven: _Proven, written: ExpiryRecord, conditional: bool, found: HourExpiry
-    ) -> "_Deleted":
-        """Delete the announced raw objects that exist as they were packed, and count them in ``found``."""
-        outcome = _Deleted()
-        for number, batch in enumerate(self._batches(proven, conditional)):
+    ) -> int:
+        """Delete the announced raw objects that exist as they were packed, and count them in ``found``.
+
+        :returns: how many of them stay
+        """
+        left = proven.found.objects
+        for number, items in enumerate(self._batches(proven, conditional)):
             if number:
                 self._state.assert_expirable(written, proven.manifest_etag)
-            items = [item for _, item in batch]
             changed = () if conditional else self._changed_since(items)
             result = self._store.delete_exactly(
                 self._stream.raw.root,
@@ -444,13 +445,12 @@ class _Expiry:
                 conditional=conditional,
             )
             stayed = {*changed, *result.changed, *result.refused}
-            for name, item in batch:
+            for item in items:
                 if item.key not in stayed:
                     found.objects += 1
                     found.size += item.size
-                    outcome.deleted.add(name)
+                    left -= 1
                     continue
-                outcome.kept.setdefault(name, set()).add(item.key)
                 (found.refused if item.key in result.refused else found.changed).add(item.key)
             found.delete_markers += result.delete_markers
             if result.refused and not found.reason:
@@ -460,18 +460,18 @@ class _Expiry:
             if found.reason and not found.objects:
                 # It would refuse all others too.
                 break
-        return outcome
+        return left
 
-    def _batches(self, proven: _Proven, conditional: bool) -> Iterator[list[tuple[str, ObjectInfo]]]:
-        """The raw objects to delete, each with the name of its part."""
+    def _batches(self, proven: _Proven, conditional: bool) -> Iterator[list[ObjectInfo]]:
+        """The raw objects to delete."""
         size = BATCH_OBJECTS * (self._store.control_connections if conditional else 1)
-        pairs = (
-            (planned.name, item)
+        items = (
+            item
             for planned, _ in proven.manifest.parts()
             for item in planned.objects
             if proven.listing.is_newest(item)
         )
-        while batch := list(islice(pairs, size)):
+        while batch := list(islice(items, size)):
             yield batch
 
     def _changed_since(self, items: Sequence[ObjectInfo]) -> set[str]:
@@ -485,18 +485,6 @@ class _Expiry:
             for item, head in zip(items, heads, strict=True)
             if head is not None and (head.size, head.etag) != (item.size, item.etag)
         }
-
-
-@dataclass(slots=True)
-class _Deleted:
-    """What became of announced raw objects.
-
-    :param deleted: names of the parts of which some were deleted
-    :param kept: keys of those that stay, by the name of their part
-    """
-
-    deleted: set[str] = field(default_factory=set)
-    kept: dict[str, set[str]] = field(default_factory=dict)
 
 
 def _is_announced(record: ExpiryRecord | None, planned: PlannedPart, item: ObjectInfo) -> bool:
