@@ -9,7 +9,7 @@ from airflow.providers.standard.operators.hitl import HITLOperator
 from airflow.sdk import Context
 
 from include.log_rollup import limits
-from include.log_rollup.errors import ConfigurationError
+from include.log_rollup.errors import ConfigurationError, PermanentError
 from include.log_rollup.expiry_options import ExpireRaw
 from include.log_rollup.steps.expire_stream import expire_stream, has_expired, old_hours
 from include.log_rollup.streams import Stream, load_streams
@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 APPROVE, REJECT = "Approve", "Reject"
 REPORT = "report"
 """XCom with what was found and what was deleted."""
+ASKED = "asked"
+"""XCom with the settings of the stream that a person is asked about."""
 
 
 class ExpireRawOperator(HITLOperator):
@@ -30,6 +32,9 @@ class ExpireRawOperator(HITLOperator):
     With ``mode: report`` it only says what can be deleted. With ``mode: delete`` it deletes, unless the stream
     requires an approval for its first deletion, or for that many objects. Then the task waits for a person without
     a slot of the pool, and deletes at most as many objects as were approved.
+
+    When the task continues, Airflow takes the stream from the Dag file as it is then, by the position in the list
+    of streams. So the question's stream is kept in an XCom.
 
     :param stream_name: of the stream
     """
@@ -64,7 +69,16 @@ class ExpireRawOperator(HITLOperator):
         if answer["chosen_options"] != [APPROVE] or not isinstance(report, Mapping):
             log.warning("the deletion was not approved: nothing was deleted; the next run asks again")
             return {**_short(report or {}), "approved": False}
+        asked = context["ti"].xcom_pull(key=ASKED, map_indexes=context["ti"].map_index) or {}
+        self.stream_name = report["stream"]
         stream, _ = self._stream()
+        if _settings(stream) != asked:
+            log.warning(
+                "the settings of stream %s have changed since the question: nothing was deleted; the next run "
+                "asks again",
+                stream.name,
+            )
+            return {**_short(report), "approved": False}
         return self._expire(context, stream, delete=True, at_most=int(report["objects"]))
 
     def _stream(self) -> tuple[Stream, ExpireRaw]:
@@ -113,7 +127,38 @@ class ExpireRawOperator(HITLOperator):
             f"The XCom `report` of this task names the hours. Without an answer within "
             f"{format_duration(limits.EXPIRY_APPROVAL_TIMEOUT)}, nothing is deleted."
         )
+        self._refuse_old_question(context)
+        context["ti"].xcom_push(key=ASKED, value=_settings(stream))
         super().execute(context)
+
+    def _refuse_old_question(self, context: Context) -> None:
+        """Refuse to ask if Airflow would show another question.
+
+        Airflow 3.3.2 keeps the text of the first question of a task, also when a retry or the cleared task asks.
+
+        :raises PermanentError: if it does, and the text is not that of this question
+        """
+        # These modules can only be imported where a task runs.
+        from airflow.sdk.execution_time.comms import CreateHITLDetailPayload
+        from airflow.sdk.execution_time.task_runner import SUPERVISOR_COMMS
+
+        shown = SUPERVISOR_COMMS.send(
+            CreateHITLDetailPayload(
+                ti_id=context["ti"].id,
+                options=self.options,
+                subject=self.subject,
+                body=self.body,
+                defaults=self.defaults,
+                params=self.serialized_params,
+                assigned_users=[],
+            )
+        )
+        if (shown.subject, shown.body) != (self.subject, self.body):
+            raise PermanentError(
+                f"Airflow still shows the question of an earlier try, {shown.subject!r}, in place of "
+                f"{self.subject!r}: nothing was deleted; trigger log_rollup_expire again, which asks a new "
+                f"question"
+            )
 
 
 def _why_to_ask(rules: ExpireRaw, objects: int, is_first: bool) -> str:
@@ -123,6 +168,20 @@ def _why_to_ask(rules: ExpireRaw, objects: int, is_first: bool) -> str:
     if rules.approve_above is not None and objects > rules.approve_above:
         return f"These are more than the {rules.approve_above:,} objects of approve_above"
     return "This is the first deletion of the stream" if is_first else ""
+
+
+def _settings(stream: Stream) -> dict[str, Any]:
+    """The settings that decide which objects are deleted; an approval holds for no others."""
+    assert stream.expire_raw is not None
+    return {
+        "stream": stream.name,
+        "raw": stream.raw.text,
+        "aggregated": stream.aggregated.text,
+        "timezone": stream.timezone,
+        "start": stream.start.isoformat(),
+        "connections": [stream.aws_conn_id, stream.connection_of_aggregated],
+        "expire_raw": stream.expire_raw.model_dump(mode="json"),
+    }
 
 
 def _store(stream: Stream) -> StreamStore:

@@ -1,22 +1,26 @@
 """The Dag log_rollup_expire: a mapped task for each stream with ``expire_raw``, approvals, and metrics."""
 
 import json
+import runpy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
+from uuid import UUID
 
 import pytest
 import yaml
 from airflow.sdk.exceptions import TaskAwaitingInput
+from airflow.sdk.execution_time import task_runner
 from airflow.serialization.serialized_objects import DagSerialization
 
-from include.log_rollup.errors import ConfigurationError
+from include.log_rollup.errors import ConfigurationError, PermanentError
 from include.log_rollup.streams import Stream, load_streams
 from log_rollup_plugin import expiry
 from log_rollup_plugin.expiry import APPROVE, REJECT, ExpireRawOperator
 from log_rollup_plugin.run_note import describe_expiry, is_ours
+from tests.conftest import ROOT
 from tests.dags.conftest import LoadDags
 from tests.dags.test_policy import stream
 from tests.support.fake_store import FakeStore
@@ -71,7 +75,7 @@ class Instance:
     """A task instance that keeps its XComs."""
 
     map_index = 0
-    id = "ti"
+    id = UUID(int=1)
 
     def __init__(self) -> None:
         self.pushed: dict[str, Any] = {}
@@ -92,16 +96,22 @@ class Task:
         self.stream: Stream = make_stream()
         produce(self.store, {f"{number}.log": b"x" * 30 for number in range(5)})
         run_hour(self.store, self.stream)
-        path = tmp_path / "streams.yaml"
-        settings = {**stream(start="2026-11-23T08:00:00Z"), **({"expire_raw": rules} if rules else {})}
-        path.write_text(yaml.safe_dump({"streams": [settings]}))
-        patch.setenv("LOG_ROLLUP_STREAMS", str(path))
+        self._path = tmp_path / "streams.yaml"
+        self.configure(rules)
+        patch.setenv("LOG_ROLLUP_STREAMS", str(self._path))
         patch.setattr(expiry, "_store", self._opened)
         patch.setattr("airflow.providers.standard.operators.hitl.upsert_hitl_detail", self._asked)
+        patch.setattr(task_runner, "SUPERVISOR_COMMS", SimpleNamespace(send=self._shown), raising=False)
         patch.setattr("pendulum.now", lambda zone: datetime(2026, 11, 26, 10, tzinfo=UTC))
         self.operator = ExpireRawOperator(task_id="expire_raw", stream_name="app")
         self.instance = Instance()
         self.questions: list[dict[str, Any]] = []
+        self.old_question: Any = None
+
+    def configure(self, rules: dict[str, Any] | None, *first: dict[str, Any], **settings: Any) -> None:
+        """Write the streams file: some streams, then the one of this task."""
+        own = {**stream(start="2026-11-23T08:00:00Z"), **({"expire_raw": rules} if rules else {}), **settings}
+        self._path.write_text(yaml.safe_dump({"streams": [*first, own]}))
 
     @contextmanager
     def _opened(self, opened: Stream) -> Iterator[FakeStore]:
@@ -110,6 +120,10 @@ class Task:
 
     def _asked(self, **question: Any) -> None:
         self.questions.append(question)
+
+    def _shown(self, question: Any) -> Any:
+        """Answer as Airflow: with the first question of the task, if there is one."""
+        return self.old_question or question
 
     @property
     def context(self) -> Any:
@@ -124,6 +138,11 @@ class Task:
             "chosen_options": [option], "params_input": {}, "responded_at": datetime.now(UTC),
             "responded_by_user": {"id": "1", "name": "ops"}, "timedout": False,
         }  # fmt: skip
+        # The task that continues has read the Dag file again.
+        dag = runpy.run_path(str(ROOT / "dags" / "log_rollup_expire.py"))
+        mapped = dag["expire_raw"]
+        name = mapped.expand_input.value["stream_name"][self.instance.map_index]
+        self.operator = ExpireRawOperator(task_id="expire_raw", stream_name=name)
         return self.operator.execute_complete(self.context, event)
 
     @property
@@ -194,6 +213,64 @@ def test_more_objects_than_approved_are_left(make_task: Any) -> None:
     task.instance.pushed["report"]["objects"] = 3
     result = task.answer(APPROVE)
     assert (result["objects"], result["unfinished_hours"], task.raw) == (0, 1, 5)
+
+
+def test_approval_is_of_the_stream_that_was_asked_for(make_task: Any) -> None:
+    rules = {"after": "3d", "mode": "delete"}
+    task = make_task(rules)
+    with pytest.raises(TaskAwaitingInput):
+        task.run()
+    # Now the first stream in the file is another one.
+    task.configure(rules, stream("aaa", expire_raw={"after": "3d"}))
+    result = task.answer(APPROVE)
+    assert (result["stream"], result["objects"], result["deleted"], task.raw) == ("app", 5, True, 0)
+    assert task.operator.stream_name == "app"
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"expire_raw": {"after": "3d", "mode": "report"}},
+        {"expire_raw": {"after": "2d", "mode": "delete"}},
+        {"raw": "s3://logs/raw/other/"},
+        {"aggregated": "s3://logs/other/"},
+        {"aws_conn_id": "other"},
+        {"start": "2026-11-20T00:00:00Z"},
+    ],
+)
+def test_approval_is_void_after_a_change_of_the_stream(
+    make_task: Any, caplog: pytest.LogCaptureFixture, changed: dict[str, Any]
+) -> None:
+    rules = {"after": "3d", "mode": "delete"}
+    task = make_task(rules)
+    with pytest.raises(TaskAwaitingInput):
+        task.run()
+    task.configure(rules, **{"late_days": 0, **changed})
+    result = task.answer(APPROVE)
+    assert (result["approved"], result["deleted"], task.raw) == (False, False, 5)
+    assert "settings of stream app have changed since the question: nothing was deleted" in caplog.text
+    # The next run asks again, unless it only reports.
+    if changed == {"aws_conn_id": "other"}:
+        with pytest.raises(TaskAwaitingInput):
+            task.run()
+
+
+def test_approval_of_a_stream_without_expiry_is_refused(make_task: Any) -> None:
+    task = make_task({"after": "3d", "mode": "delete"})
+    with pytest.raises(TaskAwaitingInput):
+        task.run()
+    task.configure(None, stream("aaa", expire_raw=AFTER))
+    with pytest.raises(ConfigurationError, match="'app' has no expire_raw any more, so nothing is deleted"):
+        task.answer(APPROVE)
+    assert task.raw == 5
+
+
+def test_question_of_an_earlier_try_is_not_asked_again(make_task: Any) -> None:
+    task = make_task({"after": "3d", "mode": "delete"})
+    task.old_question = SimpleNamespace(subject="Delete 4 raw objects (120 B) of stream app?", body="")
+    with pytest.raises(PermanentError, match="still shows the question of an earlier try, 'Delete 4 raw obj"):
+        task.run()
+    assert (task.questions, task.raw) == ([], 5)
 
 
 def test_few_objects_need_no_approval(make_task: Any) -> None:
