@@ -241,7 +241,7 @@ class InvariantChecker:
     def raw_object_removed(self, version: Version) -> bool:
         """Note that a raw object was deleted: from now on, a part that holds it must stay.
 
-        Parts that are damaged, or whose removal is announced, don't count.
+        Parts that are damaged don't count, and parts of an incomplete hour whose removal is announced.
 
         :returns: whether such a part exists
         """
@@ -279,11 +279,15 @@ class InvariantChecker:
         return restored and planned is not None and version.begin > planned.step
 
     def _announced_removals(self) -> set[str]:
-        """Return the names of parts in removal records."""
+        """Return the names of parts in removal records, except those of a complete hour, which must stay."""
         names: set[str] = set()
         for key, stored in self._server.objects.items():
             if key.startswith(self.hour.work + "removals/") and stored.author not in INTERFERENCE:
                 names.update(json.loads(stored.body)["names"])
+        objects, hour = self._server.objects, self.hour
+        manifest = self._manifest()
+        if manifest is not None and hour.marker in objects and hour.claim not in objects:
+            names.difference_update(manifest.by_part())
         return names
 
     def holds(self, part: str, stored: ServerObject, objects: Sequence[tuple[str, str]]) -> bool:

@@ -1,6 +1,7 @@
 """A rerun keeps the parts whose raw objects are unchanged or expired, and packs only the others."""
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 
 import pytest
@@ -23,8 +24,10 @@ from include.log_rollup.streams import Stream
 from include.log_rollup.units import MIB
 from tests.support.fake_store import FakeStore
 from tests.support.hour_in_memory import (
+    CLAIM,
     MANIFEST,
     MARKER,
+    REMOVALS,
     assert_complete,
     complete_in_format_1,
     finish_hour,
@@ -81,6 +84,11 @@ def assert_kept(store: FakeStore, before: Mapping[str, bytes], *names: str) -> N
     assert before.items() <= parts(store).items()
     assert numbered(sorted(parts(store).keys() - before.keys())) == list(names)
     assert written(store) == list(names)
+
+
+def announce_removal(store: FakeStore, names: Iterable[str]) -> None:
+    record = {"format": 1, "names": sorted(names)}
+    store.produce(f"{REMOVALS}0123456789abcdef.json", json.dumps(record).encode())
 
 
 def content(store: FakeStore, name: str, stream: Stream = STREAM) -> bytes:
@@ -263,6 +271,27 @@ def test_late_object_after_expiry_gets_a_part_of_its_own(store: FakeStore, repac
     assert plan_hour(store, STREAM, HOUR, "again").unchanged
     expire(store)
     assert plan_hour(store, STREAM, HOUR, "again").unchanged
+
+
+def test_part_with_expired_objects_stays_under_a_dead_removal(store: FakeStore) -> None:
+    """A run that died has left a removal record, which names the planned parts of the parts that it removed."""
+    expire(store)
+    before = parts(store)
+    announce_removal(store, before)
+    run_hour(store, STREAM)
+    assert_kept(store, before)
+    produce(store, {"late.log": b"late"})
+    run_hour(store, STREAM)
+    assert_kept(store, before, "part-00003.log")
+
+
+def test_removal_announced_during_planning_spares_expired_parts(store: FakeStore) -> None:
+    expire(store)
+    before = parts(store)
+    produce(store, {"late.log": b"late"})
+    store.on("WRITE", CLAIM, lambda: announce_removal(store, before))
+    run_hour(store, STREAM)
+    assert_kept(store, before, "part-00003.log")
 
 
 def test_object_written_again_after_expiry_keeps_both_versions(store: FakeStore) -> None:

@@ -64,7 +64,8 @@ def read_proven_parts(
     """Compare the parts of a manifest with the raw hour, and choose those that a rerun keeps.
 
     - A part stays if it exists as the manifest says, and its raw objects are unchanged.
-    - A part with expired raw objects stays whatever happened to the others: nothing else has their bytes.
+    - A part with expired raw objects stays whatever happened to the others: nothing else has their bytes. It stays
+      although a removal record names it: the run that wrote the record has died, or a later claim stops it.
     - A part that is lost or damaged is packed again as it was, if its raw objects are unchanged and the present
       options give the same bytes.
     - The raw objects of all other parts are packed like new ones.
@@ -72,7 +73,7 @@ def read_proven_parts(
     :param parts: the listed parts, by name
     :param listed: the raw hour, including what is left out
     :param chosen: the input
-    :param taken: names of parts that the plan may not use
+    :param taken: names that no new part may get
     """
     comparison = _Comparison(listed, chosen, expiry, rules)
     rows: dict[str, tuple[str, bytes]] = {}
@@ -82,7 +83,7 @@ def read_proven_parts(
         exists = is_as_written(packed, parts)
         if exists:
             rows[packed.name] = packed.fingerprint, compressed_row(packed)
-        comparison.add(planned, exists and packed.name not in taken)
+        comparison.add(planned, exists, packed.name in taken)
     if rules.merge:
         comparison.merge_small_parts()
     return comparison.result(rows, objects)
@@ -112,10 +113,11 @@ class _Comparison:
         self._absent = AbsentObjects()
         self._fixed: set[str] = set()
 
-    def add(self, planned: PlannedPart, exists: bool) -> None:
+    def add(self, planned: PlannedPart, exists: bool, is_taken: bool) -> None:
         """Add a part.
 
-        :param exists: whether it exists as the manifest says, and the plan may use its name
+        :param exists: whether it exists as the manifest says
+        :param is_taken: whether the plan may use its name only if raw objects in it have expired
         """
         expired = expired_keys(planned, self._expiry) if exists else ()
         same: list[int] = []
@@ -135,7 +137,7 @@ class _Comparison:
         elif len(same) == len(planned.objects) and not self._rules.repack and self._is_in_its_group(planned):
             # With the listed objects: those of the manifest need not stay in memory.
             kept = replace(planned, objects=tuple(self._chosen[place] for place in same))
-            if exists:
+            if exists and not is_taken:
                 self._stay.append(kept)
             elif is_planned_again(kept, self._rules.part_size, self._rules.options):
                 self._again.append(kept)

@@ -57,7 +57,8 @@ class HourState(HourReader):
     3                      ``_rollup/claim.json``: the hour is being built under this plan
     4                      what other runs have staged is deleted; then the removal records, and the ETags of the
                            manifest and of ``_expired.json`` are read: a plan that names a part or a file under
-                           removal, or was made with another manifest or record, is made again
+                           removal, or was made with another manifest or record, is made again; but a part that
+                           planning keeps because raw objects in it have expired stays under its name
     5                      ``_SUCCESS`` is removed, if it is the one that planning saw; the claim is read; then
                            the ``_SUCCESS`` of each group whose parts are not as the manifest says, or whose
                            manifest is missing
@@ -171,7 +172,8 @@ class HourState(HourReader):
     ) -> Claim | None:
         """Claim the hour for a plan whose files are written, and remove the completion marker.
 
-        :param parts: names of the plan's parts
+        :param parts: names of the plan's parts, except those that were under removal when it was made and stay
+            nevertheless, because raw objects in them have expired
         :param files: names below ``_rollup/`` of the plan's files
         :param seen_marker: ETag of the marker when the plan was made; None if there was none
         :param seen_manifest: the same for the manifest

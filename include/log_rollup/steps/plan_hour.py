@@ -165,6 +165,7 @@ class _Assessment:
 
     :param packed: rows of receipts of the parts that exist already as planned, by name
     :param replaces: names of existing parts that belong to other plans of this hour
+    :param taken: names that no new part may get
     :param vanished: keys of vanished raw objects that parts keep
     :param measured: what earlier tries of this plan have measured, by shard
     :param changed_groups: folders of the groups in which parts are written or removed
@@ -175,6 +176,7 @@ class _Assessment:
     plan: Plan
     packed: Mapping[str, bytes]
     replaces: Sequence[str]
+    taken: Container[str]
     vanished: Sequence[str]
     measured: Mapping[int, Measured]
     changed_groups: frozenset[str]
@@ -238,7 +240,8 @@ class _Planner:
         claim = self._state.begin(
             plan_id,
             run_id,
-            [part.name for part in assessment.plan.parts],
+            # Only a kept part with expired raw objects may have a name that is taken.
+            [part.name for part in assessment.plan.parts if part.name not in assessment.taken],
             files,
             survey.marker.etag if survey.marker else None,
             survey.found.manifest_etag,
@@ -375,6 +378,7 @@ class _Planner:
             plan,
             holdings.packed,
             replaces,
+            taken,
             proven.stuck,
             measured,
             changed_groups=survey.changed_groups(plan, holdings.proven),
