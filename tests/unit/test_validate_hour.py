@@ -32,6 +32,7 @@ from tests.support.hour_in_memory import (
     CLAIM,
     MANIFEST,
     MARKER,
+    REMOVALS,
     WORK,
     assert_complete,
     assert_not_complete,
@@ -666,6 +667,41 @@ def test_stray_parts_are_removed_after_the_manifest() -> None:
 
 
 FOREIGN = ("part-00099.log", "part-00000.log.gz", "part-00001.log.snappy", "part-00001-0123abcd.log", "x/y")
+
+
+@pytest.mark.parametrize("state", ["complete", "unfinished", "proven by the next plan"])
+def test_part_of_a_left_out_object_that_vanishes_stays(state: str) -> None:
+    """Planning saw the object, so it would remove the part; then the object vanishes."""
+    store = packed_hour()
+    if state != "unfinished":
+        run_hour(store, STREAM)
+    stream = make_stream(exclude=("a.log",))
+    for ref in plan_hour(store, stream, HOUR, "other settings").shards:
+        pack_shard(store, stream, ref)
+    if state == "proven by the next plan":
+        store.on("WRITE", REMOVALS, TransientError("503"), times=1)
+        with pytest.raises(TransientError):
+            validate_hour(store, stream, HOUR)
+    before = store.snapshot(AGGREGATED)
+    store.vanish(RAW + "a.log")
+    message = refusal(store, InputChangedError, stream)
+    assert f"1 raw objects ({RAW}a.log) that are left out now are gone" in message
+    with pytest.raises(VanishedInputError, match=r"a\.log"):
+        plan_hour(store, stream, HOUR, "cleared")
+    assert store.snapshot(AGGREGATED) == before
+    run_hour(store, stream, drop_vanished=True)
+    assert_complete(store, stream)
+
+
+def test_part_of_a_left_out_object_that_exists_is_removed() -> None:
+    store = packed_hour()
+    run_hour(store, STREAM)
+    stream = make_stream(exclude=("a.log",))
+    totals = run_hour(store, stream)
+    assert totals.left_out.excluded == 1
+    held = {row["key"] for row in manifest_of(store)[1]}
+    assert held == {RAW + name for name in RAW_HOUR} - {RAW + "a.log"}
+    assert parts(store).keys() == {entry["name"] for entry in manifest_of(store)[0]["parts_table"]}
 
 
 def test_foreign_objects_are_counted_and_stay() -> None:

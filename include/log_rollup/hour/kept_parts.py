@@ -42,6 +42,7 @@ class ProvenParts:
     :param rows: fingerprint and row of a receipt of each part that exists as the manifest says, by name
     :param gone: keys of the raw objects that have vanished; not those that expired as announced
     :param stuck: those of them that a kept part holds, because raw objects next to them have expired
+    :param left_out: keys of the raw objects that exist and are left out, in parts that are not kept
     :param objects: number of raw objects in the manifest
     """
 
@@ -49,6 +50,7 @@ class ProvenParts:
     rows: Mapping[str, tuple[str, bytes]] = field(default_factory=dict)
     gone: Sequence[str] = ()
     stuck: Sequence[str] = ()
+    left_out: Sequence[str] = ()
     objects: int = 0
 
 
@@ -112,6 +114,7 @@ class _Comparison:
         self._held = bytearray(len(chosen))
         self._absent = AbsentObjects()
         self._fixed: set[str] = set()
+        self._replaced_left_out: list[str] = []
 
     def add(self, planned: PlannedPart, exists: bool, is_taken: bool) -> None:
         """Add a part.
@@ -128,6 +131,8 @@ class _Comparison:
                 (same if self._chosen[place] == item else older).append(place)
             elif item.key not in self._left_out:
                 self._absent.add(item.key, expired)
+            elif not expired:
+                self._replaced_left_out.append(item.key)
         if expired:
             self._stay.append(planned)
             self._fixed.add(planned.name)
@@ -189,5 +194,6 @@ class _Comparison:
             rows,
             self._absent.vanished(),
             self._absent.stuck(),
+            self._replaced_left_out,
             objects,
         )

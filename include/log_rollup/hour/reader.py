@@ -11,6 +11,7 @@ from include.log_rollup.hour.layout import format_hour, planned_name
 from include.log_rollup.hour.manifest import ManifestReader, open_manifest
 from include.log_rollup.hour.plan import PlannedPart
 from include.log_rollup.hour.records import Claim, PlanSummary, Records, ShardPlan, StoredMarker, parse_claim
+from include.log_rollup.parallel import in_parallel
 from include.log_rollup.storage.listing import list_by_token
 from include.log_rollup.storage.protocol import ObjectInfo, ObjectStore
 from include.log_rollup.streams import Stream
@@ -211,7 +212,7 @@ class HourReader:
     def removable(
         self, found: Inventory, strays: Mapping[str, str], plan_id: str, parts: Iterable[PlannedPart]
     ) -> dict[str, str]:
-        """Those stray parts that may be deleted, because the proven plan holds all their raw objects.
+        """Those stray parts that may be deleted: the proven plan holds their raw objects, or these exist.
 
         Planning has compared the parts that it found with the raw hour. A stray part that was written later stays
         if no shard file says what it holds.
@@ -219,10 +220,13 @@ class HourReader:
         :param strays: from :meth:`strays`
         :param plan_id: of the proven plan
         :param parts: of the proven plan
-        :raises InputChangedError: if a stray part holds raw objects that have vanished and that planning never saw
+        :raises InputChangedError: if a stray part holds raw objects that have vanished, and planning never saw
+            them, or saw them and left them out
         """
         plan = self.records.read_plan(self.paths.plan(plan_id)) if strays else None
         replaced = frozenset(plan.replaces if plan else ())
+        if plan is not None and not replaced.isdisjoint(strays):
+            self._assert_present(plan.replaced_left_out)
         late = {planned for name, planned in strays.items() if name not in replaced}
         if not late:
             return dict(strays)
@@ -245,6 +249,21 @@ class HourReader:
                 f"what can be done."
             )
         return {name: planned for name, planned in strays.items() if name in replaced or planned in described}
+
+    def _assert_present(self, keys: Sequence[str]) -> None:
+        """Make sure that raw objects exist which are left out, before the parts that hold them are deleted.
+
+        :raises InputChangedError: if one is gone
+        """
+        places = [self.paths.raw_template.root.at(key) for key in keys]
+        heads = in_parallel(self._store.control_connections, "log-rollup-left-out", self._store.head, places)
+        gone = [key for key, head in zip(keys, heads, strict=True) if head is None]
+        if gone:
+            raise InputChangedError(
+                f"hour {format_hour(self.paths.hour)}: {len(gone):,} raw objects ({first_keys(gone)}) that are "
+                f"left out now are gone since the hour was planned, and parts that would be removed hold them. "
+                f"Nothing is lost: clear the run from plan_hour on, which says what can be done."
+            )
 
     def names_under_removal(self, work: Iterable[str]) -> set[str]:
         """Names of the parts and plan files in removal records: a run deletes them, or died doing so.

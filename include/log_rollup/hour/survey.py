@@ -210,27 +210,32 @@ class Holdings:
 
     :param wanted: fingerprints of the new plan's parts, by name
     :param listed: the raw hour, including what is left out: it still exists
+    :param chosen: the input
     :param packed: rows of receipts of the existing parts that the new plan wants, by name
     :param proven: names of the parts that exist as the manifest says
     :param described: names of the planned parts whose raw objects a shard file names
     :param unclear: names of our parts whose raw objects no record names; they must stay
     :param gone: keys of raw objects that have vanished
+    :param left_out: keys of raw objects that exist and are left out, in parts that are not kept
     :param objects: number of raw objects in the records
     """
 
     wanted: Mapping[str, str]
     listed: KeyIndex
+    chosen: KeyIndex
     packed: dict[str, bytes] = field(default_factory=dict)
     proven: set[str] = field(default_factory=set)
     described: set[str] = field(default_factory=set)
     unclear: set[str] = field(default_factory=set)
     gone: list[str] = field(default_factory=list)
+    left_out: set[str] = field(default_factory=set)
     objects: int = 0
 
     def add_proven(self, proven: ProvenParts) -> None:
         """Take over the parts of the manifest, also without a marker, which an interrupted rerun has removed."""
         self.objects += proven.objects
         self.gone += proven.gone
+        self.left_out.update(proven.left_out)
         # Under a name of format 1 there may be something else, which a later rerun wrote.
         self.proven.update(proven.rows)
         self.packed |= {
@@ -244,25 +249,34 @@ class Holdings:
         if self.wanted.get(part.name) == part.fingerprint and part.name not in self.packed:
             self.packed[part.name] = compressed_row(part)
 
-    def add_objects(self, objects: Sequence[ObjectInfo]) -> None:
-        """Add the raw objects of a part."""
-        self.objects += len(objects)
-        self.gone += [item.key for item in objects if self.listed.place(item.key) is None]
+    def add_objects(self, keys: Sequence[str]) -> None:
+        """Add raw objects of a part that is not kept."""
+        self.objects += len(keys)
+        for key in keys:
+            if self.listed.place(key) is None:
+                self.gone.append(key)
+            elif self.chosen.place(key) is None:
+                self.left_out.add(key)
 
 
 def read_holdings(
-    survey: Survey, proven: ProvenParts, listed: Sequence[ObjectInfo], plan: Plan | None
+    survey: Survey,
+    proven: ProvenParts,
+    listed: Sequence[ObjectInfo],
+    chosen: Sequence[ObjectInfo],
+    plan: Plan | None,
 ) -> Holdings:
     """Read which raw objects the existing parts hold.
 
     :param proven: the parts of the manifest
     :param listed: the raw hour, including what is left out
+    :param chosen: the input
     :param plan: the new plan; None if there is nothing to plan
     :raises UnreadableRecordError: if the records don't say it
     :raises HourChangedError: if another run changes the hour meanwhile
     """
     wanted = {} if plan is None else {part.name: part.fingerprint for part in plan.parts}
-    holdings = Holdings(wanted, KeyIndex(listed))
+    holdings = Holdings(wanted, KeyIndex(listed), KeyIndex(chosen))
     holdings.add_proven(proven)
     damaged = _add_shards(holdings, survey)
     holdings.unclear = _unclear_parts(holdings, survey)
@@ -298,7 +312,7 @@ def _add_shards(holdings: Holdings, survey: Survey) -> bool:
         for planned in shard.parts if shard else ():
             holdings.described.add(planned.name)
             if planned.name in existing:
-                holdings.add_objects(planned.objects)
+                holdings.add_objects([item.key for item in planned.objects])
     return damaged
 
 
@@ -313,10 +327,12 @@ def _unclear_parts(holdings: Holdings, survey: Survey) -> set[str]:
     )
     unclear = {name for name in others if survey.recorded[name] not in holdings.described}
     if unclear and survey.manifest is not None:
-        # The proven plan holds the raw objects of the parts that it was made to replace.
+        # The proven plan holds the raw objects of the parts that it was made to replace, or names the others.
         source = survey.reader.paths.plan(survey.manifest.totals.plan_id)
         proven = survey.reader.records.read_plan(source)
-        unclear.difference_update(proven.replaces if proven else ())
+        if proven is not None and not unclear.isdisjoint(proven.replaces):
+            unclear.difference_update(proven.replaces)
+            holdings.add_objects(proven.replaced_left_out)
     return unclear
 
 

@@ -167,6 +167,7 @@ class _Assessment:
     :param replaces: names of existing parts that belong to other plans of this hour
     :param taken: names that no new part may get
     :param vanished: keys of vanished raw objects that parts keep
+    :param replaced_left_out: keys of raw objects in other parts that exist and are left out
     :param measured: what earlier tries of this plan have measured, by shard
     :param changed_groups: folders of the groups in which parts are written or removed
     :param group_changes: which groups the manifest lacks, and which the plan lacks; None without a manifest
@@ -178,6 +179,7 @@ class _Assessment:
     replaces: Sequence[str]
     taken: Container[str]
     vanished: Sequence[str]
+    replaced_left_out: Sequence[str]
     measured: Mapping[int, Measured]
     changed_groups: frozenset[str]
     group_changes: GroupChanges | None
@@ -362,7 +364,7 @@ class _Planner:
                 return _CompleteHour(manifest, left_out)
             # Validation would prove the claimed plan, whose run may have died: plan and claim the hour again.
             log.info("the hour is complete under this very plan, but it was claimed for another one since")
-        holdings = read_holdings(survey, proven, listed, plan)
+        holdings = read_holdings(survey, proven, listed, chosen, plan)
         if not self._drop_vanished:
             refuse_vanished(self._state.paths, holdings, survey.marker is not None)
         measured = add_receipts(holdings, survey, plan.content_id)
@@ -380,6 +382,7 @@ class _Planner:
             replaces,
             taken,
             proven.stuck,
+            sorted(holdings.left_out),
             measured,
             changed_groups=survey.changed_groups(plan, holdings.proven),
             group_changes=survey.group_changes(plan),
@@ -422,7 +425,7 @@ class _Planner:
         :raises EmptyHourError: otherwise
         """
         proven = self._proven_parts(survey, taken, listed, ())
-        holdings = read_holdings(survey, proven, listed, None)
+        holdings = read_holdings(survey, proven, listed, (), None)
         if not self._drop_vanished:
             refuse_vanished(self._state.paths, holdings, survey.marker is not None)
         if proven.kept.stay:
@@ -512,6 +515,7 @@ class _Planner:
             tuple(assessment.replaces),
             plan.in_key_order,
             tuple(assessment.vanished),
+            tuple(assessment.replaced_left_out),
         )
         records.write_plan(paths.plan(plan_id), summary)
         targets.append(paths.plan(plan_id))
