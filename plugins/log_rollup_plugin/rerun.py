@@ -21,7 +21,8 @@ class RerunHourOperator(TriggerDagRunOperator):
 
     A retry waits for the run that an earlier try started, and starts no second one: a task whose trigger fires
     while the scheduler is busy is marked as failed by Airflow 3.3.2, because the scheduler reads the end of its
-    first process too late. A cleared task starts the run again.
+    first process too late. A cleared task starts the run again, and so does a retry if no earlier try has: the run
+    of that id may be from the check of another day.
     """
 
     def execute(self, context: Context) -> None:
@@ -30,7 +31,7 @@ class RerunHourOperator(TriggerDagRunOperator):
         :raises DagIsPaused: if the Dag is paused
         :raises PermanentError: if this is a retry, and the run that an earlier try started has failed
         """
-        state = self._state_of_started_run(context["ti"])
+        state = self._state_of_started_run(context)
         if state == "success":
             self.log.info("the run %r of %s has succeeded", self.trigger_run_id, self.trigger_dag_id)
             return
@@ -56,15 +57,24 @@ class RerunHourOperator(TriggerDagRunOperator):
                 timeout=self.execution_timeout,
             )
 
-    def _state_of_started_run(self, instance: Any) -> str | None:
-        """Return the state of the run that an earlier try started; None on a first try, or without a run."""
+    def _state_of_started_run(self, context: Context) -> str | None:
+        """Return the state of the run that an earlier try started; None on a first try, or without such a run."""
+        # These modules can only be imported where a task runs.
+        from airflow.sdk.execution_time.comms import GetDagRun
+        from airflow.sdk.execution_time.task_runner import SUPERVISOR_COMMS
+
+        instance = context["ti"]
         # Clearing raises `max_tries`, so that the cleared task has a first try again.
         if instance.try_number <= instance.max_tries - self.retries + 1:
             return None
         try:
-            return _state(instance.get_dagrun_state(self.trigger_dag_id, self.trigger_run_id))
+            run = SUPERVISOR_COMMS.send(GetDagRun(dag_id=self.trigger_dag_id, run_id=self.trigger_run_id))
         except AirflowRuntimeError:
             return None
+        state = _state(run.state)
+        # A run that has not started yet will see the late objects, even if another task or a person queued it.
+        is_new = state == "queued" or (run.start_date and run.start_date >= context["dag_run"].start_date)
+        return state if is_new else None
 
     def _start(self, wanted: DagRunTriggerException) -> None:
         # These modules can only be imported where a task runs.

@@ -18,7 +18,7 @@ from airflow.sdk.exceptions import (
     TaskDeferred,
 )
 from airflow.sdk.execution_time import task_runner
-from airflow.sdk.execution_time.comms import ErrorResponse, OKResponse, TriggerDagRun
+from airflow.sdk.execution_time.comms import ErrorResponse, GetDagRun, OKResponse, TriggerDagRun
 
 from include.log_rollup.errors import PermanentError
 from include.log_rollup.hour.changes import Changes
@@ -81,22 +81,40 @@ def test_report_counts_changes_but_no_expired_objects(monkeypatch: pytest.Monkey
 # -- every wait has an end -----------------------------------------------------------------------------
 
 RUN = "late__2026-11-23T08:00:00Z"
+CHECKED = datetime(2026, 11, 25, 5, tzinfo=UTC)
 
 
 class Supervisor:
-    """Replaces Airflow's supervisor: gives every request of a task one answer, and keeps the requests."""
+    """Replaces Airflow's supervisor: gives every request of a task one answer, and keeps the requests.
 
-    def __init__(self, answer: Any) -> None:
+    :param run: the run of the id that the task starts, in its state; or the error if there is none
+    """
+
+    def __init__(self, answer: Any, run: Any) -> None:
         self.answer = answer
+        self.run = run
         self.requests: list[Any] = []
 
     def send(self, message: Any) -> Any:
+        if isinstance(message, GetDagRun):
+            assert (message.dag_id, message.run_id) == ("log_rollup_app", RUN)
+            if isinstance(self.run, Exception):
+                raise self.run
+            return self.run
         self.requests.append(message)
         return self.answer
 
 
-def supervised(monkeypatch: pytest.MonkeyPatch, answer: Any = None) -> Supervisor:
-    supervisor = Supervisor(answer or OKResponse(ok=True))
+def run_in(state: str, started: timedelta | None = timedelta(minutes=5)) -> Any:
+    """Return a run in a state.
+
+    :param started: when it started, after the run of log_rollup_late did; None if it has not
+    """
+    return SimpleNamespace(state=state, start_date=None if started is None else CHECKED + started)
+
+
+def supervised(monkeypatch: pytest.MonkeyPatch, answer: Any = None, run: Any = None) -> Supervisor:
+    supervisor = Supervisor(answer or OKResponse(ok=True), run)
     monkeypatch.setattr(task_runner, "SUPERVISOR_COMMS", supervisor, raising=False)
     return supervisor
 
@@ -125,6 +143,10 @@ class Instance:
         self.pushed[key] = value
 
 
+def context(instance: Instance) -> Any:
+    return {"ti": instance, "dag_run": SimpleNamespace(start_date=CHECKED)}
+
+
 def rerun() -> RerunHourOperator:
     """Return the operator of the Dag, for one hour."""
     return RerunHourOperator(
@@ -147,7 +169,7 @@ def rerun() -> RerunHourOperator:
 def test_rerun_defers_with_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     supervisor, instance = supervised(monkeypatch), Instance()
     with pytest.raises(TaskDeferred) as raised:
-        rerun().execute({"ti": instance})
+        rerun().execute(context(instance))
     assert raised.value.timeout == timedelta(hours=10)
     assert raised.value.method_name == "execute_complete"
     path, arguments = raised.value.trigger.serialize()
@@ -201,13 +223,13 @@ FIRST_TRIES = [(1, 2), (3, 4), (4, 5)]
 
 
 @pytest.mark.parametrize("tries", RETRIES)
-@pytest.mark.parametrize("state", ["queued", DagRunState.RUNNING])
+@pytest.mark.parametrize("run", [run_in("queued", None), run_in("running"), run_in(DagRunState.RUNNING)])
 def test_retry_waits_for_the_run_of_an_earlier_try(
-    monkeypatch: pytest.MonkeyPatch, state: str, tries: tuple[int, int]
+    monkeypatch: pytest.MonkeyPatch, run: Any, tries: tuple[int, int]
 ) -> None:
-    supervisor = supervised(monkeypatch)
+    supervisor = supervised(monkeypatch, run=run)
     with pytest.raises(TaskDeferred) as raised:
-        rerun().execute({"ti": Instance(state, tries=tries)})
+        rerun().execute(context(Instance(tries=tries)))
     assert raised.value.trigger.serialize()[1]["run_ids"] == [RUN]
     assert supervisor.requests == []
 
@@ -216,26 +238,35 @@ def test_retry_waits_for_the_run_of_an_earlier_try(
 def test_retry_ends_as_the_run_of_an_earlier_try_ended(
     monkeypatch: pytest.MonkeyPatch, tries: tuple[int, int]
 ) -> None:
-    supervisor = supervised(monkeypatch)
-    rerun().execute({"ti": Instance(DagRunState.SUCCESS, tries=tries)})
+    supervisor = supervised(monkeypatch, run=run_in(DagRunState.SUCCESS))
+    rerun().execute(context(Instance(tries=tries)))
+    supervisor.run = run_in("failed")
     with pytest.raises(PermanentError, match=f"{RUN}.*has failed: .* clear this task"):
-        rerun().execute({"ti": Instance("failed", tries=tries)})
+        rerun().execute(context(Instance(tries=tries)))
     assert supervisor.requests == []
 
 
+YESTERDAY = -timedelta(days=1)
+
+
 @pytest.mark.parametrize(
-    ("state", "tries"),
+    ("run", "tries"),
     [
-        *(("success", tries) for tries in FIRST_TRIES),
+        *((run_in("success"), tries) for tries in FIRST_TRIES),
         (AirflowRuntimeError(ErrorResponse(error=ErrorType.GENERIC_ERROR)), RETRIES[0]),
+        # The runs of an earlier check; then try 1 was lost before it started its own.
+        *((run_in("success", YESTERDAY), tries) for tries in RETRIES),
+        (run_in("failed", YESTERDAY), RETRIES[0]),
+        (run_in("failed", None), RETRIES[0]),
+        (run_in(DagRunState.RUNNING, YESTERDAY), RETRIES[0]),
     ],
 )
 def test_cleared_rerun_or_one_without_a_run_starts_it(
-    monkeypatch: pytest.MonkeyPatch, state: str | Exception, tries: tuple[int, int]
+    monkeypatch: pytest.MonkeyPatch, run: Any, tries: tuple[int, int]
 ) -> None:
-    supervisor = supervised(monkeypatch)
+    supervisor = supervised(monkeypatch, run=run)
     with pytest.raises(TaskDeferred):
-        rerun().execute({"ti": Instance(state, tries=tries)})
+        rerun().execute(context(Instance(tries=tries)))
     (request,) = supervisor.requests
     assert isinstance(request, TriggerDagRun)
 
@@ -243,14 +274,14 @@ def test_cleared_rerun_or_one_without_a_run_starts_it(
 def test_rerun_of_a_paused_dag_fails_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     supervisor = supervised(monkeypatch)
     with pytest.raises(DagIsPaused):
-        rerun().execute({"ti": Instance(paused=True)})
+        rerun().execute(context(Instance(paused=True)))
     assert supervisor.requests == []
 
 
 def test_rerun_that_cannot_be_started_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     supervised(monkeypatch, ErrorResponse(error=ErrorType.DAGRUN_ALREADY_EXISTS))
     with pytest.raises(PermanentError, match="could not be started: DAGRUN_ALREADY_EXISTS"):
-        rerun().execute({"ti": Instance()})
+        rerun().execute(context(Instance()))
 
 
 @pytest.mark.parametrize("timeout", ["6h", "9000h"])
