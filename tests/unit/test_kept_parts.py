@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from include.log_rollup.errors import InputChangedError, ProofError, VanishedInputError
+from include.log_rollup.errors import InputChangedError, ProofError, TransientError, VanishedInputError
 from include.log_rollup.expiry_options import ExpireRaw
 from include.log_rollup.hour.changes import Changes
 from include.log_rollup.queries.grep import Found, GrepOptions, grep
@@ -415,11 +415,43 @@ def test_damaged_part_with_expired_objects_is_never_removed(
     if refused:
         with pytest.raises(ProofError, match="so these were left alone: restore them"):
             validate_hour(store, STREAM, HOUR)
-        with pytest.raises(VanishedInputError, match="2 of 6 raw objects"):
-            plan_hour(store, STREAM, HOUR, "again")
+        for drops in (False, True):
+            before = store.snapshot()
+            with pytest.raises(
+                VanishedInputError, match=r"not as they were proven \(part-00000-.*Restore them"
+            ):
+                plan_hour(store, STREAM, HOUR, "again", drop_vanished=drops)
+            assert store.snapshot() == before
     assert store.has(part_key(store, 0))
     store.corrupt(part_key(store, 0), body=good.body)
     run_hour(store, STREAM)
+    assert verify_hour(store, STREAM, HOUR, deep=True).problems == []
+
+
+@pytest.mark.parametrize("keeps_crc", [True, False])
+def test_part_restored_with_another_etag_is_proven_and_kept(keeps_crc: bool) -> None:
+    store = FakeStore(control_connections=1, random_etags=True, keeps_crc=keeps_crc)
+    produce(store, {name: name[0].encode() * 30 for name in NAMES})
+    run_hour(store, STREAM)
+    expire(store)
+    before = store.stored(part_key(store, 0))
+    store.produce(part_key(store, 0), before.body)
+    assert store.stored(part_key(store, 0)).etag != before.etag
+    produce(store, {"z.log": b"late"})
+    run_hour(store, STREAM)
+    assert written(store) == ["part-00003.log"]
+    assert store.body(part_key(store, 0)) == b"a" * 30 + b"b" * 30
+    assert verify_hour(store, STREAM, HOUR, deep=True).problems == []
+
+
+def test_damaged_part_whose_raw_objects_exist_is_packed_again(store: FakeStore) -> None:
+    """Expiry has announced them, but was interrupted before its first delete."""
+    store.on("DELETE", RAW, TransientError("no answer"))
+    with pytest.raises(TransientError):
+        expire(store)
+    store.corrupt(part_key(store, 0))
+    run_hour(store, STREAM)
+    assert written(store) == ["part-00000.log"]
     assert verify_hour(store, STREAM, HOUR, deep=True).problems == []
 
 

@@ -9,7 +9,7 @@ from include.log_rollup.hour.layout import folder_of
 from include.log_rollup.hour.manifest import ManifestReader
 from include.log_rollup.hour.parts import is_as_written
 from include.log_rollup.hour.plan import NOTHING_KEPT, KeptParts, PlannedPart, WriteOptions, is_planned_again
-from include.log_rollup.hour.records import compressed_row
+from include.log_rollup.hour.records import PackedPart, compressed_row
 from include.log_rollup.hour.selection import NOT_JOINABLE
 from include.log_rollup.storage.protocol import ObjectInfo
 
@@ -44,6 +44,8 @@ class ProvenParts:
     :param stuck: those of them that a kept part holds, because raw objects next to them have expired
     :param left_out: keys of the raw objects that exist and are left out, in parts that are not kept
     :param objects: number of raw objects in the manifest
+    :param damaged: what is wrong with parts that exist otherwise than they were proven, and that may be the last
+        copy of expired raw objects, by name
     """
 
     kept: KeptParts = NOTHING_KEPT
@@ -52,6 +54,7 @@ class ProvenParts:
     stuck: Sequence[str] = ()
     left_out: Sequence[str] = ()
     objects: int = 0
+    damaged: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_proven_parts(
@@ -62,12 +65,14 @@ def read_proven_parts(
     expiry: ExpiryRecord | None,
     taken: Container[str],
     rules: KeepRules,
+    problem_of: Callable[[PlannedPart, PackedPart], str | None],
 ) -> ProvenParts:
     """Compare the parts of a manifest with the raw hour, and choose those that a rerun keeps.
 
     - A part stays if it exists as the manifest says, and its raw objects are unchanged.
     - A part with expired raw objects stays whatever happened to the others: nothing else has their bytes. It stays
-      although a removal record names it: the run that wrote the record has died, or a later claim stops it.
+      although a removal record names it: the run that wrote the record has died, or a later claim stops it. If the
+      part was written again, its bytes are compared with the manifest.
     - A part that is lost or damaged is packed again as it was, if its raw objects are unchanged and the present
       options give the same bytes.
     - The raw objects of all other parts are packed like new ones.
@@ -76,19 +81,28 @@ def read_proven_parts(
     :param listed: the raw hour, including what is left out
     :param chosen: the input
     :param taken: names that no new part may get
+    :param problem_of: reads a part, and says what is wrong with it; None if it has the bytes that were proven
     """
     comparison = _Comparison(listed, chosen, expiry, rules)
     rows: dict[str, tuple[str, bytes]] = {}
+    damaged: dict[str, str] = {}
     objects = 0
     for planned, packed in manifest.parts():
         objects += len(planned.objects)
         exists = is_as_written(packed, parts)
+        if not exists and packed.name in parts and not comparison.are_announced_listed(planned):
+            # It was written again. Proven without its raw objects, it may stay.
+            packed = replace(packed, etag=parts[packed.name].etag, proof=None)
+            problem = problem_of(planned, packed)
+            exists = problem is None
+            if problem:
+                damaged[packed.name] = problem
         if exists:
             rows[packed.name] = packed.fingerprint, compressed_row(packed)
         comparison.add(planned, exists, packed.name in taken)
     if rules.merge:
         comparison.merge_small_parts()
-    return comparison.result(rows, objects)
+    return replace(comparison.result(rows, objects), damaged=damaged)
 
 
 class _Comparison:
@@ -115,6 +129,12 @@ class _Comparison:
         self._absent = AbsentObjects()
         self._fixed: set[str] = set()
         self._replaced_left_out: list[str] = []
+
+    def are_announced_listed(self, planned: PlannedPart) -> bool:
+        """Whether all raw objects of a part that were announced for deletion exist as they were packed."""
+        announced = expired_keys(planned, self._expiry)
+        places = ((self._index.place(item.key), item) for item in planned.objects if item.key in announced)
+        return all(place is not None and self._chosen[place] == item for place, item in places)
 
     def add(self, planned: PlannedPart, exists: bool, is_taken: bool) -> None:
         """Add a part.

@@ -3,10 +3,11 @@
 import logging
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import NoReturn
 
 from include.log_rollup.errors import UnreadableRecordError, VanishedInputError
-from include.log_rollup.hour.changes import KeyIndex, first_keys
+from include.log_rollup.hour.changes import MAX_SHOWN, KeyIndex, first_keys
 from include.log_rollup.hour.expiry_record import ExpiryRecord
 from include.log_rollup.hour.group_summary import GroupChanges
 from include.log_rollup.hour.kept_parts import ProvenParts
@@ -334,6 +335,24 @@ def _unclear_parts(holdings: Holdings, survey: Survey) -> set[str]:
             unclear.difference_update(proven.replaces)
             holdings.add_objects(proven.replaced_left_out)
     return unclear
+
+
+def refuse_damaged(paths: HourPaths, proven: ProvenParts) -> None:
+    """Refuse to plan if parts with expired raw objects are not as they were proven.
+
+    :raises VanishedInputError: if there are any
+    """
+    if not proven.damaged:
+        return
+    shown = "; ".join(f"{name}: {problem}" for name, problem in islice(proven.damaged.items(), MAX_SHOWN))
+    more = f"; and {len(proven.damaged) - MAX_SHOWN:,} more" if len(proven.damaged) > MAX_SHOWN else ""
+    raise VanishedInputError(
+        f"hour {format_hour(paths.hour)}: raw objects of {len(proven.damaged):,} parts under {paths.aggregated} "
+        f"have expired, but these parts are not as they were proven ({shown}{more}). Nothing else has their "
+        f"bytes, so nothing was changed, and no run removes them, with 'drop_vanished' neither. Restore them from "
+        f"older versions or from a copy, then clear the run from plan_hour on. If that is impossible, move them "
+        f"away: what they held then counts as vanished."
+    )
 
 
 def refuse_vanished(paths: HourPaths, holdings: Holdings, is_complete: bool) -> None:

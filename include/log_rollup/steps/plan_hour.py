@@ -24,14 +24,16 @@ from include.log_rollup.hour.plan import (
 )
 from include.log_rollup.hour.prover import require_stored_crc
 from include.log_rollup.hour.raw_digest import digest_raw, is_as_completed
-from include.log_rollup.hour.records import Claim, Measured, PlanSummary, ShardPlan
+from include.log_rollup.hour.records import Claim, Measured, PackedPart, PlanSummary, ShardPlan
 from include.log_rollup.hour.selection import LeftOut, select
 from include.log_rollup.hour.state import HourState
+from include.log_rollup.hour.stored_proof import stored_problem
 from include.log_rollup.hour.survey import (
     HourChangedError,
     Survey,
     add_receipts,
     read_holdings,
+    refuse_damaged,
     refuse_vanished,
     survey_hour,
 )
@@ -400,16 +402,27 @@ class _Planner:
         listed: Sequence[ObjectInfo],
         chosen: Sequence[ObjectInfo],
     ) -> ProvenParts:
-        """The parts of the manifest, compared with the raw hour; none without a manifest."""
+        """The parts of the manifest, compared with the raw hour; none without a manifest.
+
+        :raises VanishedInputError: if one of them is damaged, and its raw objects have expired
+        """
         if survey.manifest is None:
             return ProvenParts()
         stream = self._stream
         rules = KeepRules(
             stream.part_size, stream.write_options, self._folder_of_key, self._repack, stream.late_merge
         )
-        return read_proven_parts(
-            survey.manifest, survey.found.parts, listed, chosen, survey.expiry, taken, rules
+        parts = survey.found.parts
+
+        def problem_of(planned: PlannedPart, packed: PackedPart) -> str | None:
+            listed_part = parts.get(packed.name)
+            return stored_problem(self._store, self._state.paths, planned, packed, listed_part, deep=True)
+
+        proven = read_proven_parts(
+            survey.manifest, parts, listed, chosen, survey.expiry, taken, rules, problem_of
         )
+        refuse_damaged(self._state.paths, proven)
+        return proven
 
     def _refuse_empty(
         self,
