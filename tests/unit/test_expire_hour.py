@@ -245,6 +245,17 @@ def test_object_compared_by_its_length_is_read_again() -> None:
     assert raw_names(store) == ["a.log"]
 
 
+def test_archived_object_compared_by_its_length_stays() -> None:
+    store = FakeStore(control_connections=1)
+    produce(store, {"a.log": b"a" * 30}, algorithm=None, md5_etag=False)
+    run_hour(store, STREAM)
+    store.archive(f"{RAW}a.log", "GLACIER")
+    found = expire_hour(store, STREAM, HOUR)
+    assert (found.state, raw_names(store)) == (ExpiryState.LEFT_ALONE, ["a.log"])
+    assert "it cannot be read now, because it is archived" in found.reason
+    assert not store.has(RECORD)
+
+
 # -- conditions ----------------------------------------------------------------------------------------------
 
 

@@ -65,14 +65,15 @@ def _problem_of_bytes(
 
 
 def raw_crc(store: ObjectStore, source: Location, item: ObjectInfo) -> int | None:
-    """CRC of a raw object, which is read; None if it has changed, vanished or been archived since it was listed.
+    """CRC of a raw object, which is read; None if it has changed or vanished since it was listed.
 
+    :raises ArchivedError: if it cannot be read, because it is in an archive class
     :raises RollupError: as the store raises
     """
     value = 0
     try:
         for run in read_runs(store, source, item.etag, item.size):
             value = crc.crc64(run, value)
-    except (InputChangedError, NotFoundError, ArchivedError):
+    except (InputChangedError, NotFoundError):
         return None
     return value

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from itertools import islice
 
-from include.log_rollup.errors import ProofError, SupersededError, UnsupportedOperationError
+from include.log_rollup.errors import ArchivedError, ProofError, SupersededError, UnsupportedOperationError
 from include.log_rollup.hour.changes import MAX_SHOWN
 from include.log_rollup.hour.expiry_record import Deletion, ExpiredPart, ExpiryRecord
 from include.log_rollup.hour.layout import format_hour
@@ -325,7 +325,13 @@ class _Expiry:
             if not is_deletable or done.checked != READ_BY_LENGTH or not item.size:
                 continue
             # Nothing but its length was compared when it was packed.
-            value = raw_crc(self._store, self._stream.raw.root.at(item.key), item)
+            try:
+                value = raw_crc(self._store, self._stream.raw.root.at(item.key), item)
+            except ArchivedError:
+                return (
+                    f"only the length of the raw object {item.key} was compared when it was packed, and it cannot "
+                    f"be read now, because it is archived"
+                )
             if value not in (None, done.crc64nvme):
                 return (
                     f"its bytes of {item.key} are not those of the raw object, whose CRC64NVME is {value:x}"
