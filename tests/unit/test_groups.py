@@ -6,7 +6,13 @@ from typing import Any
 
 import pytest
 
-from include.log_rollup.errors import ProofError, SupersededError, UnreadableRecordError, VanishedInputError
+from include.log_rollup.errors import (
+    ProofError,
+    SupersededError,
+    TransientError,
+    UnreadableRecordError,
+    VanishedInputError,
+)
 from include.log_rollup.queries.late import find_changed_hours
 from include.log_rollup.queries.locate import locate
 from include.log_rollup.queries.verify import verify_hour
@@ -357,3 +363,72 @@ def test_marker_goes_before_a_part_lost_since_planning(hour: GroupedHour) -> Non
     complete_hour(hour.store, hour.stream, HOUR)
     hour.verify()
     assert hour.json(f"{hour.folder('web')}_SUCCESS")["plan_id"] == planned.plan_id
+
+
+# -- records of other programs -----------------------------------------------------------------------------
+
+
+def foreign_records(hour: GroupedHour) -> dict[str, tuple[str, bytes]]:
+    """Name and content of records in the folder of a group that the hour does not have."""
+    of_web = hour.folder("web")
+    of_another_hour = hour.store.body(f"{of_web}_SUCCESS").replace(b"T08:", b"T09:").replace(b"web", b"db")
+    return {
+        "marker of another program": ("_SUCCESS", b""),
+        "marker of another group": ("_SUCCESS", hour.store.body(f"{of_web}_SUCCESS")),
+        "marker of another hour": ("_SUCCESS", of_another_hour),
+        "manifest of another program": ("_manifest.jsonl.gz", b"of another program"),
+        "manifest of another group": ("_manifest.jsonl.gz", hour.store.body(f"{of_web}_manifest.jsonl.gz")),
+    }
+
+
+FOREIGN = (
+    "marker of another program", "marker of another group", "marker of another hour",
+    "manifest of another program", "manifest of another group",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_foreign_record_in_the_folder_of_a_new_group_is_refused(hour: GroupedHour, kind: str) -> None:
+    hour.produce({"web": {"0.log": b"1"}})
+    hour.run()
+    name, body = foreign_records(hour)[kind]
+    hour.store.produce(hour.folder("db") + name, body)
+    hour.produce({"db": {"0.log": b"2"}})
+    before = hour.store.snapshot()
+    with pytest.raises(UnreadableRecordError, match="1 new groups have a _SUCCESS or a _manifest") as caught:
+        hour.plan()
+    assert hour.folder("db") + name in str(caught.value)
+    assert hour.store.snapshot() == before
+    hour.store.delete("logs", [hour.folder("db") + name])
+    hour.run()
+    hour.verify()
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_foreign_record_in_another_folder_stays(hour: GroupedHour, kind: str) -> None:
+    hour.produce({"web": {"0.log": b"1"}})
+    hour.run()
+    name, body = foreign_records(hour)[kind]
+    manifest = hour.folder("db") + "_manifest.jsonl.gz"
+    hour.store.produce(manifest, b"of another program")
+    hour.store.produce(hour.folder("db") + name, body)
+    hour.produce({"web": {"1.log": b"2"}})
+    hour.run()
+    assert hour.store.has(manifest)
+    assert hour.store.body(hour.folder("db") + name) == body
+
+
+def test_records_of_groups_that_an_interrupted_run_left_are_ours(hour: GroupedHour) -> None:
+    hour.produce({"web": {"0.log": b"1"}})
+    hour.run()
+    hour.produce({"db": {"0.log": b"2"}, "gone": {"0.log": b"3"}})
+    for ref in hour.plan().shards:
+        pack_shard(hour.store, hour.stream, ref)
+    hour.store.on("PUBLISH", f"{HOME}_manifest", TransientError("503"), times=1)
+    with pytest.raises(TransientError):
+        validate_hour(hour.store, hour.stream, HOUR)
+    assert hour.store.has(hour.folder("gone") + "_manifest.jsonl.gz")
+    hour.expire("gone")
+    hour.run(drop_vanished=True)
+    hour.verify()
+    assert not hour.store.has(hour.folder("gone") + "_manifest.jsonl.gz")

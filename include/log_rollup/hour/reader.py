@@ -3,17 +3,24 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
-from include.log_rollup.errors import InputChangedError, SupersededError, TooLargeError
+from include.log_rollup.errors import (
+    InputChangedError,
+    NotFoundError,
+    SupersededError,
+    TooLargeError,
+    UnreadableRecordError,
+)
 from include.log_rollup.hour.changes import first_keys
 from include.log_rollup.hour.expiry_record import ExpiryRecord, unreadable_expiry
 from include.log_rollup.hour.layout import format_hour, planned_name
-from include.log_rollup.hour.manifest import ManifestReader, open_manifest
+from include.log_rollup.hour.manifest import ManifestReader, open_manifest, read_manifest_header
 from include.log_rollup.hour.plan import PlannedPart
 from include.log_rollup.hour.records import Claim, PlanSummary, Records, ShardPlan, StoredMarker, parse_claim
 from include.log_rollup.parallel import in_parallel
 from include.log_rollup.storage.listing import list_by_token
-from include.log_rollup.storage.protocol import ObjectInfo, ObjectStore
+from include.log_rollup.storage.protocol import Location, ObjectInfo, ObjectStore
 from include.log_rollup.streams import Stream
 
 CLEAR_FROM_PLAN = "clear the run from plan_hour on"
@@ -52,6 +59,7 @@ class HourReader:
         self.paths = stream.at(hour)
         self.records = Records(store)
         self._store = store
+        self._stream_name = stream.name
 
     def inventory(self) -> Inventory:
         """List the aggregated hour, and with groups the hour's records too.
@@ -249,6 +257,47 @@ class HourReader:
                 f"what can be done."
             )
         return {name: planned for name, planned in strays.items() if name in replaced or planned in described}
+
+    def foreign_group_records(self, folders: Iterable[str], found: Inventory) -> dict[str, Location]:
+        """Completion markers and manifests of groups that this stream did not write for this hour and group.
+
+        :param folders: of groups; those without such objects are skipped
+        :returns: one of these objects for each folder that has any
+        :raises InputChangedError: if a manifest is replaced meanwhile
+        """
+        ordered = sorted(folders)
+        markers = [folder for folder in ordered if folder in found.group_markers]
+        manifests = [folder for folder in ordered if folder in found.group_manifests]
+
+        def marker(folder: str) -> dict[str, Any] | None:
+            return self.records.read_marker_json(self.paths.group_marker(folder))
+
+        def header(folder: str) -> dict[str, Any] | None:
+            try:
+                return read_manifest_header(self._store, self.paths.group_manifest(folder))
+            except UnreadableRecordError:
+                return {}
+            except NotFoundError:
+                return None
+
+        foreign: dict[str, Location] = {}
+        for some, place, read in (
+            (manifests, self.paths.group_manifest, header),
+            (markers, self.paths.group_marker, marker),
+        ):
+            values = in_parallel(self._store.control_connections, "log-rollup-groups", read, some)
+            for folder, one in zip(some, values, strict=True):
+                if one is not None and not self._is_of_group(one, folder):
+                    foreign[folder] = place(folder)
+        return foreign
+
+    def _is_of_group(self, values: Mapping[str, Any], folder: str) -> bool:
+        return (
+            bool(values.get("plan_id"))
+            and values.get("stream") == self._stream_name
+            and values.get("hour") == format_hour(self.paths.hour)
+            and values.get("group") == self.paths.captures_of(folder)
+        )
 
     def _assert_present(self, keys: Sequence[str]) -> None:
         """Make sure that raw objects exist which are left out, before the parts that hold them are deleted.

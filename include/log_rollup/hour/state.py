@@ -76,9 +76,9 @@ class HourState(HourReader):
                            store copies it to ``_manifest.jsonl.gz``; with groups, first the same for the
                            manifests of the groups that lack a manifest or a ``_SUCCESS``, or of all groups if
                            there is another plan; their ``_SUCCESS`` is removed before
-    11                     for groups that are gone: the claim read, ``_SUCCESS`` removed, the claim read, the
-                           manifest removed; for stray parts: a removal record, the claim read again, the parts
-                           deleted, the record deleted
+    11                     for groups that are gone, if their records are ours: the claim read, ``_SUCCESS``
+                           removed, the claim read, the manifest removed; for stray parts: a removal record, the
+                           claim read again, the parts deleted, the record deleted
     12  ``complete_hour``  the parts are compared with the manifest; ``_rollup/<plan>/staged-…-_SUCCESS`` is
                            written; the claim is read; the store copies it to ``_SUCCESS``; with groups, first
                            the same for the groups that lack a ``_SUCCESS``

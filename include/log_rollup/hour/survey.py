@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import NoReturn
 
-from include.log_rollup.errors import UnreadableRecordError, VanishedInputError
+from include.log_rollup.errors import InputChangedError, UnreadableRecordError, VanishedInputError
 from include.log_rollup.hour.changes import MAX_SHOWN, KeyIndex, first_keys
 from include.log_rollup.hour.expiry_record import ExpiryRecord
 from include.log_rollup.hour.group_summary import GroupChanges
@@ -119,6 +119,26 @@ class Survey:
         folders = {folder_of(part.name) for part in plan.parts}
         before = (group.captures for group in self.manifest.totals.groups)
         return GroupChanges.between(before, map(paths.captures_of, folders))
+
+    def refuse_foreign_groups(self, plan: Plan) -> None:
+        """Refuse to plan if another program wrote a completion marker or a manifest in the folder of a new group.
+
+        :raises UnreadableRecordError: if there is one
+        :raises HourChangedError: if another run changes the hour meanwhile
+        """
+        known = {group.folder for group in self.manifest.totals.groups} if self.manifest else set()
+        new = {folder_of(part.name) for part in plan.parts} - known - {""}
+        try:
+            foreign = self.reader.foreign_group_records(new, self.found)
+        except InputChangedError:
+            raise HourChangedError from None
+        if foreign:
+            places = [str(place) for _, place in sorted(foreign.items())]
+            self.refuse(
+                f"hour {format_hour(self.reader.paths.hour)}: {len(foreign):,} new groups have a _SUCCESS or a "
+                f"_manifest.jsonl.gz that this stream did not write for them ({first_keys(places)}). Nothing was "
+                f"changed. If another program wrote them, move them away; then clear the run from plan_hour on."
+            )
 
     def log_foreign(self) -> None:
         """Log which objects are foreign."""

@@ -369,6 +369,7 @@ class _Planner:
         holdings = read_holdings(survey, proven, listed, chosen, plan)
         if not self._drop_vanished:
             refuse_vanished(self._state.paths, holdings, survey.marker is not None)
+        survey.refuse_foreign_groups(plan)
         measured = add_receipts(holdings, survey, plan.content_id)
         replaces = sorted(
             name
