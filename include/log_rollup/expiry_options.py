@@ -9,14 +9,15 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from include.log_rollup.units import Duration, format_duration
 
 _EXAMPLE = "{after: 14d, mode: report}"
-_SHORTEST = timedelta(days=1)
+SHORTEST_AFTER = timedelta(days=1)
+"""No raw object of a younger hour is deleted."""
 _LONGEST = timedelta(days=3650)
 
 
 def _check_age(after: timedelta) -> timedelta:
-    if not _SHORTEST <= after <= _LONGEST:
+    if not SHORTEST_AFTER <= after <= _LONGEST:
         raise ValueError(
-            f"{format_duration(after)} is out of range; give {format_duration(_SHORTEST)} to "
+            f"{format_duration(after)} is out of range; give {format_duration(SHORTEST_AFTER)} to "
             f"{format_duration(_LONGEST)}"
         )
     return after

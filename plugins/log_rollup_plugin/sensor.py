@@ -10,6 +10,7 @@ from airflow.sdk.exceptions import AirflowSensorTimeout
 
 from include.log_rollup import limits
 from include.log_rollup.errors import PermanentError, RollupError
+from include.log_rollup.expiry_options import SHORTEST_AFTER
 from include.log_rollup.hour.layout import format_hour
 from include.log_rollup.steps.wait_for_raw_hour import (
     RawHourCheck,
@@ -31,8 +32,8 @@ log = logging.getLogger(__name__)
 class RawHourSensor(BaseSensorOperator):
     """Waits until a stream's raw hour is settled.
 
-    It does not defer if the hour is settled at the first listing, as in a catchup or a backfill. An hour whose raw
-    objects have all expired is settled.
+    It does not defer if the hour is settled at the first listing, as in a catchup or a backfill. An hour that is
+    empty or lacks the ready object is settled if raw objects of it have expired: it was complete before.
 
     :param stream: the stream to which the hour belongs
     """
@@ -55,14 +56,11 @@ class RawHourSensor(BaseSensorOperator):
         stream, hour = self.stream, hour_of(context)
         paths, rule = stream.at(hour), self._rule
         first = self._list_hour(hour)
-        if first.status is RawHourStatus.SETTLED:
+        if self._is_settled(hour, first):
             return
         until = give_up_at(paths, first, stream.timeout)
         left = until - first.now
         if left <= timedelta(0):
-            if not first.objects and self._has_expired(hour):
-                log.info("all raw objects have expired, as %s says", paths.expiry_record)
-                return
             raise unsettled_error(paths, rule, first)
         log.info("waiting until %s at the latest", until.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ"))
         now = pendulum.now("UTC")
@@ -113,12 +111,12 @@ class RawHourSensor(BaseSensorOperator):
         silence = f"the triggerer has not reported for {format_duration(waited)}"
         try:
             seen = self._list_hour(hour)
+            if self._is_settled(hour, seen):
+                log.warning("%s; the hour is settled nevertheless", silence)
+                return
         except RollupError as error:
             problem = str(error)
         else:
-            if seen.status is RawHourStatus.SETTLED:
-                log.warning("%s; the hour is settled nevertheless", silence)
-                return
             problem = str(unsettled_error(self.stream.at(hour), self._rule, seen))
         raise PermanentError(
             f"stream {self.stream.name!r}: hour {format_hour(hour)}: {silence}, and the hour could not be found "
@@ -128,6 +126,20 @@ class RawHourSensor(BaseSensorOperator):
     @property
     def _rule(self) -> SettleRule:
         return SettleRule(self.stream.quiet_period, self.stream.ready_object, self.stream.allow_empty)
+
+    def _is_settled(self, hour: datetime, seen: RawHourCheck) -> bool:
+        """Whether a listing shows a settled hour, or one that was complete before its objects expired.
+
+        The ready object does not come back either, if a lifecycle rule has removed it.
+        """
+        if seen.status not in (RawHourStatus.EMPTY, RawHourStatus.NO_READY_OBJECT):
+            return seen.status is RawHourStatus.SETTLED
+        paths = self.stream.at(hour)
+        # So that a new hour costs no request.
+        if seen.now - paths.end < SHORTEST_AFTER or not self._has_expired(hour):
+            return False
+        log.info("raw objects have expired, as %s says: the hour was complete before", paths.expiry_record)
+        return True
 
     def _has_expired(self, hour: datetime) -> bool:
         """Whether raw objects of the hour have been deleted because parts hold them."""

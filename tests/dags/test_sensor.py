@@ -99,22 +99,73 @@ def test_empty_hour_past_its_timeout_does_not_defer(monkeypatch: pytest.MonkeyPa
         sensor().execute(context())
 
 
-@pytest.mark.parametrize("expired", [True, False])
-def test_empty_hour_is_settled_if_its_objects_expired(
-    monkeypatch: pytest.MonkeyPatch, *, expired: bool
-) -> None:
-    long_ago = RawHourCheck(RawHourStatus.EMPTY, 0, 0, None, END + timedelta(days=30))
-    set_result(monkeypatch, long_ago)
-    asked = []
+@pytest.fixture
+def records(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The objects of the aggregated prefix by key: ``asked`` notes each key that is asked for."""
+    objects: dict[str, Any] = {"asked": []}
 
     def head(_: Any, target: Any) -> object:
-        asked.append(target.key)
-        return object() if expired else None
+        objects["asked"].append(target.key)
+        return objects.get(target.key)
 
     monkeypatch.setattr(PooledS3Hook, "head", head)
+    return objects
+
+
+RECORD = f"{AGGREGATED}_expired.json"
+MONTH_OLD = END + timedelta(days=30)
+
+
+@pytest.mark.parametrize("expired", [True, False])
+def test_empty_hour_is_settled_if_its_objects_expired(
+    monkeypatch: pytest.MonkeyPatch, records: dict[str, Any], *, expired: bool
+) -> None:
+    set_result(monkeypatch, RawHourCheck(RawHourStatus.EMPTY, 0, 0, None, MONTH_OLD))
+    if expired:
+        records[RECORD] = object()
     with nullcontext() if expired else pytest.raises(EmptyHourError):
         sensor().execute(context())
-    assert asked == [f"{AGGREGATED}_expired.json"]
+    assert records["asked"] == [RECORD]
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [
+        # The time-out is longer than `expire_raw.after`.
+        RawHourCheck(RawHourStatus.EMPTY, 0, 0, None, END + timedelta(days=2)),
+        # A lifecycle rule has removed the ready object.
+        RawHourCheck(RawHourStatus.NO_READY_OBJECT, 0, 0, None, MONTH_OLD),
+        check_result(RawHourStatus.NO_READY_OBJECT, MONTH_OLD),
+    ],
+)
+def test_expired_hour_is_settled_without_a_wait(
+    monkeypatch: pytest.MonkeyPatch, records: dict[str, Any], seen: RawHourCheck
+) -> None:
+    set_result(monkeypatch, seen)
+    waiting = RawHourSensor(task_id="wait_for_raw_hour", stream=make_stream(timeout=timedelta(days=3)))
+    with pytest.raises(TaskDeferred):
+        waiting.execute(context())
+    records[RECORD] = object()
+    waiting.execute(context())
+    # The same after a wait without the triggerer.
+    waiting.resume_execution("__fail__", dict(SILENT), context(timedelta(days=3)))
+    assert records["asked"] == [RECORD] * 3
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [
+        check_result(RawHourStatus.EMPTY, END + timedelta(hours=1)),
+        check_result(RawHourStatus.NO_READY_OBJECT, END + timedelta(hours=23)),
+        check_result(RawHourStatus.BEING_WRITTEN, MONTH_OLD),
+    ],
+)
+def test_new_or_growing_hour_is_not_asked_for_expired_objects(
+    monkeypatch: pytest.MonkeyPatch, records: dict[str, Any], seen: RawHourCheck
+) -> None:
+    records[RECORD] = object()
+    deferral(monkeypatch, seen)
+    assert records["asked"] == []
 
 
 def test_trigger_failure_names_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
