@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 
 from include.log_rollup.errors import (
+    InputChangedError,
     ProofError,
     SupersededError,
     TransientError,
     UnreadableRecordError,
     VanishedInputError,
 )
+from include.log_rollup.hour.template import RawTemplate
 from include.log_rollup.queries.late import find_changed_hours
 from include.log_rollup.queries.locate import locate
 from include.log_rollup.queries.verify import verify_hour
@@ -344,6 +346,19 @@ def test_part_with_another_etag_renews_records_of_its_group(hour: GroupedHour) -
     hour.run()
     hour.verify()
     assert verify_hour(hour.store, hour.stream, HOUR).problems == []
+
+
+@pytest.mark.parametrize("raw", ["raw/{service}/{host}/", "raw/{host}/{service}/"])
+def test_template_that_changes_before_validation_is_refused(raw: str) -> None:
+    hour = GroupedHour("before the date")
+    hour.store.produce("raw/web/20261123/08/a/20261123/08/1.log", b"1")
+    for ref in hour.plan().shards:
+        pack_shard(hour.store, hour.stream, ref)
+    before = hour.store.snapshot()
+    other = hour.stream.model_copy(update={"raw": RawTemplate.parse(f"s3://logs/{raw}")})
+    with pytest.raises(InputChangedError, match=r"holds 1 raw objects .* clear the run from plan_hour on"):
+        validate_hour(hour.store, other, HOUR)
+    assert hour.store.snapshot() == before
 
 
 def test_marker_goes_before_a_part_lost_since_planning(hour: GroupedHour) -> None:

@@ -6,9 +6,16 @@ from datetime import timedelta
 
 import pytest
 
-from include.log_rollup.errors import InputChangedError, ProofError, TransientError, VanishedInputError
+from include.log_rollup.errors import (
+    ConfigurationError,
+    InputChangedError,
+    ProofError,
+    TransientError,
+    VanishedInputError,
+)
 from include.log_rollup.expiry_options import ExpireRaw
 from include.log_rollup.hour.changes import Changes
+from include.log_rollup.hour.template import AggregatedTemplate, RawTemplate
 from include.log_rollup.queries.grep import Found, GrepOptions, grep
 from include.log_rollup.queries.late import find_changed_hours
 from include.log_rollup.queries.line_pattern import compile_pattern
@@ -375,6 +382,49 @@ def test_real_vanish_is_refused_after_expiry(store: FakeStore) -> None:
     assert store.snapshot() == before
     run_hour(store, STREAM, drop_vanished=True)
     assert numbered(parts(store)) == ["part-00000.log", "part-00001.log", "part-00002.log"]
+
+
+@pytest.mark.parametrize(
+    ("raw", "zone", "late"),
+    [
+        ("s3://logs/raw2/app/", "UTC", "raw2/app/20261123/08/late.log"),
+        ("s3://logs/raw/app/", "Europe/Berlin", "raw/app/20261123/09/late.log"),
+    ],
+    ids=["other prefix", "other time zone"],
+)
+def test_expired_objects_of_another_raw_template_are_refused(
+    store: FakeStore, raw: str, zone: str, late: str
+) -> None:
+    expire(store)
+    store.produce(late, b"late")
+    before = store.snapshot()
+    other = streaming(raw=RawTemplate.parse(raw, zone))
+    for drop_vanished in (False, True):
+        with pytest.raises(
+            ConfigurationError, match=r"hold 6 raw objects .*a\.log, .*'raw' .* and 'timezone'"
+        ):
+            plan_hour(store, other, HOUR, "again", drop_vanished)
+    assert store.snapshot() == before
+    produce(store, {"late.log": b"late"})
+    run_hour(store, STREAM)
+    assert content(store, "a.log") == b"a" * 30
+
+
+def test_expired_objects_of_another_group_are_refused() -> None:
+    aggregated = AggregatedTemplate.parse("s3://logs/agg/{service}/%Y%m%d/%H/")
+    one = streaming(raw=RawTemplate.parse("s3://logs/raw/{service}/{host}/"), aggregated=aggregated)
+    other = streaming(raw=RawTemplate.parse("s3://logs/raw/{host}/{service}/"), aggregated=aggregated)
+    store, key = FakeStore(), "raw/web/h1/20261123/08/a.log"
+    store.produce(key, b"v1")
+    run_hour(store, one)
+    expire(store, one)
+    store.produce(key, b"v2")
+    before = store.snapshot()
+    with pytest.raises(
+        ConfigurationError, match=r"hold 1 raw objects \(raw/web/h1/.* not of this hour and group"
+    ):
+        plan_hour(store, other, HOUR, "again")
+    assert store.snapshot() == before
 
 
 def test_dropped_object_stays_in_a_part_with_expired_ones(store: FakeStore) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from include.log_rollup.errors import (
     AccessError,
+    ConfigurationError,
     EmptyHourError,
     MissingBucketError,
     ProofError,
@@ -26,6 +27,7 @@ from include.log_rollup.errors import (
 from include.log_rollup.hour import gzip_json, manifest
 from include.log_rollup.hour.layout import has_tag
 from include.log_rollup.hour.plan import content_id_of
+from include.log_rollup.hour.template import RawTemplate
 from include.log_rollup.queries.late import find_changed_hours
 from include.log_rollup.queries.locate import locate, read_object
 from include.log_rollup.queries.verify import verify_hour
@@ -697,6 +699,34 @@ def test_content_of_unfinished_parts_is_not_dropped(
         plan_hour(store, stream, HOUR, "again")
     assert "mark the run as success. If" in str(caught.value)
     assert store.snapshot() == before
+
+
+@pytest.mark.parametrize("names", [["a.log"], [*RAW_HOUR]], ids=["first", "all"])
+@pytest.mark.parametrize("drop_vanished", [False, True])
+def test_parts_of_another_raw_template_are_not_replaced(
+    store: FakeStore, names: list[str], drop_vanished: bool
+) -> None:
+    """The new place has objects of the same names, but the parts hold the last copies of the old ones."""
+    for ref in plan_hour(store, make_stream(), HOUR, "run").shards:
+        pack_shard(store, make_stream(), ref)
+    for name in RAW_HOUR:
+        store.produce(f"raw2/app/20261123/08/{name}", b"new")
+    for name in names:
+        store.vanish(RAW + name)
+    before = store.snapshot()
+    other = make_stream(raw=RawTemplate.parse("s3://logs/raw2/app/"))
+    with pytest.raises(ConfigurationError, match=r"hold 5 raw objects \(raw/app/20261123/08/a\.log, .*'raw'"):
+        plan_hour(store, other, HOUR, "again", drop_vanished)
+    assert store.snapshot() == before
+
+
+def test_unfinished_hour_is_planned_with_a_wider_template(store: FakeStore) -> None:
+    store.produce(RAW + "web/f.log", b"f")
+    narrow = make_stream(raw=RawTemplate.parse("s3://logs/raw/app/%Y%m%d/%H/{host}/"))
+    for ref in plan_hour(store, narrow, HOUR, "run").shards:
+        pack_shard(store, narrow, ref)
+    run_hour(store, make_stream())
+    assert_complete(store, make_stream())
 
 
 def test_drop_vanished_applies_to_unfinished_hours(store: FakeStore) -> None:

@@ -126,7 +126,27 @@ def test_shard_parts_round_trip(found: list[tuple[PlannedPart, PackedPart]]) -> 
     parts = tuple(planned for planned, _ in found)
     shard = ShardPlan("f00", 3, parts, frozenset(part.name for part in parts[1:]))
     records.write_shard(AT, shard, RAW)
-    assert records.read_shard(AT, RAW) == shard
+    assert records.read_shard(AT, RAW) == records.read_shard(AT, "raw2/") == shard
+
+
+@pytest.mark.parametrize("prefix", [RAW, "raw2/app/20261123/08/"])
+def test_shard_file_states_the_prefix_of_its_keys(store: FakeStore, prefix: str) -> None:
+    """The stream's raw template may change before the file is read."""
+    records = Records(store)
+    records.write_shard(AT, ShardPlan("f00", 0, (PART,)), prefix)
+    read = records.read_shard(AT, "raw3/")
+    assert read is not None
+    assert [item.key for item in read.parts[0].objects] == [RAW + "a.log"]
+    assert json.loads(gzip.decompress(store.body(AT.key)))["raw_prefix"] == ("" if prefix != RAW else RAW)
+
+
+def test_shard_file_of_an_earlier_version_has_present_keys(store: FakeStore) -> None:
+    records = Records(store)
+    records.write_shard(AT, ShardPlan("f00", 0, (PART,)), RAW)
+    body = json.loads(gzip.decompress(store.body(AT.key)))
+    del body["raw_prefix"]
+    store.write(AT, gzip.compress(json.dumps(body).encode()), "")
+    assert records.read_shard(AT, RAW) == ShardPlan("f00", 0, (PART,))
 
 
 @given(summaries)

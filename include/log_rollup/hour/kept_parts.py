@@ -24,6 +24,7 @@ class KeepRules:
     :param part_size: of the stream, in bytes
     :param options: with which new parts are written
     :param folder_of_key: the folder of the group of a key; None without groups
+    :param find_folder: the folder of the group of a key, empty without groups; None if it is not one of the hour
     :param repack: keep only parts with expired raw objects
     :param merge: pack small parts again together with new objects, see :data:`SMALL_PARTS`
     """
@@ -31,6 +32,7 @@ class KeepRules:
     part_size: int
     options: WriteOptions
     folder_of_key: Callable[[str], str] | None = None
+    find_folder: Callable[[str], str | None] = lambda _: ""
     repack: bool = False
     merge: bool = False
 
@@ -43,6 +45,8 @@ class ProvenParts:
     :param gone: keys of the raw objects that have vanished; not those that expired as announced
     :param stuck: those of them that a kept part holds, because raw objects next to them have expired
     :param left_out: keys of the raw objects that exist and are left out, in parts that are not kept
+    :param misplaced: keys that are not of this hour by the stream's present templates, and those next to expired
+        objects that are of another group
     :param objects: number of raw objects in the manifest
     :param damaged: what is wrong with parts that exist otherwise than they were proven, and that may be the last
         copy of expired raw objects, by name
@@ -53,6 +57,7 @@ class ProvenParts:
     gone: Sequence[str] = ()
     stuck: Sequence[str] = ()
     left_out: Sequence[str] = ()
+    misplaced: Sequence[str] = ()
     objects: int = 0
     damaged: Mapping[str, str] = field(default_factory=dict)
 
@@ -129,6 +134,7 @@ class _Comparison:
         self._absent = AbsentObjects()
         self._fixed: set[str] = set()
         self._replaced_left_out: list[str] = []
+        self._misplaced: list[str] = []
 
     def are_announced_listed(self, planned: PlannedPart) -> bool:
         """Whether all raw objects of a part that were announced for deletion exist as they were packed."""
@@ -143,6 +149,7 @@ class _Comparison:
         :param is_taken: whether the plan may use its name only if raw objects in it have expired
         """
         expired = expired_keys(planned, self._expiry) if exists else ()
+        find_folder = self._rules.find_folder
         same: list[int] = []
         older: list[int] = []
         for item in planned.objects:
@@ -151,9 +158,13 @@ class _Comparison:
                 (same if self._chosen[place] == item else older).append(place)
             elif item.key not in self._left_out:
                 self._absent.add(item.key, expired)
+                if not expired and find_folder(item.key) is None:
+                    self._misplaced.append(item.key)
             elif not expired:
                 self._replaced_left_out.append(item.key)
         if expired:
+            folder = folder_of(planned.name)
+            self._misplaced += [item.key for item in planned.objects if find_folder(item.key) != folder]
             self._stay.append(planned)
             self._fixed.add(planned.name)
             self._set_held(same, 1)
@@ -215,5 +226,6 @@ class _Comparison:
             self._absent.vanished(),
             self._absent.stuck(),
             self._replaced_left_out,
+            self._misplaced,
             objects,
         )

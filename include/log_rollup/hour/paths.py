@@ -10,7 +10,7 @@ from typing import ClassVar
 from include.log_rollup.errors import UnsupportedInputError
 from include.log_rollup.hour.hour_listing import HourListing
 from include.log_rollup.hour.layout import is_part_name
-from include.log_rollup.hour.template import AggregatedTemplate, RawTemplate
+from include.log_rollup.hour.template import AggregatedTemplate, Match, RawTemplate
 from include.log_rollup.storage.protocol import Location
 
 # The names of this project's files below `_rollup/`; everything else there is foreign.
@@ -136,6 +136,29 @@ class HourPaths(RawPaths):
             prefix = self.aggregated_template.render(self.hour, group)
             folder = self._folders[group] = prefix.removeprefix(self.base.key)
         return folder
+
+    @cached_property
+    def find_folder(self) -> Callable[[str], str | None]:
+        """The folder below ``base`` of the group of a key; None if it is not one of the hour.
+
+        For keys in records: the stream's templates may have changed since.
+        """
+
+        def folder_of_match(match: Match) -> str | None:
+            if match.hour != self.hour:
+                return None
+            return self._folder_of_group(match.captures) if self.has_groups else ""
+
+        find = self.raw_template.lookup(folder_of_match)
+
+        def find_folder(key: str) -> str | None:
+            try:
+                found = find(key)
+            except ValueError:
+                return None
+            return None if found is None else found[1]
+
+        return find_folder
 
     def captures_of(self, folder: str) -> dict[str, str]:
         """The captures of the group with this folder, by name."""

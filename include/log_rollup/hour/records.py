@@ -319,17 +319,25 @@ class Records:
     def write_shard(self, target: Location, shard: ShardPlan, raw_prefix: str) -> None:
         """Write the parts of a shard.
 
-        :param raw_prefix: raw prefix of the hour; the keys are written without it
+        :param raw_prefix: raw prefix of the hour; the keys are written without it if all of them begin with it
         """
+        if not all(item.key.startswith(raw_prefix) for part in shard.parts for item in part.objects):
+            raw_prefix = ""
         parts = [
             [
                 part.name, part.encoding, part.size, part.copied, part.fingerprint,
-                [[item.key.removeprefix(raw_prefix), item.size, item.etag] for item in part.objects],
+                [[item.key[len(raw_prefix) :], item.size, item.etag] for item in part.objects],
                 *([part.compression, *([True] if part.recompressed else [])] if part.compression else []),
             ]
             for part in shard.parts
         ]  # fmt: skip
-        body = {"format": PLAN_FORMAT, "plan_id": shard.plan_id, "shard": shard.shard, "parts": parts}
+        body = {
+            "format": PLAN_FORMAT,
+            "plan_id": shard.plan_id,
+            "shard": shard.shard,
+            "raw_prefix": raw_prefix,
+            "parts": parts,
+        }
         if shard.kept:
             body["kept"] = sorted(shard.kept)
         self._store.write(target, compress_text(to_json(body)), GZIP)
@@ -339,11 +347,12 @@ class Records:
     ) -> ShardPlan | None:
         """Read the parts of a shard.
 
-        :param raw_prefix: raw prefix of the hour
+        :param raw_prefix: raw prefix of the hour, for files of earlier versions, which don't state theirs
         :param formats: that are accepted
         """
 
         def parse(body: dict[str, Any]) -> ShardPlan:
+            prefix = str(body.get("raw_prefix", raw_prefix))
             parts = tuple(
                 PlannedPart(
                     name,
@@ -351,7 +360,7 @@ class Records:
                     size,
                     copied,
                     fingerprint,
-                    tuple(ObjectInfo(raw_prefix + key, size, etag) for key, size, etag in rows),
+                    tuple(ObjectInfo(prefix + key, size, etag) for key, size, etag in rows),
                     # Of a part that is kept; no plan has others that were split off.
                     split_of="" if planned_name(name) == name else planned_name(name),
                     compression=compression[0] if compression else "",

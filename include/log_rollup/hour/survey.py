@@ -1,12 +1,17 @@
 """What planning finds in the aggregated hour: which parts exist, and what raw objects they hold by the records."""
 
 import logging
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import NoReturn
 
-from include.log_rollup.errors import InputChangedError, UnreadableRecordError, VanishedInputError
+from include.log_rollup.errors import (
+    ConfigurationError,
+    InputChangedError,
+    UnreadableRecordError,
+    VanishedInputError,
+)
 from include.log_rollup.hour.changes import MAX_SHOWN, KeyIndex, first_keys
 from include.log_rollup.hour.expiry_record import ExpiryRecord
 from include.log_rollup.hour.group_summary import GroupChanges
@@ -232,11 +237,13 @@ class Holdings:
     :param wanted: fingerprints of the new plan's parts, by name
     :param listed: the raw hour, including what is left out: it still exists
     :param chosen: the input
+    :param find_folder: see :meth:`include.log_rollup.hour.paths.HourPaths.find_folder`
     :param packed: rows of receipts of the existing parts that the new plan wants, by name
     :param proven: names of the parts that exist as the manifest says
     :param described: names of the planned parts whose raw objects a shard file names
     :param unclear: names of our parts whose raw objects no record names; they must stay
     :param gone: keys of raw objects that have vanished
+    :param misplaced: those of them that are not of this hour by the stream's present templates
     :param left_out: keys of raw objects that exist and are left out, in parts that are not kept
     :param objects: number of raw objects in the records
     """
@@ -244,12 +251,14 @@ class Holdings:
     wanted: Mapping[str, str]
     listed: KeyIndex
     chosen: KeyIndex
+    find_folder: Callable[[str], str | None]
     packed: dict[str, bytes] = field(default_factory=dict)
     proven: set[str] = field(default_factory=set)
     described: set[str] = field(default_factory=set)
     unclear: set[str] = field(default_factory=set)
     gone: list[str] = field(default_factory=list)
     left_out: set[str] = field(default_factory=set)
+    misplaced: list[str] = field(default_factory=list)
     objects: int = 0
 
     def add_proven(self, proven: ProvenParts) -> None:
@@ -276,6 +285,8 @@ class Holdings:
         for key in keys:
             if self.listed.place(key) is None:
                 self.gone.append(key)
+                if self.find_folder(key) is None:
+                    self.misplaced.append(key)
             elif self.chosen.place(key) is None:
                 self.left_out.add(key)
 
@@ -297,7 +308,7 @@ def read_holdings(
     :raises HourChangedError: if another run changes the hour meanwhile
     """
     wanted = {} if plan is None else {part.name: part.fingerprint for part in plan.parts}
-    holdings = Holdings(wanted, KeyIndex(listed), KeyIndex(chosen))
+    holdings = Holdings(wanted, KeyIndex(listed), KeyIndex(chosen), survey.reader.paths.find_folder)
     holdings.add_proven(proven)
     damaged = _add_shards(holdings, survey)
     holdings.unclear = _unclear_parts(holdings, survey)
@@ -372,6 +383,26 @@ def refuse_damaged(paths: HourPaths, proven: ProvenParts) -> None:
         f"bytes, so nothing was changed, and no run removes them, with 'drop_vanished' neither. Restore them from "
         f"older versions or from a copy, then clear the run from plan_hour on. If that is impossible, move them "
         f"away: what they held then counts as vanished."
+    )
+
+
+def refuse_misplaced(paths: HourPaths, keys: Sequence[str]) -> None:
+    """Refuse to plan if parts hold raw objects that the stream's present templates don't find.
+
+    Whether such raw objects still exist is unknown, so their parts may be the last copy.
+
+    :param keys: of these raw objects
+    :raises ConfigurationError: if there are any
+    """
+    if not keys:
+        return
+    found = sorted(set(keys))
+    raise ConfigurationError(
+        f"hour {format_hour(paths.hour)}: the parts under {paths.aggregated} hold {len(found):,} raw objects "
+        f"({first_keys(found)}) that are not of this hour and group by the stream's present 'raw' "
+        f"{paths.raw_template} and 'timezone' {paths.raw_template.zone}. Nothing was changed. Set them back to "
+        f"what they were when these objects were packed, then clear the run from plan_hour on. For raw objects "
+        f"in another place, define a stream with another name and another 'aggregated'."
     )
 
 

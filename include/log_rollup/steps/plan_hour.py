@@ -34,6 +34,7 @@ from include.log_rollup.hour.survey import (
     add_receipts,
     read_holdings,
     refuse_damaged,
+    refuse_misplaced,
     refuse_vanished,
     survey_hour,
 )
@@ -129,6 +130,7 @@ def plan_hour(
         objects
     :raises VanishedInputError: if raw objects that a part holds have vanished; nothing is changed
     :raises UnreadableRecordError: if parts exist and no readable record says what they hold
+    :raises ConfigurationError: if parts hold raw objects that the stream's templates don't find in this hour
     :raises EmptyHourError: if there is nothing to pack and the stream does not allow that
     :raises UnsupportedOperationError: if the parts go into an archive class, where this store could not prove them
     :raises TransientError: if other runs of the hour keep changing it
@@ -367,6 +369,7 @@ class _Planner:
             # Validation would prove the claimed plan, whose run may have died: plan and claim the hour again.
             log.info("the hour is complete under this very plan, but it was claimed for another one since")
         holdings = read_holdings(survey, proven, listed, chosen, plan)
+        refuse_misplaced(self._state.paths, holdings.misplaced)
         if not self._drop_vanished:
             refuse_vanished(self._state.paths, holdings, survey.marker is not None)
         survey.refuse_foreign_groups(plan)
@@ -405,24 +408,31 @@ class _Planner:
     ) -> ProvenParts:
         """The parts of the manifest, compared with the raw hour; none without a manifest.
 
+        :raises ConfigurationError: if the stream's templates don't find raw objects that they hold
         :raises VanishedInputError: if one of them is damaged, and its raw objects have expired
         """
         if survey.manifest is None:
             return ProvenParts()
-        stream = self._stream
+        stream, paths = self._stream, self._state.paths
         rules = KeepRules(
-            stream.part_size, stream.write_options, self._folder_of_key, self._repack, stream.late_merge
+            stream.part_size,
+            stream.write_options,
+            self._folder_of_key,
+            paths.find_folder,
+            self._repack,
+            stream.late_merge,
         )
         parts = survey.found.parts
 
         def problem_of(planned: PlannedPart, packed: PackedPart) -> str | None:
             listed_part = parts.get(packed.name)
-            return stored_problem(self._store, self._state.paths, planned, packed, listed_part, deep=True)
+            return stored_problem(self._store, paths, planned, packed, listed_part, deep=True)
 
         proven = read_proven_parts(
             survey.manifest, parts, listed, chosen, survey.expiry, taken, rules, problem_of
         )
-        refuse_damaged(self._state.paths, proven)
+        refuse_misplaced(paths, proven.misplaced)
+        refuse_damaged(paths, proven)
         return proven
 
     def _refuse_empty(
@@ -440,6 +450,7 @@ class _Planner:
         """
         proven = self._proven_parts(survey, taken, listed, ())
         holdings = read_holdings(survey, proven, listed, (), None)
+        refuse_misplaced(self._state.paths, holdings.misplaced)
         if not self._drop_vanished:
             refuse_vanished(self._state.paths, holdings, survey.marker is not None)
         if proven.kept.stay:

@@ -258,6 +258,8 @@ def _check_raw(store: ObjectStore, state: HourState, rules: InputRules, expected
     digests = new_digests(state.paths)
     for part in expected.planned_parts():
         comparison.add(part)
+        if state.paths.has_groups:
+            _require_own_group(state, expected, part)
         digests.add(part.objects)
     changes = comparison.changes()
     # In a complete hour, planning has accepted those whose part cannot change.
@@ -271,6 +273,22 @@ def _check_raw(store: ObjectStore, state: HourState, rules: InputRules, expected
     if comparison.doubled:
         raise _wrong_plan(state, expected)
     return _RawHour(left_out, digests.result(), comparison.announced)
+
+
+def _require_own_group(state: HourState, expected: _Expected, part: PlannedPart) -> None:
+    """Refuse a part whose raw objects belong to another hour or group by the stream's present templates.
+
+    :raises InputChangedError: if there are any
+    """
+    find_folder, folder = state.paths.find_folder, folder_of(part.name)
+    others = [item.key for item in part.objects if find_folder(item.key) != folder]
+    if others:
+        raise InputChangedError(
+            f"hour {format_hour(state.paths.hour)}: {part.name} of plan {expected.plan_id} holds {len(others):,} "
+            f"raw objects ({first_keys(others)}) of another hour or group by the stream's present 'raw', "
+            f"'timezone' and 'aggregated', which have changed since it was planned. Nothing is lost: clear the "
+            f"run from plan_hour on, which says what can be done."
+        )
 
 
 def _raw_changed(
