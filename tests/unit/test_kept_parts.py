@@ -27,6 +27,7 @@ from include.log_rollup.steps.expire_hour import ExpiryState, expire_hour
 from include.log_rollup.steps.pack_shard import pack_shard
 from include.log_rollup.steps.plan_hour import plan_hour, preview_hour
 from include.log_rollup.steps.validate_hour import validate_hour
+from include.log_rollup.storage.protocol import Location, StoredObject
 from include.log_rollup.streams import Stream
 from include.log_rollup.units import MIB
 from tests.support.fake_store import FakeStore
@@ -502,6 +503,33 @@ def test_damaged_part_whose_raw_objects_exist_is_packed_again(store: FakeStore) 
     store.corrupt(part_key(store, 0))
     run_hour(store, STREAM)
     assert written(store) == ["part-00000.log"]
+    assert verify_hour(store, STREAM, HOUR, deep=True).problems == []
+
+
+@pytest.mark.parametrize("name", ["_expired.json", "_manifest.jsonl.gz"])
+@pytest.mark.parametrize("is_complete", [True, False])
+def test_record_that_is_listed_but_not_found_is_read_again(
+    monkeypatch: pytest.MonkeyPatch, store: FakeStore, name: str, is_complete: bool
+) -> None:
+    """A load balancer answers one request with a 404 of its own."""
+    expire(store)
+    before = parts(store)
+    produce(store, {"z.log": b"late"})
+    if not is_complete:
+        plan_hour(store, STREAM, HOUR, "interrupted", drop_vanished=True)
+    missed: list[str] = []
+    read = store.read
+
+    def read_late(source: Location, *limit: int) -> StoredObject | None:
+        if source.key.endswith(name) and not missed:
+            missed.append(name)
+            return None
+        return read(source, *limit)
+
+    monkeypatch.setattr(store, "read", read_late)
+    run_hour(store, STREAM, drop_vanished=True)
+    assert missed
+    assert_kept(store, before, "part-00003.log")
     assert verify_hour(store, STREAM, HOUR, deep=True).problems == []
 
 

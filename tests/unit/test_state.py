@@ -321,6 +321,17 @@ def discard(_: object) -> None:
     """Drop a result: the function of a rule returns nothing."""
 
 
+def test_stray_part_with_announced_objects_stays(store: FakeStore) -> None:
+    run_hour(store, STREAM)
+    name = part_name(store, 0)
+    announced = ExpiryRecord("app", "2026-11-23T08:00:00Z", {name: ExpiredPart("0" * 16)}, ())
+    store.produce(f"{AGGREGATED}_expired.json", announced.to_bytes())
+    store.produce(AGGREGATED + STRAY, b"x")
+    remove(store, [name, STRAY], None, completed=manifest_of(store))
+    assert name in parts(store)
+    assert STRAY not in parts(store)
+
+
 # -- publishing ----------------------------------------------------------------------------------------
 
 PUBLISH: Mapping[str, Callable[[FakeStore, Claim, CompletionMarker], None]] = {
@@ -560,7 +571,8 @@ def test_parts_are_deleted_after_a_record_and_a_claim_check(store: FakeStore) ->
     assert named == [[name]]
     (record,) = {operation.key for operation in store.log if operation.key.startswith(REMOVALS)}
     assert [(operation.kind, operation.key) for operation in store.log] == [
-        ("WRITE", record), ("READ", CLAIM), ("DELETE", AGGREGATED + name), ("DELETE", record),
+        ("READ", f"{AGGREGATED}_expired.json"), ("WRITE", record), ("READ", CLAIM),
+        ("DELETE", AGGREGATED + name), ("DELETE", record),
     ]  # fmt: skip
     assert name not in parts(store)
 

@@ -195,11 +195,13 @@ class ManifestReader:
 
     :param source: the manifest's location, for messages
     :param read: reads its bytes from the beginning, in pieces
+    :param etag: of the object; empty if it is not known
     :raises UnreadableRecordError: if it is damaged or of another format; also while parts are read
     """
 
-    def __init__(self, source: Location, read: Callable[[], Iterable[bytes]]) -> None:
+    def __init__(self, source: Location, read: Callable[[], Iterable[bytes]], etag: str = "") -> None:
         self.source = source
+        self.etag = etag
         self._read = read
         with _readable(source):
             header = _parse_header(source, next(decompress_lines(read()), b""))
@@ -286,7 +288,7 @@ def open_manifest(store: ObjectStore, source: Location) -> ManifestReader | None
         found = store.read(source, MANIFEST_AT_ONCE_BYTES)
     except TooLargeError:
         return _open_large_manifest(store, source)
-    return None if found is None else ManifestReader(source, lambda: (found.body,))
+    return None if found is None else ManifestReader(source, lambda: (found.body,), found.etag)
 
 
 def _open_large_manifest(store: ObjectStore, source: Location) -> ManifestReader | None:
@@ -302,7 +304,7 @@ def _open_large_manifest(store: ObjectStore, source: Location) -> ManifestReader
             except (NotFoundError, InputChangedError) as error:
                 raise TransientError(f"{source} was replaced while it was read: {error}") from error
 
-    return ManifestReader(source, read)
+    return ManifestReader(source, read, head.etag)
 
 
 def read_manifest(store: ObjectStore, source: Location) -> Manifest | None:

@@ -77,8 +77,9 @@ class HourState(HourReader):
                            manifests of the groups that lack a manifest or a ``_SUCCESS``, or of all groups if
                            there is another plan; their ``_SUCCESS`` is removed before
     11                     for groups that are gone, if their records are ours: the claim read, ``_SUCCESS``
-                           removed, the claim read, the manifest removed; for stray parts: a removal record, the
-                           claim read again, the parts deleted, the record deleted
+                           removed, the claim read, the manifest removed; for stray parts: ``_expired.json`` is
+                           read, and parts that it names stay; a removal record, the claim read again, the parts
+                           deleted, the record deleted
     12  ``complete_hour``  the parts are compared with the manifest; ``_rollup/<plan>/staged-…-_SUCCESS`` is
                            written; the claim is read; the store copies it to ``_SUCCESS``; with groups, first
                            the same for the groups that lack a ``_SUCCESS``
@@ -244,12 +245,11 @@ class HourState(HourReader):
             try:
                 manifest = self.manifest()
                 strays = self._not_needed(claim, manifest, written)
+                if not strays:
+                    return
+                self.remove_parts(strays, claim, manifest)
             except UnreadableRecordError:
                 return
-            if not strays:
-                return
-            try:
-                self.remove_parts(strays, claim, manifest)
             except SupersededError:
                 continue
             log.info("removed %d stray parts of the overtaken plan %s", len(strays), plan_id)
@@ -280,11 +280,34 @@ class HourState(HourReader):
     ) -> None:
         """Delete stray parts, which neither the hour nor a run that is at work on it needs.
 
+        Parts whose raw objects expire stay in any case.
+
         :param parts: their names, each with the name of the planned part it was made for
         :param basis: the claim under which they were found to be stray; None if there was none
         :param completed: if there was no claim: the manifest that was compared with
         :raises SupersededError: if the claim or that manifest has changed; nothing is deleted then
+        :raises UnreadableRecordError: if the record of expired raw objects cannot be read
         """
+        kept = self._announced(parts)
+        if kept:
+            log.warning("%d parts stay, because raw objects in them expire: %s", len(kept), sorted(kept))
+        removed = {name: planned for name, planned in parts.items() if name not in kept}
+        if removed:
+            self._delete_parts(removed, basis, completed)
+
+    def _announced(self, parts: Mapping[str, str]) -> set[str]:
+        """Names of those parts whose raw objects have been announced for deletion.
+
+        :param parts: as in :meth:`remove_parts`
+        """
+        expiry = self.expiry_record()
+        announced = expiry.parts.keys() if expiry else frozenset()
+        return {name for name, planned in parts.items() if name in announced or planned in announced}
+
+    def _delete_parts(
+        self, parts: Mapping[str, str], basis: Claim | None, completed: ManifestReader | None = None
+    ) -> None:
+        """Delete parts; parameters and errors as in :meth:`remove_parts`."""
         keys = [self._part_key(name) for name in sorted(parts)]
         record = self._announce_removal({*parts, *parts.values()})
         claim = self.claim()
@@ -317,16 +340,14 @@ class HourState(HourReader):
             self._release(claimed)
             raise self.overtaken(plan_id, None)
         # Read after the claim was written, as in planning.
-        expiry = self.expiry_record()
-        announced = expiry.parts.keys() if expiry else frozenset()
-        kept = {name for name, planned in parts.items() if name in announced or planned in announced}
+        kept = self._announced(parts)
         rejected = {name: planned for name, planned in parts.items() if name not in kept}
         marker = self.marker()
         if marker is not None:
             self.remove_marker(marker.etag)
         self._remove_group_markers(plan_id, rejected, claimed.claim_id)
         if rejected:
-            self.remove_parts(rejected, claimed)
+            self._delete_parts(rejected, claimed)
         if basis is None:
             self._release(claimed)
         return kept

@@ -187,10 +187,25 @@ def survey_hour(reader: HourReader) -> Survey:
     marker = reader.marker()
     recorded = reader.recorded_parts(found.work, manifest, found.parts) if found.parts else {}
     expiry = reader.expiry_record() if found.expiry_etag is not None else None
+    _assert_as_listed(found.manifest_etag, manifest.etag if manifest else None)
+    _assert_as_listed(found.expiry_etag, expiry.etag if expiry else None)
+    if found.has_marker and marker is None:
+        raise HourChangedError
     survey = Survey(reader, found, manifest, marker, recorded, expiry)
     if manifest is None:
         _refuse_without_manifest(survey)
     return survey
+
+
+def _assert_as_listed(listed: str | None, read: str | None) -> None:
+    """Make sure that a record was read as it is listed: without it, parts would be planned that are the last copy.
+
+    :param listed: its ETag in the listing; None if it is not listed
+    :param read: its ETag when it was read; None if it was not found, empty if the store stated none
+    :raises HourChangedError: if it was not
+    """
+    if listed is not None and (read is None or (read and read != listed)):
+        raise HourChangedError
 
 
 def _refuse_without_manifest(survey: Survey) -> None:
