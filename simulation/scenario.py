@@ -27,7 +27,6 @@ from simulation.final_checks import FinalChecks
 from simulation.patching import simulated
 from simulation.quirks import UNUSABLE
 from simulation.scheduler import EndlessError, Task, TimeoutInTaskError
-from simulation.server import DAMAGE
 from simulation.world import World
 
 # Clears that must be enough once nothing interferes.
@@ -253,14 +252,13 @@ class Scenario:
             world.hour.drops_vanished = True
             return True
         if name == "UnreadableRecordError" and not world.vanished_any and not world.hour.expired:
-            world.note("remedy", "move the parts, the manifest and _SUCCESS away")
+            world.note("remedy", "move the parts, the manifest, _SUCCESS and _expired.json away")
             hour = world.hour
             parts = [key for key in world.server.objects if hour.is_part_like(key)]
             # The markers first: they promise what the others hold.
             records = sorted(hour.records, key=lambda key: (not key.endswith("_SUCCESS"), key))
             expiry = world.server.objects.get(hour.expiry_record)
-            damaged = [expiry.key] if expiry and expiry.author == DAMAGE else []
-            for key in (*records, *parts, *damaged):
+            for key in (*records, *parts, *([expiry.key] if expiry else [])):
                 world.server.remove(key)
             return True
         return False

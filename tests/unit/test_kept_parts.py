@@ -11,6 +11,7 @@ from include.log_rollup.errors import (
     InputChangedError,
     ProofError,
     TransientError,
+    UnreadableRecordError,
     VanishedInputError,
 )
 from include.log_rollup.expiry_options import ExpireRaw
@@ -53,6 +54,7 @@ from tests.support.raw_hours import AGGREGATED, HOUR, RAW
 
 pytestmark = pytest.mark.usefixtures("unwatched")
 
+RECORD = f"{AGGREGATED}_expired.json"
 # Three parts of two objects.
 NAMES = tuple(f"{letter}.log" for letter in "abcdef")
 
@@ -246,8 +248,53 @@ def test_hour_whose_parts_and_manifest_were_moved_away_is_packed(store: FakeStor
     for key in [MARKER, MANIFEST, *(AGGREGATED + name for name in parts(store))]:
         store.vanish(key)
     produce(store, {"z.log": b"new"})
+    with pytest.raises(UnreadableRecordError, match=r"raw objects of 3 parts have expired \(part-00000-"):
+        run_hour(store, STREAM)
+    store.vanish(RECORD)
     run_hour(store, STREAM)
     assert written(store) == ["part-00000.log"]
+
+
+@pytest.mark.parametrize("with_marker", [False, True])
+def test_older_manifest_than_the_expired_record_is_refused(store: FakeStore, with_marker: bool) -> None:
+    """Somebody has restored it, as the message about a damaged manifest says."""
+    expire(store)
+    older = {key: store.body(key) for key in (MANIFEST, MARKER)}
+    produce(store, {"z.log": b"late"})
+    run_hour(store, STREAM)
+    expire(store)
+    newest = {key: store.body(key) for key in (MANIFEST, MARKER)}
+    for key in older if with_marker else (MANIFEST,):
+        store.produce(key, older[key])
+    before = store.snapshot()
+    reason = r"1 existing parts have expired \(part-00003-\w+\.log\)"
+    with pytest.raises(UnreadableRecordError, match=reason):
+        plan_hour(store, STREAM, HOUR, "again")
+    if with_marker:
+        with pytest.raises(UnreadableRecordError, match=reason):
+            validate_hour(store, STREAM, HOUR)
+        found = expire_hour(store, STREAM, HOUR)
+        assert (found.state, "1 existing parts have expired" in found.reason) == (
+            ExpiryState.LEFT_ALONE,
+            True,
+        )
+        (problem,) = verify_hour(store, STREAM, HOUR).problems
+        assert "1 existing parts have expired" in problem.reason
+    assert store.snapshot() == before
+    for key, body in newest.items():
+        store.produce(key, body)
+    run_hour(store, STREAM)
+    assert verify_hour(store, STREAM, HOUR, deep=True).problems == []
+
+
+def test_dropped_part_of_expired_objects_is_no_problem_later(store: FakeStore) -> None:
+    expire(store)
+    store.vanish(part_key(store, 0))
+    produce(store, {"z.log": b"late"})
+    run_hour(store, STREAM, drop_vanished=True)
+    assert plan_hour(store, STREAM, HOUR, "again").unchanged
+    expire(store)
+    assert verify_hour(store, STREAM, HOUR, deep=True).problems == []
 
 
 # -- after raw objects have expired ----------------------------------------------------------------------

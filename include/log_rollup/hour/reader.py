@@ -1,6 +1,6 @@
 """Reads the state of one hour from the bucket, and never writes: :class:`HourReader`."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -14,7 +14,7 @@ from include.log_rollup.errors import (
 )
 from include.log_rollup.hour.changes import first_keys
 from include.log_rollup.hour.expiry_record import ExpiryRecord, unreadable_expiry
-from include.log_rollup.hour.layout import format_hour, planned_name
+from include.log_rollup.hour.layout import format_hour, has_tag, planned_name
 from include.log_rollup.hour.manifest import ManifestReader, open_manifest, read_manifest_header
 from include.log_rollup.hour.plan import PlannedPart
 from include.log_rollup.hour.records import Claim, PlanSummary, Records, ShardPlan, StoredMarker, parse_claim
@@ -197,6 +197,31 @@ class HourReader:
             if name not in found and planned in found:
                 found[name] = planned
         return found
+
+    def unnamed_expired(
+        self, parts: Container[str], recorded: Container[str], expiry: ExpiryRecord | None
+    ) -> str:
+        """What is wrong with a manifest that is older than the record of expired raw objects; empty if nothing is.
+
+        Names of format 1 don't depend on the content: a run leaves such a part where it is if it was damaged.
+
+        :param parts: names of the existing parts
+        :param recorded: names of the parts that the manifest or a record of a plan names
+        """
+        announced = expiry.parts if expiry else ()
+        unnamed = sorted(
+            name for name in announced if name in parts and name not in recorded and has_tag(name)
+        )
+        if not unnamed:
+            return ""
+        return (
+            f"{self.paths.expiry_record} says that raw objects of {len(unnamed):,} existing parts have expired "
+            f"({first_keys(unnamed)}) that {self.paths.manifest} does not name, so an older manifest was "
+            f"restored, or the newest one is lost. Nothing was changed, since nothing else has the bytes of these "
+            f"parts. "
+            f"Restore the newest manifest from a backup or from an older version of the object; if that is "
+            f"impossible, move these parts away and keep them. Then clear the run from plan_hour on."
+        )
 
     def strays(
         self, found: Inventory, needed: Collection[str], plan_id: str, manifest: ManifestReader | None

@@ -178,8 +178,9 @@ def _names_by_folder(names: Iterable[str]) -> dict[str, set[str]]:
 def survey_hour(reader: HourReader) -> Survey:
     """List the aggregated hour and read its records.
 
-    :raises UnreadableRecordError: if the manifest or the expiry record cannot be read, or if the manifest is
-        missing although there are parts of ours or a marker of another program
+    :raises UnreadableRecordError: if the manifest or the expiry record cannot be read, if the manifest is missing
+        although there are parts of ours, a record of expired raw objects or a marker of another program, or if it
+        does not name parts whose raw objects have expired
     :raises HourChangedError: if another run changes the hour meanwhile
     """
     found = reader.inventory()
@@ -194,6 +195,8 @@ def survey_hour(reader: HourReader) -> Survey:
     survey = Survey(reader, found, manifest, marker, recorded, expiry)
     if manifest is None:
         _refuse_without_manifest(survey)
+    elif problem := reader.unnamed_expired(found.parts, recorded, expiry):
+        survey.refuse(f"hour {format_hour(reader.paths.hour)}: {problem}")
     return survey
 
 
@@ -209,7 +212,7 @@ def _assert_as_listed(listed: str | None, read: str | None) -> None:
 
 
 def _refuse_without_manifest(survey: Survey) -> None:
-    """Refuse to plan if there are parts of ours that no record describes, or a marker of another program.
+    """Refuse to plan if no record describes parts of ours, or if there is another record or marker.
 
     The name of a part of format 1 alone does not prove that the part is ours; with a completion marker it does.
     """
@@ -225,6 +228,15 @@ def _refuse_without_manifest(survey: Survey) -> None:
             f"hold bytes that no raw object holds any more. Restore the manifest from a backup or from an older "
             f"version of the object; or, if all raw objects still exist or another program wrote these parts, "
             f"move them and _SUCCESS away. Then clear the run from plan_hour on."
+        )
+    if survey.expiry is not None and survey.expiry.parts:
+        names = sorted(survey.expiry.parts)
+        survey.refuse(
+            f"hour {hour}: {paths.expiry_record} says that raw objects of {len(names):,} parts have expired "
+            f"({first_keys(names)}), but there is no {paths.manifest}, which names these parts. Nothing was "
+            f"changed. Restore the manifest and these parts from a backup or from older versions of the objects; "
+            f"or, if the hour should be packed without them, move _expired.json away. Then clear the run from "
+            f"plan_hour on."
         )
     if survey.found.group_markers:
         folders = sorted(survey.found.group_markers)

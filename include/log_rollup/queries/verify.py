@@ -163,13 +163,15 @@ def verify_hour(
     totals = manifest.totals
     chosen, _ = select(reader.paths.raw.list_all(store), reader.paths.name_of, stream.input_rules)
     inventory = reader.inventory()
-    comparison = Comparison(chosen, reader.expiry_record() if inventory.expiry_etag is not None else None)
+    expiry = reader.expiry_record() if inventory.expiry_etag is not None else None
+    comparison = Comparison(chosen, expiry)
     for planned in manifest.planned:
         comparison.add(planned)
     changes = comparison.changes()
     present = {item.key for item in chosen} - {*changes.late, *changes.changed}
     packed_names = {part.name for part in manifest.packed}
     strays = reader.strays(inventory, packed_names, totals.plan_id, None)
+    unnamed = reader.unnamed_expired(inventory.parts, packed_names | strays.keys(), expiry)
     verifier = _PartVerifier(
         store,
         reader.paths,
@@ -189,6 +191,7 @@ def verify_hour(
         *_count_problems(marker, manifest),
         *(Problem(None, f"group {one.folder}: {one.reason}", (), one.folder) for one in group_problems),
         *_stray_problems(strays),
+        *((Problem(None, unnamed),) if unnamed else ()),
         *_raw_problems(changes),
         *(outcome for outcome in outcomes if isinstance(outcome, Problem)),
     ]
