@@ -8,7 +8,13 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 
 from dev.servers import RcloneServer, S3Server
-from include.log_rollup.errors import AccessError, MissingBucketError, RollupError, ThrottledError
+from include.log_rollup.errors import (
+    AccessError,
+    MissingBucketError,
+    RollupError,
+    ThrottledError,
+    TransientError,
+)
 from include.log_rollup.storage.listing import folders_below, list_by_token
 from include.log_rollup.storage.protocol import Location
 from log_rollup_plugin.s3.hook import PooledS3Hook
@@ -205,3 +211,37 @@ def test_unsigned_requests_are_left_to_boto3(rclone_server: RcloneServer, hook_o
             assert not hook.list_page(Location("logs", "a/")).objects
     (request,) = server.requests
     assert "amz-sdk-request" in dict(request.headers)
+
+
+@pytest.mark.parametrize("many_lists", [True, False])
+def test_interim_responses_are_skipped(hook_on: HookFactory, many_lists: bool) -> None:
+    interim = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n"
+    found = EMPTY.replace(
+        b"<IsTruncated>", b"<Contents><Key>a/k</Key><Size>1</Size><ETag>e</ETag></Contents><IsTruncated>"
+    )
+
+    def answer(request: Recorded) -> bytes:
+        return interim + (respond(200, found) if request.method == "GET" else respond(200, b"", "ETag: e"))
+
+    with Recorder(answer) as server:
+        connection = json.dumps(
+            {"conn_type": "aws", "login": "k", "password": "s", "extra": {"endpoint_url": server.url}}
+        )
+        with hook_on(connection, many_lists) as hook:
+            for _ in range(3):
+                assert [row.key for row in hook.list_page(Location("logs", "a/")).objects] == ["a/k"]
+                head = hook.head(Location("logs", "a/k"))
+                assert head is not None
+                assert head.etag == "e"
+
+
+def test_interim_responses_without_end_are_an_error(
+    hook_on: HookFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("include.log_rollup.limits.CONTROL_RETRIES", 1)
+    with Recorder(lambda _: b"HTTP/1.1 102 Processing\r\n\r\n" * 1000) as server:
+        connection = json.dumps(
+            {"conn_type": "aws", "login": "k", "password": "s", "extra": {"endpoint_url": server.url}}
+        )
+        with hook_on(connection, False) as hook, pytest.raises(TransientError, match="Connection was closed"):
+            hook.list_page(Location("logs", "a/"))

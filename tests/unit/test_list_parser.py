@@ -46,15 +46,18 @@ class Lister:
             aws_secret_access_key="s", config=Config(retries={"total_max_attempts": 1}),
         )  # fmt: skip
         self.body, self.headers = b"", {"Date": "Mon, 23 Nov 2026 09:00:00 GMT"}
+        self.status = 200
         if fast:
             list_parser.register_fast_parser(self.client)
         self.client.meta.events.register("before-send.s3.ListObjectsV2", self._respond)
 
     def _respond(self, request: Any, **_: Any) -> AWSResponse:
-        return AWSResponse(request.url, 200, self.headers, RawResponse(self.body))
+        return AWSResponse(request.url, self.status, self.headers, RawResponse(self.body))
 
-    def list(self, body: str | bytes, headers: Mapping[str, str] | None = None) -> Mapping[str, Any]:
-        self.body = body.encode() if isinstance(body, str) else body
+    def list(
+        self, body: str | bytes, headers: Mapping[str, str] | None = None, status: int = 200
+    ) -> Mapping[str, Any]:
+        self.status, self.body = status, body.encode() if isinstance(body, str) else body
         self.headers = {"Date": "Mon, 23 Nov 2026 09:00:00 GMT"} if headers is None else dict(headers)
         response: Mapping[str, Any] = self.client.list_objects_v2(Bucket="logs", Prefix="raw/")
         return response
@@ -239,6 +242,13 @@ def test_invalid_xml_is_a_transient_error(fast: Lister, written: str) -> None:
 def test_incomplete_response_is_not_an_empty_listing(fast: Lister, body: str) -> None:
     with pytest.raises(TransientError), translated("LIST", Location("b", "p")):
         fast.list(body.encode(errors="surrogateescape"))
+
+
+@pytest.mark.parametrize("status", [101, 202, 203, 204, 206])
+@pytest.mark.parametrize("rows", ["", row("a")])
+def test_response_of_another_status_is_not_a_listing(fast: Lister, status: int, rows: str) -> None:
+    with pytest.raises(TransientError, match=f"with status {status}"):
+        fast.list(page(rows) if status != 204 else "", status=status)
 
 
 @pytest.mark.parametrize("namespace", ["", NAMESPACE])

@@ -8,11 +8,20 @@ import functools
 import re
 import threading
 from collections.abc import Mapping
+from http.client import HTTPException, parse_headers
+from http.client import HTTPResponse as RawResponse
 from io import BytesIO
 from typing import Any
 from urllib.parse import urlsplit
 
-from botocore.awsrequest import AWSPreparedRequest, AWSResponse
+from botocore.awsrequest import (
+    AWSHTTPConnection,
+    AWSHTTPConnectionPool,
+    AWSHTTPSConnection,
+    AWSHTTPSConnectionPool,
+    AWSPreparedRequest,
+    AWSResponse,
+)
 from botocore.config import Config
 from botocore.httpsession import get_cert_path
 from urllib3 import HTTPResponse
@@ -24,6 +33,8 @@ from log_rollup_plugin.s3.error_mapping import translated
 
 # The key of the requests that are captured.
 _KEY = "k"
+# Interim responses before one response; a server may send some to show that it still works.
+_MAX_INTERIM_RESPONSES = 100
 _SIGNED_REGION = re.compile(r"Credential=[^/]+/\d{8}/([^/]+)/s3/")
 # Headers that the data plane sets itself or does not send. All others come from handlers of boto3's events.
 _OWN_HEADERS = frozenset(
@@ -46,10 +57,43 @@ def with_tuples(config: Config) -> dict[str, Any]:
     return options
 
 
-def cap_connections(client: Any) -> None:
-    """Make a client's connection pools wait at ``max_pool_connections`` instead of opening more connections.
+class _FinalResponse(RawResponse):
+    """Skips interim responses, such as 103, as RFC 9110 requires.
 
-    urllib3 has the option; botocore has no way to set it.
+    http.client skips only 100. It takes any other as the response, without a body, and the real response as that
+    to the next request on the connection.
+    """
+
+    def _read_status(self) -> tuple[str, int, str]:
+        for _ in range(_MAX_INTERIM_RESPONSES):
+            version, status, reason = super()._read_status()  # type: ignore[misc]
+            if status >= 200 or status == 101:
+                return version, status, reason
+            parse_headers(self.fp)
+        raise HTTPException(f"got more than {_MAX_INTERIM_RESPONSES} interim responses")
+
+
+class _HttpConnection(AWSHTTPConnection):
+    response_class = _FinalResponse
+
+
+class _HttpsConnection(AWSHTTPSConnection):
+    response_class = _FinalResponse
+
+
+class _HttpPool(AWSHTTPConnectionPool):
+    ConnectionCls = _HttpConnection
+
+
+class _HttpsPool(AWSHTTPSConnectionPool):
+    ConnectionCls = _HttpsConnection
+
+
+def prepare_connections(client: Any) -> None:
+    """Cap the connections of a client, and make them skip interim responses.
+
+    Its connection pools wait at ``max_pool_connections`` instead of opening more connections. urllib3 has the
+    option; botocore has no way to set it.
     """
     session = client._endpoint.http_session
     # botocore makes the pool manager of a proxy on first use, and two threads could make two: make it now.
@@ -58,6 +102,7 @@ def cap_connections(client: Any) -> None:
             session._get_proxy_manager(proxy)
     for manager in (session._manager, *session._proxy_managers.values()):
         manager.connection_pool_kw["block"] = True
+        manager.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
 
 
 def keep_user_agent(client: Any) -> None:

@@ -48,9 +48,9 @@ from log_rollup_plugin.s3.checksums import (
 )
 from log_rollup_plugin.s3.client_settings import (
     ClientSettings,
-    cap_connections,
     extra_headers,
     keep_user_agent,
+    prepare_connections,
     with_tuples,
 )
 from log_rollup_plugin.s3.connector import BucketEndpoint
@@ -205,7 +205,7 @@ class PooledS3Hook(S3Hook):
         client = super().get_client_type(*args, **kwargs)
         if (self._checksum_setting or self._checksum_default()) == "when_required":
             self._checksums.on_write = self._checksums.on_copy = False
-        cap_connections(client)
+        prepare_connections(client)
         keep_user_agent(client)
         client.meta.events.register("before-send.s3", self._count_request)
         list_parser.register_fast_parser(client)

@@ -77,12 +77,15 @@ def _parse_objects(
 
     https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html
 
-    :raises TransientError: if the response is not a listing. botocore would read an empty body or an HTML page of
-        a proxy as a listing without objects.
+    :raises TransientError: if the response is not a listing. botocore would read an empty body, an HTML page of a
+        proxy, or any response of another status below 300 as a listing without objects.
     :raises ListingError: if a key is not UTF-8
     """
-    if operation_model.name != "ListObjectsV2" or response_dict["status_code"] != 200:
+    status = response_dict["status_code"]
+    if operation_model.name != "ListObjectsV2" or status >= 300:
         return
+    if status != 200:
+        raise TransientError(f"the server answered a listing with status {status}, which has to be 200")
     try:
         body = response_dict["body"].decode()
     except UnicodeDecodeError:

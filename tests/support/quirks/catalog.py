@@ -302,6 +302,16 @@ class ListVersionIgnored(Quirk):
         return self.write_page(known, self.page(known))
 
 
+class ListedWithAnotherStatus(Quirk):
+    """Listings are answered with another status of success and a page, as by a proxy that asks to wait."""
+
+    status = 202
+    body = "<html>Please wait</html>"
+
+    def list_objects_v2(self, request: Request) -> Answer:
+        return Answer(self.status, {"Content-Type": "text/html"}, self.body.encode())
+
+
 class UploadMarkersRepeat(Quirk):
     """ListMultipartUploads returns the same page with the same markers without end."""
 
@@ -1166,10 +1176,13 @@ class Http10(Quirk):
 
 
 class InterimAnswers(Quirk):
-    """Every response follows a 100 Continue that was not requested."""
+    """Every response follows interim responses: 103 as of proxies, 102, and a 100 that was not requested."""
 
     def finish(self, request: Request, answer: Answer) -> Answer:
-        answer.interim = b"HTTP/1.1 100 Continue\r\n\r\n"
+        answer.interim = (
+            b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
+            b"HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n"
+        )
         return answer
 
 
