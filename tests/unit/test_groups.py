@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from include.log_rollup.errors import (
+    ConfigurationError,
     InputChangedError,
     ProofError,
     SupersededError,
@@ -14,7 +15,7 @@ from include.log_rollup.errors import (
     UnreadableRecordError,
     VanishedInputError,
 )
-from include.log_rollup.hour.template import RawTemplate
+from include.log_rollup.hour.template import AggregatedTemplate, RawTemplate
 from include.log_rollup.queries.late import find_changed_hours
 from include.log_rollup.queries.locate import locate
 from include.log_rollup.queries.verify import verify_hour
@@ -22,6 +23,7 @@ from include.log_rollup.steps.complete_hour import complete_hour
 from include.log_rollup.steps.pack_shard import pack_shard
 from include.log_rollup.steps.plan_hour import plan_hour
 from include.log_rollup.steps.validate_hour import validate_hour
+from include.log_rollup.streams import Stream
 from tests.support.fake_store import FakeStore, join_stores
 from tests.support.grouped_hour import HOME, HOUR, LAYOUTS, GroupedHour, three_groups
 
@@ -359,6 +361,73 @@ def test_template_that_changes_before_validation_is_refused(raw: str) -> None:
     with pytest.raises(InputChangedError, match=r"holds 1 raw objects .* clear the run from plan_hour on"):
         validate_hour(hour.store, other, HOUR)
     assert hour.store.snapshot() == before
+
+
+OTHER_GROUPS = {
+    "other capture": "aggregated/{host}/%Y%m%d/%H/",
+    "other place": "aggregated/%Y%m%d/%H/{service}/",
+}
+
+
+def two_captures() -> GroupedHour:
+    """An hour with the groups a and b, whose objects can be grouped by host too."""
+    hour = GroupedHour("before the date")
+    hour.stream = with_raw(hour.stream, "raw/{service}/{host}/")
+    for service, host in (("a", "a"), ("a", "b"), ("b", "b")):
+        hour.store.produce(f"raw/{service}/{host}/20261123/08/1.log", b"1")
+    return hour
+
+
+def with_raw(stream: Stream, text: str) -> Stream:
+    return stream.model_copy(update={"raw": RawTemplate.parse(f"s3://logs/{text}")})
+
+
+@pytest.mark.parametrize("aggregated", OTHER_GROUPS.values(), ids=OTHER_GROUPS)
+@pytest.mark.parametrize("change", ["none", "late", "vanished"])
+def test_hour_with_groups_of_another_template_is_refused(aggregated: str, change: str) -> None:
+    hour = two_captures()
+    hour.run()
+    if change == "late":
+        hour.store.produce("raw/a/a/20261123/08/2.log", b"2")
+    elif change == "vanished":
+        hour.store.vanish("raw/a/a/20261123/08/1.log")
+    before, stream = hour.store.snapshot(), hour.stream
+    template = AggregatedTemplate.parse(f"s3://logs/{aggregated}")
+    hour.stream = stream.model_copy(update={"aggregated": template})
+    for drop_vanished in (False, True):
+        with pytest.raises(
+            ConfigurationError, match=r"has 2 groups \(a/20261123/08/, .* template 'aggregated'"
+        ):
+            hour.plan(drop_vanished=drop_vanished)
+    assert hour.store.snapshot() == before
+    hour.stream = stream
+    hour.run(drop_vanished=True)
+
+
+def test_unfinished_parts_in_folders_of_another_template_are_refused() -> None:
+    hour = two_captures()
+    for ref in hour.plan().shards:
+        pack_shard(hour.store, hour.stream, ref)
+    hour.store.vanish("raw/a/a/20261123/08/1.log")
+    before = hour.store.snapshot()
+    template = AggregatedTemplate.parse(f"s3://logs/{OTHER_GROUPS['other place']}")
+    hour.stream = hour.stream.model_copy(update={"aggregated": template})
+    with pytest.raises(ConfigurationError, match=r"the unfinished plan .* has parts \(a/20261123/08/part-"):
+        hour.plan()
+    assert hour.store.snapshot() == before
+
+
+def test_part_with_an_object_of_another_group_is_packed_again() -> None:
+    hour = two_captures()
+    hour.run()
+    hour.stream = with_raw(hour.stream, "raw/{host}/{service}/")
+    hour.store.produce("raw/a/a/20261123/08/2.log", b"2")
+    hour.run()
+    groups = {group: hour.manifest(hour.folder(group))[1] for group in ("a", "b")}
+    assert {group: [row["key"] for row in rows] for group, rows in groups.items()} == {
+        "a": ["raw/a/a/20261123/08/1.log", "raw/a/a/20261123/08/2.log"],
+        "b": ["raw/b/b/20261123/08/1.log", "raw/a/b/20261123/08/1.log"],
+    }
 
 
 def test_marker_goes_before_a_part_lost_since_planning(hour: GroupedHour) -> None:

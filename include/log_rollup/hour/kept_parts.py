@@ -188,9 +188,10 @@ class _Comparison:
     def _is_in_its_group(self, planned: PlannedPart) -> bool:
         if not planned.objects:
             return False
-        folder_of_key = self._rules.folder_of_key
-        folder = folder_of_key(planned.objects[0].key) if folder_of_key else ""
-        return folder_of(planned.name) == folder
+        if self._rules.folder_of_key is None:
+            return True
+        folder, find_folder = folder_of(planned.name), self._rules.find_folder
+        return all(find_folder(item.key) == folder for item in planned.objects)
 
     def merge_small_parts(self) -> None:
         """Don't keep parts smaller than half of a part, if there are many of a kind that gets new objects."""

@@ -160,6 +160,10 @@ class HourPaths(RawPaths):
 
         return find_folder
 
+    def is_own_folder(self, folder: str) -> bool:
+        """Whether a folder below ``base`` is that of a group of the hour; without groups, whether it is empty."""
+        return self.folder_of_aggregated(self.base.key + folder) == folder
+
     def captures_of(self, folder: str) -> dict[str, str]:
         """The captures of the group with this folder, by name."""
         found = self.aggregated_template.match(self.base.key + folder)

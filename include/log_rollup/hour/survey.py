@@ -22,7 +22,7 @@ from include.log_rollup.hour.parts import is_as_written, is_intact
 from include.log_rollup.hour.paths import HourPaths
 from include.log_rollup.hour.plan import PLAN_FORMAT, Plan, content_id_of
 from include.log_rollup.hour.reader import HourReader, Inventory
-from include.log_rollup.hour.records import Measured, PackedPart, StoredMarker, compressed_row
+from include.log_rollup.hour.records import Measured, PackedPart, ShardPlan, StoredMarker, compressed_row
 from include.log_rollup.storage.protocol import ObjectInfo
 
 log = logging.getLogger(__name__)
@@ -181,6 +181,7 @@ def survey_hour(reader: HourReader) -> Survey:
     :raises UnreadableRecordError: if the manifest or the expiry record cannot be read, if the manifest is missing
         although there are parts of ours, a record of expired raw objects or a marker of another program, or if it
         does not name parts whose raw objects have expired
+    :raises ConfigurationError: if the manifest was written with another template ``aggregated``
     :raises HourChangedError: if another run changes the hour meanwhile
     """
     found = reader.inventory()
@@ -195,8 +196,10 @@ def survey_hour(reader: HourReader) -> Survey:
     survey = Survey(reader, found, manifest, marker, recorded, expiry)
     if manifest is None:
         _refuse_without_manifest(survey)
-    elif problem := reader.unnamed_expired(found.parts, recorded, expiry):
-        survey.refuse(f"hour {format_hour(reader.paths.hour)}: {problem}")
+    else:
+        _refuse_other_groups(reader.paths, manifest)
+        if problem := reader.unnamed_expired(found.parts, recorded, expiry):
+            survey.refuse(f"hour {format_hour(reader.paths.hour)}: {problem}")
     return survey
 
 
@@ -209,6 +212,30 @@ def _assert_as_listed(listed: str | None, read: str | None) -> None:
     """
     if listed is not None and (read is None or (read and read != listed)):
         raise HourChangedError
+
+
+def _refuse_other_groups(paths: HourPaths, manifest: ManifestReader) -> None:
+    """Refuse to plan if the groups of the manifest are not of the stream's present template.
+
+    The records may have the same place for both, but parts of the two may be in other places, and the order of two
+    versions of a raw object follows from the names of their parts.
+
+    :raises ConfigurationError: if there are any
+    """
+    others = [
+        group.folder
+        for group in manifest.totals.groups
+        if not paths.is_own_folder(group.folder)
+        or (group.captures and group.captures != paths.captures_of(group.folder))
+    ]
+    if others:
+        raise ConfigurationError(
+            f"hour {format_hour(paths.hour)}: {paths.manifest} has {len(others):,} groups ({first_keys(others)}) "
+            f"of another template 'aggregated' than the stream has now, {paths.aggregated_template}. Nothing was "
+            f"changed. Set 'aggregated' back to what it was when the hour was packed, then clear the run from "
+            f"plan_hour on. For other groups or folders, define a stream with another name, and an 'aggregated' "
+            f"with another text before its first capture or directive."
+        )
 
 
 def _refuse_without_manifest(survey: Survey) -> None:
@@ -355,6 +382,7 @@ def _add_shards(holdings: Holdings, survey: Survey) -> bool:
     """Add what the shard files of plans say that were never completed.
 
     :returns: whether one of them cannot be read
+    :raises ConfigurationError: if one was planned with another template ``aggregated``
     """
     reader = survey.reader
     unproven = survey.found.parts.keys() - holdings.proven
@@ -368,11 +396,29 @@ def _add_shards(holdings: Holdings, survey: Survey) -> bool:
             reader.paths.work.child(name), reader.paths.key_base, formats=(1, PLAN_FORMAT)
         )
         damaged = damaged or shard is None
+        if shard is not None:
+            _refuse_other_folders(reader.paths, shard)
         for planned in shard.parts if shard else ():
             holdings.described.add(planned.name)
             if planned.name in existing:
                 holdings.add_objects([item.key for item in planned.objects])
     return damaged
+
+
+def _refuse_other_folders(paths: HourPaths, shard: ShardPlan) -> None:
+    """Refuse to plan if parts of an unfinished plan are in folders that the present template doesn't have.
+
+    :raises ConfigurationError: if there are any
+    """
+    others = [part.name for part in shard.parts if not paths.is_own_folder(folder_of(part.name))]
+    if others:
+        raise ConfigurationError(
+            f"hour {format_hour(paths.hour)}: the unfinished plan {shard.plan_id} under {paths.work} has parts "
+            f"({first_keys(others)}) of another template 'aggregated' than the stream has now, "
+            f"{paths.aggregated_template}. Nothing was changed, since they may hold bytes that no raw object "
+            f"holds any more. Set 'aggregated' back to what it was, and clear the run from plan_hour on. Or, if "
+            f"all raw objects still exist, move the files under {paths.work} and these parts away, then clear it."
+        )
 
 
 def _unclear_parts(holdings: Holdings, survey: Survey) -> set[str]:

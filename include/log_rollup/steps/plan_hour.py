@@ -130,7 +130,8 @@ def plan_hour(
         objects
     :raises VanishedInputError: if raw objects that a part holds have vanished; nothing is changed
     :raises UnreadableRecordError: if parts exist and no readable record says what they hold
-    :raises ConfigurationError: if parts hold raw objects that the stream's templates don't find in this hour
+    :raises ConfigurationError: if parts hold raw objects that the stream's templates don't find in this hour, or
+        were planned with another template ``aggregated``
     :raises EmptyHourError: if there is nothing to pack and the stream does not allow that
     :raises UnsupportedOperationError: if the parts go into an archive class, where this store could not prove them
     :raises TransientError: if other runs of the hour keep changing it
