@@ -380,7 +380,7 @@ class CompletionChecker:
         end = stored.step
         if final:
             begin = end = self._scheduler.step
-        announced = {self._hour.base + name: keys for name, keys in self._hour.announced.items()}
+        announced = {self._hour.base + name for name in self._hour.announced}
         named: dict[str, Row] = {}
         for row in manifest.rows:
             if row.key in named and scope.parts + named[row.key].part not in announced:
@@ -398,13 +398,8 @@ class CompletionChecker:
             if key in named:
                 etag = named[key].etag
                 part = scope.parts + named[key].part
-                # A part with expired objects also keeps those that are dropped.
-                has_expired = part in announced and (key in announced[part] or self._hour.drops_vanished)
-                # So does a part of an hour that was complete before they vanished.
-                was_there = final and not present and self._was_validated(key, etag, stored)
-                has_expired = has_expired or (part in announced and was_there)
-                # A damaged record may still be readable, and say that another object has expired.
-                has_expired = has_expired or (part in announced and self._hour.expiry_record in self._damaged)
+                # A part with expired objects stays, and with it the others, although they have vanished.
+                has_expired = part in announced
                 if etag in {version.etag for version in present}:
                     continue
                 if not has_expired:
@@ -418,14 +413,6 @@ class CompletionChecker:
         total = sum(row.length for row in manifest.rows)
         if total != manifest.header["bytes_in"]:
             yield f"the manifest says {manifest.header['bytes_in']} bytes of raw objects, and names {total}"
-
-    def _was_validated(self, key: str, etag: str, manifest: ServerObject) -> bool:
-        """Whether a raw object had this ETag when the manifest was validated."""
-        begin = _begin_of(manifest)
-        return any(
-            version.etag == etag and version.begin <= manifest.step and (version.end or begin) >= begin
-            for version in self._hour.history.get(key, ())
-        )
 
     def version(self, key: str, etag: str) -> Version | None:
         """A version of a raw object, by its ETag; None if no producer wrote it."""

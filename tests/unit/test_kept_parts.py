@@ -475,18 +475,41 @@ def test_expired_objects_of_another_group_are_refused() -> None:
     assert store.snapshot() == before
 
 
-def test_dropped_object_stays_in_a_part_with_expired_ones(store: FakeStore) -> None:
+def test_vanished_object_next_to_expired_ones_is_not_refused(store: FakeStore) -> None:
+    """Its part stays, so that nothing would be lost; late objects need no ``drop_vanished``."""
     produce(store, {"b.log": b"B" * 10})
     expire(store)
     store.vanish(RAW + "b.log")
     before = parts(store)
-    with pytest.raises(VanishedInputError):
-        plan_hour(store, STREAM, HOUR, "again")
+    assert run_hour(store, STREAM).parts == len(before)
+    assert find_changed_hours(store, STREAM, [HOUR]).changed == []
+    assert_kept(store, before)
     produce(store, {"z.log": b"late"})
+    (late,) = find_changed_hours(store, STREAM, [HOUR]).changed
+    assert late.can_be_rerun
+    run_hour(store, STREAM)
+    assert_kept(store, before, "part-00003.log")
+    assert verify_hour(store, STREAM, HOUR, deep=True).problems == []
+    assert plan_hour(store, STREAM, HOUR, "again").unchanged
     run_hour(store, STREAM, drop_vanished=True)
     assert_kept(store, before, "part-00003.log")
-    # The part cannot change, so a run of the complete hour has nothing to do, and proves it again.
+
+
+def test_vanished_newer_version_in_another_part_is_refused(store: FakeStore) -> None:
+    """The part of the older version stays for the expired object in it, but that of the newer one would not."""
+    produce(store, {"b.log": b"B" * 10})
+    expire(store)
+    run_hour(store, STREAM)
+    store.vanish(RAW + "b.log")
+    before = store.snapshot()
+    with pytest.raises(VanishedInputError, match=r"1 of 7 raw objects .*b\.log"):
+        plan_hour(store, STREAM, HOUR, "again")
+    with pytest.raises(VanishedInputError, match=r"1 vanished \(.*b\.log\)"):
+        validate_hour(store, STREAM, HOUR)
+    assert store.snapshot() == before
     run_hour(store, STREAM, drop_vanished=True)
+    assert numbered(parts(store)) == ["part-00000.log", "part-00001.log", "part-00002.log"]
+    assert plan_hour(store, STREAM, HOUR, "again").unchanged
 
 
 def damage(store: FakeStore) -> None:

@@ -17,7 +17,7 @@ MAX_SHOWN = 5
 class Changes:
     """The keys that came late, changed or vanished, each in order. False if there are none.
 
-    :param expired: number of raw objects that were deleted because a part holds them; not a change
+    :param expired: number of raw objects that are gone, and in a part with expired raw objects; not a change
     """
 
     late: Sequence[str]
@@ -58,32 +58,26 @@ class KeyIndex:
 class AbsentObjects:
     """The raw objects of parts that are not listed any more.
 
-    Of several versions of an object, that of the last part counts, so parts are added in their order.
+    Of several versions of an object, that of the last part counts, so parts are added in their order. It has not
+    vanished if raw objects of that part were announced for deletion: the part stays, and with it these bytes.
     """
 
     def __init__(self) -> None:
-        self._expired: dict[str, bool] = {}
-        self._next_to_expired: set[str] = set()
+        self._vanished: dict[str, bool] = {}
 
     def __len__(self) -> int:
-        return len(self._expired)
+        return len(self._vanished)
 
-    def add(self, key: str, expired: Collection[str]) -> None:
+    def add(self, key: str, announced: Collection[str]) -> None:
         """Add an object.
 
-        :param expired: keys of the objects of its part that have expired
+        :param announced: keys of the objects of its part that were announced for deletion
         """
-        self._expired[key] = key in expired
-        if expired:
-            self._next_to_expired.add(key)
+        self._vanished[key] = not announced
 
     def vanished(self) -> list[str]:
-        """The sorted keys of those that have not expired."""
-        return sorted(key for key, expired in self._expired.items() if not expired)
-
-    def stuck(self) -> list[str]:
-        """The sorted keys of the vanished objects that a part holds together with expired ones."""
-        return [key for key in self.vanished() if key in self._next_to_expired]
+        """The sorted keys of those that only parts hold which a rerun may remove."""
+        return sorted(key for key, vanished in self._vanished.items() if vanished)
 
 
 class Comparison:
@@ -135,10 +129,6 @@ class Comparison:
                 self._found[place] = 0
                 if item.key not in announced:
                     self._changed.add(place)
-
-    def stuck(self) -> list[str]:
-        """The sorted keys of vanished objects that a part holds together with expired ones."""
-        return self._absent.stuck()
 
     def changes(self) -> Changes:
         """The differences, after all parts were added."""

@@ -42,8 +42,7 @@ class ProvenParts:
     """The parts of the manifest, compared with the raw hour.
 
     :param rows: fingerprint and row of a receipt of each part that exists as the manifest says, by name
-    :param gone: keys of the raw objects that have vanished; not those that expired as announced
-    :param stuck: those of them that a kept part holds, because raw objects next to them have expired
+    :param gone: keys of the raw objects that have vanished; not those that a part with expired ones holds
     :param left_out: keys of the raw objects that exist and are left out, in parts that are not kept
     :param misplaced: keys that are not of this hour by the stream's present templates, and those next to expired
         objects that are of another group
@@ -55,7 +54,6 @@ class ProvenParts:
     kept: KeptParts = NOTHING_KEPT
     rows: Mapping[str, tuple[str, bytes]] = field(default_factory=dict)
     gone: Sequence[str] = ()
-    stuck: Sequence[str] = ()
     left_out: Sequence[str] = ()
     misplaced: Sequence[str] = ()
     objects: int = 0
@@ -225,7 +223,6 @@ class _Comparison:
             KeptParts(tuple(self._stay), tuple(self._again), self._not_held()),
             rows,
             self._absent.vanished(),
-            self._absent.stuck(),
             self._replaced_left_out,
             self._misplaced,
             objects,

@@ -33,7 +33,7 @@ _OPTIONAL_MARKER_KEYS = (
     "older_versions",
 )  # fmt: skip
 # With the values that are not written, so that earlier versions read plans without them.
-_OPTIONAL_PLAN_KEYS = {"in_key_order": True, "vanished": (), "replaced_left_out": ()}
+_OPTIONAL_PLAN_KEYS = {"in_key_order": True, "replaced_left_out": ()}
 # The largest shard or receipt that is read: 20 times one of 156,000 objects, as in an hour of 10 million.
 MAX_DECOMPRESSED_BYTES = 512 * MIB
 
@@ -83,7 +83,6 @@ class PlanSummary:
     :param digests: see :class:`include.log_rollup.hour.plan.ObjectDigests`
     :param replaces: names of parts of earlier plans that existed when this plan was made
     :param in_key_order: see :class:`include.log_rollup.hour.plan.Plan`
-    :param vanished: keys of vanished raw objects in parts that are kept for the expired raw objects in them
     :param replaced_left_out: keys of raw objects that exist and are left out, in parts of earlier plans
     """
 
@@ -98,7 +97,6 @@ class PlanSummary:
     digests: Mapping[str, str]
     replaces: tuple[str, ...]
     in_key_order: bool = True
-    vanished: tuple[str, ...] = ()
     replaced_left_out: tuple[str, ...] = ()
 
 
@@ -386,7 +384,9 @@ class Records:
         def parse(body: dict[str, Any]) -> PlanSummary:
             left_out = LeftOut(**body.pop("left_out"))
             shards = tuple(ShardRef(**ref) for ref in body.pop("shards"))
-            for key in ("replaces", "vanished", "replaced_left_out"):
+            # Written by earlier versions, for a check that the record of expired raw objects now answers.
+            body.pop("vanished", None)
+            for key in ("replaces", "replaced_left_out"):
                 if key in body:
                     body[key] = tuple(body[key])
             return PlanSummary(**body, left_out=left_out, shards=shards)

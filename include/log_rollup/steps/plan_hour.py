@@ -171,8 +171,7 @@ class _Assessment:
     :param packed: rows of receipts of the parts that exist already as planned, by name
     :param replaces: names of existing parts that belong to other plans of this hour
     :param taken: names that no new part may get
-    :param vanished: keys of vanished raw objects that parts keep
-    :param replaced_left_out: keys of raw objects in other parts that exist and are left out
+    :param replaced_left_out: keys of raw objects that exist and are left out, in parts that are not kept
     :param measured: what earlier tries of this plan have measured, by shard
     :param changed_groups: folders of the groups in which parts are written or removed
     :param group_changes: which groups the manifest lacks, and which the plan lacks; None without a manifest
@@ -183,7 +182,6 @@ class _Assessment:
     packed: Mapping[str, bytes]
     replaces: Sequence[str]
     taken: Container[str]
-    vanished: Sequence[str]
     replaced_left_out: Sequence[str]
     measured: Mapping[int, Measured]
     changed_groups: frozenset[str]
@@ -388,7 +386,6 @@ class _Planner:
             holdings.packed,
             replaces,
             taken,
-            proven.stuck,
             sorted(holdings.left_out),
             measured,
             changed_groups=survey.changed_groups(plan, holdings.proven),
@@ -540,7 +537,6 @@ class _Planner:
             plan.digests,
             tuple(assessment.replaces),
             plan.in_key_order,
-            tuple(assessment.vanished),
             tuple(assessment.replaced_left_out),
         )
         records.write_plan(paths.plan(plan_id), summary)

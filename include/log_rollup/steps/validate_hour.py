@@ -118,7 +118,6 @@ class _Expected:
     :param manifest: of a complete hour; None if the hour is being built
     :param digests: of the planned raw objects, if they are in key order over all parts; else None, as for a
         complete hour
-    :param vanished: keys of vanished raw objects that the plan keeps
     :param batches: reads the parts, a few at a time; can be called again
     """
 
@@ -131,7 +130,6 @@ class _Expected:
     measured: Measured
     digests: Mapping[str, str] | None
     batches: Callable[[], Iterator[_Batch]]
-    vanished: frozenset[str] = frozenset()
 
     @property
     def is_complete(self) -> bool:
@@ -181,7 +179,6 @@ def _expected_of_plan(state: HourState, claim: Claim) -> _Expected:
         measured,
         summary.digests if summary.in_key_order else None,
         batches,
-        frozenset(summary.vanished),
     )
 
 
@@ -266,12 +263,6 @@ def _check_raw(store: ObjectStore, state: HourState, rules: InputRules, expected
             _require_own_group(state, expected, part)
         digests.add(part.objects)
     changes = comparison.changes()
-    # In a complete hour, planning has accepted those whose part cannot change.
-    accepted = set(comparison.stuck() if expected.is_complete else expected.vanished)
-    vanished = [key for key in changes.vanished if key not in accepted]
-    if len(vanished) < len(changes.vanished):
-        log.warning("parts hold %d raw objects that have vanished", len(changes.vanished) - len(vanished))
-    changes = replace(changes, vanished=vanished)
     if changes:
         raise _raw_changed(state, expected, changes)
     if comparison.doubled:
