@@ -200,7 +200,7 @@ class SimulatedTransfer:
                     server.misread.add((source.key, found.etag))
             elif fate is Fate.CUT_SHORT:
                 body = body[:-1]
-            return body, Downloaded(len(body), found.etag, None, found.etag_is_md5)
+            return body, Downloaded(len(body), found.etag, None, found.etag_is_md5, len(found.body))
 
         def deliver(answer: tuple[bytes, Downloaded]) -> Downloaded:
             body, result = answer

@@ -265,6 +265,20 @@ def test_range_of_another_length_is_an_error(hook_on: HookFactory, status: int) 
         hook.read_range(Location("logs", "k"), ETAG, 2, 3)
 
 
+@pytest.mark.parametrize("stated", ["bytes 0-2/10", "bytes=0-2/*"])
+def test_other_range_than_requested_is_an_error(hook_on: HookFactory, stated: str) -> None:
+    response = respond(206, b"012", f'ETag: "{ETAG}"', f"Content-Range: {stated}")
+    with Recorder(lambda _: response) as server, hook_on(server) as hook:
+        source = Location("logs", "k")
+        for ask in (
+            lambda first: hook.read_range(source, ETAG, first, 3),
+            lambda first: hook.read_into(source, ETAG, first, memoryview(bytearray(3))),
+        ):
+            with pytest.raises(TransientError, match=r"from 2 on were requested, .* those from 0 on"):
+                ask(2)
+            ask(0)
+
+
 @pytest.mark.parametrize("kind", ["refused", "empty", "ranged", "whole"])
 def test_head_without_a_length_gets_it_from_a_get(hook_on: HookFactory, kind: str) -> None:
     """Supabase Storage omits the length of an empty object."""

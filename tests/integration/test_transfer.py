@@ -212,6 +212,13 @@ def fetch(transfer: SocketTransfer, into: memoryview | bytearray) -> Downloaded 
     return outcome(transfer, lambda done: transfer.get(Location("b", "k"), ETAG, memoryview(into), done))
 
 
+def fetch_range(transfer: SocketTransfer, first: int, into: bytearray) -> Downloaded | Exception:
+    """GET a range of an object."""
+    return outcome(
+        transfer, lambda done: transfer.get_range(Location("b", "k"), ETAG, first, memoryview(into), done)
+    )
+
+
 def store(transfer: SocketTransfer, body: bytes) -> Uploaded | Exception:
     """PUT an object."""
     view = memoryview(body)
@@ -295,6 +302,31 @@ def test_broken_response_is_transient_and_the_next_succeeds(tls: TlsFiles | None
         assert "GET s3://b/k: " in str(failed)
         assert fetch(transfer, into) == Downloaded(len(BODY), ETAG, None, True)
         assert into == BODY
+
+
+@pytest.mark.parametrize(
+    ("status", "stated", "total"),
+    [
+        (206, "bytes 1000-1009/24300", 24300),
+        (200, "Bytes 1000-1009/24300", None),
+        (206, "bytes 1000-1009/*", None),
+        (206, "", None),
+        (
+            200,
+            "bytes 0-9/24300",
+            "the bytes from 1000 on were requested, but the server sent those from 0 on",
+        ),
+    ],
+)
+def test_stated_range_must_be_the_requested_one(status: int, stated: str, total: int | str | None) -> None:
+    head = f'HTTP/1.1 {status} OK\r\nContent-Length: 10\r\nContent-Range: {stated}\r\nETag: "{ETAG}"\r\n\r\n'
+    with ScriptedServer((Reply(head.encode() + BODY[:10]),)) as server, transfer_to(server) as transfer:
+        result = fetch_range(transfer, 1000, bytearray(10))
+    if isinstance(total, str):
+        assert type(result) is TransientError
+        assert total in str(result)
+    else:
+        assert result == Downloaded(10, ETAG, None, True, total)
 
 
 def refusal(status: int, code: str, *headers: str) -> bytes:

@@ -773,7 +773,7 @@ class FakeTransfer:
             body = _flipped(body) if effect is Effect.WRONG_BYTES else body
             body = body[:-1] if effect is Effect.TRUNCATED else body
             stated = "0" * 32 if effect is Effect.WRONG_ETAG else found.etag
-            return body, Downloaded(len(body), stated, None, found.etag_is_md5)
+            return body, Downloaded(len(body), stated, None, found.etag_is_md5, len(found.body))
 
         def arrived(answer: tuple[bytes, Downloaded]) -> Downloaded:
             body, result = answer

@@ -851,6 +851,16 @@ def test_object_that_changed_while_it_passed_completes_no_upload() -> None:
     assert parts(target) == {}
 
 
+def test_object_larger_than_it_was_listed_completes_no_upload() -> None:
+    """With an ETag that did not change, only the size that the server states with each range shows it."""
+    source, target = FakeStore(), FakeStore()
+    packing = Passing(source, target, {"a": LARGE["a"]})
+    source.corrupt(RAW + "a", keep_etag=True, body=LARGE["a"] + b"more")
+    with pytest.raises(TransientError, match="it has 65 bytes, 61 were listed"):
+        packing.run()
+    assert parts(target) == {}
+
+
 def test_upload_is_completed_only_under_the_claim() -> None:
     source, target = FakeStore(), FakeStore()
     answers = iter([True, False])

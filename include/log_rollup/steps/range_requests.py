@@ -176,6 +176,9 @@ class GetRange(Request[Downloaded]):
             return input_changed(source, f"its ETag is {result.etag}, {etag} was planned")
         if result.size != self.size:
             return TransientError(f"{source}: received {result.size} of {self.size} bytes")
+        planned = self.passed.planned.size
+        if result.total not in (None, planned):
+            return TransientError(f"{source}: it has {result.total} bytes, {planned} were listed")
         self.passed.pieces[self.number - 1] = (crc.crc64(self.memory[: self.size]), self.size)
         self.downloaded(self.passed, self.number, self.memory)
         return None

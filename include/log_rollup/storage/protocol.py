@@ -153,12 +153,14 @@ class Downloaded:
     :param size: of the body in bytes; more than the buffer has if the body did not fit
     :param checksum: None if the store keeps none
     :param etag_is_md5: as in :class:`ObjectHead`
+    :param total: size of the whole object, if a range of it was requested and the store states it
     """
 
     size: int
     etag: str
     checksum: Checksum | None
     etag_is_md5: bool
+    total: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,7 @@ from log_rollup_plugin.s3.client_settings import (
     with_tuples,
 )
 from log_rollup_plugin.s3.connector import BucketEndpoint
+from log_rollup_plugin.s3.content_range import other_range_error
 from log_rollup_plugin.s3.deletion import Deleter
 from log_rollup_plugin.s3.direct_lists import DirectLists
 from log_rollup_plugin.s3.error_mapping import limit_redirects, status_and_code, translated
@@ -397,6 +398,7 @@ class PooledS3Hook(S3Hook):
                 Bucket=source.bucket, Key=source.key, Range=span, IfMatch=quoted_etag(source, etag)
             )
             body = _read(response, length)
+        _check_range(response, source, offset)
         if body is None or len(body) != length:
             received = "more" if body is None else f"{len(body)}"
             raise TransientError(f"GET {source}: {received} of {length} bytes came for the range {span}")
@@ -416,6 +418,7 @@ class PooledS3Hook(S3Hook):
                 Bucket=source.bucket, Key=source.key, Range=span, IfMatch=quoted_etag(source, etag)
             )
             received = _read_into(response, into)
+        _check_range(response, source, offset)
         if received != len(into):
             raise TransientError(f"GET {source}: {received} of {len(into)} bytes came for the range {span}")
 
@@ -730,6 +733,12 @@ def connections_left(max_connections: int, hosts: int, control_connections: int)
             f"{hosts} hosts; raise it"
         )
     return left
+
+
+def _check_range(response: Mapping[str, Any], source: Location, first: int) -> None:
+    """Raise an error if a response to GetObject states that it begins with another byte than ``first``."""
+    if error := other_range_error(source, response.get("ContentRange"), first):
+        raise error
 
 
 def _read(response: Mapping[str, Any], limit: int) -> bytes | None:

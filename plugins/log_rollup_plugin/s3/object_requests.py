@@ -19,6 +19,7 @@ from log_rollup_plugin.s3.checksums import (
 )
 from log_rollup_plugin.s3.connection import Body, Connection
 from log_rollup_plugin.s3.connector import BucketEndpoint, proxy_headers
+from log_rollup_plugin.s3.content_range import other_range_error, stated_range
 from log_rollup_plugin.s3.error_mapping import from_response
 
 # How much XML of a response is kept: S3's errors and the results of copies are a few hundred bytes.
@@ -191,15 +192,15 @@ class ObjectRequest(ABC):
 class GetRequest(ObjectRequest):
     """GetObject into a buffer.
 
-    :param ranged: whether it asks for a range of the object
+    :param first: offset of the first byte of the range that it asks for; None if it asks for the whole object
     """
 
     method = operation = "GET"
 
-    def __init__(self, *arguments: Any, buffer: memoryview, ranged: bool = False) -> None:
+    def __init__(self, *arguments: Any, buffer: memoryview, first: int | None = None) -> None:
         super().__init__(*arguments)
         self.buffer: memoryview = buffer
-        self._ranged = ranged
+        self._first = first
         self._size = 0
 
     def on_received(self, size: int) -> None:
@@ -219,16 +220,21 @@ class GetRequest(ObjectRequest):
     def _note_refused_checksums(self) -> None:
         self._checksums.on_read = False
 
-    def _success(self, headers: Mapping[str, str]) -> Downloaded:
+    def _success(self, headers: Mapping[str, str]) -> Downloaded | TransientError:
+        content_range = headers.get("content-range")
+        if error := other_range_error(self.named, content_range, self._first or 0):
+            return error
         etag = headers.get("etag", "").strip('"')
         etag_is_md5 = etag_may_be_md5(
             etag,
             headers.get("x-amz-server-side-encryption"),
             headers.get("x-amz-server-side-encryption-customer-algorithm"),
         )
+        if self._first is None:
+            return Downloaded(self._size, etag, stated_checksum(headers), etag_is_md5)
         # A server may state the CRC of the whole object with a range of it.
-        checksum = None if self._ranged else stated_checksum(headers)
-        return Downloaded(self._size, etag, checksum, etag_is_md5)
+        stated = stated_range(content_range)
+        return Downloaded(self._size, etag, None, etag_is_md5, stated and stated.total)
 
 
 class PutRequest(ObjectRequest):

@@ -147,7 +147,7 @@ class SocketTransfer:
         """Fetch a range of an object, with If-Match. S3 states no CRC of a range.
 
         The status is not compared, because some servers answer 200 instead of 206. If one ignores the range, the
-        size shows it.
+        size shows it; if it sends another range, Content-Range does.
         """
         side = self._side(source)
         headers = [
@@ -157,7 +157,7 @@ class SocketTransfer:
         ]
         request = GetRequest(
             side.endpoints[source.bucket], source, headers, done, self._cancel, side.checksums,
-            buffer=into, ranged=True,
+            buffer=into, first=first,
         )  # fmt: skip
         return self._submit(request, etag)
 
