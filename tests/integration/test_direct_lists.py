@@ -10,6 +10,7 @@ import pytest
 from dev.servers import RcloneServer, S3Server
 from include.log_rollup.errors import (
     AccessError,
+    ListingError,
     MissingBucketError,
     RollupError,
     ThrottledError,
@@ -245,3 +246,16 @@ def test_interim_responses_without_end_are_an_error(
         )
         with hook_on(connection, False) as hook, pytest.raises(TransientError, match="Connection was closed"):
             hook.list_page(Location("logs", "a/"))
+
+
+@pytest.mark.parametrize("many_lists", [True, False])
+def test_listing_of_another_prefix_is_an_error(hook_on: HookFactory, many_lists: bool) -> None:
+    body = EMPTY.replace(b"<IsTruncated>", b"<Prefix>b/</Prefix><IsTruncated>")
+    with Recorder(lambda _: respond(200, body)) as server:
+        connection = json.dumps(
+            {"conn_type": "aws", "login": "k", "password": "s", "extra": {"endpoint_url": server.url}}
+        )
+        with hook_on(connection, many_lists) as hook:
+            for read in (hook.list_page, hook.list_folders, hook.list_times):
+                with pytest.raises(ListingError, match="lists the prefix 'b/' instead"):
+                    read(Location("logs", "a/"))

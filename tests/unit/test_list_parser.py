@@ -407,6 +407,20 @@ def test_empty_page_has_no_newest_object(fast: Lister) -> None:
     assert (found.objects, found.newest, found.truncated) == ([], 0.0, False)
 
 
+@pytest.mark.parametrize("encoding", ["", "<EncodingType>url</EncodingType>"])
+def test_listing_of_another_prefix_is_an_error(fast: Lister, plain: Lister, encoding: str) -> None:
+    """Some servers encode the prefix without saying so, or say so and do not; some state none."""
+    asked = Location("logs", "a+b/ü/")
+    body = page(row("k"), encoding)
+    for lister in (fast, plain):
+        for stated in ("<Prefix>a+b/ü/</Prefix>", "<Prefix>a%2Bb/%C3%BC/</Prefix>", "<Prefix/>", ""):
+            list_parser.check_prefix(lister.list(body.replace("<Prefix>raw/</Prefix>", stated)), asked)
+        for other in ("a+b/", "a%2Bb/%C3%BC/c/", "raw/"):
+            response = lister.list(body.replace("raw/", other))
+            with pytest.raises(ListingError, match=r"lists the prefix '.*' instead"):
+                list_parser.check_prefix(response, asked)
+
+
 @pytest.mark.parametrize("date", ["", "yesterday", "Mon, 99 Nov 2026 09:00:00 GMT", None])
 def test_without_a_date_the_server_time_is_ours(fast: Lister, date: str | None) -> None:
     before = datetime.now(UTC)

@@ -278,6 +278,7 @@ class PooledS3Hook(S3Hook):
                 response = self.client.list_objects_v2(**arguments)
             else:
                 self.requests["ListObjectsV2"] += 1
+        list_parser.check_prefix(response, prefix)
         return response
 
     def list_page(
@@ -312,6 +313,7 @@ class PooledS3Hook(S3Hook):
             arguments["Delimiter"] = delimiter
         with translated("LIST", prefix):
             response = self.client.list_objects_v2(**arguments)
+        list_parser.check_prefix(response, prefix)
         return list_parser.parse_times(response)
 
     def head(self, target: Location) -> ObjectHead | None:

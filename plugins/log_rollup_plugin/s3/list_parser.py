@@ -20,6 +20,7 @@ from include.log_rollup.errors import ListingError, TransientError
 from include.log_rollup.storage.protocol import (
     FolderPage,
     ListPage,
+    Location,
     ObjectInfo,
     TimedObject,
     TimedPage,
@@ -228,6 +229,20 @@ def parse_response(model: Any, headers: Mapping[str, str], body: bytes) -> Mappi
     response: dict[str, Any] = create_parser("rest-xml").parse(raw, model.output_shape)
     handlers.decode_list_object_v2(response, {"encoding_type_auto_set": True})
     return response | found
+
+
+def check_prefix(response: Mapping[str, Any], prefix: Location) -> None:
+    """Refuse the listing of another prefix, as from a cache that ignores the query. Some servers state none.
+
+    :raises ListingError: if the response states another prefix
+    """
+    stated, asked = response.get("Prefix") or "", prefix.key
+    # Some servers encode the prefix without saying so, or say so and do not encode it.
+    if stated not in ("", asked, unquote_plus(asked)) and unquote_plus(str(stated)) != asked:
+        raise ListingError(
+            f"LIST {prefix}: the server lists the prefix {stated!r} instead; check proxies and caches in front of "
+            f"the server, and update or replace the server"
+        )
 
 
 def parse_page(response: Mapping[str, Any], own: Callable[[str], bool] | None = None) -> ListPage:

@@ -312,6 +312,16 @@ class ListedWithAnotherStatus(Quirk):
         return Answer(self.status, {"Content-Type": "text/html"}, self.body.encode())
 
 
+class RawPrefixReplaced(Quirk):
+    """Listings of raw objects are an empty one of another prefix, as Prefix says: a cache ignores the query."""
+
+    def list_objects_v2(self, request: Request) -> Answer:
+        if request.arguments.get("prefix", "").startswith("raw/"):
+            request = _without(request)
+            request.arguments["prefix"] = "raw/none/"
+        return super().list_objects_v2(request)
+
+
 class UploadMarkersRepeat(Quirk):
     """ListMultipartUploads returns the same page with the same markers without end."""
 
