@@ -4,6 +4,9 @@ import argparse
 import io
 import json
 import logging
+import os
+import subprocess
+import sys
 import tomllib
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -20,6 +23,7 @@ from log_rollup_plugin.cli import cost, detect, hours, objects, output
 from log_rollup_plugin.cli.arguments import hour
 from log_rollup_plugin.cli.main import main
 from log_rollup_plugin.cli.output import Answer, ProgressDisplay, printable, printable_record, table
+from log_rollup_plugin.cli.standard_streams import discard
 from tests.support.fake_store import FakeStore
 from tests.support.hour_in_memory import MARKER, make_stream, manifest_of, produce, run_hour
 from tests.support.raw_hours import AGGREGATED, HOUR, RAW
@@ -322,6 +326,57 @@ def test_status_names_objects_that_belong_to_no_hour(run: RunCommand, store: Fak
     assert "2026-11-23T08:00:00Z: 2 objects in the folder of this day belong to no hour" in shown.err
     answer = run("status", "app", "2026-11-23", "--json")
     assert json.loads(answer.out)["hours"][HOUR.hour]["unmatched"] == 2
+
+
+@pytest.mark.parametrize(
+    "arguments", [("status", "app", "2026-11-23"), ("status", "app", "--json"), ("cat", "app", f"{RAW}a.log")]
+)
+def test_output_that_cannot_be_written_ends_with_2(
+    run: RunCommand, store: FakeStore, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    produce(store, {"a.log": b"a" * 30})
+    run_hour(store, make_stream())
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        result = run(*arguments)
+    assert result.code == 2
+    assert result.err == f"log-rollup {arguments[0]}: cannot write the output: No space left on device\n"
+
+
+def test_unexpected_error_ends_with_2(run: RunCommand, store: FakeStore) -> None:
+    store.on("READ", MARKER, AttributeError("unexpected"))
+    result = run("status", "app", "2026-11-23")
+    assert (result.code, result.out) == (2, "")
+    assert result.err.endswith("AttributeError: unexpected\n")
+
+
+def test_message_that_cannot_be_written_changes_no_exit_code(
+    run: RunCommand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Path("/dev/full").open("w", encoding="utf-8", buffering=1) as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        assert run("locate", "app", f"{RAW}a.log").code == 1
+        discard(full)
+
+
+def test_closed_standard_streams_are_opened() -> None:
+    code = """
+import os, sys
+from log_rollup_plugin.cli.standard_streams import open_missing_streams
+open_missing_streams()
+sys.stderr.write(sys.stdin.read())
+try:
+    print("answer", flush=True)
+except OSError:
+    os._exit(7)
+"""
+    shell = 'exec "$0" -c "$1" <&- >&- 2>&-'
+    project = INCLUDE.parent
+    path = os.pathsep.join([str(project), str(project / "plugins")])
+    done = subprocess.run(
+        ["sh", "-c", shell, sys.executable, code], env=os.environ | {"PYTHONPATH": path}, check=False
+    )
+    assert done.returncode == 7
 
 
 def test_version_is_that_of_the_project(capsys: pytest.CaptureFixture[str]) -> None:

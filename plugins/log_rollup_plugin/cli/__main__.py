@@ -8,6 +8,7 @@ from types import FrameType
 
 from log_rollup_plugin.cli.main import main
 from log_rollup_plugin.cli.output import printable_record
+from log_rollup_plugin.cli.standard_streams import discard, open_missing_streams
 
 # Set before Airflow is imported. "server" lets it look up connections in the metadata database too, as its own
 # commands do.
@@ -21,7 +22,20 @@ def interrupt(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+def run() -> int:
+    """Run the command, and return its exit code."""
+    try:
+        return main()
+    finally:
+        try:
+            sys.stderr.flush()
+        except OSError:
+            # Python would try it again at exit, fail, and end with 120.
+            discard(sys.stderr)
+
+
 if __name__ == "__main__":
+    open_missing_streams()
     signal.signal(signal.SIGINT, interrupt)
     logging.setLogRecordFactory(printable_record)
-    sys.exit(main())
+    sys.exit(run())

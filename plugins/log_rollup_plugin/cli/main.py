@@ -2,8 +2,9 @@
 
 import argparse
 import sys
+import traceback
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from typing import Any
 
 from include.log_rollup import __version__
@@ -15,7 +16,7 @@ from include.log_rollup.errors import (
     TransientError,
 )
 from log_rollup_plugin.cli import arguments, cost, detect, doctor, expire, grep, hours, objects, restore
-from log_rollup_plugin.cli.output import Answer, tell
+from log_rollup_plugin.cli.output import Answer, OutputError, tell
 
 OK = 0
 FAILED = 1
@@ -31,7 +32,8 @@ _EPILOG = """\
 exit codes:
   0  OK
   1  the hour or object is wrong or missing, or a check of doctor failed; grep has found nothing
-  2  the command line, the streams file or the connection is wrong; grep could not search everything
+  2  the command line, the streams file or the connection is wrong; grep could not search everything; the output
+     cannot be written; an unexpected error
   3  S3 refuses the request, or cannot be reached
   4  parts are archived: nothing was read; start the same command again when they have been retrieved
   130, 141  interrupted by Ctrl-C; the reader of the output closed the pipe
@@ -58,6 +60,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         answer.discard()
         return CLOSED_PIPE
+    except OutputError as error:
+        answer.discard()
+        tell(f"log-rollup {options.name}: {error}")
+        return USAGE
+    except Exception:
+        # Python would exit with 1, which means that the hour is wrong, or that grep has found nothing.
+        with suppress(OSError):
+            traceback.print_exc()
+        return USAGE
 
 
 def _run(options: argparse.Namespace, answer: Answer) -> int:

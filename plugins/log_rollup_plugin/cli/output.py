@@ -4,13 +4,13 @@ Keys and other data of a bucket may contain any character. :func:`printable` is 
 cannot move the cursor, change earlier output, or look like a separate line.
 """
 
+import io
 import json
 import logging
-import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import IO, Any, Self, TextIO
 
@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from include.log_rollup.units import format_size
+from log_rollup_plugin.cli.standard_streams import discard
 
 LINE_SECONDS = 5.0
 """Interval between lines of progress where there is no terminal."""
@@ -51,6 +52,32 @@ def printable_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
     return record
 
 
+class OutputError(Exception):
+    """Standard output cannot be written. It is not a RollupError, which some commands report in their answer."""
+
+
+class _Output(io.FileIO):
+    """Standard output, whose errors cannot be taken for those of other files and of the network."""
+
+    def write(self, data: Any, /) -> int:
+        """See the base class.
+
+        :raises OutputError: for any error but a closed pipe
+        """
+        with _writing():
+            return super().write(data)
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"cannot write the output: {error.strerror}") from error
+
+
 class Answer:
     """Writes the answer to standard output.
 
@@ -66,26 +93,32 @@ class Answer:
         return self._stream.isatty()
 
     def open_bytes(self) -> IO[bytes]:
-        """Standard output as a stream of bytes. Close it before anything else is written."""
+        """Standard output as a stream of bytes. Close it before anything else is written.
+
+        Its methods, and those below, raise OutputError if standard output cannot be written.
+        """
         # Not stream.buffer, which is unbuffered with PYTHONUNBUFFERED, so that its write() may write only a part.
-        return os.fdopen(self._stream.fileno(), "wb", closefd=False)
+        return io.BufferedWriter(_Output(self._stream.fileno(), "wb", closefd=False))
 
     def json(self, document: Mapping[str, Any], in_one_line: bool = False) -> None:
         """Write one document in printable ASCII, which any terminal or pipe can pass on."""
-        self._stream.write(json_text(document, None if in_one_line else 2) + "\n")
-        self._stream.flush()
+        self._write(json_text(document, None if in_one_line else 2) + "\n")
 
     def lines(self, *lines: str) -> None:
         """Write lines of text, each made :func:`printable`."""
         text = "".join(f"{printable(line)}\n" for line in lines)
         encoding = self._stream.encoding or "utf-8"
         # A terminal that supports only ASCII shows escapes for the rest.
-        self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
-        self._stream.flush()
+        self._write(text.encode(encoding, "backslashreplace").decode(encoding))
+
+    def _write(self, text: str) -> None:
+        with _writing():
+            self._stream.write(text)
+            self._stream.flush()
 
     def discard(self) -> None:
-        """Drop all further output after the reader closed the pipe; Python would fail to flush it at exit."""
-        os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+        """Drop all further output after an error; Python would fail to flush it at exit."""
+        discard(self._stream)
 
 
 def json_text(document: Mapping[str, Any], indent: int | None = None) -> str:
@@ -95,8 +128,14 @@ def json_text(document: Mapping[str, Any], indent: int | None = None) -> str:
 
 
 def tell(message: str) -> None:
-    """Write a line to stderr, made :func:`printable`."""
-    sys.stderr.write(f"{printable(message)}\n")
+    """Write a line to stderr, made :func:`printable`. It is lost if stderr cannot be written."""
+    try:
+        sys.stderr.write(f"{printable(message)}\n")
+    except BrokenPipeError:
+        raise
+    except OSError:
+        # The exit code has to be that of the answer.
+        pass
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int]) -> list[str]:
