@@ -550,3 +550,10 @@ def test_measurements_add_counts_and_keep_highest_peaks(several: list[Measured])
 def test_separator_bytes_belong_to_no_raw_object() -> None:
     objects = tuple(PackedObject(1, "length", False, separator) for separator in (1, 0, 1))
     assert replace(PACKED, objects=objects).separators == 2
+
+
+def test_error_of_a_request_does_not_make_a_plan_missing() -> None:
+    store = FakeStore()
+    store.on("READ", "plan.json", AttributeError("no isatty"))
+    with pytest.raises(AttributeError):
+        Records(store).read_plan(Location("logs", "plan.json"))

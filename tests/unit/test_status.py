@@ -144,6 +144,13 @@ def test_unreadable_record_is_not_an_error(complete_store: FakeStore, error: Exc
     assert status.problem.startswith(f"s3://logs/{MARKER}: ")
 
 
+@pytest.mark.parametrize("error", [AttributeError("no isatty"), MemoryError(), TypeError("no")])
+def test_error_of_a_request_is_no_damaged_record(complete_store: FakeStore, error: Exception) -> None:
+    complete_store.on("READ", MARKER, error)
+    with pytest.raises(type(error)):
+        read_hours(complete_store, STREAM, [HOUR])
+
+
 def test_damaged_claim_leaves_the_hour_being_built(store: FakeStore) -> None:
     plan_hour(store, STREAM, HOUR, "run")
     for body in (b"", b"[]", b"{", b"[" * 200_000, b'{"format": 1}'):

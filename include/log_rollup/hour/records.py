@@ -519,16 +519,24 @@ class Records:
     ) -> T | None:
         try:
             found = self._store.read(source)
-            if found is None:
-                return None
+        except TooLargeError as error:
+            _warn_unreadable(source, error)
+            return None
+        if found is None:
+            return None
+        try:
             text = (
                 decompress(found.body, MAX_DECOMPRESSED_BYTES) if source.key.endswith(".gz") else found.body
             )
             value = json.loads(text)
             return parse(value) if value.pop("format") in formats else None
-        except (TooLargeError, *DAMAGED_ERRORS) as error:
-            log.warning("%s cannot be read (%s); it counts as not there", source, error)
+        except DAMAGED_ERRORS as error:
+            _warn_unreadable(source, error)
             return None
+
+
+def _warn_unreadable(source: Location, error: Exception) -> None:
+    log.warning("%s cannot be read (%s); it counts as not there", source, error)
 
 
 def parse_claim(body: bytes, etag: str = "") -> Claim:

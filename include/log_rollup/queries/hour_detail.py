@@ -16,7 +16,15 @@ from include.log_rollup.hour.manifest import open_manifest, read_manifest_header
 from include.log_rollup.hour.paths import HourPaths
 from include.log_rollup.hour.records import PackedPart, Records
 from include.log_rollup.parallel import in_parallel
-from include.log_rollup.queries.status import Count, HourStatus, HourSummary, Text, read_hours, readable
+from include.log_rollup.queries.status import (
+    Count,
+    HourStatus,
+    HourSummary,
+    Text,
+    read_hours,
+    readable,
+    valid,
+)
 from include.log_rollup.storage.protocol import ObjectStore
 from include.log_rollup.streams import Stream
 
@@ -132,10 +140,9 @@ def read_frames(store: ObjectStore, stream: Stream, hour: datetime, part: str) -
 def _complete(store: ObjectStore, paths: HourPaths, status: HourSummary) -> HourDetail:
     with readable(paths.manifest):
         header = read_manifest_header(store, paths.manifest)
-        if header is None:
-            return HourDetail(
-                status, (), unclear=f"there is no {paths.manifest}, or another version wrote it"
-            )
+    if header is None:
+        return HourDetail(status, (), unclear=f"there is no {paths.manifest}, or another version wrote it")
+    with valid(paths.manifest):
         return HourDetail(status, _PARTS.validate_python(header["parts_table"]))
 
 
@@ -151,8 +158,9 @@ def _building(store: ObjectStore, paths: HourPaths, status: HourSummary) -> Hour
     source = paths.plan(plan_id)
     with readable(source):
         plan = records.read_plan(source)
-        if plan is None:
-            return HourDetail(status, (), unclear=f"there is no {source}, or it cannot be read")
+    if plan is None:
+        return HourDetail(status, (), unclear=f"there is no {source}, or it cannot be read")
+    with valid(source):
         planned = _PLANNED.validate_python(
             {"parts": plan.parts, "objects": plan.objects, "bytes_in": plan.bytes_in}
         )
@@ -163,6 +171,7 @@ def _building(store: ObjectStore, paths: HourPaths, status: HourSummary) -> Hour
         try:
             with readable(receipt_source):
                 receipt = records.read_receipt(receipt_source)
+            with valid(receipt_source):
                 rows = [asdict(_part_status(part)) for part in receipt.parts] if receipt else []
                 return _PARTS.validate_python(rows), ""
         except ProofError as error:

@@ -246,16 +246,31 @@ def _expired(store: ObjectStore, stream: Stream, hour: datetime) -> tuple[Expire
 
 @contextmanager
 def readable(source: Location) -> Iterator[None]:
-    """Convert any error from reading a record's content into a ProofError that names the record.
+    """Convert the errors of a record that cannot be read into a ProofError that names the record.
+
+    Other errors, such as those of requests, are passed on: they do not mean that the record is damaged.
 
     :param source: the record
-    :raises ProofError: if the record is damaged, too large, or has an unexpected structure
+    :raises ProofError: if the record is damaged or too large
     """
     try:
         yield
     except (ProofError, UnreadableRecordError, TooLargeError) as error:
         text = str(error)
         raise ProofError(_encodable_message(text if str(source) in text else f"{source}: {text}")) from error
+
+
+@contextmanager
+def valid(source: Location) -> Iterator[None]:
+    """Convert any error of interpreting a record's content into a ProofError that names the record.
+
+    It must not enclose a request, whose errors are not those of the record.
+
+    :param source: the record
+    :raises ProofError: if the record has an unexpected structure
+    """
+    try:
+        yield
     except ValidationError as error:
         raise ProofError(_encodable_message(f"{source}: is damaged ({_first_problems(error)})")) from error
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError, MemoryError) as error:
