@@ -678,6 +678,58 @@ def test_connection_of_a_cancelled_request_serves_the_next() -> None:
         assert server.connections == len(server.heads) == 1
 
 
+class SlowProxy(Server):
+    """A proxy that answers CONNECT byte by byte.
+
+    :param pause: seconds after each byte
+    """
+
+    def __init__(self, pause: float) -> None:
+        super().__init__()
+        self._pause = pause
+        self.asked = threading.Event()
+        self.ended = threading.Event()
+
+    def serve(self, connection: socket.socket) -> None:
+        """Answer without an end."""
+        read_head(connection)
+        self.asked.set()
+        with suppress(OSError):
+            while not self.ended.wait(self._pause):
+                connection.sendall(b"H")
+
+    def __exit__(self, *exception: object) -> None:
+        self.ended.set()
+        super().__exit__(*exception)
+
+
+@contextmanager
+def tunnel_through(proxy: SlowProxy, seconds: float) -> Iterator[SocketTransfer]:
+    """A transfer through a tunnel; ``seconds`` are those of both timeouts."""
+    endpoint = BucketEndpoint("https://s3.example.invalid", "/b/", "us-east-1", f"http://{proxy.host}")
+    side = TransferSide({"b": endpoint}, Credentials("key", "secret"), settings(seconds=seconds))
+    with closing(SocketTransfer(side, 1)) as transfer:
+        yield transfer
+
+
+def test_answer_to_connect_has_one_time_limit() -> None:
+    with SlowProxy(pause=0.05) as proxy, tunnel_through(proxy, 0.3) as transfer:
+        began = time.monotonic()
+        failed = fetch(transfer, bytearray(10))
+        assert type(failed) is TransientError
+        assert "timed out" in str(failed)
+        assert time.monotonic() - began < 5
+
+
+def test_close_ends_connections_that_are_being_made() -> None:
+    with SlowProxy(pause=60) as proxy:
+        with tunnel_through(proxy, 60) as transfer:
+            transfer.get(Location("b", "k"), ETAG, memoryview(bytearray(10)), lambda _: None)
+            assert proxy.asked.wait(PATIENCE_SECONDS)
+            began = time.monotonic()
+        assert time.monotonic() - began < 5
+
+
 class ForwardProxy(Server):
     """An HTTP proxy that requires a user and a password, and records the request lines."""
 

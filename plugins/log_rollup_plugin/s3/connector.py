@@ -7,8 +7,10 @@ requests with whole URLs to the proxy (for http, and for https where ``proxy_use
 import base64
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -95,7 +97,7 @@ class TlsSettings:
 class Connector:
     """Connects to the endpoints of buckets.
 
-    :param timeout: for connecting, and again for each read and write of a TLS handshake or of CONNECT
+    :param timeout: for connecting, and again for each TLS handshake and for CONNECT
     :param tls: for origins
     :param proxy_tls: for proxies with https URLs; None for the same as to origins, without the client certificate
     :raises ConfigurationError: if a CA file or a client certificate cannot be used, or the URL of a proxy begins
@@ -112,6 +114,9 @@ class Connector:
         self._seconds = timeout.total_seconds()
         # When connecting to an address last failed. Addresses without a failure are tried first.
         self._failed: dict[object, float] = {}
+        # What each thread is connecting now.
+        self._connecting: dict[int, socket.socket] = {}
+        self._is_closed = False
         schemes = {urlsplit(endpoint.proxy).scheme for endpoint in endpoints if endpoint.proxy}
         for endpoint in endpoints:
             if endpoint.proxy and urlsplit(endpoint.proxy).scheme not in _DEFAULT_PORTS:
@@ -128,21 +133,41 @@ class Connector:
     def connect(self, endpoint: BucketEndpoint) -> "Socket":
         """Make a connection; blocks meanwhile. The socket that is returned is in non-blocking mode.
 
-        :raises OSError: if the connection cannot be made
+        :raises OSError: if the connection cannot be made, or :meth:`close` was called
         """
+        try:
+            return self._connect(endpoint)
+        finally:
+            self._connecting.pop(threading.get_ident(), None)
+
+    def close(self) -> None:
+        """Make each :meth:`connect` of another thread fail now, unless it waits for DNS."""
+        self._is_closed = True
+        for connecting in list(self._connecting.values()):
+            # Closing would not wake the thread that waits for the socket. The method of SSLSocket would end TLS.
+            with suppress(OSError):
+                socket.socket.shutdown(connecting, socket.SHUT_RDWR)
+
+    def _begin(self, connecting: socket.socket) -> None:
+        """Let :meth:`close` end what this thread does with a socket."""
+        self._connecting[threading.get_ident()] = connecting
+        if self._is_closed:
+            raise OSError("the transfer was closed")
+
+    def _connect(self, endpoint: BucketEndpoint) -> "Socket":
         origin, proxy = urlsplit(endpoint.origin), urlsplit(endpoint.proxy)
         first = proxy if endpoint.proxy else origin
         connected: Socket = self._connect_tcp(
             first.hostname or "", first.port or _DEFAULT_PORTS[first.scheme]
         )
         try:
-            connected.settimeout(self._seconds)
             if proxy.scheme == "https":
-                connected = _start_tls(self._proxy_tls, connected, proxy.hostname)
+                connected = self._start_tls(self._proxy_tls, connected, proxy.hostname)
             if endpoint.tunnelled:
-                _open_tunnel(connected, endpoint, origin.port or _DEFAULT_PORTS[origin.scheme])
+                until = time.monotonic() + self._seconds
+                _open_tunnel(connected, endpoint, origin.port or _DEFAULT_PORTS[origin.scheme], until)
             if endpoint.secure and not endpoint.forwarded:
-                connected = _start_tls(self._tls, connected, origin.hostname)
+                connected = self._start_tls(self._tls, connected, origin.hostname)
             connected.setblocking(False)
         except BaseException:
             connected.close()
@@ -163,6 +188,7 @@ class Connector:
                 problem = error
                 continue
             try:
+                self._begin(connected)
                 connected.settimeout(min(self._seconds, max(share, limits.ADDRESS_CONNECT_SECONDS)))
                 connected.connect(address)
                 _set_options(connected)
@@ -177,6 +203,24 @@ class Connector:
                 self._failed.pop(address, None)
                 return connected
         raise problem
+
+    def _start_tls(self, context: ssl.SSLContext | None, connected: "Socket", host: str | None) -> "Socket":
+        assert context is not None
+        # DNS names may end with a dot; the names in certificates don't.
+        name = (host or "").rstrip(".")
+        if isinstance(connected, ssl.SSLSocket):
+            return NestedTls(connected, context, name, time.monotonic() + self._seconds)
+        assert isinstance(connected, socket.socket)
+        connected.settimeout(self._seconds)
+        secured = context.wrap_socket(connected, server_hostname=name, do_handshake_on_connect=False)
+        try:
+            self._begin(secured)
+            # Its time-out holds for the handshake as a whole.
+            secured.do_handshake()
+        except BaseException:
+            secured.close()
+            raise
+        return secured
 
 
 def proxy_headers(endpoint: BucketEndpoint) -> dict[str, str]:
@@ -197,18 +241,34 @@ def _set_options(connected: socket.socket) -> None:
             connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), limits.TCP_KEEP_ALIVE_SECONDS)
 
 
-def _open_tunnel(connected: "Socket", endpoint: BucketEndpoint, port: int) -> None:
+def _wait_until(connected: socket.socket, until: float) -> None:
+    """Limit the next operation of a socket.
+
+    :param until: in monotonic seconds
+    :raises TimeoutError: if that time is over
+    """
+    left = until - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("timed out")
+    connected.settimeout(left)
+
+
+def _open_tunnel(connected: "Socket", endpoint: BucketEndpoint, port: int, until: float) -> None:
     """Ask the proxy for a tunnel to the origin.
 
-    :raises OSError: if the proxy refuses
+    :param until: the time limit in monotonic seconds, also if the response arrives byte by byte
+    :raises OSError: if the proxy refuses, or the time is over
     """
+    assert isinstance(connected, socket.socket)
     host = urlsplit(endpoint.origin).hostname or ""
     target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     headers = {"Host": target, **proxy_headers(endpoint)}
     lines = [f"CONNECT {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
+    _wait_until(connected, until)
     connected.sendall("\r\n".join((*lines, "", "")).encode())
     response = b""
     while b"\r\n\r\n" not in response:
+        _wait_until(connected, until)
         chunk = connected.recv(4 * KIB)
         if not chunk or len(response) > LONGEST_TUNNEL_RESPONSE_BYTES:
             raise OSError("the proxy closed the connection, or did not answer CONNECT in HTTP")
@@ -217,16 +277,6 @@ def _open_tunnel(connected: "Socket", endpoint: BucketEndpoint, port: int) -> No
     if not status.startswith("200"):
         # The message of http.client, so that error_mapping knows it from both planes.
         raise OSError(f"Tunnel connection failed: {status}")
-
-
-def _start_tls(context: ssl.SSLContext | None, connected: "Socket", host: str | None) -> "Socket":
-    assert context is not None
-    # DNS names may end with a dot; the names in certificates don't.
-    name = (host or "").rstrip(".")
-    if isinstance(connected, ssl.SSLSocket):
-        return NestedTls(connected, context, name)
-    assert isinstance(connected, socket.socket)
-    return context.wrap_socket(connected, server_hostname=name)
 
 
 def _context(settings: TlsSettings) -> ssl.SSLContext:
@@ -269,9 +319,11 @@ class NestedTls:
     """TLS inside the TLS connection to a proxy, with the methods of a socket that a connection needs.
 
     :param outer: connection to the proxy, blocking until :meth:`setblocking`
+    :param until: the time limit of the handshake, in monotonic seconds
+    :raises OSError: if the handshake fails, or its time is over
     """
 
-    def __init__(self, outer: ssl.SSLSocket, context: ssl.SSLContext, host: str) -> None:
+    def __init__(self, outer: ssl.SSLSocket, context: ssl.SSLContext, host: str, until: float) -> None:
         self._outer = outer
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._inner = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
@@ -280,6 +332,7 @@ class NestedTls:
         # How many bytes of the present send() are encrypted, but not all sent.
         self._encrypted = 0
         while True:
+            _wait_until(outer, until)
             try:
                 self._inner.do_handshake()
             except ssl.SSLWantReadError:
@@ -322,19 +375,9 @@ class NestedTls:
         sent, self._encrypted = self._encrypted, 0
         return sent
 
-    def sendall(self, data: bytes) -> None:
-        """Send all of the data, on a blocking connection."""
-        view = memoryview(data)
-        while view:
-            view = view[self.send(view) :]
-
     def fileno(self) -> int:
         """File descriptor of the socket."""
         return self._outer.fileno()
-
-    def settimeout(self, seconds: float | None) -> None:
-        """See :meth:`socket.socket.settimeout`."""
-        self._outer.settimeout(seconds)
 
     def setblocking(self, blocking: bool) -> None:
         """See :meth:`socket.socket.setblocking`."""

@@ -295,7 +295,9 @@ class SocketTransfer:
         self._pool.wake()
 
     def close(self) -> None:
-        """Close every connection."""
+        """Close every connection, also those that are being made."""
+        for side in (self._source, self._target):
+            side.connector.close()
         self._pool.close()
 
     def _report(self) -> bool:
