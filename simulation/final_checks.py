@@ -199,6 +199,8 @@ class FinalChecks:
         name = type(error).__name__
         raw = world.raw_objects()
         inputs = [key for key, stored in raw.items() if world.hour.is_input(key, len(stored.body))]
+        if "these parts are not as they were proven" in str(error):
+            return bool(world.hour.announced) and bool(world.checker.damaged_bodies)
         if name == "VanishedInputError":
             # Of a damaged part, and without the record, what has expired counts as vanished.
             is_lost = world.checker.records_damaged or bool(world.checker.damaged_bodies)

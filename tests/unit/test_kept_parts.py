@@ -603,6 +603,22 @@ def test_record_that_is_listed_but_not_found_is_read_again(
     assert verify_hour(store, STREAM, HOUR, deep=True).problems == []
 
 
+def test_damaged_announced_part_of_other_settings_is_refused(store: FakeStore) -> None:
+    """It could not be packed under its name, and no run may remove it."""
+    store.on("DELETE", RAW, TransientError("no answer"))
+    with pytest.raises(TransientError):
+        expire(store)
+    store.corrupt(part_key(store, 0))
+    other = streaming(ensure_newline=True)
+    with pytest.raises(VanishedInputError, match="move them away: what they held is then packed again"):
+        plan_hour(store, other, HOUR, "again")
+    store.vanish(part_key(store, 0))
+    run_hour(store, other)
+    expire(store, other)
+    assert verify_hour(store, other, HOUR, deep=True).problems == []
+    assert plan_hour(store, other, HOUR, "again").unchanged
+
+
 def test_copied_part_is_proven_without_its_raw_object() -> None:
     for keeps_crc in (True, False):
         store = FakeStore(control_connections=1, keeps_crc=keeps_crc)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from include.log_rollup.hour.changes import AbsentObjects, KeyIndex, expired_keys
 from include.log_rollup.hour.expiry_record import ExpiryRecord
-from include.log_rollup.hour.layout import folder_of
+from include.log_rollup.hour.layout import folder_of, has_tag
 from include.log_rollup.hour.manifest import ManifestReader
 from include.log_rollup.hour.parts import is_as_written
 from include.log_rollup.hour.plan import NOTHING_KEPT, KeptParts, PlannedPart, WriteOptions, is_planned_again
@@ -47,8 +47,8 @@ class ProvenParts:
     :param misplaced: keys that are not of this hour by the stream's present templates, and those next to expired
         objects that are of another group
     :param objects: number of raw objects in the manifest
-    :param damaged: what is wrong with parts that exist otherwise than they were proven, and that may be the last
-        copy of expired raw objects, by name
+    :param damaged: what is wrong with parts that were announced in the record of expired raw objects, exist
+        otherwise than they were proven, and are not packed again as they were, by name
     """
 
     kept: KeptParts = NOTHING_KEPT
@@ -93,16 +93,18 @@ def read_proven_parts(
     for planned, packed in manifest.parts():
         objects += len(planned.objects)
         exists = is_as_written(packed, parts)
-        if not exists and packed.name in parts and not comparison.are_announced_listed(planned):
+        problem = None
+        if not exists and packed.name in parts and expired_keys(planned, expiry):
             # It was written again. Proven without its raw objects, it may stay.
             packed = replace(packed, etag=parts[packed.name].etag, proof=None)
             problem = problem_of(planned, packed)
             exists = problem is None
-            if problem:
-                damaged[packed.name] = problem
         if exists:
             rows[packed.name] = packed.fingerprint, compressed_row(packed)
-        comparison.add(planned, exists, packed.name in taken)
+        is_planned = comparison.add(planned, exists, packed.name in taken)
+        # No run removes it, and a name with a tag has to be in the manifest as long as the part exists.
+        if problem and not is_planned and (has_tag(packed.name) or not comparison.lists_announced(planned)):
+            damaged[packed.name] = problem
     if rules.merge:
         comparison.merge_small_parts()
     return replace(comparison.result(rows, objects), damaged=damaged)
@@ -134,17 +136,18 @@ class _Comparison:
         self._replaced_left_out: list[str] = []
         self._misplaced: list[str] = []
 
-    def are_announced_listed(self, planned: PlannedPart) -> bool:
+    def lists_announced(self, planned: PlannedPart) -> bool:
         """Whether all raw objects of a part that were announced for deletion exist as they were packed."""
         announced = expired_keys(planned, self._expiry)
         places = ((self._index.place(item.key), item) for item in planned.objects if item.key in announced)
         return all(place is not None and self._chosen[place] == item for place, item in places)
 
-    def add(self, planned: PlannedPart, exists: bool, is_taken: bool) -> None:
+    def add(self, planned: PlannedPart, exists: bool, is_taken: bool) -> bool:
         """Add a part.
 
         :param exists: whether it exists as the manifest says
         :param is_taken: whether the plan may use its name only if raw objects in it have expired
+        :returns: whether it stays, or is packed again as it was
         """
         expired = expired_keys(planned, self._expiry) if exists else ()
         find_folder = self._rules.find_folder
@@ -168,7 +171,8 @@ class _Comparison:
             self._set_held(same, 1)
             # A version in an earlier part is not the newest one, even if the object has its content again.
             self._set_held(older, 0)
-        elif len(same) == len(planned.objects) and not self._rules.repack and self._is_in_its_group(planned):
+            return True
+        if len(same) == len(planned.objects) and not self._rules.repack and self._is_in_its_group(planned):
             # With the listed objects: those of the manifest need not stay in memory.
             kept = replace(planned, objects=tuple(self._chosen[place] for place in same))
             if exists and not is_taken:
@@ -176,8 +180,10 @@ class _Comparison:
             elif is_planned_again(kept, self._rules.part_size, self._rules.options):
                 self._again.append(kept)
             else:
-                return
+                return False
             self._set_held(same, 1)
+            return True
+        return False
 
     def _set_held(self, places: Iterable[int], held: int) -> None:
         for place in places:

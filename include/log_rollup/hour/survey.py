@@ -452,10 +452,10 @@ def refuse_damaged(paths: HourPaths, proven: ProvenParts) -> None:
     more = f"; and {len(proven.damaged) - MAX_SHOWN:,} more" if len(proven.damaged) > MAX_SHOWN else ""
     raise VanishedInputError(
         f"hour {format_hour(paths.hour)}: raw objects of {len(proven.damaged):,} parts under {paths.aggregated} "
-        f"have expired, but these parts are not as they were proven ({shown}{more}). Nothing else has their "
-        f"bytes, so nothing was changed, and no run removes them, with 'drop_vanished' neither. Restore them from "
-        f"older versions or from a copy, then clear the run from plan_hour on. If that is impossible, move them "
-        f"away: what they held then counts as vanished."
+        f"have expired or were about to, but these parts are not as they were proven ({shown}{more}). Nothing "
+        f"else may have their bytes, so nothing was changed, and no run removes them, with 'drop_vanished' "
+        f"neither. Restore them from older versions or from a copy, then clear the run from plan_hour on. If that "
+        f"is impossible, move them away: what they held is then packed again if it still exists, or has vanished."
     )
 
 
