@@ -92,6 +92,10 @@ class ThrottledError(TransientError):
     """S3 answered that there are too many requests (SlowDown)."""
 
 
+class ForeignResponseError(TransientError):
+    """The response is not one of S3: a proxy or load balancer may have sent it."""
+
+
 class ListingError(PermanentError):
     """The listing of a prefix contradicts itself, so it cannot be used."""
 

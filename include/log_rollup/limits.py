@@ -208,6 +208,12 @@ REQUEST_FIRST_WAIT_SECONDS = 0.2
 REQUEST_LONGEST_WAIT_SECONDS = 30.0
 """`pack_shard`: the most to wait between two tries, also where S3's `Retry-After` asks for more."""
 
+FOREIGN_TRIES = 4
+"""boto3: tries of a LIST or GET whose response is not one of S3; the waits between them add up to 1.4 to 2.8 s."""
+
+FOREIGN_FIRST_WAIT_SECONDS = 0.2
+"""After try n of such a request, the wait is a random time between half and all of this times 2^n."""
+
 DELETE_TRIES = 6
 """Tries of keys that DeleteObjects could not delete for the moment; the waits add up to 6 to 12 s."""
 

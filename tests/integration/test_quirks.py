@@ -159,6 +159,7 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retry almost at once; other tests cover the waits."""
     monkeypatch.setattr("include.log_rollup.limits.REQUEST_FIRST_WAIT_SECONDS", 0.001)
     monkeypatch.setattr("include.log_rollup.limits.REQUEST_LONGEST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr("include.log_rollup.limits.FOREIGN_FIRST_WAIT_SECONDS", 0.001)
     monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda *_: 0.001)
 
 

@@ -16,6 +16,7 @@ from include.log_rollup import limits
 from include.log_rollup.crc import crc64, to_header
 from include.log_rollup.errors import (
     AccessError,
+    ForeignResponseError,
     InputChangedError,
     MissingBucketError,
     NotFoundError,
@@ -52,6 +53,7 @@ def hook_on(monkeypatch: pytest.MonkeyPatch) -> HookFactory:
         connection = {"conn_type": "aws", "login": "key", "password": "secret", "extra": extra}
         monkeypatch.setenv("AIRFLOW_CONN_RECORDER", json.dumps(connection))
         monkeypatch.setattr(limits, "DELETE_FIRST_WAIT_SECONDS", 0.001)
+        monkeypatch.setattr(limits, "FOREIGN_FIRST_WAIT_SECONDS", 0.001)
         return PooledS3Hook(aws_conn_id="recorder", max_connections=3)
 
     return make
@@ -300,6 +302,63 @@ def test_head_without_a_length_gets_it_from_a_get(hook_on: HookFactory, kind: st
             assert head is not None
             assert head.size == size
     assert server.requests[1]["range"] == "bytes=0-0"
+
+
+PAGE_OF_A_PROXY = respond(404, b"<html>default backend</html>", "Content-Type: text/html")
+LISTED = b"<ListBucketResult><Contents><Key>k</Key><Size>5</Size></Contents></ListBucketResult>"
+NOT_LISTED = b"<ListBucketResult></ListBucketResult>"
+
+
+@pytest.mark.parametrize("call", [PooledS3Hook.head, PooledS3Hook.read])
+def test_404_of_a_proxy_is_tried_again(hook_on: HookFactory, call: Callable[..., object]) -> None:
+    def answer(request: Recorded) -> bytes:
+        if "list-type" in request.target:
+            return respond(200, LISTED)
+        if len(server.requests) < 3:
+            return respond(404) if request.method == "HEAD" else PAGE_OF_A_PROXY
+        return like_s3(request)
+
+    with Recorder(answer) as server, hook_on(server) as hook:
+        assert call(hook, Location("logs", "k")) is not None
+
+
+@pytest.mark.parametrize("call", [PooledS3Hook.head, PooledS3Hook.read])
+def test_404_of_a_proxy_is_no_missing_object(hook_on: HookFactory, call: Callable[..., object]) -> None:
+    listed = [LISTED]
+
+    def answer(request: Recorded) -> bytes:
+        return respond(200, listed[0]) if "list-type" in request.target else PAGE_OF_A_PROXY
+
+    with Recorder(answer) as server, hook_on(server) as hook:
+        with pytest.raises(ForeignResponseError, match="the object is listed"):
+            call(hook, Location("logs", "k"))
+        listed[0] = NOT_LISTED
+        assert call(hook, Location("logs", "k")) is None
+
+
+def test_list_is_tried_again_after_a_404_of_a_proxy(hook_on: HookFactory) -> None:
+    def answer(_: Recorded) -> bytes:
+        return PAGE_OF_A_PROXY if len(server.requests) < 3 else respond(200, LISTED)
+
+    with Recorder(answer) as server, hook_on(server) as hook:
+        assert [row.key for row in hook.list_page(Location("logs", "")).objects] == ["k"]
+
+
+@pytest.mark.parametrize(
+    "delete",
+    [
+        lambda hook, target: hook.delete_if(target, ETAG),
+        lambda hook, target: hook.delete(target.bucket, [target.key]),
+    ],
+)
+def test_404_of_a_proxy_to_a_delete_is_an_error(
+    hook_on: HookFactory, delete: Callable[[PooledS3Hook, Location], object]
+) -> None:
+    def answer(request: Recorded) -> bytes:
+        return PAGE_OF_A_PROXY if request.method == "DELETE" else like_s3(request)
+
+    with Recorder(answer) as server, hook_on(server) as hook, pytest.raises(ForeignResponseError):
+        delete(hook, Location("logs", "k"))
 
 
 @pytest.mark.parametrize("value", ["!", "AAAA", "AAAAAAAAAAAAAAAA"])

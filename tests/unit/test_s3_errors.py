@@ -26,6 +26,7 @@ from include.log_rollup.errors import (
     ChangedBufferError,
     ConfigurationError,
     CredentialsError,
+    ForeignResponseError,
     InputChangedError,
     ListingError,
     MissingBucketError,
@@ -131,6 +132,14 @@ def test_status_counts_without_a_code(status: int, kind: type[RollupError], code
     error = response(status, str(status) if code is None else code, operation="HEAD")
     assert type(error) is kind
     assert str(error).startswith(f"HEAD {OBJECT}: S3 answered {status}")
+
+
+@pytest.mark.parametrize("operation", ["GET", "PUT", "COPY", "DELETE", "LIST"])
+def test_404_without_a_code_is_not_one_of_s3(operation: str) -> None:
+    error = response(404, "404", operation=operation)
+    assert type(error) is ForeignResponseError
+    assert "a proxy or load balancer may have sent this" in str(error)
+    assert isinstance(response(404, "NoSuchKey", operation=operation), NotFoundError)
 
 
 def test_code_of_a_head_is_read_from_minios_header() -> None:

@@ -87,6 +87,16 @@ def assert_clear_completes(store: FakeStore, stream: Stream = STREAM, *, drop_va
     assert_complete(store, stream)
 
 
+def test_listed_part_that_a_head_misses_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = packed_hour()
+    missing, head = part_key(store, FIRST), store.head
+    monkeypatch.setattr(store, "head", lambda place: None if place.key == missing else head(place))
+    assert "S3 answered 404, but the object is listed" in refusal(store, TransientError)
+    assert store.has(missing)
+    monkeypatch.undo()
+    validate_hour(store, STREAM, HOUR)
+
+
 # -- proofs --------------------------------------------------------------------------------------------
 
 

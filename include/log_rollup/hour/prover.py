@@ -15,6 +15,7 @@ from include.log_rollup.errors import (
     InputChangedError,
     NotFoundError,
     ProofError,
+    TransientError,
     UnsupportedOperationError,
 )
 from include.log_rollup.hour.parts import part_problem, read_pieces, read_runs
@@ -132,7 +133,11 @@ class PartProver:
         problem = part_problem(planned, packed, self._parts.get(planned.name))
         if problem or packed is None:
             return problem or "it was not packed"
-        head = self._store.head(self._paths.part(planned.name))
+        place = self._paths.part(planned.name)
+        head = self._store.head(place)
+        if head is None and any(row.key == place.key for row in self._store.list_page(place).objects):
+            # Not a failure of the part: a proxy may have sent the response.
+            raise TransientError(f"HEAD {place}: S3 answered 404, but the object is listed")
         if head is None or head.etag != packed.etag:
             return "it was overwritten while it was validated"
         stored = head.crc64nvme if self._crc_is_checked else None

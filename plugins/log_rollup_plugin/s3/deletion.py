@@ -13,6 +13,7 @@ from include.log_rollup import limits
 from include.log_rollup.errors import (
     ConfigurationError,
     CredentialsError,
+    ForeignResponseError,
     MissingBucketError,
     NotFoundError,
     PermanentError,
@@ -21,7 +22,7 @@ from include.log_rollup.errors import (
 )
 from include.log_rollup.storage.protocol import Location, ObjectHead
 from log_rollup_plugin.s3.checksums import may_refuse_header, quoted_etag
-from log_rollup_plugin.s3.error_mapping import from_code, status_and_code, translated
+from log_rollup_plugin.s3.error_mapping import from_code, is_code, status_and_code, translated
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ class Deleter:
                 status, code = status_and_code(error)
                 if status == 412:
                     return False
-                if status == 404 and code != "NoSuchBucket":
+                if status == 404 and code != "NoSuchBucket" and (is_code(code) or self._head(target) is None):
                     return True
                 if not may_refuse_header(status, code):
                     raise
@@ -114,6 +115,9 @@ class Deleter:
                 self._client.delete_object(Bucket=target.bucket, Key=target.key)
         except NotFoundError:
             log.debug("%s was gone before it was deleted", target)
+        except ForeignResponseError:
+            if self._head(target) is not None:
+                raise
 
     def _delete_batch(self, bucket: str, keys: Sequence[str]) -> list[str]:
         """Delete objects with DeleteObjects; returns the keys that have to be deleted one by one."""
@@ -126,7 +130,7 @@ class Deleter:
                     )
             except (CredentialsError, MissingBucketError, ConfigurationError):
                 raise
-            except PermanentError as error:
+            except (PermanentError, ForeignResponseError) as error:
                 return self._without_batches(bucket, left, error)
             failed = _errors_by_key(bucket, left, response)
             deleted = {row.get("Key") for row in response.get("Deleted", ())}

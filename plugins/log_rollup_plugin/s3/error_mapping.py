@@ -24,6 +24,7 @@ from include.log_rollup.errors import (
     ArchivedError,
     ConfigurationError,
     CredentialsError,
+    ForeignResponseError,
     InputChangedError,
     ListingError,
     MissingBucketError,
@@ -61,6 +62,11 @@ _THROTTLE = ErrorRule(ThrottledError)
 _RETRY = ErrorRule(TransientError)
 _CHANGED = ErrorRule(InputChangedError)
 _MISSING = ErrorRule(NotFoundError)
+_FOREIGN = ErrorRule(
+    ForeignResponseError,
+    "S3 would state an error code, so a proxy or load balancer may have sent this; if it continues, fix "
+    "'endpoint_url' of the connection",
+)
 _MISSING_BUCKET = ErrorRule(
     MissingBucketError,
     "create the bucket '{bucket}', or fix 'raw' and 'aggregated' of the stream or the region of its connection",
@@ -327,10 +333,13 @@ def from_response(
     :param headers: of the response, names in lower case
     """
     # MinIO puts the error code of a HEAD into a header.
-    if not _is_code(code) and (stated := headers.get("x-minio-error-code", "").strip('"')):
+    if not is_code(code) and (stated := headers.get("x-minio-error-code", "").strip('"')):
         code = stated
-    what = f"{operation} {target}: S3 answered {status}" + (f" {code}" if _is_code(code) else "")
+    what = f"{operation} {target}: S3 answered {status}" + (f" {code}" if is_code(code) else "")
     rule = _rule_for(500 if status == 200 else status, code)
+    # The response to a HEAD has no body, and so never a code.
+    if rule is _MISSING and not is_code(code) and operation != "HEAD":
+        rule = _FOREIGN
     return _error(rule, what, message, operation, target, headers)
 
 
@@ -343,7 +352,8 @@ def from_code(operation: str, target: Location, code: str, message: str) -> Roll
     return _error(_rule_for(0, code), what, message, operation, target, {})
 
 
-def _is_code(code: str) -> bool:
+def is_code(code: str) -> bool:
+    """Whether it is an error code of S3; botocore takes the status as the code of a response without one."""
     return bool(code) and not code.isdecimal()
 
 
@@ -353,7 +363,7 @@ def _rule_for(status: int, code: str) -> ErrorRule:
         return CODES[code]
     if code.startswith(KEY_CODE_PREFIXES):
         return _KEY_MANAGEMENT
-    if not _is_code(code):
+    if not is_code(code):
         status = int(code) if code else status
         if status in STATUSES_WITHOUT_CODE:
             return STATUSES_WITHOUT_CODE[status]

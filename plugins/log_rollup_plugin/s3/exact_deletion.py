@@ -24,7 +24,7 @@ from include.log_rollup.parallel import in_parallel
 from include.log_rollup.storage.protocol import DeleteResult, Location, ObjectHead, ObjectInfo
 from log_rollup_plugin.s3.checksums import quoted_etag
 from log_rollup_plugin.s3.deletion import BATCH_SIZE, NOT_IN_XML, wait_for_next_try
-from log_rollup_plugin.s3.error_mapping import from_code, status_and_code, translated
+from log_rollup_plugin.s3.error_mapping import from_code, is_code, status_and_code, translated
 
 log = logging.getLogger(__name__)
 
@@ -220,7 +220,8 @@ class ExactDeleter:
                     raise
                 if status == 403:
                     self._sort_error(outcome, item, bucket, code, str(error))
-                elif status == 412:
+                elif status == 412 or not is_code(code):
+                    # A proxy may have sent a 404 without a code.
                     outcome.unmet.append(item)
         return outcome
 

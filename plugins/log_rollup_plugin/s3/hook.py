@@ -1,13 +1,16 @@
 """S3 for the pipeline: the amazon provider's hook with a hard cap on the connections that it opens."""
 
 import logging
+import random
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from functools import cached_property
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
 
 from airflow.providers.amazon.aws.hooks.s3 import S3Hook
@@ -18,7 +21,9 @@ from include.log_rollup import crc, limits
 from include.log_rollup.errors import (
     AccessError,
     ConfigurationError,
+    ForeignResponseError,
     NotFoundError,
+    RollupError,
     TooLargeError,
     TransientError,
     UnsupportedOperationError,
@@ -62,6 +67,8 @@ from log_rollup_plugin.s3.exact_deletion import ExactDeleter
 from log_rollup_plugin.s3.transfer import SocketTransfer, TransferSettings, TransferSide
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 READ_CHUNK_BYTES = MIB
 # The object is being retrieved already, or it can be read.
@@ -274,12 +281,30 @@ class PooledS3Hook(S3Hook):
         arguments = {"Bucket": prefix.bucket, "Prefix": prefix.key, **options}
         with translated("LIST", prefix):
             response = self._direct_lists.send(arguments) if self._direct_lists else None
-            if response is None:
-                response = self.client.list_objects_v2(**arguments)
-            else:
-                self.requests["ListObjectsV2"] += 1
+        if response is None:
+            response = self._list_with_boto3(prefix, arguments)
+        else:
+            self.requests["ListObjectsV2"] += 1
         list_parser.check_prefix(response, prefix)
         return response
+
+    def _list_with_boto3(self, prefix: Location, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        def once() -> Mapping[str, Any]:
+            with translated("LIST", prefix):
+                response: Mapping[str, Any] = self.client.list_objects_v2(**arguments)
+            return response
+
+        return _until_from_s3(once)
+
+    def _assert_not_listed(self, target: Location, error: RollupError) -> None:
+        """Make sure that an object does not exist, after a 404 that may not be of S3.
+
+        :raises ForeignResponseError: if it is listed
+        """
+        if any(row.key == target.key for row in self.list_page(target).objects):
+            raise ForeignResponseError(
+                f"{error}; but the object is listed, so a proxy or load balancer may have sent this"
+            ) from error
 
     def list_page(
         self,
@@ -311,20 +336,24 @@ class PooledS3Hook(S3Hook):
             arguments["StartAfter"] = start_after
         if delimiter:
             arguments["Delimiter"] = delimiter
-        with translated("LIST", prefix):
-            response = self.client.list_objects_v2(**arguments)
+        response = self._list_with_boto3(prefix, arguments)
         list_parser.check_prefix(response, prefix)
         return list_parser.parse_times(response)
 
     def head(self, target: Location) -> ObjectHead | None:
         """Size, ETag and CRC of an object; None if there is none."""
+        return _until_from_s3(lambda: self._head_once(target))
+
+    def _head_once(self, target: Location) -> ObjectHead | None:
         try:
             with translated("HEAD", target):
                 response = self._head(target)
                 size = response.get("ContentLength")
                 if size is None:
                     size = self._size_by_get(target)
-        except NotFoundError:
+        except NotFoundError as error:
+            if not _has_headers_of_s3(error):
+                self._assert_not_listed(target, error)
             return None
         etag = response.get("ETag", "").strip('"')
         whole = response.get("ChecksumType", "FULL_OBJECT") == "FULL_OBJECT"
@@ -379,11 +408,17 @@ class PooledS3Hook(S3Hook):
 
         :raises TooLargeError: if it has more than ``limit`` bytes
         """
+        return _until_from_s3(lambda: self._read_once(source, limit))
+
+    def _read_once(self, source: Location, limit: int) -> StoredObject | None:
         try:
             with translated("GET", source):
                 response = self.client.get_object(Bucket=source.bucket, Key=source.key)
                 body = _read(response, limit)
         except NotFoundError:
+            return None
+        except ForeignResponseError as error:
+            self._assert_not_listed(source, error)
             return None
         if body is None:
             raise TooLargeError(f"GET {source}: it is larger than {limit} bytes, the most that is read of it")
@@ -707,7 +742,9 @@ class PooledS3Hook(S3Hook):
 
     def _relocate(self, bucket: str) -> BucketEndpoint:
         """The endpoint of a bucket whose requests are redirected: boto3 follows the redirect and remembers it."""
-        self.head(Location(bucket, "k"))
+        place = Location(bucket, "k")
+        with suppress(NotFoundError), translated("HEAD", place):
+            self._head(place)
         return self._settings.endpoint(self._settings.get_request(bucket))
 
     @cached_property
@@ -741,6 +778,29 @@ def _check_range(response: Mapping[str, Any], source: Location, first: int) -> N
     """Raise an error if a response to GetObject states that it begins with another byte than ``first``."""
     if error := other_range_error(source, response.get("ContentRange"), first):
         raise error
+
+
+def _until_from_s3(send: Callable[[], T]) -> T:
+    """Send a request, and again while the response is not one of S3, as from a load balancer for a moment.
+
+    :raises ForeignResponseError: after some tries
+    """
+    for tried in range(1, limits.FOREIGN_TRIES):
+        try:
+            return send()
+        except ForeignResponseError as error:
+            log.info("trying again: %s", error)
+        longest = limits.FOREIGN_FIRST_WAIT_SECONDS * 2**tried
+        time.sleep(random.uniform(longest / 2, longest))
+    return send()
+
+
+def _has_headers_of_s3(error: RollupError) -> bool:
+    """Whether the response that an error is from has a header of S3, which states an id of each request."""
+    cause = error.__cause__
+    response = cause.response if isinstance(cause, boto.ClientError) else {}
+    headers = response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    return any(name.lower().startswith(("x-amz-", "x-minio-")) for name in headers)
 
 
 def _read(response: Mapping[str, Any], limit: int) -> bytes | None:

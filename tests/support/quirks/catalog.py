@@ -991,6 +991,23 @@ class BusyInHtml(Quirk):
         return Answer(503, headers, b"<html><h1>503 Service Unavailable</h1></html>")
 
 
+class NotFoundInHtml(Quirk):
+    """The first GET, HEAD and LIST of each key return 404 with the page of a load balancer."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.seen: set[tuple[str, str]] = set()
+
+    def intercept(self, request: Request) -> Answer | None:
+        if request.operation not in ("GetObject", "HeadObject", "ListObjectsV2"):
+            return None
+        call = (request.operation, request.key or request.arguments.get("prefix", ""))
+        if call in self.seen:
+            return None
+        self.seen.add(call)
+        return Answer(404, {"Content-Type": "text/html"}, b"<html><h1>404 Not Found</h1></html>")
+
+
 # -- conditions ------------------------------------------------------------------------------------------
 
 
