@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from include.log_rollup.errors import ConfigurationError
 from include.log_rollup.units import KIB
+from include.log_rollup.yaml_file import parse_yaml
 
 STANDARD = "STANDARD"
 STANDARD_IA = "STANDARD_IA"
@@ -146,7 +147,7 @@ def prices_path() -> Path:
 # Cached, because the page Hours reads the file at each request. A change of the file takes effect at once.
 @lru_cache(maxsize=2)
 def _parse(content: bytes) -> Prices:
-    return Prices.model_validate(yaml.safe_load(content))
+    return Prices.model_validate(parse_yaml(content))
 
 
 def load_prices(path: Path | None = None) -> Prices:
@@ -163,8 +164,8 @@ def load_prices(path: Path | None = None) -> Prices:
             f"{path}: the prices cannot be read ({error.strerror}); LOG_ROLLUP_PRICES or --prices has to name a "
             f"readable file"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigurationError(f"{path}: the prices are not YAML: {' '.join(str(error).split())}") from None
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{path}: {error}") from None
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(map(str, problem['loc']))}: {problem['msg'].removeprefix('Value error, ')}".removeprefix(
@@ -175,3 +176,5 @@ def load_prices(path: Path | None = None) -> Prices:
         raise ConfigurationError(
             f"{path}: the prices are not right: {problems}. Write the file like include/prices.yaml"
         ) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigurationError(f"{path}: the prices are not YAML: {' '.join(str(error).split())}") from None

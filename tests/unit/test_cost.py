@@ -375,7 +375,9 @@ HEAD = "as_of: 2026-01-01\nregion: x\ncurrency: USD\nsource: y\n"
     ("text", "message"),
     [
         ("a: [", "the prices are not YAML"),
+        ("as_of: 2026-13-45", "the prices are not YAML"),
         ("- 1", "the prices are not right"),
+        (HEAD + "region: z\n", "key 'region' is given twice, in line 2 and in line 5; remove one"),
         (HEAD + "classes: {}", "classes: STANDARD, .* missing"),
         (HEAD + "classes: {STANDARD: {storage: -1, put: 0, get: 0}}", r"classes.STANDARD.storage: .*greater"),
         (HEAD + "classes: {STANDARD: {storage: yes, put: 0, get: 0}}", r"classes.STANDARD.storage: "),

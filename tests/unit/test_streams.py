@@ -490,6 +490,9 @@ def test_yaml_error_is_one_line(streams_file: Path) -> None:
         ("streams: [", "is not YAML"),
         ("streams: 2026-13-45", "is not YAML"),
         ("streams: !!python/object:os.system {}", "is not YAML"),
+        ("streams: []\nstreams: []", "key 'streams' is given twice, in line 1 and in line 2; remove one"),
+        ("streams:\n- name: app\n  tags: {a: b,\n    'a': c}", "key 'a' is given twice, in line 3 and in"),
+        ("defaults: {x: 1, ? x : 2}\nstreams: []", "key 'x' is given twice, in line 1"),
     ],
 )
 def test_file_of_another_shape_is_refused(streams_file: Path, text: str, wanted: str) -> None:
@@ -497,6 +500,26 @@ def test_file_of_another_shape_is_refused(streams_file: Path, text: str, wanted:
     with pytest.raises(ConfigurationError) as caught:
         load_streams(streams_file)
     assert str(caught.value).startswith(f"{streams_file}: {wanted}")
+
+
+def test_merged_keys_may_be_given_again(streams_file: Path) -> None:
+    entry = "raw: s3://logs/raw/{0}/, aggregated: s3://logs/aggregated/{0}/, start: 2026-11-01T00:00:00Z"
+    streams_file.write_text(
+        "defaults: &all {part_size: 64MiB, late_days: 1}\n"
+        "streams:\n"
+        f"- &app {{<<: *all, name: app, late_days: 2, {entry.format('app')}}}\n"
+        f"- {{<<: *app, <<: *all, name: web, {entry.format('web')}}}\n"
+    )
+    app, web = load_streams(streams_file)
+    assert (app.name, app.part_size, app.late_days) == ("app", 64 * MIB, 2)
+    assert (web.name, web.part_size) == ("web", 64 * MIB)
+
+
+@pytest.mark.parametrize("text", ["streams: &a [*a]", "streams: [&a {b: *a}]"])
+def test_file_that_contains_itself_is_refused(streams_file: Path, text: str) -> None:
+    streams_file.write_text(text)
+    with pytest.raises(ConfigurationError):
+        load_streams(streams_file)
 
 
 def test_file_that_is_not_text_is_refused(streams_file: Path) -> None:
