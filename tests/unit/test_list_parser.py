@@ -22,7 +22,7 @@ from include.log_rollup.errors import ListingError, ThrottledError, TransientErr
 from include.log_rollup.storage.protocol import Location, ObjectInfo
 from log_rollup_plugin.s3 import list_parser
 from log_rollup_plugin.s3.error_mapping import translated
-from log_rollup_plugin.s3.list_parser import parse_page, parse_times
+from log_rollup_plugin.s3.list_parser import parse_folders, parse_page, parse_times
 
 MOMENT = datetime(2026, 11, 23, 8, 0, 5, 678000, UTC)
 ETAG = "9e107d9d372bb6826bd81d3542a419d6"
@@ -369,6 +369,7 @@ def test_rows_with_owners_checksums_and_other_order_are_read(fast: Lister, plain
     body = page(rows, more="<CommonPrefixes><Prefix>p/</Prefix></CommonPrefixes>")
     response = fast.list(body)
     assert by_fast_path(response)
+    assert parse_page(response).folders == ["p/"]
     assert parse_page(response) == parse_page(plain.list(body))
 
 
@@ -394,6 +395,24 @@ def test_truncation_and_token_are_as_stated(
 ) -> None:
     found = parse_page(fast.list(page(rows, truncated=stated, more=more)))
     assert (found.truncated, found.token) == (truncated, token)
+
+
+@pytest.mark.parametrize("rows", ["", row("k"), row("k").replace("<Key>", "<Key >")])
+def test_truncation_that_is_not_stated_is_unknown(fast: Lister, plain: Lister, rows: str) -> None:
+    body = page(rows).replace("<IsTruncated>false</IsTruncated>", "")
+    for lister in (fast, plain):
+        assert parse_page(lister.list(body)).truncated is None
+        assert parse_folders(lister.list(body)).truncated is None
+
+
+@pytest.mark.parametrize("truncated", ["true", "false"])
+@pytest.mark.parametrize("rows", ["", row("k"), row("k").replace("<Key>", "<Key >")])
+def test_page_of_the_older_listing_is_an_error(fast: Lister, rows: str, truncated: str) -> None:
+    body = page(rows, truncated=truncated, more="<NextMarker>k</NextMarker>")
+    for parse in (parse_page, parse_folders):
+        with pytest.raises(ListingError, match="NextMarker instead of a continuation token"):
+            parse(fast.list(body))
+        assert parse(fast.list(body.replace("<NextMarker>k</NextMarker>", "<NextMarker/>"))).token is None
 
 
 def test_token_between_rows_is_kept(fast: Lister) -> None:

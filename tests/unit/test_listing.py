@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from include.log_rollup.errors import AccessError, InputChangedError, ListingError, TransientError
 from include.log_rollup.steps.plan_hour import plan_hour
 from include.log_rollup.storage import listing
-from include.log_rollup.storage.listing import between, list_all, list_by_token, pages_by_token
-from include.log_rollup.storage.protocol import ListPage, Location, ObjectInfo
+from include.log_rollup.storage.listing import between, folders_below, list_all, list_by_token, pages_by_token
+from include.log_rollup.storage.protocol import FolderPage, ListPage, Location, ObjectInfo
 from log_rollup_plugin.s3.list_parser import parse_page
 from tests.support.fake_store import FakeStore, OddLister
 from tests.support.hour_in_memory import assert_right, make_stream, run_hour
@@ -291,6 +291,75 @@ def test_few_empty_pages_are_accepted() -> None:
     store = odd_lister([f"{number:03d}" for number in range(200)], 1, change=sparse, control_connections=1)
     expected = rows_of(store)[::50]
     assert list_all(store, PREFIX) == list_by_token(store, PREFIX) == expected
+
+
+@pytest.mark.parametrize("read", [list_all, list_by_token])
+@pytest.mark.parametrize("page_size", [5, 18, 1000])
+def test_token_of_the_last_page_may_lead_back(read: Callable[..., list[ObjectInfo]], page_size: int) -> None:
+    def back(page: ListPage, _: str | None) -> ListPage:
+        return page if page.truncated else replace(page, token="0")
+
+    store = odd_lister(page_size=page_size, change=back)
+    assert read(store, PREFIX) == rows_of(store)
+
+
+@pytest.mark.parametrize("read", [list_all, list_by_token])
+@pytest.mark.parametrize("page_size", [5, 18, 1000])
+def test_listing_that_states_no_end_is_continued(
+    read: Callable[..., list[ObjectInfo]], page_size: int
+) -> None:
+    def unstated(page: ListPage, _: str | None) -> ListPage:
+        return replace(page, truncated=None, token=None)
+
+    store = odd_lister(page_size=page_size, change=unstated)
+    assert read(store, PREFIX) == rows_of(store)
+    empty = odd_lister([], change=unstated)
+    assert read(empty, PREFIX) == []
+    assert len(empty.log) == 1
+
+
+@pytest.mark.parametrize("read", [list_all, list_by_token])
+def test_folder_without_its_objects_is_an_error(read: Callable[..., list[ObjectInfo]]) -> None:
+    def hides(page: ListPage, _: str | None) -> ListPage:
+        shown = [row for row in page.objects if not row.key.startswith(f"{PREFIX.key}a/b/")]
+        return replace(page, objects=shown, folders=[f"{PREFIX.key}a/b/"])
+
+    with pytest.raises(
+        ListingError, match=r"the common prefix 'raw/app/20261123/08/a/b/', which was not asked"
+    ):
+        read(odd_lister(change=hides), PREFIX)
+
+
+@pytest.mark.parametrize("read", [list_all, list_by_token])
+def test_folders_in_addition_to_their_objects_are_ignored(read: Callable[..., list[ObjectInfo]]) -> None:
+    folders = [f"{PREFIX.key}a/b/", "elsewhere/"]
+    store = odd_lister(change=lambda page, _: replace(page, folders=folders))
+    assert read(store, PREFIX) == rows_of(store)
+
+
+class OddFolders(FakeStore):
+    """A store that changes each page of folders, given the page and the token of its request."""
+
+    change: Callable[[FolderPage, str | None], FolderPage]
+
+    def list_folders(self, prefix: Location, token: str | None = None, limit: int = 1000) -> FolderPage:
+        return self.change(super().list_folders(prefix, None if token == "0" else token, limit), token)
+
+
+@pytest.mark.parametrize("page_size", [1, 2, 5, 1000])
+def test_folders_are_listed_whatever_the_last_page_states(page_size: int) -> None:
+    store = OddFolders(page_size=page_size)
+    for key in ("a/1", "a/2", "b", "c", "d/1", "d0", "e/1", "f"):
+        store.produce(PREFIX.key + key, b"x")
+    expected = [f"{PREFIX.key}{folder}/" for folder in "ade"]
+    store.change = lambda page, _: page if page.truncated else replace(page, token="0")
+    assert folders_below(store, PREFIX) == expected
+    store.change = lambda page, _: replace(page, truncated=None, token=None)
+    if page_size == 1000:
+        assert folders_below(store, PREFIX) == expected
+    else:
+        with pytest.raises(ListingError, match="only some of the folders"):
+            folders_below(store, PREFIX)
 
 
 def test_row_without_etag_gets_the_etag_of_head() -> None:

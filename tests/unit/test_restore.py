@@ -217,28 +217,36 @@ def test_discarded_member_is_cut_off_the_tar_file(tmp_path: Path) -> None:
 # -- objects that exist -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("reversed_order", [False, True])
+def reverse(page: ListPage) -> ListPage:
+    return replace(page, objects=page.objects[::-1])
+
+
+def without_end(page: ListPage) -> ListPage:
+    return replace(page, objects=page.objects[:2], truncated=None, token=None)
+
+
+def without_subfolder(page: ListPage) -> ListPage:
+    return replace(page, objects=page.objects[:1], folders=["copy/0"])
+
+
+@pytest.mark.parametrize("change", [None, reverse, without_end, without_subfolder])
 def test_present_objects_are_found_with_few_requests(
-    reversed_order: bool, monkeypatch: pytest.MonkeyPatch
+    change: Callable[[ListPage], ListPage] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = FakeStore()
     for number in range(3000):
         store.produce(f"copy/{number:05}", b"%d" % number)
     names = [f"{number:05}" for number in (0, 1, 2, 1500, 2998)] + ["absent", "00001-absent"]
-    if reversed_order:
+    if change:
         list_page = store.list_page
-        monkeypatch.setattr(store, "list_page", lambda *a, **k: reverse(list_page(*a, **k)))
+        monkeypatch.setattr(store, "list_page", lambda *a, **k: change(list_page(*a, **k)))
     before = dict(store.requests)
     found = PresentObjects(store, PREFIX).find(names)
     assert found.keys() == {f"{number:05}" for number in (0, 1, 2, 1500, 2998)}
     assert found["01500"] == (4, store.stored("copy/01500").etag)
     sent = sum(store.requests.values()) - sum(before.values())
-    assert sent <= (1 + len(names) if reversed_order else 4)
+    assert sent <= (1 + len(names) if change else 4)
     assert PresentObjects(store, PREFIX).find([]) == {}
-
-
-def reverse(page: ListPage) -> ListPage:
-    return replace(page, objects=list(reversed(page.objects)))
 
 
 def test_keys_among_parts_and_too_long_keys_are_refused() -> None:

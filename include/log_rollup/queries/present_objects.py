@@ -32,7 +32,7 @@ class PresentObjects:
         return {key[start:]: values for key, values in found.items()}
 
     def _by_listing(self, keys: Sequence[str]) -> dict[str, tuple[int, str]] | None:
-        """The keys that exist; None if the store does not list in key order."""
+        """The keys that exist; None if the store does not list as S3 does."""
         found: dict[str, tuple[int, str]] = {}
         place = 0
         last = ""
@@ -41,6 +41,8 @@ class PresentObjects:
             last = max(last, keys[place][:-1])
             page = self._store.list_page(self._prefix, start_after=last)
             if not increasing(last, page.objects) or (page.truncated and not page.objects):
+                return None
+            if page.folders or (page.truncated is None and page.objects):
                 return None
             rows = {row.key: row for row in page.objects}
             if page.objects:

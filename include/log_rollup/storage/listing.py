@@ -32,6 +32,7 @@ _LOWEST, _HIGHEST = 0x1F, 0x7F
 RANGE_THREADS = 4
 _HASH_MASK = (1 << 64) - 1
 _EMPTY_MD5 = "d41d8cd98f00b204e9800998ecf8427e"
+_UNASKED = "the server lists the common prefix {!r}, which was not asked for, instead of the objects below it"
 _UNTRUSTED = "The listing of this server cannot be trusted: repair or update the server, then clear the task."
 
 
@@ -184,22 +185,72 @@ def _unordered_pages(
 
 def _raw_pages(store: ObjectStore, prefix: Location, page_size: int, own: Own) -> Iterator[ListPage]:
     """Pages by token that keep the contract, except for the order and uniqueness of keys."""
-    token: str | None = None
     tokens: set[str] = set()
+    folders = _UnlistedFolders(prefix.key)
     empty = 0
+    asked = ""
+    page = store.list_page(prefix, limit=page_size, own=own)
+    first = page.objects
     while True:
-        page = store.list_page(prefix, token=token, limit=page_size, own=own)
         empty = 0 if page.objects else empty + 1
         violation = _violation(prefix, page, tokens, empty)
         if violation:
             raise ListingError(f"LIST {prefix}: {violation}. {_UNTRUSTED}")
+        folders.add(page)
         yield page
-        # Some servers omit IsTruncated; then a token counts, as long as it is new and leads to objects.
-        if not page.truncated and (not page.token or page.token in tokens or not page.objects):
-            return
-        token = page.token
-        assert token is not None
-        tokens.add(token)
+        if page.truncated or (page.token and page.token not in tokens and page.objects):
+            assert page.token is not None
+            tokens.add(page.token)
+            following = store.list_page(prefix, token=page.token, limit=page_size, own=own)
+            # A token counts also if IsTruncated is missing or false. But some servers give one on the last page,
+            # which leads back.
+            if (
+                page.truncated is False
+                and following.objects
+                and {*following.objects} <= {*first, *page.objects}
+            ):
+                break
+        elif page.truncated is None and not page.token and page.objects and page.objects[-1].key > asked:
+            # Nothing says whether more objects follow.
+            asked = page.objects[-1].key
+            following = store.list_page(prefix, asked, limit=page_size, own=own)
+            if not any(row.key > asked for row in following.objects):
+                break
+        else:
+            break
+        page = following
+    if unlisted := folders.first:
+        raise ListingError(f"LIST {prefix}: {_UNASKED.format(unlisted)}. {_UNTRUSTED}")
+
+
+class _UnlistedFolders:
+    """The common prefixes that a listing shows unasked, and below which it lists no object.
+
+    :param prefix: of the listing
+    """
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        self._unlisted: set[str] = set()
+        self._listed: set[str] = set()
+
+    def add(self, page: ListPage) -> None:
+        """Add the common prefixes and the objects of a page."""
+        self._unlisted.update(
+            folder
+            for folder in page.folders
+            if folder.startswith(self._prefix) and folder not in self._listed
+        )
+        for folder in sorted(self._unlisted):
+            # A key that is equal to the folder is its placeholder.
+            if any(row.key.startswith(folder) and row.key != folder for row in page.objects):
+                self._unlisted.remove(folder)
+                self._listed.add(folder)
+
+    @property
+    def first(self) -> str:
+        """The first of them in the order of names; empty if there is none."""
+        return min(self._unlisted, default="")
 
 
 def _violation(prefix: Location, page: ListPage, tokens: set[str], empty: int) -> str | None:
@@ -245,8 +296,16 @@ def folders_below(store: ObjectStore, prefix: Location, page_size: int = PAGE_SI
     token: str | None = None
     tokens: set[str] = set()
     empty = 0
+    known: set[str] | None = None
+    first: set[str] | None = None
     while True:
         page = store.list_folders(prefix, token, page_size)
+        rows = {*page.folders, *page.keys}
+        # The token of the last page may lead back.
+        if known and rows and rows <= known:
+            return sorted(found)
+        first = rows if first is None else first
+        known = first | rows if page.truncated is False else None
         before = len(found)
         for folder in page.folders:
             if not folder.startswith(prefix.key) or not folder.endswith("/"):
@@ -265,6 +324,11 @@ def folders_below(store: ObjectStore, prefix: Location, page_size: int = PAGE_SI
                 found.add(f"{prefix.key}{step}/")
         empty = 0 if len(found) > before or page.keys else empty + 1
         if not page.truncated and (not page.token or page.token in tokens):
+            if page.truncated is None and not page.token and rows and _has_more(store, prefix, rows, found):
+                raise ListingError(
+                    f"LIST {prefix}: the server lists only some of the folders, and does not say that more "
+                    f"follow. {_UNTRUSTED}"
+                )
             return sorted(found)
         if not page.token or page.token in tokens or empty > MAX_EMPTY_PAGES:
             raise ListingError(
@@ -272,6 +336,15 @@ def folders_below(store: ObjectStore, prefix: Location, page_size: int = PAGE_SI
             )
         token = page.token
         tokens.add(token)
+
+
+def _has_more(store: ObjectStore, prefix: Location, rows: set[str], found: set[str]) -> bool:
+    """Whether objects come after the folders and keys of a page, outside the folders found so far."""
+    last = max(rows)
+    # "0" is the character after "/": keys from there on are not in that folder.
+    after = f"{last[:-1]}0" if last.endswith("/") else last
+    page = store.list_page(prefix, after)
+    return any(row.key > after and not row.key.startswith(tuple(found)) for row in page.objects)
 
 
 @dataclass(slots=True, eq=False)
@@ -302,6 +375,11 @@ class _Range:
         violation = _violation(prefix, page, self.tokens, self.empty)
         if violation:
             raise _ContractError(violation)
+        if page.truncated is None and rows and not page.token:
+            raise _ContractError("the server does not say whether more objects follow")
+        for folder in page.folders:
+            if folder.startswith(prefix.key):
+                raise _ContractError(_UNASKED.format(folder))
         if page.token and not page.truncated:
             raise _ContractError("the server says that no more objects follow, and gives a token for more")
         if not increasing(self.position or self.start, rows):
@@ -316,7 +394,7 @@ class _Range:
         self.rows += _wanted(rows[:inside], own)
         if inside:
             self.position = rows[inside - 1].key
-        return page.truncated and inside == len(rows)
+        return bool(page.truncated) and inside == len(rows)
 
 
 class _ParallelListing:

@@ -51,15 +51,17 @@ class ListPage:
 
     :param newest: time of its newest object in epoch seconds; 0 if it has none
     :param server_time: the store's time of the answer
-    :param truncated: whether the store states that more pages follow
+    :param truncated: whether the store states that more pages follow; None if it states neither
     :param token: continuation token of the next page; None if the store returned none
+    :param folders: common prefixes, which a store should list only if it is asked for them
     """
 
     objects: Sequence[ObjectInfo]
     newest: float
     server_time: datetime
-    truncated: bool
+    truncated: bool | None
     token: str | None = None
+    folders: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +70,13 @@ class FolderPage:
 
     :param folders: common prefixes, each with the prefix that was listed and a ``/`` at the end
     :param keys: of the objects directly below the prefix
-    :param truncated: whether the store states that more pages follow
+    :param truncated: whether the store states that more pages follow; None if it states neither
     :param token: continuation token of the next page; None if the store returned none
     """
 
     folders: Sequence[str]
     keys: Sequence[str]
-    truncated: bool
+    truncated: bool | None
     token: str | None = None
 
 

@@ -28,8 +28,8 @@ from include.log_rollup.storage.protocol import (
 
 _EVENT = "before-parse.s3.*"
 # Keys under which the fast path adds its results to botocore's response.
-_OBJECTS, _TIMES_OF, _NEWEST, _TRUNCATED = (
-    f"LogRollup{name}" for name in ("Objects", "Times", "Newest", "Truncated")
+_OBJECTS, _TIMES_OF, _NEWEST, _TRUNCATED, _MARKED = (
+    f"LogRollup{name}" for name in ("Objects", "Times", "Newest", "Truncated", "Marked")
 )
 _ROW, _ROW_END = "<Contents>", "</Contents>"
 _KEY, _SIZE, _ETAG, _TIME = (f"<{name}>" for name in ("Key", "Size", "ETag", "LastModified"))
@@ -44,6 +44,7 @@ _ROOT = re.compile(r"<(?:\w+:)?ListBucket\w*Result[\s/>]")
 _ERROR = re.compile(r"<(?:\w+:)?Error[\s>]")
 _ENCODING = re.compile("<EncodingType>([^<]*)</EncodingType>")
 _IS_TRUNCATED = re.compile(r"<IsTruncated>\s*(\w+)\s*</IsTruncated>")
+_NEXT_MARKER = re.compile(r"<NextMarker>[^<]")
 # Characters that XML 1.0 does not allow, or normalises (line ends): https://www.w3.org/TR/xml/#charsets
 _NOT_VERBATIM = re.compile("[\\x00-\\x1f\\ufffe\\uffff]")
 _ENTITY = re.compile("&([^;&]*;?)")
@@ -102,6 +103,7 @@ def _parse_objects(
     # An xs:boolean may also be 1 or 0; botocore reads 1 as false.
     if stated := _IS_TRUNCATED.search(rest):
         customized_response_dict[_TRUNCATED] = stated[1].lower() in ("true", "1")
+    customized_response_dict[_MARKED] = _NEXT_MARKER.search(rest) is not None
     if first < 0 or end < first or ("!" in body and "<!" in body):
         return
     encoding = _ENCODING.search(rest)
@@ -253,26 +255,44 @@ def parse_page(response: Mapping[str, Any], own: Callable[[str], bool] | None = 
 
     :param response: from a client with or without the fast parser
     :param own: which keys count for ``newest``; None for all
-    :raises ListingError: if an object has no key or no size
+    :raises ListingError: if an object has no key or no size, or the page is one of ListObjects
     """
     objects = response.get(_OBJECTS) or _botocore_objects(response.get("Contents", ()))
     return ListPage(
         objects,
         _newest_own(response, objects, own),
         _server_time(response["ResponseMetadata"]["HTTPHeaders"].get("date")),
-        response.get(_TRUNCATED, response.get("IsTruncated", False)),
-        response.get("NextContinuationToken") or None,
+        response.get(_TRUNCATED, response.get("IsTruncated")),
+        _token(response),
+        _prefixes(response),
     )
 
 
+def _token(response: Mapping[str, Any]) -> str | None:
+    token = response.get("NextContinuationToken") or None
+    if token is None and response.get(_MARKED):
+        raise ListingError(
+            "the server lists pages with NextMarker instead of a continuation token: it does not support "
+            "ListObjectsV2; update or replace the server"
+        )
+    return token
+
+
+def _prefixes(response: Mapping[str, Any]) -> list[str]:
+    return [row["Prefix"] for row in response.get("CommonPrefixes", ()) if "Prefix" in row]
+
+
 def parse_folders(response: Mapping[str, Any]) -> FolderPage:
-    """A page of folders from botocore's response to ListObjectsV2 with a delimiter."""
+    """A page of folders from botocore's response to ListObjectsV2 with a delimiter.
+
+    :raises ListingError: as :func:`parse_page` does
+    """
     objects = response.get(_OBJECTS) or _botocore_objects(response.get("Contents", ()))
     return FolderPage(
-        [row["Prefix"] for row in response.get("CommonPrefixes", ()) if "Prefix" in row],
+        _prefixes(response),
         [item.key for item in objects],
-        response.get(_TRUNCATED, response.get("IsTruncated", False)),
-        response.get("NextContinuationToken") or None,
+        response.get(_TRUNCATED, response.get("IsTruncated")),
+        _token(response),
     )
 
 
@@ -290,7 +310,7 @@ def parse_times(response: Mapping[str, Any]) -> TimedPage:
         raise ListingError("the server lists an object without LastModified; update or replace the server")
     return TimedPage(
         [TimedObject(row.key, row.size, row.etag, time) for row, time in zip(objects, times, strict=True)],
-        [row["Prefix"] for row in response.get("CommonPrefixes", ()) if "Prefix" in row],
+        _prefixes(response),
         response.get(_TRUNCATED, response.get("IsTruncated", False)),
     )
 

@@ -220,6 +220,35 @@ class TruncatedFalseWithToken(Quirk):
         return replace(super().page(request), truncated=False)
 
 
+class TokenOnLastPage(Quirk):
+    """The last page has a token too, which leads to the first page."""
+
+    def page(self, request: Request) -> Page:
+        page = super().page(request)
+        return page if page.truncated else replace(page, token="first")
+
+    def start(self, request: Request, rows: Sequence[Row]) -> int:
+        if request.arguments.get("continuation-token") == "first":
+            return 0
+        return super().start(request, rows)
+
+
+class EndNotStated(Quirk):
+    """Pages have neither IsTruncated nor a token, and fewer keys than max-keys."""
+
+    def page(self, request: Request) -> Page:
+        return replace(super().page(request), truncated=None, token=None)
+
+
+class DelimiterAssumed(Quirk):
+    """Listings without a delimiter are answered as with ``/``: the keys below folders are not listed."""
+
+    def page(self, request: Request) -> Page:
+        request = _without(request)
+        request.arguments.setdefault("delimiter", "/")
+        return super().page(request)
+
+
 class TokenRepeats(Quirk):
     """Every page has the same token, which leads to the second page."""
 
@@ -300,6 +329,13 @@ class ListVersionIgnored(Quirk):
     def list_objects_v2(self, request: Request) -> Answer:
         known = _without(request, "list-type", "continuation-token", "start-after")
         return self.write_page(known, self.page(known))
+
+
+class MarkerWithoutTruncation(ListVersionIgnored):
+    """The same, and IsTruncated is false."""
+
+    def page(self, request: Request) -> Page:
+        return replace(super().page(request), truncated=False)
 
 
 class ListedWithAnotherStatus(Quirk):
