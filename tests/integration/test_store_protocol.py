@@ -397,6 +397,33 @@ def test_failed_publication_has_the_class_of_its_cause(
     assert type(failed.value) is error
 
 
+PAGE_WITH_200 = respond(200, b"<html>wait</html>", "Content-Type: text/html")
+
+
+def test_success_that_is_not_one_of_s3_is_tried_again(hook_on: HookFactory) -> None:
+    target = Location("logs", "k")
+    with Recorder(lambda request: PAGE_WITH_200 if len(server.requests) < 3 else like_s3(request)) as server:
+        assert hook_on(server).write(target, b"{}", "application/json") == ETAG
+    with Recorder(lambda request: PAGE_WITH_200 if len(server.requests) < 3 else like_s3(request)) as server:
+        assert hook_on(server).read(target) == StoredObject(b"hello", ETAG)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda hook, target: hook.write(target, b"{}", "application/json"),
+        lambda hook, target: hook.read(target),
+        lambda hook, target: hook.publish(target, target),
+        lambda hook, target: hook.write_range(target, "id", 1, b"x"),
+    ],
+)
+def test_page_with_status_200_is_transient(
+    hook_on: HookFactory, call: Callable[[PooledS3Hook, Location], object]
+) -> None:
+    with Recorder(lambda _: PAGE_WITH_200) as server, pytest.raises(ForeignResponseError):
+        call(hook_on(server), Location("logs", "k"))
+
+
 # -- whether the server compares CRCs ----------------------------------------------------------------------
 
 

@@ -329,6 +329,29 @@ def test_stated_range_must_be_the_requested_one(status: int, stated: str, total:
         assert result == Downloaded(10, ETAG, None, True, total)
 
 
+PAGE_WITH_200 = b"HTTP/1.1 200 OK\r\nContent-Length: 17\r\n\r\n<html>wait</html>"
+ERROR_WITH_200 = (
+    b"HTTP/1.1 200 OK\r\nContent-Length: 51\r\n\r\n<Error><Code>InternalError</Code><Message/></Error>\n"
+)
+
+
+@pytest.mark.parametrize("response", [PAGE_WITH_200, ERROR_WITH_200])
+@pytest.mark.parametrize("call", ["get", "put", "upload part"])
+def test_success_that_is_not_one_of_s3_is_transient(response: bytes, call: str) -> None:
+    with ScriptedServer((Reply(response),)) as server, transfer_to(server) as transfer:
+        calls: dict[str, Callable[[], object]] = {
+            "get": lambda: fetch(transfer, bytearray(len(BODY))),
+            "put": lambda: store(transfer, BODY),
+            "upload part": lambda: outcome(
+                transfer,
+                lambda done: transfer.put_range(
+                    Location("b", "k"), "id", 1, memoryview(BODY), crc64(BODY), done
+                ),
+            ),
+        }
+        assert isinstance(calls[call](), TransientError)
+
+
 def refusal(status: int, code: str, *headers: str) -> bytes:
     """An error response as S3 sends it."""
     xml = f"<Error><Code>{code}</Code><Message>why</Message></Error>".encode()

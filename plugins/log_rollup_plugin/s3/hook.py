@@ -422,7 +422,11 @@ class PooledS3Hook(S3Hook):
             return None
         if body is None:
             raise TooLargeError(f"GET {source}: it is larger than {limit} bytes, the most that is read of it")
-        return StoredObject(body, response.get("ETag", "").strip('"'))
+        etag = response.get("ETag", "").strip('"')
+        if not etag and body.lstrip()[:1] == b"<":
+            # No record is XML or HTML.
+            raise ForeignResponseError(f"GET {source}: S3 answered without an ETag, and {body[:200]!r}")
+        return StoredObject(body, etag)
 
     def read_range(self, source: Location, etag: str, offset: int, length: int) -> bytes:
         """Bytes of an object, if it still has this ETag.
@@ -461,9 +465,15 @@ class PooledS3Hook(S3Hook):
 
     def write(self, target: Location, body: bytes, content_type: str) -> str:
         """Write a small object; returns its ETag."""
+        return _until_from_s3(lambda: self._write_once(target, body, content_type))
+
+    def _write_once(self, target: Location, body: bytes, content_type: str) -> str:
         with translated("PUT", target):
             response = self._put(target, body, ContentType=content_type)
-        return str(response.get("ETag", "")).strip('"')
+        etag = str(response.get("ETag", "")).strip('"')
+        if not etag and _has_body(response):
+            raise ForeignResponseError(f"PUT {target}: S3 answered without an ETag, and with a body")
+        return etag
 
     def _put(self, target: Location, body: bytes, **options: str) -> Mapping[str, Any]:
         """PUT with a checksum, which Object Lock requires: the CRC, or the MD5 if the server refuses the CRC."""
@@ -502,6 +512,10 @@ class PooledS3Hook(S3Hook):
                     raise UnsupportedOperationError(f"{problem}; it answered {status} {code}") from error
                 raise
         if not response.get("CopyObjectResult", {}).get("ETag"):
+            if _has_body(response):
+                raise ForeignResponseError(
+                    f"COPY {source} to {target}: S3 answered without the ETag of the copy"
+                )
             # The store ignored the copy source and stored an empty object.
             raise UnsupportedOperationError(f"{problem}; it answered without a result")
 
@@ -654,7 +668,12 @@ class PooledS3Hook(S3Hook):
                 Body=body,
                 **checksum,
             )
-        return str(response["ETag"]).strip('"')
+        etag = str(response.get("ETag", "")).strip('"')
+        if not etag:
+            raise ForeignResponseError(
+                f"PUT {target}: S3 answered without the ETag of part {number} of the upload"
+            )
+        return etag
 
     def finish_upload(
         self, target: Location, upload_id: str, etags: Sequence[str], crc64nvme: int | None = None
@@ -801,6 +820,11 @@ def _has_headers_of_s3(error: RollupError) -> bool:
     response = cause.response if isinstance(cause, boto.ClientError) else {}
     headers = response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
     return any(name.lower().startswith(("x-amz-", "x-minio-")) for name in headers)
+
+
+def _has_body(response: Mapping[str, Any]) -> bool:
+    headers = response["ResponseMetadata"]["HTTPHeaders"]
+    return headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
 
 
 def _read(response: Mapping[str, Any], limit: int) -> bytes | None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from include.log_rollup import crc
-from include.log_rollup.errors import TransientError, UnsupportedOperationError
+from include.log_rollup.errors import ForeignResponseError, TransientError, UnsupportedOperationError
 from include.log_rollup.storage.protocol import Downloaded, Location, Uploaded
 from include.log_rollup.units import KIB
 from log_rollup_plugin.s3.checksums import (
@@ -170,6 +170,12 @@ class ObjectRequest(ABC):
     def _success(self, headers: Mapping[str, str]) -> object:
         """The result of a request that S3 has carried out."""
 
+    def _foreign(self, problem: str) -> ForeignResponseError:
+        text = self._text()[:200]
+        return ForeignResponseError(
+            f"{self}: S3 answered {self._status} {problem}" + (f", and {text!r}" if text else "")
+        )
+
     def _error(self) -> Exception:
         message = _ERROR_MESSAGE.search(self._text())
         return from_response(
@@ -220,11 +226,13 @@ class GetRequest(ObjectRequest):
     def _note_refused_checksums(self) -> None:
         self._checksums.on_read = False
 
-    def _success(self, headers: Mapping[str, str]) -> Downloaded | TransientError:
+    def _success(self, headers: Mapping[str, str]) -> Downloaded | Exception:
         content_range = headers.get("content-range")
         if error := other_range_error(self.named, content_range, self._first or 0):
             return error
         etag = headers.get("etag", "").strip('"')
+        if not etag and any(name == "if-match" for name, _ in self.headers):
+            return self._foreign("without the ETag of the object")
         etag_is_md5 = etag_may_be_md5(
             etag,
             headers.get("x-amz-server-side-encryption"),
@@ -249,9 +257,14 @@ class PutRequest(ObjectRequest):
     def _note_refused_checksums(self) -> None:
         self._checksums.on_write = False
 
-    def _success(self, headers: Mapping[str, str]) -> Uploaded:
-        stored = crc.from_header(headers.get("x-amz-checksum-crc64nvme"))
-        return Uploaded(headers.get("etag", "").strip('"'), stored)
+    def _success(self, headers: Mapping[str, str]) -> Uploaded | Exception:
+        etag, text = headers.get("etag", "").strip('"'), self._text()
+        if _ERROR_ROOT.match(text):
+            return self._error()
+        # S3 sends no body. Some servers send no ETag, but without that of each part no upload can be completed.
+        if not etag and (text or self._query):
+            return self._foreign("without the ETag of what was written")
+        return Uploaded(etag, crc.from_header(headers.get("x-amz-checksum-crc64nvme")))
 
 
 class CopyRequest(ObjectRequest):

@@ -1030,18 +1030,28 @@ class BusyInHtml(Quirk):
 class NotFoundInHtml(Quirk):
     """The first GET, HEAD and LIST of each key return 404 with the page of a load balancer."""
 
+    operations: Sequence[str] = ("GetObject", "HeadObject", "ListObjectsV2")
+    status = 404
+
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
         self.seen: set[tuple[str, str]] = set()
 
     def intercept(self, request: Request) -> Answer | None:
-        if request.operation not in ("GetObject", "HeadObject", "ListObjectsV2"):
+        if request.operation not in self.operations:
             return None
         call = (request.operation, request.key or request.arguments.get("prefix", ""))
         if call in self.seen:
             return None
         self.seen.add(call)
-        return Answer(404, {"Content-Type": "text/html"}, b"<html><h1>404 Not Found</h1></html>")
+        return Answer(self.status, {"Content-Type": "text/html"}, b"<html><h1>404 Not Found</h1></html>")
+
+
+class SuccessInHtml(NotFoundInHtml):
+    """The first GET, PUT and copy of each key return 200 with a page, and do nothing."""
+
+    operations = ("GetObject", "PutObject", "CopyObject")
+    status = 200
 
 
 # -- conditions ------------------------------------------------------------------------------------------
