@@ -138,6 +138,13 @@ def test_text_that_is_no_time_is_refused(run: RunCommand, text: str) -> None:
     assert ended.value.code == 2
 
 
+@pytest.mark.parametrize("text", ["0001-01-01", "9999-12-31", "9999-12-31T23"])
+def test_day_out_of_range_ends_with_2(run: RunCommand, text: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run("--until", text)
+    assert ended.value.code == 2
+
+
 def test_no_complete_hour_ends_with_1(run: RunCommand) -> None:
     code, _, err = run("--since", "2026-11-22", "--until", "2026-11-22")
     assert code == 1

@@ -130,3 +130,9 @@ def test_status_takes_a_day_or_an_hour(text: str, value: Any) -> None:
 def test_status_refuses_what_is_neither_day_nor_hour(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="write it like 2026-11-23"):
         arguments.day_or_hour(text)
+
+
+@pytest.mark.parametrize("text", ["0001-01-01", "0226-11-23", "1969-12-31", "3000-01-01", "99991231"])
+def test_day_out_of_range_is_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="give a day of the years 1970 to 2999"):
+        arguments.day_or_hour(text)

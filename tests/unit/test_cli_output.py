@@ -246,6 +246,12 @@ def test_hour_out_of_range_ends_with_2(run: RunCommand, capsys: pytest.CaptureFi
     assert "out of range" in capsys.readouterr().err
 
 
+def test_grep_refuses_more_hours_than_a_year_has(run: RunCommand) -> None:
+    result = run("grep", "a", "app", "--since", "2020-01-01", "--until", "2021-02-20T16")
+    assert result.code == 2
+    assert "from --since 2020-01-01T00:00:00Z on there are 10,001 hours; give at most 10,000" in result.err
+
+
 def test_detected_file_loads_with_any_character(run: RunCommand, store: FakeStore, tmp_path: Path) -> None:
     for number in range(4):
         store.produce(

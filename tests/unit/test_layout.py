@@ -69,6 +69,10 @@ def test_formatted_hour_is_read_back(instant: datetime) -> None:
     assert hour.tzinfo is UTC
 
 
+def test_hour_is_written_with_four_digits_of_its_year() -> None:
+    assert format_hour(datetime(226, 11, 23, 8, tzinfo=UTC)) == "0226-11-23T08:00:00Z"
+
+
 def test_hours_between_begin_with_the_start_without_the_end() -> None:
     start = HOUR + timedelta(minutes=59)
     assert hours_between(start, HOUR + timedelta(hours=2)) == [HOUR, HOUR + timedelta(hours=1)]

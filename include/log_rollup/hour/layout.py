@@ -72,7 +72,9 @@ def hours_between(start: datetime, end: datetime) -> list[datetime]:
 
 def format_hour(hour: datetime) -> str:
     """An hour as in records, messages and partition keys: ``2026-11-23T08:00:00Z``."""
-    return hour.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    utc = hour.astimezone(UTC)
+    # Not %Y, which has fewer than four digits before the year 1000.
+    return utc.strftime(f"{utc.year:04}-%m-%dT%H:%M:%SZ")
 
 
 def part_name(index: int, encoding: str, tag: str) -> str:

@@ -5,7 +5,7 @@ import re
 from datetime import UTC, date, datetime, timedelta
 
 from include.log_rollup.errors import ConfigurationError
-from include.log_rollup.hour.layout import check_hour, floor_hour, hours_between
+from include.log_rollup.hour.layout import FIRST_YEAR, LAST_YEAR, check_hour, floor_hour, hours_between
 from include.log_rollup.streams import Stream, load_streams, streams_path
 
 MAX_NAMED_STREAMS = 20
@@ -34,11 +34,16 @@ def find_stream(name: str) -> Stream:
 def day(text: str) -> date:
     """Parse a UTC day: ``2026-11-23`` or ``20261123``."""
     try:
-        return date.fromisoformat(text)
+        found = date.fromisoformat(text)
     except ValueError:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not a day; write it like 2026-11-23{_about_key(text)}"
         ) from None
+    if not FIRST_YEAR <= found.year <= LAST_YEAR:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is out of range; give a day of the years {FIRST_YEAR} to {LAST_YEAR}"
+        )
+    return found
 
 
 def day_or_hour(text: str) -> date | datetime:

@@ -149,6 +149,7 @@ def _hours(since: date, until: date | None, now: datetime) -> Iterator[datetime]
 
     :param since: first hour, or day
     :param until: last hour, or day; None for that of ``since``
+    :raises ConfigurationError: if there are none, or too many
     """
     first = since if isinstance(since, datetime) else datetime.combine(since, time(), UTC)
     end = since if until is None else until
@@ -157,7 +158,14 @@ def _hours(since: date, until: date | None, now: datetime) -> Iterator[datetime]
         raise ConfigurationError(f"--until {format_hour(last)} is before --since {format_hour(first)}")
     if first > now:
         raise ConfigurationError(f"--since {format_hour(first)} has not begun")
-    return _each_hour(first, min(last, now))
+    last = min(last, now)
+    number = (last - first) // _HOUR + 1
+    if number > arguments.MAX_HOURS:
+        raise ConfigurationError(
+            f"from --since {format_hour(first)} on there are {number:,} hours; give at most "
+            f"{arguments.MAX_HOURS:,}: a later --since, or an earlier --until"
+        )
+    return _each_hour(first, last)
 
 
 def _each_hour(first: datetime, last: datetime) -> Iterator[datetime]:
