@@ -113,6 +113,22 @@ def test_object_missing_in_the_manifest_is_not_found(store: FakeStore) -> None:
         locate(store, STREAM, RAW + "late.log")
 
 
+@pytest.mark.parametrize(("raw", "name"), [("", ""), ("", "y/"), ("raw/app-%Y%m%d%H", "raw/app-2026112308")])
+def test_object_that_is_named_like_a_folder_is_found(raw: str, name: str) -> None:
+    stream = make_stream(raw=RawTemplate.parse(f"s3://logs/{raw}")) if raw else STREAM
+    key = name if raw else RAW + name
+    store = FakeStore()
+    store.produce(key, b"content of a placeholder\n")
+    run_hour(store, stream)
+    assert b"".join(read_object(store, locate(store, stream, key))) == b"content of a placeholder\n"
+
+
+def test_empty_folder_placeholder_is_not_found(store: FakeStore) -> None:
+    store.produce(RAW, b"")
+    with pytest.raises(NotFoundError, match="not among the 11 raw objects"):
+        locate(store, STREAM, RAW)
+
+
 def test_hour_without_manifest_has_no_objects() -> None:
     store = FakeStore()
     produce(store, RAW_HOUR)
@@ -133,7 +149,6 @@ def test_hour_without_manifest_has_no_objects() -> None:
         ),
         ("", "raw/app/20260230/08/a.log", "20260230/08 is not a date and hour of the calendar"),
         ("", "raw/app/19691231/08/a.log", "19691231/08 is not in the years 1970 to 2999"),
-        ("", "raw/app/20261123/08/", "it ends where the object's name should begin"),
         (
             "%Y/%m/%d/{lb}_%H",
             "2026/11/23/web",
@@ -161,7 +176,7 @@ def test_refusal_says_why_a_key_is_in_no_hour(raw: str, key: str, why: str) -> N
 @pytest.mark.parametrize(
     "key",
     [
-        "", "a.log", "raw/app/", "raw/app/20261123/08", "raw/app/20261123/08/", "raw/app/20261323/08/a.log",
+        "", "a.log", "raw/app/", "raw/app/20261123/08", "raw/app/20261323/08/a.log",
         "raw/app/20261123/24/a.log", "raw/other/20261123/08/a.log", "raw/app/x/20261123/08/a.log",
         f"{AGGREGATED}part-00000.log",
     ],

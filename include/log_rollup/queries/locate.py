@@ -67,16 +67,17 @@ class ObjectLocation:
 
 
 def hour_of_key(stream: Stream, key: str) -> datetime:
-    """The hour of a raw object, from its key.
+    """The hour of a raw object, from its key. Whether there is such an object, the hour's manifest says.
 
     :raises ConfigurationError: if it is not the key of a raw object of this stream
     """
     found = stream.raw.match(key)
-    if found is not None and found.name:
+    # The rest of the key may be empty: an object that is named like the folder is input if it has content.
+    if found is not None:
         return found.hour
     # A template may end within a step of the key.
     rest = "web-01/0001.log" if stream.raw.text.endswith("/") else "-0001.log"
-    why = why_no_hour(stream.raw, key) or "it ends where the object's name should begin"
+    why = why_no_hour(stream.raw, key)
     raise ConfigurationError(
         f"{key!r} is not the key of a raw object of stream {stream.name!r}: {why}. Keys of this stream look like "
         f"{stream.raw.fill(_EXAMPLE_HOUR, stream.raw.unknown_captures)}{rest}"
