@@ -606,7 +606,13 @@ def test_conditional_delete_returns_false_for_another_etag(
 
 
 @pytest.mark.parametrize(
-    "refused", [refuse(501, "NotImplemented"), refuse(400, "InvalidArgument"), refuse(400, "InvalidRequest")]
+    "refused",
+    [
+        refuse(501, "NotImplemented"),
+        refuse(400, "InvalidArgument"),
+        refuse(400, "InvalidRequest"),
+        refuse(405, "MethodNotAllowed"),
+    ],
 )
 def test_refused_condition_is_not_sent_again(hook_on: HookFactory, refused: bytes) -> None:
     def answer(request: Recorded) -> bytes:

@@ -332,6 +332,20 @@ def test_stray_part_with_announced_objects_stays(store: FakeStore) -> None:
     assert STRAY not in parts(store)
 
 
+def test_claim_is_removed_if_its_condition_is_refused(
+    monkeypatch: pytest.MonkeyPatch, store: FakeStore
+) -> None:
+    monkeypatch.setattr(store, "delete_if", lambda *_: False)
+    plan_id = run_hour(store, STREAM).plan_id
+    assert not store.has(CLAIM)
+    state_of(store).clean_up(plan_id)
+    claim = begin(store, seen_marker=store.stored(MARKER).etag)
+    assert claim is not None
+    store.on("HEAD", CLAIM, lambda: discard(begin(store)))
+    state_of(store).clean_up(claim.plan_id)
+    assert store.has(CLAIM)
+
+
 # -- publishing ----------------------------------------------------------------------------------------
 
 PUBLISH: Mapping[str, Callable[[FakeStore, Claim, CompletionMarker], None]] = {

@@ -609,7 +609,7 @@ class HourState(HourReader):
         Some servers ignore the condition of a delete, so the claim is read just before.
         """
         if _is_same(self.claim(), claim):
-            self._store.delete_if(self.paths.claim, claim.etag)
+            self._remove_if(self.paths.claim, claim.etag)
 
     def _announce_removal(self, names: Collection[str]) -> Location:
         """Write a removal record: plans that are claimed from now on don't use these names.

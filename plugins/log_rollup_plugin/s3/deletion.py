@@ -104,7 +104,8 @@ class Deleter:
                     return False
                 if status == 404 and code != "NoSuchBucket" and (is_code(code) or self._head(target) is None):
                     return True
-                if not may_refuse_header(status, code):
+                # A server may allow only deletes without a condition.
+                if status != 405 and not may_refuse_header(status, code):
                     raise
                 return None
         return True
