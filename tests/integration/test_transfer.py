@@ -257,6 +257,20 @@ GOOD = {
     ),
     "HTTP/1.0, until close": Reply(ENDLESS.replace(b"1.1", b"1.0") + BODY, closes=True),
     "until close": Reply(ENDLESS + BODY, closes=True),
+    "with lines that end with LF": Reply(PLAIN.replace(b"\r\n", b"\n") + BODY),
+    "with lines that end with LF, in pieces": Reply(PLAIN.replace(b"\r\n", b"\n") + BODY, pieces=len(PLAIN)),
+    "with two spaces in the status line": Reply(PLAIN.replace(b" 200", b"  200") + BODY),
+    "with a sign in its length": Reply(PLAIN.replace(b"Length: ", b"Length: +") + BODY),
+    "with the encoding identity": Reply(
+        PLAIN.replace(b"\r\nETag", b"\r\nTransfer-Encoding: Identity\r\nETag") + BODY
+    ),
+    "in chunks, with odd names": Reply(
+        CHUNKED.replace(b"\r\nETag", b"\r\nX : 1\r\na b: c\r\nnonsense\r\nX-A: \0\r\nETag") + in_chunks(BODY)
+    ),
+    "after odd interim responses": Reply(
+        b"HTTP/1.1  103 Early Hints\na b: c\n\n\r\nHTTP/1.1 102\r\n\r\n" + PLAIN + BODY
+    ),
+    "after an empty line": Reply(b"\r\n" + PLAIN + BODY),
 }
 
 
@@ -269,6 +283,28 @@ def test_body_is_complete_and_the_connection_is_kept(tls: TlsFiles | None, kind:
             assert fetch(transfer, memoryview(into)[: len(BODY)]) == Downloaded(len(BODY), ETAG, None, True)
             assert bytes(into) == BODY + bytes(10)
         assert server.connections == (3 if reply.closes else 1)
+
+
+@pytest.mark.parametrize("size", [100, len(BODY)])
+def test_line_break_after_a_body_does_not_count(tls: TlsFiles | None, size: int) -> None:
+    """The break arrives with the head of a small body, and before the response that follows a large one."""
+    head = PLAIN.replace(b"%d" % len(BODY), b"%d" % size)
+    with (
+        ScriptedServer((Reply(head + BODY[:size] + b"\r\n"),), tls) as server,
+        transfer_to(server) as transfer,
+    ):
+        for _ in range(3):
+            into = bytearray(size)
+            assert fetch(transfer, into) == Downloaded(size, ETAG, None, True)
+            assert into == BODY[:size]
+
+
+def test_odd_heads_of_uploads_are_read(tls: TlsFiles | None) -> None:
+    reply = Reply(STORED.replace(b"\r\nETag", b"\r\nx-amz-meta-a b: c\r\nTransfer-Encoding: identity\nETag"))
+    with ScriptedServer((reply,), tls) as server, transfer_to(server) as transfer:
+        for _ in range(2):
+            assert store(transfer, BODY) == Uploaded(ETAG, None)
+        assert server.connections == 1
 
 
 @pytest.mark.parametrize("reply", [GOOD["with a length"], GOOD["in chunks"], GOOD["until close"]])
@@ -632,6 +668,19 @@ def test_copy_names_its_source_and_reads_the_xml_result(tls: TlsFiles | None) ->
     assert "x-amz-checksum-algorithm: CRC64NVME" in first
     assert "x-amz-storage-class: GLACIER_IR" in first
     assert "x-amz-copy-source-range: bytes=5-104" in second
+
+
+def test_copy_result_may_have_prefixes_and_attributes() -> None:
+    prefixed = COPIED.replace(b"</", b"</s3:").replace(b"<", b"<s3:").replace(b"<s3:/s3:", b"</s3:")
+    attributed = COPIED.replace(b"<ETag>", b"<ETag >").replace(
+        b"<ChecksumCRC64NVME>", b'<ChecksumCRC64NVME a="b">'
+    )
+    for body in (prefixed.replace(b"<s3:?", b"<?"), attributed):
+        with ScriptedServer((Reply(xml(body)),)) as server, transfer_to(server) as transfer:
+            assert copy(transfer) == Uploaded(ETAG, CRC)
+    error = b"<s:Error xmlns:s='x'><s:Code>SlowDown</s:Code></s:Error>"
+    with ScriptedServer((Reply(xml(error)),)) as server, transfer_to(server) as transfer:
+        assert type(copy(transfer)) is ThrottledError
 
 
 @pytest.mark.parametrize(

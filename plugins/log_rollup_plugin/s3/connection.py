@@ -1,8 +1,9 @@
 """One connection of the data plane: sends a request and receives its response (HTTP/1.1, non-blocking).
 
 Fast path: the body of a 200 response with one Content-Length is received straight into the caller's buffer. h11
-parses every other response: errors, chunked bodies, bodies without a length, interim responses. Which of the two
-takes a response is decided once, when its head is complete, in :meth:`Connection._receive_head`.
+parses every other response: errors, chunked bodies, bodies without a length, interim responses. Their heads are
+repaired before, because h11 refuses some that boto3 reads. Which of the two takes a response is decided once, when
+its head is complete, in :meth:`Connection._receive_head`.
 """
 
 import re
@@ -21,6 +22,7 @@ from include.log_rollup import crc
 from include.log_rollup.errors import ChangedBufferError
 from include.log_rollup.units import KIB
 from log_rollup_plugin.s3.connector import BucketEndpoint, NestedTls, Socket
+from log_rollup_plugin.s3.response_head import END_OF_HEAD, repair_head
 
 # Response heads are a few hundred bytes. Body bytes that arrive with one are copied to the caller's buffer.
 HEAD_BYTES = 8 * KIB
@@ -239,19 +241,18 @@ class Connection:
             self.response_started = True
             received = self._head + bytes(self._scratch[:count])
             end = received.find(_END_OF_HEAD)
-            if end >= 0:
+            if end >= 0 or END_OF_HEAD.search(received):
                 break
-            if len(received) > LONGEST_HEAD_BYTES:
-                raise ProtocolError(f"the head of the response is longer than {LONGEST_HEAD_BYTES} bytes")
-            self._head = received
+            self._head = _within_limit(received)
             # poll() sees unread socket data, but not bytes that TLS has already decrypted: read those now.
             if not self._is_tls:
                 return False
         buffer = self._handler.buffer
-        simple = None if buffer is None else _parse_simple_head(received[:end])
+        simple = None if buffer is None or end < 0 else _parse_simple_head(received[:end])
         if buffer is None or simple is None:
             self.state = ConnectionState.PARSING
             self._parser = _new_parser(self._handler.method)
+            self._head = b""
             self._parse(received)
         else:
             headers, length = simple
@@ -267,12 +268,16 @@ class Connection:
         self.state = ConnectionState.RECEIVING_BODY
         self._handler.on_head(200, headers)
         begun = len(beginning)
-        if length > len(buffer) or begun > length:
-            # The body is longer than the buffer or than its Content-Length: report its size, receive no more.
+        if length > len(buffer):
+            # The body is longer than the buffer: report its size, receive no more.
             self.must_close = True
-            self._handler.on_received(max(length, begun))
+            self._handler.on_received(length)
             self._body = buffer[:0]
             return
+        if begun > length:
+            # Some servers send a line break after a body. It does not belong to the next response.
+            self.must_close = True
+            beginning, begun = beginning[:length], length
         buffer[:begun] = beginning
         self._handler.on_received(begun)
         self._body = buffer[begun:length]
@@ -314,9 +319,32 @@ class Connection:
     def _parse(self, chunk: bytes) -> None:
         """Give h11 some bytes; none means that the server closed the connection."""
         assert self._parser is not None
+        is_end = not chunk
+        # Interim responses have heads too.
+        while self._parser.their_state is h11.SEND_RESPONSE:
+            received = (self._head + chunk).lstrip(b"\r\n")
+            end = END_OF_HEAD.search(received)
+            if end is None:
+                if is_end:
+                    raise ProtocolError("the server closed the connection in the middle of a response")
+                self._head = _within_limit(received)
+                return
+            self._head, chunk = b"", received[end.end() :]
+            self._parse_piece(repair_head(received[: end.start()]))
+        if chunk or is_end:
+            self._parse_piece(chunk)
+        if self._is_parsed():
+            reusable = self._parser.their_state is h11.DONE and not self._parser.trailing_data[0]
+            self.must_close = self.must_close or not reusable
+        elif is_end:
+            raise ProtocolError("the server closed the connection in the middle of a response")
+
+    def _parse_piece(self, piece: bytes) -> None:
+        """Give h11 a head or a piece of a body, and pass on what it parses."""
+        assert self._parser is not None
         assert self._handler is not None
         try:
-            self._parser.receive_data(chunk)
+            self._parser.receive_data(piece)
             while not isinstance(event := self._parser.next_event(), type):
                 if isinstance(event, h11.Response):
                     headers = {name.decode(): value.decode("latin-1") for name, value in event.headers}
@@ -329,11 +357,6 @@ class Connection:
                     break
         except h11.RemoteProtocolError as error:
             raise ProtocolError(f"the response is not valid HTTP: {error}") from error
-        if self._is_parsed():
-            reusable = self._parser.their_state is h11.DONE and not self._parser.trailing_data[0]
-            self.must_close = self.must_close or not reusable
-        elif not chunk:
-            raise ProtocolError("the server closed the connection in the middle of a response")
 
     def _stop_sending(self, status: int) -> None:
         """Handle a response that arrives before the whole request was sent."""
@@ -341,6 +364,13 @@ class Connection:
             raise ProtocolError(f"the server answered {status} before the whole body was sent")
         self._unsent.clear()
         self.must_close = True
+
+
+def _within_limit(head: bytes) -> bytes:
+    """The beginning of a head, if it is not too long."""
+    if len(head) > LONGEST_HEAD_BYTES:
+        raise ProtocolError(f"the head of the response is longer than {LONGEST_HEAD_BYTES} bytes")
+    return head
 
 
 def _parse_simple_head(head: bytes) -> tuple[dict[str, str], int] | None:

@@ -36,12 +36,19 @@ _CHECKSUM_HEADERS = frozenset(
         "x-amz-sdk-checksum-algorithm",
     }
 )  # fmt: skip
-_ERROR_CODE = re.compile(r"<Code>(.*?)</Code>", re.DOTALL)
-_ERROR_MESSAGE = re.compile(r"<Message>(.*?)</Message>", re.DOTALL)
-_ERROR_ROOT = re.compile(r"\s*(?:<\?xml.*?\?>)?\s*<Error[\s>]", re.DOTALL)
-_COPY_ETAG = re.compile(r"<ETag>(.*?)</ETag>", re.DOTALL)
-_COPY_CRC = re.compile(r"<ChecksumCRC64NVME>(.*?)</ChecksumCRC64NVME>", re.DOTALL)
-_COPY_OF_PARTS = "<ChecksumType>COMPOSITE</ChecksumType>"
+
+
+def _element(name: str, content: str = "(.*?)") -> re.Pattern[str]:
+    """An XML element with its content; as in boto3, with any prefix, and with attributes or without."""
+    return re.compile(rf"<(?:[\w.-]+:)?{name}(?:\s[^<>]*)?>{content}</", re.DOTALL)
+
+
+_ERROR_CODE = _element("Code")
+_ERROR_MESSAGE = _element("Message")
+_ERROR_ROOT = re.compile(r"\s*(?:<\?xml.*?\?>)?\s*<(?:[\w.-]+:)?Error[\s>]", re.DOTALL)
+_COPY_ETAG = _element("ETag")
+_COPY_CRC = _element("ChecksumCRC64NVME")
+_COPY_OF_PARTS = _element("ChecksumType", r"\s*COMPOSITE\s*")
 
 
 class ObjectRequest(ABC):
@@ -228,7 +235,7 @@ class GetRequest(ObjectRequest):
 
     def _success(self, headers: Mapping[str, str]) -> Downloaded | Exception:
         content_range = headers.get("content-range")
-        if error := other_range_error(self.named, content_range, self._first or 0):
+        if content_range and (error := other_range_error(self.named, content_range, self._first or 0)):
             return error
         etag = headers.get("etag", "").strip('"')
         if not etag and any(name == "if-match" for name, _ in self.headers):
@@ -306,5 +313,5 @@ class CopyRequest(ObjectRequest):
             )
         if etag is None:
             return TransientError(f"{self}: S3 answered {text[:200]!r} without an ETag")
-        stored = _COPY_CRC.search(text) if _COPY_OF_PARTS not in text else None
+        stored = None if _COPY_OF_PARTS.search(text) else _COPY_CRC.search(text)
         return Uploaded(html.unescape(etag[1]).strip().strip('"'), crc.from_header(stored and stored[1]))

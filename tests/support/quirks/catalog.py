@@ -933,6 +933,24 @@ class CopyAlwaysFails(CopyErrorIn200):
     times = 10**6
 
 
+class CopyResultPrefixed(Quirk):
+    """All elements of the result of a copy have a prefix, with the namespace of S3."""
+
+    def copy_object(self, request: Request) -> Answer:
+        answer = super().copy_object(request)
+        text = re.sub(rb"<(/?)([A-Z])", rb"<\1s3:\2", bytes(answer.body))
+        answer.body = text.replace(b" xmlns=", b" xmlns:s3=")
+        return answer
+
+
+class OddHeads(Quirk):
+    """Heads have a name with a space, and Transfer-Encoding: identity (RFC 2616 has it, RFC 9112 has not)."""
+
+    def finish(self, request: Request, answer: Answer) -> Answer:
+        answer.headers |= {"x-amz-meta-file name": "x", "Transfer-Encoding": "identity"}
+        return answer
+
+
 class CopyCutShort(Quirk):
     """A copy contains the first half of its source."""
 
