@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -32,9 +33,11 @@ from include.log_rollup.storage.protocol import ListPage, Location, ObjectInfo
 from include.log_rollup.units import MIB
 from log_rollup_plugin.cli.arguments import group, hours
 from tests.support.fake_store import FakeStore
-from tests.support.raw_hours import HOUR
+from tests.support.hour_in_memory import make_stream
+from tests.support.raw_hours import HOUR, RAW
 
 PREFIX = Location("logs", "copy/")
+STREAM = make_stream()
 
 
 def part_of(
@@ -141,7 +144,7 @@ def test_ordered_batches_come_before_their_objects_are_due(drawn: list[tuple[int
 )
 def test_unsafe_names_are_refused(name: str) -> None:
     assert path_problem(name)
-    assert DirectoryTarget(Path("out")).name_problem(name)
+    assert DirectoryTarget(Path("out")).name_problem(item_of(name, b""))
 
 
 @pytest.mark.parametrize("name", ["x", "a/b.log", "...", "a/..b", "back\\slash", "space ", "ü\u2028"])
@@ -249,11 +252,45 @@ def test_present_objects_are_found_with_few_requests(
     assert PresentObjects(store, PREFIX).find([]) == {}
 
 
+def s3_target(prefix: str) -> S3Target:
+    """Return a target in the bucket of raw objects and parts."""
+    store: Any = FakeStore()
+
+    def is_ours(key: str) -> bool:
+        return key.startswith("copy/parts/")
+
+    def is_raw(key: str) -> bool:
+        return STREAM.raw.match(key) is not None
+
+    return S3Target(store, Location("logs", prefix), {}, is_ours, is_raw)
+
+
 def test_keys_among_parts_and_too_long_keys_are_refused() -> None:
-    target = S3Target(FakeStore(), PREFIX, {}, lambda key: key.startswith("copy/parts/"))  # type: ignore[arg-type]
-    assert target.name_problem("web/x.log") is None
-    assert "would be among the parts" in (target.name_problem("parts/x.log") or "")
-    assert "more than S3 allows" in (target.name_problem("ü" * 600) or "")
+    target = s3_target("copy/")
+    assert target.name_problem(item_of("web/x.log", b"x")) is None
+    assert "would be among the parts" in (target.name_problem(item_of("parts/x.log", b"x")) or "")
+    assert "more than S3 allows" in (target.name_problem(item_of("ü" * 600, b"x")) or "")
+
+
+@pytest.mark.parametrize(
+    ("prefix", "key", "is_content", "refused"),
+    [
+        ("raw/app/", "z.log", False, False),
+        ("raw/app/", "z.log.gz", True, True),
+        # These would be raw objects of the hour a second time.
+        (RAW, "z.log", False, True),
+        ("raw/app/20261123/09/", "z.log.gz", True, True),
+        ("raw/app/copy/", "z.log.gz", True, False),
+        ("copy/", "z.log.gz", True, False),
+    ],
+)
+def test_restored_object_is_no_other_raw_object(
+    prefix: str, key: str, is_content: bool, refused: bool
+) -> None:
+    name = f"{RAW}{key.removesuffix('.gz')}".removeprefix("raw/app/")
+    item = RestoredObject(f"{RAW}{key}", name, HOUR, 1, "", 1, False, is_content)
+    problem = s3_target(prefix).name_problem(item) or ""
+    assert ("would be another raw object of the stream" in problem) is refused
 
 
 # -- arguments --------------------------------------------------------------------------------------------

@@ -173,7 +173,7 @@ class _Planner:
                     continue
                 item = restored_object(self._stream, paths.hour, planned, packed, index, names)
                 recompressed += item.is_content
-                if problem := self._target.name_problem(item.name):
+                if problem := self._target.name_problem(item):
                     failures.append(Failure(paths.hour, item.key, planned.name, problem))
                     continue
                 wanted.append(index)

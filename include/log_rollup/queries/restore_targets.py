@@ -88,8 +88,8 @@ class Target(Protocol):
 
     is_ordered: bool
 
-    def name_problem(self, name: str) -> str | None:
-        """Why the target cannot have an object of this name; None if it can."""
+    def name_problem(self, item: RestoredObject) -> str | None:
+        """Why the target cannot have an object under its name; None if it can."""
 
     def compare(self, objects: Sequence[RestoredObject]) -> Sequence[Presence]:
         """Whether the target has each of these objects already. Changes nothing.
@@ -150,9 +150,9 @@ class DirectoryTarget:
         self._numbers = count()
         self._made: set[str] = set()
 
-    def name_problem(self, name: str) -> str | None:
+    def name_problem(self, item: RestoredObject) -> str | None:
         """See :class:`Target`."""
-        return path_problem(name)
+        return path_problem(item.name)
 
     def compare(self, objects: Sequence[RestoredObject]) -> Sequence[Presence]:
         """See :class:`Target`. A file of the same size is read, and its CRC compared."""
@@ -281,9 +281,9 @@ class TarTarget:
         self._path = path.resolve()
         self._turn = threading.Lock()
 
-    def name_problem(self, name: str) -> str | None:
+    def name_problem(self, item: RestoredObject) -> str | None:
         """See :class:`Target`."""
-        return path_problem(name)
+        return path_problem(item.name)
 
     def compare(self, objects: Sequence[RestoredObject]) -> Sequence[Presence]:
         """See :class:`Target`. A tar file is always written as a whole."""
@@ -392,7 +392,7 @@ class StreamTarget:
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
 
-    def name_problem(self, name: str) -> str | None:
+    def name_problem(self, item: RestoredObject) -> str | None:
         """See :class:`Target`."""
         return None
 

@@ -24,27 +24,37 @@ class S3Target:
 
     :param prefix: begins the keys of all restored objects
     :param headers: of uploads, such as that of the KMS key
-    :param is_ours: whether a key of the bucket is that of a part or record, below which nothing is restored
+    :param is_ours: whether a key of the bucket is that of a part or record, among which nothing is restored
+    :param is_raw: whether a key of the bucket is that of a raw object; an object is restored there only as itself
     """
 
     is_ordered = False
 
     def __init__(
-        self, store: RestoreStore, prefix: Location, headers: dict[str, str], is_ours: Callable[[str], bool]
+        self,
+        store: RestoreStore,
+        prefix: Location,
+        headers: dict[str, str],
+        is_ours: Callable[[str], bool],
+        is_raw: Callable[[str], bool],
     ) -> None:
         self._store = store
         self._prefix = prefix
         self._headers = headers
         self._is_ours = is_ours
+        self._is_raw = is_raw
 
-    def name_problem(self, name: str) -> str | None:
+    def name_problem(self, item: RestoredObject) -> str | None:
         """See :class:`Target`."""
-        key = f"{self._prefix.key}{name}"
+        key = f"{self._prefix.key}{item.name}"
         size = len(key.encode())
         if size > MAX_KEY_BYTES:
             return f"its key there would have {size:,} bytes, more than S3 allows"
         if self._is_ours(key):
             return f"{key} would be among the parts and records of the stream; restore to another prefix"
+        # The next run would pack it again, next to the object that it was restored from.
+        if self._is_raw(key) and (key != item.key or item.is_content):
+            return f"{key} would be another raw object of the stream; restore to another prefix"
         return None
 
     def compare(self, objects: Sequence[RestoredObject]) -> Sequence[Presence]:

@@ -190,8 +190,12 @@ def _s3_target(store: RestoreStore, stream: Stream, bucket: str, key: str) -> S3
     def is_ours(found: str) -> bool:
         return in_same_bucket and any(template.match(found) for template in templates)
 
+    def is_raw(found: str) -> bool:
+        # With two connections, buckets of one name may be different ones; that is unknown here.
+        return bucket == stream.raw.bucket and stream.raw.match(found) is not None
+
     headers = WriteOptions(kms_key_id=stream.kms_key_id).headers
-    return S3Target(store, Location(bucket, key), headers, is_ours)
+    return S3Target(store, Location(bucket, key), headers, is_ours, is_raw)
 
 
 class _Report:
