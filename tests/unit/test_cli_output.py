@@ -19,7 +19,7 @@ import yaml
 
 from include.log_rollup import __version__
 from include.log_rollup.streams import INCLUDE, load_streams
-from log_rollup_plugin.cli import cost, detect, hours, objects, output
+from log_rollup_plugin.cli import cost, detect, hours, objects, output, restore
 from log_rollup_plugin.cli.arguments import hour
 from log_rollup_plugin.cli.main import main
 from log_rollup_plugin.cli.output import Answer, ProgressDisplay, printable, printable_record, table
@@ -183,8 +183,8 @@ def run(
     path = tmp_path / "streams.yaml"
     path.write_text(yaml.safe_dump({"streams": [{**stream, "start": "2026-11-01T00:00:00Z"}]}))
     monkeypatch.setenv("LOG_ROLLUP_STREAMS", str(path))
-    for module in (cost, hours, objects):
-        monkeypatch.setattr(module, "open_store", lambda _: nullcontext(store))
+    for module in (cost, hours, objects, restore):
+        monkeypatch.setattr(module, "open_store", lambda *_: nullcontext(store))
     monkeypatch.setattr(detect, "open_connection", lambda _: nullcontext(store))
 
     def run_command(*arguments: str) -> CommandResult:
@@ -244,6 +244,26 @@ def test_hour_out_of_range_ends_with_2(run: RunCommand, capsys: pytest.CaptureFi
         run("verify", "app", "9999-12-31T23")
     assert ended.value.code == 2
     assert "out of range" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        ("s3://logs/x\udcff/", "is not UTF-8, as all keys in S3 are; write it in UTF-8"),
+        ("s3://\udcff/", "is not UTF-8"),
+        ("", "cannot restore to '': it is empty; for the current directory give ."),
+    ],
+)
+def test_wrong_target_of_restore_ends_with_2(run: RunCommand, target: str, reason: str) -> None:
+    result = run("restore", "app", "2026-11-23T08", "--to", target)
+    assert result.code == 2
+    assert reason in result.err
+    result.check()
+
+
+def test_url_that_is_not_utf8_is_not_sampled(run: RunCommand) -> None:
+    result = run("detect", "s3://logs/\udcff")
+    assert (result.code, "is not UTF-8" in result.err) == (2, True)
 
 
 def test_grep_refuses_more_hours_than_a_year_has(run: RunCommand) -> None:

@@ -114,3 +114,14 @@ def key_of(stream: Stream, text: str) -> str:
             f"{stream.raw.bucket!r}"
         )
     return url[2]
+
+
+def check_utf8(url: str) -> None:
+    """Refuse a URL with bytes that are not UTF-8, in whose place Python has halves of surrogate pairs.
+
+    :raises ConfigurationError: if it has any
+    """
+    try:
+        url.encode()
+    except UnicodeEncodeError:
+        raise ConfigurationError(f"{url!r} is not UTF-8, as all keys in S3 are; write it in UTF-8") from None

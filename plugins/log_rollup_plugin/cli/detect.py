@@ -13,6 +13,7 @@ from include.log_rollup.queries.detect import detect as find
 from include.log_rollup.queries.proposal import Proposal, SampledHour
 from include.log_rollup.storage.protocol import Location
 from include.log_rollup.units import format_duration, format_size
+from log_rollup_plugin.cli.arguments import check_utf8
 from log_rollup_plugin.cli.output import Answer, table
 from log_rollup_plugin.cli.store import open_connection
 
@@ -38,6 +39,7 @@ def _place_of(url: str) -> Location:
     bucket, slash, key = url.removeprefix("s3://").partition("/")
     if not url.startswith("s3://") or not bucket or "*" in url:
         raise ConfigurationError(f"{url!r} is not an S3 URL; write it like s3://my-bucket/raw/")
+    check_utf8(url)
     return Location(bucket, key if slash else "")
 
 

@@ -158,6 +158,8 @@ def _target(
 ) -> Iterator[Target]:
     """The target that ``--to`` names."""
     text: str = options.to
+    if not text:
+        raise ConfigurationError("cannot restore to '': it is empty; for the current directory give .")
     if text == "-":
         if options.dry_run:
             yield StreamTarget(io.BytesIO())
@@ -180,6 +182,7 @@ def _target(
 
 
 def _s3_target(store: RestoreStore, stream: Stream, bucket: str, key: str) -> S3Target:
+    arguments.check_utf8(f"s3://{bucket}/{key}")
     if key and not key.endswith("/"):
         raise ConfigurationError(
             f"s3://{bucket}/{key} is not a prefix that ends with a slash: write s3://{bucket}/{key}/"
