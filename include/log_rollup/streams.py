@@ -158,6 +158,8 @@ def _at_least(low: timedelta) -> AfterValidator:
 def _not_reserved(name: str) -> str:
     if name in _RESERVED:
         raise ValueError(f"log_rollup_{name} is another Dag of this project; choose another name")
+    if name in (".", ".."):
+        raise ValueError(f"{name!r} is a step of a path, not a name; choose another name")
     return name
 
 
@@ -232,8 +234,8 @@ class Stream(BaseModel):
     )
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,100}$"), AfterValidator(_not_reserved)]
-    """Name of the stream and of its Dag, `log_rollup_<name>`. Letters, digits, `_`, `.`, `-`; not `late` or
-    `expire`."""
+    """Name of the stream and of its Dag, `log_rollup_<name>`. Letters, digits, `_`, `.`, `-`; not `late`,
+    `expire`, `.` or `..`."""
     raw: RawTemplate
     """Where the raw objects are: `s3://bucket/` and a template of the beginning of their keys. `%Y %y %m %d %H %j`
     stand for the hour, `{name}` for one step of the path, of any value. Without any of the first, `%Y%m%d/%H/` is

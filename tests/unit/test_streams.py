@@ -252,6 +252,8 @@ def test_notify_is_a_list_of_classes_with_arguments(streams_file: Path) -> None:
         ({"name": "a b"}, ["name"]),
         ({"name": 5}, ["name"]),
         ({"name": "late"}, ["name", "'late'"]),
+        ({"name": "."}, ["name", "is a step of a path, not a name; choose another name"]),
+        ({"name": ".."}, ["name", "is a step of a path, not a name; choose another name"]),
         ({"late_days": 43}, ["late_days", "42"]),
         ({"late_days": -1}, ["late_days", "0"]),
         ({5: "x"}, ["5"]),
