@@ -236,6 +236,16 @@ def test_contradictory_page_is_returned_unchanged(hook_on: HookFactory) -> None:
     assert (asked["max-keys"], asked["start-after"], asked["prefix"]) == (["17"], ["a/z"], ["a/"])
 
 
+def test_upload_without_id_or_etag_is_tried_again(hook_on: HookFactory) -> None:
+    with Recorder(lambda _: respond(200, b"<InitiateMultipartUploadResult/>")) as server:
+        hook, target = hook_on(server), Location("logs", "k")
+        for with_crc in (True, False):
+            with pytest.raises(TransientError, match="BEGIN UPLOAD s3://logs/k: the response cannot be read"):
+                hook.begin_upload(target, {}, with_crc=with_crc)
+        with pytest.raises(TransientError, match=r"PUT s3://logs/k: .* without the ETag of part 1"):
+            hook.write_range(target, "id", 1, b"x")
+
+
 @pytest.mark.parametrize("length", [True, False])
 def test_object_above_the_limit_is_not_read(hook_on: HookFactory, length: bool) -> None:
     """Neither if the response has a length, nor if it is chunked."""

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from functools import partial
@@ -18,7 +19,7 @@ from botocore.config import Config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from include.log_rollup.errors import ListingError, ThrottledError, TransientError
+from include.log_rollup.errors import ListingError, RollupError, ThrottledError, TransientError
 from include.log_rollup.storage.protocol import Location, ObjectInfo
 from log_rollup_plugin.s3 import list_parser
 from log_rollup_plugin.s3.error_mapping import translated
@@ -27,6 +28,7 @@ from log_rollup_plugin.s3.list_parser import parse_folders, parse_page, parse_ti
 MOMENT = datetime(2026, 11, 23, 8, 0, 5, 678000, UTC)
 ETAG = "9e107d9d372bb6826bd81d3542a419d6"
 NAMESPACE = 'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
+HUGE_DATE = "Wed, 21 Oct 99999999999999999999 07:28:00 GMT"
 APOS, QUOT = {"'": "&apos;"}, {'"': "&quot;"}
 
 
@@ -355,6 +357,59 @@ def test_row_without_key_or_size_is_an_error(fast: Lister, column: str) -> None:
         parse_page(fast.list(body))
 
 
+@pytest.mark.parametrize("size", ["-1", "100000000000000", str(2**62), "9" * 400])
+@pytest.mark.parametrize("first", [True, False])
+def test_size_that_no_object_has_is_an_error(fast: Lister, plain: Lister, size: str, first: bool) -> None:
+    rows = [row("bad", size=size), row("good", size="99999999999999")]
+    body = page("".join(rows if first else rows[::-1]))
+    for lister in (fast, plain):
+        with pytest.raises(ListingError, match=f"lists 'bad' with {size} bytes, which no object has"):
+            parse_page(lister.list(body))
+
+
+@pytest.mark.parametrize("element", ["Key", "Size", "LastModified"])
+@pytest.mark.parametrize("encoding", ["", "<EncodingType>url</EncodingType>"])
+def test_row_with_an_element_twice_is_no_bare_exception(fast: Lister, element: str, encoding: str) -> None:
+    value = f"<{element}>{row('a').split(f'<{element}>')[1].split('<')[0]}</{element}>"
+    body = page(row("a").replace(value, value * 2) + row("b"), encoding)
+    with suppress(RollupError), translated("LIST", Location("b", "p")):
+        assert [info.key for info in parse_page(fast.list(body)).objects] == ["a", "b"]
+
+
+@pytest.mark.parametrize("encoding", ["", "<EncodingType>url</EncodingType>"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        "<NextContinuationToken>t</NextContinuationToken>" * 2,
+        "<CommonPrefixes><Prefix>a/</Prefix><Prefix>b/</Prefix></CommonPrefixes>",
+        "<Prefix>raw/</Prefix>",
+    ],
+)
+def test_element_that_occurs_twice_is_an_error(fast: Lister, encoding: str, more: str) -> None:
+    def read() -> None:
+        with translated("LIST", Location("b", "p")):
+            response = fast.list(page(row("k"), encoding, more=more))
+        list_parser.check_prefix(response, Location("logs", "raw/"))
+        parse_folders(response)
+
+    with pytest.raises(RollupError):
+        read()
+
+
+@pytest.mark.parametrize("time", ["9999-12-31T23:59:59.999999999Z", "9999-12-31T23:59:59-14:00"])
+def test_last_possible_time_fits_into_a_datetime(fast: Lister, plain: Lister, time: str) -> None:
+    for lister in (fast, plain):
+        newest = parse_page(lister.list(page(row("k", modified=time)))).newest
+        assert datetime.fromtimestamp(newest, UTC).year == 9999
+
+
+@pytest.mark.parametrize("time", ["1764000000000", "1e400", "yesterday", ""])
+def test_time_that_cannot_be_read_is_tried_again(fast: Lister, plain: Lister, time: str) -> None:
+    for lister in (fast, plain):
+        with pytest.raises(TransientError, match="cannot be read"), translated("LIST", Location("b", "p")):
+            lister.list(page(row("k", modified=time)))
+
+
 def test_key_that_is_not_utf_8_is_an_error(fast: Lister) -> None:
     with pytest.raises(ListingError, match="a key that is not UTF-8"), translated("LIST", Location("b", "p")):
         fast.list(page(row("raw/%FF.log")))
@@ -440,7 +495,7 @@ def test_listing_of_another_prefix_is_an_error(fast: Lister, plain: Lister, enco
                 list_parser.check_prefix(response, asked)
 
 
-@pytest.mark.parametrize("date", ["", "yesterday", "Mon, 99 Nov 2026 09:00:00 GMT", None])
+@pytest.mark.parametrize("date", ["", "yesterday", "Mon, 99 Nov 2026 09:00:00 GMT", HUGE_DATE, None])
 def test_without_a_date_the_server_time_is_ours(fast: Lister, date: str | None) -> None:
     before = datetime.now(UTC)
     found = parse_page(fast.list(page(row("k")), {} if date is None else {"Date": date}))

@@ -177,7 +177,15 @@ def test_long_message_of_a_server_is_cut() -> None:
 
 @pytest.mark.parametrize(
     ("stated", "seconds"),
-    [("3", 3.0), ("0.5", 0.5), ("-1", 0.0), ("nan", None), ("inf", None), ("soon", None)],
+    [
+        ("3", 3.0),
+        ("0.5", 0.5),
+        ("-1", 0.0),
+        ("nan", None),
+        ("inf", None),
+        ("soon", None),
+        ("Wed, 21 Oct 99999999999999999999 07:28:00 GMT", None),
+    ],
 )
 def test_retry_after_is_a_finite_number_of_seconds(stated: str, seconds: float | None) -> None:
     error = response(503, "SlowDown", retry_after=stated)
@@ -318,6 +326,11 @@ def test_error_of_sts_is_not_reported_as_one_of_s3(code: str, kind: type[RollupE
         ResponseParserError("invalid XML " * 1000),
         ValueError("invalid literal for int()"),
         RuntimeError("Credentials were refreshed, but the refreshed credentials are still expired."),
+        RuntimeError('Unable to calculate correct timezone offset for "1764000000000"'),
+        AttributeError("'list' object has no attribute 'replace'"),
+        TypeError("unhashable type: 'list'"),
+        OverflowError("Python int too large to convert to C long"),
+        KeyError("UploadId"),
         urllib3.SSLError("bad record mac"),
         urllib3.ProtocolError("cut"),
         ConnectionResetError("reset"),

@@ -398,7 +398,7 @@ def _retry_after_seconds(value: str | None) -> float | None:
     except ValueError:
         try:
             until = parsedate_to_datetime(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             return None
         seconds = (until.replace(tzinfo=until.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
     return max(0.0, seconds) if math.isfinite(seconds) else None
@@ -506,10 +506,18 @@ def translated(operation: str, target: Location) -> Iterator[None]:
     except RecursionError as error:
         raise ConfigurationError(f"{what}: {_REDIRECT.remedy}") from error
     except RuntimeError as error:
-        # botocore raises it if a metadata service returns expired credentials.
+        # botocore raises it for a time that it cannot parse, such as milliseconds since 1970, ...
+        if "timezone offset" in str(error):
+            raise TransientError(f"{what}: the response cannot be read: {error}") from error
+        # ... and if a metadata service returns expired credentials.
         if "refreshed credentials" not in str(error):
             raise
         raise TransientError(f"{what}: {error}") from error
+    except (AttributeError, TypeError, OverflowError) as error:
+        # botocore makes a list of an element that occurs twice, and its own handlers do not expect that.
+        raise TransientError(
+            f"{what}: the response cannot be read: {type(error).__name__}: {str(error)[:LONGEST_MESSAGE]}"
+        ) from error
 
 
 def limit_redirects(client: Any) -> None:

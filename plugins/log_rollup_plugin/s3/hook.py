@@ -647,7 +647,7 @@ class PooledS3Hook(S3Hook):
             if with_crc:
                 # Parts with a CRC would be refused too.
                 self._checksums.on_write = False
-        return str(response["UploadId"])
+            return str(response["UploadId"])
 
     def write_range(self, target: Location, upload_id: str, number: int, body: bytes) -> str:
         """Write one part of a multipart upload; returns its ETag.

@@ -26,6 +26,10 @@ from include.log_rollup.storage.protocol import (
     TimedPage,
 )
 
+# AWS stores objects of up to 50 TB, MinIO of up to 50 TiB.
+MAX_OBJECT_BYTES = 10**14 - 1
+# The start of the year 9999 in epoch seconds: no later time fits into a datetime in every time zone.
+_LATEST = 253_370_764_800.0
 _EVENT = "before-parse.s3.*"
 # Keys under which the fast path adds its results to botocore's response.
 _OBJECTS, _TIMES_OF, _NEWEST, _TRUNCATED, _MARKED = (
@@ -33,11 +37,13 @@ _OBJECTS, _TIMES_OF, _NEWEST, _TRUNCATED, _MARKED = (
 )
 _ROW, _ROW_END = "<Contents>", "</Contents>"
 _KEY, _SIZE, _ETAG, _TIME = (f"<{name}>" for name in ("Key", "Size", "ETag", "LastModified"))
-_KEYS, _SIZES, _ETAGS, _TIMES = (re.compile(f"{start}([^<]*)</") for start in (_KEY, _SIZE, _ETAG, _TIME))
+_KEYS, _ETAGS, _TIMES = (re.compile(f"{start}([^<]*)</") for start in (_KEY, _ETAG, _TIME))
+# Up to MAX_OBJECT_BYTES.
+_SIZES = re.compile(r"<Size>\s*(\d{1,14})\s*</")
 # A row exactly as S3 writes it: one regular expression for all columns is fastest.
 _S3_ROW = re.compile(
     r"<Contents><Key>([^<]*)</Key><LastModified>([^<]*)Z</LastModified><ETag>&quot;([^<&\"]*)&quot;</ETag>"
-    r".*?<Size>([^<]*)</Size>"
+    r".*?<Size>(\d{1,14})</Size>"
 )
 _S3_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?")
 _ROOT = re.compile(r"<(?:\w+:)?ListBucket\w*Result[\s/>]")
@@ -130,7 +136,8 @@ def _parse_rows(text: str, url_encoded: bool) -> tuple[list[ObjectInfo], Sequenc
         numbers = {size: int(size) for size in set(sizes)}
         rows = list(map(ObjectInfo, _decode_keys(keys, url_encoded), map(numbers.__getitem__, sizes), etags))
         return rows, times, _newest(times)
-    except ValueError as error:
+    except (ValueError, OverflowError, RuntimeError) as error:
+        # botocore raises a RuntimeError for milliseconds since 1970.
         raise _UnsupportedFormError from error
 
 
@@ -255,12 +262,12 @@ def parse_page(response: Mapping[str, Any], own: Callable[[str], bool] | None = 
 
     :param response: from a client with or without the fast parser
     :param own: which keys count for ``newest``; None for all
-    :raises ListingError: if an object has no key or no size, or the page is one of ListObjects
+    :raises ListingError: if an object has no key or no valid size, or the page is one of ListObjects
     """
     objects = response.get(_OBJECTS) or _botocore_objects(response.get("Contents", ()))
     return ListPage(
         objects,
-        _newest_own(response, objects, own),
+        min(_newest_own(response, objects, own), _LATEST),
         _server_time(response["ResponseMetadata"]["HTTPHeaders"].get("date")),
         response.get(_TRUNCATED, response.get("IsTruncated")),
         _token(response),
@@ -275,11 +282,23 @@ def _token(response: Mapping[str, Any]) -> str | None:
             "the server lists pages with NextMarker instead of a continuation token: it does not support "
             "ListObjectsV2; update or replace the server"
         )
+    _require_text("continuation token", token)
     return token
 
 
 def _prefixes(response: Mapping[str, Any]) -> list[str]:
-    return [row["Prefix"] for row in response.get("CommonPrefixes", ()) if "Prefix" in row]
+    prefixes = [row["Prefix"] for row in response.get("CommonPrefixes", ()) if "Prefix" in row]
+    for prefix in prefixes:
+        _require_text("prefix", prefix)
+    return prefixes
+
+
+def _require_text(what: str, value: object) -> None:
+    # botocore makes a list of an element that occurs twice.
+    if isinstance(value, list):
+        raise ListingError(
+            f"the server lists more than one {what} in one place; update or replace the server"
+        )
 
 
 def parse_folders(response: Mapping[str, Any]) -> FolderPage:
@@ -343,6 +362,12 @@ def _botocore_objects(contents: Sequence[Mapping[str, Any]]) -> list[ObjectInfo]
                 f"the server lists an object without {' and '.join(sorted(missing))}: {row.get('Key', row)!r}; "
                 f"update or replace the server"
             )
+        _require_text("key", row["Key"])
+        if not 0 <= row["Size"] <= MAX_OBJECT_BYTES:
+            raise ListingError(
+                f"the server lists {row['Key']!r} with {row['Size']} bytes, which no object has; update or "
+                f"replace the server"
+            )
         etag = row.get("ETag", "")
         # botocore makes a list of an element that occurs twice.
         etag = etag.strip().strip('"') if isinstance(etag, str) else ""
@@ -354,5 +379,5 @@ def _server_time(date: str | None) -> datetime:
     """The time of a response; the time of this machine if the response has no valid Date header."""
     try:
         return _utc(parsedate_to_datetime(date or ""))
-    except ValueError:
+    except (ValueError, OverflowError):
         return datetime.now(UTC)

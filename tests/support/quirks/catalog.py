@@ -535,6 +535,44 @@ class TimesDamaged(_Rewritten):
         return re.sub("<LastModified>.*?</LastModified>", "<LastModified>yesterday</LastModified>", text)
 
 
+class KeyTwiceInRow(_Rewritten):
+    """Each row of a listing has its key twice."""
+
+    def rewrite(self, text: str) -> str:
+        return re.sub("(<Key>.*?</Key>)", r"\1\1", text)
+
+
+class TokenTwice(_Rewritten):
+    """Each page of a listing has its token twice."""
+
+    def rewrite(self, text: str) -> str:
+        return re.sub("(<NextContinuationToken>.*?</NextContinuationToken>)", r"\1\1", text)
+
+
+class TimesInMilliseconds(_Rewritten):
+    """LastModified in a listing is a number of milliseconds since 1970."""
+
+    def rewrite(self, text: str) -> str:
+        return re.sub("<LastModified>.*?</LastModified>", "<LastModified>1764000000000</LastModified>", text)
+
+
+class TimesAtTheEnd(_Rewritten):
+    """LastModified in a listing is the last time that can be written with four digits of the year."""
+
+    def rewrite(self, text: str) -> str:
+        last = "<LastModified>9999-12-31T23:59:59.999999999Z</LastModified>"
+        return re.sub("<LastModified>.*?</LastModified>", last, text)
+
+
+class SizeImpossible(_Rewritten):
+    """The last object of a page has a size that no object has."""
+
+    size = 2**62
+
+    def rewrite(self, text: str) -> str:
+        return re.sub(r"<Size>\d+</Size>(?!.*<Size>)", f"<Size>{self.size}</Size>", text)
+
+
 class SizesMissing(_Rewritten):
     """Objects of a listing have no Size."""
 
@@ -1267,6 +1305,14 @@ class DamagedDate(Quirk):
 
     def finish(self, request: Request, answer: Answer) -> Answer:
         answer.date = "yesterday"
+        return answer
+
+
+class HugeDate(Quirk):
+    """The year in the Date of responses has twenty digits."""
+
+    def finish(self, request: Request, answer: Answer) -> Answer:
+        answer.date = "Wed, 21 Oct 99999999999999999999 07:28:00 GMT"
         return answer
 
 
