@@ -165,7 +165,7 @@ def test_missing_permission_is_named(
     with moto_server.enforced_authentication("s3:ListBucket", "s3:GetObject") as (key, secret):
         login = json.loads(moto_server.airflow_connection_json()) | {"login": key, "password": secret}
         monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(login))
-        with pytest.raises(AccessError, match=r"PUT .*the README lists the permissions"):
+        with pytest.raises(AccessError, match=r"PUT .*docs/DEPLOY.md lists the permissions"):
             pipeline.plan()
     pipeline.assert_not_complete()
 

@@ -160,11 +160,15 @@ def test_code_of_a_head_is_read_from_minios_header() -> None:
         (response(301, "PermanentRedirect", x_amz_bucket_region="eu-central-1"), "the region eu-central-1"),
         (response(301, location="https://s3.example.com/"), "it redirects to https://s3.example.com/"),
         (response(403, "RequestTimeTooSkewed"), "the clock of this machine"),
-        (response(404, "NoSuchBucket"), "create the bucket 'logs'"),
+        (
+            response(404, "NoSuchBucket"),
+            "create the bucket 'logs', or fix its name, in 'raw' or 'aggregated'",
+        ),
+        (response(404, "NoSuchBucket"), "or on the command line"),
         (response(403, "QuotaExceeded"), "raise the quota"),
         (response(400, "KMS.DisabledException"), "kms:Decrypt"),
         (response(413), "lower 'part_size'"),
-        (response(403, "AccessDenied"), "the README lists the permissions"),
+        (response(403, "AccessDenied"), "docs/DEPLOY.md lists the permissions"),
     ],
 )
 def test_message_says_what_to_do(error: RollupError, words: str) -> None:

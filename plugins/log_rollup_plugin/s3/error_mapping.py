@@ -55,8 +55,8 @@ class ErrorRule(NamedTuple):
 _FIX_KEYS = "; fix the Airflow connection of the stream"
 _PERMISSION = ErrorRule(
     AccessError,
-    "the credentials of the connection lack the permission; grant it: the README lists the permissions that the "
-    "Dag needs",
+    "the credentials of the connection lack the permission; grant it: docs/DEPLOY.md lists the permissions that "
+    "are needed",
 )
 _THROTTLE = ErrorRule(ThrottledError)
 _RETRY = ErrorRule(TransientError)
@@ -69,7 +69,8 @@ _FOREIGN = ErrorRule(
 )
 _MISSING_BUCKET = ErrorRule(
     MissingBucketError,
-    "create the bucket '{bucket}', or fix 'raw' and 'aggregated' of the stream or the region of its connection",
+    "create the bucket '{bucket}', or fix its name, in 'raw' or 'aggregated' of the stream or on the command "
+    "line, or fix the region of the connection",
 )
 _ACCOUNT = ErrorRule(
     AccessError,
