@@ -201,8 +201,10 @@ class HourReader:
     def unnamed_expired(
         self, parts: Container[str], recorded: Container[str], expiry: ExpiryRecord | None
     ) -> str:
-        """What is wrong with a manifest that is older than the record of expired raw objects; empty if nothing is.
+        """The message if the manifest does not name all parts with expired raw objects; empty if it does.
 
+        Either somebody has restored an older manifest, or an expiry announced raw objects of parts that a run was
+        replacing: it deleted none then, but no run removes such parts. The records don't say which is true.
         Names of format 1 don't depend on the content: a run leaves such a part where it is if it was damaged.
 
         :param parts: names of the existing parts
@@ -215,12 +217,10 @@ class HourReader:
         if not unnamed:
             return ""
         return (
-            f"{self.paths.expiry_record} says that raw objects of {len(unnamed):,} existing parts have expired "
-            f"({first_keys(unnamed)}) that {self.paths.manifest} does not name, so an older manifest was "
-            f"restored, or the newest one is lost. Nothing was changed, since nothing else has the bytes of these "
-            f"parts. "
-            f"Restore the newest manifest from a backup or from an older version of the object; if that is "
-            f"impossible, move these parts away and keep them. Then clear the run from plan_hour on."
+            f"{self.paths.expiry_record} says that raw objects of {len(unnamed):,} existing parts have expired or "
+            f"were about to ({first_keys(unnamed)}), but {self.paths.manifest} does not name these parts. If an "
+            f"older manifest was restored, they may be the last copies: restore the newest one and clear the run "
+            f"from plan_hour on. If a run has replaced them at that moment, they are not needed: move them away."
         )
 
     def strays(

@@ -249,10 +249,6 @@ class _Expiry:
         listing = RawListing(state.paths.raw.pages(self._store))
         # After the listing, so that it names all objects that another run has deleted before the listing.
         record = state.expiry_record()
-        recorded = state.recorded_parts(inventory.work, manifest, inventory.parts)
-        problem = state.unnamed_expired(inventory.parts, recorded, record)
-        if problem:
-            raise _LeftAloneError(problem)
         found = self._prove_parts(manifest, inventory.parts, listing, record)
         self._count_others(found, listing)
         return _Proven(manifest, inventory.manifest_etag, listing, record, found)

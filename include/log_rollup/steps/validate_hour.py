@@ -12,7 +12,6 @@ from include.log_rollup.errors import (
     InputChangedError,
     ProofError,
     SupersededError,
-    UnreadableRecordError,
     VanishedInputError,
 )
 from include.log_rollup.hour.changes import MAX_SHOWN, Changes, Comparison, first_keys
@@ -59,15 +58,12 @@ def validate_hour(store: ObjectStore, stream: Stream, hour: datetime) -> HourTot
     :raises InputChangedError: if raw objects came late, changed or vanished
     :raises VanishedInputError: if raw objects of a complete hour vanished
     :raises ProofError: if the parts are not what they should be
-    :raises UnreadableRecordError: if the manifest of a complete hour does not name parts with expired raw objects
     :raises SupersededError: if no plan is being built, or another run takes over
     """
     state = HourState(store, stream, hour)
     expected = _read_expected(state)
     raw = _check_raw(store, state, stream.input_rules, expected)
     found = state.inventory()
-    if expected.manifest is not None:
-        _refuse_unnamed_expired(state, expected.manifest, found)
     prover = PartProver(store, stream.raw.root, state.paths, found.parts, expected.parts, raw.announced)
     proof = _Proof(prover, store.control_connections, new_digests(state.paths))
     with Monitor(log, store.ports, store.max_connections, prover.progress):
@@ -298,21 +294,6 @@ def _raw_changed(
     return InputChangedError(
         f"{found}clear the run from plan_hour on, and the hour is planned and packed as it is now."
     )
-
-
-def _refuse_unnamed_expired(state: HourState, manifest: ManifestReader, found: Inventory) -> None:
-    """Refuse a complete hour with an older manifest, which does not name all parts with expired raw objects.
-
-    :raises UnreadableRecordError: if there are such parts
-    :raises SupersededError: if another run has replaced the manifest meanwhile
-    """
-    expiry = state.expiry_record() if found.expiry_etag is not None else None
-    problem = state.unnamed_expired(found.parts, manifest.names, expiry)
-    if not problem:
-        return
-    if state.inventory().manifest_etag != found.manifest_etag:
-        raise state.superseded("another run has proven the hour meanwhile")
-    raise UnreadableRecordError(f"hour {format_hour(state.paths.hour)}: {problem}")
 
 
 # -- the parts -----------------------------------------------------------------------------------------
