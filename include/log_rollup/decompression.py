@@ -20,9 +20,11 @@ _PIECE_BYTES = MIB
 _FIRST_PIECE_BYTES = 4 * KIB
 # The most memory for a frame's window, as the zstd command allows without an option.
 WINDOW_BYTES = 128 * MIB
-# The xz format allows zeros after a stream, in multiples of this many bytes. Gzip readers stop at zeros and would
-# not read the objects that follow in the part, so for gzip zeros are damage.
+# The xz format allows zeros after a stream, also between streams, in multiples of this many bytes (xz file format,
+# 2.2). Gzip readers stop at zeros and would not read the objects that follow in the part, so for gzip zeros are
+# damage.
 _PADDING = {".xz": 4}
+_XZ_MAGIC = b"\xfd7zXZ\0"
 
 
 class _Decompressor(Protocol):
@@ -110,7 +112,7 @@ class Inspection:
 def inspect(encoding: str, body: memoryview) -> Inspection:
     """Decompress an object to its end, piece by piece.
 
-    Zeros after the last stream of xz count as padding. A frame that needs more than 128 MiB of memory or a zstd
+    Zeros after a stream of xz count as padding. A frame that needs more than 128 MiB of memory or a zstd
     dictionary counts as intact; of such a zstd frame only the length is checked. How an object ends is unknown if
     its last frame is of this kind; it then counts as ending with a newline.
 
@@ -132,8 +134,11 @@ def _decompress(encoding: str, body: memoryview) -> bytes:
     last = b""
     position = 0
     while position < len(body):
-        if position and _is_padding(encoding, body[position:]):
-            return last
+        if position and encoding in _PADDING and not body[position]:
+            size = _count_zeros(body[position:])
+            position += size
+            _check_padding(encoding, size, body[position:])
+            continue
         decompressor = _DECOMPRESSORS[encoding]()
         size = _FIRST_PIECE_BYTES
         while not decompressor.eof:
@@ -149,13 +154,28 @@ def _decompress(encoding: str, body: memoryview) -> bytes:
     return last
 
 
-def _is_padding(encoding: str, rest: memoryview) -> bool:
-    multiple = _PADDING.get(encoding)
-    if multiple is None or len(rest) % multiple or rest[0]:
-        return False
-    return not any(
-        bytes(rest[start : start + _PIECE_BYTES]).strip(b"\0") for start in range(0, len(rest), _PIECE_BYTES)
-    )
+def _count_zeros(rest: memoryview) -> int:
+    """How many zeros it begins with."""
+    start, size = 0, _FIRST_PIECE_BYTES
+    while piece := bytes(rest[start : start + size]):
+        behind = len(piece.lstrip(b"\0"))
+        if behind:
+            return start + len(piece) - behind
+        start, size = start + size, min(2 * size, _PIECE_BYTES)
+    return len(rest)
+
+
+def _check_padding(encoding: str, size: int, following: bytes | memoryview) -> None:
+    """Compare zeros after a stream, and what follows them, with what the format says.
+
+    :param following: at least the first byte behind the zeros; empty at the end of the object
+    :raises ValueError: if this is damage
+    """
+    multiple = _PADDING[encoding]
+    if following and following[0] != _XZ_MAGIC[0]:
+        raise ValueError("there is something else after its last stream")
+    if size % multiple:
+        raise ValueError(f"the padding after a stream is not a multiple of {multiple} bytes")
 
 
 class _LastByte(io.BytesIO):
@@ -230,7 +250,7 @@ _MAGIC_NUMBERS = (
     (".gz", b"\x1f\x8b\x08"),
     (".zst", b"\x28\xb5\x2f\xfd"),
     (".bz2", b"BZh"),
-    (".xz", b"\xfd7zXZ\0"),
+    (".xz", _XZ_MAGIC),
     (".lz4", b"\x04\x22\x4d\x18"),
 )
 LONGEST_MAGIC_BYTES = 10
@@ -321,8 +341,8 @@ def decompress_pieces(encoding: str, pieces: Iterable[bytes | memoryview]) -> It
     try:
         while data := source.take(_FIRST_PIECE_BYTES):
             if not is_first and encoding in _PADDING and not data[0]:
-                _skip_padding(data, source, _PADDING[encoding])
-                return
+                _skip_padding(encoding, data, source)
+                continue
             is_first = False
             yield from _decompress_frame(encoding, data, source)
     except _ERRORS as error:
@@ -347,19 +367,19 @@ def _decompress_frame(encoding: str, data: bytes, source: _Input) -> Iterator[by
     source.give_back(decompressor.unused_data)
 
 
-def _skip_padding(data: bytes, source: _Input, multiple: int) -> None:
-    """Read zeros to the end of the object.
+def _skip_padding(encoding: str, data: bytes, source: _Input) -> None:
+    """Read the zeros after a stream.
 
     :param data: the first of them
     """
     size = 0
-    while data:
-        size += len(data)
-        if data.strip(b"\0"):
-            raise ValueError("there is something else after its last stream")
-        data = source.take(_PIECE_BYTES)
-    if size % multiple:
-        raise ValueError(f"the padding after its last stream is not a multiple of {multiple} bytes")
+    rest = b""
+    while data and not rest:
+        rest = data.lstrip(b"\0")
+        size += len(data) - len(rest)
+        data = source.take(_PIECE_BYTES) if not rest else b""
+    _check_padding(encoding, size, rest)
+    source.give_back(rest)
 
 
 def decompress_object(encoding: str, body: bytes | memoryview, most: int) -> bytes:

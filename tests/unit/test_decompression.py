@@ -20,6 +20,7 @@ from include.log_rollup import decompression
 from include.log_rollup.decompression import (
     COMPRESSED_ENCODINGS,
     DamageError,
+    Inspection,
     decompress_pieces,
     encoding_of_content,
     inspect,
@@ -167,6 +168,34 @@ def test_zeros_after_gzip_are_damage(zeros: int) -> None:
 def test_xz_may_be_padded_in_multiples_of_four(zeros: int, intact: bool) -> None:
     body = COMPRESS[".xz"](LINES)
     assert (damage(".xz", body + bytes(zeros)) is None) is intact
+
+
+@pytest.mark.parametrize("zeros", [0, 4, 8, 4096, 5000, 3 * MIB])
+def test_xz_may_be_padded_between_streams(zeros: int) -> None:
+    one, two, three = (COMPRESS[".xz"](body) for body in (LINES, b"second\n", b"no newline"))
+    body = one + bytes(zeros) + two + bytes(4) + three + bytes(zeros)
+    assert inspect(".xz", memoryview(body)) == Inspection(None, lacks_newline=True)
+    content = b"".join(decompress_pieces(".xz", pieces_of(body, [len(one) + 1, 1, 1, 3, 100])))
+    assert content == LINES + b"second\nno newline"
+
+
+@pytest.mark.parametrize(
+    ("zeros", "end", "problem"),
+    [
+        (3, COMPRESS[".xz"](LINES), "padding after a stream is not a multiple of 4 bytes"),
+        (5, b"", "padding after a stream is not a multiple of 4 bytes"),
+        (4, b"garbage", "something else after its last stream"),
+        (3, b"garbage", "something else after its last stream"),
+        (4, COMPRESS[".xz"](LINES)[:-1], CUT_OFF),
+        (4, COMPRESS[".gz"](LINES), "something else after its last stream"),
+        (4, b"\xfdxxxxxxxxxxxxxxx", "Input format not supported"),
+    ],
+)
+def test_wrong_padding_between_xz_streams_is_damage(zeros: int, end: bytes, problem: str) -> None:
+    body = COMPRESS[".xz"](LINES) + bytes(zeros) + end
+    assert problem in (damage(".xz", body) or "none")
+    with pytest.raises(DamageError, match=problem):
+        list(decompress_pieces(".xz", [body]))
 
 
 @pytest.mark.parametrize("encoding", [".bz2", ".lz4", ".zst"])
