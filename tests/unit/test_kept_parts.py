@@ -620,6 +620,25 @@ def test_damaged_announced_part_of_other_settings_is_refused(store: FakeStore) -
     assert plan_hour(store, other, HOUR, "again").unchanged
 
 
+def test_part_announced_after_planning_is_kept_by_the_next_plan(store: FakeStore) -> None:
+    """The deletion had proven the hour before it was claimed; it announces a part, and then deletes nothing."""
+    produce(store, {"a.log": b"A" * 10})
+    other, planned = store.another_client(), []
+    store.on("WRITE", "expiry/staged", lambda: planned.append(plan_hour(other, STREAM, HOUR, "run")))
+    assert expire_hour(store, STREAM, HOUR).state is ExpiryState.LEFT_ALONE
+    before = parts(store)
+    with pytest.raises(
+        InputChangedError, match=r"replaces 1 parts .*part-00000-.* clear the run from plan_hour"
+    ):
+        finish_hour(store, STREAM, planned[0])
+    assert before.items() <= parts(store).items()
+    run_hour(store, STREAM)
+    assert before.items() <= parts(store).items()
+    assert content(store, "a.log") == b"A" * 10
+    assert verify_hour(store, STREAM, HOUR, deep=True).problems == []
+    assert plan_hour(store, STREAM, HOUR, "again").unchanged
+
+
 def test_copied_part_is_proven_without_its_raw_object() -> None:
     for keeps_crc in (True, False):
         store = FakeStore(control_connections=1, keeps_crc=keeps_crc)

@@ -9,14 +9,17 @@ from typing import TypeVar
 
 from include.log_rollup import limits
 from include.log_rollup.errors import (
+    InputChangedError,
     NotFoundError,
     RollupError,
     SupersededError,
+    TransientError,
     UnreadableRecordError,
     UnsupportedOperationError,
 )
+from include.log_rollup.hour.changes import first_keys
 from include.log_rollup.hour.expiry_record import ExpiryRecord
-from include.log_rollup.hour.layout import folder_of
+from include.log_rollup.hour.layout import folder_of, format_hour, has_tag
 from include.log_rollup.hour.manifest import ManifestReader, read_manifest_header
 from include.log_rollup.hour.plan import PlannedPart, content_id_of
 from include.log_rollup.hour.reader import HourReader, Inventory
@@ -71,15 +74,16 @@ class HourState(HourReader):
                            ``_expired.json`` is read, and parts that it names stay; ``_SUCCESS`` removed, the
                            claim read, the ``_SUCCESS`` of their groups removed, a removal record, the claim read
                            again, the parts deleted, the record deleted
-    10                     a ``_SUCCESS`` is removed, if there is one, and what other plans have staged;
-                           ``_rollup/<plan>/staged-…-_manifest.jsonl.gz`` is written; the claim is read; the
-                           store copies it to ``_manifest.jsonl.gz``; with groups, first the same for the
+    10                     if there are stray parts, ``_expired.json`` is read, and nothing is written if it names
+                           one of them; a ``_SUCCESS`` is removed, if there is one, and what other plans have
+                           staged; ``_rollup/<plan>/staged-…-_manifest.jsonl.gz`` is written; the claim is read;
+                           the store copies it to ``_manifest.jsonl.gz``; with groups, first the same for the
                            manifests of the groups that lack a manifest or a ``_SUCCESS``, or of all groups if
                            there is another plan; their ``_SUCCESS`` is removed before
     11                     for groups that are gone, if their records are ours: the claim read, ``_SUCCESS``
                            removed, the claim read, the manifest removed; for stray parts: ``_expired.json`` is
-                           read, and parts that it names stay; a removal record, the claim read again, the parts
-                           deleted, the record deleted
+                           read, and parts of format 1 that it names stay; a removal record, the claim read
+                           again, the parts deleted, the record deleted
     12  ``complete_hour``  the parts are compared with the manifest; ``_rollup/<plan>/staged-…-_SUCCESS`` is
                            written; the claim is read; the store copies it to ``_SUCCESS``; with groups, first
                            the same for the groups that lack a ``_SUCCESS``
@@ -280,7 +284,9 @@ class HourState(HourReader):
     ) -> None:
         """Delete stray parts, which neither the hour nor a run that is at work on it needs.
 
-        Parts whose raw objects expire stay in any case.
+        Without a claim, parts whose raw objects expire stay. Under a claim no deletion is at work, and validation
+        has made sure that none was announced before, see :meth:`refuse_announced`. Names of format 1 don't depend
+        on the content, so parts with such a name stay in any case.
 
         :param parts: their names, each with the name of the planned part it was made for
         :param basis: the claim under which they were found to be stray; None if there was none
@@ -289,11 +295,42 @@ class HourState(HourReader):
         :raises UnreadableRecordError: if the record of expired raw objects cannot be read
         """
         kept = self._announced(parts)
+        if basis is not None:
+            kept = {name for name in kept if not has_tag(name)}
         if kept:
             log.warning("%d parts stay, because raw objects in them expire: %s", len(kept), sorted(kept))
         removed = {name: planned for name, planned in parts.items() if name not in kept}
         if removed:
             self._delete_parts(removed, basis, completed)
+
+    def refuse_announced(self, parts: Iterable[str], claim: Claim, listed: Inventory) -> None:
+        """Refuse to publish a manifest without parts whose raw objects have been announced since planning.
+
+        Read under the claim: a deletion that announces parts later finds the claim, and deletes nothing.
+
+        :param parts: names of the stray parts
+        :param listed: the aggregated hour, listed under the claim
+        :raises InputChangedError: if there are any
+        :raises TransientError: if the record is listed, but not found
+        :raises UnreadableRecordError: if the record of expired raw objects cannot be read
+        """
+        manifest = self.manifest()
+        if manifest is not None and manifest.claim_id == claim.claim_id:
+            # It was published before, under this claim.
+            return
+        expiry = self.expiry_record()
+        if expiry is None and listed.expiry_etag is not None:
+            raise TransientError(
+                f"{self.paths.expiry_record} is listed, but it was not found when it was read"
+            )
+        announced = sorted(name for name in parts if expiry and name in expiry.parts and has_tag(name))
+        if announced:
+            raise InputChangedError(
+                f"hour {format_hour(self.paths.hour)}: plan {claim.plan_id} replaces {len(announced):,} parts "
+                f"under {self.paths.aggregated} whose raw objects have been announced for deletion since it was "
+                f"made ({first_keys(announced)}). Nothing is lost: clear the run from plan_hour on, which keeps "
+                f"these parts."
+            )
 
     def _announced(self, parts: Mapping[str, str]) -> set[str]:
         """Names of those parts whose raw objects have been announced for deletion.

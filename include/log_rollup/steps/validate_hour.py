@@ -55,7 +55,8 @@ def validate_hour(store: ObjectStore, stream: Stream, hour: datetime) -> HourTot
     A complete hour is proven the same way from its manifest, and keeps its marker if the proof succeeds. Only one
     shard is in memory at a time.
 
-    :raises InputChangedError: if raw objects came late, changed or vanished
+    :raises InputChangedError: if raw objects came late, changed or vanished, or those of parts that the plan
+        replaces were announced for deletion since it was made
     :raises VanishedInputError: if raw objects of a complete hour vanished
     :raises ProofError: if the parts are not what they should be
     :raises SupersededError: if no plan is being built, or another run takes over
@@ -77,6 +78,8 @@ def validate_hour(store: ObjectStore, stream: Stream, hour: datetime) -> HourTot
     strays = state.removable(found, strays, expected.plan_id, expected.planned_parts())
     totals = _totals(state, stream, expected, proof, raw.left_out, len(foreign))
     if expected.claim is not None and not expected.is_complete:
+        if strays:
+            state.refuse_announced(strays, expected.claim, found)
         _write_manifests(state, expected.claim, proof, totals, found)
     if strays:
         _remove_strays(state, expected, strays)
