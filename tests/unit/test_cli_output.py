@@ -18,11 +18,12 @@ import pytest
 import yaml
 
 from include.log_rollup import __version__
+from include.log_rollup.printable import printable
 from include.log_rollup.streams import INCLUDE, load_streams
 from log_rollup_plugin.cli import cost, detect, hours, objects, output, restore
 from log_rollup_plugin.cli.arguments import hour
 from log_rollup_plugin.cli.main import main
-from log_rollup_plugin.cli.output import Answer, ProgressDisplay, printable, printable_record, table
+from log_rollup_plugin.cli.output import Answer, ProgressDisplay, printable_record, table
 from log_rollup_plugin.cli.standard_streams import discard
 from tests.support.fake_store import FakeStore
 from tests.support.hour_in_memory import MARKER, make_stream, manifest_of, produce, run_hour

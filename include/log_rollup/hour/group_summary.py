@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, TypeVar
 
+from include.log_rollup.printable import printable
+
 # Number of groups that a note, a log line or a preview names.
 FEW_GROUPS = 3
 # Values of captures may have up to a thousand characters.
@@ -35,9 +37,8 @@ def largest_rows(groups: Iterable[Mapping[str, Any]], count: int) -> list[Mappin
 
 
 def group_name(captures: Mapping[str, str]) -> str:
-    """The name of a group for people: the values of its captures, on one line, shortened if long."""
-    name = "/".join(captures.values())
-    shown = "".join(one if one.isprintable() else "\ufffd" for one in name)
+    """The name of a group for people: the values of its captures, on one line with escapes, shortened if long."""
+    shown = printable("/".join(captures.values()))
     return shown if len(shown) <= LONGEST_NAME else f"{shown[: LONGEST_NAME - 1]}…"
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from include.log_rollup.errors import ConfigurationError
 from include.log_rollup.hour.layout import format_hour
+from include.log_rollup.printable import printable
 from include.log_rollup.queries.grep import Found, GrepOptions, Note, NoteKind, Output, Progress
 from include.log_rollup.queries.grep import grep as search
 from include.log_rollup.queries.line_pattern import PatternError, compile_pattern
@@ -21,7 +22,7 @@ from include.log_rollup.streams import Stream
 from include.log_rollup.units import format_size
 from log_rollup_plugin.cli import arguments, retrieval
 from log_rollup_plugin.cli.arguments import find_stream
-from log_rollup_plugin.cli.output import Answer, ProgressDisplay, json_text, printable, tell
+from log_rollup_plugin.cli.output import Answer, ProgressDisplay, json_text, tell
 from log_rollup_plugin.cli.retrieval import Retrieval
 from log_rollup_plugin.cli.store import open_store
 

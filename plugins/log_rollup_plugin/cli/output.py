@@ -1,7 +1,8 @@
 """Output of the command: answers on stdout, all else on stderr.
 
-Keys and other data of a bucket may contain any character. :func:`printable` is applied to every line, so that they
-cannot move the cursor, change earlier output, or look like a separate line.
+Keys and other data of a bucket may contain any character. All lines are made printable (see
+:mod:`include.log_rollup.printable`), so that they cannot move the cursor, change earlier output, or look like a
+separate line.
 """
 
 import io
@@ -17,30 +18,12 @@ from typing import IO, Any, Self, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+from include.log_rollup.printable import printable
 from include.log_rollup.units import format_size
 from log_rollup_plugin.cli.standard_streams import discard
 
 LINE_SECONDS = 5.0
 """Interval between lines of progress where there is no terminal."""
-
-
-def printable(text: str) -> str:
-    """Escape text so that a terminal shows it in one line.
-
-    Control characters (C0, C1, DEL, line ends), bidirectional and other format characters, line separators,
-    unusual spaces and unassigned code points become escapes as in Python: ``\\x1b``, ``\\u202e``. All else stays
-    unchanged.
-    """
-    if text.isprintable():
-        return text
-    return "".join(character if character.isprintable() else _escape(character) for character in text)
-
-
-def _escape(character: str) -> str:
-    number = ord(character)
-    if number < 0x100:
-        return f"\\x{number:02x}"
-    return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
 
 
 def printable_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
