@@ -261,15 +261,20 @@ class DamageError(ValueError):
     """Compressed content that cannot be decompressed; the message says why."""
 
 
-def encoding_of_content(beginning: bytes) -> str:
-    """The encoding of an object by its first bytes: ``.gz``, ``.zst``, …; empty if it is none of these."""
+def encoding_of_content(beginning: bytes, named: str = "") -> str:
+    """The encoding of an object by its first bytes: ``.gz``, ``.zst``, …; empty if it is none of these.
+
+    :param named: its encoding by its name, which decides if it begins with a skippable frame, as zstd and lz4 do
+    """
     for encoding, magic in _MAGIC_NUMBERS:
         if beginning.startswith(magic):
             # After "BZh", which text may begin with, come the block size and a block or the end.
             is_bzip2 = beginning[4:10] in (b"1AY&SY", b"\x17\x72\x45\x38\x50\x90")
             return encoding if encoding != ".bz2" or is_bzip2 else ""
     is_skippable_frame = beginning[1:4] == b"\x2a\x4d\x18" and beginning[0] & 0xF0 == 0x50
-    return ".zst" if is_skippable_frame else ""
+    if not is_skippable_frame:
+        return ""
+    return ".lz4" if named == ".lz4" else ".zst"
 
 
 class _Zstd:

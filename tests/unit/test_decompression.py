@@ -451,6 +451,23 @@ def test_text_and_other_formats_have_no_encoding(text: bytes) -> None:
     assert encoding_of_content(text[:10]) == ""
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        SKIPPABLE,
+        SKIPPABLE + compress_lz4(LINES),
+        b"\x50\x2a\x4d\x18" + bytes(4) + SKIPPABLE + compress_lz4(LINES) + SKIPPABLE + compress_lz4(LINES),
+    ],
+)
+@pytest.mark.parametrize("piece", [1, 5, 1000])
+def test_name_decides_after_a_skippable_frame(body: bytes, piece: int) -> None:
+    assert encoding_of_content(body[:10], ".lz4") == ".lz4"
+    assert encoding_of_content(body[:10], ".gz") == ".zst"
+    assert encoding_of_content(compress_zstd(LINES)[:10], ".lz4") == ".zst"
+    content = b"".join(decompress_pieces(".lz4", pieces_of(body, [piece] * 200)))
+    assert content == LINES * body.count(compress_lz4(LINES))
+
+
 def test_skippable_frame_is_zstd() -> None:
     assert encoding_of_content(SKIPPABLE[:10]) == ".zst"
     assert b"".join(decompress_pieces(".zst", [SKIPPABLE + compress_zstd(LINES)])) == LINES

@@ -285,6 +285,14 @@ def test_formats_are_seen_by_their_first_bytes(encoding: str) -> None:
     assert found == {"a.log": 50, "b.gz": 50}
 
 
+def test_name_decides_between_lz4_and_zstd_if_frame_is_skippable() -> None:
+    skippable = b"\x50\x2a\x4d\x18" + (2).to_bytes(4, "little") + b"xx"
+    hour = {f"a{encoding}": skippable + COMPRESS[encoding](LINES) for encoding in (".lz4", ".zst")}
+    results = search(complete(hour), "request", output=Output.COUNT)
+    assert counts(results) == {"a.lz4": 50, "a.zst": 50}
+    assert notes(results) == []
+
+
 @pytest.mark.parametrize("name", ["a.gz", "a.snappy", "a.parquet"])
 def test_object_of_another_format_is_searched_as_bytes(name: str) -> None:
     results = search(complete({name: b"\0\1 error \2\n"}, make_stream(unjoinable="copy")))

@@ -383,8 +383,8 @@ class _Grep:
     ) -> Iterator[Result]:
         key, read = source.key, _Counter(bodies)
         beginning = _beginning(read)
-        encoding = encoding_of_content(bytes(beginning[:LONGEST_MAGIC_BYTES]))
         named = PLAIN if source.is_content else encoding_of(key)
+        encoding = encoding_of_content(bytes(beginning[:LONGEST_MAGIC_BYTES]), named)
         content: Iterable[bytes | memoryview] = chain((beginning,), read)
         if encoding:
             content = decompress_pieces(encoding, content)
