@@ -223,5 +223,14 @@ DELETE_FIRST_WAIT_SECONDS = 0.2
 PLAN_TRIES = 5
 """`plan_hour`: plans in one task, where other runs change the hour meanwhile."""
 
+PLAN_FIRST_WAIT_SECONDS = 0.2
+"""`plan_hour`: after plan n, the wait is a random time between half and all of this times 2^n."""
+
+LATE_LISTING_TRIES = 5
+"""`plan_hour`: listings until one has the claim that was just written; the waits add up to 3 to 6 s."""
+
+LATE_LISTING_FIRST_WAIT_SECONDS = 0.2
+"""After listing n of them, the wait is a random time between half and all of this times 2^n."""
+
 REMOVAL_TRIES = 3
 """An overtaken run: how often it reads which parts the hour needs, before it leaves its own in place."""

@@ -21,9 +21,13 @@ settings.load_profile("log-rollup")
 
 @pytest.fixture(autouse=True, scope="module")
 def short_waits() -> Iterator[None]:
-    """Make the packer's waits a thousand times shorter."""
+    """Make the waits of packing and planning a thousand times shorter."""
+    names = (
+        "REQUEST_FIRST_WAIT_SECONDS", "REQUEST_LONGEST_WAIT_SECONDS",
+        "PLAN_FIRST_WAIT_SECONDS", "LATE_LISTING_FIRST_WAIT_SECONDS",
+    )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("REQUEST_FIRST_WAIT_SECONDS", "REQUEST_LONGEST_WAIT_SECONDS"):
+        for name in names:
             patch.setattr(limits, name, getattr(limits, name) / 1000)
         yield
 

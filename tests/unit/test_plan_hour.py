@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import count
+from typing import Any
 
 import pytest
 
@@ -35,6 +36,7 @@ from include.log_rollup.steps.complete_hour import complete_hour
 from include.log_rollup.steps.pack_shard import pack_shard
 from include.log_rollup.steps.plan_hour import Planned, Preview, plan_hour, preview_hour
 from include.log_rollup.steps.validate_hour import validate_hour
+from include.log_rollup.storage.protocol import ListPage, Location
 from tests.support.fake_store import FakeStore
 from tests.support.hour_in_memory import (
     CLAIM,
@@ -116,6 +118,36 @@ def test_plan_has_each_raw_object_once_in_order(store: FakeStore) -> None:
     claim = json.loads(store.body(CLAIM))
     assert re.fullmatch("[0-9a-f]{16}", claim.pop("claim_id"))
     assert claim == {"format": 2, "plan_id": planned.plan_id, "run_id": "run"}
+
+
+@pytest.mark.parametrize("listings", [3, 1000])
+def test_planning_waits_for_a_store_that_lists_late(
+    monkeypatch: pytest.MonkeyPatch, store: FakeStore, listings: int
+) -> None:
+    listed = store.list_page
+    late = [0]
+
+    def list_page(prefix: Location, *arguments: Any, **options: Any) -> ListPage:
+        page = listed(prefix, *arguments, **options)
+        late[0] += prefix.key == WORK
+        if late[0] > listings:
+            return page
+        return replace(page, objects=[row for row in page.objects if not row.key.startswith(WORK)])
+
+    monkeypatch.setattr(store, "list_page", list_page)
+    if listings == 1000:
+        with pytest.raises(TransientError, match="the store lists late what is written"):
+            plan_hour(store, make_stream(), HOUR, "run")
+        assert not parts(store)
+    else:
+        planned = plan_hour(store, make_stream(), HOUR, "run")
+        assert len({name.partition("/")[0] for name in map(in_work, store.listing(WORK))}) == 2
+        finish_hour(store, make_stream(), planned)
+        assert_complete(store, make_stream())
+
+
+def in_work(key: str) -> str:
+    return key.removeprefix(WORK)
 
 
 def test_each_plan_has_its_own_claim(store: FakeStore) -> None:

@@ -26,6 +26,7 @@ from include.log_rollup.errors import (
 from include.log_rollup.hour.expiry_record import Deletion, ExpiredPart, ExpiryRecord
 from include.log_rollup.hour.manifest import ManifestReader
 from include.log_rollup.hour.plan import PlannedPart, content_id_of
+from include.log_rollup.hour.reader import LateListingError
 from include.log_rollup.hour.records import Claim, CompletionMarker
 from include.log_rollup.hour.state import HourState
 from include.log_rollup.steps.complete_hour import complete_hour, marker_of
@@ -303,7 +304,8 @@ def test_begin_requires_the_files_of_its_plan(store: FakeStore) -> None:
     files = [f"{plan_id}/plan.json", f"{plan_id}/shard-00000.json.gz"]
     assert begin(store, plan_id, files=files) is not None
     store.vanish(WORK + files[1])
-    assert begin(store, plan_id, files=files) is None
+    with pytest.raises(LateListingError):
+        begin(store, plan_id, files=files)
 
 
 def test_begin_fails_if_its_claim_is_replaced(store: FakeStore) -> None:

@@ -6,6 +6,7 @@ import json
 import logging
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from include.log_rollup.steps.complete_hour import complete_hour
 from include.log_rollup.steps.pack_shard import pack_shard
 from include.log_rollup.steps.plan_hour import plan_hour
 from include.log_rollup.steps.validate_hour import validate_hour
+from include.log_rollup.storage.protocol import ListPage
 from include.log_rollup.streams import Stream
 from tests.support.fake_store import Effect, FakeStore, join_stores
 from tests.support.hour_in_memory import (
@@ -93,6 +95,21 @@ def test_listed_part_that_a_head_misses_stays(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(store, "head", lambda place: None if place.key == missing else head(place))
     assert "S3 answered 404, but the object is listed" in refusal(store, TransientError)
     assert store.has(missing)
+    monkeypatch.undo()
+    validate_hour(store, STREAM, HOUR)
+
+
+def test_part_that_is_listed_late_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = packed_hour()
+    late, list_page = part_key(store, FIRST), store.list_page
+
+    def without_late(*arguments: Any, **options: Any) -> ListPage:
+        page = list_page(*arguments, **options)
+        return replace(page, objects=[row for row in page.objects if row.key != late])
+
+    monkeypatch.setattr(store, "list_page", without_late)
+    assert "exists, but is not listed" in refusal(store, TransientError)
+    assert store.has(late)
     monkeypatch.undo()
     validate_hour(store, STREAM, HOUR)
 

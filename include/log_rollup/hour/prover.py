@@ -130,10 +130,12 @@ class PartProver:
         return UnprovenPart(planned.name, outcome, planned.split_of or planned.name, packed is not None)
 
     def _prove(self, planned: PlannedPart, packed: PackedPart | None) -> PackedPart | str:
-        problem = part_problem(planned, packed, self._parts.get(planned.name))
+        place, listed = self._paths.part(planned.name), self._parts.get(planned.name)
+        problem = part_problem(planned, packed, listed)
         if problem or packed is None:
+            if packed is not None and listed is None:
+                self._assert_missing(place, packed)
             return problem or "it was not packed"
-        place = self._paths.part(planned.name)
         head = self._store.head(place)
         if head is None and any(row.key == place.key for row in self._store.list_page(place).objects):
             # Not a failure of the part: a proxy may have sent the response.
@@ -154,6 +156,15 @@ class PartProver:
             # It was proven with this ETag and has not been written since.
             return packed
         return self._read_back(planned, packed)
+
+    def _assert_missing(self, place: Location, packed: PackedPart) -> None:
+        """Make sure that a part does not exist that is not listed.
+
+        :raises TransientError: if it exists as it was written
+        """
+        head = self._store.head(place)
+        if head is not None and (head.size, head.etag) == (packed.size, packed.etag):
+            raise TransientError(f"{place} exists, but is not listed: the store lists late what is written")
 
     def _prove_copy(self, planned: PlannedPart, packed: PackedPart, stored: int | None) -> PackedPart | str:
         (item,), (done,) = planned.objects, packed.objects

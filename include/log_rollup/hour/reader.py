@@ -26,6 +26,14 @@ from include.log_rollup.streams import Stream
 CLEAR_FROM_PLAN = "clear the run from plan_hour on"
 
 
+class HourChangedError(Exception):
+    """Another run has changed the hour while it was read."""
+
+
+class LateListingError(HourChangedError):
+    """A listing lacks what this run has just written: the store lists late, or another run has removed it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Inventory:
     """All objects below the aggregated hour.

@@ -1,7 +1,9 @@
 """Changes the state of one hour in the bucket: claim, completion marker, manifest and which parts exist."""
 
 import logging
+import random
 import secrets
+import time
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,11 +24,11 @@ from include.log_rollup.hour.expiry_record import ExpiryRecord
 from include.log_rollup.hour.layout import folder_of, format_hour, has_tag
 from include.log_rollup.hour.manifest import ManifestReader, read_manifest_header
 from include.log_rollup.hour.plan import PlannedPart, content_id_of
-from include.log_rollup.hour.reader import HourReader, Inventory
+from include.log_rollup.hour.reader import HourReader, Inventory, LateListingError
 from include.log_rollup.hour.records import GZIP, JSON, Claim, CompletionMarker
 from include.log_rollup.parallel import in_parallel
 from include.log_rollup.storage.listing import list_by_token
-from include.log_rollup.storage.protocol import Location
+from include.log_rollup.storage.protocol import Location, ObjectInfo
 
 log = logging.getLogger(__name__)
 
@@ -185,12 +187,15 @@ class HourState(HourReader):
         :param seen_expiry: the same for the record of expired raw objects
         :param changed_groups: folders of the groups whose parts are not as the manifest says
         :returns: the claim; None if the hour has changed since the plan was made, so that it must be planned again
+        :raises LateListingError: the same, if a listing lacks files of the plan
         :raises SupersededError: if another run has claimed the hour meanwhile
         """
         claim, work = self._claim_hour(plan_id, run_id)
         removed = self.names_under_removal(work)
-        if not work.issuperset(files) or not removed.isdisjoint([*parts, *files]):
+        if not removed.isdisjoint([*parts, *files]):
             return None
+        if not work.issuperset(files):
+            raise LateListingError
         manifest = self._store.head(self.paths.manifest)
         if (manifest.etag if manifest else None) != seen_manifest:
             # Another run has proven the hour: its parts may hold raw objects that are not in this plan.
@@ -636,9 +641,24 @@ class HourState(HourReader):
         :returns: the claim, and the names below ``_rollup/``
         """
         claim = self.records.write_claim(self.paths.claim, plan_id, run_id, secrets.token_hex(8))
-        work = self._work_names()
+        work = self._names_listed_with(claim)
         self._delete_work(name for name in work if "/staged-" in name)
         return claim, work
+
+    def _names_listed_with(self, claim: Claim) -> set[str]:
+        """The names below ``_rollup/`` in a listing that has this claim, and so all that was written before it.
+
+        A store that lists late gets some time for it.
+        """
+        for tried in range(1, limits.LATE_LISTING_TRIES + 1):
+            listed = list(list_by_token(self._store, self.paths.work))
+            etag = next((item.etag for item in listed if item.key == self.paths.claim.key), None)
+            is_listed = etag is not None and (etag == claim.etag or not etag or not claim.etag)
+            if is_listed or tried == limits.LATE_LISTING_TRIES or not _is_same(self.claim(), claim):
+                break
+            longest = limits.LATE_LISTING_FIRST_WAIT_SECONDS * 2**tried
+            time.sleep(random.uniform(longest / 2, longest))
+        return self._names_of(listed)
 
     def _release(self, claim: Claim) -> None:
         """Remove this claim; one that another run has written since stays.
@@ -744,7 +764,9 @@ class HourState(HourReader):
         )
 
     def _work_names(self) -> set[str]:
-        listed = list_by_token(self._store, self.paths.work)
+        return self._names_of(list_by_token(self._store, self.paths.work))
+
+    def _names_of(self, listed: Iterable[ObjectInfo]) -> set[str]:
         names = (self.paths.work_name_of(item.key) for item in listed)
         return {name for name in names if name}
 

@@ -21,15 +21,11 @@ from include.log_rollup.hour.manifest import ManifestReader
 from include.log_rollup.hour.parts import is_as_written, is_intact
 from include.log_rollup.hour.paths import HourPaths
 from include.log_rollup.hour.plan import PLAN_FORMAT, Plan, content_id_of
-from include.log_rollup.hour.reader import HourReader, Inventory
+from include.log_rollup.hour.reader import HourChangedError, HourReader, Inventory
 from include.log_rollup.hour.records import Measured, PackedPart, ShardPlan, StoredMarker, compressed_row
 from include.log_rollup.storage.protocol import ObjectInfo
 
 log = logging.getLogger(__name__)
-
-
-class HourChangedError(Exception):
-    """Another run has changed the hour while it was read."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,8 @@
 """The step plan_hour: makes a plan from the raw listing and writes it into the bucket."""
 
 import logging
+import random
+import time
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,12 +26,12 @@ from include.log_rollup.hour.plan import (
 )
 from include.log_rollup.hour.prover import require_stored_crc
 from include.log_rollup.hour.raw_digest import digest_raw, is_as_completed
+from include.log_rollup.hour.reader import HourChangedError, LateListingError
 from include.log_rollup.hour.records import Claim, Measured, PackedPart, PlanSummary, ShardPlan
 from include.log_rollup.hour.selection import LeftOut, select
 from include.log_rollup.hour.state import HourState
 from include.log_rollup.hour.stored_proof import stored_problem
 from include.log_rollup.hour.survey import (
-    HourChangedError,
     Survey,
     add_receipts,
     read_holdings,
@@ -138,13 +140,25 @@ def plan_hour(
     :raises RollupError: as the store raises
     """
     planner = _Planner(store, stream, hour, drop_vanished, repack)
-    for _ in range(limits.PLAN_TRIES):
-        planned = planner.try_to_plan(run_id)
+    paths, is_late = stream.at(hour), False
+    for tried in range(limits.PLAN_TRIES):
+        if tried:
+            log.info("another run has changed the hour meanwhile; planning it again")
+            longest = limits.PLAN_FIRST_WAIT_SECONDS * 2**tried
+            time.sleep(random.uniform(longest / 2, longest))
+        try:
+            planned = planner.try_to_plan(run_id)
+        except HourChangedError as error:
+            planned, is_late = None, isinstance(error, LateListingError)
         if planned is not None:
             return planned
-        log.info("another run has changed the hour meanwhile; planning it again")
+    if is_late:
+        raise TransientError(
+            f"hour {format_hour(hour)}: listings of {paths.work} lack files that were written before, in each of "
+            f"{limits.PLAN_TRIES} tries: the store lists late what is written, or another run removes it"
+        )
     raise TransientError(
-        f"hour {format_hour(hour)}: other runs of this hour changed {stream.at(hour).aggregated} during each of "
+        f"hour {format_hour(hour)}: other runs of this hour changed {paths.aggregated} during each of "
         f"{limits.PLAN_TRIES} tries to plan it"
     )
 
@@ -221,11 +235,11 @@ class _Planner:
         return HourState(self._store, self._stream, self._hour)
 
     def try_to_plan(self, run_id: str) -> Planned | None:
-        """Plan the hour and claim it; None if another run has changed it meanwhile."""
-        try:
-            assessment = self._assess()
-        except HourChangedError:
-            return None
+        """Plan the hour and claim it; None if another run has changed it meanwhile.
+
+        :raises HourChangedError: the same
+        """
+        assessment = self._assess()
         if isinstance(assessment, _CompleteHour):
             plan_id = assessment.manifest.totals.plan_id
             self._state.clean_up(plan_id)

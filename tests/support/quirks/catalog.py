@@ -1110,6 +1110,25 @@ class SuccessInHtml(NotFoundInHtml):
     status = 200
 
 
+class ConditionalDeletesFail(Quirk):
+    """A DELETE with If-Match returns 412 although the condition holds."""
+
+    status = 412
+
+    def intercept(self, request: Request) -> Answer | None:
+        if request.method == "DELETE" and "if-match" in request.headers:
+            raise S3Error(self.status, "PreconditionFailed", "The condition did not hold")
+        return None
+
+
+class ListingsLate(Quirk):
+    """A listing has what is written outside ``raw/`` only after a fifth of a second."""
+
+    def rows(self, request: Request) -> list[Row]:
+        latest = time.time() - 0.2
+        return [row for row in super().rows(request) if row.key.startswith("raw/") or row.modified <= latest]
+
+
 # -- conditions ------------------------------------------------------------------------------------------
 
 
