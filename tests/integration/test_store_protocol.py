@@ -28,6 +28,7 @@ from include.log_rollup.errors import (
 )
 from include.log_rollup.storage.protocol import Downloaded, Location, StoredObject, Uploaded
 from include.log_rollup.units import MIB
+from log_rollup_plugin.s3.error_mapping import is_unreachable
 from log_rollup_plugin.s3.hook import PooledS3Hook
 from log_rollup_plugin.s3.transfer import SocketTransfer
 from tests.support.raw_hours import put_objects
@@ -234,6 +235,20 @@ def test_contradictory_page_is_returned_unchanged(hook_on: HookFactory) -> None:
     (request,) = server.requests
     asked = fields(request)
     assert (asked["max-keys"], asked["start-after"], asked["prefix"]) == (["17"], ["a/z"], ["a/"])
+
+
+@pytest.mark.parametrize("status", [200, 202, 204])
+def test_listing_answered_by_a_proxy_is_sent_again(hook_on: HookFactory, status: int) -> None:
+    listing = respond(200, b"<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>")
+    body = b"" if status == 204 else b"<html>Please wait</html>"
+    answers = [respond(status, body)] * 3 + [listing]
+    with Recorder(lambda _: answers.pop(0) if answers else respond(status, body)) as server:
+        hook = hook_on(server)
+        assert not hook.list_page(Location("logs", "a/")).objects
+        assert len(server.requests) == 4
+        with pytest.raises(ForeignResponseError, match="LIST s3://logs/a/: the server") as caught:
+            hook.list_page(Location("logs", "a/"))
+    assert not is_unreachable(caught.value)
 
 
 def test_upload_without_id_or_etag_is_tried_again(hook_on: HookFactory) -> None:

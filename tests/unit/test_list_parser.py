@@ -239,6 +239,7 @@ def test_invalid_xml_is_a_transient_error(fast: Lister, written: str) -> None:
         "<ListBucketResult>",
         page(row("a"))[:-40],
         page(row("a")).replace("raw/", "raw/\udcff", 1),
+        '<?xml version="1.0" encoding="ISO-8859-1"?><html><body>Ung\udcfcltig</body></html>',
     ],
 )
 def test_incomplete_response_is_not_an_empty_listing(fast: Lister, body: str) -> None:

@@ -62,7 +62,7 @@ from log_rollup_plugin.s3.connector import BucketEndpoint
 from log_rollup_plugin.s3.content_range import other_range_error
 from log_rollup_plugin.s3.deletion import Deleter
 from log_rollup_plugin.s3.direct_lists import DirectLists
-from log_rollup_plugin.s3.error_mapping import limit_redirects, status_and_code, translated
+from log_rollup_plugin.s3.error_mapping import from_network, limit_redirects, status_and_code, translated
 from log_rollup_plugin.s3.exact_deletion import ExactDeleter
 from log_rollup_plugin.s3.transfer import SocketTransfer, TransferSettings, TransferSide
 
@@ -291,7 +291,11 @@ class PooledS3Hook(S3Hook):
     def _list_with_boto3(self, prefix: Location, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
         def once() -> Mapping[str, Any]:
             with translated("LIST", prefix):
-                response: Mapping[str, Any] = self.client.list_objects_v2(**arguments)
+                try:
+                    response: Mapping[str, Any] = self.client.list_objects_v2(**arguments)
+                except RollupError as error:
+                    # The parser does not know what is listed. A cause would mean an unreachable server.
+                    raise from_network("LIST", prefix, error) from None
             return response
 
         return _until_from_s3(once)

@@ -16,7 +16,7 @@ from botocore import handlers
 from botocore.parsers import create_parser
 from botocore.utils import parse_timestamp
 
-from include.log_rollup.errors import ListingError, TransientError
+from include.log_rollup.errors import ForeignResponseError, ListingError, TransientError
 from include.log_rollup.storage.protocol import (
     FolderPage,
     ListPage,
@@ -85,25 +85,28 @@ def _parse_objects(
 
     https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html
 
-    :raises TransientError: if the response is not a listing. botocore would read an empty body, an HTML page of a
-        proxy, or any response of another status below 300 as a listing without objects.
+    :raises ForeignResponseError: if the response is not a listing. botocore would read an empty body, an HTML page
+        of a proxy, or any response of another status below 300 as a listing without objects.
     :raises ListingError: if a key is not UTF-8
     """
     status = response_dict["status_code"]
     if operation_model.name != "ListObjectsV2" or status >= 300:
         return
     if status != 200:
-        raise TransientError(f"the server answered a listing with status {status}, which has to be 200")
+        raise ForeignResponseError(f"the server answered a listing with status {status}, which has to be 200")
     try:
-        body = response_dict["body"].decode()
+        body, is_utf8 = response_dict["body"].decode(), True
     except UnicodeDecodeError:
-        return
+        # Without the zeros of UTF-16.
+        body, is_utf8 = response_dict["body"].decode("latin-1").replace("\0", ""), False
     if _ROOT.search(body) is None:
         if _ERROR.search(body):
             # botocore does the same, but not if the element has a namespace.
             response_dict["status_code"] = 500
             return
-        raise TransientError(f"the server sent something else instead of a listing: {body[:100]!r}")
+        raise ForeignResponseError(f"the server sent something else instead of a listing: {body[:100]!r}")
+    if not is_utf8:
+        return
     first, end = body.find(_ROW), body.rfind(_ROW_END) + len(_ROW_END)
     rest = body if first < 0 else body[:first] + body[end:]
     # An xs:boolean may also be 1 or 0; botocore reads 1 as false.
