@@ -31,7 +31,7 @@ from include.log_rollup.steps.validate_hour import validate_hour
 from include.log_rollup.storage.protocol import Location, StoredObject
 from include.log_rollup.streams import Stream
 from include.log_rollup.units import MIB
-from tests.support.fake_store import FakeStore
+from tests.support.fake_store import Effect, FakeStore
 from tests.support.hour_in_memory import (
     CLAIM,
     MANIFEST,
@@ -282,7 +282,9 @@ def test_expiry_that_gives_way_to_a_rerun_does_not_block_the_hour(store: FakeSto
     other.on("WRITE", "_rollup/expiry/", lambda: reruns.append(plan_hour(store, STREAM, HOUR, "again")))
     found = expire_hour(other, STREAM, HOUR)
     assert "a run has claimed the hour" in found.reason
-    finish_hour(store, STREAM, reruns[0])
+    with pytest.raises(InputChangedError, match="which keeps these parts"):
+        finish_hour(store, STREAM, reruns[0])
+    run_hour(store, STREAM)
     assert plan_hour(store, STREAM, HOUR, "again").unchanged
     expire(store)
     assert content(store, "a.log") == b"changed"
@@ -568,9 +570,7 @@ def test_part_restored_with_another_etag_is_proven_and_kept(keeps_crc: bool) -> 
 
 def test_damaged_part_whose_raw_objects_exist_is_packed_again(store: FakeStore) -> None:
     """Expiry has announced them, but was interrupted before its first delete."""
-    store.on("DELETE", RAW, TransientError("no answer"))
-    with pytest.raises(TransientError):
-        expire(store)
+    announce(store)
     store.corrupt(part_key(store, 0))
     run_hour(store, STREAM)
     assert written(store) == ["part-00000.log"]
@@ -604,11 +604,55 @@ def test_record_that_is_listed_but_not_found_is_read_again(
     assert verify_hour(store, STREAM, HOUR, deep=True).problems == []
 
 
-def test_damaged_announced_part_of_other_settings_is_refused(store: FakeStore) -> None:
-    """It could not be packed under its name, and no run may remove it."""
+def announce(store: FakeStore) -> None:
+    """Announce all raw objects, but delete none: the deletion is interrupted before its first request."""
     store.on("DELETE", RAW, TransientError("no answer"))
     with pytest.raises(TransientError):
         expire(store)
+
+
+def test_announced_part_that_is_packed_wrong_is_packed_again() -> None:
+    store = FakeStore(control_connections=1, keeps_crc=False, checks_crc=False)
+    produce(store, {name: name[0].encode() * 30 for name in NAMES})
+    run_hour(store, STREAM)
+    announce(store)
+    store.vanish(part_key(store, 0))
+    store.on("PUT", "part-", Effect.WRONG_BYTES)
+    with pytest.raises(ProofError, match="The raw objects are untouched: clear the run from plan_hour on"):
+        run_hour(store, STREAM)
+    run_hour(store, STREAM)
+    assert store.body(part_key(store, 0)) == b"a" * 30 + b"b" * 30
+    assert verify_hour(store, STREAM, HOUR, deep=True).problems == []
+
+
+def test_part_packed_wrong_stays_if_its_raw_objects_expire_then() -> None:
+    store = FakeStore(control_connections=1, keeps_crc=False, checks_crc=False)
+    produce(store, {name: name[0].encode() * 30 for name in NAMES})
+    run_hour(store, STREAM)
+    announce(store)
+    store.vanish(part_key(store, 0))
+    store.on("PUT", "part-", Effect.WRONG_BYTES)
+    # A delete that was sent before the hour was claimed is carried out late: after the first proof.
+    store.on("WRITE", "claim.json", lambda: None)
+    store.on("WRITE", "claim.json", lambda: store.vanish(RAW + "a.log"))
+    with pytest.raises(ProofError, match="Raw objects of 1 of them are gone"):
+        run_hour(store, STREAM)
+    assert store.has(part_key(store, 0))
+
+
+def test_damaged_announced_part_of_a_complete_hour_is_packed_again(store: FakeStore) -> None:
+    announce(store)
+    store.corrupt(part_key(store, 0))
+    with pytest.raises(ProofError, match="The raw objects are untouched: clear the run from plan_hour on"):
+        validate_hour(store, STREAM, HOUR)
+    assert store.has(part_key(store, 0))
+    run_hour(store, STREAM)
+    assert verify_hour(store, STREAM, HOUR, deep=True).problems == []
+
+
+def test_damaged_announced_part_of_other_settings_is_refused(store: FakeStore) -> None:
+    """It could not be packed under its name, and no run may remove it."""
+    announce(store)
     store.corrupt(part_key(store, 0))
     other = streaming(ensure_newline=True)
     with pytest.raises(VanishedInputError, match="move them away: what they held is then packed again"):

@@ -102,7 +102,7 @@ def read_proven_parts(
         if exists:
             rows[packed.name] = packed.fingerprint, compressed_row(packed)
         is_planned = comparison.add(planned, exists, packed.name in taken)
-        # No run removes it, and a name with a tag has to be in the manifest as long as the part exists.
+        # No run removes it: it would stay outside the manifest.
         if problem and not is_planned and (has_tag(packed.name) or not comparison.lists_announced(planned)):
             damaged[packed.name] = problem
     if rules.merge:

@@ -73,9 +73,10 @@ class HourState(HourReader):
     7                      before each attempt to write a part, the claim is read; then ``part-…`` is written
     8                      the shard's receipt, after its parts; after the last part the claim is read once more
     9   ``validate_hour``  for parts that failed and whose raw objects still exist: a new claim of the same plan;
-                           ``_expired.json`` is read, and parts that it names stay; ``_SUCCESS`` removed, the
-                           claim read, the ``_SUCCESS`` of their groups removed, a removal record, the claim read
-                           again, the parts deleted, the record deleted
+                           ``_expired.json`` is read, and parts that it names stay, unless the hour was being built
+                           and their raw objects still exist; ``_SUCCESS`` removed, the claim read, the
+                           ``_SUCCESS`` of their groups removed, a removal record, the claim read again, the parts
+                           deleted, the record deleted
     10                     if there are stray parts, ``_expired.json`` is read, and nothing is written if it names
                            one of them; a ``_SUCCESS`` is removed, if there is one, and what other plans have
                            staged; ``_rollup/<plan>/staged-…-_manifest.jsonl.gz`` is written; the claim is read;
@@ -365,13 +366,18 @@ class HourState(HourReader):
         parts: Mapping[str, str],
         basis: Claim | None,
         completed: ManifestReader | None = None,
+        without_raw_objects: Callable[[Mapping[str, str]], Collection[str]] | None = None,
     ) -> set[str]:
         """Delete parts of the present plan whose proof has failed.
 
         The completion marker is removed before them, and no run can complete the hour until it is planned again.
+        Parts whose raw objects were announced for deletion stay. If the hour was being built, so that no deletion
+        is at work, only those of them stay whose raw objects don't all exist.
 
         :param parts: as in :meth:`remove_parts`
-        :returns: names of those that stay, because their raw objects expire
+        :param without_raw_objects: asks the store which of these parts have raw objects that don't exist any more;
+            without it, all announced parts stay
+        :returns: names of those that stay
         :raises SupersededError: if another run has claimed the hour meanwhile; nothing is deleted then
         """
         claim = self.claim()
@@ -383,8 +389,10 @@ class HourState(HourReader):
             raise self.overtaken(plan_id, None)
         # Read after the claim was written, as in planning.
         kept = self._announced(parts)
-        rejected = {name: planned for name, planned in parts.items() if name not in kept}
         marker = self.marker()
+        if kept and basis is not None and marker is None and without_raw_objects is not None:
+            kept = set(without_raw_objects({name: parts[name] for name in kept}))
+        rejected = {name: planned for name, planned in parts.items() if name not in kept}
         if marker is not None:
             self.remove_marker(marker.etag)
         self._remove_group_markers(plan_id, rejected, claimed.claim_id)

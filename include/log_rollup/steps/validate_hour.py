@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import islice
@@ -416,23 +416,31 @@ def _reject(
 ) -> None:
     """Remove the parts that failed, except those that may hold the last copy of raw objects.
 
-    :param announced: names of the parts with raw objects that have expired
+    :param announced: names of the parts with raw objects that were announced for deletion
     :raises ProofError: always
     """
     # A part without a receipt is packed again anyway, and may belong to another run.
     bad = {
         failure.name: failure.planned
         for failure in failures
-        if failure.written and failure.name in found.parts and failure.name not in announced
+        if failure.written and failure.name in found.parts
     }
-    kept = _with_vanished_objects(store, state, expected, bad)
-    bad = {name: planned for name, planned in bad.items() if name not in kept}
+    named = {failure.name: failure.planned for failure in failures if failure.name in announced}
+    gone = _without_raw_objects(store, state, expected, bad | named, announced)
+    bad = {name: planned for name, planned in bad.items() if name not in gone}
     if bad or expected.is_complete:
-        kept |= state.reject_parts(expected.plan_id, bad, expected.claim, expected.manifest)
+
+        def without_raw_objects(parts: Mapping[str, str]) -> set[str]:
+            return _without_raw_objects(store, state, expected, parts, {*parts, *parts.values()})
+
+        left = state.reject_parts(
+            expected.plan_id, bad, expected.claim, expected.manifest, without_raw_objects
+        )
+        gone |= without_raw_objects({name: bad[name] for name in left})
     shown = "; ".join(f"{failure.name}: {failure.reason}" for failure in failures[:MAX_SHOWN])
     more = f" and {len(failures) - MAX_SHOWN} more" if len(failures) > MAX_SHOWN else ""
     undone = " The hour is no longer complete, its marker is removed." if expected.is_complete else ""
-    last = sorted(failure.name for failure in failures if failure.name in announced or failure.name in kept)
+    last = sorted(gone)
     if last:
         remedy = (
             f"Raw objects of {len(last)} of them are gone ({first_keys(last)}), so these were left alone: "
@@ -448,23 +456,30 @@ def _reject(
     )
 
 
-def _with_vanished_objects(
-    store: ObjectStore, state: HourState, expected: _Expected, parts: Mapping[str, str]
+def _without_raw_objects(
+    store: ObjectStore,
+    state: HourState,
+    expected: _Expected,
+    parts: Mapping[str, str],
+    announced: Container[str],
 ) -> set[str]:
-    """Names of the parts of which a raw object has vanished since it was listed.
+    """Names of the parts of which a raw object does not exist any more.
 
     :param parts: their names, each with the name of the planned part it was made for
+    :param announced: names of the parts of which a raw object that exists in another version counts as gone
     """
     names = {*parts, *parts.values()}
     root = state.paths.raw_template.root
-    vanished: set[str] = set()
+    found: set[str] = set()
     for planned in expected.planned_parts() if names else ():
         if planned.name in names:
             places = [root.at(item.key) for item in planned.objects]
             heads = in_parallel(store.control_connections, "log-rollup-vanished", store.head, places)
-            if any(head is None for head in heads):
-                vanished.add(planned.name)
-    return {name for name, planned_name in parts.items() if name in vanished or planned_name in vanished}
+            is_announced = planned.name in announced
+            for item, head in zip(planned.objects, heads, strict=True):
+                if head is None or (is_announced and (head.size, head.etag) != (item.size, item.etag)):
+                    found.add(planned.name)
+    return {name for name, planned_name in parts.items() if name in found or planned_name in found}
 
 
 # -- other objects below the aggregated hour -----------------------------------------------------------
