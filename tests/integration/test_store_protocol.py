@@ -281,6 +281,24 @@ def test_object_above_the_limit_is_not_read(hook_on: HookFactory, length: bool) 
         assert hook.read(Location("logs", "small")) == StoredObject(b"hello", ETAG)
 
 
+@pytest.mark.parametrize("missing", [0, 1, 99])
+def test_etag_of_a_head_is_needed_and_may_be_weak(hook_on: HookFactory, missing: int) -> None:
+    left = iter([""] * missing)
+
+    def answer(_: Recorded) -> bytes:
+        stated = next(left, f'ETag: W/"{ETAG}"\r\n')
+        return f"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n{stated}\r\n".encode()
+
+    with Recorder(answer) as server, hook_on(server) as hook:
+        if missing == 99:
+            with pytest.raises(ForeignResponseError, match="HEAD s3://logs/k: S3 answered without an ETag"):
+                hook.head(Location("logs", "k"))
+        else:
+            head = hook.head(Location("logs", "k"))
+            assert head is not None
+            assert head.etag == ETAG
+
+
 @pytest.mark.parametrize("status", [200, 206])
 def test_range_of_another_length_is_an_error(hook_on: HookFactory, status: int) -> None:
     """A server that ignores ranges sends the whole object."""
@@ -389,7 +407,7 @@ def test_404_of_a_proxy_to_a_delete_is_an_error(
 @pytest.mark.parametrize("value", ["!", "AAAA", "AAAAAAAAAAAAAAAA"])
 def test_damaged_checksum_of_a_head_counts_as_none(hook_on: HookFactory, value: str) -> None:
     def answer(request: Recorded) -> bytes:
-        return respond(200, b"", f"x-amz-checksum-crc64nvme: {value}")
+        return respond(200, b"", f"x-amz-checksum-crc64nvme: {value}", f'ETag: "{ETAG}"')
 
     with Recorder(answer) as server, hook_on(server) as hook:
         head = hook.head(Location("logs", "k"))

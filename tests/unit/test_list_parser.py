@@ -138,6 +138,8 @@ ETAGS = (
     f'"{ETAG}"',
     ETAG,
     f"\n  {ETAG}  ",
+    f"W/&quot;{ETAG}&quot;",
+    f' W/"{ETAG}"',
 )
 
 characters = st.characters(min_codepoint=0x20, exclude_categories=["Cs"]) | st.sampled_from("'&<>\"%+ /;#~")

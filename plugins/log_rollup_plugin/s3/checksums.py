@@ -76,6 +76,14 @@ def etag_may_be_md5(etag: str, encryption: str | None, customer_algorithm: str |
     return _MD5.fullmatch(etag) is not None
 
 
+def bare_etag(value: str | None) -> str:
+    """An ETag of a response without quotes; empty if there is none.
+
+    Weak ETags lose their mark: a proxy that may compress responses adds it to those of single operations.
+    """
+    return (value or "").strip().removeprefix("W/").strip('"')
+
+
 def quoted_etag(target: Location, etag: str) -> str:
     """An ETag as the value of a header.
 

@@ -152,7 +152,7 @@ class Connector:
         """Let :meth:`close` end what this thread does with a socket."""
         self._connecting[threading.get_ident()] = connecting
         if self._is_closed:
-            raise OSError("the transfer was closed")
+            raise ConnectionAbortedError
 
     def _connect(self, endpoint: BucketEndpoint) -> "Socket":
         origin, proxy = urlsplit(endpoint.origin), urlsplit(endpoint.proxy)
@@ -245,12 +245,9 @@ def _wait_until(connected: socket.socket, until: float) -> None:
     """Limit the next operation of a socket.
 
     :param until: in monotonic seconds
-    :raises TimeoutError: if that time is over
     """
-    left = until - time.monotonic()
-    if left <= 0:
-        raise TimeoutError("timed out")
-    connected.settimeout(left)
+    # With 0, the operation would not block, and would fail in another way.
+    connected.settimeout(max(until - time.monotonic(), 0.001))
 
 
 def _open_tunnel(connected: "Socket", endpoint: BucketEndpoint, port: int, until: float) -> None:

@@ -46,6 +46,7 @@ from log_rollup_plugin.s3 import list_parser
 from log_rollup_plugin.s3.checksums import (
     BAD_DIGEST,
     ChecksumSupport,
+    bare_etag,
     content_md5,
     etag_may_be_md5,
     may_refuse_header,
@@ -359,7 +360,10 @@ class PooledS3Hook(S3Hook):
             if not _has_headers_of_s3(error):
                 self._assert_not_listed(target, error)
             return None
-        etag = response.get("ETag", "").strip('"')
+        etag = bare_etag(response.get("ETag"))
+        if not etag:
+            # An empty ETag would count as that of another object, and parts would be removed.
+            raise ForeignResponseError(f"HEAD {target}: S3 answered without an ETag")
         whole = response.get("ChecksumType", "FULL_OBJECT") == "FULL_OBJECT"
         storage_class, retrieval = response.get("StorageClass", ""), response.get("Restore", "")
         return ObjectHead(
@@ -426,7 +430,7 @@ class PooledS3Hook(S3Hook):
             return None
         if body is None:
             raise TooLargeError(f"GET {source}: it is larger than {limit} bytes, the most that is read of it")
-        etag = response.get("ETag", "").strip('"')
+        etag = bare_etag(response.get("ETag"))
         if not etag and body.lstrip()[:1] == b"<":
             # No record is XML or HTML.
             raise ForeignResponseError(f"GET {source}: S3 answered without an ETag, and {body[:200]!r}")
@@ -474,7 +478,7 @@ class PooledS3Hook(S3Hook):
     def _write_once(self, target: Location, body: bytes, content_type: str) -> str:
         with translated("PUT", target):
             response = self._put(target, body, ContentType=content_type)
-        etag = str(response.get("ETag", "")).strip('"')
+        etag = bare_etag(response.get("ETag"))
         if not etag and _has_body(response):
             raise ForeignResponseError(f"PUT {target}: S3 answered without an ETag, and with a body")
         return etag
@@ -672,7 +676,7 @@ class PooledS3Hook(S3Hook):
                 Body=body,
                 **checksum,
             )
-        etag = str(response.get("ETag", "")).strip('"')
+        etag = bare_etag(response.get("ETag"))
         if not etag:
             raise ForeignResponseError(
                 f"PUT {target}: S3 answered without the ETag of part {number} of the upload"

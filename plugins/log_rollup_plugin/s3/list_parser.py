@@ -25,6 +25,7 @@ from include.log_rollup.storage.protocol import (
     TimedObject,
     TimedPage,
 )
+from log_rollup_plugin.s3.checksums import bare_etag
 
 # AWS stores objects of up to 50 TB, MinIO of up to 50 TiB.
 MAX_OBJECT_BYTES = 10**14 - 1
@@ -158,6 +159,8 @@ def _columns(text: str) -> Sequence[Sequence[str]]:
     keys, sizes = _KEYS.findall(text), _SIZES.findall(text)
     times = [_unescape(time).strip().removesuffix("Z") for time in _TIMES.findall(text)]
     etags = [_unescape(etag).strip().strip('"') for etag in _ETAGS.findall(text)] or [""] * count
+    if "W/" in text:
+        etags = list(map(bare_etag, etags))
     if not count == len(keys) == len(times) == len(etags) == len(sizes):
         raise _UnsupportedFormError
     return keys, times, etags, sizes
@@ -373,7 +376,7 @@ def _botocore_objects(contents: Sequence[Mapping[str, Any]]) -> list[ObjectInfo]
             )
         etag = row.get("ETag", "")
         # botocore makes a list of an element that occurs twice.
-        etag = etag.strip().strip('"') if isinstance(etag, str) else ""
+        etag = bare_etag(etag) if isinstance(etag, str) else ""
         rows.append(ObjectInfo(row["Key"], row["Size"], _header_safe(etag)))
     return rows
 

@@ -12,6 +12,7 @@ from include.log_rollup.storage.protocol import Downloaded, Location, Uploaded
 from include.log_rollup.units import KIB
 from log_rollup_plugin.s3.checksums import (
     ChecksumSupport,
+    bare_etag,
     content_md5,
     etag_may_be_md5,
     may_refuse_header,
@@ -237,7 +238,7 @@ class GetRequest(ObjectRequest):
         content_range = headers.get("content-range")
         if content_range and (error := other_range_error(self.named, content_range, self._first or 0)):
             return error
-        etag = headers.get("etag", "").strip('"')
+        etag = bare_etag(headers.get("etag"))
         if not etag and any(name == "if-match" for name, _ in self.headers):
             return self._foreign("without the ETag of the object")
         etag_is_md5 = etag_may_be_md5(
@@ -265,7 +266,7 @@ class PutRequest(ObjectRequest):
         self._checksums.on_write = False
 
     def _success(self, headers: Mapping[str, str]) -> Uploaded | Exception:
-        etag, text = headers.get("etag", "").strip('"'), self._text()
+        etag, text = bare_etag(headers.get("etag")), self._text()
         if _ERROR_ROOT.match(text):
             return self._error()
         # S3 sends no body. Some servers send no ETag, but without that of each part no upload can be completed.
@@ -314,4 +315,4 @@ class CopyRequest(ObjectRequest):
         if etag is None:
             return TransientError(f"{self}: S3 answered {text[:200]!r} without an ETag")
         stored = None if _COPY_OF_PARTS.search(text) else _COPY_CRC.search(text)
-        return Uploaded(html.unescape(etag[1]).strip().strip('"'), crc.from_header(stored and stored[1]))
+        return Uploaded(bare_etag(html.unescape(etag[1])), crc.from_header(stored and stored[1]))

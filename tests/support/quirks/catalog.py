@@ -681,6 +681,24 @@ class UnquotedEtags(_RewrittenEtags):
     form = "{}"
 
 
+class HeadWithoutEtag(Quirk):
+    """The response to a HEAD has no ETag: a proxy removes it."""
+
+    def finish(self, request: Request, answer: Answer) -> Answer:
+        if request.operation == "HeadObject":
+            answer.headers.pop("ETag", None)
+        return answer
+
+
+class WeakEtagsOfHeads(Quirk):
+    """The ETags of HEADs are weak, those of other responses are not."""
+
+    def finish(self, request: Request, answer: Answer) -> Answer:
+        if request.operation == "HeadObject" and "ETag" in answer.headers:
+            answer.headers["ETag"] = f"W/{answer.headers['ETag']}"
+        return answer
+
+
 class WeakEtags(_RewrittenEtags):
     """ETags are weak: ``W/"…"``."""
 
