@@ -255,20 +255,26 @@ def test_hour_whose_parts_and_manifest_were_moved_away_is_packed(store: FakeStor
     assert written(store) == ["part-00000.log"]
 
 
-def test_verify_finds_an_older_manifest_than_the_expired_record(store: FakeStore) -> None:
+def test_older_manifest_than_the_expired_record_is_refused(store: FakeStore) -> None:
     """Somebody has restored it, as the message about a damaged manifest says."""
     expire(store)
-    older = store.body(MANIFEST)
+    older = {key: store.body(key) for key in (MANIFEST, MARKER)}
     produce(store, {"z.log": b"late"})
     run_hour(store, STREAM)
     expire(store)
-    newest, late = store.body(MANIFEST), part_key(store, 3)
-    store.produce(MANIFEST, older)
-    run_hour(store, STREAM)
+    newest = {key: store.body(key) for key in (MANIFEST, MARKER)}
+    for key, body in older.items():
+        store.produce(key, body)
+    before = store.snapshot()
     (problem,) = verify_hour(store, STREAM, HOUR).problems
     assert "1 existing parts have expired or were about to (part-00003-" in problem.reason
-    assert store.has(late)
-    store.produce(MANIFEST, newest)
+    with pytest.raises(
+        UnreadableRecordError, match=r"or were about to \(part-00003-.*restore the newest one"
+    ):
+        plan_hour(store, STREAM, HOUR, "again")
+    assert store.snapshot() == before
+    for key, body in newest.items():
+        store.produce(key, body)
     run_hour(store, STREAM)
     assert verify_hour(store, STREAM, HOUR, deep=True).problems == []
 

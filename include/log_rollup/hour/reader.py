@@ -211,8 +211,6 @@ class HourReader:
     ) -> str:
         """The message if the manifest does not name all parts with expired raw objects; empty if it does.
 
-        Either somebody has restored an older manifest, or an expiry announced raw objects of parts that a run was
-        replacing: it deleted none then, but no run removes such parts. The records don't say which is true.
         Names of format 1 don't depend on the content: a run leaves such a part where it is if it was damaged.
 
         :param parts: names of the existing parts
@@ -226,9 +224,10 @@ class HourReader:
             return ""
         return (
             f"{self.paths.expiry_record} says that raw objects of {len(unnamed):,} existing parts have expired or "
-            f"were about to ({first_keys(unnamed)}), but {self.paths.manifest} does not name these parts. If an "
-            f"older manifest was restored, they may be the last copies: restore the newest one and clear the run "
-            f"from plan_hour on. If a run has replaced them at that moment, they are not needed: move them away."
+            f"were about to ({first_keys(unnamed)}), but {self.paths.manifest} does not name these parts. They "
+            f"may be the last copies, so nothing was changed. If an older manifest was restored, restore the "
+            f"newest one. If that is impossible, move these parts away and keep them. Then clear the run from "
+            f"plan_hour on."
         )
 
     def strays(

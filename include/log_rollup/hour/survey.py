@@ -174,8 +174,9 @@ def _names_by_folder(names: Iterable[str]) -> dict[str, set[str]]:
 def survey_hour(reader: HourReader) -> Survey:
     """List the aggregated hour and read its records.
 
-    :raises UnreadableRecordError: if the manifest or the expiry record cannot be read, or if the manifest is
-        missing although there are parts of ours, a record of expired raw objects or a marker of another program
+    :raises UnreadableRecordError: if the manifest or the expiry record cannot be read, if the manifest is missing
+        although there are parts of ours, a record of expired raw objects or a marker of another program, or if it
+        does not name existing parts whose raw objects have expired
     :raises ConfigurationError: if the manifest was written with another template ``aggregated``
     :raises HourChangedError: if another run changes the hour meanwhile
     """
@@ -194,7 +195,7 @@ def survey_hour(reader: HourReader) -> Survey:
     else:
         _refuse_other_groups(reader.paths, manifest)
         if problem := reader.unnamed_expired(found.parts, recorded, expiry):
-            log.warning("hour %s: %s", format_hour(reader.paths.hour), problem)
+            survey.refuse(f"hour {format_hour(reader.paths.hour)}: {problem}")
     return survey
 
 
