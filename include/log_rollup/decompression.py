@@ -4,7 +4,8 @@ import bz2
 import io
 import lzma
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -244,6 +245,9 @@ def _skippable_size(rest: memoryview) -> int:
 
 # -- reading the content -----------------------------------------------------------------------------------
 
+# A frame that fails within so many bytes is decompressed again, in steps that get smaller near the damage.
+_REPEATED_BYTES = 4 * MIB
+_SMALL_STEPS_BYTES = (512, 1)
 # The input of one step of zstd: each 4 bytes may become a block of 128 KiB, and all output comes at once.
 _ZSTD_STEP_BYTES = KIB
 _MAGIC_NUMBERS = (
@@ -334,13 +338,20 @@ class _Input:
 def decompress_pieces(encoding: str, pieces: Iterable[bytes | memoryview]) -> Iterator[bytes]:
     """The content of a compressed object, in pieces of about 1 MiB.
 
-    All frames are decompressed, as :func:`inspect` does. Content before damage is returned.
+    All frames are decompressed, as :func:`inspect` does. Content before damage is returned, except for the last
+    1 MiB of it if the damaged frame has more than 4 MiB before the damage.
 
     :param encoding: one of :data:`COMPRESSED_ENCODINGS`
     :param pieces: the object's bytes
     :raises DamageError: if the object is damaged or cut off, or a frame needs more than 128 MiB of memory or a
         dictionary
     """
+    return _decompress_pieces(encoding, pieces, up_to_damage=True)
+
+
+def _decompress_pieces(
+    encoding: str, pieces: Iterable[bytes | memoryview], *, up_to_damage: bool
+) -> Iterator[bytes]:
     source = _Input(pieces)
     is_first = True
     try:
@@ -349,27 +360,78 @@ def decompress_pieces(encoding: str, pieces: Iterable[bytes | memoryview]) -> It
                 _skip_padding(encoding, data, source)
                 continue
             is_first = False
-            yield from _decompress_frame(encoding, data, source)
+            yield from _decompress_frame(encoding, data, source, up_to_damage)
     except _ERRORS as error:
         raise DamageError(str(error) or type(error).__name__) from error
 
 
-def _decompress_frame(encoding: str, data: bytes, source: _Input) -> Iterator[bytes]:
-    decompressor = _Zstd() if encoding == ".zst" else _DECOMPRESSORS[encoding]()
+def _begin_frame(encoding: str) -> _Decompressor:
+    return _Zstd() if encoding == ".zst" else _DECOMPRESSORS[encoding]()
+
+
+def _decompress_frame(encoding: str, data: bytes, source: _Input, up_to_damage: bool) -> Iterator[bytes]:
+    """The content of the frame that begins with ``data``.
+
+    :param up_to_damage: whether a step that fails is repeated, in small ones that return what comes before
+    """
+    decompressor = _begin_frame(encoding)
     size = _FIRST_PIECE_BYTES
-    output = decompressor.decompress(data, _PIECE_BYTES)
+    needs_input = True
+    done = taken = 0
+    steps: list[bytes] = []
     while True:
+        taken += len(data)
+        if up_to_damage and taken <= _REPEATED_BYTES:
+            steps.append(data)
+        try:
+            output = decompressor.decompress(data, _PIECE_BYTES)
+        except _ERRORS:
+            if up_to_damage and taken <= _REPEATED_BYTES:
+                yield _up_to_damage(encoding, steps, done, taken - len(data))
+            raise
         if output:
+            done += len(output)
             yield output
         if decompressor.eof:
             break
+        if needs_input and not data and not output:
+            raise EOFError(_CUT_OFF)
         needs_input = decompressor.needs_input
         size = min(2 * size, _PIECE_BYTES)
         data = source.take(size) if needs_input else b""
-        output = decompressor.decompress(data, _PIECE_BYTES)
-        if needs_input and not data and not output and not decompressor.eof:
-            raise EOFError(_CUT_OFF)
     source.give_back(decompressor.unused_data)
+
+
+def _up_to_damage(encoding: str, steps: Sequence[bytes], done: int, taken: int) -> bytes:
+    """Decompress a damaged frame again: its content before the damage that is not known yet.
+
+    A decompressor that fails returns nothing of what it has decompressed in this step. So the steps get small
+    where the unknown content begins, and smaller the second time.
+
+    :param steps: the bytes of the frame
+    :param done: how many bytes of the content are known
+    :param taken: how many bytes of the frame came before the step that failed
+    """
+    found: list[bytes] = []
+    for small in _SMALL_STEPS_BYTES:
+        decompressor, source = _begin_frame(encoding), _Input(steps)
+        position = end = 0
+        with suppress(*_ERRORS):
+            while not decompressor.eof:
+                data = b""
+                if needs_input := decompressor.needs_input:
+                    data = source.take(_FIRST_PIECE_BYTES if end + _FIRST_PIECE_BYTES <= taken else small)
+                most = _FIRST_PIECE_BYTES if position + _FIRST_PIECE_BYTES <= done else small
+                end += len(data)
+                output = decompressor.decompress(data, most)
+                if needs_input and not data and not output:
+                    break
+                position += len(output)
+                if position > done:
+                    found.append(output[-(position - done) :])
+                    done = position
+        taken = max(taken, end - len(data))
+    return b"".join(found)
 
 
 def _skip_padding(encoding: str, data: bytes, source: _Input) -> None:
@@ -395,7 +457,7 @@ def decompress_object(encoding: str, body: bytes | memoryview, most: int) -> byt
     :raises DamageError: if it has more, or as :func:`decompress_pieces` raises
     """
     pieces, size = [], 0
-    for piece in decompress_pieces(encoding, (body,)):
+    for piece in _decompress_pieces(encoding, (body,), up_to_damage=False):
         pieces.append(piece)
         size += len(piece)
         if size > most:

@@ -429,6 +429,34 @@ def test_content_before_damage_is_read(encoding: str) -> None:
     assert b"".join(found).startswith(LINES)
 
 
+NUMBERS = b"".join(b"line %d\n" % number for number in range(110_000))
+
+
+@pytest.mark.parametrize("body", [LINES, NUMBERS, bytes(3 * MIB)], ids=["short", "long", "zeros"])
+@pytest.mark.parametrize("encoding", [".gz", ".lz4", ".xz", ".bz2", ".zst"])
+def test_all_content_before_damage_is_read(encoding: str, body: bytes) -> None:
+    whole = COMPRESS[encoding](body)
+    # In the CRC of the content. In xz, an index and a footer of 12 bytes follow.
+    behind = {".gz": 6, ".bz2": 3, ".xz": 13 + (int.from_bytes(whole[-8:-4], "little") + 1) * 4}
+    damaged = bytearray(COMPRESS[encoding](b"first\n") + whole)
+    damaged[-behind.get(encoding, 1)] ^= 1
+    found: list[bytes] = []
+    with pytest.raises(DamageError):
+        found.extend(decompress_pieces(encoding, pieces_of(bytes(damaged), [1, 10, 1000])))
+    assert b"".join(found) == b"first\n" + body
+
+
+def test_damage_far_within_a_frame_is_not_read_up_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decompression, "_REPEATED_BYTES", 5000)
+    damaged = gzip.compress(NUMBERS, 9)[:-8] + bytes(8)
+    found: list[bytes] = []
+    with pytest.raises(DamageError, match="incorrect data check"):
+        found.extend(decompress_pieces(".gz", [damaged]))
+    content = b"".join(found)
+    assert NUMBERS.startswith(content)
+    assert len(NUMBERS) - MIB <= len(content) < len(NUMBERS)
+
+
 @of_each_encoding
 def test_reading_holds_little_of_a_large_content(encoding: str) -> None:
     # A step of zstd may return 32 MiB, of which a second copy is made.
