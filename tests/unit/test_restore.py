@@ -158,9 +158,18 @@ def test_link_out_of_the_directory_is_not_followed(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     folder.mkdir()
     (folder / "web").symlink_to(outside)
-    with DirectoryTarget(folder) as target, pytest.raises(UnusableNameError, match="leads out of"):
-        target.write(item_of("web/x.log", b"x"), b"x")
+    (folder / "no").symlink_to(outside / "nothing")
+    (folder / "in").symlink_to(folder / "inside")
+    (folder / "inside").mkdir()
+    with DirectoryTarget(folder) as target:
+        for name in ("web/x.log", "web/08/deep/x.log"):
+            with pytest.raises(UnusableNameError, match="leads out of"):
+                target.write(item_of(name, b"x"), b"x")
+        with pytest.raises(UnusableNameError, match="cannot be a file"):
+            target.write(item_of("no/08/x.log", b"x"), b"x")
+        target.write(item_of("in/08/x.log", b"x"), b"x")
     assert list(outside.iterdir()) == []
+    assert (folder / "inside/08/x.log").read_bytes() == b"x"
 
 
 def test_names_that_exclude_each_other_are_reported(tmp_path: Path) -> None:

@@ -199,10 +199,18 @@ class DirectoryTarget:
         name = f"{folder}"
         if name in self._made:
             return
+        # Before anything is made: a folder below a link would be made outside.
+        existing = folder
+        while not existing.exists():
+            existing = existing.parent
+        self._check_inside(existing)
         folder.mkdir(parents=True, exist_ok=True)
+        self._check_inside(folder)
+        self._made.add(name)
+
+    def _check_inside(self, folder: Path) -> None:
         if not folder.resolve().is_relative_to(self._folder.resolve()):
             raise UnusableNameError(f"{folder} is a link that leads out of {self._folder}")
-        self._made.add(name)
 
     def __enter__(self) -> Self:
         try:
