@@ -347,6 +347,24 @@ def test_head_without_a_length_gets_it_from_a_get(hook_on: HookFactory, kind: st
     assert server.requests[1]["range"] == "bytes=0-0"
 
 
+def test_record_without_a_length_is_read_until_two_copies_are_equal(hook_on: HookFactory) -> None:
+    bodies = [b"whole", b"who", b"w", b"whole", b"whole", b"other"]
+
+    def answer(_: Recorded) -> bytes:
+        head = b'HTTP/1.1 200 OK\r\nETag: "%s"\r\nConnection: close\r\n\r\n' % ETAG.encode()
+        return head + bodies[len(server.requests) - 1]
+
+    with Recorder(answer) as server, hook_on(server) as hook:
+        assert hook.read(Location("logs", "k")) == StoredObject(b"whole", ETAG)
+        assert len(server.requests) == 5
+        bodies[5:] = [b"%d" % number for number in range(100)]
+        with pytest.raises(TransientError, match="it differs each time"):
+            hook.read(Location("logs", "k"))
+    with Recorder(like_s3) as server, hook_on(server) as hook:
+        hook.read(Location("logs", "k"))
+    assert len(server.requests) == 1
+
+
 PAGE_OF_A_PROXY = respond(404, b"<html>default backend</html>", "Content-Type: text/html")
 LISTED = b"<ListBucketResult><Contents><Key>k</Key><Size>5</Size></Contents></ListBucketResult>"
 NOT_LISTED = b"<ListBucketResult></ListBucketResult>"

@@ -416,25 +416,37 @@ class PooledS3Hook(S3Hook):
 
         :raises TooLargeError: if it has more than ``limit`` bytes
         """
-        return _until_from_s3(lambda: self._read_once(source, limit))
+        found, is_whole = _until_from_s3(lambda: self._read_once(source, limit))
+        if is_whole:
+            return found
+        for _ in range(limits.FOREIGN_TRIES):
+            again, is_whole = _until_from_s3(lambda: self._read_once(source, limit))
+            if is_whole or again == found:
+                return again
+            found = again
+        raise TransientError(
+            f"GET {source}: the server states no length of the body, and it differs each time"
+        )
 
-    def _read_once(self, source: Location, limit: int) -> StoredObject | None:
+    def _read_once(self, source: Location, limit: int) -> tuple[StoredObject | None, bool]:
+        """All of a small object; and whether it is known to be whole, because the response states its length."""
         try:
             with translated("GET", source):
                 response = self.client.get_object(Bucket=source.bucket, Key=source.key)
                 body = _read(response, limit)
         except NotFoundError:
-            return None
+            return None, True
         except ForeignResponseError as error:
             self._assert_not_listed(source, error)
-            return None
+            return None, True
         if body is None:
             raise TooLargeError(f"GET {source}: it is larger than {limit} bytes, the most that is read of it")
         etag = bare_etag(response.get("ETag"))
         if not etag and body.lstrip()[:1] == b"<":
             # No record is XML or HTML.
             raise ForeignResponseError(f"GET {source}: S3 answered without an ETag, and {body[:200]!r}")
-        return StoredObject(body, etag)
+        is_chunked = "transfer-encoding" in response["ResponseMetadata"]["HTTPHeaders"]
+        return StoredObject(body, etag), is_chunked or response.get("ContentLength") is not None
 
     def read_range(self, source: Location, etag: str, offset: int, length: int) -> bytes:
         """Bytes of an object, if it still has this ETag.
