@@ -188,8 +188,28 @@ def test_directory_compares_size_content_and_kind(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     names = ("same", "other", "longer", "folder", "none", "same/below")
     found = DirectoryTarget(tmp_path).compare([item_of(name, b"abc") for name in names])
-    different = Presence.DIFFERENT
-    assert found == [Presence.SAME, different, different, different, Presence.ABSENT, Presence.ABSENT]
+    absent, different = Presence.ABSENT, Presence.DIFFERENT
+    # Writing a file in the place of a folder fails for this object alone.
+    assert found == [Presence.SAME, different, different, absent, absent, absent]
+    with DirectoryTarget(tmp_path) as target, pytest.raises(UnusableNameError, match="cannot be a file"):
+        target.write(item_of("folder", b"abc"), b"abc")
+    assert (tmp_path / "folder").is_dir()
+
+
+def test_tar_member_whose_name_is_a_folder_is_refused(tmp_path: Path) -> None:
+    items = [item_of(name, b"x") for name in ("a/b/c.log", "a/b", "a", "a/b.log", "d")]
+    with TarTarget(tmp_path / "out.tar", False) as target:
+        assert set(target.compare(items)) == {Presence.ABSENT}
+        for item in items:
+            if item.name in ("a", "a/b"):
+                with pytest.raises(UnusableNameError, match="others are in a folder of this name"):
+                    target.write(item, b"x")
+            else:
+                target.write(item, b"x")
+    with tarfile.open(tmp_path / "out.tar") as tar:
+        tar.extractall(tmp_path, filter="data")
+    names = {f"{path.relative_to(tmp_path)}" for path in tmp_path.rglob("*") if path.is_file()}
+    assert names == {"a/b/c.log", "a/b.log", "d", "out.tar"}
 
 
 def test_failed_target_leaves_nothing(tmp_path: Path) -> None:

@@ -155,13 +155,18 @@ class DirectoryTarget:
         return path_problem(item.name)
 
     def compare(self, objects: Sequence[RestoredObject]) -> Sequence[Presence]:
-        """See :class:`Target`. A file of the same size is read, and its CRC compared."""
+        """See :class:`Target`. A file of the same size is read, and its CRC compared.
+
+        A folder in the place of a file counts as absent, because it is not replaced: writing the object fails.
+        """
         return [self._presence(item) for item in objects]
 
     def _presence(self, item: RestoredObject) -> Presence:
         path = self._folder / item.name
         try:
             found = path.lstat()
+            if stat.S_ISDIR(found.st_mode):
+                return Presence.ABSENT
             if not stat.S_ISREG(found.st_mode) or found.st_size != item.size or item.crc64nvme is None:
                 return Presence.DIFFERENT
             value = 0
@@ -288,6 +293,7 @@ class TarTarget:
             raise TargetConflictError(f"{path} exists; use another name, or --overwrite to replace it")
         self._path = path.resolve()
         self._turn = threading.Lock()
+        self._folders: set[str] = set()
 
     def name_problem(self, item: RestoredObject) -> str | None:
         """See :class:`Target`."""
@@ -295,6 +301,16 @@ class TarTarget:
 
     def compare(self, objects: Sequence[RestoredObject]) -> Sequence[Presence]:
         """See :class:`Target`. A tar file is always written as a whole."""
+        # Names that exclude each other are in one hour.
+        folders = set[str]()
+        for item in objects:
+            folder = item.name
+            while (slash := folder.rfind("/")) > 0:
+                folder = folder[:slash]
+                if folder in folders:
+                    break
+                folders.add(folder)
+        self._folders.update(item.name for item in objects if item.name in folders)
         return [Presence.ABSENT] * len(objects)
 
     def write(self, item: RestoredObject, body: bytes | memoryview) -> None:
@@ -305,6 +321,8 @@ class TarTarget:
 
     def begin(self, item: RestoredObject) -> "MemberWriter":
         """See :class:`Target`. Until the member is finished, other threads wait."""
+        if item.name in self._folders:
+            raise UnusableNameError(f"{item.name} cannot be a file: others are in a folder of this name")
         info = tarfile.TarInfo(item.name)
         info.size = item.size
         info.mtime = int(item.hour.timestamp())
