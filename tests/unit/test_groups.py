@@ -24,7 +24,7 @@ from include.log_rollup.steps.pack_shard import pack_shard
 from include.log_rollup.steps.plan_hour import plan_hour
 from include.log_rollup.steps.validate_hour import validate_hour
 from include.log_rollup.streams import Stream
-from tests.support.fake_store import FakeStore, join_stores
+from tests.support.fake_store import CrashError, FakeStore, join_stores
 from tests.support.grouped_hour import HOME, HOUR, LAYOUTS, GroupedHour, three_groups
 
 
@@ -206,6 +206,30 @@ def test_marker_an_overtaken_run_may_still_remove_is_replaced(hour: GroupedHour)
     hour.plan()
     hour.verify()
     assert verify_hour(hour.store, hour.stream, HOUR).problems == []
+
+
+def test_marker_of_a_group_goes_before_another_try_completes(hour: GroupedHour) -> None:
+    """Two tries of one plan: one completes the hour while the other writes the manifests of all groups again."""
+    hour.produce(three_groups())
+    hour.run()
+    hour.produce({"web": {"late.log": b"late"}})
+    hour.plan()
+    for ref in hour.plan().shards:
+        pack_shard(hour.store, hour.stream, ref)
+    validate_hour(hour.store, hour.stream, HOUR)
+
+    def validate_again() -> None:
+        hour.store.on("PUBLISH", f"{hour.folder('web')}_manifest.jsonl.gz", CrashError())
+        with pytest.raises(CrashError):
+            validate_hour(hour.store, hour.stream, HOUR)
+
+    # The groups are complete, and the copy of the hour's marker has been sent.
+    hour.store.on("PUBLISH", f"{HOME}_SUCCESS", validate_again)
+    with pytest.raises(SupersededError):
+        complete_hour(hour.store, hour.stream, HOUR)
+    assert not hour.store.has(f"{HOME}_SUCCESS")
+    hour.run()
+    hour.verify()
 
 
 @pytest.mark.parametrize("file", ["_SUCCESS", "_manifest.jsonl.gz"])

@@ -82,7 +82,8 @@ class HourState(HourReader):
                            staged; ``_rollup/<plan>/staged-…-_manifest.jsonl.gz`` is written; the claim is read;
                            the store copies it to ``_manifest.jsonl.gz``; with groups, first the same for the
                            manifests of the groups that lack a manifest or a ``_SUCCESS``, or of all groups if
-                           there is another plan; their ``_SUCCESS`` is removed before
+                           there is another plan; if one of them has a ``_SUCCESS``, the hour is claimed again
+                           first, and then it is removed
     11                     for groups that are gone, if their records are ours: the claim read, ``_SUCCESS``
                            removed, the claim read, the manifest removed; for stray parts: ``_expired.json`` is
                            read, and parts of format 1 that it names stay; a removal record, the claim read
@@ -401,6 +402,22 @@ class HourState(HourReader):
         if basis is None:
             self._release(claimed)
         return kept
+
+    def claim_again(self, claim: Claim, seen_manifest: str | None) -> Claim:
+        """Claim the hour again for the same plan: another try of it can't complete the hour meanwhile.
+
+        :param claim: the present claim
+        :param seen_manifest: ETag of the manifest when the hour was listed; None if there was none
+        :returns: the new claim
+        :raises SupersededError: if another run has claimed the hour, or has proven it since
+        """
+        self.assert_current(claim.plan_id, claim.claim_id)
+        claimed, work = self._claim_hour(claim.plan_id, claim.run_id)
+        manifest = self._store.head(self.paths.manifest)
+        if f"{claim.plan_id}/plan.json" not in work or (manifest.etag if manifest else None) != seen_manifest:
+            self._release(claimed)
+            raise self.overtaken(claim.plan_id, None)
+        return claimed
 
     def write_manifest(
         self, claim: Claim, body: bytes, found: Inventory, groups: Mapping[str, bytes] | None = None

@@ -80,7 +80,8 @@ def validate_hour(store: ObjectStore, stream: Stream, hour: datetime) -> HourTot
     if expected.claim is not None and not expected.is_complete:
         if strays:
             state.refuse_announced(strays, expected.claim, found)
-        _write_manifests(state, expected.claim, proof, totals, found)
+        claim = _write_manifests(state, expected.claim, proof, totals, found)
+        expected = replace(expected, claim=claim)
     if strays:
         _remove_strays(state, expected, strays)
     log.info(
@@ -583,25 +584,33 @@ def _group_totals(state: HourState, folder: str, tally: _Tally) -> GroupTotals:
 
 def _write_manifests(
     state: HourState, claim: Claim, proof: _Proof, totals: HourTotals, found: Inventory
-) -> None:
+) -> Claim:
     """Write the manifest of the hour, and those of its groups whose parts have changed.
 
     If there are files of another plan, all manifests of groups are written, and so their markers too: an overtaken
     run may still remove the marker of any group, if it is the one that it has seen.
+
+    :returns: the claim under which they were written; a new one if a group has a marker that has to be removed
     """
     plan = f"{claim.plan_id}/"
     has_other_plan = any(name.endswith("/plan.json") and not name.startswith(plan) for name in found.work)
+    changed = [
+        group
+        for group in totals.groups
+        # A group with a marker has the same parts as before: planning removes those of the others.
+        if has_other_plan
+        or group.folder not in found.group_markers
+        or group.folder not in found.group_manifests
+    ]
+    if any(group.folder in found.group_markers for group in changed):
+        claim = state.claim_again(claim, found.manifest_etag)
     validated_at = datetime.now(UTC).isoformat(timespec="seconds")
     base = state.paths.key_base
     groups = {
         group.folder: proof.groups[group.folder].manifest.finish(
             totals.of_group(group), validated_at, base, claim.claim_id
         )
-        for group in totals.groups
-        # A group with a marker has the same parts as before: planning removes those of the others.
-        if has_other_plan
-        or group.folder not in found.group_markers
-        or group.folder not in found.group_manifests
+        for group in changed
     }
     body = proof.hour.manifest.finish(totals, validated_at, base, claim.claim_id)
     state.write_manifest(claim, body, found, groups)
@@ -613,6 +622,7 @@ def _write_manifests(
             len(foreign), next(iter(foreign.values())),
         )  # fmt: skip
     state.remove_group_files(claim, gone - foreign.keys())
+    return claim
 
 
 def _by_name(counts: Counter[str]) -> dict[str, int]:
