@@ -103,7 +103,7 @@ def _validated_claim(state: HourState, claim: Claim | None, manifest: ManifestRe
 def _group_markers(
     store: ObjectStore, state: HourState, manifest: ManifestReader, found: Inventory, now: datetime
 ) -> dict[str, CompletionMarker]:
-    """The markers of the groups that have none, by folder.
+    """The markers of the groups that have none, or for which no manifest is listed, by folder.
 
     A group whose parts have not changed may lack its marker, because an overtaken run has removed it. Its
     manifest is of an earlier plan then, and the marker has to name that plan.
@@ -111,7 +111,11 @@ def _group_markers(
     :raises ProofError: if the manifest of a group is missing, damaged, or describes other parts
     """
     paths = state.paths
-    missing = [group for group in manifest.totals.groups if group.folder not in found.group_markers]
+    missing = [
+        group
+        for group in manifest.totals.groups
+        if group.folder not in found.group_markers or group.folder not in found.group_manifests
+    ]
     proven = in_parallel(
         store.control_connections,
         "log-rollup-groups",

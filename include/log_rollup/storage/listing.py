@@ -4,6 +4,8 @@ The contract: keys come in the order of their UTF-8 bytes, each once, and a trun
 one. Some servers break it: they list a folder's keys after those of the next folder, list a key twice, ignore
 start-after or the prefix, or omit the token. If a page of the parallel listing violates the contract, the prefix
 is listed again by token alone. That listing accepts any order; it still requires unique keys and progress.
+On such a server the parallel listing can miss keys that come after the end of a thread's range, without noticing.
+So validation always lists by token.
 
 ``own`` says by the key which objects are wanted. The others are checked like all, then dropped page by page.
 """
