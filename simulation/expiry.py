@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from awscrt.checksums import crc64nvme
+
 from simulation.hour_model import Manifest
 from simulation.server import DAMAGE, ServerObject
 
@@ -51,7 +53,7 @@ class Expiry:
             {"plan_id": manifest.plan_id, "started_at": "2026-12-07T05:00:00+00:00", "finished_at": None,
              "objects": 0, "bytes": 0}
         )  # fmt: skip
-        written = world.server.store(hour.expiry_record, json.dumps(record).encode(), EXPIRY)
+        written = world.server.store(hour.expiry_record, _to_bytes(record), EXPIRY)
         for key in [key for key in world.server.objects if key.startswith(f"{hour.home}_rollup/expiry/")]:
             world.server.remove(key)
         world.note("expiry is announced", ", ".join(sorted(record["parts"])))
@@ -135,3 +137,14 @@ class Expiry:
         if self._is_as_packed(key, etag):
             self._world.note("raw object expires as announced", key)
             self._world.remove_expired_object(key)
+
+
+def _to_bytes(record: dict[str, Any]) -> bytes:
+    """The bytes of a record, with its CRC."""
+    content = {key: value for key, value in record.items() if key != "crc64nvme"}
+    crc = f"{crc64nvme(_compact(content)):016x}"
+    return _compact({**content, "crc64nvme": crc})
+
+
+def _compact(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()

@@ -139,6 +139,7 @@ EXPIRY: Mapping[str, str] = {
     "refused it; not in records of earlier versions",
     "parts": "The parts with announced raw objects, by name, each with its `fingerprint` and with `kept`, "
     "the keys of those raw objects that were not announced",
+    "crc64nvme": "CRC64NVME of the compact JSON of all other fields; not in records of earlier versions",
 }
 
 EVENT_WITH_GROUPS: Mapping[str, str] = {

@@ -42,7 +42,10 @@ def a_record(**changes: Any) -> ExpiryRecord:
 
 
 def damaged(**changes: Any) -> bytes:
-    return json.dumps({**json.loads(a_record().to_bytes()), **changes}).encode()
+    body = {**json.loads(a_record().to_bytes()), **changes}
+    # As of an earlier version, so that its form decides.
+    del body["crc64nvme"]
+    return json.dumps(body).encode()
 
 
 @settings(max_examples=20)
@@ -53,7 +56,7 @@ def test_record_round_trips(record: ExpiryRecord) -> None:
 
 def test_totals_are_at_the_beginning() -> None:
     keys = list(json.loads(a_record(objects=3, size=90).to_bytes()))
-    assert keys == ["format", "stream", "hour", "objects", "bytes", "deletions", "parts"]
+    assert keys == ["format", "stream", "hour", "objects", "bytes", "deletions", "parts", "crc64nvme"]
 
 
 @pytest.mark.parametrize(
@@ -78,6 +81,15 @@ def test_damaged_record_is_refused(body: bytes) -> None:
         UnreadableRecordError, match=r"_expired\.json: the record .* cannot be read .* Restore it"
     ):
         ExpiryRecord.from_bytes(AT, body)
+
+
+def test_record_with_a_changed_byte_is_refused() -> None:
+    body = a_record().to_bytes()
+    assert ExpiryRecord.from_bytes(AT, damaged()) == a_record()
+    for changed in (body.replace(b"raw/kept", b"raw/kepu"), body.replace(b'"f1"', b'"f3"')):
+        assert changed != body
+        with pytest.raises(UnreadableRecordError, match="its content does not have the CRC64NVME"):
+            ExpiryRecord.from_bytes(AT, changed)
 
 
 def test_record_of_a_later_format_is_refused() -> None:

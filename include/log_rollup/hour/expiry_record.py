@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from include.log_rollup import crc
 from include.log_rollup.errors import UnreadableRecordError
 from include.log_rollup.hour.gzip_json import DAMAGED_ERRORS, to_json
 from include.log_rollup.storage.protocol import Location
@@ -12,6 +13,7 @@ from include.log_rollup.storage.protocol import Location
 T = TypeVar("T")
 
 EXPIRY_FORMAT = 1
+_CRC = "crc64nvme"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,7 @@ class ExpiryRecord:
         return (self.deletions[-1].finished_at or self.deletions[-1].started_at) if self.deletions else ""
 
     def to_bytes(self) -> bytes:
-        """The bytes of ``_expired.json``; the totals come first."""
+        """The bytes of ``_expired.json``; the totals come first, and last a CRC64NVME of all the rest."""
         body = {
             "format": EXPIRY_FORMAT,
             "stream": self.stream,
@@ -117,7 +119,7 @@ class ExpiryRecord:
                 for name, part in sorted(self.parts.items())
             },
         }
-        return f"{to_json(body)}\n".encode()
+        return f"{to_json({**body, _CRC: _crc_of(body)})}\n".encode()
 
     @staticmethod
     def from_bytes(source: Location, body: bytes, etag: str = "") -> "ExpiryRecord":
@@ -129,6 +131,10 @@ class ExpiryRecord:
         try:
             value = json.loads(body)
             written_as = value["format"]
+            # Earlier versions wrote none.
+            stated = value.pop(_CRC, None)
+            if stated is not None and stated != _crc_of(value):
+                raise ValueError(f"its content does not have the CRC64NVME {stated}")
             if written_as == EXPIRY_FORMAT:
                 return replace(_parse(value), etag=etag)
         except DAMAGED_ERRORS as error:
@@ -147,6 +153,10 @@ def unreadable_expiry(source: Location, reason: object) -> UnreadableRecordError
         f"of the object. If there is none, move it away: raw objects that have expired then count as vanished, "
         f"and their parts stay."
     )
+
+
+def _crc_of(value: Mapping[str, Any]) -> str:
+    return crc.to_hex(crc.crc64(to_json(value).encode()))
 
 
 def _parse(value: Mapping[str, Any]) -> ExpiryRecord:
