@@ -432,7 +432,8 @@ class CompletionChecker:
 def _total_violations(fields: Mapping[str, Any], manifest: Manifest) -> Iterator[str]:
     """Totals that differ between a marker and its manifest."""
     for name in _TOTALS:
-        if fields.get(name) != manifest.header[name]:
+        # As readers do, which take a missing number for 0.
+        if fields.get(name, 0) != manifest.header[name]:
             yield f"the marker says {name}={fields.get(name)}, the manifest {manifest.header[name]}"
     table = manifest.header["parts_table"]
     for record, values in (("marker", fields), ("manifest", manifest.header)):

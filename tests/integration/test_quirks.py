@@ -179,6 +179,7 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("include.log_rollup.limits.REQUEST_FIRST_WAIT_SECONDS", 0.001)
     monkeypatch.setattr("include.log_rollup.limits.REQUEST_LONGEST_WAIT_SECONDS", 0.01)
     monkeypatch.setattr("include.log_rollup.limits.FOREIGN_FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr("include.log_rollup.limits.LATE_LISTING_FIRST_WAIT_SECONDS", 0.05)
     monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda *_: 0.001)
 
 

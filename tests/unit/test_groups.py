@@ -315,6 +315,20 @@ def test_hour_does_not_complete_without_the_manifest_of_a_group(hour: GroupedHou
     hour.verify()
 
 
+def test_completion_removes_records_of_groups_that_are_gone(hour: GroupedHour) -> None:
+    hour.produce(three_groups())
+    hour.run()
+    hour.expire("web")
+    for ref in hour.plan(drop_vanished=True).shards:
+        pack_shard(hour.store, hour.stream, ref)
+    # Validation dies after it has written the manifest of the hour.
+    hour.store.on("HEAD", f"{hour.folder('web')}_manifest.jsonl.gz", CrashError())
+    with pytest.raises(CrashError):
+        validate_hour(hour.store, hour.stream, HOUR)
+    complete_hour(hour.store, hour.stream, HOUR)
+    hour.verify()
+
+
 def test_marker_goes_before_a_manifest_that_somebody_removed(hour: GroupedHour) -> None:
     hour.produce(three_groups())
     hour.run()

@@ -88,9 +88,10 @@ class HourState(HourReader):
                            removed, the claim read, the manifest removed; for stray parts: ``_expired.json`` is
                            read, and parts of format 1 that it names stay; a removal record, the claim read
                            again, the parts deleted, the record deleted
-    12  ``complete_hour``  the parts are compared with the manifest; ``_rollup/<plan>/staged-…-_SUCCESS`` is
-                           written; the claim is read; the store copies it to ``_SUCCESS``; with groups, first
-                           the same for the groups that lack a ``_SUCCESS``
+    12  ``complete_hour``  the parts are compared with the manifest; what 11 may have left is removed;
+                           ``_rollup/<plan>/staged-…-_SUCCESS`` is written; the claim is read; the store copies
+                           it to ``_SUCCESS``; with groups, first the same for the groups that lack a
+                           ``_SUCCESS``
     13                     unfinished multipart uploads of the hour's parts are aborted; for the files of other
                            plans: a removal record, the claim read again, the files deleted, the record deleted;
                            then this plan's files are deleted, and last the claim, if it is still this plan's
@@ -457,19 +458,28 @@ class HourState(HourReader):
         for_hour = _Publication(self._staged_manifest(claim), self.paths.manifest, body, GZIP)
         self._publish(claim, [for_hour], self._assert_not_completed)
 
-    def remove_group_files(self, claim: Claim, folders: Iterable[str]) -> None:
-        """Remove marker and manifest of groups that the hour does not have any more.
+    def remove_gone_groups(self, claim: Claim, found: Inventory, folders: Collection[str]) -> None:
+        """Remove marker and manifest of groups that the hour does not have any more, if they are of this stream.
 
         :param claim: under which the hour was proven
+        :param found: the hour as it was listed
+        :param folders: of the groups that the hour has
         :raises SupersededError: if the hour has been claimed since
         """
-        gone = sorted(folders)
+        gone = found.group_manifests.difference(folders)
+        foreign = self.foreign_group_records(gone, found)
+        if foreign:
+            log.warning(
+                "%d folders of groups have a _SUCCESS or a manifest that this stream did not write, like %s",
+                len(foreign), next(iter(foreign.values())),
+            )  # fmt: skip
+        ours = sorted(gone - foreign.keys())
         # The markers first: a group with a marker has a manifest.
         for place in (self.paths.group_marker, self.paths.group_manifest):
-            found = self._existing(map(place, gone))
-            if found:
+            present = self._existing(map(place, ours))
+            if present:
                 self.assert_current(claim.plan_id, claim.claim_id)
-                self._remove_existing(found)
+                self._remove_existing(present)
 
     # -- complete_hour ---------------------------------------------------------------------------------
 

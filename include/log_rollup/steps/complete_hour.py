@@ -54,6 +54,8 @@ def complete_hour(
     else:
         claim = _validated_claim(state, claim, manifest)
         _remove_strays(state, claim, manifest, found)
+        # There are none either, unless validation was interrupted.
+        state.remove_gone_groups(claim, found, {group.folder for group in totals.groups})
         now = datetime.now(UTC)
         groups = _group_markers(store, state, manifest, found, now)
         why_empty = state.paths.raw_template.why_empty(hour) or ""

@@ -614,14 +614,7 @@ def _write_manifests(
     }
     body = proof.hour.manifest.finish(totals, validated_at, base, claim.claim_id)
     state.write_manifest(claim, body, found, groups)
-    gone = found.group_manifests - proof.groups.keys()
-    foreign = state.foreign_group_records(gone, found)
-    if foreign:
-        log.warning(
-            "%d folders of groups have a _SUCCESS or a manifest that this stream did not write, like %s",
-            len(foreign), next(iter(foreign.values())),
-        )  # fmt: skip
-    state.remove_group_files(claim, gone - foreign.keys())
+    state.remove_gone_groups(claim, found, proof.groups)
     return claim
 
 
