@@ -517,7 +517,7 @@ def test_foreign_record_in_the_folder_of_a_new_group_is_refused(hour: GroupedHou
     hour.store.produce(hour.folder("db") + name, body)
     hour.produce({"db": {"0.log": b"2"}})
     before = hour.store.snapshot()
-    with pytest.raises(UnreadableRecordError, match="1 new groups have a _SUCCESS or a _manifest") as caught:
+    with pytest.raises(UnreadableRecordError, match="1 objects named _SUCCESS or _manifest") as caught:
         hour.plan()
     assert hour.folder("db") + name in str(caught.value)
     assert hour.store.snapshot() == before
@@ -538,6 +538,20 @@ def test_foreign_record_in_another_folder_stays(hour: GroupedHour, kind: str) ->
     hour.run()
     assert hour.store.has(manifest)
     assert hour.store.body(hour.folder("db") + name) == body
+
+
+def test_manifest_of_a_gone_group_goes_next_to_a_foreign_marker(hour: GroupedHour) -> None:
+    hour.produce(three_groups())
+    hour.run()
+    hour.expire("web")
+    marker = hour.folder("web") + "_SUCCESS"
+    for ref in hour.plan(drop_vanished=True).shards:
+        pack_shard(hour.store, hour.stream, ref)
+    hour.store.produce(marker, b"")
+    validate_hour(hour.store, hour.stream, HOUR)
+    complete_hour(hour.store, hour.stream, HOUR)
+    assert hour.store.body(marker) == b""
+    assert not hour.store.has(hour.folder("web") + "_manifest.jsonl.gz")
 
 
 def test_records_of_groups_that_an_interrupted_run_left_are_ours(hour: GroupedHour) -> None:

@@ -290,11 +290,10 @@ class HourReader:
             )
         return {name: planned for name, planned in strays.items() if name in replaced or planned in described}
 
-    def foreign_group_records(self, folders: Iterable[str], found: Inventory) -> dict[str, Location]:
+    def foreign_group_records(self, folders: Iterable[str], found: Inventory) -> list[Location]:
         """Completion markers and manifests of groups that this stream did not write for this hour and group.
 
         :param folders: of groups; those without such objects are skipped
-        :returns: one of these objects for each folder that has any
         :raises InputChangedError: if a manifest is replaced meanwhile
         """
         ordered = sorted(folders)
@@ -312,7 +311,7 @@ class HourReader:
             except NotFoundError:
                 return None
 
-        foreign: dict[str, Location] = {}
+        foreign: list[Location] = []
         for some, place, read in (
             (manifests, self.paths.group_manifest, header),
             (markers, self.paths.group_marker, marker),
@@ -320,7 +319,7 @@ class HourReader:
             values = in_parallel(self._store.control_connections, "log-rollup-groups", read, some)
             for folder, one in zip(some, values, strict=True):
                 if one is not None and not self._is_of_group(one, folder):
-                    foreign[folder] = place(folder)
+                    foreign.append(place(folder))
         return foreign
 
     def _is_of_group(self, values: Mapping[str, Any], folder: str) -> bool:

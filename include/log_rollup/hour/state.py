@@ -470,13 +470,13 @@ class HourState(HourReader):
         foreign = self.foreign_group_records(gone, found)
         if foreign:
             log.warning(
-                "%d folders of groups have a _SUCCESS or a manifest that this stream did not write, like %s",
-                len(foreign), next(iter(foreign.values())),
+                "%d objects named like records of groups are not of this stream, such as %s",
+                len(foreign), foreign[0],
             )  # fmt: skip
-        ours = sorted(gone - foreign.keys())
         # The markers first: a group with a marker has a manifest.
         for place in (self.paths.group_marker, self.paths.group_manifest):
-            present = self._existing(map(place, ours))
+            ours = [target for target in map(place, sorted(gone)) if target not in foreign]
+            present = self._existing(ours)
             if present:
                 self.assert_current(claim.plan_id, claim.claim_id)
                 self._remove_existing(present)

@@ -134,11 +134,12 @@ class Survey:
         except InputChangedError:
             raise HourChangedError from None
         if foreign:
-            places = [str(place) for _, place in sorted(foreign.items())]
+            places = sorted(map(str, foreign))
             self.refuse(
-                f"hour {format_hour(self.reader.paths.hour)}: {len(foreign):,} new groups have a _SUCCESS or a "
-                f"_manifest.jsonl.gz that this stream did not write for them ({first_keys(places)}). Nothing was "
-                f"changed. If another program wrote them, move them away; then clear the run from plan_hour on."
+                f"hour {format_hour(self.reader.paths.hour)}: the folders of new groups have {len(places):,} "
+                f"objects named _SUCCESS or _manifest.jsonl.gz that this stream did not write for them "
+                f"({first_keys(places)}). Nothing was changed. If another program wrote them, move them away; "
+                f"then clear the run from plan_hour on."
             )
 
     def log_foreign(self) -> None:
