@@ -140,8 +140,9 @@ class Recorder:
 
     def serve(self, connection: socket.socket, request: Recorded) -> bool:
         """Answer a request; returns whether the connection is kept."""
-        connection.sendall(self._answer(request))
-        return True
+        response = self._answer(request)
+        connection.sendall(response)
+        return b"\r\nConnection: close\r\n" not in response.partition(b"\r\n\r\n")[0] + b"\r\n"
 
 
 class RecordingProxy(Recorder):
