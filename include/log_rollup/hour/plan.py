@@ -348,7 +348,7 @@ def make_plan(
             recompressed = encoding == PLAIN and options.recompress and _has_compressed(members)
             if is_fresh and not options.recompress:
                 digests.add_text(folder + encoding, text)
-            fingerprint = _fingerprint(options, encoding, copied, text, recompressed)
+            fingerprint = _fingerprint(options, encoding, copied, (text,), recompressed)
             name = naming.name(folder, index, extension, fingerprint)
             size = sum(item.size for item in members)
             format_of_part = "" if copied or codec is None else options.compression
@@ -512,13 +512,16 @@ def _refuse_unjoinable(chosen: Sequence[ObjectInfo]) -> None:
 
 def is_planned_with(part: PlannedPart, options: WriteOptions) -> bool:
     """Whether a planned part has the fingerprint that these options give."""
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(options.describe(part.encoding, part.copied, part.recompressed).encode())
-    rows = iter(part.objects)
-    # The text of a part of a million tiny objects would take 100 MiB.
+    return part.fingerprint == _fingerprint(
+        options, part.encoding, part.copied, _row_texts(part.objects), part.recompressed
+    )
+
+
+def _row_texts(objects: Iterable[ObjectInfo]) -> Iterator[str]:
+    """The text of the rows, in pieces: that of a part of a million tiny objects would take 100 MiB."""
+    rows = iter(objects)
     while some := list(islice(rows, ROWS_PER_DIGEST_UPDATE)):
-        digest.update("".join(map(_row_text, some)).encode())
-    return part.fingerprint == digest.hexdigest()
+        yield "".join(map(_row_text, some))
 
 
 def is_packed_as_planned(part: PlannedPart, options: WriteOptions) -> bool:
@@ -553,10 +556,12 @@ def gets_newlines(part: PlannedPart, options: WriteOptions) -> bool:
 
 
 def _fingerprint(
-    options: WriteOptions, encoding: str, copied: bool, rows_text: str, recompressed: bool
+    options: WriteOptions, encoding: str, copied: bool, row_texts: Iterable[str], recompressed: bool
 ) -> str:
-    text = options.describe(encoding, copied, recompressed) + rows_text
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    digest = hashlib.blake2b(options.describe(encoding, copied, recompressed).encode(), digest_size=16)
+    for text in row_texts:
+        digest.update(text.encode())
+    return digest.hexdigest()
 
 
 def _free_name(folder: str, index: int, extension: str, fingerprint: str, taken: Container[str]) -> str:
@@ -603,7 +608,7 @@ def _split_off(
     # Includes the name of the planned part: parts of different planned parts never get the same name.
     text = "".join((f"{part.name}\n", *map(_row_text, members)))
     recompressed = part.recompressed and encoding == part.encoding
-    fingerprint = _fingerprint(options, encoding, False, text, recompressed)
+    fingerprint = _fingerprint(options, encoding, False, (text,), recompressed)
     name = split_name(part.name, fingerprint[:8], None if encoding == part.encoding else encoding)
     size = sum(item.size for item in members)
     return PlannedPart(

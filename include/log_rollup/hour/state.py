@@ -1,7 +1,6 @@
 """Changes the state of one hour in the bucket: claim, completion marker, manifest and which parts exist."""
 
 import logging
-import random
 import secrets
 import time
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
@@ -10,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from include.log_rollup import limits
+from include.log_rollup.backoff import seconds_until_next_try
 from include.log_rollup.errors import (
     InputChangedError,
     NotFoundError,
@@ -691,8 +691,7 @@ class HourState(HourReader):
             is_listed = etag is not None and (etag == claim.etag or not etag or not claim.etag)
             if is_listed or tried == limits.LATE_LISTING_TRIES or not _is_same(self.claim(), claim):
                 break
-            longest = limits.LATE_LISTING_FIRST_WAIT_SECONDS * 2**tried
-            time.sleep(random.uniform(longest / 2, longest))
+            time.sleep(seconds_until_next_try(limits.LATE_LISTING_FIRST_WAIT_SECONDS, tried))
         return self._names_of(listed)
 
     def _release(self, claim: Claim) -> None:

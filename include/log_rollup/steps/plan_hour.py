@@ -1,7 +1,6 @@
 """The step plan_hour: makes a plan from the raw listing and writes it into the bucket."""
 
 import logging
-import random
 import time
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from datetime import datetime
 from functools import cached_property
 
 from include.log_rollup import limits
+from include.log_rollup.backoff import seconds_until_next_try
 from include.log_rollup.errors import EmptyHourError, TransientError
 from include.log_rollup.hour.group_summary import GroupChanges, largest_groups
 from include.log_rollup.hour.kept_parts import KeepRules, ProvenParts, read_proven_parts
@@ -144,8 +144,7 @@ def plan_hour(
     for tried in range(limits.PLAN_TRIES):
         if tried:
             log.info("another run has changed the hour meanwhile; planning it again")
-            longest = limits.PLAN_FIRST_WAIT_SECONDS * 2**tried
-            time.sleep(random.uniform(longest / 2, longest))
+            time.sleep(seconds_until_next_try(limits.PLAN_FIRST_WAIT_SECONDS, tried))
         try:
             planned = planner.try_to_plan(run_id)
         except HourChangedError as error:

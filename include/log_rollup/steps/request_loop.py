@@ -3,7 +3,6 @@
 import heapq
 import itertools
 import logging
-import random
 import time
 from abc import ABC, abstractmethod
 from collections import Counter, deque
@@ -14,6 +13,7 @@ from functools import partial
 from typing import Any, ClassVar, Generic, TypeVar
 
 from include.log_rollup import limits
+from include.log_rollup.backoff import seconds_until_next_try
 from include.log_rollup.errors import (
     ChangedBufferError,
     InputChangedError,
@@ -289,7 +289,6 @@ def _may_pass(request: Request[Any], error: Exception) -> bool:
 def _wait_seconds(attempts: int, error: Exception) -> float:
     """How long to wait before the next try: exponential with jitter, or longer if S3 says so (Retry-After)."""
     most = limits.REQUEST_LONGEST_WAIT_SECONDS
-    longest = min(limits.REQUEST_FIRST_WAIT_SECONDS * 2**attempts, most)
-    wait = random.uniform(longest / 2, longest)
+    wait = seconds_until_next_try(limits.REQUEST_FIRST_WAIT_SECONDS, attempts, most)
     retry_after = error.retry_after if isinstance(error, TransientError) else None
     return wait if retry_after is None else max(wait, min(retry_after, most))

@@ -1,7 +1,6 @@
 """Deletes objects; uses DeleteObjects and conditional deletes until the server refuses them."""
 
 import logging
-import random
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +9,7 @@ from typing import Any
 from botocore import exceptions as boto
 
 from include.log_rollup import limits
+from include.log_rollup.backoff import seconds_until_next_try
 from include.log_rollup.errors import (
     ConfigurationError,
     CredentialsError,
@@ -41,8 +41,7 @@ def wait_for_next_try(tried: int, error: RollupError) -> None:
     """
     if tried == limits.DELETE_TRIES:
         raise type(error)(f"{error} (after {tried} tries)") from error
-    longest = limits.DELETE_FIRST_WAIT_SECONDS * 2**tried
-    time.sleep(random.uniform(longest / 2, longest))
+    time.sleep(seconds_until_next_try(limits.DELETE_FIRST_WAIT_SECONDS, tried))
 
 
 class Deleter:

@@ -1,7 +1,6 @@
 """S3 for the pipeline: the amazon provider's hook with a hard cap on the connections that it opens."""
 
 import logging
-import random
 import sys
 import time
 from collections import Counter
@@ -18,6 +17,7 @@ from botocore import exceptions as boto
 from botocore.config import Config
 
 from include.log_rollup import crc, limits
+from include.log_rollup.backoff import seconds_until_next_try
 from include.log_rollup.errors import (
     AccessError,
     ConfigurationError,
@@ -829,8 +829,7 @@ def _until_from_s3(send: Callable[[], T]) -> T:
             return send()
         except ForeignResponseError as error:
             log.info("trying again: %s", error)
-        longest = limits.FOREIGN_FIRST_WAIT_SECONDS * 2**tried
-        time.sleep(random.uniform(longest / 2, longest))
+        time.sleep(seconds_until_next_try(limits.FOREIGN_FIRST_WAIT_SECONDS, tried))
     return send()
 
 
