@@ -34,7 +34,7 @@ def object_page(store: "StreamStore", target: Location) -> str:
 
 
 def console_page(meta: Any, place: Location) -> str | None:
-    """The URL in the AWS console of an object, or of a prefix that ends with a slash.
+    """The URL in the AWS console of an object, of a prefix that ends with a slash, or of a whole bucket.
 
     :param meta: of a boto3 client
     :returns: None if the client's server is not AWS
@@ -46,7 +46,7 @@ def console_page(meta: Any, place: Location) -> str | None:
     if not host.endswith((".amazonaws.com", ".amazonaws.com.cn")):
         return None
     console = BASE_AWS_CONSOLE_LINK.format(aws_domain=BaseAwsLink.get_aws_domain(meta.partition))
-    kind = "buckets" if place.key.endswith("/") else "object"
+    kind = "object" if place.key and not place.key.endswith("/") else "buckets"
     return f"{console}/s3/{kind}/{place.bucket}?region={meta.region_name}&prefix={quote(place.key)}"
 
 

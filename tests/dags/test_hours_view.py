@@ -638,6 +638,12 @@ def test_console_links_lead_to_folders() -> None:
     assert found.groups[0].place.console == f"{console}out/service-0000/20261123/08/"
     within_a_step = make_stream(raw=RawTemplate.parse("s3://logs/raw/%Y%m%d/host_%H"))
     assert place_views(within_a_step, HOUR, meta)[0].console == f"{console}raw/20261123/"
+    capture_first = make_stream(
+        raw=RawTemplate.parse("s3://logs/{service}/%Y%m%d/%H/"),
+        aggregated=AggregatedTemplate.parse("s3://parts/{service}/%Y%m%d/%H/"),
+    )
+    raw, parts, _ = place_views(capture_first, HOUR, meta)
+    assert (raw.console, parts.console) == (console, console.replace("logs", "parts"))
 
 
 def bucket_card(page: Page) -> Locator:
