@@ -85,7 +85,8 @@ class RetrievePartsOperator(BaseOperator):
 
         :returns: number of parts that can be read, those of the chosen objects
         :raises NotFoundError: if an hour is not complete
-        :raises ConfigurationError: if the class of a part does not have the tier
+        :raises ConfigurationError: if the range ends before it begins, or the class of a part does not have the
+            tier
         :raises RollupError: from the store
         """
         # Airflow keeps the start of a task when it resumes from a deferral.
@@ -133,6 +134,11 @@ class RetrievePartsOperator(BaseOperator):
         stream = find_stream(self.stream)
         first = parse_hour(self.hour)
         last = parse_hour(self.last_hour) if self.last_hour else first
+        if last < first:
+            raise ConfigurationError(
+                f"last_hour: {format_hour(last)} is before the hour {format_hour(first)}; give the last hour of "
+                f"the range, or leave it out"
+            )
         chosen = ObjectFilter(stream, self.match, self.groups.items())
         connections = limits.CONTROL_CONNECTIONS
         with store_for(stream, connections, connections) as store:

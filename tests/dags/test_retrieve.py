@@ -106,6 +106,8 @@ def test_wrong_arguments_are_refused(store: FakeStore) -> None:
         operator(tier="fast")
     with pytest.raises(ConfigurationError, match="give 1 to 365"):
         operator(days=0)
+    with pytest.raises(ConfigurationError, match="last_hour: 2026-11-23T07:00:00Z is before the hour"):
+        operator(last_hour="2026-11-23T07:00:00Z").execute(context())
     with pytest.raises(
         ConfigurationError, match="DEEP_ARCHIVE cannot be retrieved with the tier 'expedited'"
     ):
