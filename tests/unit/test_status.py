@@ -151,6 +151,16 @@ def test_error_of_a_request_is_no_damaged_record(complete_store: FakeStore, erro
         read_hours(complete_store, STREAM, [HOUR])
 
 
+def test_archived_record_affects_only_its_own_hour(store: FakeStore) -> None:
+    run_hour(store, STREAM)
+    store.produce(MARKER.replace("/08/", "/09/"), store.body(MARKER))
+    store.archive(MARKER)
+    archived, readable = read_hours(store, STREAM, [HOUR, NEXT])
+    assert (archived.state, readable.state) == (HourStatus.DAMAGED, HourStatus.COMPLETE)
+    assert f"s3://logs/{MARKER}" in archived.problem
+    assert "the object is archived" in archived.problem
+
+
 def test_damaged_claim_leaves_the_hour_being_built(store: FakeStore) -> None:
     plan_hour(store, STREAM, HOUR, "run")
     for body in (b"", b"[]", b"{", b"[" * 200_000, b'{"format": 1}'):

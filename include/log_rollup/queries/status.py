@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from include.log_rollup.errors import ProofError, TooLargeError, UnreadableRecordError
+from include.log_rollup.errors import ArchivedError, ProofError, TooLargeError, UnreadableRecordError
 from include.log_rollup.hour.reader import HourReader
 from include.log_rollup.hour.records import MARKER_BYTES, Records
 from include.log_rollup.parallel import in_parallel
@@ -31,7 +31,7 @@ class HourStatus(StrEnum):
     """The status of an hour.
 
     - complete: it has a readable completion marker.
-    - damaged: it has a ``_SUCCESS``, but not one that this version can read.
+    - damaged: it has a ``_SUCCESS``, but not one that this version can read, or one that is archived.
     - building: it has no ``_SUCCESS``, and a run has claimed it.
     - incomplete: neither.
     """
@@ -251,11 +251,11 @@ def readable(source: Location) -> Iterator[None]:
     Other errors, such as those of requests, are passed on: they do not mean that the record is damaged.
 
     :param source: the record
-    :raises ProofError: if the record is damaged or too large
+    :raises ProofError: if the record is damaged, too large or archived
     """
     try:
         yield
-    except (ProofError, UnreadableRecordError, TooLargeError) as error:
+    except (ProofError, UnreadableRecordError, TooLargeError, ArchivedError) as error:
         text = str(error)
         raise ProofError(_encodable_message(text if str(source) in text else f"{source}: {text}")) from error
 
