@@ -103,4 +103,18 @@ def test_complete_hour_says_what_has_expired() -> None:
     expired = ExpiredObjects(1200, 9000, "2026-12-07T05:00:01+00:00", finished=True)
     summary = HourSummary(HOUR, HourStatus.COMPLETE, {}, expired=expired)
     cell = cell_of(STREAM, HOUR, END, CachedHour(summary, SOON), None)
-    assert (cell.status, cell.reason) == (CellStatus.COMPLETE, "1,200 raw objects expired on 2026-12-07")
+    note = "1,200 raw objects expired on 2026-12-07"
+    assert (cell.status, cell.reason) == (CellStatus.COMPLETE, note)
+    for run, first in (
+        (RUN, "a rerun is in progress"),
+        (replace(RUN, state="failed"), "the last rerun failed"),
+    ):
+        reason = cell_of(STREAM, HOUR, END, CachedHour(summary, SOON), run).reason
+        assert reason.startswith(first)
+        assert reason.endswith(f"; {note}")
+
+
+def test_complete_hour_says_that_its_record_of_expired_objects_is_damaged() -> None:
+    summary = HourSummary(HOUR, HourStatus.COMPLETE, {}, "_expired.json: cannot be read")
+    cell = cell_of(STREAM, HOUR, END, CachedHour(summary, SOON), DONE)
+    assert (cell.status, cell.reason) == (CellStatus.COMPLETE, "_expired.json: cannot be read")

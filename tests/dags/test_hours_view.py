@@ -15,7 +15,7 @@ from include.log_rollup.hour.layout import format_hour
 from include.log_rollup.hour.template import AggregatedTemplate, RawTemplate
 from include.log_rollup.queries.hour_detail import FrameStatus, PartStatus
 from include.log_rollup.queries.overview import last_hours
-from include.log_rollup.queries.status import HourStatus, HourSummary
+from include.log_rollup.queries.status import ExpiredObjects, HourStatus, HourSummary
 from include.log_rollup.queries.volume import Comparison, VolumeState
 from include.log_rollup.streams import Stream
 from log_rollup_plugin.hours_page.app import STATIC
@@ -613,6 +613,24 @@ def test_tooltip_has_the_number_of_groups(open_page: OpenPage) -> None:
     )
     page.locator(f'a.hour[data-key="{format_hour(HOUR)}"]').hover()
     expect(page.locator(".tip")).to_contain_text("300 objects, 95.4 MiB in 3 parts of 1,234 groups")
+
+
+def test_calendar_marks_hours_with_expired_raw_objects(open_page: OpenPage) -> None:
+    first = HOUR.replace(day=1, hour=0)
+    expired = ExpiredObjects(300, 10**8, "2026-11-23T11:00:00+00:00", finished=True)
+    hours = [
+        HourView(format_hour(first + timedelta(hours=number)), CellStatus.COMPLETE, "", None, None, None)
+        for number in range(30 * 24)
+    ]
+    hours[22 * 24 + 8] = replace(hours[22 * 24 + 8], why=str(expired), expired=expired)
+    month = to_json(asdict(MonthView(STREAM, "2026-11", NOW, hours, BucketView(NOW, NOW, 0, ""))))
+    page = open_page(
+        f"{PAGE}?stream=app&month=2026-11", {"api/streams/app/hours": lambda route: route.fulfill(json=month)}
+    )
+    expect(page.locator(".legend")).to_contain_text("Raw expired 1")
+    expect(page.locator("a.hour[data-expired]")).to_have_attribute("data-key", format_hour(HOUR))
+    page.locator("a.hour[data-expired]").hover()
+    expect(page.locator(".tip")).to_contain_text("300 raw objects expired on 2026-11-23")
 
 
 def test_reason_of_an_hour_that_clocks_empty_is_shown(open_page: OpenPage) -> None:

@@ -27,13 +27,24 @@ from include.log_rollup import limits
 from include.log_rollup.errors import AccessError, TransientError
 from include.log_rollup.hour.layout import format_hour
 from include.log_rollup.queries.overview import last_hours
+from include.log_rollup.queries.status import ExpiredObjects, HourStatus, HourSummary
+from include.log_rollup.queries.volume import HourVolume
 from include.log_rollup.streams import Stream, load_streams
 from log_rollup_plugin.hours_page.api import HoursApi
 from log_rollup_plugin.hours_page.app import create_app
+from log_rollup_plugin.hours_page.cache import CachedHour
 from log_rollup_plugin.hours_page.overview_api import OverviewApi
-from log_rollup_plugin.hours_page.overview_cache import FAILURE_PAUSE, MAX_AGE_INCOMPLETE, MIN_AGE
+from log_rollup_plugin.hours_page.overview_cache import (
+    FAILURE_PAUSE,
+    MAX_AGE_INCOMPLETE,
+    MIN_AGE,
+    FoundHours,
+    OverviewHour,
+)
+from log_rollup_plugin.hours_page.overview_views import row_view
 from log_rollup_plugin.urls import HOURS_URL_PREFIX
 from tests.support.fake_store import FakeStore
+from tests.support.hour_in_memory import make_stream
 from tests.support.markers import marker_body
 
 NOW = datetime(2026, 11, 23, 12, 45, tzinfo=UTC)
@@ -251,6 +262,14 @@ def test_rows_follow_buckets_runs_and_clock(
     assert batch["volume"] == {
         "state": "silent", "objects": 0, "bytes_in": 0, "usual_objects": 300, "usual_bytes_in": 3000,
     }  # fmt: skip
+
+
+def test_row_says_which_raw_objects_expired_also_without_a_run() -> None:
+    expired = ExpiredObjects(1200, 9000, "2026-11-23T05:00:01+00:00", finished=True)
+    summary = HourSummary(HOURS[3], HourStatus.COMPLETE, {}, expired=expired)
+    found = OverviewHour(CachedHour(summary, NOW), HourVolume(1200, 9000, 9000))
+    row = row_view(make_stream(), NOW, HOURS, FoundHours({HOURS[3]: found}, 0, 0, ""), {}, {}, False)
+    assert (row.states[3], row.reasons[3]) == ("complete", "1,200 raw objects expired on 2026-11-23")
 
 
 def test_user_sees_only_rows_of_readable_dags(

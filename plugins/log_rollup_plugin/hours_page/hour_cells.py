@@ -53,8 +53,7 @@ def cell_of(
     """
     summary = cached.summary if cached else None
     if summary is not None and summary.state is HourStatus.COMPLETE:
-        note = str(summary.expired) if summary.expired else ""
-        return _complete(run, (summary.marker or {}).get("why_empty", "") or note)
+        return _complete(run, summary)
     if cached and run and run.ended_at and run.ended_at >= cached.read_at:
         # The run may have completed the hour since it was read.
         summary = None
@@ -72,12 +71,16 @@ def cell_of(
     return _without_run(stream, hour, now, summary)
 
 
-def _complete(run: HourRun | None, note: str) -> HourCell:
+def _complete(run: HourRun | None, summary: HourSummary) -> HourCell:
     if run is None or run.state == "success":
-        return HourCell(CellStatus.COMPLETE, note)
-    if run.is_unfinished:
-        return HourCell(CellStatus.COMPLETE, "a rerun is in progress")
-    return HourCell(CellStatus.COMPLETE, "the last rerun failed and changed nothing")
+        first = (summary.marker or {}).get("why_empty", "")
+    elif run.is_unfinished:
+        first = "a rerun is in progress"
+    else:
+        first = "the last rerun failed and changed nothing"
+    # A complete hour has a problem if its record of expired raw objects cannot be read.
+    reasons = (first, str(summary.expired) if summary.expired else "", summary.problem)
+    return HourCell(CellStatus.COMPLETE, "; ".join(filter(None, reasons)))
 
 
 def _unfinished(stream: Stream, hour: datetime, now: datetime, run: HourRun) -> HourCell:

@@ -177,9 +177,7 @@ def _state(
         cell = cell_of(stream, hour, now, found.cached if found else None, runs[0] if runs else None)
         return cell.status.value, "" if cell.status in (CellStatus.NONE, CellStatus.OPEN) else cell.reason
     state = CellStatus.COMPLETE.value if found.volume.objects else EMPTY
-    if not runs:
-        return state, (found.cached.summary.marker or {}).get("why_empty", "")
-    return state, cell_of(stream, hour, now, found.cached, runs[0]).reason
+    return state, cell_of(stream, hour, now, found.cached, runs[0] if runs else None).reason
 
 
 def _problems(row: RowView) -> Sequence[str]:

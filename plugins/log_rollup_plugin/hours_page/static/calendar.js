@@ -72,6 +72,8 @@ const isBehind = ({ late, marker }) => Boolean(late && marker && Date.parse(mark
 function legend(hours) {
   const counts = grouped(hours);
   const behind = hours.filter(isBehind).length;
+  const expired = hours.filter((one) => one.expired).length;
+  const mark = (name, text, count, title) => (count ? el("li", { title }, el("span", { class: "sample", "data-state": "complete", [name]: "" }), text, el("b", {}, number(count))) : null);
   const shown = Object.keys(STATES).filter((state) => !RARE_STATES.includes(state) || counts.has(state));
   return el(
     "ul",
@@ -85,9 +87,8 @@ function legend(hours) {
         el("b", {}, number(counts.get(state)?.length ?? 0)),
       ),
     ),
-    behind
-      ? el("li", { title: "log_rollup_late found raw objects that differ from the packed ones" }, el("span", { class: "sample", "data-state": "complete", "data-late": "" }), "Late objects ", el("b", {}, number(behind)))
-      : null,
+    mark("data-late", "Late objects ", behind, "log_rollup_late found raw objects that differ from the packed ones"),
+    mark("data-expired", "Raw expired ", expired, "raw objects of these hours were deleted, because proven parts hold them"),
   );
 }
 
@@ -141,6 +142,7 @@ function cell(stream, one, present) {
       "data-state": one.state,
       "data-key": one.hour,
       "data-late": isBehind(one),
+      "data-expired": Boolean(one.expired),
       tabindex: present ? 0 : -1,
       "aria-label": [title(one), ...facts(one)].join(", "),
     },
