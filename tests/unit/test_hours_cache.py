@@ -126,6 +126,27 @@ def test_hour_whose_run_changed_is_read_again(bucket: Bucket, clock: Clock) -> N
     assert bucket.reads() == 2
 
 
+def test_hour_that_changes_during_a_slow_read_is_read_again(bucket: Bucket, clock: Clock) -> None:
+    cache = MarkerCache(bucket, clock)
+    marker = bucket.store.body(MARKER)
+    bucket.store.delete("logs", [MARKER])
+    # One hour after the other.
+    bucket.store.control_connections = 1
+    completed: list[datetime] = []
+
+    def complete_and_go_on() -> None:
+        """The hour has been read; its run completes it while other hours of the batch are still being read."""
+        bucket.store.produce(MARKER, marker)
+        completed.append(clock.now)
+        clock.advance(timedelta(seconds=10))
+
+    # The hours are read from the newest to the oldest.
+    bucket.store.on("READ", STREAM.at(DAY[0]).marker.key, complete_and_go_on)
+    assert read_all(cache).hours[HOUR].summary.state is HourStatus.INCOMPLETE
+    known = read_all(cache, touched={HOUR: completed[0]})
+    assert known.hours[HOUR].summary.state is HourStatus.COMPLETE
+
+
 def test_refresh_after_some_seconds_reads_all_hours_again(bucket: Bucket, clock: Clock) -> None:
     cache = MarkerCache(bucket, clock)
     read_all(cache)

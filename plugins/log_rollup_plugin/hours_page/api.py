@@ -360,7 +360,7 @@ class HoursApi:
             return replace(found, error=explain(error, stream))
 
     def _read_now(self, stream: Stream, hour: datetime) -> _BucketHour:
-        places = place_views(stream, hour, None)
+        places, read_at = place_views(stream, hour, None), self._clock()
         try:
             with self._open_store(
                 stream, limits.HOUR_PAGE_CONNECTIONS, limits.HOUR_PAGE_READ_SECONDS
@@ -370,7 +370,7 @@ class HoursApi:
                 groups = groups_view(stream, detail.status, hook.meta(stream.aggregated.root))
         except Exception as error:
             return _BucketHour(None, *places, explain(error, stream))
-        self._cache.put(stream, detail.status)
+        self._cache.put(stream, detail.status, read_at)
         return _BucketHour(detail, *places, "", groups)
 
     def _late(self, stream: Stream, user: BaseUser, session: SessionDep) -> Mapping[str, LateHour]:

@@ -40,7 +40,10 @@ FAILURE_PAUSE = timedelta(seconds=15)
 
 @dataclass(frozen=True, slots=True)
 class CachedHour:
-    """An hour as its records described it when it was read."""
+    """An hour as its records described it when it was read.
+
+    :param read_at: when the read began; what a run changed later may be missing
+    """
 
     summary: HourSummary
     read_at: datetime
@@ -147,10 +150,13 @@ class MarkerCache:
                 job.waiting.append(future)
         return future
 
-    def put(self, stream: Stream, summary: HourSummary) -> None:
-        """Cache an hour that the caller has just read."""
+    def put(self, stream: Stream, summary: HourSummary, read_at: datetime) -> None:
+        """Cache an hour that the caller has read.
+
+        :param read_at: when the read began
+        """
         with self._changed:
-            self._store(_place(stream), [summary])
+            self._store(_place(stream), [summary], read_at)
 
     def get(self, stream: Stream, hour: datetime) -> CachedHour | None:
         """The cached hour, or None; nothing is read."""
@@ -206,7 +212,8 @@ class MarkerCache:
                 store: ObjectStore | None = None
                 while hours := self._next_batch(place):
                     store = store or stack.enter_context(self._open_store(stream))
-                    self._done(place, hours, read_hours(store, stream, hours))
+                    read_at = self._clock()
+                    self._done(place, hours, read_hours(store, stream, hours), read_at)
         except Exception as error:
             self._fail(place, explain(error, stream))
 
@@ -216,10 +223,12 @@ class MarkerCache:
             job = next(reversed(self._jobs.values()), None)
             return list(job.hours)[:BATCH_HOURS] if job and job.place == place else []
 
-    def _done(self, place: str, hours: Sequence[datetime], read: Sequence[HourSummary]) -> None:
+    def _done(
+        self, place: str, hours: Sequence[datetime], read: Sequence[HourSummary], read_at: datetime
+    ) -> None:
         with self._changed:
             self._errors.pop(place, None)
-            self._store(place, read)
+            self._store(place, read, read_at)
             for key, job in list(self._jobs.items()):
                 if job.place == place:
                     for hour in hours:
@@ -238,11 +247,10 @@ class MarkerCache:
                     job.end()
             self._changed.notify_all()
 
-    def _store(self, place: str, read: Sequence[HourSummary]) -> None:
-        at = self._clock()
+    def _store(self, place: str, read: Sequence[HourSummary], read_at: datetime) -> None:
         for summary in read:
             # An hour may have thousands of groups.
-            self._read[place, summary.hour] = CachedHour(replace(summary, groups=()), at)
+            self._read[place, summary.hour] = CachedHour(replace(summary, groups=()), read_at)
             self._read.move_to_end((place, summary.hour))
         while len(self._read) > MAX_HOURS:
             self._read.popitem(last=False)
