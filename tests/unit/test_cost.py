@@ -285,7 +285,10 @@ def test_number_of_requests_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     store, stream = FakeStore(), make_stream()
     asked: list[datetime] = []
 
-    def read_nothing(_store: object, _stream: object, hours: list[datetime]) -> list[object]:
+    def read_nothing(
+        _store: object, _stream: object, hours: list[datetime], *, expired: bool
+    ) -> list[object]:
+        assert not expired
         asked.extend(hours)
         return []
 

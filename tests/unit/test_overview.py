@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from include.log_rollup.expiry_options import ExpireRaw
 from include.log_rollup.hour.template import AggregatedTemplate, RawTemplate
 from include.log_rollup.queries import volume
 from include.log_rollup.queries.overview import OVERVIEW_HOURS, last_hours, late_after, read_overview
@@ -44,6 +45,15 @@ def complete_all(store: FakeStore, stream: Stream, of_week: Callable[[int], Volu
         what = of_week(week)
         for number in range(3) if what is not None else ():
             complete(store, stream, LAST - week * WEEK - timedelta(hours=number), **(what or {}))
+
+
+def test_overview_takes_one_request_for_each_complete_hour() -> None:
+    store, stream = FakeStore(), make_stream(expire_raw=ExpireRaw(after=timedelta(days=1)))
+    complete_all(store, stream, lambda _: {})
+    store.log.clear()
+    read_overview(store, stream, NOW)
+    complete_hours, others = 5 * 3, 48 - 3
+    assert len(store.log) == complete_hours + 2 * others
 
 
 def compare(stream: Stream, of_week: Callable[[int], Volume | None]) -> volume.VolumeReport:

@@ -61,7 +61,7 @@ def measure_load(store: ObjectStore, stream: Stream, hours: Sequence[datetime]) 
     :raises NotFoundError: if none of them is complete
     """
     read = _spread(hours, limits.COST_MARKER_REQUESTS)
-    found = read_hours(store, stream, read)
+    found = read_hours(store, stream, read, expired=False)
     complete = [summary for summary in found if summary.state is HourStatus.COMPLETE]
     if not complete:
         place = f"{format_hour(hours[0])} to {format_hour(hours[-1])}" if hours else "the time that was given"

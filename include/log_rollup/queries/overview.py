@@ -119,11 +119,13 @@ def read_overview(
     :raises RollupError: as the store raises
     """
     hours = last_hours(now)
-    summaries = {summary.hour: summary for summary in read_hours(store, stream, hours, groups=True)}
+    summaries = {
+        summary.hour: summary for summary in read_hours(store, stream, hours, groups=True, expired=False)
+    }
     volumes = _volumes(summaries.values())
     compared = hours_to_compare(volumes)
     earlier = [hour for hour in earlier_hours(compared) if hour not in volumes]
-    volumes |= _volumes(read_hours(store, stream, earlier, groups=True))
+    volumes |= _volumes(read_hours(store, stream, earlier, groups=True, expired=False))
     overview = make_overview(stream, now, hours, volumes)
     incomplete = [
         IncompleteHour(hour, summaries[hour].state, summaries[hour].problem) for hour in overview.incomplete

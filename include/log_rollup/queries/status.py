@@ -186,16 +186,16 @@ def read_hours(
     hours: Sequence[datetime],
     *,
     groups: bool = False,
-    expired: bool = False,
+    expired: bool | None = None,
 ) -> list[HourSummary]:
     """The status of some hours, in their order.
 
     Takes one GET for an hour with a completion marker and two for any other. A record that cannot be read is not
-    an error, but shown in the status of its hour. Whether raw objects have expired takes one GET more, for hours
-    that are older than the stream's ``expire_raw.after``.
+    an error, but shown in the status of its hour. Whether raw objects have expired takes one GET more.
 
     :param groups: whether to keep the totals of each group, of which an hour may have thousands
-    :param expired: whether to read of each complete hour which raw objects have expired
+    :param expired: whether to read of complete hours which raw objects have expired; None for those hours that are
+        older than the stream's ``expire_raw.after``
     :raises RollupError: as the store raises
     """
     records = Records(store)
@@ -215,7 +215,8 @@ def read_hours(
                 values["groups"] = len(content.groups)
             totals = [group.model_dump() for group in content.groups or ()] if groups else ()
             old = stream.expire_raw is not None and paths.end + stream.expire_raw.after <= now
-            gone, problem = _expired(store, stream, hour) if expired or old else (None, "")
+            reads_expired = old if expired is None else expired
+            gone, problem = _expired(store, stream, hour) if reads_expired else (None, "")
             return HourSummary(hour, HourStatus.COMPLETE, values, problem, totals, gone)
         try:
             with readable(paths.claim):

@@ -305,7 +305,10 @@ class OverviewCache:
         """
         stream = entry.stream
         try:
-            (summary,) = read_hours(store, stream, [hour], groups=bool(stream.aggregated.captures))
+            # Of hours of earlier weeks, only the volume is used.
+            expired = None if hour in entry.wanted.hours else False
+            with_groups = bool(stream.aggregated.captures)
+            (summary,) = read_hours(store, stream, [hour], groups=with_groups, expired=expired)
         except Exception as error:
             bucket_failed = isinstance(error, TransientError)
             self._fail_entry(entry, hour, str(error) if bucket_failed else explain(error, stream))
