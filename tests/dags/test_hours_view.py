@@ -20,6 +20,7 @@ from include.log_rollup.queries.volume import Comparison, VolumeState
 from include.log_rollup.streams import Stream
 from log_rollup_plugin.hours_page.app import STATIC
 from log_rollup_plugin.hours_page.cost_view import CostFigures, CostView
+from log_rollup_plugin.hours_page.database import HourRun, LateHour
 from log_rollup_plugin.hours_page.hour_cells import CellStatus
 from log_rollup_plugin.hours_page.overview_views import OverviewView, RowView, overview_response
 from log_rollup_plugin.hours_page.views import (
@@ -153,6 +154,37 @@ def test_damaged_hour_shows_problem_and_fix(open_page: OpenPage) -> None:
     expect(page.locator(".why")).to_have_text(PROBLEM)
     expect(page.get_by_text("Clear the run. plan_hour")).to_be_visible()
     assert page.get_by_text(PROBLEM).count() == 1
+
+
+def test_future_hour_is_not_to_be_triggered(open_page: OpenPage) -> None:
+    for hour, text in (
+        (NOW + timedelta(hours=2), "Nothing. Its run"),
+        (NOW - timedelta(days=9), "trigger the Dag"),
+    ):
+        path = f"api/streams/app/hours/{format_hour(hour).replace(':', '%3A')}"
+        answer = detail(CellStatus.NONE, "why", hour=hour)
+        page = open_page(
+            f"{PAGE}?stream=app&hour={format_hour(hour)}",
+            {path: lambda route, answer=answer: route.fulfill(json=answer)},
+        )
+        expect(page.locator(".advice")).to_contain_text(text)
+
+
+@pytest.mark.parametrize(
+    ("state", "text"),
+    [("running", "The hour is being rerun."), ("failed", "If that has failed"), (None, "or not begun")],
+)
+def test_late_hour_is_being_rerun_only_while_a_run_works(
+    open_page: OpenPage, state: str | None, text: str
+) -> None:
+    run = HourRun("late__x", HOUR, state or "", "operator_triggered", NOW, NOW, None, NOW)
+    found = LateHour(NOW, rerun=True, late=3, changed=0, vanished=0)
+    answer = detail(CellStatus.COMPLETE, marker=MARKER) | {
+        "late": to_json(asdict(found)), "runs": to_json([asdict(run)] if state else [])
+    }  # fmt: skip
+    page = open_page(ADDRESS, {HOUR_PATH: lambda route: route.fulfill(json=answer)})
+    card = page.locator("section.card", has=page.get_by_role("heading", name="Late objects"))
+    expect(card.locator("p")).to_contain_text(text)
 
 
 def test_calendar_lists_damaged_hours_for_attention(open_page: OpenPage) -> None:

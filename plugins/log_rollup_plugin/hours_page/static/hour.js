@@ -142,7 +142,7 @@ function noted({ foreign, damaged }) {
 }
 
 /** What an operator can do about an hour that is not complete. */
-function whatToDo({ stream, hour, state, why, runs: hourRuns, tasks }) {
+function whatToDo({ stream, hour, now, state, why, runs: hourRuns, tasks }) {
   const failed = tasks.find((task) => task.state === "failed");
   const command = `airflow dags trigger ${stream.dag_id} --conf '{"hour": "${hour}"}'`;
   const advice = {
@@ -153,6 +153,7 @@ function whatToDo({ stream, hour, state, why, runs: hourRuns, tasks }) {
     running: "Nothing. Packed parts appear here once the hour has been planned.",
     unknown: "Fix the access to the bucket, then refresh.",
     open: "Nothing. Its run is created after its end.",
+    none: hour > now ? "Nothing. Its run is created after its end." : null,
   }[state];
   const byHand = [
     el("p", {}, "To roll it up, trigger the Dag for this hour, in Airflow or with"),
@@ -209,12 +210,13 @@ function places({ raw, aggregated, records }) {
   return card("In the bucket", place("Raw objects", raw), place("Parts", aggregated), records ? place("Manifest and _SUCCESS of the hour", records) : null);
 }
 
-function late({ late: found, marker }) {
+function late({ late: found, marker, runs: hourRuns }) {
   if (!found) return null;
   const since = marker?.completed_at && Date.parse(marker.completed_at) > Date.parse(found.at);
   let then = "The hour is not rerun, because raw objects have vanished: its parts may be the last copy.";
   if (since) then = "The hour has been completed again since.";
-  else if (found.rerun) then = "The hour is being rerun.";
+  else if (found.rerun && hourRuns.some(({ state }) => state === "running" || state === "queued")) then = "The hour is being rerun.";
+  else if (found.rerun) then = "log_rollup_late reruns the hour. If that has failed or not begun, see its task rerun_… for the reason.";
   return card(
     "Late objects",
     list([
