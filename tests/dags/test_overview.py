@@ -415,6 +415,22 @@ def counted_queries() -> Iterator[dict[str, int]]:
         event.remove(settings.engine, name, listener)
 
 
+def test_late_hours_stay_cached_for_users_who_may_see_them(
+    streams: Mapping[str, Stream], buckets: Buckets, user: Callable[[str], Client]
+) -> None:
+    hour = HOURS[0] - timedelta(hours=5)
+    buckets.complete(streams["web"], hour)
+    late = {format_hour(hour): {"late": 2, "changed": 0, "vanished": 0}}
+    # Before the hour was completed again.
+    add_report("web", datetime(2026, 11, 23, 5, tzinfo=UTC), {"rerun": late})
+    viewer, other = user("viewer"), user("viewer-of-log_rollup_web")
+    assert read(viewer)["web"]["late"] is None
+    buckets.requests()
+    assert read_once(other)["web"]["late"] is None
+    assert read_once(viewer)["web"]["late"] is None
+    assert buckets.requests() == 0
+
+
 def test_late_objects_count_until_their_hour_is_complete_again(
     streams: Mapping[str, Stream], buckets: Buckets, user: Callable[[str], Client]
 ) -> None:

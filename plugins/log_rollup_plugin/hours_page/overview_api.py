@@ -57,12 +57,14 @@ class _Database:
 
     :param runs: the runs of each hour, by Dag
     :param late: what log_rollup_late found, by stream and hour
+    :param shows_late: whether the user may see that
     :param paused: whether each Dag that Airflow knows is paused
     """
 
     streams: Sequence[Stream]
     runs: Mapping[str, Mapping[datetime, Sequence[HourRun]]]
     late: Mapping[str, Mapping[datetime, LateHour]]
+    shows_late: bool
     paused: Mapping[str, bool]
 
 
@@ -115,7 +117,8 @@ class OverviewApi:
         # Older changes don't matter: the hours have been read again since.
         changed_since = self._clock() - MAX_AGE_COMPLETE - MIN_AGE
         runs = runs_of_dags(session, dag_ids, hours[0], hours[-1], changed_since)
-        late = late_hours_of_streams(session) if may_see_late else {}
+        # Also of users who may not see it: all users share the cache, which drops hours that nobody wants.
+        late = late_hours_of_streams(session)
         paused = is_paused(session, dag_ids)
         # Returns the connection to the pool while the buckets are read.
         session.commit()
@@ -124,7 +127,7 @@ class OverviewApi:
             for stream in streams
             if stream.late_days
         }
-        return _Database(streams, runs, by_hour, paused)
+        return _Database(streams, runs, by_hour, may_see_late, paused)
 
 
 def _readable(user: BaseUser, streams: Sequence[Stream]) -> Sequence[Stream]:
@@ -165,7 +168,7 @@ def _answer(
     for stream, one in zip(found.streams, read, strict=True):
         dag_id = dag_id_of(stream)
         runs = {**ended.get(dag_id, {}), **found.runs.get(dag_id, {})}
-        late = found.late.get(stream.name, {})
+        late = found.late.get(stream.name, {}) if found.shows_late else {}
         rows.append(row_view(stream, now, hours, one, runs, late, found.paused.get(dag_id)))
     # Only of the last hours: those of earlier weeks are read once a day.
     ages = [
