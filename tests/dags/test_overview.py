@@ -272,6 +272,25 @@ def test_row_says_which_raw_objects_expired_also_without_a_run() -> None:
     assert (row.states[3], row.reasons[3]) == ("complete", "1,200 raw objects expired on 2026-11-23")
 
 
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [
+        ("running", "is running"),
+        ("scheduled", "waits for slots of its pool"),
+        ("queued", "waits for a worker"),
+        ("up_for_retry", "waits for its next try"),
+    ],
+)
+def test_row_says_what_an_active_task_waits_for(
+    streams: Mapping[str, Stream], user: Callable[[str], Client], state: str, reason: str
+) -> None:
+    add_run("app", HOURS[-1], "running", plan_hour="success", pack_shard=state)
+    add_run("app", HOURS[-9], "running", plan_hour="success", pack_shard=state)
+    app = read(user("viewer"))["app"]
+    assert (app["states"][-1], app["reasons"]["47"]) == ("running", f"pack_shard {reason}")
+    assert (app["states"][-9], app["reasons"]["39"]) == ("late", f"pack_shard {reason}")
+
+
 def test_user_sees_only_rows_of_readable_dags(
     streams: Mapping[str, Stream], user: Callable[[str], Client]
 ) -> None:

@@ -25,8 +25,8 @@ _SCHEDULED = (DagRunType.SCHEDULED, DagRunType.BACKFILL_JOB)
 # The hour of other runs, by hand or of log_rollup_late, is in their conf. Not every database can search that, so
 # at most this number of the newest runs is read.
 MAX_OTHER_RUNS = 5_000
-# States of a task instance that its run is working on.
-_ACTIVE = ("running", "deferred", "queued", "scheduled", "up_for_retry", "up_for_reschedule", "restarting")
+# States of a task instance that its run is working on; of several tasks, the first of these states is shown.
+_ACTIVE = ("running", "deferred", "restarting", "queued", "scheduled", "up_for_retry", "up_for_reschedule")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,7 @@ class HourRun:
 
     :param waits: whether wait_for_raw_hour is deferred
     :param active: the task that is running or about to; empty if there is none
+    :param active_state: state of that task
     :param failed: the first task that failed; empty if none did
     """
 
@@ -49,6 +50,7 @@ class HourRun:
     waits: bool = False
     active: str = ""
     failed: str = ""
+    active_state: str = ""
 
     @property
     def is_unfinished(self) -> bool:
@@ -243,15 +245,22 @@ def _with_tasks(session: Session, runs: Sequence[tuple[str, HourRun]]) -> Iterab
         )
         .order_by(TaskInstance.start_date)
     )
-    active: dict[tuple[str, str], str] = {}
+    active: dict[tuple[str, str], tuple[str, str]] = {}
     failed: dict[tuple[str, str], str] = {}
     waits = set()
     for dag_id, run_id, task_id, state in session.execute(query) if unclear else ():
-        (failed if state == "failed" else active).setdefault((dag_id, run_id), task_id)
+        of_run = dag_id, run_id
+        if state == "failed":
+            failed.setdefault(of_run, task_id)
+        elif of_run not in active or _ACTIVE.index(state) < _ACTIVE.index(active[of_run][1]):
+            active[of_run] = task_id, state
         if task_id == WAIT_TASK_ID and state == "deferred":
             waits.add((dag_id, run_id))
     for dag_id, run in runs:
         key = dag_id, run.run_id
         if key in unclear:
-            run = replace(run, waits=key in waits, active=active.get(key, ""), failed=failed.get(key, ""))
+            task_id, state = active.get(key, ("", ""))
+            run = replace(
+                run, waits=key in waits, active=task_id, active_state=state, failed=failed.get(key, "")
+            )
         yield dag_id, run

@@ -16,6 +16,14 @@ RUN_DELAY = timedelta(minutes=5)
 """An hour without a run is not reported until this long after its end; the scheduler needs seconds."""
 
 
+# What the active task of a run does in states in which it has no log yet, or none that grows.
+_DOES = {
+    "scheduled": "waits for slots of its pool",
+    "queued": "waits for a worker",
+    "up_for_retry": "waits for its next try",
+}
+
+
 class CellStatus(StrEnum):
     """What the calendar shows for an hour."""
 
@@ -89,7 +97,7 @@ def _unfinished(stream: Stream, hour: datetime, now: datetime, run: HourRun) -> 
     elif run.waits:
         reason = "waits until its raw objects are settled"
     else:
-        reason = f"{run.active} is running" if run.active else "its run is running"
+        reason = f"{run.active or 'its run'} {_DOES.get(run.active_state, 'is running')}"
     since = hour + timedelta(hours=1)
     if run.kind != DagRunType.SCHEDULED and run.queued_at:
         since = max(since, run.queued_at)

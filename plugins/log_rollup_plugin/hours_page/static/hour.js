@@ -148,7 +148,7 @@ function whatToDo({ stream, hour, now, state, why, runs: hourRuns, tasks }) {
   const advice = {
     damaged: "Clear the run. plan_hour reads the hour again and packs what is missing, or its log says what to do first. Don't delete anything by hand, because raw objects may have expired.",
     failed: "The log of the failed task says what went wrong and how to fix it. Then clear the run.",
-    late: "No task has failed. The log of the active task says what it waits for.",
+    late: "No task has failed. If a task is running, its log says what it waits for. Else see its state, the pool and the workers.",
     waiting: "Nothing. It continues once no object has arrived for the stream's quiet period.",
     running: "Nothing. Packed parts appear here once the hour has been planned.",
     unknown: "Fix the access to the bucket, then refresh.",
