@@ -450,6 +450,18 @@ def test_late_hours_stay_cached_for_users_who_may_see_them(
     assert buckets.requests() == 0
 
 
+def test_late_hours_of_a_day_old_check_are_all_read(
+    streams: Mapping[str, Stream], buckets: Buckets, user: Callable[[str], Client]
+) -> None:
+    # By default a check covers 3 days, and after a day the last 48 hours have 25 of these.
+    late_hours = [HOURS[0] - timedelta(hours=number) for number in range(1, 3 * 24 - 25 + 1)]
+    for hour in late_hours:
+        buckets.complete(streams["web"], hour)
+    late = {format_hour(hour): {"late": 2, "changed": 0, "vanished": 0} for hour in late_hours}
+    add_report("web", datetime(2026, 11, 23, 5, tzinfo=UTC), {"rerun": late})
+    assert read(user("viewer"))["web"]["late"] is None
+
+
 def test_late_objects_count_until_their_hour_is_complete_again(
     streams: Mapping[str, Stream], buckets: Buckets, user: Callable[[str], Client]
 ) -> None:

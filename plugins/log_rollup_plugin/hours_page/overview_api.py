@@ -45,8 +45,9 @@ from log_rollup_plugin.hours_page.page_store import open_store
 from log_rollup_plugin.hours_page.views import BucketView
 from log_rollup_plugin.runs import dag_id_of
 
-# Number of hours of a stream with late objects whose markers are read. log_rollup_late checks 3 days by default.
-MOST_LATE_HOURS = 24
+# Number of hours of a stream with late objects whose markers are read, besides the last 48 hours. log_rollup_late
+# checks 3 days by default, of which 47 hours are older a day after the check.
+MOST_LATE_HOURS = 48
 _POLL_SECONDS = 0.05
 _ONE_CONNECTION: OpenStore = partial(open_store, connections=1)
 
