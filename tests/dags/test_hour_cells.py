@@ -99,6 +99,18 @@ def test_complete_hour_that_clocks_empty_says_why() -> None:
     assert cell_of(STREAM, HOUR, SOON, hour_read, RUN).reason == "a rerun is in progress"
 
 
+def test_run_that_failed_after_completing_its_hour_is_no_failed_rerun() -> None:
+    failed = replace(RUN, state="failed", ended_at=END + timedelta(minutes=30), failed="complete_hour")
+    for completed_at, reason in (
+        (END + timedelta(minutes=20), "its last run failed, but the hour is complete"),
+        (END - timedelta(minutes=1), "the last rerun failed and changed nothing"),
+    ):
+        summary = HourSummary(HOUR, HourStatus.COMPLETE, {"completed_at": completed_at.isoformat()})
+        cell = cell_of(STREAM, HOUR, SOON, CachedHour(summary, SOON), failed)
+        assert cell.status is CellStatus.COMPLETE
+        assert cell.reason.startswith(reason)
+
+
 def test_complete_hour_says_what_has_expired() -> None:
     expired = ExpiredObjects(1200, 9000, "2026-12-07T05:00:01+00:00", finished=True)
     summary = HourSummary(HOUR, HourStatus.COMPLETE, {}, expired=expired)

@@ -625,7 +625,8 @@ def test_hour_states_follow_bucket_runs_and_clock(users: Users) -> None:
 
 def test_last_run_counts_unless_a_marker_exists(users: Users) -> None:
     add_run(HOUR, "success", {})
-    late = {"conf": {"hour": format_hour(HOUR)}, "start_date": NOW}
+    # The hour was completed by this machine's clock.
+    late = {"conf": {"hour": format_hour(HOUR)}, "start_date": datetime.now(UTC)}
     run_id = add_run(HOUR, "failed", {"plan_hour": "failed"}, "operator_triggered", **late)
     viewer = users("viewer")
     assert state_and_reason(read_month(viewer), 0) == (

@@ -84,11 +84,21 @@ def _complete(run: HourRun | None, summary: HourSummary) -> HourCell:
         first = (summary.marker or {}).get("why_empty", "")
     elif run.is_unfinished:
         first = "a rerun is in progress"
+    elif _was_completed_since(run, summary):
+        first = (
+            "its last run failed, but the hour is complete; clear the run if Dags downstream lack its event"
+        )
     else:
         first = "the last rerun failed and changed nothing"
     # A complete hour has a problem if its record of expired raw objects cannot be read.
     reasons = (first, str(summary.expired) if summary.expired else "", summary.problem)
     return HourCell(CellStatus.COMPLETE, "; ".join(filter(None, reasons)))
+
+
+def _was_completed_since(run: HourRun, summary: HourSummary) -> bool:
+    """Whether an hour was completed after a run of it had started: by that run, or by another."""
+    completed_at = (summary.marker or {}).get("completed_at")
+    return bool(completed_at and run.started_at and datetime.fromisoformat(completed_at) >= run.started_at)
 
 
 def _unfinished(stream: Stream, hour: datetime, now: datetime, run: HourRun) -> HourCell:
