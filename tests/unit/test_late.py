@@ -152,3 +152,13 @@ def test_object_that_a_new_exclude_leaves_out_has_not_vanished(store: FakeStore)
     store.delete("logs", [RAW + "c.log"])
     result = find_changed_hours(store, stream, [HOUR])
     assert changes_of(result) == Changes([], [], [RAW + "c.log"])
+
+
+@pytest.mark.parametrize("record", [MARKER, MANIFEST])
+def test_archived_record_leaves_only_its_own_hour_unclear(store: FakeStore, record: str) -> None:
+    produce(store, {"z.log": b"late"})
+    store.archive(record)
+    result = check(store)
+    assert (result.hours, result.complete, result.changed) == (3, 1, [])
+    (unclear,) = result.unclear
+    assert unclear.startswith(f"2026-11-23T08:00:00Z: GET s3://logs/{record}: ")

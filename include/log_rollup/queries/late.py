@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from include.log_rollup.errors import ProofError
+from include.log_rollup.errors import ArchivedError, ProofError
 from include.log_rollup.hour.changes import Changes, compare
 from include.log_rollup.hour.layout import floor_hour, format_hour, hours_between
 from include.log_rollup.hour.manifest import open_manifest
@@ -70,7 +70,7 @@ def find_changed_hours(store: ObjectStore, stream: Stream, hours: Iterable[datet
         count += 1
         try:
             changes = _changes(store, stream, hour)
-        except ProofError as error:
+        except (ProofError, ArchivedError) as error:
             log.warning("hour %s cannot be compared: %s", format_hour(hour), error)
             unclear.append(f"{format_hour(hour)}: {error}")
             changes = Changes((), (), ())
@@ -87,6 +87,7 @@ def _changes(store: ObjectStore, stream: Stream, hour: datetime) -> Changes | No
     """The changes since the hour was completed; None if it is not complete.
 
     :raises ProofError: if its records cannot be read
+    :raises ArchivedError: if they are archived
     """
     paths = stream.at(hour)
     marker = Records(store).read_marker(paths.marker)
