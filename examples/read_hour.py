@@ -2,8 +2,9 @@
 
 ``python -m examples.read_hour s3://application-logs/aggregated/app/20261123/08/``
 
-It shares no code with the pipeline and only needs boto3, DuckDB and docs/REFERENCE.md. DuckDB could read the parts
-directly; this reader uses the manifest to find the raw object, and so the host, of each range of bytes in a part.
+It shares no code with the pipeline and only needs boto3, DuckDB, zstandard and docs/REFERENCE.md. DuckDB could
+read the parts directly; this reader uses the manifest to find the raw object, and so the host, of each range of
+bytes in a part.
 """
 
 import argparse
@@ -13,14 +14,16 @@ import json
 import lzma
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import boto3
 import duckdb
+import zstandard
 from botocore.exceptions import ClientError
 
 # Each raw object is a complete file within its part, so its bytes can be decompressed separately.
@@ -29,6 +32,11 @@ DECODERS: Mapping[str, Callable[[bytes], bytes]] = {
     ".gz": gzip.decompress,
     ".bz2": bz2.decompress,
     ".xz": lzma.decompress,
+}
+# A part that the stream compresses consists of frames, each of which holds whole raw objects.
+FRAME_DECODERS: Mapping[str, Callable[[bytes], bytes]] = {
+    "gzip": gzip.decompress,
+    "zstd": zstandard.ZstdDecompressor().decompress,
 }
 
 COUNT = r"""
@@ -79,14 +87,17 @@ class Hour:
 
         :raises NotReadableError: if the hour was rolled up again meanwhile; discard what was yielded before
         """
-        rows = iter(self.objects)
+        remaining = iter(self.objects)
         for part in self.header["parts_table"]:
+            rows = islice(remaining, part["objects"])
+            if "compression" in part:
+                yield from _from_frames(self._part(part), rows, FRAME_DECODERS[part["compression"]])
+                continue
             decode = DECODERS.get(part["encoding"])
             if decode is None:
                 raise NotReadableError(f"{part['name']}: this example cannot decompress {part['encoding']}")
             body = self._part(part)
-            for _ in range(part["objects"]):
-                row = next(rows)
+            for row in rows:
                 yield row, decode(body[row["offset"] : row["offset"] + row["length"]])
         if _completed_plan(self.client, self.bucket, self.prefix) != self.header["plan_id"]:
             raise NotReadableError(f"{self.prefix} was rolled up again while it was read; start again")
@@ -106,6 +117,16 @@ class Hour:
         """Return the first folder below the hour in a raw object's key: ``web-01`` of ``…/08/web-01/0001.log``."""
         name = str(row["key"]).removeprefix(self.header["raw_prefix"])
         return name.partition("/")[0] if "/" in name else "-"
+
+
+def _from_frames(
+    body: bytes, rows: Iterable[dict[str, Any]], decode: Callable[[bytes], bytes]
+) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """Yield the objects of a compressed part; recompressed ones are in their frame as their content."""
+    for (start, length), members in groupby(rows, lambda row: (row["frame_offset"], row["frame_length"])):
+        frame = decode(body[start : start + length])
+        for row in members:
+            yield row, frame[row["offset"] : row["offset"] + row.get("content_length", row["length"])]
 
 
 def count_lines(hour: Hour, folder: Path) -> list[tuple[str, str, int]]:

@@ -63,6 +63,31 @@ def test_every_line_is_found_with_its_host(pipeline: Pipeline, url: str, tmp_pat
     assert counted == dict(lines_of({**made, **odd}))
 
 
+@pytest.mark.parametrize("compression", ["zstd", "gzip"])
+def test_every_line_of_compressed_parts_is_found(
+    rclone_server: RcloneServer,
+    make_bucket: BucketFactory,
+    pipeline_on: PipelineFactory,
+    tmp_path: Path,
+    compression: str,
+) -> None:
+    bucket = make_bucket(rclone_server)
+    sizes = {"part_size": "64MiB", "shard_size": "64MiB"}
+    pipeline = pipeline_on(rclone_server, bucket, compression=compression, recompress=True, **sizes)
+    made = {
+        f"{RAW}web-01/1.log": b"INFO a\nWARN b\n" * 100,
+        f"{RAW}web-01/2.log.gz": gzip.compress(b"ERROR c\n" * 200),
+        f"{RAW}web-02/3.log": b"DEBUG d\n" * 800_000,
+        f"{RAW}web-02/4.log": b"FATAL e",
+    }
+    put_objects(pipeline.client, bucket, made)
+    pipeline.run()
+    hour = Hour.open(pipeline.client, f"s3://{bucket}/{AGGREGATED}")
+    assert sum(part["frames"] for part in hour.header["parts_table"]) > 1
+    counted = {(host, level): lines for host, level, lines in count_lines(hour, tmp_path)}
+    assert counted == dict(lines_of(made))
+
+
 def test_incomplete_hour_is_not_read(pipeline: Pipeline, url: str) -> None:
     make_small_hour(pipeline.client, pipeline.bucket, RAW, objects=3)
     with pytest.raises(NotReadableError, match="not complete"):
