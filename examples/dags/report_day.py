@@ -36,7 +36,7 @@ from include.log_rollup import limits
 from include.log_rollup.hour.layout import format_hour
 from include.log_rollup.queries.status import read_hours
 from include.log_rollup.streams import POOL, load_streams
-from log_rollup_plugin.s3.hook import PooledS3Hook
+from log_rollup_plugin.s3.stream_store import store_for
 
 STREAM = "app"
 HOURS = Asset.ref(name=f"log_rollup_{STREAM}_hours")
@@ -65,8 +65,8 @@ with DAG(
         day = pendulum.from_format(context["dag_run"].partition_key, "YYYY-MM-DD", tz="UTC")
         hours = [day.add(hours=number) for number in range(24)]
         stream = next(stream for stream in load_streams() if stream.name == STREAM)
-        with PooledS3Hook.for_stream(stream, limits.CONTROL_CONNECTIONS, limits.CONTROL_CONNECTIONS) as hook:
-            found = read_hours(hook, stream, hours)
+        with store_for(stream, limits.CONTROL_CONNECTIONS, limits.CONTROL_CONNECTIONS) as store:
+            found = read_hours(store, stream, hours)
         missing = [format_hour(status.hour) for status in found if not status.marker]
         if missing:
             raise RuntimeError(f"not complete now: {', '.join(missing)}; Airflow retries this task")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import unquote
 
@@ -18,6 +19,7 @@ import yaml
 from deploy.init_airflow import _missing_connections
 from dev.servers import MinistackServer, MotoServer, RcloneServer, S3Client, S3Server
 from dev.tls import TlsFiles
+from examples.dags import report_day
 from include.log_rollup import crc
 from include.log_rollup.errors import (
     ConfigurationError,
@@ -187,6 +189,25 @@ def test_commands_read_both_sides(
     ):  # fmt: skip
         assert main(command) == 0, command
     assert (tmp_path / "object").read_bytes() == raw[key]
+
+
+def test_example_of_a_day_reads_the_markers_at_the_target(
+    rclone_server: RcloneServer,
+    moto_server: MotoServer,
+    between: Between,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    two = between(rclone_server, moto_server)
+    two.produce()
+    two.pipeline.run()
+    streams = tmp_path / "streams.yaml"
+    streams.write_text(yaml.safe_dump({"streams": [dict(two.settings)]}))
+    monkeypatch.setenv("LOG_ROLLUP_STREAMS", str(streams))
+    with pytest.raises(RuntimeError, match="not complete now") as refused:
+        report_day.check.function(dag_run=SimpleNamespace(partition_key=f"{HOUR:%Y-%m-%d}"))
+    missing = str(refused.value)
+    assert [hour for hour in range(24) if f"T{hour:02d}:00" not in missing] == [HOUR.hour]
 
 
 def test_large_object_passes_in_ranges_with_its_crc(
