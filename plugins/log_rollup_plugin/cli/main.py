@@ -39,7 +39,9 @@ exit codes:
   130, 141  interrupted by Ctrl-C; the reader of the output closed the pipe
 
 Times are UTC. Write an hour as 2026-11-23T08 or, as in the bucket, 20261123/08. Only three commands change a
-bucket: restore, if you name one; expire; and doctor: small objects below the stream's _rollup/, which it removes.
+bucket: restore, if you name one; expire; and doctor, which writes small test objects and removes them. With
+--retrieve, restore and grep have S3 make copies of archived parts.
+
 Streams and connections are found as in Airflow's own processes: LOG_ROLLUP_STREAMS, AIRFLOW_CONN_..., secrets
 backends, the metadata database.
 """
