@@ -116,9 +116,9 @@ MARKER_WITH_GROUPS: Mapping[str, str] = {
     "bytes_stored": _STORED,
     "recompressed": _RECOMPRESSED,
     "bytes_unpacked": _UNPACKED,
-    "groups[].bytes_stored": "The same of the parts of the group",
-    "groups[].recompressed": "The same of the group",
-    "groups[].bytes_unpacked": "The same of the raw objects of the group",
+    "groups[].bytes_stored": "Total size of its parts in the bucket; only if any of them is compressed",
+    "groups[].recompressed": "Number of its recompressed objects; only if there are any",
+    "groups[].bytes_unpacked": "Total size of its raw objects, of the recompressed ones that of their content",
     "older_versions": "Number of raw objects in parts of which a later part has a newer version, because they "
     "were written again after they had expired",
     "why_empty": "Why no object can belong to the hour; only where the clocks of its `timezone` are set back",
