@@ -100,7 +100,7 @@ _GROUP: Mapping[str, str] = {
     "captures": "Values of the captures of the template `aggregated`, by name",
     "objects": "Number of its raw objects",
     "bytes_in": "Total size of these raw objects",
-    "bytes_out": "Total size of its parts",
+    "bytes_out": "Total size of the content of its parts",
     "parts": "Number of its parts",
 }
 
