@@ -24,6 +24,7 @@ from include.log_rollup.steps.expire_hour import (
     is_over,
     probe_of,
 )
+from include.log_rollup.steps.expire_stream import expire_stream, has_expired
 from include.log_rollup.steps.plan_hour import plan_hour
 from include.log_rollup.streams import Stream
 from tests.support.fake_store import CrashError, FakeStore, join_stores
@@ -218,6 +219,19 @@ def test_unreadable_record_leaves_the_hour_alone(store: FakeStore) -> None:
     found = expire_hour(store, STREAM, HOUR)
     assert (found.state, raw_names(store)) == (ExpiryState.LEFT_ALONE, list(NAMES))
     assert "the record of expired raw objects cannot be read" in found.reason
+
+
+@pytest.mark.parametrize("record", ["_SUCCESS", "_manifest.jsonl.gz", "_expired.json"])
+def test_archived_record_leaves_only_its_own_hour_alone(store: FakeStore, record: str) -> None:
+    if record == "_expired.json":
+        expire_hour(store, STREAM, HOUR)
+    store.archive(AGGREGATED + record)
+    following = HOUR + timedelta(hours=1)
+    found = expire_stream(store, STREAM, [HOUR, following], delete=True)
+    assert [one.hour for one in found.left_alone] == [HOUR]
+    assert f"{record}: S3 answered 403" in found.left_alone[0].reason
+    assert found.incomplete == [following]
+    assert has_expired(store, STREAM, [HOUR]) == (record == "_expired.json")
 
 
 def test_damage_behind_an_etag_is_found_by_reading() -> None:

@@ -103,9 +103,9 @@ def is_over(store: ExpiryStore, stream: Stream, hour: datetime) -> HourExpiry | 
     state = HourState(store, stream, hour)
     try:
         record = state.expiry_record()
-    except ProofError:
+        marker = state.marker()
+    except (ProofError, ArchivedError):
         return None
-    marker = state.marker()
     if marker is None:
         return HourExpiry(hour, ExpiryState.INCOMPLETE)
     if record is None or record.unfinished or not record.deletions or marker.content is None:
@@ -215,7 +215,7 @@ class _Expiry:
             proven = self._open()
         except _LeftAloneError as reason:
             return HourExpiry(self._hour, ExpiryState.LEFT_ALONE, str(reason))
-        except ProofError as error:
+        except (ProofError, ArchivedError) as error:
             return HourExpiry(self._hour, ExpiryState.LEFT_ALONE, str(error))
         if proven is None:
             return HourExpiry(self._hour, ExpiryState.INCOMPLETE)
@@ -226,6 +226,7 @@ class _Expiry:
 
         :raises _LeftAloneError: if nothing may be deleted
         :raises ProofError: if a record cannot be read
+        :raises ArchivedError: if a record is in an archive class
         """
         state = self._state
         marker = state.marker()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from include.log_rollup.errors import ProofError
+from include.log_rollup.errors import ArchivedError, ProofError
 from include.log_rollup.hour.layout import floor_hour, format_hour, hours_between
 from include.log_rollup.hour.reader import HourReader
 from include.log_rollup.parallel import in_parallel
@@ -119,7 +119,7 @@ def has_expired(store: ExpiryStore, stream: Stream, hours: Sequence[datetime]) -
     def read(hour: datetime) -> bool:
         try:
             return HourReader(store, stream, hour).expiry_record() is not None
-        except ProofError:
+        except (ProofError, ArchivedError):
             return True
 
     newest = list(reversed(hours))
