@@ -181,8 +181,11 @@ class Scenario:
         expires = world.keeping.expires_at_end and world.can_expire
         runs_expiry = world.expiry_draws.at_end and world.can_expire
         world.hour.packing_since = 0 if repack else world.scheduler.step
-        for number in range(MAX_FINAL_CLEARS):
+        number = clears = 0
+        while clears < MAX_FINAL_CLEARS:
             run = DagRun(self, f"Z{number}", clears=0, drop_vanished=drop_vanished, repack=repack)
+            number += 1
+            clears += 1
             self.runs.append(run)
             world.note("run", f"{run.name} begins; nothing interferes any more")
             run.clear()
@@ -190,7 +193,7 @@ class Scenario:
             if world.checker.problems:
                 return
             if run.result == "success":
-                if not checks.check_complete_hour(number):
+                if not checks.check_complete_hour(clears):
                     continue
                 if world.checker.problems:
                     return
@@ -202,6 +205,7 @@ class Scenario:
                     self._expire_complete_hour()
                 else:
                     return
+                clears = 0
                 continue
             reasons.append(run.error)
             if run.error is not None and checks.is_justified(run.error):
