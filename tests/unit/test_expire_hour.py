@@ -328,6 +328,16 @@ def expire(store: FakeStore) -> None:
     expire_hour(store, STREAM, HOUR)
 
 
+def test_claim_before_the_announcement_prevents_it(store: FakeStore) -> None:
+    """The record would announce parts that the other run may have replaced."""
+    before = set(store.listing(AGGREGATED))
+    store.on("WRITE", "staged-", lambda: claim(store))
+    found = expire_hour(store, STREAM, HOUR)
+    assert (found.state, raw_names(store)) == (ExpiryState.LEFT_ALONE, list(NAMES))
+    assert "a run has claimed the hour" in found.reason
+    assert set(store.listing(AGGREGATED)) == before | {f"{AGGREGATED}_rollup/claim.json"}
+
+
 def test_claim_after_the_announcement_stops_the_deletion(store: FakeStore) -> None:
     store.on("READ", "claim.json", lambda: later(store, "READ", "claim.json", lambda: claim(store)))
     found = expire_hour(store, STREAM, HOUR)

@@ -23,6 +23,7 @@ from include.log_rollup.steps.complete_hour import complete_hour
 from include.log_rollup.steps.pack_shard import pack_shard
 from include.log_rollup.steps.plan_hour import plan_hour
 from include.log_rollup.steps.validate_hour import validate_hour
+from include.log_rollup.storage.protocol import Location
 from include.log_rollup.streams import Stream
 from tests.support.fake_store import CrashError, FakeStore, join_stores
 from tests.support.grouped_hour import HOME, HOUR, LAYOUTS, GroupedHour, three_groups
@@ -228,6 +229,52 @@ def test_marker_of_a_group_goes_before_another_try_completes(hour: GroupedHour) 
     with pytest.raises(SupersededError):
         complete_hour(hour.store, hour.stream, HOUR)
     assert not hour.store.has(f"{HOME}_SUCCESS")
+    hour.run()
+    hour.verify()
+
+
+@pytest.mark.parametrize("manifest_too", [False, True])
+def test_claim_carried_out_twice_leaves_no_marker_of_the_run_in_between(
+    hour: GroupedHour, manifest_too: bool
+) -> None:
+    """The server carries out the PUT of a claim again, after another run has completed the hour.
+
+    :param manifest_too: whether the other run has proven the hour after this one had listed it, too
+    """
+    store, web = hour.store, hour.folder("web")
+    hour.produce(three_groups())
+    for ref in hour.plan().shards:
+        pack_shard(store, hour.stream, ref)
+    claim = store.body(f"{HOME}_rollup/claim.json")
+
+    def prove() -> None:
+        for ref in hour.plan().shards:
+            pack_shard(store, hour.stream, ref)
+        validate_hour(store, hour.stream, HOUR)
+        if not manifest_too:
+            store.on("ANY", f"{web}part-", complete)
+
+    def complete() -> None:
+        if manifest_too:
+            prove()
+        # It dies before it removes the files of the first run, whose claim then appears again.
+        store.on("WRITE", "removals/", CrashError())
+        with pytest.raises(CrashError):
+            complete_hour(store, hour.stream, HOUR)
+        store.another_client().write(Location("logs", f"{HOME}_rollup/claim.json"), claim, "application/json")
+        store.on("PUBLISH", f"{HOME}_manifest.jsonl.gz", CrashError())
+
+    if not manifest_too:
+        # This run has read its claim, and has not listed the hour yet.
+        store.on("LIST", "raw/", prove)
+    else:
+        store.on("ANY", f"{web}part-", complete)
+    with pytest.raises(SupersededError if manifest_too else CrashError):
+        validate_hour(store, hour.stream, HOUR)
+    if manifest_too:
+        hour.verify()
+    else:
+        assert {key for key in store.listing("aggregated/") if key.endswith("_SUCCESS")} == set()
     hour.run()
     hour.verify()
 

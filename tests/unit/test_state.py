@@ -352,7 +352,7 @@ def test_claim_is_removed_if_its_condition_is_refused(
 
 PUBLISH: Mapping[str, Callable[[FakeStore, Claim, CompletionMarker], None]] = {
     MANIFEST: lambda store, claim, _: state_of(store).write_manifest(
-        claim, store.body(MANIFEST), state_of(store).inventory()
+        claim, store.body(MANIFEST), store.stored(MANIFEST).etag
     ),
     MARKER: lambda store, claim, marker: state_of(store).complete(claim, marker),
 }

@@ -77,13 +77,15 @@ class HourState(HourReader):
                            and their raw objects still exist; ``_SUCCESS`` removed, the claim read, the
                            ``_SUCCESS`` of their groups removed, a removal record, the claim read again, the parts
                            deleted, the record deleted
-    10                     if there are stray parts, ``_expired.json`` is read, and nothing is written if it names
-                           one of them; a ``_SUCCESS`` is removed, if there is one, and what other plans have
-                           staged; ``_rollup/<plan>/staged-…-_manifest.jsonl.gz`` is written; the claim is read;
-                           the store copies it to ``_manifest.jsonl.gz``; with groups, first the same for the
-                           manifests of the groups that lack a manifest or a ``_SUCCESS``, or of all groups if
-                           there is another plan; if one of them has a ``_SUCCESS``, the hour is claimed again
-                           first, and then it is removed
+    10                     if there are stray parts, ``_expired.json`` is read, and nothing is written if it
+                           names one of them; what other plans have staged is deleted; with groups, if one
+                           whose manifest is written below has a ``_SUCCESS``, the hour is claimed again; a
+                           ``_SUCCESS`` of the hour, and those of such groups, are removed;
+                           ``_rollup/<plan>/staged-…-_manifest.jsonl.gz`` is written; the claim, ``_SUCCESS``
+                           and the manifest are read: another run must not have proven the hour; the store
+                           copies it to ``_manifest.jsonl.gz``; with groups, first the same for the manifests
+                           of the groups that lack a manifest or a ``_SUCCESS``, or of all groups if there is
+                           another plan
     11                     for groups that are gone, if their records are ours: the claim read, ``_SUCCESS``
                            removed, the claim read, the manifest removed; for stray parts: ``_expired.json`` is
                            read, and parts of format 1 that it names stay; a removal record, the claim read
@@ -95,13 +97,13 @@ class HourState(HourReader):
     13                     unfinished multipart uploads of the hour's parts are aborted; for the files of other
                            plans: a removal record, the claim read again, the files deleted, the record deleted;
                            then this plan's files are deleted, and last the claim, if it is still this plan's
-    14  ``expire_hour``    ``_rollup/expiry/staged-…-_expired.json`` is written, with the parts whose raw objects
-                           are about to be deleted; ``_expired.json`` is read, and the store copies the staged one
-                           to it, if it is as before the proof; what other runs have staged there is deleted; then,
-                           and again before each batch, ``_expired.json``, the claim, ``_SUCCESS`` and the manifest
-                           are read: raw objects are deleted only without a claim, and under the manifest that was
-                           proven; after the last one ``_expired.json`` is replaced in the same way, if all that
-                           is still so
+    14  ``expire_hour``    ``_rollup/expiry/staged-…-_expired.json`` is written, with the parts whose raw
+                           objects are about to be deleted; ``_expired.json``, the claim, ``_SUCCESS`` and the
+                           manifest are read, and the store copies the staged one to ``_expired.json``, if all
+                           is as it was proven; what other runs have staged there is deleted; then, and again
+                           before each batch, the same four are read: raw objects are deleted only without a
+                           claim, and under the manifest that was proven; after the last one ``_expired.json``
+                           is replaced in the same way
     ==  =================  ======================================================================================
 
     Six rules follow from it:
@@ -213,7 +215,7 @@ class HourState(HourReader):
                 return None
             log.info("removing the completion marker before parts change: %s", self.paths.marker)
             self.remove_marker(marker.etag)
-        group_markers = self._existing(map(self.paths.group_marker, sorted(changed_groups)))
+        group_markers = self._group_markers(changed_groups)
         current = self.claim()
         if current is None:
             return None
@@ -404,7 +406,39 @@ class HourState(HourReader):
             self._release(claimed)
         return kept
 
-    def claim_again(self, claim: Claim, seen_manifest: str | None) -> Claim:
+    def prepare_manifests(self, claim: Claim, found: Inventory, folders: Sequence[str]) -> Claim:
+        """Remove what must not be next to the manifests that a run is about to write, whenever it was written.
+
+        That is what other plans have staged, the completion marker of the hour, and those of the groups whose
+        manifests are written. If a group has one, the hour is claimed again for the same plan, so that another try
+        of this plan can't complete the hour meanwhile.
+
+        :param claim: under which the hour was proven
+        :param found: the hour as it was listed for the proof
+        :param folders: of the groups whose manifests are written
+        :returns: the claim under which the manifests have to be written
+        :raises SupersededError: if another run has claimed the hour, or has proven it since
+        """
+        own = f"{claim.plan_id}/"
+        staged = {name for name in self._work_names() if "/staged-" in name and not name.startswith(own)}
+        self.assert_current(claim.plan_id, claim.claim_id)
+        # From here on, no run of another plan completes anything: it stages a marker, then reads the claim.
+        self._delete_work(staged)
+        group_markers = self._group_markers(folders)
+        if group_markers:
+            self.assert_current(claim.plan_id, claim.claim_id)
+            claim = self._claim_again(claim, found.manifest_etag)
+            group_markers = self._group_markers(folders)
+        marker = self.marker()
+        if marker is not None or group_markers:
+            # Read after them: a marker that another run writes later has another ETag.
+            self.assert_current(claim.plan_id, claim.claim_id)
+        if marker is not None:
+            self.remove_marker(marker.etag)
+        self._remove_existing(group_markers)
+        return claim
+
+    def _claim_again(self, claim: Claim, seen_manifest: str | None) -> Claim:
         """Claim the hour again for the same plan: another try of it can't complete the hour meanwhile.
 
         :param claim: the present claim
@@ -412,7 +446,6 @@ class HourState(HourReader):
         :returns: the new claim
         :raises SupersededError: if another run has claimed the hour, or has proven it since
         """
-        self.assert_current(claim.plan_id, claim.claim_id)
         claimed, work = self._claim_hour(claim.plan_id, claim.run_id)
         manifest = self._store.head(self.paths.manifest)
         if f"{claim.plan_id}/plan.json" not in work or (manifest.etag if manifest else None) != seen_manifest:
@@ -421,42 +454,22 @@ class HourState(HourReader):
         return claimed
 
     def write_manifest(
-        self, claim: Claim, body: bytes, found: Inventory, groups: Mapping[str, bytes] | None = None
+        self, claim: Claim, body: bytes, seen_manifest: str | None, groups: Mapping[str, bytes] | None = None
     ) -> None:
         """Put the manifests of a proven plan in place, that of the hour last.
 
-        Before that, removes what exists if planning was interrupted after its claim: a completion marker, and what
-        runs of other plans have staged; also the markers of the groups whose manifests are written.
-
-        :param claim: under which the hour was proven
-        :param found: the hour as it was listed for the proof
+        :param claim: from :meth:`prepare_manifests`
+        :param seen_manifest: ETag of the manifest when the hour was listed for the proof; None if there was none
         :param groups: the manifests of groups, by folder
-        :raises SupersededError: if the hour has been claimed since
+        :raises SupersededError: if the hour has been claimed or proven since
         """
-        # Read before the claim: a marker that another run writes later has another ETag.
-        marker = self.marker()
-        if marker is not None:
-            self.assert_current(claim.plan_id, claim.claim_id)
-            self.remove_marker(marker.etag)
-        staged = {
-            name for name in found.work if "/staged-" in name and not name.startswith(f"{claim.plan_id}/")
-        }
-        markers = [
-            (self.paths.group_marker(folder), found.group_markers[folder])
-            for folder in sorted(groups or ())
-            if folder in found.group_markers
-        ]
-        if staged or markers:
-            self.assert_current(claim.plan_id, claim.claim_id)
-            self._delete_work(staged)
-            self._remove_existing(markers)
         for_groups = [
             _Publication(self._staged_manifest(claim), self.paths.group_manifest(folder), group_body, GZIP)
             for folder, group_body in sorted((groups or {}).items())
         ]
-        self._publish(claim, for_groups, self._assert_not_completed)
         for_hour = _Publication(self._staged_manifest(claim), self.paths.manifest, body, GZIP)
-        self._publish(claim, [for_hour], self._assert_not_completed)
+        for publications in (for_groups, [for_hour]):
+            self._publish(claim, publications, lambda one: self._assert_not_proven(one, seen_manifest))
 
     def remove_gone_groups(self, claim: Claim, found: Inventory, folders: Collection[str]) -> None:
         """Remove marker and manifest of groups that the hour does not have any more, if they are of this stream.
@@ -551,7 +564,8 @@ class HourState(HourReader):
         :raises SupersededError: if the hour has changed since; no raw object may be deleted then
         """
         # Compared after the raw hour was listed: objects that another run has deleted before are in this record.
-        written = self._publish_expiry(record, seen_record)
+        # A record announced under a claim could name parts that the new plan replaces.
+        written = self._publish_expiry(record, seen_record, lambda: self._assert_complete(seen_manifest))
         # What other runs have staged could still replace this record; afterwards it is read again.
         self._delete_work(name for name in self._work_names() if name.startswith("expiry/"))
         self.assert_expirable(written, seen_manifest)
@@ -572,7 +586,7 @@ class HourState(HourReader):
         )
 
     def _publish_expiry(
-        self, record: ExpiryRecord, seen: str | None, assert_undisturbed: Callable[[], None] | None = None
+        self, record: ExpiryRecord, seen: str | None, assert_undisturbed: Callable[[], None]
     ) -> ExpiryRecord:
         """Put a record of expired raw objects in place of the one with this ETag.
 
@@ -587,8 +601,7 @@ class HourState(HourReader):
             present = self._store.head(target)
             if (present.etag if present else None) != seen:
                 raise self._expiry_overtaken("another run has written the record of expired raw objects")
-            if assert_undisturbed is not None:
-                assert_undisturbed()
+            assert_undisturbed()
             try:
                 self._store.publish(one.staged, target)
             except NotFoundError:
@@ -610,6 +623,10 @@ class HourState(HourReader):
         present = self._store.head(self.paths.expiry_record)
         if present is None or present.etag != record.etag:
             raise self._expiry_overtaken("another run has written the record of expired raw objects")
+        self._assert_complete(seen_manifest)
+
+    def _assert_complete(self, seen_manifest: str) -> None:
+        """Make sure that no run has claimed the hour, and that it is complete with this manifest."""
         if self.claim() is not None:
             raise self._expiry_overtaken("a run has claimed the hour")
         if self._store.head(self.paths.marker) is None:
@@ -656,10 +673,13 @@ class HourState(HourReader):
         :raises SupersededError: if it has another one
         """
         folders = {folder_of(name) for name in parts} - {""}
-        found = self._existing(map(self.paths.group_marker, sorted(folders)))
+        found = self._group_markers(folders)
         if found:
             self.assert_current(plan_id, claim_id)
             self._remove_existing(found)
+
+    def _group_markers(self, folders: Iterable[str]) -> list[tuple[Location, str]]:
+        return self._existing(map(self.paths.group_marker, sorted(folders)))
 
     def _for_each(self, function: Callable[[T], R], items: Sequence[T]) -> list[R]:
         return list(in_parallel(self._store.control_connections, "log-rollup-groups", function, items))
@@ -716,16 +736,21 @@ class HourState(HourReader):
         manifest = self.manifest()
         return (manifest and manifest.claim_id) != (completed and completed.claim_id)
 
-    def _assert_not_completed(self, claim: Claim) -> None:
-        """Refuse to replace the manifest of a complete hour.
+    def _assert_not_proven(self, claim: Claim, seen_manifest: str | None) -> None:
+        """Refuse to replace the manifest of a complete hour, or one that another run has written.
 
-        :raises SupersededError: if there is a completion marker, which this run has removed before
+        :param seen_manifest: ETag of the manifest when the hour was listed; None if there was none
+        :raises SupersededError: if there is a completion marker, which this run has removed before, or if the
+            manifest is neither that one nor of this claim
         """
         if self._store.head(self.paths.marker) is not None:
             raise self.superseded(f"another run has completed the hour since plan {claim.plan_id} was proven")
+        manifest = self._store.head(self.paths.manifest)
+        if (manifest.etag if manifest else None) != seen_manifest:
+            self._assert_manifest_of(claim)
 
     def _assert_manifest_of(self, claim: Claim) -> None:
-        """Refuse to complete the hour with the manifest of another run.
+        """Refuse to go on with the manifest of another run.
 
         :raises SupersededError: if the manifest was not written under this claim
         """

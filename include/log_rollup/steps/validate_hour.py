@@ -602,8 +602,7 @@ def _write_manifests(
         or group.folder not in found.group_markers
         or group.folder not in found.group_manifests
     ]
-    if any(group.folder in found.group_markers for group in changed):
-        claim = state.claim_again(claim, found.manifest_etag)
+    claim = state.prepare_manifests(claim, found, [group.folder for group in changed])
     validated_at = datetime.now(UTC).isoformat(timespec="seconds")
     base = state.paths.key_base
     groups = {
@@ -613,7 +612,7 @@ def _write_manifests(
         for group in changed
     }
     body = proof.hour.manifest.finish(totals, validated_at, base, claim.claim_id)
-    state.write_manifest(claim, body, found, groups)
+    state.write_manifest(claim, body, found.manifest_etag, groups)
     state.remove_gone_groups(claim, found, proof.groups)
     return claim
 
