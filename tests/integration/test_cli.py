@@ -277,6 +277,19 @@ def test_cat_writes_a_file_only_if_its_bytes_are_correct(
         assert (read.result(), pipe.is_fifo()) == (raw_objects()[f"{RAW}case.log"], True)
 
 
+def test_cat_writes_to_a_pipe_of_the_shell(command: RunCommand, shared: Pipeline) -> None:
+    """As with `-o /dev/stdout |` and `-o >(zcat)`, whose links lead to no path."""
+    ours, theirs = os.pipe()
+    with os.fdopen(ours, "rb") as pipe:
+        with os.fdopen(theirs, "wb"):
+            result = command("cat", "app", f"{RAW}case.log", "-o", f"/dev/fd/{theirs}")
+        assert (result.code, pipe.read()) == (0, raw_objects()[f"{RAW}case.log"]), result.err
+    ours, theirs = os.pipe()
+    os.close(ours)
+    with os.fdopen(theirs, "wb"):
+        assert command("cat", "app", LARGE, "-o", f"/dev/fd/{theirs}").code == 141
+
+
 def test_plan_command_shows_the_plan_and_changes_nothing(command: RunCommand, rclone: Pipeline) -> None:
     assert command("plan", "app", HOUR_ARGUMENT).code == 2
     before = rclone.listed("")

@@ -116,13 +116,14 @@ def _output(name: str | None, answer: Answer) -> Iterator[IO[bytes]]:
         with answer.open_bytes() as out:
             yield out
         return
-    target = Path(name).resolve()
+    target = Path(name)
     try:
         if target.exists() and not target.is_file():
-            # Write to a device or a pipe; don't replace it.
+            # Write to a device or a pipe; don't replace it. /dev/fd/1 is a link to a pipe, which has no path.
             with target.open("wb") as out:
                 yield out
             return
+        target = target.resolve()
         with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
             written = Path(file.name)
             try:
@@ -131,5 +132,7 @@ def _output(name: str | None, answer: Answer) -> Iterator[IO[bytes]]:
                 written.unlink()
                 raise
         written.replace(target)
+    except BrokenPipeError:
+        raise
     except OSError as error:
         raise ConfigurationError(f"cannot write {target}: {error.strerror}") from error
