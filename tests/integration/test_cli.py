@@ -1,6 +1,7 @@
 """The command log-rollup on real servers: its text, its JSON and its exit codes. It changes nothing."""
 
 import functools
+import io
 import json
 import os
 import shutil
@@ -290,6 +291,27 @@ def test_cat_writes_to_a_pipe_of_the_shell(command: RunCommand, shared: Pipeline
         assert command("cat", "app", LARGE, "-o", f"/dev/fd/{theirs}").code == 141
 
 
+def test_cat_writes_a_file_of_the_longest_name(command: RunCommand, shared: Pipeline, tmp_path: Path) -> None:
+    target = tmp_path / ("n" * 255)
+    result = command("cat", "app", f"{RAW}case.log", "-o", str(target))
+    assert result.code == 0, result.err
+    assert target.read_bytes() == raw_objects()[f"{RAW}case.log"]
+
+
+def test_cat_leaves_no_file_on_a_full_disk(shared: Pipeline, tmp_path: Path) -> None:
+    # The object fits into Python's buffer, so the error comes when that is written.
+    key = f"{RAW}deep/er/and/deeper.log"
+    assert 512 < len(raw_objects()[key]) < io.DEFAULT_BUFFER_SIZE
+    target = tmp_path / "out"
+    target.mkdir()
+    arguments = ["cat", "app", key, "-o", f"{target / 'case.log'}"]
+    process = run_script(arguments, tmp_path, ROOT / "log-rollup", on_full_disk=True)
+    out, err = process.communicate()
+    assert (process.returncode, out) == (2, b"")
+    assert b"cannot write" in err
+    assert list(target.iterdir()) == []
+
+
 def test_plan_command_shows_the_plan_and_changes_nothing(command: RunCommand, rclone: Pipeline) -> None:
     assert command("plan", "app", HOUR_ARGUMENT).code == 2
     before = rclone.listed("")
@@ -530,10 +552,16 @@ def test_detect_reports_a_wrong_address(
     assert (result.code, result.json["error"]["kind"]) == (code, kind)
 
 
-def run_script(arguments: list[str], cwd: Path, script: Path) -> "subprocess.Popen[bytes]":
-    """Start the script as a shell does."""
+def run_script(
+    arguments: list[str], cwd: Path, script: Path, *, on_full_disk: bool = False
+) -> "subprocess.Popen[bytes]":
+    """Start the script as a shell does.
+
+    :param on_full_disk: whether it can write no more than 512 bytes to a file
+    """
+    limit = ["sh", "-c", 'ulimit -f 1; exec "$@"', "sh"] if on_full_disk else []
     return subprocess.Popen(
-        [str(script), *arguments], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [*limit, str(script), *arguments], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
     )  # fmt: skip

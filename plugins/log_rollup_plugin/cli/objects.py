@@ -16,6 +16,9 @@ from log_rollup_plugin.cli.arguments import find_stream, key_of
 from log_rollup_plugin.cli.output import Answer, ProgressDisplay, tell
 from log_rollup_plugin.cli.store import open_store
 
+# Beginning of the names of temporary files. One that a killed process left behind may be deleted.
+_TEMPORARY = ".log-rollup-cat-"
+
 
 def locate(options: argparse.Namespace, answer: Answer) -> bool:
     """show which part contains a raw object, and at which offset"""
@@ -124,10 +127,12 @@ def _output(name: str | None, answer: Answer) -> Iterator[IO[bytes]]:
                 yield out
             return
         target = target.resolve()
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
+        # Not the target's name, which may be as long as the file system allows.
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=_TEMPORARY, delete=False) as file:
             written = Path(file.name)
             try:
                 yield file.file
+                file.flush()
             except BaseException:
                 written.unlink()
                 raise
