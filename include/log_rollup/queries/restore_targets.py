@@ -12,7 +12,7 @@ import stat
 import tarfile
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from datetime import datetime
 from enum import Enum
@@ -130,6 +130,27 @@ def path_problem(name: str) -> str | None:
     return None
 
 
+def _names_of_folders(objects: Sequence[RestoredObject]) -> set[str]:
+    """The names of objects that cannot be files, because others are in a folder of this name.
+
+    Names that exclude each other are in one hour.
+    """
+    folders = set[str]()
+    for item in objects:
+        folder = item.name
+        while (slash := folder.rfind("/")) > 0:
+            folder = folder[:slash]
+            if folder in folders:
+                break
+            folders.add(folder)
+    return {item.name for item in objects if item.name in folders}
+
+
+def _check_no_folder(name: str, folders: Collection[str]) -> None:
+    if name in folders:
+        raise UnusableNameError(f"{name} cannot be a file: others are in a folder of this name")
+
+
 class DirectoryTarget:
     """A directory, with a file for each object.
 
@@ -149,6 +170,7 @@ class DirectoryTarget:
         self._work = folder
         self._numbers = count()
         self._made: set[str] = set()
+        self._folders: set[str] = set()
 
     def name_problem(self, item: RestoredObject) -> str | None:
         """See :class:`Target`."""
@@ -159,6 +181,8 @@ class DirectoryTarget:
 
         A folder in the place of a file counts as absent, because it is not replaced: writing the object fails.
         """
+        # Whichever is written first: without the file, all others can be restored.
+        self._folders.update(_names_of_folders(objects))
         return [self._presence(item) for item in objects]
 
     def _presence(self, item: RestoredObject) -> Presence:
@@ -193,6 +217,7 @@ class DirectoryTarget:
 
     def begin(self, item: RestoredObject) -> "FileWriter":
         """See :class:`Target`."""
+        _check_no_folder(item.name, self._folders)
         path = self._folder / item.name
         try:
             self._make_folder(path.parent)
@@ -301,16 +326,7 @@ class TarTarget:
 
     def compare(self, objects: Sequence[RestoredObject]) -> Sequence[Presence]:
         """See :class:`Target`. A tar file is always written as a whole."""
-        # Names that exclude each other are in one hour.
-        folders = set[str]()
-        for item in objects:
-            folder = item.name
-            while (slash := folder.rfind("/")) > 0:
-                folder = folder[:slash]
-                if folder in folders:
-                    break
-                folders.add(folder)
-        self._folders.update(item.name for item in objects if item.name in folders)
+        self._folders.update(_names_of_folders(objects))
         return [Presence.ABSENT] * len(objects)
 
     def write(self, item: RestoredObject, body: bytes | memoryview) -> None:
@@ -321,8 +337,7 @@ class TarTarget:
 
     def begin(self, item: RestoredObject) -> "MemberWriter":
         """See :class:`Target`. Until the member is finished, other threads wait."""
-        if item.name in self._folders:
-            raise UnusableNameError(f"{item.name} cannot be a file: others are in a folder of this name")
+        _check_no_folder(item.name, self._folders)
         info = tarfile.TarInfo(item.name)
         info.size = item.size
         info.mtime = int(item.hour.timestamp())
