@@ -553,16 +553,23 @@ def test_detect_reports_a_wrong_address(
 
 
 def run_script(
-    arguments: list[str], cwd: Path, script: Path, *, on_full_disk: bool = False
+    arguments: list[str],
+    cwd: Path,
+    script: Path,
+    *,
+    on_full_disk: bool = False,
+    modules: Path | None = None,
 ) -> "subprocess.Popen[bytes]":
     """Start the script as a shell does.
 
+    :param modules: folder of modules that replace installed ones
     :param on_full_disk: whether it can write no more than 512 bytes to a file
     """
     limit = ["sh", "-c", 'ulimit -f 1; exec "$@"', "sh"] if on_full_disk else []
     return subprocess.Popen(
         [*limit, str(script), *arguments], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        | ({"PYTHONPATH": f"{modules}"} if modules else {})
         | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
     )  # fmt: skip
 
@@ -577,6 +584,17 @@ def test_script_works_from_any_folder_into_a_closed_pipe(shared: Pipeline, tmp_p
     process.stdout.close()
     assert (process.wait(), process.stderr.read()) == (141, b"")
     process.stderr.close()
+
+
+def test_interrupting_while_modules_load_shows_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "pydantic.py").write_text("import time\nprint('loading', flush=True)\ntime.sleep(60)\n")
+    with run_script(["status"], tmp_path, ROOT / "log-rollup", modules=tmp_path) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"loading\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate()[1] == b""
+    # A shell shows it as 130.
+    assert process.returncode == -signal.SIGINT
 
 
 def test_script_reports_a_python_without_airflow(tmp_path: Path) -> None:

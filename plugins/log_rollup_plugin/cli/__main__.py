@@ -6,6 +6,10 @@ import signal
 import sys
 from types import FrameType
 
+if __name__ == "__main__":
+    # The modules take a second to load. Until then, Ctrl-C ends the process without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 from log_rollup_plugin.cli.main import main
 from log_rollup_plugin.cli.output import printable_record
 from log_rollup_plugin.cli.standard_streams import discard, open_missing_streams
