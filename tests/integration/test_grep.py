@@ -199,6 +199,7 @@ def test_grep_shows_where_a_pattern_is_wrong(command: RunCommand, complete: Pipe
         (["a", "app", SINCE, "--group", "web"], "is not a group"),
         (["a", "app", SINCE, "-c", "-l"], "not allowed with"),
         (["[é]", "app", SINCE], "are not ASCII"),
+        (["[[:digit:]]+", "app", SINCE], "Python has no class [:digit:]; write \\d"),
         (["a", "other", SINCE], "there is no stream"),
     ],
 )

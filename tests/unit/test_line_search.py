@@ -184,6 +184,22 @@ def test_invalid_pattern_is_refused_with_its_position(text: str, position: int |
     assert position is None or caught.value.position == position
 
 
+@pytest.mark.parametrize(
+    ("text", "position"),
+    [("[[:digit:]]+", 1), ("[:space:]", 0), ("a[^x[:alpha:]_]", 4), ("é[[:^upper:]]", 2)],
+)
+def test_classes_of_posix_are_refused(text: str, position: int) -> None:
+    """Python compiles them, to something else that lines hardly match."""
+    with pytest.raises(PatternError, match=r"Python has no class \[:") as caught:
+        compile_pattern(text)
+    assert caught.value.position == position
+
+
+@pytest.mark.parametrize("text", ["[[:]", "[:d]", r"\[[:x]", "[[:digits:]"])
+def test_sets_that_resemble_classes_are_accepted(text: str) -> None:
+    assert compile_pattern(text).matches(b"[:")
+
+
 @pytest.mark.parametrize("text", ["a\nb", "[éè]", "a{99999999999999999999}"])
 def test_pattern_that_lines_cannot_match_is_refused(text: str) -> None:
     with pytest.raises(ConfigurationError):

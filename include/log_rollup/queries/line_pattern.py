@@ -3,7 +3,7 @@
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from include.log_rollup.errors import ConfigurationError
@@ -26,6 +26,10 @@ _TOKEN = re.compile(
     | (?P<character> . )
     """,
     re.VERBOSE | re.DOTALL,
+)
+# Python would take it for a set of the characters `:`, `d`, `i`, …, followed by `]`.
+_POSIX_CLASS = re.compile(
+    r"\[:\^?(?:alnum|alpha|blank|cntrl|digit|graph|lower|print|punct|space|upper|word|xdigit):\]"
 )
 # Escapes of these stand for the character itself.
 _PUNCTUATION = frozenset("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~ ")
@@ -79,7 +83,9 @@ def compile_pattern(text: str, *, fixed: bool = False, ignore_case: bool = False
         return LinePattern(pattern.search, (wanted,) if wanted else (), ignore_case, bool(wanted))
     flags = re.IGNORECASE if ignore_case else 0
     _compile(text, text, flags)
-    tokens = [(match.lastgroup or "", match[0]) for match in _TOKEN.finditer(text)]
+    matches = list(_TOKEN.finditer(text))
+    _refuse_posix_classes(matches)
+    tokens = [(match.lastgroup or "", match[0]) for match in matches]
     found = _compile(text, os.fsencode(_with_whole_characters(text, tokens)), flags)
     ignore_case = bool(found.flags & re.IGNORECASE)
     lower = bytes.lower if ignore_case else bytes
@@ -104,6 +110,16 @@ def _compile(text: str, pattern: str | bytes, flags: int) -> "re.Pattern[bytes]"
         raise PatternError(message, error.pos if is_as_written else None) from None
     except (OverflowError, RecursionError) as error:
         raise ConfigurationError(f"the pattern cannot be compiled: {error}") from None
+
+
+def _refuse_posix_classes(tokens: Iterable["re.Match[str]"]) -> None:
+    for token in tokens:
+        if token.lastgroup == "set" and (found := _POSIX_CLASS.search(token[0])):
+            raise PatternError(
+                f"the pattern is not a regular expression: Python has no class {found[0]}; write \\d, \\s or \\w, "
+                f"or a set like [A-Za-z]",
+                token.start() + found.start(),
+            )
 
 
 def _with_whole_characters(text: str, tokens: Sequence[tuple[str, str]]) -> str:
