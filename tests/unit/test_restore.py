@@ -181,6 +181,24 @@ def test_names_that_exclude_each_other_are_reported(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
+def test_names_that_are_one_file_are_reported(tmp_path: Path) -> None:
+    """As names that differ in case on macOS; here two names of a folder."""
+    (tmp_path / "inside").mkdir()
+    (tmp_path / "link").symlink_to("inside")
+    first, second = item_of("inside/x.log", b"x"), item_of("link/x.log", b"y")
+    with DirectoryTarget(tmp_path) as target:
+        assert set(target.compare([first, second])) == {Presence.ABSENT}
+        target.write(first, b"x")
+        with pytest.raises(UnusableNameError, match="another object has been restored to it"):
+            target.write(second, b"y")
+    assert (tmp_path / "inside/x.log").read_bytes() == b"x"
+    with DirectoryTarget(tmp_path) as target:
+        # As with --overwrite.
+        assert target.compare([second]) == [Presence.DIFFERENT]
+        target.write(second, b"y")
+    assert [path.read_bytes() for path in (tmp_path / "inside").iterdir()] == [b"y"]
+
+
 def test_directory_compares_size_content_and_kind(tmp_path: Path) -> None:
     (tmp_path / "same").write_bytes(b"abc")
     (tmp_path / "other").write_bytes(b"abd")

@@ -171,6 +171,8 @@ class DirectoryTarget:
         self._numbers = count()
         self._made: set[str] = set()
         self._folders: set[str] = set()
+        self._replaced: set[str] = set()
+        self._turn = threading.Lock()
 
     def name_problem(self, item: RestoredObject) -> str | None:
         """See :class:`Target`."""
@@ -183,7 +185,11 @@ class DirectoryTarget:
         """
         # Whichever is written first: without the file, all others can be restored.
         self._folders.update(_names_of_folders(objects))
-        return [self._presence(item) for item in objects]
+        found = [self._presence(item) for item in objects]
+        self._replaced.update(
+            item.name for item, presence in zip(objects, found, strict=True) if presence is Presence.DIFFERENT
+        )
+        return found
 
     def _presence(self, item: RestoredObject) -> Presence:
         path = self._folder / item.name
@@ -223,7 +229,8 @@ class DirectoryTarget:
             self._make_folder(path.parent)
         except OSError as error:
             raise _cannot("write", path, error) from error
-        return FileWriter(self._work / f"{next(self._numbers)}", path)
+        work = self._work / f"{next(self._numbers)}"
+        return FileWriter(work, path, self._turn, replaces=item.name in self._replaced)
 
     def _make_folder(self, folder: Path) -> None:
         name = f"{folder}"
@@ -260,10 +267,13 @@ class FileWriter:
     """Writes a file under a temporary name, and renames it.
 
     :param work: the temporary name, on the same file system
+    :param turn: held while a file is renamed
+    :param replaces: whether there may be a file of this name. If there is one nevertheless, the file system takes
+        the names of two objects for one, as macOS does if they differ in case.
     """
 
-    def __init__(self, work: Path, path: Path) -> None:
-        self._work, self._path = work, path
+    def __init__(self, work: Path, path: Path, turn: threading.Lock, *, replaces: bool) -> None:
+        self._work, self._path, self._turn, self._replaces = work, path, turn, replaces
         try:
             self._file = os.open(work, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         except OSError as error:
@@ -282,7 +292,14 @@ class FileWriter:
         """See :class:`Writer`."""
         try:
             self._close()
-            self._work.replace(self._path)
+            with self._turn:
+                # A folder is reported by rename itself.
+                if not self._replaces and os.path.lexists(self._path) and not self._path.is_dir():
+                    raise UnusableNameError(
+                        f"{self._path} cannot be a file: another object has been restored to it, or another "
+                        f"program has made it"
+                    )
+                self._work.replace(self._path)
         except OSError as error:
             raise _cannot("write", self._path, error) from error
 
