@@ -184,7 +184,7 @@ def _run(
 ) -> int:
     is_found = False
     planned = done = 0
-    notes = _Notes()
+    notes = _Notes(stream)
     # On a terminal, the lines would overwrite the progress bar.
     title = f"searching {stream.name}"
     with (
@@ -260,7 +260,8 @@ def _content(line: bytes) -> dict[str, str]:
 class _Notes:
     """What stderr shows at the end: hours and objects that were not searched, or not as usual."""
 
-    def __init__(self) -> None:
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
         self._hours: list[Note] = []
         self._unread: list[Note] = []
         self._unread_count = 0
@@ -290,8 +291,12 @@ class _Notes:
 
     def tell(self) -> None:
         """Write all notes."""
-        for _, group in groupby(self._hours, lambda note: (note.kind, _reason(note))):
-            tell(_about_hours(list(group)))
+        # Of hours that follow each other, the time minus the number is the same.
+        rows = enumerate(self._hours)
+        for _, group in groupby(
+            rows, lambda row: (row[1].kind, self._reason(row[1]), row[1].hour - row[0] * _HOUR)
+        ):
+            tell(_about_hours([note for _, note in group]))
         for note in self._unread:
             tell(f"not searched to its end: {note.name} of hour {format_hour(note.hour)}: {note.text}")
         if self._unread_count > len(self._unread):
@@ -304,10 +309,10 @@ class _Notes:
                 f"were searched in pieces, such as {self._long_line}"
             )
 
-
-def _reason(note: Note) -> str:
-    """The reason without the address, which differs from hour to hour."""
-    return note.text.partition("s3://")[0]
+    def _reason(self, note: Note) -> str:
+        """The reason without the addresses of records, which differ from hour to hour."""
+        paths = self._stream.at(note.hour)
+        return note.text.replace(f"{paths.manifest}", "manifest").replace(f"{paths.marker}", "marker")
 
 
 def _about_hours(notes: Sequence[Note]) -> str:
