@@ -251,6 +251,17 @@ def test_locate_prints_one_line_and_reports_a_missing_key(command: RunCommand, s
         assert command("locate", "app", wrong).code == 2
 
 
+def test_locate_says_if_the_part_is_gone_or_another_one(command: RunCommand, complete: Pipeline) -> None:
+    part = AGGREGATED + command("locate", "app", LARGE, "--json").json["part"]
+    complete.client.put_object(Bucket=complete.bucket, Key=part, Body=b"?")
+    result = command("locate", "app", LARGE)
+    assert (result.code, "the part has been written again since it was proven" in result.err) == (1, True)
+    complete.client.delete_object(Bucket=complete.bucket, Key=part)
+    result = command("locate", "app", LARGE, "--json")
+    assert (result.code, f"s3://{complete.bucket}/{part}") == (1, result.json["part_url"])
+    assert "the part has been deleted since it was proven" in result.err
+
+
 def test_cat_writes_a_file_only_if_its_bytes_are_correct(
     command: RunCommand, complete: Pipeline, tmp_path: Path
 ) -> None:

@@ -27,6 +27,7 @@ def locate(options: argparse.Namespace, answer: Answer) -> bool:
         found = find(store, stream, key_of(stream, options.key))
         part = store.head(found.part)
     is_archived = part is not None and part.is_archived
+    is_as_proven = part is not None and part.etag == found.part_etag
     if options.json:
         answer.json(_located(found) | {"archived": is_archived})
     else:
@@ -46,7 +47,13 @@ def locate(options: argparse.Namespace, answer: Answer) -> bool:
         if part is not None and is_archived:
             what = "it is being retrieved" if part.is_being_retrieved else "retrieve it before you read it"
             tell(f"the part is archived ({part.storage_class}): {what}")
-    return True
+    if not is_as_proven:
+        what = "has been deleted" if part is None else "has been written again"
+        tell(
+            f"the part {what} since it was proven, so the object cannot be read from it; run `log-rollup verify "
+            f"{found.stream} {found.hour:%Y-%m-%dT%H}`, which says what to do"
+        )
+    return is_as_proven
 
 
 def _located(found: ObjectLocation) -> dict[str, Any]:
