@@ -161,7 +161,8 @@ def run_every_command(key: str, target: Path) -> None:
     for command in (
         ("status", "app", day), ("verify", "app", hour), ("verify", "app", hour, "--deep"),
         ("locate", "app", key), ("cat", "app", key, "-o", str(target)), ("plan", "app", hour, "--dry-run"),
-        ("doctor",),
+        ("grep", "l", "app", "--since", hour, "--until", hour, "--include-raw"), ("cost", "app", "--since", hour),
+        ("restore", "app", hour, "--to", f"{target}s"), ("doctor",),
     ):  # fmt: skip
         assert main(command) == 0, command
 
