@@ -113,7 +113,10 @@ def test_grep_options_are_those_of_grep(command: RunCommand, complete: Pipeline)
     assert command("grep", "-c", "-v", "ERROR", *a_log).text == f"{RAW}a.log:90\n"
     assert command("grep", "-hc", "-i", "error", *a_log).text == "10\n"
     assert command("grep", "-l", "ERROR", "app", SINCE, "--match=web*").text == f"{RAW}web/f.log\n"
-    assert command("grep", "-F", "level=.*", *a_log).code == 1
+    found = command("grep", "-F", "level=.*", *a_log)
+    assert (found.code, "searched" in found.err) == (1, False)
+    found = command("grep", "ERROR", "app", SINCE, "--match=other*")
+    assert (found.code, "nothing was searched: no raw object" in found.err) == (1, True)
     assert command("grep", "--json", "-c", "ERROR", *a_log).json == {
         "hour": "2026-11-23T08:00:00Z", "key": f"{RAW}a.log", "count": 10,
     }  # fmt: skip

@@ -208,6 +208,8 @@ def _run(
     notes.tell()
     if notes.has_gaps:
         return INCOMPLETE
+    if not planned and not options.objects.takes_all:
+        tell("nothing was searched: no raw object of these hours matches --match and --group")
     return FOUND if is_found else NONE_FOUND
 
 
