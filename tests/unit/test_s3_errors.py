@@ -32,6 +32,7 @@ from include.log_rollup.errors import (
     MissingBucketError,
     NotFoundError,
     PermanentError,
+    ResourceLimitError,
     RollupError,
     ThrottledError,
     TransientError,
@@ -392,6 +393,13 @@ def ssl_error(reason: str, kind: type[ssl.SSLError] = ssl.SSLError, library: str
         (ssl_error("TLSV13_ALERT_CERTIFICATE_REQUIRED"), ConfigurationError, "'client_cert'"),
         (ssl_error("TLSV1_ALERT_UNKNOWN_CA"), ConfigurationError, "'client_cert'"),
         (FileNotFoundError(2, "No such file"), ConfigurationError, "a certificate file cannot be used"),
+        (FileNotFoundError(2, "No such file", "/opt/helper"), ConfigurationError, "'credential_process'"),
+        (PermissionError(13, "Permission denied", "/opt/helper"), ConfigurationError, "'credential_process'"),
+        (
+            FileNotFoundError(2, "No usable temporary directory found in ['/tmp']"),
+            ResourceLimitError,
+            "TMPDIR",
+        ),
         (ssl_error("NO_CERTIFICATE_OR_CRL_FOUND", library="X509"), ConfigurationError, "a certificate file"),
         (
             OSError("Tunnel connection failed: 407 Proxy Authentication Required"),

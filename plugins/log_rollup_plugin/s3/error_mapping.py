@@ -30,6 +30,7 @@ from include.log_rollup.errors import (
     MissingBucketError,
     NotFoundError,
     PermanentError,
+    ResourceLimitError,
     RollupError,
     ThrottledError,
     TransientError,
@@ -296,6 +297,14 @@ _FILES = ErrorRule(
     ConfigurationError,
     "a certificate file cannot be used; fix 'verify' or 'client_cert' in the connection's extra",
 )
+_PROGRAM = ErrorRule(
+    ConfigurationError,
+    "the file or program cannot be used; fix the setting that names it, such as 'credential_process' in the AWS "
+    "configuration",
+)
+_TEMPORARY_FILES = ErrorRule(
+    ResourceLimitError, "free some space there, or let TMPDIR name a directory that can be written"
+)
 _URL = ErrorRule(ConfigurationError, "fix 'endpoint_url' of the connection, or the bucket's name")
 _PROXY = ErrorRule(
     ConfigurationError, "the proxy refuses the request; fix its URL, or allow the endpoint in the proxy"
@@ -306,6 +315,7 @@ _NO_TLS = ErrorRule(
 # OpenSSL's reasons for TLS alerts about the client certificate.
 _CLIENT_CERTIFICATE_ALERTS = ("CERTIFICATE", "UNKNOWN_CA")
 _NOT_TLS = {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL", "PACKET_LENGTH_TOO_LONG"}
+_FILE_ERRORS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 # OpenSSL's libraries that read files.
 _FILE_LIBRARIES = {"PEM", "X509"}
 # The messages of http.client and of the data plane.
@@ -451,7 +461,12 @@ def _network_rule(error: BaseException) -> ErrorRule:
                 return _NO_TLS
             if library in _FILE_LIBRARIES:
                 return _FILES
-        elif isinstance(cause, FileNotFoundError | IsADirectoryError | NotADirectoryError):
+        elif isinstance(cause, _FILE_ERRORS) and cause.filename is not None:
+            return _PROGRAM
+        elif isinstance(cause, FileNotFoundError) and "temporary directory" in str(cause):
+            return _TEMPORARY_FILES
+        elif isinstance(cause, _FILE_ERRORS) and not isinstance(cause, PermissionError):
+            # OpenSSL does not say which file. A firewall may refuse a connection with the other one.
             return _FILES
         elif isinstance(cause, LocationValueError | InvalidURL | UnicodeError):
             return _URL
