@@ -6,12 +6,13 @@ from datetime import UTC, datetime
 
 import pytest
 
-from include.log_rollup.errors import ProofError, SupersededError, TransientError
+from include.log_rollup.errors import InputChangedError, ProofError, SupersededError, TransientError
 from include.log_rollup.hour.manifest import HourTotals
 from include.log_rollup.steps.complete_hour import complete_hour
 from include.log_rollup.steps.pack_shard import pack_shard
 from include.log_rollup.steps.plan_hour import plan_hour
 from include.log_rollup.steps.validate_hour import validate_hour
+from include.log_rollup.storage.protocol import Location
 from tests.support.fake_store import FakeStore
 from tests.support.hour_in_memory import (
     MANIFEST,
@@ -24,6 +25,7 @@ from tests.support.hour_in_memory import (
     manifest_of,
     marker_of,
     part_key,
+    parts,
     produce,
     run_hour,
 )
@@ -193,6 +195,33 @@ def test_remaining_stray_parts_are_removed_before_the_marker() -> None:
     assert gone
     assert max(gone) < names.index("PUBLISH _SUCCESS")
     assert_complete(store, STREAM)
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_newer_version_in_a_part_of_another_run_is_not_removed(store: FakeStore, exists: bool) -> None:
+    """The server carries out the PUT of this claim again, after another run has packed a changed object.
+
+    :param exists: whether the raw object exists in the version that this run has packed, again
+    """
+    claim, before = store.body(f"{WORK}claim.json"), parts(store)
+    store.produce(RAW + "a.log", b"newer")
+    for ref in plan_hour(store, STREAM, HOUR, "another").shards:
+        pack_shard(store, STREAM, ref)
+    assert len(parts(store)) > len(before)
+    store.another_client().write(Location("logs", f"{WORK}claim.json"), claim, "application/json")
+    if exists:
+        store.produce(RAW + "a.log", RAW_HOUR["a.log"])
+        complete_hour(store, STREAM, HOUR)
+        assert parts(store) == before
+        assert_complete(store, STREAM)
+        return
+    store.vanish(RAW + "a.log")
+    with pytest.raises(
+        InputChangedError, match=r"gone or have changed by now \(raw/app/20261123/08/a\.log\)"
+    ):
+        complete_hour(store, STREAM, HOUR)
+    assert b"newer" in b"".join(parts(store).values())
+    assert_not_complete(store)
 
 
 def test_hour_without_a_manifest_gets_no_marker(store: FakeStore) -> None:

@@ -883,6 +883,24 @@ def test_parts_with_content_missing_in_the_hour_stay(store: FakeStore) -> None:
     assert_right(store, STREAM)
 
 
+@pytest.mark.parametrize("is_newer", [False, True])
+def test_part_with_a_newer_version_than_the_hour_stays(store: FakeStore, is_newer: bool) -> None:
+    claim = pack_shards(store)
+    written = overtaken_parts(store, claim.plan_id)
+    before = parts(store)
+    changed = max(written)
+    for item in written[changed].objects:
+        store.produce(item.key, b"another version")
+    late = plan_hour(store, STREAM, HOUR, "another run")
+    finish_hour(store, STREAM, late)
+    store.produce(AGGREGATED + changed, before[changed])
+    if is_newer:
+        # As if the other run had packed its version before this one was written.
+        store.vanish(written[changed].objects[0].key)
+    state_of(store).remove_overtaken(claim.plan_id, written)
+    assert (changed in parts(store)) == is_newer
+
+
 def test_split_parts_of_the_hour_stay(store: FakeStore) -> None:
     stream = make_stream(check_encoding=True)
     produce(store, {"x.gz": b"damaged", "y.gz": gzip.compress(b"intact", mtime=0)})
@@ -957,7 +975,7 @@ def test_late_part_with_the_last_copy_stops_validation(store: FakeStore) -> None
     for ref in after.shards:
         pack_shard(store, STREAM, ref)
     store.produce(AGGREGATED + late.name, b"g" * 60)
-    with pytest.raises(InputChangedError, match=r"gone by now \(raw/app/20261123/08/g.log\)"):
+    with pytest.raises(InputChangedError, match=r"changed by now \(raw/app/20261123/08/g.log\)"):
         validate_hour(store, STREAM, HOUR)
     assert store.has(AGGREGATED + late.name)
     assert not store.has(MANIFEST)

@@ -260,8 +260,8 @@ class HourReader:
         :param strays: from :meth:`strays`
         :param plan_id: of the proven plan
         :param parts: of the proven plan
-        :raises InputChangedError: if a stray part holds raw objects that have vanished, and planning never saw
-            them, or saw them and left them out
+        :raises InputChangedError: if a stray part holds raw objects, or versions of them, that may exist nowhere
+            else: planning never saw them, or saw them and left them out
         """
         plan = self.records.read_plan(self.paths.plan(plan_id)) if strays else None
         replaced = frozenset(plan.replaces if plan else ())
@@ -270,7 +270,7 @@ class HourReader:
         late = {planned for name, planned in strays.items() if name not in replaced}
         if not late:
             return dict(strays)
-        missing: set[str] = set()
+        versions: dict[str, set[ObjectInfo]] = {}
         described: set[str] = set()
         for name in found.work:
             if "/shard-" in name:
@@ -278,17 +278,43 @@ class HourReader:
                 for part in shard.parts if shard else ():
                     if part.name in late:
                         described.add(part.name)
-                        missing.update(item.key for item in part.objects)
-        for part in parts:
-            missing.difference_update(item.key for item in part.objects)
-        if missing:
+                        for item in part.objects:
+                            versions.setdefault(item.key, set()).add(item)
+        if gone := self._not_held(versions, parts):
             raise InputChangedError(
                 f"hour {format_hour(self.paths.hour)}: another run has written a part under "
-                f"{self.paths.aggregated} since the hour was planned, and raw objects in it are gone by now "
-                f"({first_keys(sorted(missing))}). Nothing is lost: clear the run from plan_hour on, which says "
-                f"what can be done."
+                f"{self.paths.aggregated} since the hour was planned, and raw objects in it are gone or have "
+                f"changed by now ({first_keys(sorted(gone))}). Nothing is lost: clear the run from plan_hour on, "
+                f"which says what can be done."
             )
         return {name: planned for name, planned in strays.items() if name in replaced or planned in described}
+
+    def _not_held(
+        self, versions: Mapping[str, Collection[ObjectInfo]], parts: Iterable[PlannedPart]
+    ) -> set[str]:
+        """The keys of raw objects that a proven plan does not hold, or of which it may hold an older version.
+
+        A version that the plan does not hold is older than that of the plan if the raw object is as planned now.
+
+        :param versions: those in stray parts, by key
+        :param parts: of the plan
+        """
+        # The last part with a key holds its newest version.
+        newest: dict[str, ObjectInfo] = {}
+        others = {item for items in versions.values() for item in items}
+        for part in parts:
+            for item in part.objects:
+                if item.key in versions:
+                    newest[item.key] = item
+                    others.discard(item)
+        unsure = [newest[key] for key in sorted({item.key for item in others} & newest.keys())]
+        places = [self.paths.raw_template.root.at(item.key) for item in unsure]
+        heads = in_parallel(self._store.control_connections, "log-rollup-strays", self._store.head, places)
+        return versions.keys() - newest.keys() | {
+            item.key
+            for item, head in zip(unsure, heads, strict=True)
+            if head is None or (head.size, head.etag) != (item.size, item.etag)
+        }
 
     def foreign_group_records(self, folders: Iterable[str], found: Inventory) -> list[Location]:
         """Completion markers and manifests of groups that this stream did not write for this hour and group.

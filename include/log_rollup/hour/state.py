@@ -276,15 +276,17 @@ class HourState(HourReader):
         if manifest is None or (claim is not None and claim.claim_id != manifest.claim_id):
             return {}
         needed = self.recorded_parts((), manifest)
-        missing = {item.key for planned in written.values() for item in planned.objects}
-        for held, _ in manifest.parts():
-            missing.difference_update(item.key for item in held.objects)
+        versions: dict[str, set[ObjectInfo]] = {}
+        for planned in written.values():
+            for item in planned.objects:
+                versions.setdefault(item.key, set()).add(item)
+        gone = self._not_held(versions, (held for held, _ in manifest.parts()))
         return {
             name: planned.name
             for name, planned in written.items()
             if name not in needed
             and planned.name not in needed
-            and missing.isdisjoint(item.key for item in planned.objects)
+            and gone.isdisjoint(item.key for item in planned.objects)
         }
 
     # -- validate_hour ---------------------------------------------------------------------------------
