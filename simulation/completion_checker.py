@@ -33,11 +33,16 @@ _TOTALS = ("objects", "bytes_in", "separator_bytes", "bytes_out", "parts")
 class CompletionChecker:
     """Compares markers, manifests and parts with what producers wrote.
 
+    :param server: has the parts and records
+    :param source: has the raw objects; may be the same
     :param damaged: the step at which each key was damaged, until a task writes it again
     """
 
-    def __init__(self, server: Server, scheduler: Scheduler, hour: Hour, damaged: Mapping[str, int]) -> None:
+    def __init__(
+        self, server: Server, source: Server, scheduler: Scheduler, hour: Hour, damaged: Mapping[str, int]
+    ) -> None:
         self._server = server
+        self._source = source
         self._scheduler = scheduler
         self._hour = hour
         self._damaged = damaged
@@ -117,6 +122,18 @@ class CompletionChecker:
     def _is_damaged_since(self, key: str, since: int) -> bool:
         """Whether a key was damaged at or after a step."""
         return self._damaged.get(key, -1) >= since
+
+    def _is_misread(self, stored: ServerObject | None, rows: Sequence[Row], since: int) -> bool:
+        """Whether a part may have wrong bytes through a window that RELIABILITY.md leaves open.
+
+        A task that was believed dead wrote it after a step, and may have received wrong bytes without a CRC.
+        """
+        misread = self._source.misread
+        return (
+            stored is not None
+            and stored.step >= since
+            and any((row.key, row.etag) in misread for row in rows)
+        )
 
     # -- groups ----------------------------------------------------------------------------------------
 
@@ -200,8 +217,11 @@ class CompletionChecker:
             has_content = any(row.content for row in rows)
             if (planned if has_content else size) > self._hour.part_size and len(rows) > 1:
                 yield f"{name} holds more than a part may"
-            is_damaged = not final and self._is_damaged_since(scope.parts + name, since)
-            stored = None if is_damaged else self._server.objects.get(scope.parts + name)
+            stored = self._server.objects.get(scope.parts + name)
+            is_damaged = not final and (
+                self._is_damaged_since(scope.parts + name, since) or self._is_misread(stored, rows, since)
+            )
+            stored = None if is_damaged else stored
             if stored is None and not is_damaged:
                 yield f"{name} is missing"
             is_recent = (

@@ -53,7 +53,7 @@ class InvariantChecker:
         self._server = server
         self._source = source
         self._scheduler = scheduler
-        self.completion = CompletionChecker(server, scheduler, hour, self.damaged)
+        self.completion = CompletionChecker(server, source, scheduler, hour, self.damaged)
         source.on_change = self._on_source_change
         server.on_change = self._on_change
         server.on_abort = self._on_abort

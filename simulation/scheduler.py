@@ -24,7 +24,7 @@ _START_SECONDS = START.timestamp()
 # Simulated duration of a request.
 REQUEST_SECONDS = 0.02
 # More requests than any scenario needs.
-MAX_STEPS = 20_000
+MAX_STEPS = 40_000
 
 
 # Kind of the tasks that delete raw objects.

@@ -204,6 +204,18 @@ def test_late_object_is_added_to_a_recompressed_hour() -> None:
     verify(store, {**MIXED, **late}, stream)
 
 
+@pytest.mark.parametrize("is_turned_on", [True, False])
+def test_lost_part_is_packed_as_the_stream_says_now(is_turned_on: bool) -> None:
+    store = FakeStore()
+    hour = {name: COMPRESS[".gz"](name.encode() * 20) for name in ("a.gz", "b.gz")}
+    produce(store, hour)
+    run_hour(store, stream_of(recompress=not is_turned_on))
+    store.vanish(part_key(store, 0))
+    totals = run_hour(store, stream_of(recompress=is_turned_on))
+    assert totals.recompressed == (2 if is_turned_on else 0)
+    assert totals.parts == 1
+
+
 def test_rerun_keeps_what_was_split_off() -> None:
     store, stream = FakeStore(), stream_of()
     hour = {"a.gz": b"damaged", "b.gz": COMPRESS[".gz"](b"b\n"), "c.log": b"c\n"}

@@ -541,6 +541,9 @@ def is_planned_again(part: PlannedPart, part_size: int, options: WriteOptions) -
     codec = options.codec if options.compresses(part.encoding) and not part.copied else None
     if part.compression != (options.compression if codec else "") or not is_planned_with(part, options):
         return False
+    if any(options.encoding_in_part(item, part_size) != part.encoding for item in part.objects):
+        # Since then, recompression was turned on or off.
+        return False
     return list(_fill(part.objects, part.encoding, part_size, options)) == [(list(part.objects), part.copied)]
 
 
