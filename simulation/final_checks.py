@@ -192,6 +192,16 @@ class FinalChecks:
         manifest = self._manifest()
         return set() if manifest is None else {self._world.hour.base + name for name in manifest.by_part()}
 
+    def _has_expired_after_restore(self) -> bool:
+        """Whether an object expired as a version that a producer had replaced and then restored.
+
+        If a part holds the version in between, no record tells which of the two was the last one.
+        """
+        history = self._world.hour.history
+        return any(
+            sum(version.etag == etag for version in history[key]) > 1 for key, etag in self._world.hour.expired
+        )
+
     def is_justified(self, error: BaseException) -> bool:
         """Whether the state of the hour justifies that a run fails with this error."""
         world = self._world
@@ -204,7 +214,7 @@ class FinalChecks:
         if name == "VanishedInputError":
             # Of a damaged part, and without the record, what has expired counts as vanished.
             is_lost = world.checker.records_damaged or bool(world.checker.damaged_bodies)
-            is_lost = is_lost or world.checker.older_expired
+            is_lost = is_lost or world.checker.older_expired or self._has_expired_after_restore()
             return world.vanished_any or (bool(world.hour.expired) and is_lost)
         if name == "UnreadableRecordError":
             # A foreign object named like one of our parts, and in no record, could be one of ours.
