@@ -199,7 +199,8 @@ class FinalChecks:
         """
         history = self._world.hour.history
         return any(
-            sum(version.etag == etag for version in history[key]) > 1 for key, etag in self._world.hour.expired
+            sum(version.etag == etag for version in history[key]) > 1
+            for key, etag in self._world.hour.expired
         )
 
     def is_justified(self, error: BaseException) -> bool:

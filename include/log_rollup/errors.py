@@ -96,6 +96,10 @@ class ForeignResponseError(TransientError):
     """The response is not one of S3: a proxy or load balancer may have sent it."""
 
 
+class CutShortError(TransientError):
+    """The body of a response ended before the length that the response states."""
+
+
 class ListingError(PermanentError):
     """The listing of a prefix contradicts itself, so it cannot be used."""
 

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -16,6 +16,7 @@ from include.log_rollup import limits
 from include.log_rollup.crc import crc64, to_header
 from include.log_rollup.errors import (
     AccessError,
+    CutShortError,
     ForeignResponseError,
     InputChangedError,
     MissingBucketError,
@@ -308,6 +309,32 @@ def test_range_of_another_length_is_an_error(hook_on: HookFactory, status: int) 
         pytest.raises(TransientError, match="more of 3 bytes came for the range bytes=2-4"),
     ):
         hook.read_range(Location("logs", "k"), ETAG, 2, 3)
+
+
+def read_into(hook: PooledS3Hook, into: memoryview) -> bytes:
+    hook.read_into(Location("logs", "k"), ETAG, 0, into)
+    return bytes(into)
+
+
+READS: Mapping[str, Callable[[PooledS3Hook, memoryview], bytes]] = {
+    "record": lambda hook, _: getattr(hook.read(Location("logs", "k")), "body", b""),
+    "range": lambda hook, _: hook.read_range(Location("logs", "k"), ETAG, 0, 4),
+    "into": read_into,
+}
+
+
+@pytest.mark.parametrize("times", [1, 99])
+@pytest.mark.parametrize("what", READS)
+def test_body_that_ends_early_is_read_again(hook_on: HookFactory, what: str, times: int) -> None:
+    """botocore tries requests again, but not the reading of a body."""
+    whole = respond(200, b"0123", f'ETag: "{ETAG}"', "Connection: close")
+    left = iter([whole[:-2]] * times)
+    with Recorder(lambda _: next(left, whole)) as server, hook_on(server) as hook:
+        if times == 1:
+            assert READS[what](hook, memoryview(bytearray(4))) == b"0123"
+        else:
+            with pytest.raises(CutShortError, match="GET s3://logs/k: "):
+                READS[what](hook, memoryview(bytearray(4)))
 
 
 @pytest.mark.parametrize("stated", ["bytes 0-2/10", "bytes=0-2/*"])

@@ -2,7 +2,6 @@
 
 import logging
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -17,7 +16,6 @@ from botocore import exceptions as boto
 from botocore.config import Config
 
 from include.log_rollup import crc, limits
-from include.log_rollup.backoff import seconds_until_next_try
 from include.log_rollup.errors import (
     AccessError,
     ConfigurationError,
@@ -41,7 +39,6 @@ from include.log_rollup.storage.protocol import (
 )
 from include.log_rollup.storage_options import ARCHIVE_CLASSES
 from include.log_rollup.streams import Stream
-from include.log_rollup.units import MIB
 from log_rollup_plugin.s3 import list_parser
 from log_rollup_plugin.s3.checksums import (
     BAD_DIGEST,
@@ -60,18 +57,28 @@ from log_rollup_plugin.s3.client_settings import (
     with_tuples,
 )
 from log_rollup_plugin.s3.connector import BucketEndpoint
-from log_rollup_plugin.s3.content_range import other_range_error
 from log_rollup_plugin.s3.deletion import Deleter
 from log_rollup_plugin.s3.direct_lists import DirectLists
 from log_rollup_plugin.s3.error_mapping import from_network, limit_redirects, status_and_code, translated
 from log_rollup_plugin.s3.exact_deletion import ExactDeleter
+from log_rollup_plugin.s3.responses import (
+    check_range,
+    check_received,
+    discard_body,
+    has_body,
+    has_headers_of_s3,
+    read_body,
+    read_body_into,
+    receiving,
+    span_of,
+    until_usable,
+)
 from log_rollup_plugin.s3.transfer import SocketTransfer, TransferSettings, TransferSide
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-READ_CHUNK_BYTES = MIB
 # The object is being retrieved already, or it can be read.
 _NOTHING_TO_RETRIEVE = frozenset({"RestoreAlreadyInProgress", "ObjectAlreadyInActiveTierError"})
 _YES = frozenset({"true", "t", "yes", "y", "on", "1"})
@@ -299,7 +306,7 @@ class PooledS3Hook(S3Hook):
                     raise from_network("LIST", prefix, error) from None
             return response
 
-        return _until_from_s3(once)
+        return until_usable(once)
 
     def _assert_not_listed(self, target: Location, error: RollupError) -> None:
         """Make sure that an object does not exist, after a 404 that may not be of S3.
@@ -347,7 +354,7 @@ class PooledS3Hook(S3Hook):
 
     def head(self, target: Location) -> ObjectHead | None:
         """Size, ETag and CRC of an object; None if there is none."""
-        return _until_from_s3(lambda: self._head_once(target))
+        return until_usable(lambda: self._head_once(target))
 
     def _head_once(self, target: Location) -> ObjectHead | None:
         try:
@@ -357,7 +364,7 @@ class PooledS3Hook(S3Hook):
                 if size is None:
                     size = self._size_by_get(target)
         except NotFoundError as error:
-            if not _has_headers_of_s3(error):
+            if not has_headers_of_s3(error):
                 self._assert_not_listed(target, error)
             return None
         etag = bare_etag(response.get("ETag"))
@@ -404,7 +411,7 @@ class PooledS3Hook(S3Hook):
             if status == 416 or code == "InvalidRange":
                 return 0
             raise
-        _discard(response["Body"])
+        discard_body(response["Body"])
         total = response.get("ContentRange", "").rpartition("/")[2]
         size = int(total) if total.isdecimal() else response.get("ContentLength")
         if size is None:
@@ -416,11 +423,11 @@ class PooledS3Hook(S3Hook):
 
         :raises TooLargeError: if it has more than ``limit`` bytes
         """
-        found, is_whole = _until_from_s3(lambda: self._read_once(source, limit))
+        found, is_whole = until_usable(lambda: self._read_once(source, limit))
         if is_whole:
             return found
         for _ in range(limits.FOREIGN_TRIES):
-            again, is_whole = _until_from_s3(lambda: self._read_once(source, limit))
+            again, is_whole = until_usable(lambda: self._read_once(source, limit))
             if is_whole or again == found:
                 return again
             found = again
@@ -433,12 +440,13 @@ class PooledS3Hook(S3Hook):
         try:
             with translated("GET", source):
                 response = self.client.get_object(Bucket=source.bucket, Key=source.key)
-                body = _read(response, limit)
         except NotFoundError:
             return None, True
         except ForeignResponseError as error:
             self._assert_not_listed(source, error)
             return None, True
+        with receiving(source):
+            body = read_body(response, limit)
         if body is None:
             raise TooLargeError(f"GET {source}: it is larger than {limit} bytes, the most that is read of it")
         etag = bare_etag(response.get("ETag"))
@@ -453,17 +461,25 @@ class PooledS3Hook(S3Hook):
 
         :raises TransientError: if the store sends another number of bytes
         """
-        span = f"bytes={offset}-{offset + length - 1}"
+        return until_usable(lambda: self._read_range_once(source, etag, offset, length))
+
+    def _read_range_once(self, source: Location, etag: str, offset: int, length: int) -> bytes:
+        response = self._get_range(source, etag, offset, length)
+        with receiving(source):
+            body = read_body(response, length)
+        check_range(response, source, offset)
+        check_received(source, None if body is None else len(body), offset, length)
+        return body or b""
+
+    def _get_range(self, source: Location, etag: str, offset: int, length: int) -> Mapping[str, Any]:
         with translated("GET", source):
-            response = self.client.get_object(
-                Bucket=source.bucket, Key=source.key, Range=span, IfMatch=quoted_etag(source, etag)
+            response: Mapping[str, Any] = self.client.get_object(
+                Bucket=source.bucket,
+                Key=source.key,
+                Range=span_of(offset, length),
+                IfMatch=quoted_etag(source, etag),
             )
-            body = _read(response, length)
-        _check_range(response, source, offset)
-        if body is None or len(body) != length:
-            received = "more" if body is None else f"{len(body)}"
-            raise TransientError(f"GET {source}: {received} of {length} bytes came for the range {span}")
-        return body
+        return response
 
     def read_into(self, source: Location, etag: str, offset: int, into: memoryview) -> None:
         """Read bytes of an object into memory of the caller, if it still has this ETag.
@@ -473,25 +489,24 @@ class PooledS3Hook(S3Hook):
         :param into: its length is that of the range
         :raises TransientError: if the store sends another number of bytes
         """
-        span = f"bytes={offset}-{offset + len(into) - 1}"
-        with translated("GET", source):
-            response = self.client.get_object(
-                Bucket=source.bucket, Key=source.key, Range=span, IfMatch=quoted_etag(source, etag)
-            )
-            received = _read_into(response, into)
-        _check_range(response, source, offset)
-        if received != len(into):
-            raise TransientError(f"GET {source}: {received} of {len(into)} bytes came for the range {span}")
+        until_usable(lambda: self._read_into_once(source, etag, offset, into))
+
+    def _read_into_once(self, source: Location, etag: str, offset: int, into: memoryview) -> None:
+        response = self._get_range(source, etag, offset, len(into))
+        with receiving(source):
+            received = read_body_into(response, into)
+        check_range(response, source, offset)
+        check_received(source, received, offset, len(into))
 
     def write(self, target: Location, body: bytes, content_type: str) -> str:
         """Write a small object; returns its ETag."""
-        return _until_from_s3(lambda: self._write_once(target, body, content_type))
+        return until_usable(lambda: self._write_once(target, body, content_type))
 
     def _write_once(self, target: Location, body: bytes, content_type: str) -> str:
         with translated("PUT", target):
             response = self._put(target, body, ContentType=content_type)
         etag = bare_etag(response.get("ETag"))
-        if not etag and _has_body(response):
+        if not etag and has_body(response):
             raise ForeignResponseError(f"PUT {target}: S3 answered without an ETag, and with a body")
         return etag
 
@@ -532,7 +547,7 @@ class PooledS3Hook(S3Hook):
                     raise UnsupportedOperationError(f"{problem}; it answered {status} {code}") from error
                 raise
         if not response.get("CopyObjectResult", {}).get("ETag"):
-            if _has_body(response):
+            if has_body(response):
                 raise ForeignResponseError(
                     f"COPY {source} to {target}: S3 answered without the ETag of the copy"
                 )
@@ -811,78 +826,3 @@ def connections_left(max_connections: int, hosts: int, control_connections: int)
             f"{hosts} hosts; raise it"
         )
     return left
-
-
-def _check_range(response: Mapping[str, Any], source: Location, first: int) -> None:
-    """Raise an error if a response to GetObject states that it begins with another byte than ``first``."""
-    if error := other_range_error(source, response.get("ContentRange"), first):
-        raise error
-
-
-def _until_from_s3(send: Callable[[], T]) -> T:
-    """Send a request, and again while the response is not one of S3, as from a load balancer for a moment.
-
-    :raises ForeignResponseError: after some tries
-    """
-    for tried in range(1, limits.FOREIGN_TRIES):
-        try:
-            return send()
-        except ForeignResponseError as error:
-            log.info("trying again: %s", error)
-        time.sleep(seconds_until_next_try(limits.FOREIGN_FIRST_WAIT_SECONDS, tried))
-    return send()
-
-
-def _has_headers_of_s3(error: RollupError) -> bool:
-    """Whether the response that an error is from has a header of S3, which states an id of each request."""
-    cause = error.__cause__
-    response = cause.response if isinstance(cause, boto.ClientError) else {}
-    headers = response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
-    return any(name.lower().startswith(("x-amz-", "x-minio-")) for name in headers)
-
-
-def _has_body(response: Mapping[str, Any]) -> bool:
-    headers = response["ResponseMetadata"]["HTTPHeaders"]
-    return headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
-
-
-def _read(response: Mapping[str, Any], limit: int) -> bytes | None:
-    """The body of a response to GetObject; None if it has more than ``limit`` bytes."""
-    body = response["Body"]
-    if (response.get("ContentLength") or 0) > limit:
-        _discard(body)
-        return None
-    chunks: list[bytes] = []
-    left = limit
-    while chunk := body.read(READ_CHUNK_BYTES):
-        chunks.append(chunk)
-        left -= len(chunk)
-        if left < 0:
-            _discard(body)
-            return None
-    return b"".join(chunks)
-
-
-def _read_into(response: Mapping[str, Any], into: memoryview) -> int:
-    """Read the body of a response to GetObject, and return its size in bytes, also if it does not fit."""
-    body = response["Body"]
-    size = int(response.get("ContentLength") or 0)
-    if size > len(into):
-        _discard(body)
-        return size
-    # urllib3's own readinto() reads into new memory and copies.
-    raw = body._raw_stream
-    place = 0
-    with raw._error_catcher():
-        while place < len(into):
-            count = raw._fp.readinto(into[place:])
-            if not count:
-                break
-            place += count
-    return place
-
-
-def _discard(body: Any) -> None:
-    """Close a body that is not read to its end, and free its place in the connection pool."""
-    body.close()
-    body._raw_stream.release_conn()
