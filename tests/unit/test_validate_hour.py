@@ -29,7 +29,7 @@ from include.log_rollup.steps.plan_hour import plan_hour
 from include.log_rollup.steps.validate_hour import validate_hour
 from include.log_rollup.storage.protocol import ListPage
 from include.log_rollup.streams import Stream
-from tests.support.fake_store import Effect, FakeStore, join_stores
+from tests.support.fake_store import CrashError, Effect, FakeStore, join_stores
 from tests.support.hour_in_memory import (
     CLAIM,
     MANIFEST,
@@ -871,3 +871,42 @@ def test_etag_of_an_empty_object_is_the_md5_of_no_bytes() -> None:
     # With it, the empty objects above can be compared with a listing.
     store = FakeStore()
     assert store.produce(RAW + "x", b"") == hashlib.md5(b"").hexdigest()
+
+
+# -- claims that are older than what another run has proven -------------------------------------------------
+
+
+def test_plan_older_than_the_manifest_of_another_run_is_refused() -> None:
+    """Its run dies as soon as it has claimed the hour, before it can notice the other one."""
+    store = FakeStore()
+    produce(store, RAW_HOUR)
+
+    def complete() -> None:
+        produce(store, {"zz.log": b"late"})
+        run_hour(store.another_client(), STREAM, "another")
+        store.vanish(RAW + "zz.log")
+        store.on("LIST", "_rollup/", CrashError())
+
+    store.on("WRITE", "/shard-", complete)
+    with pytest.raises(CrashError):
+        plan_hour(store, STREAM, HOUR, "dies")
+    before = store.snapshot()
+    with pytest.raises(SupersededError, match=r"another run has proven the hour since plan .* was made"):
+        validate_hour(store, STREAM, HOUR)
+    assert store.snapshot() == before
+    assert b"late" in b"".join(parts(store).values())
+
+
+def test_part_stays_whose_raw_object_vanishes_before_it_is_rejected() -> None:
+    """Another run that claims the hour in between may rely on it."""
+    store = FakeStore(random_etags=True)
+    produce(store, RAW_HOUR)
+    for ref in plan_hour(store, STREAM, HOUR, "run").shards:
+        pack_shard(store, STREAM, ref)
+    # Another try has written it, too, after this one.
+    store.produce(part_key(store, 0), store.body(part_key(store, 0)))
+    before = parts(store)
+    store.on("WRITE", "claim.json", lambda: store.vanish(RAW + "a.log"))
+    with pytest.raises(ProofError, match=r"Raw objects of 1 of them are gone .* left alone"):
+        validate_hour(store, STREAM, HOUR)
+    assert parts(store) == before

@@ -33,7 +33,7 @@ _OPTIONAL_MARKER_KEYS = (
     "older_versions",
 )  # fmt: skip
 # With the values that are not written, so that earlier versions read plans without them.
-_OPTIONAL_PLAN_KEYS = {"in_key_order": True, "replaced_left_out": ()}
+_OPTIONAL_PLAN_KEYS = {"in_key_order": True, "replaced_left_out": (), "seen_manifest": None}
 # The largest shard or receipt that is read: 20 times one of 156,000 objects, as in an hour of 10 million.
 MAX_DECOMPRESSED_BYTES = 512 * MIB
 
@@ -84,6 +84,8 @@ class PlanSummary:
     :param replaces: names of parts of earlier plans that existed when this plan was made
     :param in_key_order: see :class:`include.log_rollup.hour.plan.Plan`
     :param replaced_left_out: keys of raw objects that exist and are left out, in parts of earlier plans
+    :param seen_manifest: ETag of the manifest that it was made with; empty if there was none, None if an earlier
+        version wrote the plan
     """
 
     plan_id: str
@@ -98,6 +100,7 @@ class PlanSummary:
     replaces: tuple[str, ...]
     in_key_order: bool = True
     replaced_left_out: tuple[str, ...] = ()
+    seen_manifest: str | None = None
 
 
 class Content(NamedTuple):

@@ -25,7 +25,7 @@ from include.log_rollup.hour.layout import folder_of, format_hour, has_tag
 from include.log_rollup.hour.manifest import ManifestReader, read_manifest_header
 from include.log_rollup.hour.plan import PlannedPart, content_id_of
 from include.log_rollup.hour.reader import HourReader, Inventory, LateListingError
-from include.log_rollup.hour.records import GZIP, JSON, Claim, CompletionMarker
+from include.log_rollup.hour.records import GZIP, JSON, Claim, CompletionMarker, PlanSummary
 from include.log_rollup.parallel import in_parallel
 from include.log_rollup.storage.listing import list_by_token
 from include.log_rollup.storage.protocol import Location, ObjectInfo
@@ -72,11 +72,12 @@ class HourState(HourReader):
                            disappeared since the hour was planned is removed
     7                      before each attempt to write a part, the claim is read; then ``part-…`` is written
     8                      the shard's receipt, after its parts; after the last part the claim is read once more
-    9   ``validate_hour``  for parts that failed and whose raw objects still exist: a new claim of the same plan;
-                           ``_expired.json`` is read, and parts that it names stay, unless the hour was being built
-                           and their raw objects still exist; ``_SUCCESS`` removed, the claim read, the
-                           ``_SUCCESS`` of their groups removed, a removal record, the claim read again, the parts
-                           deleted, the record deleted
+    9   ``validate_hour``  the manifest must be the one that planning saw, or of this plan; for parts that failed
+                           and whose raw objects exist: a new claim of the same plan; ``_expired.json`` is read,
+                           and parts that it names stay, unless the hour was being built; parts stay whose raw
+                           objects don't exist any more; ``_SUCCESS`` removed, the claim read, the ``_SUCCESS`` of
+                           their groups removed, a removal record, the claim read again, the parts deleted, the
+                           record deleted
     10                     if there are stray parts, ``_expired.json`` is read, and nothing is written if it
                            names one of them; what other plans have staged is deleted; with groups, if one
                            whose manifest is written below has a ``_SUCCESS``, the hour is claimed again; a
@@ -291,6 +292,22 @@ class HourState(HourReader):
 
     # -- validate_hour ---------------------------------------------------------------------------------
 
+    def assert_planned_on_manifest(self, plan: PlanSummary) -> None:
+        """Make sure that no other run has proven the hour since a plan was made.
+
+        :meth:`begin` does so too, but the claim stays in place if planning then ends with an error or dies.
+
+        :raises SupersededError: if one has: its parts may hold raw objects that are not in this plan
+        """
+        if plan.seen_manifest is None:
+            return
+        present = self._store.head(self.paths.manifest)
+        if present is None or present.etag == plan.seen_manifest:
+            return
+        header = read_manifest_header(self._store, self.paths.manifest)
+        if header is not None and header.get("plan_id") != plan.plan_id:
+            raise self.superseded(f"another run has proven the hour since plan {plan.plan_id} was made")
+
     def remove_parts(
         self, parts: Mapping[str, str], basis: Claim | None, completed: ManifestReader | None = None
     ) -> None:
@@ -372,17 +389,18 @@ class HourState(HourReader):
         parts: Mapping[str, str],
         basis: Claim | None,
         completed: ManifestReader | None = None,
-        without_raw_objects: Callable[[Mapping[str, str]], Collection[str]] | None = None,
+        without_raw_objects: Callable[[Mapping[str, str], Collection[str]], Collection[str]] | None = None,
     ) -> set[str]:
         """Delete parts of the present plan whose proof has failed.
 
         The completion marker is removed before them, and no run can complete the hour until it is planned again.
-        Parts whose raw objects were announced for deletion stay. If the hour was being built, so that no deletion
-        is at work, only those of them stay whose raw objects don't all exist.
+        Parts whose raw objects don't all exist stay: they may hold the last copy, or another run that had claimed
+        the hour in between may rely on them. Those whose raw objects were announced for deletion stay in any case,
+        unless the hour was being built, so that no deletion is at work.
 
         :param parts: as in :meth:`remove_parts`
         :param without_raw_objects: asks the store which of these parts have raw objects that don't exist any more;
-            without it, all announced parts stay
+            takes the names of those that were announced, too. Without it, only announced parts stay
         :returns: names of those that stay
         :raises SupersededError: if another run has claimed the hour meanwhile; nothing is deleted then
         """
@@ -396,8 +414,9 @@ class HourState(HourReader):
         # Read after the claim was written, as in planning.
         kept = self._announced(parts)
         marker = self.marker()
-        if kept and basis is not None and marker is None and without_raw_objects is not None:
-            kept = set(without_raw_objects({name: parts[name] for name in kept}))
+        if without_raw_objects is not None:
+            gone = set(without_raw_objects(parts, kept))
+            kept = gone if basis is not None and marker is None else kept | gone
         rejected = {name: planned for name, planned in parts.items() if name not in kept}
         if marker is not None:
             self.remove_marker(marker.etag)

@@ -551,6 +551,7 @@ class _Planner:
             tuple(assessment.replaces),
             plan.in_key_order,
             tuple(assessment.replaced_left_out),
+            assessment.survey.found.manifest_etag or "",
         )
         records.write_plan(paths.plan(plan_id), summary)
         targets.append(paths.plan(plan_id))

@@ -154,9 +154,10 @@ def _read_expected(state: HourState) -> _Expected:
 def _expected_of_plan(state: HourState, claim: Claim) -> _Expected:
     """What the plan of a claim says.
 
-    :raises SupersededError: if the plan cannot be read
+    :raises SupersededError: if the plan cannot be read, or another run has proven the hour since it was made
     """
     summary = state.plan(claim.plan_id)
+    state.assert_planned_on_manifest(summary)
 
     def receipt_of(shard: int) -> Receipt:
         source = state.paths.receipt(summary.plan_id, shard)
@@ -431,13 +432,14 @@ def _reject(
     bad = {name: planned for name, planned in bad.items() if name not in gone}
     if bad or expected.is_complete:
 
-        def without_raw_objects(parts: Mapping[str, str]) -> set[str]:
-            return _without_raw_objects(store, state, expected, parts, {*parts, *parts.values()})
+        def without_raw_objects(parts: Mapping[str, str], named: Collection[str]) -> set[str]:
+            planned = {parts[name] for name in named}
+            return _without_raw_objects(store, state, expected, parts, planned.union(named))
 
         left = state.reject_parts(
             expected.plan_id, bad, expected.claim, expected.manifest, without_raw_objects
         )
-        gone |= without_raw_objects({name: bad[name] for name in left})
+        gone |= without_raw_objects({name: bad[name] for name in left}, left)
     shown = "; ".join(f"{failure.name}: {failure.reason}" for failure in failures[:MAX_SHOWN])
     more = f" and {len(failures) - MAX_SHOWN} more" if len(failures) > MAX_SHOWN else ""
     undone = " The hour is no longer complete, its marker is removed." if expected.is_complete else ""
