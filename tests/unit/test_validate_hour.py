@@ -910,3 +910,21 @@ def test_part_stays_whose_raw_object_vanishes_before_it_is_rejected() -> None:
     with pytest.raises(ProofError, match=r"Raw objects of 1 of them are gone .* left alone"):
         validate_hour(store, STREAM, HOUR)
     assert parts(store) == before
+
+
+def test_hour_with_a_rejected_part_has_to_be_planned_again() -> None:
+    """The server may carry out the delete of the part at any time, so no task may rely on its name."""
+    store = packed_hour()
+    rejected, body = part_key(store, 0), store.body(part_key(store, 0))
+    store.corrupt(rejected)
+    store.on("DELETE", "part-", TransientError("the connection broke"))
+    with pytest.raises(TransientError):
+        validate_hour(store, STREAM, HOUR)
+    # Another try of pack_shard has packed it again.
+    store.produce(rejected, body)
+    with pytest.raises(SupersededError, match="clear the run from plan_hour on"):
+        validate_hour(store, STREAM, HOUR)
+    run_hour(store, STREAM)
+    assert not store.has(rejected)
+    # The removal record of the interrupted delete stays.
+    assert_complete(store, STREAM, died=True)

@@ -23,7 +23,7 @@ from include.log_rollup.hour.changes import first_keys
 from include.log_rollup.hour.expiry_record import ExpiryRecord
 from include.log_rollup.hour.layout import folder_of, format_hour, has_tag
 from include.log_rollup.hour.manifest import ManifestReader, read_manifest_header
-from include.log_rollup.hour.plan import PlannedPart, content_id_of
+from include.log_rollup.hour.plan import PlannedPart, content_id_of, new_plan_id
 from include.log_rollup.hour.reader import HourReader, Inventory, LateListingError
 from include.log_rollup.hour.records import GZIP, JSON, Claim, CompletionMarker, PlanSummary
 from include.log_rollup.parallel import in_parallel
@@ -73,11 +73,11 @@ class HourState(HourReader):
     7                      before each attempt to write a part, the claim is read; then ``part-…`` is written
     8                      the shard's receipt, after its parts; after the last part the claim is read once more
     9   ``validate_hour``  the manifest must be the one that planning saw, or of this plan; for parts that failed
-                           and whose raw objects exist: a new claim of the same plan; ``_expired.json`` is read,
-                           and parts that it names stay, unless the hour was being built; parts stay whose raw
-                           objects don't exist any more; ``_SUCCESS`` removed, the claim read, the ``_SUCCESS`` of
-                           their groups removed, a removal record, the claim read again, the parts deleted, the
-                           record deleted
+                           and whose raw objects exist: a claim of no plan, so that the hour has to be planned
+                           again; ``_expired.json`` is read, and parts that it names stay, unless the hour was
+                           being built; parts stay whose raw objects don't exist any more; ``_SUCCESS`` removed,
+                           the claim read, the ``_SUCCESS`` of their groups removed, a removal record, the claim
+                           read again, the parts deleted, the record deleted
     10                     if there are stray parts, ``_expired.json`` is read, and nothing is written if it
                            names one of them; what other plans have staged is deleted; with groups, if one
                            whose manifest is written below has a ``_SUCCESS``, the hour is claimed again; a
@@ -407,7 +407,10 @@ class HourState(HourReader):
         claim = self.claim()
         if not _is_same(claim, basis):
             raise self.overtaken(plan_id, claim)
-        claimed, _ = self._claim_hour(plan_id, basis.run_id if basis else "validate_hour")
+        # For a plan that does not exist: no other task can go on with this claim.
+        claimed, _ = self._claim_hour(
+            new_plan_id(content_id_of(plan_id)), basis.run_id if basis else "validate_hour"
+        )
         if basis is None and self._completed_since(completed):
             self._release(claimed)
             raise self.overtaken(plan_id, None)
@@ -420,7 +423,7 @@ class HourState(HourReader):
         rejected = {name: planned for name, planned in parts.items() if name not in kept}
         if marker is not None:
             self.remove_marker(marker.etag)
-        self._remove_group_markers(plan_id, rejected, claimed.claim_id)
+        self._remove_group_markers(claimed.plan_id, rejected, claimed.claim_id)
         if rejected:
             self._delete_parts(rejected, claimed)
         if basis is None:
