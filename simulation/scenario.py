@@ -259,8 +259,8 @@ class Scenario:
             world.note("remedy", "move the parts, the manifest, _SUCCESS and _expired.json away")
             hour = world.hour
             parts = [key for key in world.server.objects if hour.is_part_like(key)]
-            # The markers first: they promise what the others hold.
-            records = sorted(hour.records, key=lambda key: (not key.endswith("_SUCCESS"), key))
+            # The markers first: they promise what the others hold. That of the hour promises those of its groups.
+            records = sorted(hour.records, key=lambda key: (key != hour.marker, not key.endswith("_SUCCESS"), key))
             expiry = world.server.objects.get(hour.expiry_record)
             for key in (*records, *parts, *([expiry.key] if expiry else [])):
                 world.server.remove(key)
