@@ -260,7 +260,9 @@ class Scenario:
             hour = world.hour
             parts = [key for key in world.server.objects if hour.is_part_like(key)]
             # The markers first: they promise what the others hold. That of the hour promises those of its groups.
-            records = sorted(hour.records, key=lambda key: (key != hour.marker, not key.endswith("_SUCCESS"), key))
+            records = sorted(
+                hour.records, key=lambda key: (key != hour.marker, not key.endswith("_SUCCESS"), key)
+            )
             expiry = world.server.objects.get(hour.expiry_record)
             for key in (*records, *parts, *([expiry.key] if expiry else [])):
                 world.server.remove(key)
