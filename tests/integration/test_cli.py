@@ -577,10 +577,13 @@ def run_script(
     :param on_full_disk: whether it can write no more than 512 bytes to a file
     """
     limit = ["sh", "-c", 'ulimit -f 1; exec "$@"', "sh"] if on_full_disk else []
+    # Python would cut off the cached bytecode of the modules, which all other processes load.
+    without_cache = {"PYTHONDONTWRITEBYTECODE": "1"} if on_full_disk else {}
     return subprocess.Popen(
         [*limit, str(script), *arguments], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         | ({"PYTHONPATH": f"{modules}"} if modules else {})
+        | without_cache
         | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
     )  # fmt: skip
 
