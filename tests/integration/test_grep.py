@@ -149,16 +149,16 @@ def test_grep_names_skipped_hours_and_exits_with_2(command: RunCommand, own_comp
 
 def test_grep_names_skipped_hours_by_their_reasons(command: RunCommand, own_complete: Pipeline) -> None:
     result = command("grep", "-c", "ERROR", "app", "--since=20261123/06", "--until=20261123/10")
-    told = [line for line in result.err.splitlines() if line.startswith("skipped: ")]
+    skipped = [line for line in result.err.splitlines() if line.startswith("skipped: ")]
     # Not five hours less one.
-    assert [line.partition(": of")[0] for line in told] == [
+    assert [line.partition(": of")[0] for line in skipped] == [
         "skipped: 2 hours from 2026-11-23T06:00:00Z to 2026-11-23T07:00:00Z",
         "skipped: 2 hours from 2026-11-23T09:00:00Z to 2026-11-23T10:00:00Z",
     ]
     own_complete.client.delete_object(Bucket=own_complete.bucket, Key=f"{AGGREGATED}_SUCCESS")
     result = command("grep", "-c", "ERROR", "app", SINCE, "--until=20261123/09")
-    told = [line for line in result.err.splitlines() if line.startswith("skipped: ")]
-    assert [line.rpartition("/")[2] for line in told] == ["_SUCCESS", "_manifest.jsonl.gz"]
+    skipped = [line for line in result.err.splitlines() if line.startswith("skipped: ")]
+    assert [line.rpartition("/")[2] for line in skipped] == ["_SUCCESS", "_manifest.jsonl.gz"]
 
 
 def test_grep_reads_raw_objects_of_an_hour_without_parts(command: RunCommand, hour: Pipeline) -> None:

@@ -270,47 +270,42 @@ class HourReader:
         late = {planned for name, planned in strays.items() if name not in replaced}
         if not late:
             return dict(strays)
-        versions: dict[str, set[ObjectInfo]] = {}
-        described: set[str] = set()
+        described: list[PlannedPart] = []
         for name in found.work:
             if "/shard-" in name:
                 shard = self.records.read_shard(self.paths.work.child(name), self.paths.key_base)
-                for part in shard.parts if shard else ():
-                    if part.name in late:
-                        described.add(part.name)
-                        for item in part.objects:
-                            versions.setdefault(item.key, set()).add(item)
-        if gone := self._not_held(versions, parts):
+                described += [part for part in shard.parts if part.name in late] if shard else ()
+        if gone := self._not_held(described, parts):
             raise InputChangedError(
                 f"hour {format_hour(self.paths.hour)}: another run has written a part under "
                 f"{self.paths.aggregated} since the hour was planned, and raw objects in it are gone or have "
                 f"changed by now ({first_keys(sorted(gone))}). Nothing is lost: clear the run from plan_hour on, "
                 f"which says what can be done."
             )
-        return {name: planned for name, planned in strays.items() if name in replaced or planned in described}
+        removable = {part.name for part in described}
+        return {name: planned for name, planned in strays.items() if name in replaced or planned in removable}
 
-    def _not_held(
-        self, versions: Mapping[str, Collection[ObjectInfo]], parts: Iterable[PlannedPart]
-    ) -> set[str]:
+    def _not_held(self, strays: Iterable[PlannedPart], parts: Iterable[PlannedPart]) -> set[str]:
         """The keys of raw objects that a proven plan does not hold, or of which it may hold an older version.
 
         A version that the plan does not hold is older than that of the plan if the raw object is as planned now.
 
-        :param versions: those in stray parts, by key
+        :param strays: the parts that hold these raw objects
         :param parts: of the plan
         """
+        others = {item for part in strays for item in part.objects}
+        keys = {item.key for item in others}
         # The last part with a key holds its newest version.
         newest: dict[str, ObjectInfo] = {}
-        others = {item for items in versions.values() for item in items}
         for part in parts:
             for item in part.objects:
-                if item.key in versions:
+                if item.key in keys:
                     newest[item.key] = item
                     others.discard(item)
         unsure = [newest[key] for key in sorted({item.key for item in others} & newest.keys())]
         places = [self.paths.raw_template.root.at(item.key) for item in unsure]
         heads = in_parallel(self._store.control_connections, "log-rollup-strays", self._store.head, places)
-        return versions.keys() - newest.keys() | {
+        return keys - newest.keys() | {
             item.key
             for item, head in zip(unsure, heads, strict=True)
             if head is None or (head.size, head.etag) != (item.size, item.etag)

@@ -202,12 +202,11 @@ class HourState(HourReader):
             return None
         if not work.issuperset(files):
             raise LateListingError
-        manifest = self._store.head(self.paths.manifest)
-        if (manifest.etag if manifest else None) != seen_manifest:
+        if self._etag_of(self.paths.manifest) != seen_manifest:
             # Another run has proven the hour: its parts may hold raw objects that are not in this plan.
             return None
-        expiry = self._store.head(self.paths.expiry_record) if manifest or seen_expiry is not None else None
-        if (expiry.etag if expiry else None) != seen_expiry:
+        has_expiry = seen_manifest is not None or seen_expiry is not None
+        if has_expiry and self._etag_of(self.paths.expiry_record) != seen_expiry:
             # Raw objects are being deleted: their parts must be kept.
             return None
         marker = self.marker()
@@ -277,11 +276,7 @@ class HourState(HourReader):
         if manifest is None or (claim is not None and claim.claim_id != manifest.claim_id):
             return {}
         needed = self.recorded_parts((), manifest)
-        versions: dict[str, set[ObjectInfo]] = {}
-        for planned in written.values():
-            for item in planned.objects:
-                versions.setdefault(item.key, set()).add(item)
-        gone = self._not_held(versions, (held for held, _ in manifest.parts()))
+        gone = self._not_held(written.values(), (held for held, _ in manifest.parts()))
         return {
             name: planned.name
             for name, planned in written.items()
@@ -301,8 +296,7 @@ class HourState(HourReader):
         """
         if plan.seen_manifest is None:
             return
-        present = self._store.head(self.paths.manifest)
-        if present is None or present.etag == plan.seen_manifest:
+        if self._etag_of(self.paths.manifest) in (None, plan.seen_manifest):
             return
         header = read_manifest_header(self._store, self.paths.manifest)
         if header is not None and header.get("plan_id") != plan.plan_id:
@@ -471,8 +465,7 @@ class HourState(HourReader):
         :raises SupersededError: if another run has claimed the hour, or has proven it since
         """
         claimed, work = self._claim_hour(claim.plan_id, claim.run_id)
-        manifest = self._store.head(self.paths.manifest)
-        if f"{claim.plan_id}/plan.json" not in work or (manifest.etag if manifest else None) != seen_manifest:
+        if f"{claim.plan_id}/plan.json" not in work or self._etag_of(self.paths.manifest) != seen_manifest:
             self._release(claimed)
             raise self.overtaken(claim.plan_id, None)
         return claimed
@@ -622,8 +615,7 @@ class HourState(HourReader):
         target = self.paths.expiry_record
         one = _Publication(self.paths.staged_expiry(secrets.token_hex(8)), target, record.to_bytes(), JSON)
         with self._staged([one]):
-            present = self._store.head(target)
-            if (present.etag if present else None) != seen:
+            if self._etag_of(target) != seen:
                 raise self._expiry_overtaken("another run has written the record of expired raw objects")
             assert_undisturbed()
             try:
@@ -644,8 +636,7 @@ class HourState(HourReader):
         :param seen_manifest: ETag of the manifest whose parts were proven
         :raises SupersededError: if the hour has changed since
         """
-        present = self._store.head(self.paths.expiry_record)
-        if present is None or present.etag != record.etag:
+        if self._etag_of(self.paths.expiry_record) != record.etag:
             raise self._expiry_overtaken("another run has written the record of expired raw objects")
         self._assert_complete(seen_manifest)
 
@@ -655,8 +646,7 @@ class HourState(HourReader):
             raise self._expiry_overtaken("a run has claimed the hour")
         if self._store.head(self.paths.marker) is None:
             raise self._expiry_overtaken("the hour is not complete any more")
-        manifest = self._store.head(self.paths.manifest)
-        if manifest is None or manifest.etag != seen_manifest:
+        if self._etag_of(self.paths.manifest) != seen_manifest:
             raise self._expiry_overtaken("the manifest is not the one whose parts were proven")
 
     def _expiry_overtaken(self, problem: str) -> SupersededError:
@@ -701,6 +691,10 @@ class HourState(HourReader):
         if found:
             self.assert_current(plan_id, claim_id)
             self._remove_existing(found)
+
+    def _etag_of(self, target: Location) -> str | None:
+        head = self._store.head(target)
+        return head.etag if head else None
 
     def _group_markers(self, folders: Iterable[str]) -> list[tuple[Location, str]]:
         return self._existing(map(self.paths.group_marker, sorted(folders)))
@@ -769,8 +763,7 @@ class HourState(HourReader):
         """
         if self._store.head(self.paths.marker) is not None:
             raise self.superseded(f"another run has completed the hour since plan {claim.plan_id} was proven")
-        manifest = self._store.head(self.paths.manifest)
-        if (manifest.etag if manifest else None) != seen_manifest:
+        if self._etag_of(self.paths.manifest) != seen_manifest:
             self._assert_manifest_of(claim)
 
     def _assert_manifest_of(self, claim: Claim) -> None:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from datetime import timedelta
 from functools import cached_property
 from types import FrameType, TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 from airflow.providers.amazon.aws.hooks.s3 import S3Hook
@@ -76,8 +76,6 @@ from log_rollup_plugin.s3.responses import (
 from log_rollup_plugin.s3.transfer import SocketTransfer, TransferSettings, TransferSide
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 # The object is being retrieved already, or it can be read.
 _NOTHING_TO_RETRIEVE = frozenset({"RestoreAlreadyInProgress", "ObjectAlreadyInActiveTierError"})
